@@ -1,0 +1,91 @@
+"""Linear map and norm of a Gemma layer, with an optional low-rank adapter."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+  """x (..., in) times w (in, out), accumulated in f32, in the type of x."""
+  y = jnp.einsum(
+    '...i,io->...o', x, w.astype(x.dtype), preferred_element_type=jnp.float32
+  )
+  return y.astype(x.dtype)
+
+
+class Linear(nn.Module):
+  """y = x W, or y = x W + (x A) B where the member has factors for it.
+
+  W is the parameter `kernel` (in, out). A (in, R) and B (R, out) are the
+  variables `a` and `b` of the collection `lora`, B already scaled. Mapping
+  over members with W not mapped leaves one product x W for all of them.
+  """
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param(
+      'kernel',
+      nn.initializers.normal(0.02),
+      (x.shape[-1], self.features),
+      jnp.float32,
+    )
+    y = matmul(x, kernel)
+    if self.has_variable('lora', 'a'):
+      a = self.get_variable('lora', 'a')
+      b = self.get_variable('lora', 'b')
+      y = y + matmul(matmul(x, a), b)
+    return y
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * (1 + scale) over the last axis, computed in f32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param(
+      'scale', nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
+    )
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+  """cap * tanh(x / cap), or x where there is no cap."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rope_tables(
+  positions: jax.Array, ropes: Sequence, head_dim: int
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine tables of each rotary embedding.
+
+  Args:
+    positions: (B, T) i32.
+    ropes: the distinct `Rope`s of the model, S of them.
+    head_dim: h.
+
+  Returns:
+    cos and sin, each (S, B, T, 1, h / 2) f32.
+  """
+  half = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  inverse = jnp.stack([1.0 / (r.base**half) / r.factor for r in ropes])
+  angles = (
+    positions.astype(jnp.float32)[None, :, :, None, None]
+    * inverse[:, None, None, None, :]
+  )
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotary embedding of x (B, T, heads, h), halves paired as Gemma does."""
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  ).astype(x.dtype)
