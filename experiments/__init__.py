@@ -1,0 +1,1 @@
+"""Command-line programs and the published systems, run from a clone."""
