@@ -1,0 +1,90 @@
+"""What every test runs under, and the fixtures that several packages share."""
+
+import os
+import pathlib
+
+_CACHE = pathlib.Path(__file__).resolve().parents[1] / '.cache'
+
+# All of this must stand before jax is first imported. It goes through the
+# environment so that the programs which some tests start inherit it.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_NUMPY_DTYPE_PROMOTION'] = 'strict'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+# No test may reach for the network.
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['TRANSFORMERS_OFFLINE'] = '1'
+os.environ['TRANSFORMERS_NO_ADVISORY_WARNINGS'] = '1'
+# The tokenizers' threads do not survive a fork; two cores have no use for them.
+os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+os.environ['MPLBACKEND'] = 'Agg'
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import tiny  # noqa: E402
+
+# Only in this process: a program started by a test sees one device, as it does
+# on a user's machine.
+jax.config.update('jax_num_cpu_devices', 4)
+
+
+@pytest.fixture(scope='session')
+def data_folder() -> pathlib.Path:
+  """The folder of real task files, or a skip where there is none.
+
+  The files are not part of the repository. EVOJAX_LLM_DATA names their folder;
+  without it `../shared/data` beside the clone is taken.
+  """
+  default = _CACHE.parents[1] / 'shared' / 'data'
+  folder = pathlib.Path(os.environ.get('EVOJAX_LLM_DATA', default))
+  if not (folder / 'mmlu.json').is_file():
+    pytest.skip(
+      f'no task files in {folder}; set EVOJAX_LLM_DATA to a folder with '
+      'mmlu.json, gsm8k.json, ... in the Model Swarms layout'
+    )
+  return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_gemma_folder(tmp_path_factory):
+  """`tiny_gemma_folder(model_type, **options) -> folder`, built once each.
+
+  The folder is shared by all tests of the session: read it, never write to it.
+  Options are those of `tests.tiny.write_gemma`.
+  """
+  built = {}
+
+  def build(model_type: str = 'gemma2', **options) -> pathlib.Path:
+    key = (model_type, repr(sorted(options.items())))
+    if key not in built:
+      folder = tmp_path_factory.mktemp(model_type)
+      built[key] = tiny.write_gemma(folder, model_type, **options)
+    return built[key]
+
+  return build
+
+
+@pytest.fixture(scope='session')
+def tiny_adapter_folders(tmp_path_factory, tiny_gemma_folder):
+  """`tiny_adapter_folders(count, model_type, **options) -> [folder, ...]`.
+
+  Adapters of the default folder that `tiny_gemma_folder(model_type)` builds.
+  Options are those of `tests.tiny.write_adapter`.
+  """
+  built = {}
+
+  def build(
+    count: int = 3, model_type: str = 'gemma2', **options
+  ) -> list[pathlib.Path]:
+    key = (count, model_type, repr(sorted(options.items())))
+    if key not in built:
+      base = tiny_gemma_folder(model_type)
+      root = tmp_path_factory.mktemp(f'{model_type}-adapters')
+      built[key] = [
+        tiny.write_adapter(root / f'expert{i}', base, seed=i, **options)
+        for i in range(count)
+      ]
+    return built[key]
+
+  return build
