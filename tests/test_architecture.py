@@ -1,0 +1,236 @@
+"""The house rules that a program can check."""
+
+import ast
+import functools
+import graphlib
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# A part may import from its own rank and from lower ones, never from higher.
+RANKS = {
+  'evojax_llm': 0,
+  'evojax_llm.gemma': 0,
+  'evojax_llm.pocket': 0,
+  'evojax_llm.population': 1,
+  'evojax_llm.genomes': 2,
+  'evojax_llm.operators': 2,
+  'evojax_llm.fitness': 3,
+  'evojax_llm.strategies': 4,
+  'evojax_llm.evolution': 5,
+  'evojax_llm.checkpoint': 5,
+  'evojax_llm.record': 5,
+  'evojax_llm.report': 5,
+  'experiments': 6,
+}
+MAX_LINES = 420
+
+# Sites that documents may point to. A package index is none of them.
+HOSTS = {
+  'aclanthology.org',
+  'arxiv.org',
+  'creativecommons.org',
+  'doi.org',
+  'github.com',
+  'huggingface.co',
+  'openreview.net',
+  'sakana.ai',
+  'www.apache.org',
+}
+
+MACHINE_PATH = re.compile(r'(?<![\w.$}])/(?:root|home|work|opt|mnt|Users)/\w')
+INDEX_OPTION = re.compile(r'--(?:extra-)?index-url|--find[-]links|-f\s+/')
+HOST = re.compile(r'https?://([\w-]+(?:\.[\w-]+)+)')
+
+
+@functools.cache
+def _files(suffix: str = '') -> tuple[pathlib.Path, ...]:
+  """The files of the repository: tracked, or new and not ignored."""
+  try:
+    listed = subprocess.run(
+      ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
+      cwd=ROOT,
+      check=True,
+      capture_output=True,
+      text=True,
+    ).stdout
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('the files of the repository are listed by git')
+  files = (ROOT / name for name in sorted(listed.split('\0')) if name)
+  return tuple(f for f in files if f.is_file() and f.name.endswith(suffix))
+
+
+def _module(path: pathlib.Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+@functools.cache
+def _modules() -> dict[str, ast.Module]:
+  """Parsed modules of the library and of the experiments, by dotted name."""
+  return {
+    _module(path): ast.parse(path.read_text(), filename=str(path))
+    for path in _files('.py')
+    if path.relative_to(ROOT).parts[0] in ('evojax_llm', 'experiments')
+  }
+
+
+def _imports(tree: ast.AST, nodes=None) -> set[str]:
+  """Dotted names that `tree` imports from this project."""
+  names = set()
+  for node in ast.walk(tree) if nodes is None else nodes:
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      for alias in node.names:
+        full = f'{node.module}.{alias.name}'
+        names.add(full if full in _modules() else node.module)
+  return {n for n in names if n.split('.')[0] in ('evojax_llm', 'experiments')}
+
+
+def _part(module: str) -> str:
+  """The part of the layout that a module belongs to."""
+  parts = module.split('.')
+  return parts[0] if parts[0] == 'experiments' else '.'.join(parts[:2])
+
+
+def test_every_module_belongs_to_a_known_part():
+  unknown = {m for m in _modules() if _part(m) not in RANKS}
+  assert not unknown, 'name their place in RANKS and in the README'
+
+
+def test_imports_run_one_way():
+  against = [
+    f'{module} imports {name}'
+    for module, tree in _modules().items()
+    for name in sorted(_imports(tree))
+    if RANKS[_part(name)] > RANKS[_part(module)]
+  ]
+  assert not against
+
+
+def test_no_import_cycle():
+  graph = {
+    module: _imports(tree, tree.body) - {module}
+    for module, tree in _modules().items()
+  }
+  graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_files_are_short():
+  long = {
+    str(path.relative_to(ROOT)): lines
+    for path in _files('.py')
+    if (lines := len(path.read_text().splitlines())) > MAX_LINES
+  }
+  assert not long
+
+
+def test_no_utils():
+  stems = ('util', 'utils', 'helpers', 'misc', 'common')
+  assert not [f for f in _files('.py') if f.stem in stems]
+
+
+def test_library_defines_no_flags():
+  defining = [
+    module
+    for module, tree in _modules().items()
+    if _part(module) != 'experiments'
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute) and node.attr.startswith('DEFINE_')
+  ]
+  assert not defining
+
+
+def _undocumented(body, prefix: str):
+  """Public functions, classes and methods in `body` without a docstring."""
+  kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+  for node in body:
+    if not isinstance(node, kinds) or node.name.startswith('_'):
+      continue
+    if node.name == 'setup':  # what it is for is Flax's word.
+      continue
+    if ast.get_docstring(node) is None:
+      yield f'{prefix}.{node.name}'
+    if isinstance(node, ast.ClassDef):
+      yield from _undocumented(node.body, f'{prefix}.{node.name}')
+
+
+def test_public_names_are_documented():
+  missing = []
+  for module, tree in _modules().items():
+    if ast.get_docstring(tree) is None:
+      missing.append(module)
+    if _part(module) != 'experiments':
+      missing += _undocumented(tree.body, module)
+  assert not missing
+
+
+_IMPORT_ALL = """
+import importlib
+import sys
+from absl import flags
+for name in sys.argv[1:]:
+  importlib.import_module(name)
+  if name.startswith('experiments'):  # each of them is a program of its own.
+    for flag in list(flags.FLAGS):
+      delattr(flags.FLAGS, flag)
+"""
+
+
+def test_importing_starts_no_backend():
+  """A jax call at import would ask for the platform, and there is none."""
+  found = importlib.util.find_spec
+  optional = {'torch': found('torch'), 'peft': found('peft')}
+  names = [
+    module
+    for module, tree in _modules().items()
+    if all(
+      optional[name.split('.')[0]]
+      for node in tree.body
+      if isinstance(node, ast.Import | ast.ImportFrom)
+      for name in (
+        [alias.name for alias in node.names]
+        if isinstance(node, ast.Import)
+        else [node.module]
+      )
+      if name.split('.')[0] in optional
+    )
+  ]
+  done = subprocess.run(
+    [sys.executable, '-c', _IMPORT_ALL, *names],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'no_such_platform'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _text_lines():
+  for path in _files():
+    try:
+      lines = path.read_text().splitlines()
+    except UnicodeDecodeError:
+      continue
+    for number, line in enumerate(lines, 1):
+      yield f'{path.relative_to(ROOT)}:{number}', line
+
+
+def test_no_machine_path_and_no_registry():
+  found = []
+  for where, line in _text_lines():
+    if MACHINE_PATH.search(line) or INDEX_OPTION.search(line):
+      found.append(f'{where}: {line.strip()[:80]}')
+    found += [
+      f'{where}: {host}' for host in HOST.findall(line) if host not in HOSTS
+    ]
+  assert not found, 'local paths and package indexes are none of our business'
