@@ -1,0 +1,46 @@
+"""Uncertainty of an accuracy measured on a few items."""
+
+import math
+
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def wilson_interval(
+  correct: float, total: int, z: float = _Z95
+) -> tuple[float, float]:
+  """Score interval of a proportion (Wilson 1927, JASA 22:209).
+
+  Unlike the normal approximation it stays within [0, 1] and does not collapse
+  to a point at 0 or `total` correct.
+
+  Args:
+    correct: number of successes, between 0 and `total`.
+    total: number of trials, at least 1.
+    z: normal quantile; the default gives a 95 % interval.
+
+  Returns:
+    (low, high), both in [0, 1].
+
+  Raises:
+    ValueError: no trials, or successes outside [0, total].
+  """
+  if total < 1:
+    raise ValueError(f'An interval needs at least one item, got {total}.')
+  if not 0 <= correct <= total:
+    raise ValueError(f'{correct} correct of {total} items is impossible.')
+  share = correct / total
+  weight = z * z / total
+  centre = (share + weight / 2) / (1 + weight)
+  half = math.sqrt(share * (1 - share) * weight + weight * weight / 4)
+  half /= 1 + weight
+  # The limits are exact at the ends; rounding must not move them inwards.
+  low = 0.0 if correct == 0 else max(0.0, centre - half)
+  high = 1.0 if correct == total else min(1.0, centre + half)
+  return low, high
+
+
+def standard_error(total: int, share: float = 0.5) -> float:
+  """Standard error of a proportion on `total` items; largest at a half."""
+  if total < 1:
+    raise ValueError(f'A standard error needs at least one item, got {total}.')
+  return math.sqrt(share * (1 - share) / total)

@@ -1,0 +1,143 @@
+"""Rows of a task file as items; refuses what cannot be right, by its place."""
+
+import collections
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from evojax_llm.fitness.items import Item, TaskError
+
+
+def hint(word: object, known: Sequence[str]) -> str:
+  """' Did you mean ...?' where one of the known words is close, else ''."""
+  close = difflib.get_close_matches(str(word), known, n=1)
+  return f" Did you mean '{close[0]}'?" if close else ''
+
+
+def shown(value: Any) -> str:
+  """A value as it may stand in a message, shortened."""
+  text = repr(value)
+  return text if len(text) <= 60 else text[:57] + '...'
+
+
+def _text(value: Any) -> str | None:
+  """A JSON string or number as text; None for anything else."""
+  if isinstance(value, bool):
+    return None
+  return str(value) if isinstance(value, str | int | float) else None
+
+
+def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+  """The one field of `names` that a row has, as non-empty text."""
+  found = [name for name in names if name in row]
+  wanted = ' or '.join(f"'{name}'" for name in names)
+  if not found:
+    given = ', '.join(map(str, row)) or 'nothing'
+    raise TaskError(f'{where}: no field {wanted}; the row has {given}.')
+  if len(found) > 1:
+    raise TaskError(f'{where}: fields {wanted} say the same thing: keep one.')
+  text = _text(row[found[0]])
+  if text is None or not text.strip():
+    raise TaskError(
+      f"{where}, field '{found[0]}': expected text that is not empty, got "
+      f'{shown(row[found[0]])}.'
+    )
+  return text
+
+
+def _choices(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+  where = f"{where}, field 'choices'"
+  if not isinstance(value, Mapping):
+    raise TaskError(
+      f'{where}: expected an object {{"A": text, "B": text, ...}}, got '
+      f'{shown(value)}.'
+    )
+  if len(value) < 2:
+    raise TaskError(f'{where}: expected at least 2 options, got {len(value)}.')
+  pairs = []
+  for key, option in value.items():
+    text = _text(option)
+    if not key.strip() or text is None or not text.strip():
+      raise TaskError(
+        f'{where}: expected a text that is not empty for each key, got '
+        f'{shown(key)}: {shown(option)}.'
+      )
+    pairs.append((key, text))
+  return tuple(pairs)
+
+
+def _item(row: Any, index: int, where: str) -> Item:
+  if not isinstance(row, Mapping):
+    raise TaskError(f'{where}: expected an object, got {shown(row)}.')
+  question = _field(row, ('question', 'input'), where)
+  answer = _field(row, ('answer', 'output'), where)
+  choices = None
+  if row.get('choices') is not None:
+    choices = _choices(row['choices'], where)
+    keys = [key for key, _ in choices]
+    if answer not in keys:
+      texts = [key for key, text in choices if text == answer]
+      advice = f" Write its key, '{texts[0]}'." if texts else ''
+      raise TaskError(
+        f"{where}, field 'answer': expected one of the keys "
+        f'{", ".join(keys)}, got {shown(answer)}.{advice}'
+      )
+  name = row.get('id')
+  if name is not None and _text(name) is None:
+    raise TaskError(
+      f"{where}, field 'id': expected text or a number, got {shown(name)}."
+    )
+  name = str(index) if name is None else str(name)
+  return Item(name, question, answer, choices)
+
+
+def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
+  """Items with 'id#index' for each id that an earlier row has used."""
+  taken = collections.Counter(item.id for item in items)
+  if len(taken) == len(items):
+    return tuple(items)
+  seen, unique = set(), []
+  for index, item in enumerate(items):
+    name = item.id
+    while name in seen or (name != item.id and name in taken):
+      name = f'{item.id}#{index}' if name == item.id else name + '#'
+    seen.add(name)
+    unique.append(Item(name, item.question, item.answer, item.choices))
+  logging.warning(
+    "%s: %d rows repeat the id of an earlier row; they are called 'id#index'.",
+    where,
+    len(items) - len(taken),
+  )
+  return tuple(unique)
+
+
+def read_items(rows: Any, path: str, split: str) -> tuple[Item, ...]:
+  """The items of one split.
+
+  Args:
+    rows: what the file holds under the split's name.
+    path: the file, for messages.
+    split: 'dev' or 'test', for messages.
+
+  Returns:
+    The items in file order, with unique ids.
+
+  Raises:
+    TaskError: names the file, the split, the row and the field.
+  """
+  where = f"{path}, '{split}'"
+  if not isinstance(rows, Sequence) or isinstance(rows, str):
+    raise TaskError(f'{where}: expected a list of rows, got {shown(rows)}.')
+  items = [
+    _item(row, index, f'{where} row {index}') for index, row in enumerate(rows)
+  ]
+  for index, item in enumerate(items):
+    if (item.choices is None) != (items[0].choices is None):
+      has = 'no' if item.choices is None else 'a'
+      raise TaskError(
+        f"{where} row {index}: it has {has} field 'choices', unlike row 0. "
+        'A task is either multiple choice or not: split the file in two.'
+      )
+  return _unique_ids(items, where)
