@@ -1,0 +1,409 @@
+"""PEFT LoRA adapter folders in and out.
+
+A stored adapter has, for a module of weight (out, in), `lora_A` (R, in) and
+`lora_B` (out, R); its effect is scale * lora_B lora_A. Here the factors are
+a = lora_A' (in, R) and b = lora_B' (R, out), stacked on the layers L, and all
+experts on N (LoRA, arXiv 2106.09685).
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from evojax_llm.gemma.config import GemmaConfig
+from evojax_llm.gemma.errors import GemmaError
+from evojax_llm.gemma.folders import (
+  TensorFiles,
+  existing_folder,
+  listing,
+  new_folder,
+  read_json,
+  write_json,
+)
+from evojax_llm.gemma.names import is_other_part
+from evojax_llm.gemma.peft_config import PeftConfig, read_peft_config
+
+_MODULE = re.compile(
+  r'^(?P<prefix>(?:(?:language_model|model|text_model)\.)*)'
+  r'layers\.(?P<layer>\d+)\.(?P<block>\w+)\.(?P<projection>\w+)$'
+)
+_WRAPPER = r'^(?:base_model\.model\.)?'
+_FACTOR = re.compile(
+  _WRAPPER + r'(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight$'
+)
+
+# (block, projection), as ('self_attn', 'q_proj').
+Module = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdapterSet:
+  """Adapters of one base, brought to one rank and one scale.
+
+  Attributes:
+    names: (N,) names of the experts.
+    factors: adapter tree with leading N, f32 numpy: a (N, L, in, R), b
+      (N, L, R, out), b not scaled. Modules and layers that an expert lacks
+      are zero, and so are ranks above its own.
+    scale: tree of the same modules, (L,) f32: what b is multiplied by. It is
+      that of the first expert that has the module; where another expert's
+      scale differs, its b carries the ratio, so that every expert is exactly
+      a (scale b).
+    rank: R, the largest rank of all.
+  """
+
+  names: tuple[str, ...]
+  factors: dict[str, Any]
+  scale: dict[str, Any]
+  rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Factors:
+  """One module of one layer of one expert, as stored."""
+
+  a: np.ndarray
+  b: np.ndarray
+  scale: float
+
+
+def load_adapters(
+  folders: Sequence[str | os.PathLike], config: GemmaConfig
+) -> AdapterSet:
+  """Loads PEFT LoRA folders that belong to one base.
+
+  Args:
+    folders: N adapter folders, of any rank, alpha and modules.
+    config: the base's.
+
+  Raises:
+    GemmaError: no folder is given; a folder or file is missing, truncated or
+      a pickle; the adapter is not plain LoRA on linear modules, belongs to
+      another base, or its tensors do not fit its configuration.
+  """
+  if isinstance(folders, str | os.PathLike):
+    raise GemmaError(
+      f'folders is {str(folders)!r}; expected a list of adapter folders.'
+    )
+  if not folders:
+    raise GemmaError('No adapter folder is given; expected one or more.')
+  experts = [_load(folder, config) for folder in folders]
+  rank = max(f.a.shape[0] for e in experts for f in e.values())
+  factors: dict[str, Any] = {}
+  scales: dict[str, Any] = {}
+  for module, (d_in, d_out) in config.linear_shapes().items():
+    if not any(m == module for e in experts for m, _ in e):
+      continue
+    scale = _common_scale(experts, module, config.num_layers)
+    a = np.zeros((len(experts), config.num_layers, d_in, rank), np.float32)
+    b = np.zeros((len(experts), config.num_layers, rank, d_out), np.float32)
+    for n, expert in enumerate(experts):
+      for layer in range(config.num_layers):
+        f = expert.get((module, layer))
+        if f is None:
+          continue
+        r = f.a.shape[0]
+        a[n, layer, :, :r] = f.a.T
+        b[n, layer, :r] = f.b.T
+        if f.scale != scale[layer]:
+          b[n, layer] *= np.float32(f.scale / scale[layer])
+    block, projection = module
+    factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
+    scales.setdefault(block, {})[projection] = scale.astype(np.float32)
+  return AdapterSet(
+    names=_expert_names(folders),
+    factors={'layers': factors},
+    scale={'layers': scales},
+    rank=rank,
+  )
+
+
+def _common_scale(
+  experts: list[dict], module: Module, num_layers: int
+) -> np.ndarray:
+  """(L,) f64 scale of the first expert that has the module in a layer.
+
+  A scale of 0 can carry no other expert's, so the first that is not 0 counts.
+  A layer that no expert adapts gets the scale of the first that one does.
+  """
+  scale = np.zeros(num_layers, np.float64)
+  for layer in range(num_layers):
+    for expert in experts:
+      if scale[layer] == 0 and (module, layer) in expert:
+        scale[layer] = expert[module, layer].scale
+  given = scale[scale != 0]
+  return np.where(scale == 0, given[0], scale) if given.size else scale
+
+
+def _load(
+  folder: str | os.PathLike, config: GemmaConfig
+) -> dict[tuple[Module, int], _Factors]:
+  """The factors of one adapter, checked against its file and its base."""
+  path = existing_folder(folder, 'a PEFT adapter folder')
+  peft = read_peft_config(path)
+  with TensorFiles.of_adapter(path) as files:
+    stored = _stored_factors(files)
+    modules = {module: _parse(files, module, config) for module in stored}
+    _check_targets(files, peft, list(modules), config)
+    experts = {}
+    for module, pair in stored.items():
+      names, layer = modules[module]
+      _check_shapes(files, peft, module, pair, config.linear_shapes()[names])
+      a, b = (files.read(pair[x]).astype(np.float32) for x in 'AB')
+      experts[names, layer] = _Factors(a, b, peft.scale(module))
+  return experts
+
+
+def _stored_factors(files: TensorFiles) -> dict[str, dict[str, str]]:
+  """Stored names of A and B by module; refuses all other tensors."""
+  stored: dict[str, dict[str, str]] = {}
+  for name in files.names:
+    if is_other_part(re.sub(_WRAPPER, '', name)):
+      continue  # An adapter of the vision side of a multimodal model.
+    if 'lora_magnitude_vector' in name:
+      raise GemmaError(
+        f'{files.path}: {name} is of DoRA, which is not supported; merge the '
+        'adapter into its base instead.'
+      )
+    match = _FACTOR.match(name)
+    if match is None:
+      raise GemmaError(
+        f'{files.path}: {name} is not a factor of a linear module; expected '
+        'only *.lora_A.weight and *.lora_B.weight. Embeddings, biases and '
+        'whole modules trained beside LoRA are not supported.'
+      )
+    module = match['module']
+    pair = stored.setdefault(module, {})
+    if match['factor'] in pair:
+      raise GemmaError(
+        f'{files.path}: {name} and {pair[match["factor"]]} are the same '
+        'tensor; expected one of them.'
+      )
+    pair[match['factor']] = name
+  halves = [m for m, pair in stored.items() if len(pair) == 1]
+  if halves:
+    raise GemmaError(
+      f'{files.path}: only one of lora_A and lora_B is there for '
+      f'{listing(halves)} ({len(halves)} in all); expected both.'
+    )
+  if not stored:
+    raise GemmaError(f'{files.path}: has no lora_A and lora_B tensors.')
+  return stored
+
+
+def _parse(
+  files: TensorFiles, module: str, config: GemmaConfig
+) -> tuple[Module, int]:
+  """(block, projection) and layer of a module's name."""
+  match = _MODULE.match(module)
+  names = (match['block'], match['projection']) if match else None
+  if names not in config.linear_shapes():
+    raise GemmaError(
+      f'{files.path}: LoRA on {module}; expected only linear modules of the '
+      f'layers: {", ".join(p for _, p in config.linear_shapes())}.'
+    )
+  layer = int(match['layer'])
+  if layer >= config.num_layers:
+    raise GemmaError(
+      f'{files.path}: {module} is of layer {layer}; the base has '
+      f'{config.num_layers} layers, 0 to {config.num_layers - 1}. The adapter '
+      'belongs to another base.'
+    )
+  return names, layer
+
+
+def _check_targets(
+  files: TensorFiles,
+  peft: PeftConfig,
+  modules: Sequence[str],
+  config: GemmaConfig,
+) -> None:
+  """Refuses a file that has not just the modules its configuration names."""
+  prefixes = {_MODULE.match(m)['prefix'] for m in modules}
+  if len(prefixes) > 1:
+    raise GemmaError(
+      f'{files.path}: modules stand under {sorted(prefixes)}; expected one.'
+    )
+  prefix = prefixes.pop()
+  targets = peft.targets(
+    f'{prefix}layers.{layer}.{block}.{projection}'
+    for layer in range(config.num_layers)
+    for block, projection in config.linear_shapes()
+  )
+  if targets is None:
+    return
+  missing = sorted(targets.difference(modules))
+  if missing:
+    raise GemmaError(
+      f'{files.path}: factors are missing of {listing(missing)} '
+      f'({len(missing)} of {len(targets)} modules that {peft.path.name} '
+      f'names on a base of {config.num_layers} layers). The file is '
+      'incomplete or the adapter belongs to another base.'
+    )
+  extra = [m for m in modules if m not in targets]
+  if extra:
+    raise GemmaError(
+      f'{files.path}: has factors of {listing(extra)} ({len(extra)} in all), '
+      f'which target_modules of {peft.path} does not name.'
+    )
+
+
+def _check_shapes(
+  files: TensorFiles,
+  peft: PeftConfig,
+  module: str,
+  pair: dict[str, str],
+  base_shape: tuple[int, int],
+) -> None:
+  """Refuses factors that fit neither the base nor their configuration."""
+  rank = peft.rank(module)
+  d_in, d_out = base_shape
+  for factor, expected in (('A', (rank, d_in)), ('B', (d_out, rank))):
+    name = pair[factor]
+    found = files.shape(name)
+    if found == expected:
+      files.dtype(name)
+      continue
+    of_base = 1 if factor == 'A' else 0
+    if len(found) == 2 and found[of_base] == expected[of_base]:
+      why = f'{peft.path} gives {module} rank {rank}'
+    else:
+      why = 'the adapter belongs to another base'
+    raise GemmaError(
+      f'{files.path}: {name} has shape {found}; expected {expected}: {why}.'
+    )
+
+
+def _expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
+  """The shortest ends of the paths that tell the folders apart."""
+  paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
+  for depth in range(1, max(len(p.parts) for p in paths)):
+    names = ['/'.join(p.parts[-depth:]) for p in paths]
+    if len(set(names)) == len(set(paths)):
+      break
+  # The same folder given twice is told apart by its place.
+  return tuple(
+    n if names.index(n) == i else f'{n}#{i}' for i, n in enumerate(names)
+  )
+
+
+def save_adapter(
+  folder: str | os.PathLike,
+  factors: dict[str, Any],
+  scale: dict[str, Any],
+  config: GemmaConfig,
+  base_model_name: str,
+  base_folder: str | os.PathLike | None = None,
+) -> pathlib.Path:
+  """Writes one adapter as a folder that PEFT loads.
+
+  Args:
+    folder: a new or empty folder; appears whole or not at all.
+    factors: adapter tree of one member: a (L, in, R) and b (L, R, out), b not
+      scaled. Written as f32.
+    scale: tree of the same modules, (L,); becomes alpha / r.
+    config: the base's.
+    base_model_name: what PEFT is to call the base.
+    base_folder: the base's folder; tells whether it is multimodal, where PEFT
+      finds the layers under another name.
+
+  Returns:
+    The folder's path.
+
+  Raises:
+    GemmaError: `folder` is not empty, or the factors do not fit the base.
+  """
+  prefix = 'model.'
+  if base_folder is not None:
+    path = existing_folder(base_folder, 'the folder of the base')
+    if read_json(path / 'config.json').get('model_type') == 'gemma3':
+      prefix = 'model.language_model.'
+  ranks, alphas, tensors = {}, {}, {}
+  for block, projections in factors['layers'].items():
+    for projection, pair in projections.items():
+      name = f'{block}.{projection}'
+      a, b = (np.asarray(pair[x], np.float32) for x in 'ab')
+      rank = _check_factors(config, (block, projection), a, b)
+      s = np.asarray(scale['layers'][block][projection], np.float64)
+      alpha = np.broadcast_to(s * rank, (config.num_layers,)).tolist()
+      for layer in range(config.num_layers):
+        module = f'{prefix}layers.{layer}.{name}'
+        key = f'base_model.model.{module}'
+        tensors[f'{key}.lora_A.weight'] = np.ascontiguousarray(a[layer].T)
+        tensors[f'{key}.lora_B.weight'] = np.ascontiguousarray(b[layer].T)
+        ranks[module], alphas[module] = rank, alpha[layer]
+  if not tensors:
+    raise GemmaError('The adapter has no factors; expected one module or more.')
+  raw = _adapter_json(factors, ranks, alphas, base_model_name, prefix)
+  with new_folder(folder) as path:
+    save_file(
+      tensors, path / 'adapter_model.safetensors', metadata={'format': 'pt'}
+    )
+    write_json(path / 'adapter_config.json', raw)
+  return pathlib.Path(folder)
+
+
+def _check_factors(
+  config: GemmaConfig, module: Module, a: np.ndarray, b: np.ndarray
+) -> int:
+  """Rank of a module's factors; refuses those that do not fit the base."""
+  name = '.'.join(module)
+  shapes = config.linear_shapes()
+  if module not in shapes:
+    raise GemmaError(
+      f'The adapter has factors of {name}; the base has only '
+      f'{", ".join(map(".".join, shapes))}.'
+    )
+  d_in, d_out = shapes[module]
+  rank = a.shape[-1]
+  expected = (config.num_layers, d_in, rank), (config.num_layers, rank, d_out)
+  if (a.shape, b.shape) != expected:
+    raise GemmaError(
+      f'The factors of {name} have shapes {a.shape} and {b.shape}; the base '
+      f'expects (L, in, R) and (L, R, out) = {expected[0]} and {expected[1]}.'
+    )
+  return rank
+
+
+def _adapter_json(
+  factors: dict[str, Any],
+  ranks: dict[str, int],
+  alphas: dict[str, float],
+  base_model_name: str,
+  prefix: str,
+) -> dict[str, Any]:
+  """adapter_config.json; patterns name the modules that differ."""
+  rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+  projections = [p for block in factors['layers'].values() for p in block]
+  return {
+    'alpha_pattern': {m: v for m, v in alphas.items() if v != alpha},
+    'auto_mapping': None,
+    'base_model_name_or_path': base_model_name,
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'inference_mode': True,
+    'init_lora_weights': True,
+    'layers_pattern': None,
+    'layers_to_transform': None,
+    'lora_alpha': alpha,
+    'lora_dropout': 0.0,
+    'modules_to_save': None,
+    'peft_type': 'LORA',
+    'r': rank,
+    'rank_pattern': {m: v for m, v in ranks.items() if v != rank},
+    # Names alone would pick the vision side of a multimodal base as well.
+    'target_modules': (
+      projections
+      if prefix == 'model.'
+      else rf'.*language_model\..*\.({"|".join(projections)})'
+    ),
+    'task_type': 'CAUSAL_LM',
+    'use_dora': False,
+    'use_rslora': False,
+  }
