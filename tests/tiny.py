@@ -59,7 +59,10 @@ def write_tokenizer(folder: str | os.PathLike) -> int:
   is put in front when special tokens are asked for.
   """
   import tokenizers
-  from tokenizers import decoders, models, normalizers, processors
+  from tokenizers import decoders
+  from tokenizers import models
+  from tokenizers import normalizers
+  from tokenizers import processors
 
   folder = pathlib.Path(folder)
   words = list(_SPECIAL)
