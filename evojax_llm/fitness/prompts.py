@@ -20,13 +20,15 @@ ends before these tokens, which become part of every option: the options still
 continue the same prompt, and their likelihoods compare.
 """
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 from typing import Protocol
 
 from absl import logging
 
-from evojax_llm.fitness.items import Item, Task, TaskError
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.items import TaskError
 
 _INSTRUCTION = 'Please choose an option that best answers the question.'
 _COMPLETION = 'Please choose an option that best completes the sentence.'
@@ -38,7 +40,7 @@ _COMPLETION_TASKS = ('hellaswag',)
 class Tokenizer(Protocol):
   """What is needed of evojax_llm.gemma.tokenizer.Tokenizer."""
 
-  bos_id: int
+  bos_id: int | None
 
   def encode(self, text: str, bos: bool = True) -> list[int]:
     """Token ids of a text."""
@@ -119,6 +121,8 @@ def encode_prompt(
 
 def _one_bos(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
   """Ids that begin with exactly one BOS, whatever a template has written."""
+  if tokenizer.bos_id is None:
+    return list(ids)
   start = 0
   while start < len(ids) and ids[start] == tokenizer.bos_id:
     start += 1

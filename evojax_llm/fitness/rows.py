@@ -1,13 +1,15 @@
 """Rows of a task file as items; refuses what cannot be right, by its place."""
 
 import collections
+from collections.abc import Mapping
+from collections.abc import Sequence
 import difflib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
-from evojax_llm.fitness.items import Item, TaskError
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.items import TaskError
 
 
 def hint(word: object, known: Sequence[str]) -> str:

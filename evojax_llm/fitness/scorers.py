@@ -27,14 +27,16 @@ multiple_choice
   prediction is never right.
 """
 
+from collections.abc import Sequence
 import math
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
 from evojax_llm.fitness import numerals
-from evojax_llm.fitness.items import Item, Task, TaskError
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.items import TaskError
 
 _LEAD_IN = re.compile(
   r'^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?'

@@ -25,26 +25,28 @@ stop; see evojax_llm.fitness.items.Format.
 """
 
 import collections
+from collections.abc import Sequence
 import json
 import pathlib
 import string
-from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
 
-from evojax_llm.fitness import intervals, numerals, overlap
-from evojax_llm.fitness.items import (
-  CHOICE_STYLES,
-  KINDS,
-  MATCHES,
-  SPLITS,
-  Format,
-  Item,
-  Task,
-  TaskError,
-)
-from evojax_llm.fitness.rows import hint, read_items, shown
+from evojax_llm.fitness import intervals
+from evojax_llm.fitness import numerals
+from evojax_llm.fitness import overlap
+from evojax_llm.fitness.items import CHOICE_STYLES
+from evojax_llm.fitness.items import KINDS
+from evojax_llm.fitness.items import MATCHES
+from evojax_llm.fitness.items import SPLITS
+from evojax_llm.fitness.items import Format
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.items import TaskError
+from evojax_llm.fitness.rows import hint
+from evojax_llm.fitness.rows import read_items
+from evojax_llm.fitness.rows import shown
 
 _TOP_KEYS = (
   'name',
