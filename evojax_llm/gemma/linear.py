@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-  """x (..., in) times w (in, out), accumulated in f32, in the type of x."""
+  """X (..., in) times w (in, out), accumulated in f32, in the type of x."""
   y = jnp.einsum(
     '...i,io->...o', x, w.astype(x.dtype), preferred_element_type=jnp.float32
   )
@@ -57,7 +57,7 @@ class RMSNorm(nn.Module):
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-  """cap * tanh(x / cap), or x where there is no cap."""
+  """Cap * tanh(x / cap), or x where there is no cap."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 

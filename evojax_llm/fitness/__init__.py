@@ -1,0 +1,1 @@
+"""Tasks, prompts, scorers and the engine that scores a whole population."""

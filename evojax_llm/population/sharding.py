@@ -1,0 +1,60 @@
+"""Members spread over devices on a mesh axis 'pop'."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from evojax_llm.population import stack
+
+POP = 'pop'
+
+
+def population_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+  """A mesh with the one axis 'pop'.
+
+  The axis is of type Auto: with Explicit axes, the default of
+  `jax.make_mesh`, indexing members of a sharded population is an error.
+
+  Args:
+    devices: those to use; all of them by default.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  return jax.sharding.Mesh(
+    np.asarray(devices), (POP,), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+
+
+def population_spec(axis: int = 0) -> jax.sharding.PartitionSpec:
+  """P, which stands at `axis`, split over 'pop'; every other axis whole."""
+  return jax.sharding.PartitionSpec(*[None] * axis, POP)
+
+
+def population_sharding(
+  mesh: jax.sharding.Mesh, axis: int = 0
+) -> jax.sharding.NamedSharding:
+  """P, which stands at `axis`, split over 'pop'; every other axis whole."""
+  return jax.sharding.NamedSharding(mesh, population_spec(axis))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """A full copy on every device."""
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def place(
+  population: stack.Population, mesh: jax.sharding.Mesh
+) -> stack.Population:
+  """Copies a population to its devices.
+
+  Raises:
+    ValueError: if P is not a multiple of the size of the axis 'pop'.
+  """
+  members, devices = stack.size(population), mesh.shape[POP]
+  if members % devices:
+    raise ValueError(
+      f'Got {members} members for {devices} devices; expected a multiple. '
+      'Change the population size or use fewer devices.'
+    )
+  return jax.device_put(population, population_sharding(mesh))

@@ -1,0 +1,310 @@
+"""The engine against a loop over members and items, one at a time."""
+
+import jax
+import numpy as np
+import pytest
+
+from evojax_llm.fitness import batches
+from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.items import Format
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.items import Task
+from evojax_llm.gemma import lora as lora_lib
+from evojax_llm.gemma.config import GemmaConfig
+from evojax_llm.gemma.config import Rope
+from evojax_llm.gemma.transformer import Gemma
+from evojax_llm.gemma.transformer import init_params
+
+MEMBERS = 5
+
+
+class Letters:
+  """A tokenizer of single characters."""
+
+  bos_id, pad_id, stop_ids = 1, 0, (2,)
+
+  def encode(self, text, bos=True):
+    return [1] * bos + [3 + (ord(c) - 32) % 90 for c in text]
+
+  def decode(self, ids):
+    return ''.join(chr(32 + i - 3) for i in ids)
+
+
+class PlainSpace:
+  """Genomes that already are adapter trees."""
+
+  def express(self, genome):
+    return genome
+
+
+@pytest.fixture(scope='module')
+def config():
+  return GemmaConfig(
+    model_type='gemma2',
+    vocab_size=96,
+    num_layers=2,
+    embed_dim=16,
+    ffn_dim=24,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    query_pre_attn_scalar=8.0,
+    attn_softcap=50.0,
+    final_softcap=30.0,
+    sliding_window=6,
+    layer_types=('sliding_attention', 'full_attention'),
+    rope_full=Rope(),
+    rope_sliding=Rope(),
+    activation='gelu_tanh',
+    norm_eps=1e-6,
+    post_norms=True,
+    qk_norm=False,
+    max_position_embeddings=128,
+  )
+
+
+@pytest.fixture(scope='module')
+def params(config):
+  # Weights large enough that greedy choices are far from ties.
+  return jax.tree.map(
+    lambda leaf: leaf * 20.0, init_params(config, jax.random.key(0))
+  )
+
+
+@pytest.fixture(scope='module')
+def population(config):
+  tree = {'layers': {}}
+  rng = np.random.default_rng(1)
+  for (block, name), (fan_in, fan_out) in config.linear_shapes().items():
+    shape = (MEMBERS, config.num_layers)
+    tree['layers'].setdefault(block, {})[name] = {
+      'a': rng.normal(0, 0.3, (*shape, fan_in, 2)).astype(np.float32),
+      'b': rng.normal(0, 0.3, (*shape, 2, fan_out)).astype(np.float32),
+    }
+  return tree
+
+
+@pytest.fixture(scope='module')
+def tasks():
+  choice = [
+    Item(
+      str(i),
+      'pick ' + 'x' * i,
+      'A',
+      (('A', 'yes'), ('B', 'no'), ('C', 'no way')),
+    )
+    for i in range(7)
+  ]
+  exact = [Item(str(i), 'say ' + 'abcdefghij'[: i + 1], 'a') for i in range(9)]
+  return [
+    Task(
+      'choice',
+      'multiple_choice',
+      tuple(choice),
+      format=Format('{question}', choice='text'),
+    ),
+    Task('exact', 'exact_match', tuple(exact), format=Format(max_new_tokens=6)),
+  ]
+
+
+def make(config, params, tasks, **options):
+  options.setdefault('devices', jax.devices()[:1])
+  return Evaluator(config, params, Letters(), tasks, **options)
+
+
+def one_by_one(config, params, member, evaluator):
+  """Log-likelihoods and greedy tokens of a member, one row at a time."""
+  model = Gemma(config)
+  folded = {'params': lora_lib.fold(params, member)}
+
+  @jax.jit
+  def apply(tokens, positions):
+    hidden, _ = model.apply(folded, tokens, positions)
+    return model.apply(folded, hidden, method='unembed')
+
+  def logits(ids):
+    tokens, positions = np.zeros((2, 1, 32), np.int32)
+    tokens[0, : len(ids)] = ids
+    positions[0] = np.where(np.arange(32) < len(ids), np.arange(32), -1)
+    return np.asarray(apply(tokens, positions))[0, : len(ids)]
+
+  choice, exact = evaluator._encoded('dev')
+  values, texts = [], []
+  for item in choice:
+    per_option = []
+    for option in item.options:
+      row = np.array([*item.prompt, *option])
+      logp = np.asarray(jax.nn.log_softmax(logits(row)))
+      at = np.arange(len(item.prompt) - 1, len(row) - 1)
+      per_option.append(float(logp[at, row[at + 1]].sum()))
+    values.append(per_option)
+  for item in exact:
+    ids = list(item.prompt)
+    for _ in range(item.max_new_tokens):
+      token = int(logits(ids)[-1].argmax())
+      if token in Letters.stop_ids:
+        break
+      ids.append(token)
+    texts.append(Letters().decode(ids[len(item.prompt) :]))
+  return np.array(values), texts
+
+
+@pytest.mark.parametrize('form', ['batched', 'folded'])
+def test_agrees_with_one_member_and_item_at_a_time(
+  config, params, population, tasks, form
+):
+  made = {}
+  evaluator = make(config, params, tasks, form=form, prompts_per_batch=4)
+  _spy_on_texts(evaluator, made)
+  scores = evaluator.evaluate(PlainSpace(), population)
+  assert scores.fitness.shape == (MEMBERS,)
+  for m in range(MEMBERS):
+    member = jax.tree.map(lambda leaf: leaf[m], population)  # noqa: B023
+    values, texts = one_by_one(config, params, member, evaluator)
+    found = np.array(
+      [list(v.values()) for v in scores.tasks[0].loglikelihoods[m]]
+    )
+    np.testing.assert_allclose(found, values, atol=2e-4)
+    assert [made[m, i] for i in range(len(texts))] == texts
+  np.testing.assert_allclose(
+    scores.fitness, scores.task_scores.mean(axis=1), rtol=1e-6
+  )
+
+
+def _spy_on_texts(evaluator, made):
+  score = evaluator._matcher.score
+
+  def spy(split, answers):
+    for m, rows in enumerate(answers.generated):
+      for i, ids in enumerate(rows):
+        made[m, i] = Letters().decode(ids)
+    return score(split, answers)
+
+  evaluator._matcher.score = spy
+
+
+def raw(scores):
+  """What must not depend on how the work was cut."""
+  values = [
+    list(v.values()) for row in scores.tasks[0].loglikelihoods for v in row
+  ]
+  return np.array(values), scores.tasks[1].predictions
+
+
+@pytest.mark.parametrize('form', ['batched', 'folded'])
+def test_result_depends_neither_on_neighbours_nor_on_grouping(
+  config, params, population, tasks, form
+):
+  whole = make(config, params, tasks, form=form)
+  values, predictions = raw(whole.evaluate(PlainSpace(), population))
+  values = values.reshape(MEMBERS, -1, 3)
+  order = np.array([3, 0, 4])
+  few = make(config, params, tasks, form=form, members_per_group=2)
+  some, said = raw(few.evaluate(PlainSpace(), population, order))
+  np.testing.assert_allclose(some.reshape(3, -1, 3), values[order], atol=1e-5)
+  assert said == [predictions[m] for m in order]
+
+
+def test_devices_share_the_members(config, params, population, tasks):
+  alone = make(config, params, tasks).evaluate(PlainSpace(), population)
+  for form in ('batched', 'folded'):
+    spread = make(
+      config, params, tasks, form=form, devices=jax.devices()
+    ).evaluate(PlainSpace(), population)
+    np.testing.assert_allclose(raw(spread)[0], raw(alone)[0], atol=1e-4)
+    assert raw(spread)[1] == raw(alone)[1]
+
+
+def test_nothing_compiles_twice(config, params, population, tasks):
+  evaluator = make(config, params, tasks)
+  evaluator.evaluate(PlainSpace(), population, [0, 1, 2])
+  compiled = evaluator.ledger.programs
+  evaluator.evaluate(PlainSpace(), population, [4])
+  evaluator.evaluate(PlainSpace(), population)
+  assert evaluator.ledger.programs == compiled
+
+
+@pytest.mark.parametrize('form', ['batched', 'folded'])
+def test_member_with_nan_fails_alone(config, params, population, tasks, form):
+  space = PlainSpace()
+  evaluator = make(config, params, tasks, form=form)
+  good = evaluator.evaluate(space, population)
+  broken = jax.tree.map(np.copy, population)
+  broken['layers']['mlp']['up_proj']['b'][2] = np.nan
+  scores = evaluator.evaluate(space, broken)
+  assert np.isnan(scores.fitness[2]) and scores.reasons[2]
+  others = [0, 1, 3, 4]
+  np.testing.assert_array_equal(scores.fitness[others], good.fitness[others])
+  assert [scores.reasons[m] for m in others] == [None] * 4
+
+
+def test_weights_of_tasks(config, params, population, tasks):
+  scores = make(config, params, tasks, weights=[3, 1]).evaluate(
+    PlainSpace(), population
+  )
+  np.testing.assert_allclose(
+    scores.fitness, scores.task_scores @ np.array([0.75, 0.25]), rtol=1e-6
+  )
+  with pytest.raises(ValueError, match='expected 2 numbers'):
+    make(config, params, tasks, weights=[1.0])
+
+
+def test_progress_ends_at_one(config, params, population, tasks):
+  seen = []
+  make(config, params, tasks, members_per_group=2).evaluate(
+    PlainSpace(), population, progress=seen.append
+  )
+  assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 2
+
+
+def test_tokens_are_counted(config, params, population, tasks):
+  evaluator = make(config, params, tasks)
+  evaluator.evaluate(PlainSpace(), population, [1, 2])
+  choice, exact = evaluator._encoded('dev')
+  # Options that share all but their last token share a row.
+  rows = {(*e.prompt, *o[:-1]) for e in choice for o in e.options}
+  read = sum(map(len, rows)) + sum(len(e.prompt) for e in exact)
+  assert evaluator.ledger.prompt_tokens == 2 * read
+  assert evaluator.ledger.members == 2
+
+
+def test_single_token_options_share_one_row():
+  packed = batches.pack_likelihood(
+    [((1, 5, 6), (7,)), ((1, 5, 6), (8,)), ((1, 5, 6), (7, 9))],
+    lambda length: 64,
+  )
+  assert len(packed) == 1
+  assert packed[0].tokens.shape == (2, 8)
+  assert sorted(packed[0].owner[packed[0].owner >= 0]) == [0, 1, 2, 2]
+
+
+def test_buckets_are_few_and_hold_every_row():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 700, 500)
+  tops = batches.length_buckets(lengths)
+  assert len(tops) <= 4 and tops[-1] >= lengths.max()
+  packed = batches.pack_generation(
+    [[1] * n for n in lengths], [3] * len(lengths), lambda length: 32
+  )
+  owners = np.concatenate([batch.owner for batch in packed])
+  assert sorted(owners[owners >= 0]) == list(range(500))
+  assert len({batch.tokens.shape for batch in packed}) <= 4
+  assert all((batch.positions[:, -1] >= 0).all() for batch in packed)
+
+
+def test_long_vocabulary_is_read_in_chunks(
+  config, params, population, tasks, monkeypatch
+):
+  from evojax_llm.fitness import programs
+
+  whole = make(config, params, tasks[:1]).evaluate(PlainSpace(), population)
+  monkeypatch.setattr(programs, '_LOGITS_AT_ONCE', 400)
+  for form in ('batched', 'folded'):
+    parts = make(config, params, tasks[:1], form=form).evaluate(
+      PlainSpace(), population
+    )
+    np.testing.assert_allclose(
+      [list(v.values()) for v in parts.tasks[0].loglikelihoods[1]],
+      [list(v.values()) for v in whole.tasks[0].loglikelihoods[1]],
+      atol=1e-5,
+    )
