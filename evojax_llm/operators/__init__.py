@@ -1,0 +1,1 @@
+"""Pure functions on genomes: merge, mutation, selection, succession."""

@@ -1,0 +1,254 @@
+"""Succession: members move by their own and the population's experience.
+
+The update is GENOME+'s and Model Swarms' (arXiv 2503.01155, 2410.11163), a
+particle swarm with repulsion from the worst:
+
+  r_k ~ U(0, 1), k = 0..3, for each particle and step
+  a   = r phi / sum(r phi)
+  v  <- a_0 v + a_1 (p - x) + a_2 (g - x) - a_3 (w - x)
+  x  <- x + lambda v
+
+with p the member's own best position, g the best and w the worst position
+anyone ever had. Functions are for one particle; vmap them for a population.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.population import stack
+
+
+@flax.struct.dataclass
+class Memory:
+  """Best-particle memory: genomes copied, so that nobody can move them.
+
+  Fitness and id of a place that has never held a member with finite fitness
+  are NaN and the id of the member it was begun with.
+
+  Attributes:
+    personal: P genomes, each member's own best position; None where no
+      succession uses it.
+    personal_fitness: (P,) f32, or None.
+    personal_ids: (P,) i32, or None.
+    best: one genome, the best of all time.
+    best_fitness: () f32.
+    best_id: () i32.
+    worst: one genome, the worst of all time.
+    worst_fitness: () f32.
+    worst_id: () i32.
+  """
+
+  personal: Any
+  personal_fitness: jax.Array | None
+  personal_ids: jax.Array | None
+  best: Any
+  best_fitness: jax.Array
+  best_id: jax.Array
+  worst: Any
+  worst_fitness: jax.Array
+  worst_id: jax.Array
+
+
+def improves(new: jax.Array, old: jax.Array) -> jax.Array:
+  """Whether fitness `new` beats `old`: strictly, NaN never does, all beat NaN.
+
+  Elementwise; use improves(-new, -old) for the worst.
+  """
+  return jnp.isfinite(new) & ((new > old) | ~jnp.isfinite(old))
+
+
+def start_memory(
+  population: stack.Population,
+  fitness: jax.Array,
+  ids: jax.Array,
+  *,
+  personal: bool = True,
+) -> Memory:
+  """Memory of a first, scored population.
+
+  Args:
+    population: leaves (P, ...).
+    fitness: (P,) f32, NaN where failed.
+    ids: (P,) i32.
+    personal: whether to keep personal bests.
+  """
+  best = _first_best(fitness, ids)
+  worst = _first_best(-fitness, ids)
+  return Memory(
+    personal=jax.tree.map(jnp.copy, population) if personal else None,
+    personal_fitness=jnp.copy(fitness) if personal else None,
+    personal_ids=jnp.copy(ids) if personal else None,
+    best=stack.take(population, best),
+    best_fitness=fitness[best],
+    best_id=ids[best],
+    worst=stack.take(population, worst),
+    worst_fitness=fitness[worst],
+    worst_id=ids[worst],
+  )
+
+
+def _first_best(fitness, ids):
+  known = jnp.where(jnp.isfinite(fitness), -fitness, jnp.inf)
+  return jnp.lexsort((ids, known))[0]
+
+
+def remember_extremes(
+  memory: Memory,
+  population: stack.Population,
+  fitness: jax.Array,
+  ids: jax.Array,
+) -> Memory:
+  """Updates best and worst from newly scored members.
+
+  Args:
+    memory: before.
+    population: leaves (M, ...).
+    fitness: (M,) f32, NaN where failed or empty.
+    ids: (M,) i32.
+  """
+  best, worst = _first_best(fitness, ids), _first_best(-fitness, ids)
+  better = improves(fitness[best], memory.best_fitness)
+  worse = improves(-fitness[worst], -memory.worst_fitness)
+
+  def keep(changed, place, old):
+    new = stack.take(population, place)
+    return jax.tree.map(lambda n, o: jnp.where(changed, n, o), new, old)
+
+  return memory.replace(
+    best=keep(better, best, memory.best),
+    best_fitness=jnp.where(better, fitness[best], memory.best_fitness),
+    best_id=jnp.where(better, ids[best], memory.best_id),
+    worst=keep(worse, worst, memory.worst),
+    worst_fitness=jnp.where(worse, fitness[worst], memory.worst_fitness),
+    worst_id=jnp.where(worse, ids[worst], memory.worst_id),
+  )
+
+
+def remember_personal(
+  memory: Memory,
+  population: stack.Population,
+  fitness: jax.Array,
+  ids: jax.Array,
+) -> Memory:
+  """Updates the personal bests of P members that have just been scored."""
+  better = improves(fitness, memory.personal_fitness)
+  return memory.replace(
+    personal=stack.select(better, population, memory.personal),
+    personal_fitness=jnp.where(better, fitness, memory.personal_fitness),
+    personal_ids=jnp.where(better, ids, memory.personal_ids),
+  )
+
+
+def coefficients(draws: jax.Array, weights: jax.Array) -> jax.Array:
+  """The blend a = r phi / sum(r phi).
+
+  Args:
+    draws: (4,) f32 r; ones for the deterministic variant.
+    weights: (4,) f32 phi: inertia, cognitive, social, repel.
+
+  Returns:
+    (4,) f32 that sum to one; zeros if every product is zero.
+  """
+  products = draws * weights
+  total = jnp.sum(products)
+  return jnp.where(
+    total > 0.0, products / jnp.where(total > 0, total, 1.0), 0.0
+  )
+
+
+def draw_coefficients(key: jax.Array, weights: jax.Array) -> jax.Array:
+  """Coefficients with r ~ U(0, 1) drawn for one particle and step."""
+  draws = jax.random.uniform(key, weights.shape, jnp.float32)
+  return coefficients(draws, weights)
+
+
+def velocity(
+  blend: jax.Array,
+  old: stack.Genome,
+  position: stack.Genome,
+  personal: stack.Genome,
+  best: stack.Genome,
+  worst: stack.Genome,
+) -> stack.Genome:
+  """New velocity of one particle, in f32, kept in the type of `old`.
+
+  Args:
+    blend: (4,) f32 coefficients a.
+    old: v.
+    position: x.
+    personal: p.
+    best: g.
+    worst: w.
+  """
+
+  def leaf_velocity(v, x, p, g, w):
+    here = x.astype(jnp.float32)
+    new = (
+      blend[0] * v.astype(jnp.float32)
+      + blend[1] * (p.astype(jnp.float32) - here)
+      + blend[2] * (g.astype(jnp.float32) - here)
+      - blend[3] * (w.astype(jnp.float32) - here)
+    )
+    return new.astype(v.dtype)
+
+  return jax.tree.map(leaf_velocity, old, position, personal, best, worst)
+
+
+def step(
+  position: stack.Genome, speed: stack.Genome, length: jax.Array | float
+) -> stack.Genome:
+  """One particle at x + lambda v, in f32, kept in the type of `position`."""
+  length = jnp.float32(length)
+
+  def leaf_step(x, v):
+    moved = x.astype(jnp.float32) + length * v.astype(jnp.float32)
+    return moved.astype(x.dtype)
+
+  return jax.tree.map(leaf_step, position, speed)
+
+
+def decay(
+  length: jax.Array, factor: jax.Array | float, floor: jax.Array | float
+) -> jax.Array:
+  """New lambda: max(factor lambda, floor), once a generation."""
+  return jnp.maximum(length * jnp.float32(factor), jnp.float32(floor))
+
+
+def first_velocity(
+  position: stack.Genome, target: stack.Genome
+) -> stack.Genome:
+  """The difference target - x, in the type of `position`."""
+
+  def difference(x, y):
+    gap = y.astype(jnp.float32) - x.astype(jnp.float32)
+    return gap.astype(x.dtype)
+
+  return jax.tree.map(difference, position, target)
+
+
+def partners(key: jax.Array, ids: jax.Array) -> jax.Array:
+  """For each member another one, drawn evenly.
+
+  Not for one member: everybody else is in the draw. It is addressed by both
+  ids, so that reordering the members reorders only the places.
+
+  Args:
+    key: () typed key.
+    ids: (P,) i32.
+
+  Returns:
+    (P,) i32 places, never a member's own unless it is alone.
+  """
+
+  def draw(own):
+    pair_key = jax.random.fold_in(key, own)
+    keys = jax.vmap(lambda other: jax.random.fold_in(pair_key, other))(
+      ids.astype(jnp.uint32)
+    )
+    noise = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)
+    return jnp.argmax(jnp.where(ids.astype(jnp.uint32) == own, -1.0, noise))
+
+  return jax.vmap(draw)(ids.astype(jnp.uint32)).astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""Genomes stacked on a leading axis P: layout, keys, leaves and lineage."""

@@ -1,0 +1,72 @@
+"""What operators need to know of a genome's leaves, read from their paths.
+
+Leaves below a key 'layers' carry the layer axis L in front (before it, in a
+population, P), so that one leaf holds L matrices. A leaf named 'b' is the
+second factor of an adapter; its size is the adapter's mass, because the change
+of the model is a b.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+LAYERS = 'layers'
+SECOND_FACTOR = 'b'
+
+
+def _names(path: tuple[Any, ...]) -> list[Any]:
+  return [getattr(entry, 'key', getattr(entry, 'idx', None)) for entry in path]
+
+
+def is_layered(path: tuple[Any, ...]) -> bool:
+  """Whether the leaf at a jax.tree_util path has the layer axis L."""
+  return LAYERS in _names(path)[:-1]
+
+
+def is_second_factor(path: tuple[Any, ...]) -> bool:
+  """Whether the leaf at a jax.tree_util path is a factor B."""
+  return bool(path) and _names(path)[-1] == SECOND_FACTOR
+
+
+def has_factors(genome: Any) -> bool:
+  """Whether a genome is made of adapter factors."""
+  paths = jax.tree_util.tree_flatten_with_path(genome)[0]
+  return any(is_second_factor(path) for path, _ in paths)
+
+
+def map_indexed(function: Callable[..., Any], genome: Any, *others: Any) -> Any:
+  """Maps function(index, path, leaf, *other_leaves) over the leaves.
+
+  The index counts the leaves in jax.tree order; it addresses a leaf's key.
+  """
+  flat, structure = jax.tree_util.tree_flatten_with_path(genome)
+  columns = [structure.flatten_up_to(other) for other in others]
+  results = [
+    function(index, path, leaf, *(column[index] for column in columns))
+    for index, (path, leaf) in enumerate(flat)
+  ]
+  return jax.tree.unflatten(structure, results)
+
+
+def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+  """Root mean square of each matrix of one member's leaf.
+
+  Args:
+    path: where the leaf is.
+    leaf: (L, ...) below 'layers', else (...).
+
+  Returns:
+    f32 that broadcasts against the leaf: (L, 1, ...) or (1, ...).
+  """
+  axes = tuple(range(1 if is_layered(path) else 0, leaf.ndim))
+  square = jnp.square(leaf.astype(jnp.float32))
+  return jnp.sqrt(jnp.mean(square, axis=axes, keepdims=True))
+
+
+def gaussian(key: jax.Array, index: int, leaf: jax.Array) -> jax.Array:
+  """Standard normal noise in f32 for the leaf number `index` of a genome."""
+  return jax.random.normal(
+    jax.random.fold_in(key, index), leaf.shape, jnp.float32
+  )

@@ -1,0 +1,127 @@
+"""Members on the leading axis: stack, size, take, put, concatenate, select.
+
+A population is a pytree whose leaves all have the same leading axis P; a
+genome is the same tree without that axis. Every function keeps the type of
+every leaf.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Genome = Any
+Population = Any
+
+
+def size(population: Population) -> int:
+  """Number of members P.
+
+  Raises:
+    ValueError: if the tree has no leaves, or its leaves disagree on P.
+  """
+  leaves = jax.tree.leaves(population)
+  if not leaves:
+    raise ValueError('Got a population without leaves; expected at least one.')
+  sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+  if len(sizes) != 1 or None in sizes:
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    raise ValueError(
+      f'Got leaves of shapes {shapes}; expected one common leading axis P. '
+      'Stack genomes with stack() first.'
+    )
+  return sizes.pop()
+
+
+def stack(genomes: Sequence[Genome]) -> Population:
+  """Puts P genomes of equal structure on a new leading axis.
+
+  Raises:
+    ValueError: if there are none, or structures, shapes or types differ.
+  """
+  if not genomes:
+    raise ValueError('Got no genomes; expected at least one to stack.')
+  structure = jax.tree.structure(genomes[0])
+  kinds = [
+    (jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(genomes[0])
+  ]
+  for index, genome in enumerate(genomes[1:], start=1):
+    found = [
+      (jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(genome)
+    ]
+    if jax.tree.structure(genome) != structure or found != kinds:
+      raise ValueError(
+        f'Genome {index} differs from genome 0 in structure, shape or type; '
+        'expected equal ones. Pad or convert it before stacking.'
+      )
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
+
+
+@jax.jit
+def take(population: Population, index: jax.Array) -> Population:
+  """Members at `index`: () gives one genome, (M,) a population of M."""
+  return jax.tree.map(lambda leaf: leaf[index], population)
+
+
+def put(
+  population: Population, index: jax.Array, members: Population
+) -> Population:
+  """Writes members into places `index`; the old population is given up.
+
+  The buffers of `population` are donated: called outside of jit, the argument
+  must not be used again.
+
+  Args:
+    population: leaves (P, ...).
+    index: (M,) i32 places, each at most once, or () for one genome.
+    members: leaves (M, ...), or (...) for one genome.
+  """
+  return _put(population, jnp.asarray(index), members)
+
+
+def _write(population, index, members):
+  return jax.tree.map(
+    lambda leaf, new: leaf.at[index].set(new.astype(leaf.dtype)),
+    population,
+    members,
+  )
+
+
+_put = jax.jit(_write, donate_argnums=0)
+
+
+def concatenate(*populations: Population) -> Population:
+  """Joins populations along P."""
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *populations)
+
+
+def select(
+  mask: jax.Array, chosen: Population, other: Population
+) -> Population:
+  """Per member, `chosen` where mask (P,) is true, else `other`.
+
+  A leaf of `other` (or `chosen`) may lack the leading axis; it then stands for
+  every member. Nothing is multiplied, so NaN in the side not chosen is
+  harmless.
+  """
+
+  def leaf_select(yes, no):
+    rank = max(yes.ndim, no.ndim)
+    return jnp.where(mask.reshape(mask.shape + (1,) * (rank - 1)), yes, no)
+
+  return jax.tree.map(leaf_select, chosen, other)
+
+
+def pad(population: Population, size_after: int) -> Population:
+  """Appends members of zeros until there are `size_after`."""
+  missing = size_after - size(population)
+  if missing < 0:
+    raise ValueError(
+      f'Got {size(population)} members to pad to {size_after}; expected no '
+      'more than that.'
+    )
+  return jax.tree.map(
+    lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)),
+    population,
+  )

@@ -1,0 +1,1 @@
+"""Published systems, stock evosax algorithms and plain baselines."""

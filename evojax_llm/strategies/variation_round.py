@@ -1,0 +1,191 @@
+"""A round of crossover and mutation, and the selection that ends it.
+
+Slots of a proposal: C = P // 2 for children, then those for mutated copies.
+Every draw is addressed by the id of who draws, so the order of the members
+does not matter.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators import merge
+from evojax_llm.operators import mutation
+from evojax_llm.operators import selection
+from evojax_llm.population import keys
+from evojax_llm.population import lineage
+from evojax_llm.population import stack
+
+# In the order of the slots; with '+scale', the member's mass was changed too.
+OPERATORS = ('crossover', 'crossover+scale', 'mutation', 'mutation+scale')
+CROSSOVERS = ('fitness', 'extrapolate')
+
+
+def propose(
+  strategy: Any, key: jax.Array, state: Any, params: Any
+) -> tuple[stack.Population, Any]:
+  """Crossover children, and mutated copies of members and children.
+
+  Failed members take no part, unless everybody failed. More copies than there
+  are slots are dropped, those of the highest ids first.
+
+  Args:
+    strategy: for its options and numbers of slots; see genome.Genome.
+    key: () typed key.
+    state: with the population and its fitness.
+    params: hyperparameters; see genome.Params.
+
+  Returns:
+    Members (M, ...), and the state with the proposal.
+  """
+  generation, first_id = state.generation, state.next_id
+  able = jnp.isfinite(state.fitness)
+  able = able | ~jnp.any(able)
+  num_children, num_mutants = strategy.num_children, strategy.num_mutants
+  num_slots = num_children + num_mutants
+  ids = first_id + jnp.arange(num_slots, dtype=jnp.int32)
+  child_ids = ids[:num_children]
+  children, wanted, child_parents = _cross(
+    strategy, key, state, able, child_ids, params
+  )
+  children, child_scaled = _scale(
+    key, generation, 'child', child_ids, children, params
+  )
+
+  # Nobody is copied twice, so a copy may draw with the id of its source.
+  pool = stack.concatenate(state.population, children)
+  pool_ids = jnp.concatenate([state.ids, child_ids])
+  chance = _uniform(key, generation, pool_ids, 'mutate')
+  mutates = jnp.concatenate([able, wanted]) & (chance < params.mutation_rate)
+  order = jnp.lexsort((pool_ids, ~mutates))[:num_mutants]
+  sources = pool_ids[order]
+
+  def mutate(mutant_key, genome):
+    return mutation.gaussian(
+      mutant_key,
+      genome,
+      params.sigma,
+      params.gene_rate,
+      relative=strategy.relative_sigma,
+      mask=strategy.mask,
+    )
+
+  mutants = jax.vmap(mutate)(
+    keys.keys_for(key, generation, sources, 'mutation'), stack.take(pool, order)
+  )
+  mutants, mutant_scaled = _scale(
+    key, generation, 'copy', sources, mutants, params
+  )
+
+  mutant_parents = jnp.stack(
+    [sources, jnp.full_like(sources, lineage.NOBODY)], axis=1
+  )
+  operator = jnp.concatenate(
+    [
+      _operator(strategy, 'crossover') + child_scaled.astype(jnp.int32),
+      _operator(strategy, 'mutation') + mutant_scaled.astype(jnp.int32),
+    ]
+  )
+  empty = strategy.num_proposals - num_slots
+  proposal = lineage.fill(
+    jnp.pad(jnp.concatenate([wanted, mutates[order]]), (0, empty)),
+    first_id,
+    jnp.pad(
+      jnp.concatenate([child_parents, mutant_parents]), ((0, empty), (0, 0))
+    ),
+    jnp.pad(operator, (0, empty)),
+  )
+  proposals = stack.concatenate(children, mutants)
+  return stack.pad(proposals, strategy.num_proposals), state.replace(
+    proposal=proposal
+  )
+
+
+def select(
+  strategy: Any,
+  key: jax.Array,
+  population: stack.Population,
+  fitness: jax.Array,
+  state: Any,
+  params: Any,
+) -> tuple[Any, jax.Array]:
+  """Brings members and proposals back to P.
+
+  Returns:
+    State with the survivors, and (P,) their places among members and
+    proposals.
+  """
+  members = strategy.population_size
+  pool_fitness = jnp.concatenate([state.fitness, fitness])
+  pool_ids = jnp.concatenate([state.ids, state.proposal.ids])
+  places = selection.survivors(
+    keys.key_for(key, state.generation, lineage.NOBODY, 'selection'),
+    pool_fitness,
+    pool_ids >= 0,
+    members,
+    pool_ids,
+    selection.elite_count(
+      params.elite_share,
+      members,
+      least=strategy.least_elites,
+      rounding=strategy.elite_rounding,
+    ),
+    method=strategy.selection_method,
+    entrants=strategy.entrants,
+  )
+  pool = stack.concatenate(state.population, population)
+  state = state.replace(
+    population=stack.take(pool, places),
+    fitness=pool_fitness[places],
+    ids=pool_ids[places],
+  )
+  return state, places
+
+
+def _operator(strategy, name):
+  return strategy.operator_names.index(name)
+
+
+def _uniform(key, generation, ids, purpose):
+  """(M,) f32 in [0, 1), one draw for each id."""
+  return jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(
+    keys.keys_for(key, generation, ids, purpose)
+  )
+
+
+def _cross(strategy, key, state, able, ids, params):
+  """Children (C, ...), which slots are used, and parents' ids (C, 2)."""
+  if not strategy.num_children:
+    nothing = jax.tree.map(lambda leaf: leaf[:0], state.population)
+    return nothing, jnp.zeros((0,), bool), jnp.zeros((0, 2), jnp.int32)
+  generation = state.generation
+  chance = _uniform(key, generation, ids, 'cross')
+  # Two distinct parents must be found among those able.
+  wanted = (chance < params.cross_rate) & (jnp.sum(able) >= 2)
+  places = jax.vmap(
+    lambda k: selection.roulette(k, state.fitness, 2, state.ids)
+  )(keys.keys_for(key, generation, ids, 'parents'))
+  if strategy.crossover == 'fitness':
+    weights = jax.vmap(merge.fitness_weights)(state.fitness[places])
+  else:
+    weights = jax.vmap(merge.extrapolation_weights, in_axes=(0, None, None))(
+      keys.keys_for(key, generation, ids, 'weights'),
+      params.cross_low,
+      params.cross_high,
+    )
+  parents = stack.take(state.population, places)
+  return jax.vmap(merge.linear)(parents, weights), wanted, state.ids[places]
+
+
+def _scale(key, generation, who, ids, population, params):
+  """Multiplies the mass of some members; (M, ...) and (M,) bool."""
+  scaled = _uniform(key, generation, ids, f'whether to scale {who}')
+  scaled = scaled < params.scale_rate
+  heavier = jax.vmap(mutation.scale, in_axes=(0, 0, None, None))(
+    keys.keys_for(key, generation, ids, f'scale {who}'),
+    population,
+    params.scale_low,
+    params.scale_high,
+  )
+  return stack.select(scaled, heavier, population), scaled
