@@ -1,0 +1,318 @@
+"""Initial populations, made of experts by a list of recipes.
+
+Everything but noise is linear in the experts, factor by factor: a member is
+A = sum_n u_n A_n and B = sum_n w_n B_n, with u = w but for members whose mass
+is chosen (the zero adapter, the scaled average). A population is thus worked
+out as two (P, N) tables first, and made in one pass over the experts.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import inspect
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.operators import mutation
+from evojax_llm.population import keys
+from evojax_llm.population import leaves
+from evojax_llm.population import lineage
+from evojax_llm.population import stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """How one member is made.
+
+  Attributes:
+    operator: what made it, for the lineage.
+    first: (N,) f64 weights u of the experts' A, and of all other leaves.
+    second: (N,) f64 weights w of the experts' B.
+    parents: indices of up to two parents, -1 where there is none: experts
+      0..N-1, then members of this population as N + place.
+    sigma: relative deviation of Gaussian noise put on it.
+  """
+
+  operator: str
+  first: np.ndarray
+  second: np.ndarray
+  parents: tuple[int, int] = (lineage.NOBODY, lineage.NOBODY)
+  sigma: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+  """An initial population and where it comes from.
+
+  Attributes:
+    population: leaves (P, ...) in the experts' types.
+    operators: (P,) names.
+    parents: (P, 2) i32, as in Row.
+    rows: (P,) how each was made.
+  """
+
+  population: stack.Population
+  operators: tuple[str, ...]
+  parents: np.ndarray
+  rows: tuple[Row, ...]
+
+
+# A recipe entry: its name, or its name with options.
+Entry = str | tuple[str, Mapping[str, Any]]
+
+
+def make_initial(
+  experts: stack.Population,
+  recipe: Sequence[Entry],
+  size: int,
+  seed_key: jax.Array,
+) -> Initial:
+  """Makes P members by a list of recipes, in order.
+
+  The last entry fills what is left, so it must be one without a fixed number
+  ('pairs', 'interpolants', 'extrapolants', 'noise') unless the others make P
+  already. Too many members are cut off at P.
+
+  Args:
+    experts: leaves (N, ...).
+    recipe: entries of RECIPES, for example ('experts', 'zero',
+      ('scaled_average', {'factor': 3.0}), 'extrapolants').
+    size: P.
+    seed_key: () typed key of the run.
+
+  Raises:
+    ValueError: if an entry or its options are unknown, there are too few
+      experts, or the recipe ends before P.
+  """
+  num_experts = stack.size(experts)
+  rows = make_rows(num_experts, recipe, size, seed_key)
+  population = combine(
+    experts,
+    np.stack([row.first for row in rows]),
+    np.stack([row.second for row in rows]),
+  )
+  sigma = np.asarray([row.sigma for row in rows], np.float32)
+  if np.any(sigma):
+    places = np.flatnonzero(sigma)
+    noisy = jax.vmap(
+      lambda key, genome, s: mutation.gaussian(key, genome, s, 1.0)
+    )(
+      keys.keys_for(seed_key, 0, jnp.asarray(places, jnp.int32), 'noise'),
+      stack.take(population, places),
+      jnp.asarray(sigma[places]),
+    )
+    population = stack.put(population, places, noisy)
+  return Initial(
+    population=population,
+    operators=tuple(row.operator for row in rows),
+    parents=np.asarray([row.parents for row in rows], np.int32),
+    rows=tuple(rows),
+  )
+
+
+def combine(
+  experts: stack.Population, first: np.ndarray, second: np.ndarray
+) -> stack.Population:
+  """Members as weighted sums of experts, B weighed apart from the rest.
+
+  Args:
+    experts: leaves (N, ...).
+    first: (P, N) weights of all leaves but B.
+    second: (P, N) weights of B.
+
+  Returns:
+    Leaves (P, ...), summed in f32, in the experts' types. A member that is one
+    expert alone is that expert bit for bit.
+  """
+  num_experts = stack.size(experts)
+  one_hot = np.eye(num_experts)
+  copied = [
+    int(np.argmax(u))
+    if np.array_equal(u, w) and any(np.array_equal(u, e) for e in one_hot)
+    else lineage.NOBODY
+    for u, w in zip(first, second, strict=True)
+  ]
+  is_copy = jnp.asarray(copied) >= 0
+  source = jnp.maximum(jnp.asarray(copied, jnp.int32), 0)
+
+  def mix(index, path, leaf):
+    del index
+    leaf = jnp.asarray(leaf)
+    weights = second if leaves.is_second_factor(path) else first
+    mixed = jnp.einsum(
+      'pn,n...->p...',
+      jnp.asarray(weights, jnp.float32),
+      leaf.astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
+    ).astype(leaf.dtype)
+    # A matrix product may round even a sum of one term; a copy may not.
+    return stack.select(is_copy, leaf[source], mixed)
+
+  return leaves.map_indexed(mix, experts)
+
+
+def make_rows(
+  num_experts: int, recipe: Sequence[Entry], size: int, seed_key: jax.Array
+) -> list[Row]:
+  """The rows of `make_initial`, without making anybody."""
+  if size < 1:
+    raise ValueError(f'Got a population of {size}; expected at least one.')
+  rows: list[Row] = []
+  for entry in recipe:
+    name, options = (entry, {}) if isinstance(entry, str) else entry
+    if name not in RECIPES:
+      raise ValueError(
+        f'Got recipe {name!r}; expected one of {tuple(RECIPES)}.'
+      )
+    if len(rows) >= size:
+      break
+    draw = _Draw(seed_key, num_experts, tuple(rows), size - len(rows))
+    known = list(inspect.signature(RECIPES[name]).parameters)[1:]
+    if not set(options) <= set(known):
+      raise ValueError(
+        f'Got options {dict(options)} for recipe {name!r}; expected some of '
+        f'{known}.'
+      )
+    rows += RECIPES[name](draw, **options)
+  if len(rows) < size:
+    raise ValueError(
+      f'The recipe {tuple(recipe)} makes {len(rows)} members out of '
+      f"{num_experts} experts; expected {size}. End it with 'extrapolants' or "
+      'another entry that fills up, or ask for fewer members.'
+    )
+  return rows[:size]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+  """What a recipe sees: experts, the rows so far, and how many are missing."""
+
+  seed_key: jax.Array
+  num_experts: int
+  rows: tuple[Row, ...]
+  missing: int
+
+  def uniform(self, place: int, purpose: str, count: int = 1) -> np.ndarray:
+    """(count,) draws in [0, 1) of the member at a place."""
+    key = keys.key_for(self.seed_key, 0, place, purpose)
+    return np.asarray(jax.random.uniform(key, (count,), jnp.float32), float)
+
+  def expert(self, index: int) -> Row:
+    weights = np.eye(self.num_experts)[index]
+    return Row('expert', weights, weights, (index, lineage.NOBODY))
+
+
+def _experts(draw: _Draw) -> list[Row]:
+  """The N experts themselves."""
+  return [draw.expert(n) for n in range(draw.num_experts)]
+
+
+def expert_pairs(
+  num_experts: int, count: int, seed_key: jax.Array
+) -> list[tuple[int, int]]:
+  """GENOME's pairs: all unordered ones, shuffled, repeated beyond their number.
+
+  Ten experts make 45, so 40 members are 40 different pairs.
+
+  Raises:
+    ValueError: if there are fewer than two experts.
+  """
+  if num_experts < 2:
+    raise ValueError(
+      f'Got {num_experts} experts; expected at least two to make pairs.'
+    )
+  pairs = list(itertools.combinations(range(num_experts), 2))
+  key = keys.key_for(seed_key, 0, lineage.NOBODY, 'pairs')
+  order = np.asarray(jax.random.permutation(key, len(pairs)))
+  return [pairs[order[i % len(pairs)]] for i in range(count)]
+
+
+def _pairs(draw: _Draw) -> list[Row]:
+  """Convex pairs with random normalised weights u = U1 / (U1 + U2)."""
+  rows = []
+  pairs = expert_pairs(draw.num_experts, draw.missing, draw.seed_key)
+  for place, (a, b) in enumerate(pairs, start=len(draw.rows)):
+    u = draw.uniform(place, 'pair weights', 2) + 1e-12
+    weights = np.zeros(draw.num_experts)
+    weights[[a, b]] = u / u.sum()
+    rows.append(Row('pair', weights, weights, (a, b)))
+  return rows
+
+
+def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
+  """Children t x_a + (1 - t) x_b of a list that grows by them."""
+
+  def make(draw: _Draw, low: float = low, high: float = high) -> list[Row]:
+    # With nobody there yet, the experts are parents without being members.
+    offset = draw.num_experts
+    pool = [(offset + i, row) for i, row in enumerate(draw.rows)]
+    pool = pool or [(n, row) for n, row in enumerate(_experts(draw))]
+    if len(pool) < 2:
+      raise ValueError(
+        f'Got {len(pool)} possible parents for {name!r}; expected at least two.'
+      )
+    rows = []
+    for place in range(len(draw.rows), len(draw.rows) + draw.missing):
+      first, second, t = draw.uniform(place, name, 3)
+      a = int(first * len(pool))
+      b = (a + 1 + int(second * (len(pool) - 1))) % len(pool)
+      t = low + (high - low) * t
+      (index_a, row_a), (index_b, row_b) = pool[a], pool[b]
+      row = Row(
+        name.removesuffix('s'),
+        t * row_a.first + (1 - t) * row_b.first,
+        t * row_a.second + (1 - t) * row_b.second,
+        (index_a, index_b),
+      )
+      rows.append(row)
+      pool.append((offset + place, row))
+    return rows
+
+  return make
+
+
+def _scaled_average(draw: _Draw, factor: float = 3.0) -> list[Row]:
+  """The experts' mean, its B multiplied by a factor."""
+  mean = np.full(draw.num_experts, 1.0 / draw.num_experts)
+  return [Row('scaled_average', mean, mean * factor)]
+
+
+def _average(draw: _Draw) -> list[Row]:
+  """The experts' mean."""
+  (row,) = _scaled_average(draw, factor=1.0)
+  return [dataclasses.replace(row, operator='average')]
+
+
+def _zero(draw: _Draw) -> list[Row]:
+  """The base: the experts' mean A, which is theirs if they share it, and B 0.
+
+  With A zero as well, steps towards it would lose the shared A.
+  """
+  (row,) = _scaled_average(draw, factor=0.0)
+  return [dataclasses.replace(row, operator='zero')]
+
+
+def _noise(draw: _Draw, sigma: float = 0.1) -> list[Row]:
+  """Copies of the experts in turn, with noise relative to each matrix."""
+  rows = [draw.expert(i % draw.num_experts) for i in range(draw.missing)]
+  return [
+    dataclasses.replace(row, operator='noise', sigma=sigma) for row in rows
+  ]
+
+
+RECIPES: dict[str, Callable[..., list[Row]]] = {
+  'experts': _experts,
+  'pairs': _pairs,
+  # t ~ U(0, 1): the paper of Model Swarms; U(0, 2): its released code.
+  'interpolants': _between('interpolants', 0.0, 1.0),
+  'extrapolants': _between('extrapolants', 0.0, 2.0),
+  'zero': _zero,
+  'average': _average,
+  'scaled_average': _scaled_average,
+  'noise': _noise,
+}
