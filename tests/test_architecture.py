@@ -28,6 +28,9 @@ RANKS = {
   'evojax_llm.checkpoint': 5,
   'evojax_llm.record': 5,
   'evojax_llm.report': 5,
+  'evojax_llm.baselines': 5,
+  'evojax_llm.plot': 5,
+  'evojax_llm.progress': 5,
   'experiments': 6,
 }
 MAX_LINES = 420

@@ -1,0 +1,259 @@
+"""Checkpoints of a run: one pytree, saved without stopping the loop.
+
+Everything the project knows about orbax is in this file. The rules it keeps:
+
+* every generation is saved; the two newest are kept;
+* a checkpoint is either complete (renamed into place) or absent, so a killed
+  process leaves the previous one intact;
+* what is read back is checked against what was written: shapes and dtypes
+  before anything is loaded, a checksum of every leaf after. A damaged newest
+  checkpoint gives way to the one before it, with a message.
+"""
+
+import fcntl
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+_KEEP = 2
+
+
+class CheckpointError(ValueError):
+  """A run folder or a checkpoint that cannot be used as it stands."""
+
+
+class Checkpoints:
+  """The checkpoints `<folder>/<generation>` of one run.
+
+  Example:
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.restore(abstract_state)  # None in a new folder
+    checkpoints.save(generation, state)          # returns before it is written
+    checkpoints.close()                          # waits for the last one
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    # Orbax refuses relative paths.
+    self.folder = pathlib.Path(folder).absolute()
+    self._checkpointer = None
+
+  def generations(self) -> list[int]:
+    """Generations with a committed checkpoint, oldest first."""
+    if not self.folder.is_dir():
+      return []
+    names = (p.name for p in self.folder.iterdir() if p.is_dir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+  def restore(self, abstract: Any) -> tuple[int, Any] | None:
+    """The newest checkpoint that can be read.
+
+    Args:
+      abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves (or
+        arrays). A leaf's `sharding`, if it has one, is where it is put.
+
+    Returns:
+      (generation, state), or None when there is no checkpoint at all. Damaged
+      checkpoints newer than the one returned are moved out of the way.
+
+    Raises:
+      CheckpointError: the checkpoint is of a state with other leaves, shapes
+        or dtypes, or no checkpoint of those present can be read.
+    """
+    generations = self.generations()
+    for generation in reversed(generations):
+      try:
+        return generation, _load(self.folder / str(generation), abstract)
+      except CheckpointError:
+        raise
+      # Orbax and tensorstore report damage through many types, `Exception`
+      # itself among them; whatever it was, the next older one is tried.
+      except Exception as error:  # pylint: disable=broad-exception-caught
+        aside = self._set_aside(generation)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logging.warning(
+          'The checkpoint of generation %d is damaged (%s). It was moved to '
+          '%s; the one before it is used.',
+          generation,
+          reason[:160],
+          aside,
+        )
+    if generations:
+      raise CheckpointError(
+        f'None of the checkpoints in {self.folder} can be read (generations '
+        f'{generations}; they were moved to {self.folder.parent}). Start '
+        'again in a new workdir.'
+      )
+    return None
+
+  def save(self, generation: int, state: Any) -> None:
+    """Saves `state` as the checkpoint of `generation`, in the background.
+
+    The arrays may be donated or deleted as soon as this returns. If the
+    previous save is still being written, waits for it.
+
+    Raises:
+      CheckpointError: the state has a leaf of size zero, which orbax cannot
+        store, or orbax declined to save.
+    """
+    empty = [name for name, leaf in _named_leaves(state) if 0 in leaf.shape]
+    if empty:
+      raise CheckpointError(
+        f'Leaves of size zero cannot be stored: {empty}. Leave them out of '
+        'the state or give them one element.'
+      )
+    checkpointer = self._writer()
+    sums = [int(x) for x in np.asarray(_checksums(jax.tree.leaves(state)))]
+    response = checkpointer.save_async(
+      generation,
+      state,
+      force=True,
+      overwrite=True,
+      custom_metadata={'checksums': sums},
+    )
+    if response is None:
+      raise CheckpointError(
+        f'The checkpoint of generation {generation} was not accepted for '
+        f'saving in {self.folder}.'
+      )
+
+  def close(self) -> None:
+    """Waits until everything is written."""
+    if self._checkpointer is not None:
+      self._checkpointer.close()
+      self._checkpointer = None
+
+  def _writer(self):
+    if self._checkpointer is None:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      training = ocp.training
+      self._checkpointer = training.Checkpointer(
+        self.folder,
+        save_decision_policy=(
+          training.save_decision_policies.FixedIntervalPolicy(1)
+        ),
+        preservation_policy=training.preservation_policies.LatestN(_KEEP),
+        # What a killed process left half written.
+        cleanup_tmp_directories=True,
+      )
+    return self._checkpointer
+
+  def _set_aside(self, generation: int) -> pathlib.Path:
+    target = self.folder.parent / f'damaged_checkpoint_{generation}'
+    if target.exists():
+      shutil.rmtree(target)
+    os.replace(self.folder / str(generation), target)
+    return target
+
+
+def _load(path: pathlib.Path, abstract: Any) -> Any:
+  stored = ocp.metadata(path)
+  if not jax.tree.leaves(stored.metadata):
+    raise OSError('its metadata cannot be read')
+  _check_same_leaves(path, stored.metadata, abstract)
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+  def placed(leaf):
+    sharding = getattr(leaf, 'sharding', None) or device
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  state = ocp.load(path, jax.tree.map(placed, abstract))
+  wanted = (stored.custom_metadata or {}).get('checksums')
+  found = np.asarray(_checksums(jax.tree.leaves(state)))
+  if wanted is None or not np.array_equal(np.asarray(wanted, np.uint32), found):
+    raise OSError('the values do not have the checksums they were saved with')
+  return state
+
+
+def _check_same_leaves(path: pathlib.Path, stored: Any, abstract: Any) -> None:
+  """Orbax's own message about a wrong shape speaks of something else."""
+  have = {
+    name: (leaf.shape, leaf.dtype) for name, leaf in _named_leaves(stored)
+  }
+  want = {
+    name: (tuple(leaf.shape), jnp.dtype(leaf.dtype))
+    for name, leaf in _named_leaves(abstract)
+  }
+  wrong = []
+  for name in sorted(have.keys() | want.keys()):
+    if name not in have:
+      wrong.append(f'{name}: not in the checkpoint')
+    elif name not in want:
+      wrong.append(f'{name}: in the checkpoint, not in this run')
+    elif (tuple(have[name][0]), jnp.dtype(have[name][1])) != want[name]:
+      stored_as = f'{have[name][1]}{list(have[name][0])}'
+      wanted_as = f'{want[name][1]}{list(want[name][0])}'
+      wrong.append(f'{name}: {stored_as} stored, {wanted_as} expected')
+  if wrong:
+    shown = '\n  '.join(wrong[:8] + (['...'] if len(wrong) > 8 else []))
+    raise CheckpointError(
+      f'The checkpoint {path} is of another run:\n  {shown}\n'
+      'Use the command that started that run, or another workdir.'
+    )
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+  """('strategy/population/...', leaf): the same for a dict and a dataclass."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    for path, leaf in leaves
+  ]
+
+
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+  """One uint32 a leaf, computed where the leaf lives.
+
+  Each element's bits times an odd number of its place, summed modulo 2^32:
+  a changed element always changes the sum, and so do (almost always) swapped
+  ones. Integer sums do not depend on order, hence not on sharding.
+  """
+  return jnp.stack([_checksum(leaf) for leaf in leaves])
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+  if leaf.dtype == jnp.bool_:
+    leaf = leaf.astype(jnp.uint8)
+  bits = jnp.dtype(leaf.dtype).itemsize * 8
+  unsigned = jnp.dtype(f'uint{bits}')
+  words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+  place = jax.lax.iota(jnp.uint32, leaf.size).reshape(leaf.shape)
+  odd = place * jnp.uint32(2654435762) + jnp.uint32(1)
+  return jnp.sum(words * odd, dtype=jnp.uint32)
+
+
+class WorkdirLock:
+  """Keeps a second process out of a run folder.
+
+  The kernel releases the lock when the process ends, however it ends.
+
+  Raises:
+    CheckpointError: another process holds the lock.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    path = pathlib.Path(folder) / 'lock'
+    self._file = open(path, 'a+', encoding='utf-8')
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      self._file.seek(0)
+      owner = self._file.read().strip() or 'unknown'
+      self._file.close()
+      raise CheckpointError(
+        f'Another process ({owner}) is running in {folder}. Wait for it, stop '
+        'it, or use another workdir.'
+      ) from None
+    self._file.truncate(0)
+    self._file.write(f'pid {os.getpid()}')
+    self._file.flush()
+
+  def release(self) -> None:
+    self._file.close()

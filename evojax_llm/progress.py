@@ -1,0 +1,142 @@
+"""Where the time of a generation goes, and telling people how far a run is."""
+
+from collections.abc import Iterator
+import contextlib
+import sys
+import time
+from typing import Any
+from typing import TextIO
+
+import jax
+
+# Making a program and compiling it. Tracing is left out: the events of nested
+# functions overlap.
+_COMPILING = (
+  '/jax/core/compile/jaxpr_to_mlir_module_duration',
+  '/jax/core/compile/backend_compile_duration',
+)
+
+
+class Stopwatch:
+  """Wall time by phase; compilation counts as a phase of its own.
+
+  Example:
+    with Stopwatch() as watch:
+      with watch.phase('score'):
+        ...
+      watch.take()  # {'compile': 2.1, 'score': 0.4}
+  """
+
+  def __init__(self):
+    self._seconds: dict[str, float] = {'compile': 0.0}
+
+  def __enter__(self) -> 'Stopwatch':
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """Adds the block's wall time to a phase, less what was compiled in it."""
+    start, compiled = time.perf_counter(), self._seconds['compile']
+    try:
+      yield
+    finally:
+      spent = time.perf_counter() - start
+      spent -= self._seconds['compile'] - compiled
+      self._seconds[name] = self._seconds.get(name, 0.0) + max(0.0, spent)
+
+  def take(self) -> dict[str, float]:
+    """Seconds by phase since the last call."""
+    seconds, self._seconds = self._seconds, {'compile': 0.0}
+    return seconds
+
+  def _listen(self, event: str, seconds: float, **_: Any) -> None:
+    if event in _COMPILING:
+      self._seconds['compile'] += seconds
+
+
+class Progress:
+  """One changing line on a terminal, a line a generation elsewhere.
+
+  Args:
+    generations: G of the run.
+    stream: where to write; standard error by default, so that tables on
+      standard output can be piped.
+    tokens: returns the tokens read and generated so far, for the speed.
+  """
+
+  def __init__(
+    self, generations: int, stream: TextIO | None = None, tokens=lambda: 0
+  ):
+    self._stream = stream or sys.stderr
+    self._live = self._stream.isatty()
+    self._generations, self._tokens = generations, tokens
+    self._label, self._members = '', 0
+    self._began = self._started = time.monotonic()
+    self._tokens_at_start = 0
+    self._first, self._done, self._best = 0, 0, None
+
+  def begin(self, label: str, members: int) -> None:
+    """A batch of members is about to be scored."""
+    self._label, self._members = label, members
+    self._started = time.monotonic()
+    self._tokens_at_start = self._tokens()
+
+  def update(self, share: float) -> None:
+    """So much of the batch has been scored; for `Evaluator.evaluate`."""
+    if not self._live:
+      return
+    spent = max(1e-6, time.monotonic() - self._started)
+    speed = (self._tokens() - self._tokens_at_start) / spent
+    parts = [
+      self._label,
+      f'{int(share * self._members)}/{self._members} members',
+      f'{speed:,.0f} tokens/s',
+    ]
+    if self._best is not None:
+      parts.append(f'best {self._best:.4f}')
+    left = self._left(share)
+    if left is not None:
+      parts.append(f'{clock(left)} left')
+    self._write('\r\x1b[K' + '  '.join(parts))
+
+  def resume(self, generation: int, best: float) -> None:
+    """Generations up to this one were done by an earlier process."""
+    self._first = self._done = generation + 1
+    self._best = best
+    self._began = time.monotonic()
+
+  def generation(self, number: int, text: str, best: float) -> None:
+    """A generation is over; `text` says what came of it."""
+    self._done, self._best = number + 1, best
+    left = self._left(0.0)
+    tail = f'  {clock(left)} left' if left else ''
+    self.line(f'generation {number}/{self._generations}  {text}{tail}')
+
+  def line(self, text: str) -> None:
+    """A line of its own."""
+    self._write(('\r\x1b[K' if self._live else '') + text + '\n')
+
+  def _left(self, share: float) -> float | None:
+    """Seconds until the last generation, from those of this process."""
+    done = self._done - self._first + share
+    if self._done <= self._first:
+      return None
+    spent = time.monotonic() - self._began
+    return spent / done * (self._generations + 1 - self._done - share)
+
+  def _write(self, text: str) -> None:
+    self._stream.write(text)
+    self._stream.flush()
+
+
+def clock(seconds: float) -> str:
+  """0:42, 12:05 or 3:00:10."""
+  minutes, seconds = divmod(int(seconds + 0.5), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02}:{seconds:02}'
+  return f'{minutes}:{seconds:02}'
