@@ -19,7 +19,6 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 _KEEP = 2
@@ -92,6 +91,26 @@ class Checkpoints:
       )
     return None
 
+  def read(self) -> tuple[int, dict[str, Any]]:
+    """The newest readable checkpoint as nested dicts; changes nothing.
+
+    For readers that do not own the run: whoever does may be saving meanwhile.
+
+    Raises:
+      CheckpointError: there is none, or none can be read.
+    """
+    generations = self.generations()
+    for generation in reversed(generations):
+      path = self.folder / str(generation)
+      try:
+        return generation, _load(path, ocp.metadata(path).metadata)
+      except Exception as error:  # pylint: disable=broad-exception-caught
+        logging.warning('Checkpoint %s cannot be read: %r', path, error)
+    raise CheckpointError(
+      f'There is no readable checkpoint in {self.folder} (of generations '
+      f'{generations}). Is this the folder of a run that has begun?'
+    )
+
   def save(self, generation: int, state: Any) -> None:
     """Saves `state` as the checkpoint of `generation`, in the background.
 
@@ -109,13 +128,12 @@ class Checkpoints:
         'the state or give them one element.'
       )
     checkpointer = self._writer()
-    sums = [int(x) for x in np.asarray(_checksums(jax.tree.leaves(state)))]
     response = checkpointer.save_async(
       generation,
       state,
       force=True,
       overwrite=True,
-      custom_metadata={'checksums': sums},
+      custom_metadata={'checksums': _checksums(state)},
     )
     if response is None:
       raise CheckpointError(
@@ -164,9 +182,7 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   state = ocp.load(path, jax.tree.map(placed, abstract))
-  wanted = (stored.custom_metadata or {}).get('checksums')
-  found = np.asarray(_checksums(jax.tree.leaves(state)))
-  if wanted is None or not np.array_equal(np.asarray(wanted, np.uint32), found):
+  if (stored.custom_metadata or {}).get('checksums') != _checksums(state):
     raise OSError('the values do not have the checksums they were saved with')
   return state
 
@@ -207,18 +223,24 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
   ]
 
 
-@jax.jit
-def _checksums(leaves: list[jax.Array]) -> jax.Array:
-  """One uint32 a leaf, computed where the leaf lives.
+def _checksums(state: Any) -> dict[str, int]:
+  """A number for each leaf, by name, computed where the leaf lives."""
+  named = dict(_named_leaves(state))
+  sums = jax.device_get(_checksum_all(named))
+  return {name: int(value) for name, value in sums.items()}
 
-  Each element's bits times an odd number of its place, summed modulo 2^32:
-  a changed element always changes the sum, and so do (almost always) swapped
-  ones. Integer sums do not depend on order, hence not on sharding.
-  """
-  return jnp.stack([_checksum(leaf) for leaf in leaves])
+
+@jax.jit
+def _checksum_all(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  return {name: _checksum(leaf) for name, leaf in leaves.items()}
 
 
 def _checksum(leaf: jax.Array) -> jax.Array:
+  """() u32: the elements' bits, each times an odd number of its place.
+
+  A changed element always changes the sum, and swapped ones almost always do.
+  Integer sums do not depend on order, hence not on sharding.
+  """
   if leaf.dtype == jnp.bool_:
     leaf = leaf.astype(jnp.uint8)
   bits = jnp.dtype(leaf.dtype).itemsize * 8

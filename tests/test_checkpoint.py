@@ -190,6 +190,16 @@ def test_a_state_of_another_shape_is_refused_by_name(tmp_path):
   assert checkpoint.Checkpoints(tmp_path / 'c').generations() == [0]
 
 
+def test_reading_needs_no_knowledge_of_the_state(tmp_path):
+  save(tmp_path / 'c', 2)
+  generation, state = checkpoint.Checkpoints(tmp_path / 'c').read()
+  assert generation == 1
+  expected = make_state(1).population['a']
+  np.testing.assert_array_equal(state['population']['a'], expected)
+  with pytest.raises(checkpoint.CheckpointError, match='no readable'):
+    checkpoint.Checkpoints(tmp_path / 'none').read()
+
+
 def test_leaves_of_size_zero_are_refused_by_name(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match='nothing'):
     checkpoint.Checkpoints(tmp_path / 'c').save(0, {'nothing': jnp.zeros(0)})
