@@ -1,0 +1,1 @@
+"""Builds and measures the pocket population shipped in evojax_llm/pocket."""

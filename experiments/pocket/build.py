@@ -1,0 +1,136 @@
+"""Builds the pocket population: base, experts, task files and stages.
+
+  python -m experiments.pocket.build --out=/tmp/pocket
+
+Everything is generated and trained here, from one seed.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import shutil
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import numpy as np
+
+from evojax_llm import pocket
+from experiments.pocket import data
+from experiments.pocket import folders
+from experiments.pocket import slices
+from experiments.pocket import train
+
+_OUT = flags.DEFINE_string(
+  'out', None, 'Folder to write; the package itself when not given.'
+)
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Replace a population that is already in the folder.'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of all data and weights.')
+_LAYERS = flags.DEFINE_integer('layers', 6, 'L, layers of the base.')
+_WIDTH = flags.DEFINE_integer('width', 128, 'D, width of the base.')
+_FFN = flags.DEFINE_integer('ffn', 320, 'F, feed-forward width of the base.')
+_BASE_STEPS = flags.DEFINE_integer('base_steps', 3000, 'Steps of the base.')
+_BASE_BATCH = flags.DEFINE_integer('base_batch', 128, 'Rows a base step.')
+_EXPERT_STEPS = flags.DEFINE_integer('expert_steps', 150, 'Steps of experts.')
+_EXPERT_BATCH = flags.DEFINE_integer('expert_batch', 32, 'Rows a step, each.')
+_NUM_DEV = flags.DEFINE_integer('num_dev', 200, 'Dev items a task.')
+_NUM_TEST = flags.DEFINE_integer('num_test', 1000, 'Test items a task.')
+
+_RANK = 8
+_ALPHA = 16
+_PARTS = ('base', 'experts', 'tasks', 'stages.json')
+
+
+def _clear(out: pathlib.Path) -> None:
+  """Makes room in the folder, or refuses to."""
+  found = [out / part for part in _PARTS if (out / part).exists()]
+  if found and not _OVERWRITE.value:
+    raise app.UsageError(
+      f'{out} already holds {", ".join(p.name for p in found)}; expected a '
+      'folder without. Give --out=FOLDER, or --overwrite to replace it.'
+    )
+  for path in found:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _accuracy(config, params, tasks) -> dict[str, float]:
+  """Dev accuracy in per cent by task; options count as written answers."""
+  return {
+    name: 100
+    * float(
+      np.mean(
+        train.exact_match(
+          config, params, data.rows(data.examples_of(task, 'dev'))
+        )
+      )
+    )
+    for name, task in tasks.items()
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Builds the whole folder."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown argument {argv[1]!r}.')
+  start = time.monotonic()
+  out = pathlib.Path(_OUT.value or pathlib.Path(pocket.__file__).parent)
+  _clear(out)
+  seed = _SEED.value
+
+  tasks = {
+    name: data.task(name, _NUM_DEV.value, _NUM_TEST.value, seed)
+    for name in slices.task_families()
+  }
+  held_out = set().union(*(data.prompts(task) for task in tasks.values()))
+  (out / 'tasks').mkdir(parents=True)
+  for name, task in tasks.items():
+    data.write_task(out / 'tasks' / f'{name}.json', task)
+  folders.write_json(out / 'stages.json', slices.stages())
+  logging.info('wrote %d tasks', len(tasks))
+
+  config = folders.start_base(
+    out / 'base',
+    folders.base_config(_LAYERS.value, _WIDTH.value, _FFN.value),
+  )
+  logging.info('base: %d parameters', config.num_params)
+  mixture = data.Mixture(slices.BASE_WEIGHTS, held_out, f'{seed}/base')
+  params = train.train_base(
+    config,
+    mixture,
+    train.Recipe(_BASE_STEPS.value, _BASE_BATCH.value, 2e-3, 100, seed),
+  )
+  params = folders.finish_base(out / 'base', params, config)
+  logging.info('base, dev: %s', _show(_accuracy(config, params, tasks)))
+
+  experts = slices.expert_slices()
+  mixtures = [
+    data.Mixture(slices.expert_weights(own), held_out, f'{seed}/{name}')
+    for name, own in experts.items()
+  ]
+  factors = train.train_experts(
+    config,
+    params,
+    mixtures,
+    train.Recipe(_EXPERT_STEPS.value, _EXPERT_BATCH.value, 3e-3, 10, seed),
+    rank=_RANK,
+    scale=_ALPHA / _RANK,
+  )
+  folders.write_experts(
+    out / 'experts', list(experts), factors, config, _ALPHA / _RANK
+  )
+  size = sum(f.stat().st_size for f in out.rglob('*') if f.is_file())
+  logging.info(
+    'wrote %s, %.1f MB, in %.0f s', out, size / 1e6, time.monotonic() - start
+  )
+
+
+def _show(accuracy: dict[str, float]) -> str:
+  return ' '.join(f'{name} {value:.0f}' for name, value in accuracy.items())
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_numpy_dtype_promotion', 'strict')
+  app.run(main)
