@@ -197,13 +197,17 @@ def _tournaments(key, fitness, count, ids, eligible, elites, entrants):
 
 
 def elite_count(
-  share: jax.Array | float, members: int, *, least: int = 1, rounding='floor'
+  share: jax.Array | float,
+  members: jax.Array | int,
+  *,
+  least: int = 1,
+  rounding='floor',
 ) -> jax.Array:
-  """Number of elites for a share of the population.
+  """Number of elites for a share of the members.
 
   Args:
     share: () fraction of the members.
-    members: P.
+    members: () i32, what the share is of.
     least: guard; GENOME's released code has none, and its default share of
       0.02 makes no elite among ten.
     rounding: 'floor' (GENOME) or 'round' (GENOME+).

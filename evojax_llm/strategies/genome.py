@@ -152,6 +152,7 @@ class Genome(base.Strategy):
     mask: str = 'element',
     least_elites: int = 1,
     elite_rounding: str = 'floor',
+    elite_base: str = 'population',
     max_mutants: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
     **params: float,
@@ -168,7 +169,9 @@ class Genome(base.Strategy):
       relative_sigma: see Params.sigma.
       mask: one of operators.mutation.MASKS.
       least_elites: at least so many survive; the guard that keeps the best.
-      elite_rounding: 'floor' or 'round' of elite_share * P.
+      elite_rounding: 'floor' or 'round' of elite_share times the base.
+      elite_base: the base is the 'population', P, or the 'pool' of members
+        and filled proposals.
       max_mutants: slots for mutated copies; all P + P // 2 by default.
       sharding: of population leaves.
       **params: hyperparameters to change in `default_params`.
@@ -188,6 +191,14 @@ class Genome(base.Strategy):
       )
     if mask not in mutation.MASKS:
       raise ValueError(f'Got mask {mask!r}; expected one of {mutation.MASKS}.')
+    if elite_rounding not in ('floor', 'round'):
+      raise ValueError(
+        f"Got elite_rounding {elite_rounding!r}; expected 'floor' or 'round'."
+      )
+    if elite_base not in ('population', 'pool'):
+      raise ValueError(
+        f"Got elite_base {elite_base!r}; expected 'population' or 'pool'."
+      )
     self.num_children = population_size // 2
     sources = population_size + self.num_children
     self.num_mutants = sources if max_mutants is None else max_mutants
@@ -207,6 +218,7 @@ class Genome(base.Strategy):
     self.mask = mask
     self.least_elites = least_elites
     self.elite_rounding = elite_rounding
+    self.elite_base = elite_base
     self._params = dict(params)
     make_params(**self._params)
 

@@ -119,15 +119,19 @@ def select(
   members = strategy.population_size
   pool_fitness = jnp.concatenate([state.fitness, fitness])
   pool_ids = jnp.concatenate([state.ids, state.proposal.ids])
+  eligible = pool_ids >= 0
+  elite_base = jnp.int32(members)
+  if strategy.elite_base == 'pool':
+    elite_base = jnp.sum(eligible)
   places = selection.survivors(
     keys.key_for(key, state.generation, lineage.NOBODY, 'selection'),
     pool_fitness,
-    pool_ids >= 0,
+    eligible,
     members,
     pool_ids,
     selection.elite_count(
       params.elite_share,
-      members,
+      elite_base,
       least=strategy.least_elites,
       rounding=strategy.elite_rounding,
     ),

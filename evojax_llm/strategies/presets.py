@@ -1,0 +1,126 @@
+"""Published settings of GENOME and GENOME+ by name.
+
+'genome' and 'genome_plus' are this package's corrected algorithms with
+settings found on small models. The others take every number and every option
+from the released code: '_cli' its command-line defaults, '_script' the scripts
+that come with it. What of the released code is not reproduced is listed in
+experiments/genome/README.md.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """One setting of a run.
+
+  Attributes:
+    strategy: name in `registry`.
+    options: of its constructor, hyperparameters among them.
+    recipe: of the initial population; see `genomes.initial`.
+    population_size: P.
+    generations: as the source counts them: with succession, one is two rounds
+      of this package.
+  """
+
+  strategy: str
+  options: Mapping[str, Any]
+  recipe: tuple[Any, ...]
+  population_size: int
+  generations: int
+
+  @property
+  def rounds(self) -> int:
+    """Ask-score-tell rounds."""
+    return self.generations * (2 if self.strategy == 'genome_plus' else 1)
+
+
+_GENOME_AS_PUBLISHED = {
+  'crossover': 'fitness',
+  'selection_method': 'tournament',
+  'entrants': 3,
+  'relative_sigma': False,
+  'mask': 'element',
+  'least_elites': 0,
+  'elite_rounding': 'floor',
+}
+_GENOME_PLUS_AS_PUBLISHED = {
+  'crossover': 'fitness',
+  'selection_method': 'roulette',
+  'relative_sigma': False,
+  'mask': 'element',
+  'least_elites': 0,
+  'elite_rounding': 'round',
+  'elite_base': 'pool',
+  'inertia': 0.2,
+  'cognitive': 0.2,
+  'social': 0.2,
+  'repel': 0.1,
+  'step_length': 0.5,
+  'step_decay': 0.95,
+  'step_floor': 0.0,
+}
+_RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
+
+PRESETS: Mapping[str, Preset] = {
+  'genome': Preset('genome', {}, _RICH, 20, 12),
+  'genome_plus': Preset('genome_plus', {}, _RICH, 20, 8),
+  'genome_cli': Preset(
+    'genome',
+    _GENOME_AS_PUBLISHED
+    | {
+      'cross_rate': 0.8,
+      'mutation_rate': 0.15,
+      'gene_rate': 0.01,
+      'sigma': 0.01,
+      'elite_share': 0.02,
+    },
+    ('pairs',),
+    10,
+    50,
+  ),
+  'genome_script': Preset(
+    'genome',
+    _GENOME_AS_PUBLISHED
+    | {
+      'cross_rate': 0.0,
+      'mutation_rate': 0.1,
+      'gene_rate': 0.1,
+      'sigma': 0.001,
+      'elite_share': 0.1,
+    },
+    ('pairs',),
+    10,
+    10,
+  ),
+  'genome_plus_cli': Preset(
+    'genome_plus',
+    _GENOME_PLUS_AS_PUBLISHED
+    | {
+      'cross_rate': 0.8,
+      'mutation_rate': 0.3,
+      'gene_rate': 0.1,
+      'sigma': 0.05,
+      'elite_share': 0.1,
+    },
+    ('experts',),
+    10,
+    20,
+  ),
+  'genome_plus_script': Preset(
+    'genome_plus',
+    _GENOME_PLUS_AS_PUBLISHED
+    | {
+      'cross_rate': 0.3,
+      'mutation_rate': 0.0,
+      'gene_rate': 0.1,
+      'sigma': 0.001,
+      'elite_share': 0.1,
+    },
+    ('pairs',),
+    10,
+    10,
+  ),
+}
