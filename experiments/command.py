@@ -1,0 +1,95 @@
+"""What the command-line programs share: user errors, progress, output files."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+
+class CommandError(ValueError):
+  """What the user asked for cannot be done; shown without a traceback."""
+
+
+def clean_errors(main: Callable[[Sequence[str]], int | None]):
+  """A main that shows an error of the user as one message, with exit code 1.
+
+  Errors that the user can do nothing about keep their traceback.
+  """
+
+  @functools.wraps(main)
+  def wrapped(argv: Sequence[str]) -> int | None:
+    try:
+      if len(argv) > 1:
+        raise CommandError(
+          f"Unexpected argument '{argv[1]}': all options have the form "
+          '--name=value. See --help.'
+        )
+      return main(argv)
+    except ValueError as error:
+      if not isinstance(error, _user_errors()):
+        raise
+      print(f'error: {error}', file=sys.stderr)
+      return 1
+
+  return wrapped
+
+
+def _user_errors() -> tuple[type[ValueError], ...]:
+  # Not at import: these load jax, and --help should answer at once.
+  from evojax_llm.fitness.items import TaskError
+  from evojax_llm.fitness.plan import MemoryPlanError
+  from evojax_llm.gemma.errors import GemmaError
+
+  return CommandError, TaskError, MemoryPlanError, GemmaError
+
+
+def check_out(path: str, overwrite: bool) -> pathlib.Path:
+  """The path of a file to be written; refuses before any work is done."""
+  out = pathlib.Path(path).expanduser()
+  if out.is_dir():
+    raise CommandError(f'--out={path} is a folder; expected a file name.')
+  if out.exists() and not overwrite:
+    raise CommandError(
+      f'--out={path} exists. Name another file, or allow to replace it with '
+      '--overwrite.'
+    )
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise CommandError(f'--out={path} cannot be written: {error}.') from error
+  if not os.access(out.parent, os.W_OK):
+    raise CommandError(f'--out={path} cannot be written: no permission.')
+  return out
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a file that is there whole or not at all."""
+  partial = path.with_name(path.name + '.partial')
+  text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+  partial.write_text(text + '\n', encoding='utf-8')
+  partial.replace(path)
+
+
+def say(text: str) -> None:
+  """A line about what is going on, apart from the results."""
+  print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+  """Says how much of the work is done, at most once in a while."""
+
+  def __init__(self, seconds: float = 5.0):
+    self._start = self._last = time.monotonic()
+    self._seconds = seconds
+
+  def __call__(self, share: float) -> None:
+    now = time.monotonic()
+    if share < 1 and now - self._last < self._seconds:
+      return
+    self._last = now
+    say(f'{share:4.0%} done after {now - self._start:.1f} s')

@@ -1,0 +1,137 @@
+r"""Lets a model, and adapters of it, continue prompts by greedy decoding.
+
+  python -m experiments.generate --model=gemma-2-2b-it \
+      --adapters=experts/code,experts/cot --prompts=prompts.json \
+      --max_new_tokens=64 --out=texts.json
+
+--prompts is a JSON list. A string is continued as it is; a list of messages,
+[{"role": "user", "content": "Hello"}], goes through the model's chat template,
+and the reply is generated. The base and all adapters generate together, as one
+population; `base` is the model without an adapter. --out takes
+
+  {"members": [{"name": "base", "outputs": ["text of the first prompt", ...]}]}
+"""
+
+from collections.abc import Sequence
+import json
+import pathlib
+from typing import Any
+
+from absl import app
+from absl import flags
+
+from experiments import command
+
+_MODEL = flags.DEFINE_string(
+  'model', None, 'Gemma folder in Hugging Face form.', required=True
+)
+_ADAPTERS = flags.DEFINE_list(
+  'adapters', [], 'PEFT LoRA folders, separated by commas; none by default.'
+)
+_PROMPTS = flags.DEFINE_string(
+  'prompts', None, 'JSON list of texts or of message lists.', required=True
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+  'max_new_tokens', 64, 'Tokens to generate at most.', lower_bound=1
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'], 'Type of the computation.'
+)
+_OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Replace --out if it exists.'
+)
+
+
+@command.clean_errors
+def main(_: Sequence[str]) -> None:
+  out = command.check_out(_OUT.value, _OVERWRITE.value)
+  prompts = read_prompts(_PROMPTS.value)
+
+  # Only now, so that --help and a wrong file are answered at once.
+  import jax.numpy as jnp
+
+  from evojax_llm.fitness.generation import generate_texts
+  from experiments import members as members_lib
+
+  dtype = jnp.dtype(_DTYPE.value)
+  command.say(f'loading {_MODEL.value}')
+  members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
+  command.say(
+    f'generating: {len(members.names)} members, {len(prompts)} prompts'
+  )
+  texts = generate_texts(
+    members.config,
+    members.params,
+    members.tokenizer,
+    members.population,
+    prompts,
+    _MAX_NEW_TOKENS.value,
+    dtype=dtype,
+    progress=command.Progress(),
+  )
+  results = []
+  for name, outputs in zip(members.names, texts, strict=True):
+    if outputs is None:
+      reason = 'logits are not finite'
+      command.say(f'{name} failed: {reason}')
+      results.append({'name': name, 'failed': reason, 'outputs': []})
+    else:
+      results.append({'name': name, 'outputs': outputs})
+  command.write_json(
+    out,
+    {
+      'model': _MODEL.value,
+      'adapters': _ADAPTERS.value,
+      'max_new_tokens': _MAX_NEW_TOKENS.value,
+      'members': results,
+    },
+  )
+  for result in results:
+    for index, text in enumerate(result['outputs'][:3]):
+      print(f'{result["name"]}, prompt {index}: {text!r}')
+  command.say(f'wrote {out}')
+
+
+def read_prompts(path: str) -> list[str | list[dict[str, str]]]:
+  """The prompts of a file; refuses what is neither text nor messages."""
+  try:
+    value = json.loads(pathlib.Path(path).read_text(encoding='utf-8-sig'))
+  except OSError as error:
+    raise command.CommandError(
+      f'--prompts={path} cannot be read ({error.strerror}).'
+    ) from error
+  except ValueError as error:  # broken JSON, or not UTF-8
+    raise command.CommandError(
+      f'--prompts={path} is not valid JSON: {error}.'
+    ) from error
+  if not isinstance(value, list) or not value:
+    raise command.CommandError(
+      f'--prompts={path}: expected a JSON list with at least one prompt.'
+    )
+  for index, prompt in enumerate(value):
+    if not isinstance(prompt, str) and not _is_chat(prompt):
+      raise command.CommandError(
+        f'--prompts={path}, prompt {index}: expected a text, or a list of '
+        'messages {"role": "user" or "assistant", "content": text}, got '
+        f'{json.dumps(prompt)[:80]}.'
+      )
+  return value
+
+
+def _is_chat(prompt: Any) -> bool:
+  return (
+    isinstance(prompt, list)
+    and bool(prompt)
+    and all(
+      isinstance(message, dict)
+      and set(message) == {'role', 'content'}
+      and message['role'] in ('user', 'assistant', 'system')
+      and isinstance(message['content'], str)
+      for message in prompt
+    )
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)
