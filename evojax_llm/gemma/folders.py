@@ -4,14 +4,15 @@ What is refused here is refused for model and for adapter folders alike. No
 pickle is ever opened and nothing is ever downloaded.
 """
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
 import json
 import os
 import pathlib
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator
 from typing import Any
+import uuid
 
 import ml_dtypes
 import numpy as np

@@ -5,12 +5,13 @@ with an index, and the tokenizer. Whatever does not fit is refused with the
 file, the key, what was expected and what was found, before data is read.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,24 +20,23 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from evojax_llm.gemma import names
-from evojax_llm.gemma.config import MODEL_TYPES, GemmaConfig, config_from_hf
+from evojax_llm.gemma.config import MODEL_TYPES
+from evojax_llm.gemma.config import GemmaConfig
+from evojax_llm.gemma.config import config_from_hf
 from evojax_llm.gemma.errors import GemmaError
-from evojax_llm.gemma.folders import (
-  existing_folder,
-  import_transformers,
-  listing,
-  new_folder,
-  read_json,
-  write_json,
-)
-from evojax_llm.gemma.weights import (
-  MODEL_FOLDER,
-  check_tied,
-  get,
-  open_model,
-  put,
-  read_leaf,
-)
+from evojax_llm.gemma.folders import existing_folder
+from evojax_llm.gemma.folders import import_transformers
+from evojax_llm.gemma.folders import listing
+from evojax_llm.gemma.folders import new_folder
+from evojax_llm.gemma.folders import read_json
+from evojax_llm.gemma.folders import write_json
+from evojax_llm.gemma.weights import MODEL_FOLDER
+from evojax_llm.gemma.weights import check_tied
+from evojax_llm.gemma.weights import get
+from evojax_llm.gemma.weights import open_model
+from evojax_llm.gemma.weights import put
+from evojax_llm.gemma.weights import read_leaf
+from evojax_llm.gemma.weights import transpose_into
 
 # Beginnings of the names of the small files that go with the weights.
 _KEPT = (
@@ -276,7 +276,12 @@ def _tensors(
   for leaf in names.leaves(config):
     array = np.asarray(get(params, leaf.path))
     layers = array if leaf.stacked else array[None]
-    for name, tensor in zip(leaf.names(config.num_layers), layers, strict=True):
-      tensor = tensor.T if leaf.transposed else tensor
+    dtype = dtypes[leaf.path]
+    for name, values in zip(leaf.names(config.num_layers), layers, strict=True):
       # A copy, not a view of the leaf, which is dropped before the next.
-      yield f'model.{name}', np.array(tensor, dtypes[leaf.path], order='C')
+      tensor = np.empty(leaf.shape, dtype)
+      if leaf.transposed:
+        transpose_into(tensor, values)
+      else:
+        tensor[...] = values.astype(dtype)
+      yield f'model.{name}', tensor

@@ -6,11 +6,11 @@ a = lora_A' (in, R) and b = lora_B' (R, out), stacked on the layers L, and all
 experts on N (LoRA, arXiv 2106.09685).
 """
 
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,15 @@ from safetensors.numpy import save_file
 
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.errors import GemmaError
-from evojax_llm.gemma.folders import (
-  TensorFiles,
-  existing_folder,
-  listing,
-  new_folder,
-  read_json,
-  write_json,
-)
+from evojax_llm.gemma.folders import TensorFiles
+from evojax_llm.gemma.folders import existing_folder
+from evojax_llm.gemma.folders import listing
+from evojax_llm.gemma.folders import new_folder
+from evojax_llm.gemma.folders import read_json
+from evojax_llm.gemma.folders import write_json
 from evojax_llm.gemma.names import is_other_part
-from evojax_llm.gemma.peft_config import PeftConfig, read_peft_config
+from evojax_llm.gemma.peft_config import PeftConfig
+from evojax_llm.gemma.peft_config import read_peft_config
 
 _MODULE = re.compile(
   r'^(?P<prefix>(?:(?:language_model|model|text_model)\.)*)'

@@ -5,11 +5,11 @@ a module is alpha / r, or alpha / sqrt(r) if rank-stabilised (LoRA, arXiv
 2106.09685; rsLoRA, arXiv 2312.03732).
 """
 
+from collections.abc import Iterable
 import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from evojax_llm.gemma.errors import GemmaError

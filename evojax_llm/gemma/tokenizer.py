@@ -1,16 +1,14 @@
 """The tokenizer of a model folder, through transformers' AutoTokenizer."""
 
+from collections.abc import Sequence
 import dataclasses
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from evojax_llm.gemma.errors import GemmaError
-from evojax_llm.gemma.folders import (
-  existing_folder,
-  import_transformers,
-  read_json,
-)
+from evojax_llm.gemma.folders import existing_folder
+from evojax_llm.gemma.folders import import_transformers
+from evojax_llm.gemma.folders import read_json
 
 # Ends a turn of Gemma's chat template.
 END_OF_TURN = '<end_of_turn>'

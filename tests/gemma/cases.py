@@ -1,0 +1,348 @@
+"""Small Gemma models and adapters that between them use every feature.
+
+Weights come from numpy's RandomState, whose draws never change between
+releases, so that stored logits stay true without the weights beside them.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+FULL, SLIDING = 'full_attention', 'sliding_attention'
+DTYPES = {
+  'float32': np.float32,
+  'bfloat16': ml_dtypes.bfloat16,
+  'float16': np.float16,
+}
+LINEAR = {
+  'q_proj': 'self_attn',
+  'k_proj': 'self_attn',
+  'v_proj': 'self_attn',
+  'o_proj': 'self_attn',
+  'gate_proj': 'mlp',
+  'up_proj': 'mlp',
+  'down_proj': 'mlp',
+}
+_VISION = dict(
+  hidden_size=16,
+  intermediate_size=16,
+  num_hidden_layers=1,
+  num_attention_heads=2,
+  image_size=8,
+  patch_size=4,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A model: its kind, what its configuration sets, and its weights' seed."""
+
+  name: str
+  model_type: str
+  seed: int
+  options: dict[str, Any]
+
+  def __str__(self) -> str:
+    return self.name
+
+
+def _rope(base: float, factor: float | None = None) -> dict[str, Any]:
+  if factor is None:
+    return {'rope_type': 'default', 'rope_theta': base}
+  return {'rope_type': 'linear', 'rope_theta': base, 'factor': factor}
+
+
+def _case(name: str, model_type: str, seed: int, **options) -> Case:
+  defaults = dict(
+    vocab_size=61,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+    pad_token_id=0,
+    eos_token_id=1,
+    bos_token_id=2,
+  )
+  return Case(name, model_type, seed, defaults | options)
+
+
+CASES = (
+  _case('gemma_mqa', 'gemma', 1, num_key_value_heads=1, head_dim=16),
+  _case(
+    'gemma_mha_linear_rope',
+    'gemma',
+    2,
+    num_key_value_heads=4,
+    rope_parameters=_rope(500.0, 4.0),
+    rms_norm_eps=1e-2,
+  ),
+  _case(
+    'gemma2_caps',
+    'gemma2',
+    3,
+    sliding_window=4,
+    query_pre_attn_scalar=3,
+    attn_logit_softcapping=1.5,
+    final_logit_softcapping=2.0,
+  ),
+  _case(
+    'gemma2_no_caps',
+    'gemma2',
+    4,
+    hidden_activation='gelu',
+    num_key_value_heads=1,
+    head_dim=10,
+    sliding_window=3,
+    layer_types=[FULL, SLIDING, FULL, SLIDING, SLIDING],
+    num_hidden_layers=5,
+    query_pre_attn_scalar=10,
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+    rope_parameters=_rope(300.0, 2.0),
+    rms_norm_eps=1e-3,
+  ),
+  _case(
+    'gemma3_ropes',
+    'gemma3_text',
+    5,
+    num_hidden_layers=4,
+    sliding_window=5,
+    layer_types=[SLIDING, FULL, FULL, SLIDING],
+    query_pre_attn_scalar=6,
+    rope_parameters={FULL: _rope(20_000.0, 8.0), SLIDING: _rope(100.0)},
+  ),
+  _case(
+    'gemma3_plain_gelu',
+    'gemma3_text',
+    6,
+    hidden_activation='gelu',
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    sliding_window=3,
+    query_pre_attn_scalar=24,
+    final_logit_softcapping=3.0,
+    # Stands in some configurations, and is not applied.
+    attn_logit_softcapping=1.0,
+    rms_norm_eps=1e-2,
+  ),
+  _case(
+    'gemma3_multimodal',
+    'gemma3',
+    7,
+    sliding_window=4,
+    layer_types=[SLIDING, SLIDING, FULL],
+    query_pre_attn_scalar=12,
+  ),
+)
+# Those that are compared in bf16 as well, one of each family.
+BF16 = tuple(CASES[i] for i in (0, 2, 4, 6))
+
+
+def random_case(model_type: str, seed: int) -> Case:
+  """A case with every option drawn."""
+  rng = np.random.RandomState(seed)
+
+  def draw(*values):
+    return values[rng.randint(len(values))]
+
+  kv = draw(1, 2, 3)
+  heads = kv * draw(1, 2)
+  layers = draw(1, 2, 4)
+  options = dict(
+    vocab_size=draw(47, 64),
+    hidden_size=heads * draw(6, 10),
+    intermediate_size=draw(16, 36),
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv,
+    head_dim=draw(4, 12, 20),
+    rms_norm_eps=draw(1e-6, 1e-3),
+  )
+  activation = draw('gelu', 'gelu_pytorch_tanh')
+  rope = [_rope(draw(50.0, 1e4), draw(None, 3.0)) for _ in range(2)]
+  if model_type == 'gemma':
+    # transformers reads 'gelu' of Gemma 1 as the tanh form.
+    options |= dict(hidden_act=activation, rope_parameters=rope[0])
+  else:
+    options |= dict(
+      hidden_activation=activation,
+      query_pre_attn_scalar=draw(2, 9, 64),
+      final_logit_softcapping=draw(None, 1.0, 30.0),
+      sliding_window=draw(1, 2, 6),
+      layer_types=[draw(FULL, SLIDING) for _ in range(layers)],
+    )
+    if model_type == 'gemma2':
+      options |= dict(
+        attn_logit_softcapping=draw(None, 0.5, 50.0), rope_parameters=rope[0]
+      )
+    else:
+      options['rope_parameters'] = {FULL: rope[0], SLIDING: rope[1]}
+  return _case(f'{model_type}_random{seed}', model_type, seed, **options)
+
+
+@functools.cache
+def _hf_classes() -> dict[str, Any]:
+  import transformers
+
+  return {
+    'gemma': transformers.GemmaConfig,
+    'gemma2': transformers.Gemma2Config,
+    'gemma3_text': transformers.Gemma3TextConfig,
+  }
+
+
+def hf_config(case: Case, dtype: str = 'float32') -> Any:
+  """The transformers configuration of a case."""
+  import transformers
+
+  if case.model_type != 'gemma3':
+    config = _hf_classes()[case.model_type](**case.options, dtype=dtype)
+    config.architectures = [
+      {
+        'gemma': 'GemmaForCausalLM',
+        'gemma2': 'Gemma2ForCausalLM',
+        'gemma3_text': 'Gemma3ForCausalLM',
+      }[case.model_type]
+    ]
+    return config
+  vocab = case.options['vocab_size']
+  config = transformers.Gemma3Config(
+    text_config=dict(case.options),
+    vision_config=_VISION,
+    mm_tokens_per_image=4,
+    image_token_index=vocab - 1,
+    boi_token_index=vocab - 2,
+    eoi_token_index=vocab - 3,
+    dtype=dtype,
+  )
+  config.architectures = ['Gemma3ForConditionalGeneration']
+  return config
+
+
+def linear_shapes(case: Case) -> dict[str, tuple[int, int]]:
+  """(out, in) of each linear weight."""
+  o = case.options
+  d, f = o['hidden_size'], o['intermediate_size']
+  q = o['num_attention_heads'] * o['head_dim']
+  kv = o['num_key_value_heads'] * o['head_dim']
+  return {
+    'q_proj': (q, d),
+    'k_proj': (kv, d),
+    'v_proj': (kv, d),
+    'o_proj': (d, q),
+    'gate_proj': (f, d),
+    'up_proj': (f, d),
+    'down_proj': (d, f),
+  }
+
+
+def tensors(case: Case) -> dict[str, np.ndarray]:
+  """Stored names, without a prefix, and f32 weights of the text model.
+
+  They are large enough that attention and logits are far from uniform.
+  """
+  rng = np.random.RandomState(case.seed)
+  o = case.options
+  d = o['hidden_size']
+  norms = ['input_layernorm', 'post_attention_layernorm']
+  if case.model_type != 'gemma':
+    norms += ['pre_feedforward_layernorm', 'post_feedforward_layernorm']
+  shapes = {'embed_tokens': (o['vocab_size'], d), 'norm': (d,)}
+  for layer in range(o['num_hidden_layers']):
+    for name, shape in linear_shapes(case).items():
+      shapes[f'layers.{layer}.{LINEAR[name]}.{name}'] = shape
+    for name in norms:
+      shapes[f'layers.{layer}.{name}'] = (d,)
+    if case.model_type.startswith('gemma3'):
+      for name in ('q_norm', 'k_norm'):
+        shapes[f'layers.{layer}.self_attn.{name}'] = (o['head_dim'],)
+  out = {}
+  for name, shape in shapes.items():
+    if name == 'embed_tokens':
+      sigma = 0.4
+    else:
+      sigma = 1.5 / shape[1] ** 0.5 if len(shape) == 2 else 0.3
+    draw = rng.standard_normal(shape) * sigma
+    out[f'{name}.weight'] = draw.astype(np.float32)
+  return out
+
+
+PREFIX = {'gemma3': 'language_model.model.'}
+
+
+def write_model(
+  folder: pathlib.Path, case: Case, dtype: str = 'float32'
+) -> pathlib.Path:
+  """Writes a case as a folder, without torch."""
+  folder.mkdir(parents=True, exist_ok=True)
+  hf_config(case, dtype).save_pretrained(folder)
+  prefix = PREFIX.get(case.model_type, 'model.')
+  stored = {
+    f'{prefix}{n}': t.astype(DTYPES[dtype]) for n, t in tensors(case).items()
+  }
+  if case.model_type == 'gemma3':
+    stored['multi_modal_projector.mm_soft_emb_norm.weight'] = np.zeros(
+      16, DTYPES[dtype]
+    )
+  save_file(stored, folder / 'model.safetensors', metadata={'format': 'pt'})
+  return folder
+
+
+ADAPTER = dict(
+  r=3,
+  lora_alpha=5,
+  target_modules=['q_proj', 'v_proj', 'down_proj'],
+  rank_pattern={'v_proj': 5},
+  alpha_pattern={r'layers\.1\.mlp\.down_proj': 2, 'q_proj': 7},
+  use_rslora=True,
+)
+
+
+def write_adapter(
+  folder: pathlib.Path, case: Case, seed: int = 0, **options
+) -> pathlib.Path:
+  """Writes the adapter `ADAPTER` of a case as a folder, without PEFT."""
+  folder.mkdir(parents=True, exist_ok=True)
+  raw = dict(
+    peft_type='LORA',
+    task_type='CAUSAL_LM',
+    bias='none',
+    base_model_name_or_path=case.name,
+    fan_in_fan_out=False,
+    inference_mode=True,
+    **(ADAPTER | options),
+  )
+  if case.model_type == 'gemma3':
+    raw['exclude_modules'] = '.*vision_tower.*'
+  (folder / 'adapter_config.json').write_text(json.dumps(raw))
+  rng = np.random.RandomState(case.seed + 100 + seed)
+  prefix = 'language_model.' if case.model_type == 'gemma3' else ''
+  stored = {}
+  for layer in range(case.options['num_hidden_layers']):
+    for name in raw['target_modules']:
+      d_out, d_in = linear_shapes(case)[name]
+      rank = raw['rank_pattern'].get(name, raw['r'])
+      key = (
+        f'base_model.model.model.{prefix}layers.{layer}.{LINEAR[name]}.{name}'
+      )
+      for factor, shape in (('A', (rank, d_in)), ('B', (d_out, rank))):
+        draw = rng.standard_normal(shape) / shape[1] ** 0.5
+        stored[f'{key}.lora_{factor}.weight'] = draw.astype(np.float32)
+  save_file(stored, folder / 'adapter_model.safetensors')
+  return folder
+
+
+def tokens(case: Case, batch: int = 2, length: int = 13) -> np.ndarray:
+  """(B, T) i32 random tokens, none of them special."""
+  rng = np.random.RandomState(case.seed + 1000)
+  vocab = case.options['vocab_size'] - 3  # the last three may stand for images.
+  return rng.randint(3, vocab, (batch, length)).astype(np.int32)
