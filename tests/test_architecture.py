@@ -25,13 +25,12 @@ RANKS = {
   'evojax_llm.fitness': 3,
   'evojax_llm.strategies': 4,
   'evojax_llm.baselines': 5,
-  'evojax_llm.evolution': 5,
   'evojax_llm.checkpoint': 5,
-  'evojax_llm.record': 5,
-  'evojax_llm.report': 5,
-  'evojax_llm.baselines': 5,
+  'evojax_llm.evolution': 5,
   'evojax_llm.plot': 5,
   'evojax_llm.progress': 5,
+  'evojax_llm.record': 5,
+  'evojax_llm.report': 5,
   'experiments': 6,
 }
 MAX_LINES = 420
@@ -42,6 +41,7 @@ HOSTS = {
   'arxiv.org',
   'creativecommons.org',
   'doi.org',
+  'git-lfs.github.com',
   'github.com',
   'huggingface.co',
   'openreview.net',
@@ -181,37 +181,72 @@ _IMPORT_ALL = """
 import importlib
 import sys
 from absl import flags
-for name in sys.argv[1:]:
+import jax
+if sys.argv[1] == 'evosax':
+  import evosax.algorithms
+  before = len(jax.live_arrays())
+for name in sys.argv[2:]:
   importlib.import_module(name)
   if name.startswith('experiments'):  # each of them is a program of its own.
     for flag in list(flags.FLAGS):
       delattr(flags.FLAGS, flag)
+if sys.argv[1] == 'evosax':
+  assert len(jax.live_arrays()) == before, 'a module makes arrays'
 """
 
 
-def test_importing_starts_no_backend():
-  """A jax call at import would ask for the platform, and there is none."""
-  found = importlib.util.find_spec
-  optional = {'torch': found('torch'), 'peft': found('peft')}
-  names = [
+def _outside(tree: ast.Module) -> set[str]:
+  """First names of what a module imports when it is imported."""
+  names = set()
+  for node in tree.body:
+    if isinstance(node, ast.Import):
+      names |= {alias.name.split('.')[0] for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names.add(node.module.split('.')[0])
+  return names
+
+
+def _reaching(package: str) -> set[str]:
+  """Modules that import `package`, themselves or through one another."""
+  modules = _modules()
+  found = {m for m, tree in modules.items() if package in _outside(tree)}
+  while True:
+    more = {
+      m
+      for m, tree in modules.items()
+      if m not in found and _imports(tree, tree.body) & found
+    }
+    if not more:
+      return found
+    found |= more
+
+
+@pytest.mark.parametrize('with_evosax', [False, True])
+def test_importing_makes_no_array(with_evosax):
+  """No jax call at import: it would start a backend before flags are read.
+
+  There is no platform to start, so that any call fails. evosax makes arrays
+  itself when it is imported; of what imports it, only the arrays beyond those
+  are noticed.
+  """
+  names = {
     module
     for module, tree in _modules().items()
-    if all(
-      optional[name.split('.')[0]]
-      for node in tree.body
-      if isinstance(node, ast.Import | ast.ImportFrom)
-      for name in (
-        [alias.name for alias in node.names]
-        if isinstance(node, ast.Import)
-        else [node.module]
-      )
-      if name.split('.')[0] in optional
-    )
-  ]
+    if all(map(importlib.util.find_spec, _outside(tree) & {'torch', 'peft'}))
+  }
+  of_evosax = _reaching('evosax')
+  names = names & of_evosax if with_evosax else names - of_evosax
+  platform = 'cpu' if with_evosax else 'no_such_platform'
   done = subprocess.run(
-    [sys.executable, '-c', _IMPORT_ALL, *names],
+    [
+      sys.executable,
+      '-c',
+      _IMPORT_ALL,
+      'evosax' if with_evosax else '',
+      *sorted(names),
+    ],
     cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'no_such_platform'},
+    env={**os.environ, 'JAX_PLATFORMS': platform},
     capture_output=True,
     text=True,
     timeout=300,
