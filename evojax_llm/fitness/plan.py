@@ -84,11 +84,15 @@ class Plan:
       )
     if self.prompts_per_batch:
       return min(fit, self.prompts_per_batch)
-    return max(1, min(fit, self.tokens_per_call // length))
+    wanted = self.tokens_per_call // (self.members_at_once * length)
+    return max(1, min(fit, wanted))
 
   def describe(self) -> str:
     """The plan in a few lines, for people."""
-    mib = lambda n: f'{n / _MIB:,.0f} MiB'
+
+    def mib(n: int) -> str:
+      return f'{n / _MIB:,.0f} MiB'
+
     return '\n'.join(
       [
         f'plan: {self.form} execution on {self.device}, '

@@ -266,7 +266,7 @@ class Embedder(nn.Module):
 
 
 def _layer_kinds(config: GemmaConfig) -> tuple[tuple, LayerKind]:
-  """The distinct rotary embeddings, and the (L,) leaves that layers differ in."""
+  """The distinct rotary embeddings, and what tells the L layers apart."""
   of_type = {
     'full_attention': config.rope_full,
     'sliding_attention': config.rope_sliding,
