@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+from evojax_llm.genomes import initial
 
 AVERAGE_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0)
 EXPERT_FACTORS = (0.5, 1.5, 2.0, 3.0)
@@ -43,38 +43,22 @@ class Baseline:
     name: 'base', 'best expert', ...
     detail: what was chosen, for people.
     mix: how it is made of the experts.
-    scores: its `dev` scores, a `Scores` of one member.
+    task_scores: (K,) its accuracies on `dev`.
     evaluations: members scored on `dev` to choose it.
   """
 
   name: str
   detail: str
   mix: Mix
-  scores: Any
+  task_scores: np.ndarray
   evaluations: int
 
 
-def mix_experts(factors: Any, mixes: Sequence[Mix]) -> Any:
-  """Adapter genomes (C, ...) of C mixes.
-
-  Args:
-    factors: the experts' adapter genomes, leading N.
-    mixes: C mixes of N weights.
-  """
-  weights = jnp.asarray([mix.weights for mix in mixes], jnp.float32)
-  scales = jnp.asarray([mix.factor for mix in mixes], jnp.float32)
-
-  def leaf(path, expert_leaf):
-    is_b = getattr(path[-1], 'key', None) == 'b'
-    w = weights * scales[:, None] if is_b else weights
-    return jnp.einsum(
-      'cn,n...->c...',
-      w,
-      jnp.asarray(expert_leaf, jnp.float32),
-      precision=jax.lax.Precision.HIGHEST,
-    )
-
-  return jax.tree_util.tree_map_with_path(leaf, factors)
+def mix_experts(experts: Any, mixes: Sequence[Mix]) -> Any:
+  """Adapter genomes (C, ...) of C mixes of `experts` (N, ...)."""
+  first = np.asarray([mix.weights for mix in mixes], np.float64)
+  factors = np.asarray([mix.factor for mix in mixes], np.float64)
+  return initial.combine(experts, first, first * factors[:, None])
 
 
 def choose_baselines(
@@ -101,52 +85,30 @@ def choose_baselines(
   scaled_scores = score(scaled)
   rescaled = _best(scaled_scores.fitness)
   name = names[expert - 1]
-  rows = [
-    Baseline('base', '', first[0], one(scores, 0), 1),
-    Baseline('best expert', name, first[expert], one(scores, expert), n),
-    Baseline('average', '', first[1 + n], one(scores, 1 + n), 1),
-    Baseline(
-      'scaled average',
-      f'B x {first[average].factor:g}',
-      first[average],
-      one(scores, average),
-      len(averages),
-    ),
-  ]
+  best, task_scores = first[expert], scores.task_scores[expert]
   # A factor of 1 is the best expert itself, which has been scored.
-  best, value = scaled[rescaled], one(scaled_scores, rescaled)
-  if not scaled_scores.fitness[rescaled] > scores.fitness[expert]:
-    best, value = first[expert], one(scores, expert)
-  rows.append(
+  if scaled_scores.fitness[rescaled] > scores.fitness[expert]:
+    best, task_scores = scaled[rescaled], scaled_scores.task_scores[rescaled]
+
+  def row(name, detail, index, evaluations):
+    return Baseline(
+      name, detail, first[index], scores.task_scores[index], evaluations
+    )
+
+  factor = first[average].factor
+  return [
+    row('base', '', 0, 1),
+    row('best expert', name, expert, n),
+    row('average', '', 1 + n, 1),
+    row('scaled average', f'B x {factor:g}', average, len(averages)),
     Baseline(
       'scaled best expert',
       f'{name}, B x {best.factor:g}',
       best,
-      value,
+      task_scores,
       n + len(scaled),
-    )
-  )
-  return rows
-
-
-def one(scores: Any, index: int) -> Any:
-  """The `Scores` of one of M members; M becomes 1."""
-  span = slice(index, index + 1)
-  return dataclasses.replace(
-    scores,
-    fitness=scores.fitness[span],
-    task_scores=scores.task_scores[span],
-    reasons=scores.reasons[span],
-    tasks=[
-      dataclasses.replace(
-        task,
-        correct=task.correct[span],
-        predictions=task.predictions[span],
-        loglikelihoods=task.loglikelihoods and task.loglikelihoods[span],
-      )
-      for task in scores.tasks
-    ],
-  )
+    ),
+  ]
 
 
 def _one_hot(index: int, length: int) -> tuple[float, ...]:

@@ -160,6 +160,7 @@ def evolve(
         jnp.asarray(scored.fitness),
         jnp.asarray(scored.task_scores),
       )
+    del population  # the strategy has its own copy
     yield state, _first_generation(state, members, scored)
 
   seed_key = jax.random.key(state.seed)

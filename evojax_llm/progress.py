@@ -1,5 +1,6 @@
 """Where the time of a generation goes, and telling people how far a run is."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import sys
@@ -61,72 +62,85 @@ class Stopwatch:
 class Progress:
   """One changing line on a terminal, a line a generation elsewhere.
 
-  Args:
-    generations: G of the run.
-    stream: where to write; standard error by default, so that tables on
-      standard output can be piped.
-    tokens: returns the tokens read and generated so far, for the speed.
+  Attributes:
+    tokens: returns the tokens read and generated so far.
   """
 
   def __init__(
-    self, generations: int, stream: TextIO | None = None, tokens=lambda: 0
+    self,
+    generations: int,
+    tokens: Callable[[], int] = lambda: 0,
+    stream: TextIO | None = None,
   ):
+    """Starts the clock.
+
+    Args:
+      generations: G of the run.
+      tokens: see the class.
+      stream: where to write; standard error by default, so that what goes to
+        standard output can be piped.
+    """
+    self.tokens = tokens
     self._stream = stream or sys.stderr
     self._live = self._stream.isatty()
-    self._generations, self._tokens = generations, tokens
+    self._generations = generations
     self._label, self._members = '', 0
     self._began = self._started = time.monotonic()
     self._tokens_at_start = 0
-    self._first, self._done, self._best = 0, 0, None
+    self._first = self._done = 0
+    self._best: float | None = None
 
-  def begin(self, label: str, members: int) -> None:
+  def begin(self, members: int, label: str = '') -> None:
     """A batch of members is about to be scored."""
-    self._label, self._members = label, members
+    self._label = label or f'generation {self._done}/{self._generations}'
+    self._members = members
     self._started = time.monotonic()
-    self._tokens_at_start = self._tokens()
+    self._tokens_at_start = self.tokens()
 
   def update(self, share: float) -> None:
     """So much of the batch has been scored; for `Evaluator.evaluate`."""
     if not self._live:
       return
     spent = max(1e-6, time.monotonic() - self._started)
-    speed = (self._tokens() - self._tokens_at_start) / spent
+    speed = (self.tokens() - self._tokens_at_start) / spent
     parts = [
       self._label,
       f'{int(share * self._members)}/{self._members} members',
       f'{speed:,.0f} tokens/s',
     ]
     if self._best is not None:
-      parts.append(f'best {self._best:.4f}')
-    left = self._left(share)
-    if left is not None:
-      parts.append(f'{clock(left)} left')
+      parts.append(f'best {100 * self._best:.1f} %')
+    parts += self._left(share)
     self._write('\r\x1b[K' + '  '.join(parts))
 
   def resume(self, generation: int, best: float) -> None:
     """Generations up to this one were done by an earlier process."""
     self._first = self._done = generation + 1
-    self._best = best
-    self._began = time.monotonic()
+    self._best, self._began = best, time.monotonic()
 
-  def generation(self, number: int, text: str, best: float) -> None:
+  def generation(self, number: int, best: float, text: str) -> None:
     """A generation is over; `text` says what came of it."""
     self._done, self._best = number + 1, best
-    left = self._left(0.0)
-    tail = f'  {clock(left)} left' if left else ''
-    self.line(f'generation {number}/{self._generations}  {text}{tail}')
+    parts = [
+      f'generation {number}/{self._generations}',
+      f'best {100 * best:.1f} %',
+      text,
+      *self._left(0.0),
+    ]
+    self.line('  '.join(parts))
 
   def line(self, text: str) -> None:
     """A line of its own."""
     self._write(('\r\x1b[K' if self._live else '') + text + '\n')
 
-  def _left(self, share: float) -> float | None:
-    """Seconds until the last generation, from those of this process."""
-    done = self._done - self._first + share
-    if self._done <= self._first:
-      return None
+  def _left(self, share: float) -> list[str]:
+    """Time until the last generation, judged by those of this process."""
+    done = self._done - self._first
+    to_come = self._generations + 1 - self._done - share
+    if done < 1 or to_come <= 0:
+      return []
     spent = time.monotonic() - self._began
-    return spent / done * (self._generations + 1 - self._done - share)
+    return [f'{clock(spent / (done + share) * to_come)} left']
 
   def _write(self, text: str) -> None:
     self._stream.write(text)

@@ -73,6 +73,13 @@ class RunFolder:
     self.metrics.rewind(generation)
     self.members.rewind(generation)
 
+  def write(
+    self, members: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]
+  ) -> None:
+    """Adds the lines of a generation; call before its checkpoint is saved."""
+    self.members.append(members)
+    self.metrics.append([metrics])
+
   def close(self) -> None:
     """Waits for the last checkpoint and lets others in."""
     self.checkpoints.close()
@@ -180,16 +187,16 @@ def metrics_row(
   generation: Generation,
   tasks: Sequence[str],
   seconds: Mapping[str, float],
-  tokens: Mapping[str, int] | None = None,
+  tokens: int = 0,
 ) -> dict[str, Any]:
   """The line of metrics.jsonl for a generation.
 
   Args:
     generation: what happened.
     tasks: names of the K tasks.
-    seconds: wall time by part; 'checkpoint' is the time that the loop stood
-      still for the checkpoint before this generation.
-    tokens: tokens read and generated in this generation.
+    seconds: wall time by part; 'checkpoint' is for how long the checkpoint of
+      the generation before held up the loop.
+    tokens: read and generated in this generation.
   """
   return {
     'generation': generation.number,
@@ -200,7 +207,7 @@ def metrics_row(
     'best_fitness': generation.best_fitness,
     'best_tasks': _by_task(tasks, generation.best_task_scores),
     'mean_fitness': generation.mean_fitness,
-    'tokens': dict(tokens or {}),
+    'tokens': tokens,
     'seconds': {part: round(s, 4) for part, s in seconds.items()},
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }

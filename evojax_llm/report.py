@@ -2,63 +2,53 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import math
 from typing import Any
-
-import numpy as np
 
 from evojax_llm.fitness.intervals import wilson_interval
 
 
-def row(
-  name: str,
-  detail: str,
-  dev: Any,
-  test: Any,
+def accuracies(
+  tasks: Sequence[str],
+  shares: Sequence[float],
+  items: Sequence[int],
   weights: Sequence[float],
-  evaluations: int,
 ) -> dict[str, Any]:
-  """A row of the table.
+  """Accuracy of each task and their weighted mean, with 95 % intervals.
 
   Args:
-    name: of the model, 'base' or 'evolved' for example.
-    detail: what was chosen, for people.
-    dev: `Scores` of one member.
-    test: `Scores` of one member, or None where there are no test items.
+    tasks: names of the K tasks.
+    shares: (K,) share of the items that are right; NaN for a failed member.
+    items: (K,) number of items.
     weights: (K,) weights of the tasks in the fitness; sum to one.
-    evaluations: members scored on `dev` to choose this model.
+
+  Returns:
+    {'mean': {'accuracy', 'low', 'high'}, 'tasks': {name: the same and
+    'items'}}; None in place of NaN.
   """
-  return {
-    'name': name,
-    'detail': detail,
-    'evaluations': evaluations,
-    'dev': _split(dev, weights),
-    'test': None if test is None else _split(test, weights),
+  # Shares come in f32; the counts behind them are whole.
+  correct = [
+    share if math.isnan(share) else round(float(share) * n)
+    for share, n in zip(shares, items, strict=True)
+  ]
+  by_task = {
+    task: {**_interval(c, n), 'items': n}
+    for task, c, n in zip(tasks, correct, items, strict=True)
   }
-
-
-def _split(scores: Any, weights: Sequence[float]) -> dict[str, Any]:
-  """Accuracy of each task and their weighted mean, with 95 % intervals."""
-  if np.isnan(scores.fitness[0]):
-    failed = {'accuracy': None, 'low': None, 'high': None}
-    tasks = {t.task: dict(failed, items=len(t.ids)) for t in scores.tasks}
-    return {'tasks': tasks, 'mean': failed, 'reason': scores.reasons[0]}
-  tasks, spread = {}, 0.0
-  for task, weight in zip(scores.tasks, weights, strict=True):
-    items = len(task.ids)
-    tasks[task.task] = _interval(float(task.correct[0].sum()), items)
-    tasks[task.task]['items'] = items
-    spread += float(weight) ** 2 / items
   mean = sum(
-    float(w) * t['accuracy']
-    for w, t in zip(weights, tasks.values(), strict=True)
+    float(w) * c / n for w, c, n in zip(weights, correct, items, strict=True)
   )
   # So many items of one task would be as telling as those of all tasks. With
   # equal weights and sizes it is the number of all items.
-  items = 1.0 / spread
-  return {'tasks': tasks, 'mean': _interval(mean * items, items)}
+  alike = 1 / sum(
+    float(w) ** 2 / n for w, n in zip(weights, items, strict=True)
+  )
+  return {'mean': _interval(mean * alike, alike), 'tasks': by_task}
 
 
 def _interval(correct: float, items: float) -> dict[str, Any]:
+  if math.isnan(correct):
+    return {'accuracy': None, 'low': None, 'high': None}
   # Rounding of the weighted mean must not lead out of [0, items].
   low, high = wilson_interval(min(correct, items), items)
   return {
@@ -69,32 +59,47 @@ def _interval(correct: float, items: float) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows as a Markdown table that is also readable as text.
+  """The rows as Markdown that is also readable as text, in percent.
 
-  Percentages; `dev / test` for each task; 95 % Wilson intervals for the mean.
+  Args:
+    rows: of summary.json: `name`, `detail`, `evaluations`, and `dev` and `test`
+      as `accuracies` returns them; `test` may be None.
+
+  Returns:
+    A table of the means over the tasks and one of the tasks. `dev` has no
+    interval: what was chosen by it cannot be judged by it.
   """
-  tasks = list(rows[0]['dev']['tasks'])
-  header = ['model', 'dev', 'test', *tasks, 'evaluations']
-  lines = [header]
-  for r in rows:
-    name = f'{r["name"]} ({r["detail"]})' if r['detail'] else r['name']
-    cells = [name, _mean(r['dev']), _mean(r['test'])]
-    for task in tasks:
-      dev = _percent(r['dev']['tasks'][task])
-      test = _percent(r['test']['tasks'][task]) if r['test'] else '-'
-      cells.append(f'{dev} / {test}')
-    lines.append([*cells, str(r['evaluations'])])
-  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+  means = [['model', 'dev', 'test [95 %]', 'evaluations']]
+  for row in rows:
+    means.append(
+      [
+        f'{row["name"]} ({row["detail"]})' if row['detail'] else row['name'],
+        _percent(row['dev']['mean']),
+        _with_interval(row['test'] and row['test']['mean']),
+        str(row['evaluations']),
+      ]
+    )
+  tasks = [['dev / test', *rows[0]['dev']['tasks']]]
+  for row in rows:
+    cells = [row['name']]
+    for task, dev in row['dev']['tasks'].items():
+      test = _percent(row['test']['tasks'][task]) if row['test'] else '-'
+      cells.append(f'{_percent(dev)} / {test}')
+    tasks.append(cells)
+  return _aligned(means) + '\n\n' + _aligned(tasks)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+  """A Markdown table, names to the left and numbers to the right."""
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
   def text(cells):
-    left = cells[0].ljust(widths[0])
     rest = [c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)]
-    return '| ' + ' | '.join([left, *rest]) + ' |'
+    return '| ' + ' | '.join([cells[0].ljust(widths[0]), *rest]) + ' |'
 
-  rule = '|' + '|'.join(
-    [':' + '-' * (widths[0] + 1), *('-' * (w + 1) + ':' for w in widths[1:])]
-  )
-  return '\n'.join([text(lines[0]), rule + '|', *map(text, lines[1:])])
+  rule = ['-' * (widths[0] + 2), *('-' * (w + 1) + ':' for w in widths[1:])]
+  rule = '|' + '|'.join(rule) + '|'
+  return '\n'.join([text(lines[0]), rule, *map(text, lines[1:])])
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -126,10 +131,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
   )
 
 
-def _mean(split: Mapping[str, Any] | None) -> str:
-  if split is None:
+def _with_interval(mean: Mapping[str, Any] | None) -> str:
+  if mean is None:
     return '-'
-  mean = split['mean']
   if mean['accuracy'] is None:
     return 'failed'
   return f'{_percent(mean)} [{100 * mean["low"]:.1f}, {100 * mean["high"]:.1f}]'

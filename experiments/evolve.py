@@ -1,0 +1,169 @@
+r"""Evolves a population of adapters, or of merges of them, on tasks.
+
+  python -m experiments.evolve
+  python -m experiments.evolve --workdir=runs/a --config.strategy.population=40
+  python -m experiments.evolve \
+      --config=experiments/genome/config.py:genome_cli \
+      --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \
+      --config.tasks=mmlu.json,gsm8k.json --config.dev_limit=200
+
+Without flags: GENOME+ on the pocket model and its experts. --config names a
+file with all settings, and --config.x=... changes one of them.
+
+The run folder (a new one below runs/ without --workdir) gets config.json,
+metrics.jsonl, members.jsonl, checkpoints/ and, at the end, best/ (a PEFT
+adapter), summary.json, summary.md and curve.png. A run that was interrupted,
+at whatever moment, goes on when the same command is given with the same
+--workdir, and ends as it would have.
+
+The search sees the tasks' dev items. The test items are read once, at the end,
+for the best member by dev and for the baselines.
+"""
+
+from collections.abc import Sequence
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from experiments import command
+from experiments import problem as problem_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', 'experiments/genome/config.py', 'File of settings.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run folder, new or to go on with.'
+)
+
+
+@command.clean_errors
+def main(_: Sequence[str]) -> int | None:
+  config = _CONFIG.value
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
+  files = problem_lib.locate(config)
+
+  # Only now, so that --help and misspelt names are answered at once.
+  import jax
+
+  from evojax_llm import checkpoint
+  from evojax_llm import evolution
+  from evojax_llm import progress
+  from evojax_llm import record
+  from experiments import results
+
+  # What is asked for.
+  problem = problem_lib.load(config, files)
+  strategy = problem_lib.make_strategy(config, problem)
+  params = strategy.default_params
+  with problem_lib.asked_for(ValueError, what='config.initial'):
+    first = problem.space.initial(
+      problem_lib.recipe(config),
+      config.strategy.population,
+      jax.random.key(config.seed),
+    )
+  origins = results.origins(first, problem.space.names)
+  abstract = evolution.abstract_state(
+    strategy, params, first.population, len(problem.tasks)
+  )
+  evaluator = problem_lib.make_evaluator(config, problem)
+  plan = results.plan(evaluator, problem, strategy, params, abstract)
+  command.say(plan.describe())
+
+  # The run folder, and where an earlier process stopped.
+  name = f'{files.name}_{config.name or config.strategy.name}'
+  workdir = _WORKDIR.value or record.new_workdir('runs', name)
+  with problem_lib.asked_for(checkpoint.CheckpointError, OSError):
+    inputs = record.fingerprints(files.all)
+    run = record.RunFolder(workdir, config.to_dict(), inputs)
+    if run.finished:
+      command.say(f'{run.path} is finished')
+      results.show(run)
+      return run.close()
+    found = run.checkpoints.restore(abstract)
+  generation, state = found or (-1, None)
+  run.rewind(generation)
+  went_on = f', going on after generation {generation}' if found else ''
+  command.say(f'run folder {run.path}{went_on}')
+
+  ledger = evaluator.ledger
+  bar = progress.Progress(
+    config.strategy.generations,
+    tokens=lambda: ledger.prompt_tokens + ledger.new_tokens,
+  )
+
+  def score(population, members):
+    bar.begin(len(members))
+    return evaluator.evaluate(
+      problem.space, population, members, 'dev', progress=bar.update
+    )
+
+  try:
+    baselines = results.score_baselines(run, evaluator, problem, bar)
+    if state is not None:
+      bar.resume(generation, float(state.best.fitness))
+    tokens = bar.tokens()
+
+    # The run itself.
+    with (
+      progress.Stopwatch() as watch,
+      problem_lib.asked_for(evolution.EvolutionError),
+    ):
+      rounds = evolution.evolve(
+        strategy,
+        params,
+        score,
+        first.population,
+        seed=config.seed,
+        generations=config.strategy.generations,
+        patience=config.strategy.patience,
+        state=state,
+        phase=watch.phase,
+      )
+      del first  # its memory is wanted for the search
+      for state, done in rounds:
+        tokens, used = bar.tokens(), bar.tokens() - tokens
+        # Records first: a checkpoint stands for the lines up to its own.
+        run.write(
+          record.member_rows(
+            done, strategy.operator_names, problem.task_names, origins
+          ),
+          record.metrics_row(done, problem.task_names, watch.take(), used),
+        )
+        with watch.phase('checkpoint'):
+          run.checkpoints.save(done.number, state)
+        failed = f', {done.failed} failed' if done.failed else ''
+        bar.generation(
+          done.number,
+          done.best_fitness,
+          f'mean {100 * done.mean_fitness:.1f} %  '
+          f'{len(done.ids)} scored{failed}',
+        )
+
+    results.finish(
+      run, evaluator, problem, str(files.model), baselines, state, name, bar
+    )
+  except KeyboardInterrupt:
+    run.close()
+    command.say(f'\nstopped; --workdir={workdir} goes on with this run')
+    return 130
+  results.show(run)
+  return run.close()
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """absl's own, for which a misspelt setting is an error without traceback."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    text = str(error.args[0] if error.args else error).strip('\'"')
+    text = text.replace('\\n', ' ').replace("\\'", "'").replace('\n', ' ')
+    print(f'error: --config: {text}', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,279 @@
+"""From a configuration to what a run works with.
+
+In three steps, so that a mistake shows as early as it can: `locate` looks at
+names only, `load` reads the model, experts and tasks, `make_strategy` makes the
+search. All of them end in an error for people before anything is compiled.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from evojax_llm import pocket
+from experiments.command import CommandError
+
+SPACES = ('adapters', 'coefficients')
+_GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Where the inputs of a run are.
+
+  Attributes:
+    name: of the model, for the run folder.
+    model: its folder.
+    adapters: N folders.
+    tasks: K files.
+  """
+
+  name: str
+  model: pathlib.Path
+  adapters: tuple[pathlib.Path, ...]
+  tasks: tuple[pathlib.Path, ...]
+
+  @property
+  def all(self) -> tuple[pathlib.Path, ...]:
+    return (self.model, *self.adapters, *self.tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What is evolved, and on what.
+
+  Attributes:
+    config: of the model.
+    params: of the base.
+    tokenizer: of the base.
+    experts: adapter genomes and their space; the baselines are made of them.
+    space: genome space of the search; `experts` itself, or made of it.
+    tasks: K tasks.
+    weights: (K,) weights of the tasks; sum to one.
+  """
+
+  config: Any
+  params: Any
+  tokenizer: Any
+  experts: Any
+  space: Any
+  tasks: tuple[Any, ...]
+  weights: tuple[float, ...]
+
+  @property
+  def task_names(self) -> list[str]:
+    return [task.name for task in self.tasks]
+
+
+def names(value: str | Sequence[str]) -> list[str]:
+  """The names in 'a,b' or ('a', 'b')."""
+  values = [value] if isinstance(value, str) else value
+  return [name.strip() for v in values for name in v.split(',') if name.strip()]
+
+
+def recipe(config: Any) -> list[Any]:
+  """config.initial, of which an override may be 'experts,pairs'."""
+  entries = []
+  for entry in config.initial:
+    entries += names(entry) if isinstance(entry, str) else [entry]
+  return entries
+
+
+def locate(config: Any) -> Files:
+  """Finds the inputs; loads nothing.
+
+  Raises:
+    CommandError: a name stands for nothing.
+  """
+  _check(config)
+  adapters = [pathlib.Path(name) for name in names(config.adapters)]
+  if config.model in ('', 'pocket'):
+    name, model = 'pocket', pocket.base_folder()
+    adapters = adapters or list(pocket.expert_folders())
+  else:
+    model = pathlib.Path(config.model)
+    name = model.resolve().name
+  if not adapters:
+    raise CommandError(
+      f'No experts for {config.model}: name PEFT adapter folders of it, as in '
+      '--config.adapters=experts/code,experts/cot'
+    )
+  for folder in (model, *adapters):
+    if not folder.is_dir():
+      raise CommandError(f'{folder} is not a folder.')
+  return Files(name, model, tuple(adapters), tuple(_task_files(config)))
+
+
+def _task_files(config: Any) -> list[pathlib.Path]:
+  files = []
+  for name in names(config.tasks):
+    if pathlib.Path(name).is_file():
+      files.append(pathlib.Path(name))
+    elif name in pocket.stage_names():
+      files += [pocket.task_file(task) for task in pocket.stage(name)]
+    elif name in pocket.task_names():
+      files.append(pocket.task_file(name))
+    else:
+      raise CommandError(
+        f'Got task {name!r}; expected a file, a pocket stage '
+        f'({", ".join(pocket.stage_names())}) or a pocket task '
+        f'({", ".join(pocket.task_names())}).'
+      )
+  if not files:
+    raise CommandError('No tasks: name one at least with --config.tasks.')
+  return files
+
+
+def _check(config: Any) -> None:
+  """Values that can be judged without loading anything."""
+  strategy, execution = config.strategy, config.execution
+  for name, value, least in (
+    ('strategy.population', strategy.population, 1),
+    ('strategy.generations', strategy.generations, 0),
+    ('strategy.patience', strategy.patience, 1),
+    ('seed', config.seed, 0),
+    ('dev_limit', config.dev_limit, 1),
+    ('test_limit', config.test_limit, 1),
+    ('execution.members_per_group', execution.members_per_group, 1),
+    ('execution.prompts_per_batch', execution.prompts_per_batch, 1),
+    ('execution.max_length', execution.max_length, 1),
+  ):
+    if value is not None and value < least:
+      raise CommandError(
+        f'Got config.{name}={value}; expected {least} or more.'
+      )
+  if config.seed >= 1 << 32:
+    raise CommandError(f'Got config.seed={config.seed}; expected 32 bits.')
+  for name, value, known in (
+    ('space', config.space, SPACES),
+    ('execution.dtype', execution.dtype, ('float32', 'bfloat16')),
+    ('execution.form', execution.form, ('auto', 'batched', 'folded')),
+  ):
+    if value not in known:
+      raise CommandError(
+        f'Got config.{name}={value!r}; expected one of {", ".join(known)}.'
+      )
+
+
+def load(config: Any, files: Files) -> Problem:
+  """Reads tasks, experts and the base, the quick ones first.
+
+  Raises:
+    CommandError, TaskError, GemmaError: something of it cannot be used.
+  """
+  from evojax_llm.fitness import tasks as tasks_lib
+
+  tasks = tasks_lib.load_tasks(files.tasks, config.allow_overlap)
+  weights = _weights(config.weights, tasks)
+
+  import jax.numpy as jnp
+
+  from evojax_llm.gemma import hub
+  from evojax_llm.gemma import peft
+  from evojax_llm.gemma.tokenizer import Tokenizer
+
+  tokenizer = Tokenizer.from_folder(files.model)
+  adapters = peft.load_adapters(files.adapters, hub.load_config(files.model)[0])
+  experts, space = make_space(config, adapters)
+  model, params = hub.load_checkpoint(
+    files.model, jnp.dtype(config.execution.dtype)
+  )
+  return Problem(model, params, tokenizer, experts, space, tasks, weights)
+
+
+def make_space(config: Any, adapters: Any) -> tuple[Any, Any]:
+  """(the space of the experts' adapters, the space of the search)."""
+  from evojax_llm.genomes.adapters import AdapterSpace
+  from evojax_llm.genomes.coefficients import CoefficientSpace
+
+  experts = AdapterSpace(adapters)
+  if config.space == 'adapters':
+    return experts, experts
+  return experts, CoefficientSpace(adapters)
+
+
+def make_strategy(config: Any, problem: Problem) -> Any:
+  """The strategy of a configuration, made for genomes of its space.
+
+  Raises:
+    CommandError: its name or one of its options is unknown or out of range.
+  """
+  import jax
+
+  from evojax_llm.strategies import coefficient_search
+  from evojax_llm.strategies import registry
+
+  name, size = config.strategy.name, config.strategy.population
+  options = dict(config.strategy.options)
+  searches = {
+    'random_search': coefficient_search.random_search,
+    'cma_es': coefficient_search.cma_es,
+  }
+  with asked_for(TypeError, ValueError, what='config.strategy'):
+    if name in searches:
+      if config.space != 'coefficients':
+        raise CommandError(
+          f'{name} searches coefficients: set config.space=coefficients.'
+        )
+      num_experts = len(problem.space.names)
+      return searches[name](size, num_experts, **options)
+    genome = jax.eval_shape(
+      lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
+    )
+    return registry.make_strategy(name, size, genome, **options)
+
+
+def make_evaluator(config: Any, problem: Problem) -> Any:
+  """The fitness engine of a configuration."""
+  import jax.numpy as jnp
+
+  from evojax_llm.fitness.evaluation import Evaluator
+
+  execution = config.execution
+  budget = execution.memory_budget_gib
+  return Evaluator(
+    problem.config,
+    problem.params,
+    problem.tokenizer,
+    problem.tasks,
+    weights=problem.weights,
+    chat=config.chat,
+    limits={'dev': config.dev_limit, 'test': config.test_limit},
+    draw=config.dev_draw,
+    dtype=jnp.dtype(execution.dtype),
+    form=execution.form,
+    members_per_group=execution.members_per_group,
+    prompts_per_batch=execution.prompts_per_batch,
+    memory_budget=None if budget is None else int(budget * _GIB),
+    max_length=execution.max_length,
+  )
+
+
+@contextlib.contextmanager
+def asked_for(*kinds: type[Exception], what: str = ''):
+  """Turns errors about what the user asked for into ones without traceback."""
+  try:
+    yield
+  except kinds as error:
+    if isinstance(error, CommandError):
+      raise
+    raise CommandError(f'{what}: {error}' if what else str(error)) from error
+
+
+def _weights(
+  values: Sequence[float], tasks: Sequence[Any]
+) -> tuple[float, ...]:
+  weights = [float(v) for v in values] or [1.0] * len(tasks)
+  if (
+    len(weights) != len(tasks)
+    or not all(math.isfinite(w) and w >= 0 for w in weights)
+    or not sum(weights) > 0
+  ):
+    raise CommandError(
+      f'Got config.weights={tuple(values)} for the tasks '
+      f'{", ".join(t.name for t in tasks)}; expected a weight of at least 0 '
+      'for each, not all of them 0.'
+    )
+  return tuple(w / sum(weights) for w in weights)

@@ -1,0 +1,269 @@
+"""What stands around the loop of a run: its plan, its rivals, its result."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import evojax_llm
+from evojax_llm import baselines as baselines_lib
+from evojax_llm import evolution
+from evojax_llm import plot
+from evojax_llm import progress
+from evojax_llm import record
+from evojax_llm import report
+from evojax_llm.fitness import prompts
+from evojax_llm.fitness import splits
+from evojax_llm.population import lineage
+from evojax_llm.population import stack
+from experiments import members
+from experiments import problem as problem_lib
+
+
+def plan(
+  evaluator: Any,
+  problem: problem_lib.Problem,
+  strategy: Any,
+  params: Any,
+  abstract: evolution.RunState,
+) -> Any:
+  """Plans the memory of a run, for the longest prompts of both splits.
+
+  Raises:
+    MemoryPlanError: it cannot fit.
+    TaskError: an item cannot be put to the model.
+  """
+  asked = jax.eval_shape(
+    lambda state: strategy.ask(jax.random.key(0), state, params)[0],
+    abstract.strategy,
+  )
+  genome = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), asked
+  )
+  made = evaluator.prepare(
+    members=min(strategy.population_size, stack.size(asked)),
+    member_bytes=_bytes(jax.eval_shape(problem.space.express, genome)),
+    population_bytes=_bytes(abstract) + _bytes(asked),
+  )
+  if has_test(problem):
+    # An item that does not fit must show now and not when all is done.
+    encoded = [
+      prompts.encode_items(
+        task,
+        task.subset('test', evaluator.limits.get('test'), evaluator.draw),
+        problem.tokenizer,
+        chat=evaluator.chat,
+        max_length=evaluator.max_length,
+      )
+      for task in problem.tasks
+    ]
+    for length, new_tokens in splits.longest_rows(encoded):
+      made.rows(length, new_tokens)
+  return made
+
+
+def has_test(problem: problem_lib.Problem) -> bool:
+  """Whether every task has items for the final report."""
+  return all(task.test for task in problem.tasks)
+
+
+def origins(first: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
+  """Operator, parents and experts of each member of an initial population."""
+  rows = []
+  for operator, parents in zip(first.operators, first.parents, strict=True):
+    known = [int(p) for p in parents if p != lineage.NOBODY]
+    row = {'operator': operator}
+    row['parents'] = [p - len(experts) for p in known if p >= len(experts)]
+    row['experts'] = [experts[p] for p in known if p < len(experts)]
+    rows.append(row)
+  return rows
+
+
+def score_baselines(
+  run: record.RunFolder,
+  evaluator: Any,
+  problem: problem_lib.Problem,
+  bar: progress.Progress,
+) -> list[dict[str, Any]]:
+  """The baselines as rows of the table, without their test scores.
+
+  They are kept in baselines.json, which a resumed run reads.
+  """
+  path = run.path / 'baselines.json'
+  if path.exists():
+    return record.read_json(path)
+  experts = problem.experts.experts()
+
+  def score(mixes):
+    mixed = baselines_lib.mix_experts(experts, mixes)
+    # As many slots as a group of the search has, for which there is a program.
+    slots = max(len(mixes), evaluator.plan.members_per_group)
+    bar.begin(len(mixes), 'baselines')
+    return evaluator.evaluate(
+      problem.experts,
+      stack.pad(mixed, slots),
+      np.arange(len(mixes)),
+      'dev',
+      progress=bar.update,
+    )
+
+  rows = []
+  for baseline in baselines_lib.choose_baselines(problem.experts.names, score):
+    dev = _accuracies(evaluator, problem, 'dev', baseline.task_scores)
+    rows.append(
+      {
+        'name': baseline.name,
+        'detail': baseline.detail,
+        'mix': dataclasses.asdict(baseline.mix),
+        'evaluations': baseline.evaluations,
+        'dev': dev,
+      }
+    )
+    accuracy = dev['mean']['accuracy']
+    shown = 'failed' if accuracy is None else f'{100 * accuracy:.1f} %'
+    bar.line(f'{baseline.name} {baseline.detail}: {shown} on dev')
+  record.write_json(path, rows)
+  return record.read_json(path)
+
+
+def finish(
+  run: record.RunFolder,
+  evaluator: Any,
+  problem: problem_lib.Problem,
+  model_folder: str,
+  baselines: Sequence[Mapping[str, Any]],
+  state: evolution.RunState,
+  name: str,
+  bar: progress.Progress,
+) -> None:
+  """Exports the best member, reads test once, and writes the report."""
+  best = state.best
+  folder = run.path / 'best'
+  if folder.exists():  # of a process that was killed right here
+    shutil.rmtree(folder)
+  problem.space.export(
+    best.genome, folder, problem.config, model_folder, model_folder
+  )
+
+  rows = [dict(row) for row in baselines]
+  member_rows, metrics = run.members.read(), run.metrics.read()
+  rows.append(
+    {
+      'name': 'evolved',
+      'detail': f'member {int(best.id)}',
+      'evaluations': int(state.evaluations),
+      'dev': _accuracies(evaluator, problem, 'dev', best.task_scores),
+    }
+  )
+  tests = [None] * len(rows)
+  if has_test(problem):
+    tests = _read_test(evaluator, problem, baselines, best.genome, bar)
+  for row, test in zip(rows, tests, strict=True):
+    row['test'] = test
+
+  summary = {
+    'name': name,
+    'version': evojax_llm.__version__,
+    'rows': rows,
+    'best': {
+      'id': int(best.id),
+      'generation': int(best.generation),
+      'fitness': np.asarray(best.fitness)[()],
+    },
+    'lineage': record.lineage_of(int(best.id), member_rows),
+    'generations': int(state.generation),
+    'evaluations': int(state.evaluations),
+    'failed': sum(row['failed'] for row in metrics),
+    'tokens': sum(row['tokens'] for row in metrics),
+    'seconds': _total_seconds(metrics),
+  }
+  levels = {
+    row['name']: row['dev']['mean']['accuracy']
+    for row in baselines
+    if row['name'] in ('base', 'best expert', 'scaled average')
+    and row['dev']['mean']['accuracy'] is not None
+  }
+  plot.curve(run.path / 'curve.png', metrics, levels)
+  record.write_text(
+    run.path / 'summary.md', report.markdown(record.plain(summary))
+  )
+  # Last: a folder with a summary.json is a finished run.
+  record.write_json(run.path / 'summary.json', summary)
+
+
+def show(run: record.RunFolder) -> None:
+  """Prints the table of a finished run."""
+  summary = record.read_json(run.path / 'summary.json')
+  print(report.table(summary['rows']))
+  print(
+    f'\nbest member: {run.path / "best"}\nreport: {run.path / "summary.md"}'
+  )
+
+
+def _read_test(evaluator, problem, baselines, genome, bar):
+  """Test accuracies of the baselines and the best member, in one call."""
+  experts = problem.experts.experts()
+  mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
+  trees = jax.vmap(problem.experts.express)(
+    baselines_lib.mix_experts(experts, mixes)
+  )
+  evolved = jax.tree.map(lambda leaf: leaf[None], problem.space.express(genome))
+  both = stack.concatenate(*_to_one_rank(trees, evolved))
+  bar.begin(stack.size(both), 'test')
+  scores = evaluator.evaluate(
+    members.Expressed(), both, split='test', progress=bar.update
+  )
+  return [
+    _accuracies(evaluator, problem, 'test', task_scores)
+    for task_scores in scores.task_scores
+  ]
+
+
+def _accuracies(evaluator, problem, split, task_scores):
+  limit = evaluator.limits.get(split)
+  items = [
+    len(task.subset(split, limit, evaluator.draw)) for task in problem.tasks
+  ]
+  return report.accuracies(
+    problem.task_names, np.asarray(task_scores), items, problem.weights
+  )
+
+
+def _to_one_rank(*trees):
+  """Adapter populations with zero ranks added up to the largest rank."""
+
+  def rank_axis(path):
+    return -1 if path[-1].key == 'a' else -2
+
+  flat = [jax.tree_util.tree_flatten_with_path(tree) for tree in trees]
+  result = [[] for _ in trees]
+  for entries in zip(*(leaves for leaves, _ in flat), strict=True):
+    axis = rank_axis(entries[0][0])
+    rank = max(leaf.shape[axis] for _, leaf in entries)
+    for out, (_, leaf) in zip(result, entries, strict=True):
+      pad = [(0, 0)] * leaf.ndim
+      pad[axis] = (0, rank - leaf.shape[axis])
+      out.append(jnp.pad(leaf, pad))
+  return [
+    jax.tree.unflatten(structure, leaves)
+    for (_, structure), leaves in zip(flat, result, strict=True)
+  ]
+
+
+def _total_seconds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  total: dict[str, float] = {}
+  for row in metrics:
+    for part, seconds in row['seconds'].items():
+      total[part] = round(total.get(part, 0.0) + seconds, 4)
+  return total
+
+
+def _bytes(tree: Any) -> int:
+  return sum(
+    leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+  )
