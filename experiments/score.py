@@ -79,6 +79,7 @@ def main(_: Sequence[str]) -> None:
   ]
 
   # Only now, so that --help and wrong task files are answered at once.
+  import jax
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
@@ -91,7 +92,6 @@ def main(_: Sequence[str]) -> None:
     command.say(
       f'{task.name}: {len(task.dev)} {_SPLIT.value} items, {task.kind}'
     )
-  command.say(f'scoring {len(members.names)} members')
   evaluator = Evaluator(
     members.config,
     members.params,
@@ -100,6 +100,9 @@ def main(_: Sequence[str]) -> None:
     chat=_CHAT.value,
     dtype=dtype,
   )
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(members.population))
+  count = len(members.names)
+  command.say(evaluator.prepare(count, size // count, size).describe())
   scores = evaluator.evaluate(
     members_lib.Expressed(), members.population, progress=command.Progress()
   )

@@ -154,6 +154,12 @@ def test_format_is_read(write):
   )
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+  path = tmp_path / 'task.json'
+  path.write_text(json.dumps({'dev': [exact_row(1)]}), encoding='utf-8-sig')
+  assert len(load_task(path).dev) == 1
+
+
 def test_jsonl_with_splits(write):
   rows = [exact_row(i, split=('dev', 'test')[i % 2]) for i in range(5)]
   # A line separator inside a string ends no row.
@@ -310,6 +316,8 @@ def test_subset_is_seeded_nested_and_in_order():
   assert list(small) == sorted(small, key=items.index)
   assert small == task.subset('dev', 20, 3)
   assert small != task.subset('dev', 20, 4)
+  other = Task('t', 'exact_match', items, items)
+  assert other.subset('test', 20, 3) != small
   # Where an item stands does not matter to whether it is drawn.
   turned = Task('t', 'exact_match', items[::-1])
   assert set(turned.subset('dev', 20, 3)) == set(small)
