@@ -1,0 +1,357 @@
+"""How fast a population is scored, beside what one would do otherwise.
+
+Every way below scores the same members on the same items:
+
+  population, <form>   all members at once, in each form of the engine
+  one by one, <form>   member after member through the engine, a call each
+  peer                 transformers + PEFT, member by member, static batches
+  peer, merged         the same with the adapter added into the weights first
+
+and `one model` scores a single member on P times as many items: what the
+hardware can do where there is no population. Ways take turns, repeat by
+repeat, and medians are reported: a machine that slows down slows all of them.
+Tokens are counted once for all ways: an item's prompt, and its options or the
+tokens it makes. Compilation is not timed.
+
+  python -m experiments.benchmark_fitness --out=/tmp/benchmark
+
+Without torch and PEFT the peer is left out.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+import shlex
+import statistics
+import sys
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import numpy as np
+
+from evojax_llm import pocket
+from evojax_llm.fitness import batches
+from evojax_llm.fitness import prompts
+from evojax_llm.fitness import scorers
+from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.evaluation import Scores
+from evojax_llm.fitness.forms import FORMS
+from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.tasks import load_task
+from evojax_llm.gemma import hub
+from evojax_llm.gemma import peft
+from evojax_llm.gemma.tokenizer import Tokenizer
+from evojax_llm.genomes.adapters import AdapterSpace
+from experiments.benchmarks import tables
+
+_BASE = flags.DEFINE_string(
+  'base', None, 'Model folder; the pocket model by default.'
+)
+_EXPERTS = flags.DEFINE_list(
+  'experts', None, 'Adapter folders, the members; the pocket ones by default.'
+)
+_LIKELIHOOD = flags.DEFINE_string(
+  'likelihood_task', None, 'Multiple-choice task file; a pocket one by default.'
+)
+_GENERATION = flags.DEFINE_string(
+  'generation_task', None, 'Generated task file; a pocket one by default.'
+)
+_ITEMS = flags.DEFINE_integer(
+  'items', 100, 'Items a member and task, taken from the test split.'
+)
+_MAX_NEW = flags.DEFINE_integer(
+  'max_new_tokens', None, "Overrides the generated task's own."
+)
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed repeats of each way.')
+_PEER = flags.DEFINE_bool('peer', True, 'Time transformers + PEFT as well.')
+_PEER_ROWS = flags.DEFINE_list(
+  'peer_rows', ['16', '64'], 'Batch sizes of the peer; its best one counts.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Writes <out>.json and <out>.md.')
+_NOTE = flags.DEFINE_string('note', '', 'A line for the table: what it is of.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """One way of scoring.
+
+  Attributes:
+    name: in the table.
+    run: does all the work once.
+    tokens: what the work counts.
+  """
+
+  name: str
+  run: Callable[[], object]
+  tokens: int
+
+
+def time_ways(ways: list[Way], repeats: int) -> dict[str, list[float]]:
+  """Seconds of each way, `repeats` times, the ways taking turns."""
+  for way in ways:  # compiles, and warms what can be warm.
+    start = time.perf_counter()
+    way.run()
+    logging.info('%s: %.2f s at first', way.name, time.perf_counter() - start)
+  seconds = {way.name: [] for way in ways}
+  for repeat in range(repeats):
+    for way in ways:
+      start = time.perf_counter()
+      way.run()
+      seconds[way.name].append(time.perf_counter() - start)
+    logging.info('repeat %d of %d', repeat + 1, repeats)
+  return seconds
+
+
+class Workload:
+  """A task, the members, and the ways to score them.
+
+  Args:
+    base: model folder.
+    experts: M adapter folders.
+    task: items are taken from its test split.
+    items: items of a member, at most.
+  """
+
+  def __init__(self, base: str, experts: list[str], task: Task, items: int):
+    self._base, self._experts = base, experts
+    self.members = len(experts)
+    self.items = min(items, len(task.test) // self.members)
+    if not self.items:
+      raise app.UsageError(
+        f'Task {task.name} has {len(task.test)} test items for {self.members} '
+        'members; expected at least one each, for the model that is alone.'
+      )
+    # The engine is asked for `dev` throughout; what stands there is chosen
+    # here.
+    self._task = dataclasses.replace(task, dev=task.test[: self.items])
+    many = task.test[: self.items * self.members]
+    self._long_task = dataclasses.replace(task, dev=many)
+    self._config, params = hub.load_checkpoint(base)
+    self._params = jax.device_put(params)
+    self._tokenizer = Tokenizer.from_folder(base)
+    adapters = peft.load_adapters(experts, self._config)
+    self._space = AdapterSpace(adapters)
+    self._population = jax.device_put(adapters.factors)
+    self._scores: Scores | None = None
+    self.compile_seconds: dict[str, float] = {}
+
+  def engine_ways(self, forms: Sequence[str]) -> list[Way]:
+    """At once, one by one, and one model alone, in each form."""
+    ways = []
+    for form in forms:
+      engine = functools.partial(
+        Evaluator,
+        self._config,
+        self._params,
+        self._tokenizer,
+        form=form,
+        devices=jax.devices()[:1],
+      )
+      whole = engine([self._task], members_per_group=self.members)
+      single = engine([self._task], members_per_group=1)
+      alone = engine([self._long_task], members_per_group=1)
+
+      def at_once(evaluator=whole):
+        return evaluator.evaluate(self._space, self._population)
+
+      def one_by_one(evaluator=single):
+        for m in range(self.members):
+          evaluator.evaluate(self._space, self._population, [m])
+
+      def one_model(evaluator=alone):
+        return evaluator.evaluate(self._space, self._population, [0])
+
+      self._scores = at_once()
+      one_model()
+      tokens = self._tokens(whole, self.members)
+      name = f'population, {form}'
+      self.compile_seconds[name] = whole.ledger.seconds['compile']
+      ways += [
+        Way(name, at_once, tokens),
+        Way(f'one by one, {form}', one_by_one, tokens),
+        Way(f'one model, {form}', one_model, self._tokens(alone, 1)),
+      ]
+    return ways
+
+  def _tokens(self, evaluator: Evaluator, members: int) -> int:
+    """Prompts with options, or prompts with what the first pass has made."""
+    read = sum(
+      len(encoded.prompt) + sum(map(len, encoded.options or ()))
+      for encoded in self._encode(evaluator.tasks[0])
+    )
+    return read * members + evaluator.ledger.new_tokens
+
+  def _encode(self, task: Task) -> tuple[prompts.EncodedItem, ...]:
+    return prompts.encode_items(
+      task,
+      task.dev,
+      self._tokenizer,
+      max_length=self._config.max_position_embeddings,
+    )
+
+  def peer_ways(self, sizes: Sequence[int], tokens: int) -> list[Way]:
+    """transformers + PEFT in static batches of these sizes."""
+    from experiments.benchmarks.peer import Peer
+
+    encoded = self._encode(self._task)
+    return [
+      Way(
+        f'peer{", merged" if merged else ""}, batches of {size}',
+        self._peer_run(peer, encoded, size),
+        tokens,
+      )
+      for merged in (False, True)
+      for peer in [Peer(self._base, self._experts, merged=merged)]
+      for size in sizes
+    ]
+
+  def _peer_run(self, peer, encoded, size: int) -> Callable[[], object]:
+    pad_id = self._tokenizer.pad_id
+    if encoded[0].options is not None:
+      pairs = [(e.prompt, option) for e in encoded for option in e.options]
+      read = batches.pack_likelihood(pairs, lambda _: size, pad_id)
+      return lambda: peer.likelihood(read, len(pairs))
+    limits = [e.max_new_tokens for e in encoded]
+    packed = batches.pack_generation(
+      [e.prompt for e in encoded], limits, lambda _: size, pad_id
+    )
+    stops = self._tokenizer.stop_ids
+    return lambda: peer.generate(packed, len(encoded), stops, pad_id)
+
+  def difference(self, found) -> str:
+    """How far what a peer's way has returned is from the engine's answers."""
+    ours = self._scores.tasks[0]
+    if ours.loglikelihoods is not None:
+      values = [
+        [value for item in member for value in item.values()]
+        for member in ours.loglikelihoods
+      ]
+      gap = np.abs(np.asarray(values) - found).max()
+      return f'log-likelihoods differ by at most {gap:.1e}'
+    same = [
+      scorers.score_generation(self._task, item, self._tokenizer.decode(ids))[0]
+      == prediction
+      for answers, predictions in zip(found, ours.predictions, strict=True)
+      for item, ids, prediction in zip(
+        self._task.dev, answers, predictions, strict=True
+      )
+    ]
+    return f'{sum(same)} of {len(same)} answers are the same'
+
+
+def measure(
+  base: str,
+  experts: list[str],
+  task: Task,
+  *,
+  items: int,
+  repeats: int,
+  peer_sizes: Sequence[int],
+  forms: Sequence[str] = FORMS,
+) -> dict:
+  """Times every way on one task.
+
+  Returns:
+    What `tables.write` takes as one workload: name, sizes, seconds of each
+    repeat, tokens, compile seconds and agreement with the peer.
+  """
+  workload = Workload(base, experts, task, items)
+  ways = workload.engine_ways(forms)
+  agreement = {}
+  if peer_sizes:
+    peers = workload.peer_ways(peer_sizes, ways[0].tokens)
+    agreement = {way.name: workload.difference(way.run()) for way in peers}
+    ways += peers
+  seconds = time_ways(ways, repeats)
+  return {
+    'task': task.name,
+    'kind': 'likelihood' if task.kind == 'multiple_choice' else 'generation',
+    'members': workload.members,
+    'items': workload.items,
+    'tokens': {way.name: way.tokens for way in ways},
+    'seconds': seconds,
+    'tokens_per_second': {
+      way.name: way.tokens / statistics.median(seconds[way.name])
+      for way in ways
+    },
+    'compile_seconds': workload.compile_seconds,
+    'agreement': agreement,
+  }
+
+
+def _tasks() -> list[Task]:
+  """The tasks of the flags, or the first pocket task of each kind."""
+  given = [f for f in (_LIKELIHOOD.value, _GENERATION.value) if f]
+  if given:
+    tasks = [load_task(file, allow_overlap=True) for file in given]
+  else:
+    tasks, kinds = [], set()
+    for name in pocket.task_names():
+      task = load_task(pocket.task_file(name))
+      choice = task.kind == 'multiple_choice'
+      if choice not in kinds:
+        tasks.append(task)
+        kinds.add(choice)
+  if _MAX_NEW.value:
+    tasks = [
+      dataclasses.replace(
+        task,
+        format=dataclasses.replace(task.format, max_new_tokens=_MAX_NEW.value),
+      )
+      for task in tasks
+    ]
+  return tasks
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'{argv[1:]} is not understood; see --help.')
+  sizes = [int(size) for size in _PEER_ROWS.value] if _PEER.value else []
+  missing = [
+    name for name in ('torch', 'peft') if not importlib.util.find_spec(name)
+  ]
+  if sizes and missing:
+    logging.warning(
+      'The peer is left out: %s not installed. To have it: '
+      "pip install '.[parity]'",
+      ' and '.join(missing),
+    )
+    sizes = []
+  base = _BASE.value or str(pocket.base_folder())
+  experts = _EXPERTS.value or [str(f) for f in pocket.expert_folders()]
+  result = {
+    'note': _NOTE.value,
+    'machine': tables.machine(),
+    'command': shlex.join(
+      ['python', '-m', 'experiments.benchmark_fitness', *sys.argv[1:]]
+    ),
+    'workloads': [
+      measure(
+        base,
+        experts,
+        task,
+        items=_ITEMS.value,
+        repeats=_REPEATS.value,
+        peer_sizes=sizes,
+      )
+      for task in _tasks()
+    ],
+  }
+  text = tables.markdown(result)
+  print(text)
+  if _OUT.value:
+    out = pathlib.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix('.json').write_text(json.dumps(result, indent=1) + '\n')
+    out.with_suffix('.md').write_text(text)
+
+
+if __name__ == '__main__':
+  app.run(main)

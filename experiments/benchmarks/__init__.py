@@ -1,0 +1,1 @@
+"""Measured results, and the peer they are measured against."""

@@ -1,0 +1,197 @@
+"""Writes a random Gemma with PEFT adapters, for benchmarks and rehearsals.
+
+The widths are those of a published model and the layers as few as one likes;
+transformers and PEFT write the files, so that what is read is what users have.
+The tokenizer is trained on the task files, so that prompts are about as long as
+they would be; its ids are a part of the model's vocabulary. Needs the extra
+`parity`.
+
+  python -m experiments.benchmarks.random_gemma --shape=gemma-2-2b --layers=2 \\
+    --texts=mmlu.json,gsm8k.json --out=/tmp/gemma2
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import pathlib
+
+from absl import app
+from absl import flags
+
+from evojax_llm.fitness.tasks import load_task
+
+# The published widths; layers are chosen by the caller.
+SHAPES = {
+  'gemma-2-2b': (
+    'Gemma2',
+    dict(
+      vocab_size=256_000,
+      hidden_size=2304,
+      intermediate_size=9216,
+      num_attention_heads=8,
+      num_key_value_heads=4,
+      head_dim=256,
+      query_pre_attn_scalar=256,
+      sliding_window=4096,
+      max_position_embeddings=8192,
+    ),
+  ),
+  'gemma-3-1b': (
+    'Gemma3',
+    dict(
+      vocab_size=262_144,
+      hidden_size=1152,
+      intermediate_size=6912,
+      num_attention_heads=4,
+      num_key_value_heads=1,
+      head_dim=256,
+      query_pre_attn_scalar=256,
+      sliding_window=512,
+      max_position_embeddings=32_768,
+    ),
+  ),
+  # A middle between the pocket model and these: 33 M in ten layers.
+  'middle': (
+    'Gemma2',
+    dict(
+      vocab_size=4096,
+      hidden_size=512,
+      intermediate_size=1536,
+      num_attention_heads=8,
+      num_key_value_heads=4,
+      head_dim=64,
+      query_pre_attn_scalar=64,
+      sliding_window=4096,
+      max_position_embeddings=8192,
+    ),
+  ),
+}
+# In the order of Gemma's ids.
+_SPECIAL = (
+  '<pad>',
+  '<eos>',
+  '<bos>',
+  '<unk>',
+  '<start_of_turn>',
+  '<end_of_turn>',
+)
+_MODULES = (
+  'q_proj',
+  'k_proj',
+  'v_proj',
+  'o_proj',
+  'gate_proj',
+  'up_proj',
+  'down_proj',
+)
+
+_SHAPE = flags.DEFINE_enum('shape', 'gemma-2-2b', sorted(SHAPES), 'Widths.')
+_LAYERS = flags.DEFINE_integer('layers', 2, 'Layers.')
+_EXPERTS = flags.DEFINE_integer('num_experts', 10, 'Adapters.')
+_RANK = flags.DEFINE_integer('rank', 16, 'Of the adapters.')
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'bfloat16', ['bfloat16', 'float32'], 'Stored.'
+)
+_TEXTS = flags.DEFINE_list(
+  'texts', None, 'Task files to train the tokenizer on.', required=True
+)
+_OUT = flags.DEFINE_string('out', None, 'New folder.', required=True)
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int, folder: str) -> None:
+  """Writes a byte-level BPE tokenizer with Gemma's special tokens."""
+  import tokenizers
+  from tokenizers import decoders
+  from tokenizers import pre_tokenizers
+  from tokenizers import trainers
+  import transformers
+
+  def lines() -> Iterator[str]:
+    for text in texts:
+      for item in load_task(text, allow_overlap=True).dev:
+        yield ' '.join([item.question, *(t for _, t in item.choices or ())])
+
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  tokenizer.train_from_iterator(
+    lines(),
+    trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=list(_SPECIAL),
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+    ),
+  )
+  transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer,
+    pad_token='<pad>',
+    eos_token='<eos>',
+    bos_token='<bos>',
+    unk_token='<unk>',
+  ).save_pretrained(folder)
+
+
+def write(
+  out: pathlib.Path,
+  texts: Sequence[str],
+  *,
+  shape: str,
+  layers: int,
+  experts: int,
+  rank: int,
+  dtype: str = 'bfloat16',
+) -> list[pathlib.Path]:
+  """Writes <out>/base and <out>/experts/<i>; returns these folders.
+
+  Raises:
+    FileExistsError: `out` is there.
+  """
+  import peft
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  family, widths = SHAPES[shape]
+  name = 'Gemma3Text' if family == 'Gemma3' else family
+  config = getattr(transformers, f'{name}Config')(
+    num_hidden_layers=layers, **widths
+  )
+  model = getattr(transformers, f'{family}ForCausalLM')(config)
+  model = model.to(getattr(torch, dtype))
+  out.mkdir(parents=True)
+  base = out / 'base'
+  model.save_pretrained(base)
+  train_tokenizer(texts, min(4096, config.vocab_size), str(base))
+  folders = []
+  lora = peft.LoraConfig(
+    r=rank,
+    lora_alpha=2 * rank,
+    target_modules=list(_MODULES),
+    task_type='CAUSAL_LM',
+    init_lora_weights=False,  # as if trained: B is not zero.
+  )
+  for i in range(experts):
+    torch.manual_seed(1 + i)
+    adapted = peft.get_peft_model(model, lora)
+    folders.append(out / 'experts' / f'{i}')
+    adapted.save_pretrained(folders[-1])
+    model = adapted.unload()
+  return [base, *folders]
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  folders = write(
+    pathlib.Path(_OUT.value),
+    _TEXTS.value,
+    shape=_SHAPE.value,
+    layers=_LAYERS.value,
+    experts=_EXPERTS.value,
+    rank=_RANK.value,
+    dtype=_DTYPE.value,
+  )
+  print(*folders, sep='\n')
+
+
+if __name__ == '__main__':
+  app.run(main)

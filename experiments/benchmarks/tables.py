@@ -1,0 +1,100 @@
+"""Benchmark results as Markdown, with the machine they come from."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import statistics
+
+_PACKAGES = ('jax', 'numpy', 'torch', 'transformers', 'peft')
+
+
+def machine() -> dict[str, str]:
+  """What a timing depends on: processor, cores, memory and versions."""
+  found = {
+    'cpu': _cpu_model(),
+    'cores': str(os.cpu_count()),
+    'memory': _memory(),
+    'python': platform.python_version(),
+  }
+  for name in _PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _cpu_model() -> str:
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    return platform.processor() or 'unknown'
+  fields = dict(
+    map(str.strip, line.split(':', 1)) for line in lines if ':' in line
+  )
+  name = fields.get('model name', 'unknown')
+  numbers = ' '.join(
+    f'{key} {fields[key]}' for key in ('cpu family', 'model') if key in fields
+  )
+  return f'{name} ({numbers})' if numbers else name
+
+
+def _memory() -> str:
+  try:
+    size = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  except (ValueError, OSError):
+    return 'unknown'
+  return f'{size / 2**30:.0f} GiB'
+
+
+def markdown(result: dict) -> str:
+  """A benchmark's result as a Markdown document.
+
+  Args:
+    result: note, machine, command and workloads, as `benchmark_fitness` makes
+      it.
+  """
+  lines = [f'# {result["note"] or "Scoring a population"}', '']
+  machine_text = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
+  lines += [f'Machine: {machine_text}.', '']
+  lines += ['```', result['command'], '```', '']
+  for workload in result['workloads']:
+    lines += _workload(workload)
+  return '\n'.join(lines)
+
+
+def _workload(workload: dict) -> list[str]:
+  speed = workload['tokens_per_second']
+  peers = {k: v for k, v in speed.items() if k.startswith('peer')}
+  best_peer = max(peers.values(), default=None)
+  best = max(v for k, v in speed.items() if k.startswith('population'))
+  lines = [
+    f'## {workload["kind"].capitalize()}: {workload["task"]}, '
+    f'{workload["members"]} members x {workload["items"]} items',
+    '',
+    '| way | median s | range s | tokens/s | x best peer | compile s |',
+    '|---|---|---|---|---|---|',
+  ]
+  for name, seconds in workload['seconds'].items():
+    ratio = f'{speed[name] / best_peer:.2f}' if best_peer else ''
+    compile_seconds = workload['compile_seconds'].get(name)
+    lines.append(
+      f'| {name} | {statistics.median(seconds):.3f} '
+      f'| {min(seconds):.3f} to {max(seconds):.3f} '
+      f'| {speed[name]:,.0f} | {ratio} '
+      f'| {"" if compile_seconds is None else f"{compile_seconds:.1f}"} |'
+    )
+  lines.append('')
+  one_by_one = max(v for k, v in speed.items() if k.startswith('one by one'))
+  alone = max(v for k, v in speed.items() if k.startswith('one model'))
+  summary = (
+    f'The population at once is {best / one_by_one:.2f} times as fast as its '
+    f'members one by one, and {best / alone:.2f} times as fast as one model '
+    f'on {workload["members"]} times the items'
+  )
+  if best_peer:
+    summary += f'; it is {best / best_peer:.2f} times as fast as the best peer'
+  lines += [summary + ' (each at its best).']
+  lines += [f'- {k}: {v}.' for k, v in workload['agreement'].items()]
+  return [*lines, '']
