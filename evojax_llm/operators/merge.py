@@ -60,6 +60,11 @@ def fitness_weights(fitness: jax.Array) -> jax.Array:
   return weights / jnp.sum(weights)
 
 
+def line_weights(t: jax.Array) -> jax.Array:
+  """Weights (t, 1 - t), (2,) f32: a point on the line through two parents."""
+  return jnp.stack([t, 1.0 - t])
+
+
 def extrapolation_weights(
   key: jax.Array, low: jax.Array | float, high: jax.Array | float
 ) -> jax.Array:
@@ -72,5 +77,5 @@ def extrapolation_weights(
     (2,) f32.
   """
   low, high = jnp.float32(low), jnp.float32(high)
-  t = low + (high - low) * jax.random.uniform(key, (), jnp.float32)
-  return jnp.stack([t, 1.0 - t])
+  draw = jax.random.uniform(key, (), jnp.float32)
+  return line_weights(low + (high - low) * draw)

@@ -27,7 +27,7 @@ def gaussian(
   """Adds masked Gaussian noise.
 
   Args:
-    key: () typed key; leaf i draws from it folded with i.
+    key: () typed key.
     genome: any tree.
     sigma: () standard deviation; a fraction of each matrix's root mean square
       when `relative`. A matrix of zeros then stays zero.
@@ -38,7 +38,9 @@ def gaussian(
       one more layer).
 
   Returns:
-    A genome; noise drawn and added in f32, every leaf in its own type.
+    A genome; noise drawn and added in f32, every leaf in its own type. The
+    noise of all leaves is drawn at once, so that it takes as much memory as
+    the genome in f32 (twice with mask 'element').
 
   Raises:
     ValueError: if `mask` is none of these.
@@ -46,27 +48,55 @@ def gaussian(
   if mask not in MASKS:
     raise ValueError(f'Got mask {mask!r}; expected one of {MASKS}.')
   sigma, gene_rate = jnp.float32(sigma), jnp.float32(gene_rate)
-  noise_key, mask_key = jax.random.split(key)
+  # One draw for all leaves: a generator for each would be compiled for each,
+  # which takes longer than anything else in a strategy.
+  elementwise = mask == 'element'
+  shape = (1 + elementwise, leaves.num_elements(genome))
+  noise, *deciders = jax.random.normal(key, shape, jnp.float32)
+  noises = leaves.split_like(genome, noise)
+  # A normal number falls below this with the probability of the gene rate.
+  threshold = jnp.sqrt(2.0) * jax.lax.erf_inv(2.0 * gene_rate - 1.0)
+  if elementwise:
+    chosen = leaves.split_like(genome, deciders[0] < threshold)
+  else:
+    chosen = _chosen_matrices(jax.random.fold_in(key, 1), genome, gene_rate)
+    if mask == 'layer':
+      chosen = _same_by_layer(genome, chosen)
 
   def mutate_leaf(index, path, leaf):
-    noise = sigma * leaves.gaussian(noise_key, index, leaf)
+    change = sigma * noises[index]
     if relative:
-      noise = noise * leaves.root_mean_square(path, leaf)
-    layered = leaves.is_layered(path)
-    if mask == 'element':
-      shape = leaf.shape
-    else:
-      layers = leaf.shape[0] if layered else 1
-      shape = (layers,) + (1,) * (leaf.ndim - 1) if leaf.ndim else ()
-    # All leaves of a layer draw from one address, so they change together.
-    address = index if mask != 'layer' else int(layered)
-    draw = jax.random.uniform(
-      jax.random.fold_in(mask_key, address), shape, jnp.float32
-    )
-    changed = leaf.astype(jnp.float32) + noise
-    return jnp.where(draw < gene_rate, changed.astype(leaf.dtype), leaf)
+      change = change * leaves.root_mean_square(path, leaf)
+    changed = (leaf.astype(jnp.float32) + change).astype(leaf.dtype)
+    return jnp.where(chosen[index], changed, leaf)
 
   return leaves.map_indexed(mutate_leaf, genome)
+
+
+def _chosen_matrices(key, genome, gene_rate):
+  """For each leaf, bool that broadcasts: (L, 1, ...) or (1, ...)."""
+  counts = leaves.num_matrices(genome)
+  draws = jax.random.uniform(key, (sum(counts),), jnp.float32)
+  chosen, start = [], 0
+  for count, leaf in zip(counts, jax.tree.leaves(genome), strict=True):
+    one = draws[start : start + count] < gene_rate
+    chosen.append(one.reshape((count,) + (1,) * (leaf.ndim - 1)))
+    start += count
+  return chosen
+
+
+def _same_by_layer(genome, chosen):
+  """Every leaf of a layer follows the first one that has layers (or none)."""
+  flat = jax.tree.leaves(genome)
+  first = {}
+  same = []
+  for index, (path, _) in enumerate(
+    jax.tree_util.tree_flatten_with_path(genome)[0]
+  ):
+    leader = chosen[first.setdefault(leaves.is_layered(path), index)]
+    rank = flat[index].ndim
+    same.append(leader.reshape((leader.shape[0],) + (1,) * (rank - 1)))
+  return same
 
 
 def scale(

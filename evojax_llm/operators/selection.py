@@ -26,11 +26,18 @@ METHODS = ('roulette', 'tournament', 'truncation', 'rank')
 _ELITE, _POSITIVE, _ZERO, _FAILED, _EXCLUDED = range(-1, 4)
 
 
-def _noise(key, ids, round_index=0):
+def _noise(key, ids):
   """(P,) Gumbel noise of each id."""
-  key = jax.random.fold_in(key, round_index)
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids.astype(jnp.uint32))
   return jax.vmap(lambda k: jax.random.gumbel(k, (), jnp.float32))(keys)
+
+
+def _round_noise(key, ids, rounds):
+  """(rounds, P) Gumbel noise of each id in each of several rounds."""
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids.astype(jnp.uint32))
+  return jax.vmap(lambda k: jax.random.gumbel(k, (rounds,), jnp.float32))(
+    keys
+  ).T
 
 
 def _default_ids(fitness, ids):
@@ -103,9 +110,8 @@ def roulette(
   ids = _default_ids(fitness, ids)
   group, chance = _classes(fitness)
   if replace:
-    rounds = jnp.arange(count)
     best = group == jnp.min(group)
-    score = jax.vmap(lambda r: _noise(key, ids, r))(rounds) + chance
+    score = _round_noise(key, ids, count) + chance
     return jnp.argmax(jnp.where(best, score, -jnp.inf), axis=1).astype(
       jnp.int32
     )
@@ -177,8 +183,8 @@ def _tournaments(key, fitness, count, ids, eligible, elites, entrants):
     .set(jnp.arange(order.shape[0], dtype=order.dtype))
   )
 
-  def play(left, round_index):
-    noise = _noise(key, ids, round_index)
+  def play(left, at):
+    round_index, noise = at
     # Of those left, the `entrants` with the highest noise.
     by_noise = jnp.lexsort((ids, -noise, ~left))
     place_in_draw = (
@@ -192,7 +198,10 @@ def _tournaments(key, fitness, count, ids, eligible, elites, entrants):
     winner = jnp.argmin(rounds_left).astype(jnp.int32)
     return left.at[winner].set(False), winner
 
-  _, winners = jax.lax.scan(play, eligible, jnp.arange(count, dtype=jnp.int32))
+  rounds = jnp.arange(count, dtype=jnp.int32)
+  _, winners = jax.lax.scan(
+    play, eligible, (rounds, _round_noise(key, ids, count))
+  )
   return winners
 
 

@@ -232,23 +232,22 @@ def first_velocity(
 def partners(key: jax.Array, ids: jax.Array) -> jax.Array:
   """For each member another one, drawn evenly.
 
-  Not for one member: everybody else is in the draw. It is addressed by both
-  ids, so that reordering the members reorders only the places.
+  Not for one member: everybody else is in the draw. A member moves on by a
+  random number of places in the order of ids, so the order of the population
+  does not matter.
 
   Args:
     key: () typed key.
-    ids: (P,) i32.
+    ids: (P,) i32, unique.
 
   Returns:
     (P,) i32 places, never a member's own unless it is alone.
   """
-
-  def draw(own):
-    pair_key = jax.random.fold_in(key, own)
-    keys = jax.vmap(lambda other: jax.random.fold_in(pair_key, other))(
-      ids.astype(jnp.uint32)
-    )
-    noise = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)
-    return jnp.argmax(jnp.where(ids.astype(jnp.uint32) == own, -1.0, noise))
-
-  return jax.vmap(draw)(ids.astype(jnp.uint32)).astype(jnp.int32)
+  members = ids.shape[0]
+  draws = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids.astype(jnp.uint32))
+  distance = jax.vmap(
+    lambda k: jax.random.randint(k, (), 1, max(members, 2), jnp.int32)
+  )(draws)
+  order = jnp.argsort(ids).astype(jnp.int32)
+  rank = jnp.argsort(order).astype(jnp.int32)
+  return order[(rank + distance) % members]

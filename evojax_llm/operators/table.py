@@ -101,8 +101,10 @@ OPERATORS: tuple[Operator, ...] = (
       relative=scale == 'relative',
       mask=mask,
     )
-    for scale in ('relative', 'absolute')
-    for mask in mutation.MASKS
+    for scale, mask in (
+      *(('relative', mask) for mask in mutation.MASKS),
+      ('absolute', 'element'),
+    )
   ),
   _operator('scale', 'mutation', 1, mutation.scale, low=0.8, high=1.8),
   _operator(

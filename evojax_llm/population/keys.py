@@ -35,8 +35,9 @@ def key_for(
     () typed key; vmap over `member_id` for several members.
   """
   key = jax.random.fold_in(seed_key, _data(generation))
-  key = jax.random.fold_in(key, _data(member_id))
-  return jax.random.fold_in(key, purpose_code(purpose))
+  key = jax.random.fold_in(key, purpose_code(purpose))
+  # The member last: under vmap the other two are folded in once for all.
+  return jax.random.fold_in(key, _data(member_id))
 
 
 def keys_for(

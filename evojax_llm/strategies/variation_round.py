@@ -46,17 +46,15 @@ def propose(
   num_slots = num_children + num_mutants
   ids = first_id + jnp.arange(num_slots, dtype=jnp.int32)
   child_ids = ids[:num_children]
-  children, wanted, child_parents = _cross(
+  children, wanted, child_parents, child_scaled = _cross(
     strategy, key, state, able, child_ids, params
-  )
-  children, child_scaled = _scale(
-    key, generation, 'child', child_ids, children, params
   )
 
   # Nobody is copied twice, so a copy may draw with the id of its source.
   pool = stack.concatenate(state.population, children)
   pool_ids = jnp.concatenate([state.ids, child_ids])
-  chance = _uniform(key, generation, pool_ids, 'mutate')
+  copy_keys = keys.keys_for(key, generation, pool_ids, 'copy')
+  chance, scale_chance, mass = _uniform(copy_keys, 3)
   mutates = jnp.concatenate([able, wanted]) & (chance < params.mutation_rate)
   order = jnp.lexsort((pool_ids, ~mutates))[:num_mutants]
   sources = pool_ids[order]
@@ -75,7 +73,7 @@ def propose(
     keys.keys_for(key, generation, sources, 'mutation'), stack.take(pool, order)
   )
   mutants, mutant_scaled = _scale(
-    key, generation, 'copy', sources, mutants, params
+    scale_chance[order], mass[order], mutants, params
   )
 
   mutant_parents = jnp.stack(
@@ -151,45 +149,42 @@ def _operator(strategy, name):
   return strategy.operator_names.index(name)
 
 
-def _uniform(key, generation, ids, purpose):
-  """(M,) f32 in [0, 1), one draw for each id."""
-  return jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(
-    keys.keys_for(key, generation, ids, purpose)
-  )
+def _uniform(member_keys, count):
+  """(count, M) f32 in [0, 1): several draws of each member."""
+  return jax.vmap(lambda k: jax.random.uniform(k, (count,), jnp.float32))(
+    member_keys
+  ).T
 
 
 def _cross(strategy, key, state, able, ids, params):
-  """Children (C, ...), which slots are used, and parents' ids (C, 2)."""
+  """Children (C, ...), slots used (C,), parents' ids (C, 2), scaled (C,)."""
   if not strategy.num_children:
     nothing = jax.tree.map(lambda leaf: leaf[:0], state.population)
-    return nothing, jnp.zeros((0,), bool), jnp.zeros((0, 2), jnp.int32)
-  generation = state.generation
-  chance = _uniform(key, generation, ids, 'cross')
+    none = jnp.zeros((0,), bool)
+    return nothing, none, jnp.zeros((0, 2), jnp.int32), none
+  child_keys = keys.keys_for(key, state.generation, ids, 'child')
+  chance, t, scale_chance, mass = _uniform(child_keys, 4)
   # Two distinct parents must be found among those able.
   wanted = (chance < params.cross_rate) & (jnp.sum(able) >= 2)
   places = jax.vmap(
     lambda k: selection.roulette(k, state.fitness, 2, state.ids)
-  )(keys.keys_for(key, generation, ids, 'parents'))
+  )(keys.keys_for(key, state.generation, ids, 'parents'))
   if strategy.crossover == 'fitness':
     weights = jax.vmap(merge.fitness_weights)(state.fitness[places])
   else:
-    weights = jax.vmap(merge.extrapolation_weights, in_axes=(0, None, None))(
-      keys.keys_for(key, generation, ids, 'weights'),
-      params.cross_low,
-      params.cross_high,
-    )
-  parents = stack.take(state.population, places)
-  return jax.vmap(merge.linear)(parents, weights), wanted, state.ids[places]
-
-
-def _scale(key, generation, who, ids, population, params):
-  """Multiplies the mass of some members; (M, ...) and (M,) bool."""
-  scaled = _uniform(key, generation, ids, f'whether to scale {who}')
-  scaled = scaled < params.scale_rate
-  heavier = jax.vmap(mutation.scale, in_axes=(0, 0, None, None))(
-    keys.keys_for(key, generation, ids, f'scale {who}'),
-    population,
-    params.scale_low,
-    params.scale_high,
+    t = params.cross_low + (params.cross_high - params.cross_low) * t
+    weights = jax.vmap(merge.line_weights)(t)
+  children = jax.vmap(merge.linear)(
+    stack.take(state.population, places), weights
   )
-  return stack.select(scaled, heavier, population), scaled
+  children, scaled = _scale(scale_chance, mass, children, params)
+  return children, wanted, state.ids[places], scaled
+
+
+def _scale(chance, mass, population, params):
+  """Multiplies the mass of some members; (M, ...) and (M,) bool."""
+  scaled = chance < params.scale_rate
+  factor = params.scale_low + (params.scale_high - params.scale_low) * mass
+  # A factor of one leaves a member as it is, bit for bit.
+  factor = jnp.where(scaled, factor, 1.0)
+  return jax.vmap(mutation.scale_by)(population, factor), scaled
