@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from evojax_llm.gemma.transformer import init_params
 from tests import tiny
 from tests.gemma import cases
 
+ROOT = pathlib.Path(__file__).parents[2]
 Q_PROJ = 'model.layers.1.self_attn.q_proj.weight'
 
 
@@ -163,6 +166,26 @@ def test_old_configurations_are_read(tmp_path):
   )
   path.write_text(json.dumps(raw))
   assert hub.load_config(folder)[0] == config
+
+
+_LOADING = """
+import sys
+from evojax_llm.gemma import hub, peft, tokenizer
+assert not {'transformers', 'torch'} & set(sys.modules)
+hub.load_config(sys.argv[1])
+"""
+
+
+def test_transformers_is_imported_late_and_quietly(tiny_gemma_folder):
+  environment = dict(os.environ, PYTHONPATH=str(ROOT))
+  del environment['TRANSFORMERS_NO_ADVISORY_WARNINGS']
+  done = subprocess.run(
+    [sys.executable, '-c', _LOADING, str(tiny_gemma_folder('gemma2'))],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
 # Refusals.

@@ -113,9 +113,9 @@ def test_population_is_a_loop_over_members(model, population):
   )(stacked)
   for n, lora in enumerate(members):
     alone = forward.logits(config, params, tokens, lora=lora)
-    np.testing.assert_allclose(together[n], alone, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(together[n], alone, rtol=0, atol=1e-4)
     folded = forward.logits(config, fold(params, lora), tokens)
-    np.testing.assert_allclose(together[n], folded, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(together[n], folded, rtol=0, atol=1e-4)
 
 
 def test_bf16_activations_have_a_bf16_cache(model):
