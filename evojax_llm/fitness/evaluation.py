@@ -7,6 +7,7 @@ populations without compiling again.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import copy
 from typing import Any
 from typing import Protocol
 
@@ -194,6 +195,21 @@ class Evaluator:
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       return self._matcher.score(data, answers)
+
+  def redraw(self, draw: int) -> 'Evaluator':
+    """The same engine on another choice of items.
+
+    Base, compiled programs, plan and ledger are shared; so is a split of which
+    all items are used.
+    """
+    other = copy.copy(self)
+    other.draw = draw
+    other._items, other._splits = {}, {}
+    for split in self._splits:
+      if self.limits.get(split) is None:
+        other._items[split] = self._items[split]
+        other._splits[split] = self._splits[split]
+    return other
 
   def _encoded(self, split: str) -> list[list[prompts.EncodedItem]]:
     if split not in self._items:
