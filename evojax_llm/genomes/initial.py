@@ -137,21 +137,27 @@ def combine(
     else lineage.NOBODY
     for u, w in zip(first, second, strict=True)
   ]
-  is_copy = jnp.asarray(copied) >= 0
-  source = jnp.maximum(jnp.asarray(copied, jnp.int32), 0)
+  return _combine(
+    experts,
+    jnp.asarray(first, jnp.float32),
+    jnp.asarray(second, jnp.float32),
+    jnp.asarray(copied, jnp.int32),
+  )
 
+
+@jax.jit
+def _combine(experts, first, second, copied):
   def mix(index, path, leaf):
     del index
-    leaf = jnp.asarray(leaf)
-    weights = second if leaves.is_second_factor(path) else first
     mixed = jnp.einsum(
       'pn,n...->p...',
-      jnp.asarray(weights, jnp.float32),
+      second if leaves.is_second_factor(path) else first,
       leaf.astype(jnp.float32),
       precision=jax.lax.Precision.HIGHEST,
     ).astype(leaf.dtype)
     # A matrix product may round even a sum of one term; a copy may not.
-    return stack.select(is_copy, leaf[source], mixed)
+    copies = leaf[jnp.maximum(copied, 0)]
+    return stack.select(copied >= 0, copies, mixed)
 
   return leaves.map_indexed(mix, experts)
 

@@ -19,7 +19,7 @@ from evojax_llm.operators import succession
 from evojax_llm.population import stack
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
   """An operator and what it needs.
 

@@ -1,0 +1,51 @@
+"""A small set of adapters, made without files."""
+
+import numpy as np
+
+from evojax_llm.gemma import peft
+
+LAYERS, RANK = 3, 2
+SHAPES = {'q_proj': (6, 5), 'o_proj': (5, 6)}
+
+
+def adapter_set(num_experts: int = 10, seed: int = 0) -> peft.AdapterSet:
+  rng = np.random.default_rng(seed)
+
+  def normal(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  factors = {
+    name: {
+      'a': normal(num_experts, LAYERS, rows, RANK),
+      'b': normal(num_experts, LAYERS, RANK, columns),
+    }
+    for name, (rows, columns) in SHAPES.items()
+  }
+  scale = {name: np.asarray([2.0, 1.0, 0.5], np.float32) for name in SHAPES}
+  return peft.AdapterSet(
+    names=tuple(f'expert{n}' for n in range(num_experts)),
+    factors={'layers': {'self_attn': factors}},
+    scale={'layers': {'self_attn': scale}},
+    rank=RANK,
+  )
+
+
+def delta(lora, name: str = 'q_proj') -> np.ndarray:
+  """The change (L, in, out) of one matrix by an expressed member, in f64."""
+  factors = lora['layers']['self_attn'][name]
+  return np.einsum(
+    '...ir,...ro->...io',
+    np.asarray(factors['a'], np.float64),
+    np.asarray(factors['b'], np.float64),
+  )
+
+
+def expert_delta(adapters, expert: int, name: str = 'q_proj') -> np.ndarray:
+  factors = adapters.factors['layers']['self_attn'][name]
+  product = np.einsum(
+    'lir,lro->lio',
+    factors['a'][expert].astype(np.float64),
+    factors['b'][expert].astype(np.float64),
+  )
+  scale = adapters.scale['layers']['self_attn'][name]
+  return product * scale[:, None, None]

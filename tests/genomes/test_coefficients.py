@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.gemma import hub
+from evojax_llm.gemma import peft
+from evojax_llm.genomes import coefficients
+from evojax_llm.population import stack
+from tests.genomes import experts
+
+
+def genome(*values):
+  return {coefficients.COEFFICIENTS: jnp.asarray(values, jnp.float32)}
+
+
+def test_a_member_is_the_exact_linear_merge_of_the_changes():
+  adapters = experts.adapter_set(3)
+  space = coefficients.CoefficientSpace(adapters)
+  assert space.rank == 3 * experts.RANK
+  lora = jax.jit(space.express)(genome(0.5, -1.0, 2.0))
+  for name in experts.SHAPES:
+    parts = [experts.expert_delta(adapters, n, name) for n in range(3)]
+    np.testing.assert_allclose(
+      experts.delta(lora, name),
+      0.5 * parts[0] - parts[1] + 2.0 * parts[2],
+      rtol=1e-4,
+      atol=1e-5,
+    )
+
+
+def test_a_population_shares_the_second_factors():
+  space = coefficients.CoefficientSpace(experts.adapter_set(3))
+  population = space.experts()
+  axes = jax.tree.map(lambda _: None, space.express(stack.take(population, 0)))
+  for module in axes['layers']['self_attn'].values():
+    module['a'] = 0
+  # Refused by vmap if b depended on the member.
+  lora = jax.vmap(space.express, out_axes=axes)(population)
+  q_proj = lora['layers']['self_attn']['q_proj']
+  assert q_proj['a'].shape == (3, experts.LAYERS, 6, 3 * experts.RANK)
+  assert q_proj['b'].shape == (experts.LAYERS, 3 * experts.RANK, 5)
+
+
+def test_mass_of_initial_members_is_in_their_coefficients():
+  space = coefficients.CoefficientSpace(experts.adapter_set(4))
+  made = space.initial(
+    ('experts', 'zero', 'average', ('scaled_average', {'factor': 3.0})),
+    7,
+    jax.random.key(0),
+  )
+  rows = made.population[coefficients.COEFFICIENTS]
+  np.testing.assert_array_equal(rows[:4], np.eye(4))
+  np.testing.assert_array_equal(rows[4], np.zeros(4))
+  np.testing.assert_allclose(rows[5], np.full(4, 0.25))
+  np.testing.assert_allclose(rows[6], np.full(4, 0.75))
+  zero = space.express(stack.take(made.population, 4))
+  assert not np.any(experts.delta(zero))
+
+
+def test_an_exported_member_comes_back(
+  tmp_path, tiny_gemma_folder, tiny_adapter_folders
+):
+  base, folders = tiny_gemma_folder(), tiny_adapter_folders(2)
+  config, _ = hub.load_config(base)
+  space = coefficients.CoefficientSpace(peft.load_adapters(folders, config))
+  member = genome(0.75, -0.5)
+  out = space.export(member, tmp_path / 'member', config, 'base')
+  back = coefficients.CoefficientSpace(peft.load_adapters([out], config))
+  lora, again = space.express(member), back.express(genome(1.0))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), lora, again
+  )

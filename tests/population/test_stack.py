@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.population import stack
+
+
+def genome(value, dtype=jnp.bfloat16):
+  return {'w': jnp.full((2, 3), value, dtype), 'n': jnp.full((), value, 'f4')}
+
+
+def population(*values):
+  return stack.stack([genome(v) for v in values])
+
+
+def test_stack_take_and_size():
+  three = population(1, 2, 3)
+  assert stack.size(three) == 3
+  assert three['w'].shape == (3, 2, 3) and three['w'].dtype == jnp.bfloat16
+  jax.tree.map(np.testing.assert_array_equal, stack.take(three, 1), genome(2))
+  some = stack.take(three, jnp.asarray([2, 2, 0]))
+  np.testing.assert_array_equal(some['n'], [3, 3, 1])
+
+
+def test_put_replaces_members_and_gives_up_the_old_buffers():
+  old = population(1, 2, 3)
+  new = stack.put(old, jnp.asarray([2, 0]), population(30, 10))
+  np.testing.assert_array_equal(new['n'], [10, 2, 30])
+  assert old['w'].is_deleted()
+  one = stack.put(new, 1, genome(7))
+  np.testing.assert_array_equal(one['n'], [10, 7, 30])
+
+
+def test_put_keeps_the_type():
+  new = stack.put(population(1, 2), 0, genome(5, jnp.float32))
+  assert new['w'].dtype == jnp.bfloat16
+
+
+def test_select_by_member_even_from_one_genome():
+  mask = jnp.asarray([True, False, True])
+  chosen = stack.select(mask, population(1, 2, 3), population(4, 5, 6))
+  np.testing.assert_array_equal(chosen['n'], [1, 5, 3])
+  chosen = stack.select(mask, population(1, 2, 3), genome(9))
+  np.testing.assert_array_equal(chosen['w'][:, 0, 0].astype('f4'), [1, 9, 3])
+
+
+def test_select_is_not_poisoned_by_the_other_side():
+  mask = jnp.asarray([True, False])
+  chosen = stack.select(mask, population(1, 2), population(np.nan, 5))
+  np.testing.assert_array_equal(chosen['n'], [1, 5])
+
+
+def test_concatenate_and_pad():
+  joined = stack.pad(stack.concatenate(population(1), population(2, 3)), 5)
+  np.testing.assert_array_equal(joined['n'], [1, 2, 3, 0, 0])
+  assert joined['w'].dtype == jnp.bfloat16
+
+
+def test_what_is_no_population_is_refused():
+  with pytest.raises(ValueError, match='without leaves'):
+    stack.size({})
+  with pytest.raises(ValueError, match='common leading axis'):
+    stack.size({'a': jnp.ones((2, 3)), 'b': jnp.ones((3, 3))})
+  with pytest.raises(ValueError, match='no genomes'):
+    stack.stack([])
+  with pytest.raises(ValueError, match='Genome 1 differs'):
+    stack.stack([genome(1), genome(1, jnp.float32)])
+  with pytest.raises(ValueError, match='3 members to pad to 2'):
+    stack.pad(population(1, 2, 3), 2)
