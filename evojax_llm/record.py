@@ -57,7 +57,7 @@ class RunFolder:
     self._lock = WorkdirLock(self.path)
     try:
       self._claim({'config': dict(config), 'inputs': dict(inputs or {})})
-    except Exception:
+    except BaseException:
       self._lock.release()
       raise
     self.checkpoints = Checkpoints(self.path / 'checkpoints')

@@ -21,18 +21,20 @@ for the best member by dev and for the baselines.
 """
 
 from collections.abc import Sequence
+import contextlib
+import pathlib
 import sys
 
 from absl import app
 from absl import flags
 from absl import logging
-from ml_collections import config_flags
 
 from experiments import command
 from experiments import problem as problem_lib
+from experiments import settings
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', 'experiments/genome/config.py', 'File of settings.'
+_CONFIG, _parse_flags = settings.define(
+  pathlib.Path(__file__).parent / 'genome' / 'config.py'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder, new or to go on with.'
@@ -40,7 +42,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 @command.clean_errors
-def main(_: Sequence[str]) -> int | None:
+def main(_: Sequence[str]) -> None:
   config = _CONFIG.value
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
@@ -73,41 +75,41 @@ def main(_: Sequence[str]) -> int | None:
   plan = results.plan(evaluator, problem, strategy, params, abstract)
   command.say(plan.describe())
 
-  # The run folder, and where an earlier process stopped.
   name = f'{files.name}_{config.name or config.strategy.name}'
   workdir = _WORKDIR.value or record.new_workdir('runs', name)
   with problem_lib.asked_for(checkpoint.CheckpointError, OSError):
     inputs = record.fingerprints(files.all)
     run = record.RunFolder(workdir, config.to_dict(), inputs)
+
+  with contextlib.closing(run):
     if run.finished:
       command.say(f'{run.path} is finished')
       results.show(run)
-      return run.close()
-    found = run.checkpoints.restore(abstract)
-  generation, state = found or (-1, None)
-  run.rewind(generation)
-  went_on = f', going on after generation {generation}' if found else ''
-  command.say(f'run folder {run.path}{went_on}')
+      return
 
-  ledger = evaluator.ledger
-  bar = progress.Progress(
-    config.strategy.generations,
-    tokens=lambda: ledger.prompt_tokens + ledger.new_tokens,
-  )
+    # Where an earlier process stopped.
+    with problem_lib.asked_for(checkpoint.CheckpointError):
+      found = run.checkpoints.restore(abstract)
+    generation, state = found or (-1, None)
+    run.rewind(generation)
+    went_on = f', going on after generation {generation}' if found else ''
+    command.say(f'run folder {run.path}{went_on}')
 
-  def score(population, members):
-    bar.begin(len(members))
-    return evaluator.evaluate(
-      problem.space, population, members, 'dev', progress=bar.update
+    ledger = evaluator.ledger
+    bar = progress.Progress(
+      config.strategy.generations,
+      tokens=lambda: ledger.prompt_tokens + ledger.new_tokens,
     )
-
-  try:
     baselines = results.score_baselines(run, evaluator, problem, bar)
-    if state is not None:
+    if found:
       bar.resume(generation, float(state.best.fitness))
-    tokens = bar.tokens()
 
-    # The run itself.
+    def score(population, members):
+      bar.begin(len(members))
+      return evaluator.evaluate(
+        problem.space, population, members, 'dev', progress=bar.update
+      )
+
     with (
       progress.Stopwatch() as watch,
       problem_lib.asked_for(evolution.EvolutionError),
@@ -124,46 +126,31 @@ def main(_: Sequence[str]) -> int | None:
         phase=watch.phase,
       )
       del first  # its memory is wanted for the search
+      before = bar.tokens()
       for state, done in rounds:
-        tokens, used = bar.tokens(), bar.tokens() - tokens
         # Records first: a checkpoint stands for the lines up to its own.
         run.write(
           record.member_rows(
             done, strategy.operator_names, problem.task_names, origins
           ),
-          record.metrics_row(done, problem.task_names, watch.take(), used),
+          record.metrics_row(
+            done, problem.task_names, watch.take(), bar.tokens() - before
+          ),
         )
+        before = bar.tokens()
         with watch.phase('checkpoint'):
           run.checkpoints.save(done.number, state)
-        failed = f', {done.failed} failed' if done.failed else ''
-        bar.generation(
-          done.number,
-          done.best_fitness,
-          f'mean {100 * done.mean_fitness:.1f} %  '
-          f'{len(done.ids)} scored{failed}',
-        )
+        bar.generation(done.number, done.best_fitness, results.line(done))
 
     results.finish(
       run, evaluator, problem, str(files.model), baselines, state, name, bar
     )
-  except KeyboardInterrupt:
-    run.close()
-    command.say(f'\nstopped; --workdir={workdir} goes on with this run')
-    return 130
-  results.show(run)
-  return run.close()
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-  """absl's own, for which a misspelt setting is an error without traceback."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    text = str(error.args[0] if error.args else error).strip('\'"')
-    text = text.replace('\\n', ' ').replace("\\'", "'").replace('\n', ' ')
-    print(f'error: --config: {text}', file=sys.stderr)
-    sys.exit(1)
+    results.show(run)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse_flags)
+  try:
+    app.run(main, flags_parser=_parse_flags)
+  except KeyboardInterrupt:
+    print('\nstopped; with --workdir the run goes on', file=sys.stderr)
+    sys.exit(130)

@@ -126,9 +126,17 @@ def score_baselines(
     )
     accuracy = dev['mean']['accuracy']
     shown = 'failed' if accuracy is None else f'{100 * accuracy:.1f} %'
-    bar.line(f'{baseline.name} {baseline.detail}: {shown} on dev')
+    detail = f' ({baseline.detail})' if baseline.detail else ''
+    bar.line(f'{baseline.name}{detail}: {shown} on dev')
   record.write_json(path, rows)
   return record.read_json(path)
+
+
+def line(generation: evolution.Generation) -> str:
+  """A generation in a few words, its best apart."""
+  failed = f', {generation.failed} failed' if generation.failed else ''
+  mean = 100 * generation.mean_fitness
+  return f'mean {mean:.1f} %  {len(generation.ids)} scored{failed}'
 
 
 def finish(

@@ -1,0 +1,380 @@
+"""The evolve program from end to end on a tiny random model."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags
+import numpy as np
+import pytest
+
+from evojax_llm import checkpoint
+from evojax_llm import record
+from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.gemma import hub
+from evojax_llm.gemma import peft
+from evojax_llm.strategies import genome
+from experiments.genome import config as genome_config
+from tests import tiny
+from tests.experiments import running
+from tests.experiments import runs
+
+# How ml_collections reads a configuration file.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope='module')
+def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
+  """Flags of a small run, without --workdir."""
+  folder = tmp_path_factory.mktemp('tasks')
+  tasks = [
+    runs.write_task(folder / f'{n}.json', seed=i) for i, n in enumerate('ab')
+  ]
+  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  return [
+    f'--config={ROOT}/experiments/genome/config.py',
+    f'--config.model={tiny_gemma_folder("gemma2")}',
+    f'--config.adapters={",".join(map(str, adapters))}',
+    f'--config.tasks={",".join(map(str, tasks))}',
+    '--config.strategy.population=5',
+    '--config.strategy.generations=4',
+  ]
+
+
+@pytest.fixture(scope='module')
+def finished(settings, tmp_path_factory):
+  """(folder of a finished run, the calls of its evaluator)."""
+  folder = tmp_path_factory.mktemp('finished') / 'run'
+  calls = []
+  evaluate = Evaluator.evaluate
+
+  def spy(self, space, population, members=None, split='dev', progress=None):
+    calls.append((split, None if members is None else len(members)))
+    return evaluate(self, space, population, members, split, progress)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Evaluator, 'evaluate', spy)
+    assert run(settings, folder) is None
+  return folder, calls
+
+
+def run(settings, folder, *more):
+  arguments = [*settings, f'--workdir={folder}', *more]
+  with pytest.MonkeyPatch.context() as patch:
+    # ml_collections looks there for what --config.x changes.
+    patch.setattr(sys, 'argv', ['evolve', *arguments])
+    try:
+      return running.run_program('evolve', *arguments)
+    finally:
+      for name in [n for n in flags.FLAGS if n.startswith('config.')]:
+        delattr(flags.FLAGS, name)
+
+
+def start(settings, folder):
+  """The same in a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, '-m', 'experiments.evolve', *settings]
+    + [f'--workdir={folder}'],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,
+  )
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_its_records(finished):
+  folder, _ = finished
+  names = {p.name for p in folder.iterdir()}
+  assert names == {
+    'best',
+    'baselines.json',
+    'checkpoints',
+    'config.json',
+    'curve.png',
+    'lock',
+    'members.jsonl',
+    'metrics.jsonl',
+    'summary.json',
+    'summary.md',
+  }
+  metrics = lines(folder / 'metrics.jsonl')
+  assert [row['generation'] for row in metrics] == [0, 1, 2, 3, 4]
+  assert all(row['tokens'] > 0 and row['seconds'] for row in metrics)
+  members = lines(folder / 'members.jsonl')
+  ids = [row['id'] for row in members]
+  assert len(ids) == len(set(ids)) == metrics[-1]['evaluations']
+  assert [m['operator'] for m in members[:5]] == [
+    'expert',
+    'expert',
+    'expert',
+    'zero',
+    'scaled_average',
+  ]
+  assert len({m['fitness'] for m in members}) > 2, 'the problem tells nobody'
+  config = json.loads((folder / 'config.json').read_text())['config']
+  assert config['strategy']['population'] == 5
+
+
+def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
+  folder, _ = finished
+  summary = json.loads((folder / 'summary.json').read_text())
+  assert [row['name'] for row in summary['rows']] == [
+    'base',
+    'best expert',
+    'average',
+    'scaled average',
+    'scaled best expert',
+    'evolved',
+  ]
+  for row in summary['rows']:
+    assert set(row['dev']['tasks']) == set(row['test']['tasks']) == {'a', 'b'}
+    assert row['dev']['tasks']['a']['items'] == 30
+    assert row['test']['tasks']['a']['items'] == 12
+    mean = row['test']['mean']
+    assert 0 <= mean['low'] <= mean['accuracy'] <= mean['high'] <= 1
+  members = {row['id']: row for row in lines(folder / 'members.jsonl')}
+  best = summary['best']['id']
+  assert members[best]['fitness'] == max(m['fitness'] for m in members.values())
+  evolved = summary['rows'][-1]
+  assert evolved['dev']['mean']['accuracy'] == pytest.approx(
+    members[best]['fitness'], abs=1e-5
+  )
+  assert evolved['evaluations'] == len(members)
+  assert summary['lineage'][-1]['id'] == best
+  assert '![fitness by generation]' in (folder / 'summary.md').read_text()
+
+
+def test_test_is_read_once_and_at_the_end(finished):
+  _, calls = finished
+  assert [split for split, _ in calls] == ['dev'] * (len(calls) - 1) + ['test']
+  # Five baselines and the best member.
+  assert calls[-1][1] is None
+
+
+def test_nobody_is_scored_twice(finished):
+  folder, calls = finished
+  scored = [row['scored'] for row in lines(folder / 'metrics.jsonl')]
+  # Two calls for the baselines, then one a generation.
+  assert [count for _, count in calls[2:-1]] == scored
+
+
+def test_the_best_member_is_the_exported_adapter(finished, settings):
+  folder, _ = finished
+  base = settings[1].split('=')[1]
+  exported = peft.load_adapters([folder / 'best'], hub.load_config(base)[0])
+  _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
+  a = state['best']['genome']['layers']['mlp']['up_proj']['a']
+  np.testing.assert_array_equal(
+    exported.factors['layers']['mlp']['up_proj']['a'][0], a
+  )
+
+
+def test_a_finished_run_is_shown_and_not_run_again(
+  finished, settings, capsys, monkeypatch
+):
+  folder, _ = finished
+  before = runs.result(folder)
+  monkeypatch.setattr(Evaluator, 'evaluate', None)
+  assert run(settings, folder) is None
+  assert 'scaled best expert' in capsys.readouterr().out
+  assert runs.result(folder) == before
+
+
+def test_other_settings_are_refused_for_a_folder(finished, settings, capsys):
+  assert run(settings, finished[0], '--config.seed=1') == 1
+  message = capsys.readouterr().err
+  assert 'seed: 0 there, 1 here' in message and 'Traceback' not in message
+
+
+def test_a_folder_in_use_is_refused(finished, settings, capsys):
+  lock = checkpoint.WorkdirLock(finished[0])
+  assert run(settings, finished[0]) == 1
+  assert 'Another process' in capsys.readouterr().err
+  lock.release()
+
+
+def test_killed_at_any_moment_a_run_ends_the_same(finished, settings, tmp_path):
+  folder = tmp_path / 'run'
+  metrics = folder / 'metrics.jsonl'
+
+  def rows():
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+  # In the middle of generation 1, and at once after the lines of generation 3.
+  for wanted, delay in ((1, 0.05), (4, 0.0)):
+    process = start(settings, folder)
+    while rows() < wanted and process.poll() is None:
+      time.sleep(0.002)
+    time.sleep(delay)
+    assert process.poll() is None, process.communicate()[0]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (folder / 'summary.json').exists()
+  process = start(settings, folder)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  assert 'going on after generation' in output
+  assert runs.result(folder) == runs.result(finished[0])
+
+
+class Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize(
+  'owner, name, call',
+  [
+    (checkpoint.Checkpoints, 'save', 3),  # lines written, checkpoint not
+    (record.JsonLines, 'append', 4),  # members written, metrics not
+    (record, 'write_json', 1),  # the configuration
+    (record, 'write_text', 3),  # test read, report not written
+  ],
+)
+def test_interrupted_between_two_files_a_run_ends_the_same(
+  finished, settings, tmp_path, monkeypatch, owner, name, call
+):
+  calls = []
+  original = getattr(owner, name)
+
+  def fail(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == call:
+      raise Killed
+    return original(*args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(owner, name, fail)
+    with pytest.raises(Killed):
+      run(settings, tmp_path / 'run')
+  assert len(calls) == call
+  assert run(settings, tmp_path / 'run') is None
+  assert runs.result(tmp_path / 'run') == runs.result(finished[0])
+
+
+def test_members_that_cannot_be_scored_do_not_end_a_run(
+  settings, tmp_path, tiny_gemma_folder
+):
+  base = tiny_gemma_folder('gemma2')
+  adapters = [
+    tiny.write_adapter(tmp_path / name, base, seed=i, alpha=alpha)
+    for i, (name, alpha) in enumerate((('good', 32), ('bad', 3e38)))
+  ]
+  code = run(
+    settings,
+    tmp_path / 'run',
+    f'--config.adapters={",".join(map(str, adapters))}',
+    '--config.strategy.generations=2',
+  )
+  assert code is None
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['failed'] > 0
+  assert summary['rows'][1]['detail'] == 'good'
+  assert summary['rows'][-1]['dev']['mean']['accuracy'] is not None
+  failed = [
+    row
+    for row in lines(tmp_path / 'run' / 'members.jsonl')
+    if row['fitness'] is None
+  ]
+  assert failed and all(row['reason'] for row in failed)
+
+
+def test_coefficients_are_searched_and_exported(settings, tmp_path):
+  config = f'{ROOT}/experiments/coefficients/config.py:random_search'
+  code = run(
+    [f'--config={config}', *settings[1:]],
+    tmp_path / 'run',
+    '--config.strategy.generations=1',
+  )
+  assert code is None
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['evaluations'] == 10
+  assert summary['rows'][-1]['test'] is not None
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--config.tasks=nothing', "Got task 'nothing'"),
+    ('--config.tasks=', 'No tasks'),
+    ('--config.adapters=', 'No experts'),
+    ('--config.adapters=nowhere', 'nowhere is not a folder'),
+    ('--config.model=nowhere', 'nowhere is not a folder'),
+    ('--config.strategy.name=genom', "Got strategy 'genom'"),
+    ('--config.strategy.population=0', 'strategy.population=0'),
+    ('--config.strategy.generations=-1', 'strategy.generations=-1'),
+    ('--config.strategy.options.mask=no', "Got mask 'no'"),
+    ('--config.initial=experts,nobody', "Got recipe 'nobody'"),
+    ('--config.initial=experts', 'makes 3 members'),
+    ('--config.weights=1', 'a weight of at least 0'),
+    ('--config.space=weights', "config.space='weights'"),
+    ('--config.execution.form=fast', "execution.form='fast'"),
+    ('--config.execution.memory_budget_gib=0.0001', 'budget is'),
+    ('--config.execution.max_length=3', ''),
+    ('--config.seed=-1', 'seed=-1'),
+    ('--config.dev_limit=0', 'dev_limit=0'),
+  ],
+)
+def test_mistakes_are_one_message_before_anything_is_made(
+  settings, tmp_path, capsys, flag, message
+):
+  assert run(settings, tmp_path / 'run', flag) == 1
+  error = capsys.readouterr().err
+  assert error.startswith('error: ') and message in error
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--config.strategy.populaton=3', 'Did you mean "population"'),
+    ('--config.strateg.population=3', 'strateg'),
+    ('--config.strategy.population=many', 'many'),
+    ('--config=nowhere.py', 'nowhere.py'),
+    (f'--config={ROOT}/experiments/genome/config.py:x', "preset 'x'"),
+  ],
+)
+def test_misspelt_settings_are_one_message(settings, flag, message):
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.evolve', flag],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert message in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_help_loads_nothing_heavy():
+  code = (
+    'import sys\n'
+    'from experiments import evolve\n'
+    "heavy = {'jax', 'transformers', 'evosax', 'orbax', 'matplotlib'}\n"
+    'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
+    'from experiments.genome import config\n'
+    'config.get_config()\n'
+    'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
+  )
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_the_configuration_holds_the_defaults_of_the_strategy():
+  for name, value in genome.DEFAULTS.items():
+    assert genome_config.OPTIONS[name] == value, name
+  strategy = genome.Genome(4, **genome_config.OPTIONS)
+  for name, value in vars(genome.Genome(4)).items():
+    if isinstance(value, str | bool | int | float):
+      assert getattr(strategy, name) == value, name
