@@ -136,10 +136,10 @@ def test_greedy_tokens_with_adapter(loaded):
   case, base, folders, config, params, adapters = loaded
   tokens = cases.tokens(case)
   expected = oracle.greedy(
-    oracle.with_adapter(oracle.load(base), folders[1]), tokens
+    oracle.with_adapter(oracle.load(base), folders[1]), tokens, steps=16
   )
   lora = forward.member(adapters, 1)
-  got = forward.greedy(config, params, tokens, lora=lora)
+  got = forward.greedy(config, params, tokens, lora=lora, steps=16)
   np.testing.assert_array_equal(got, expected)
 
 

