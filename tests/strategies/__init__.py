@@ -1,0 +1,1 @@
+"""Tests of evojax_llm.strategies."""

@@ -1,0 +1,71 @@
+"""Populations and costs for the strategy tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+P = 8
+KEY = jax.random.key(42)
+
+
+def population(dtype=jnp.float32, members=P, seed=0):
+  """Adapter-like genomes."""
+  a, b = jax.random.split(jax.random.key(seed))
+  return {
+    'layers': {
+      'mlp': {
+        'a': jax.random.normal(a, (members, 2, 3, 2), jnp.float32).astype(
+          dtype
+        ),
+        'b': jax.random.normal(b, (members, 2, 2, 4), jnp.float32).astype(
+          dtype
+        ),
+      }
+    }
+  }
+
+
+def fitness(members):
+  """(M,) in (0, 1], the higher the nearer to a point."""
+  squares = [
+    jnp.sum(
+      jnp.square(leaf.astype(jnp.float32) - 0.5),
+      axis=tuple(range(1, leaf.ndim)),
+    )
+    for leaf in jax.tree.leaves(members)
+  ]
+  return jnp.exp(-0.02 * sum(squares))
+
+
+def cost(members):
+  return -fitness(members)
+
+
+def start(strategy, dtype=jnp.float32, key=KEY):
+  members = population(dtype, strategy.population_size)
+  return strategy.init(key, members, cost(members), strategy.default_params)
+
+
+def play(strategy, state, rounds, key=KEY, score=cost, params=None):
+  """Rounds of ask and tell; yields (members, costs, before, after).
+
+  States before are copied to the host, since tell gives up their buffers.
+  """
+  params = strategy.default_params if params is None else params
+  for _ in range(rounds):
+    members, asked = strategy.ask(key, state, params)
+    costs = score(members)
+    costs = jnp.where(asked.proposal.filled, costs, jnp.nan)
+    before = jax.tree.map(np.array, asked)
+    state, _ = strategy.tell(key, members, costs, asked, params)
+    yield members, np.asarray(costs), before, state
+
+
+def last(strategy, state, rounds, **options):
+  for *_, after in play(strategy, state, rounds, **options):
+    state = after
+  return state
+
+
+def assert_same(one, two):
+  jax.tree.map(np.testing.assert_array_equal, one, two)

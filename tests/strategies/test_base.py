@@ -1,0 +1,144 @@
+import dataclasses
+import functools
+
+from evosax.algorithms import base as evosax_base
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.population import sharding
+from evojax_llm.strategies import base
+from evojax_llm.strategies import genome
+from tests.strategies import problems
+
+
+@functools.cache
+def make(**options):
+  return genome.Genome(problems.P, **options)
+
+
+def test_it_is_an_evosax_algorithm():
+  strategy = make()
+  assert isinstance(strategy, evosax_base.EvolutionaryAlgorithm)
+  state = problems.start(strategy)
+  assert strategy.get_population(state) is state.population
+  assert strategy.get_best_solution(state) is state.memory.best
+  np.testing.assert_allclose(
+    state.best_fitness, problems.cost(state.population).min(), rtol=1e-6
+  )
+  assert int(state.generation_counter) == 0
+
+
+def test_negate_is_the_only_sign_flip_and_keeps_nan():
+  np.testing.assert_array_equal(
+    base.negate(jnp.asarray([1.0, -2.0, jnp.nan])), [-1.0, 2.0, np.nan]
+  )
+  state = problems.start(make())
+  np.testing.assert_allclose(
+    state.fitness, problems.fitness(state.population), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize('with_succession', (True, False))
+@pytest.mark.parametrize('dtype', (jnp.float32, jnp.bfloat16))
+def test_states_keep_their_types_under_scan(with_succession, dtype):
+  strategy = make(with_succession=with_succession)
+  params = strategy.default_params
+  state = problems.start(strategy, dtype)
+
+  def generation(state, key):
+    members, state = strategy.ask(key, state, params)
+    state, metrics = strategy.tell(
+      key, members, problems.cost(members), state, params
+    )
+    return state, metrics['best_fitness']
+
+  keys = jax.random.split(jax.random.key(0), 6)
+  final, best = jax.jit(lambda s: jax.lax.scan(generation, s, keys))(state)
+  kinds = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), final)
+  assert kinds == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+  assert {x.dtype for x in jax.tree.leaves(final.population)} == {
+    jnp.dtype(dtype)
+  }
+  assert np.all(np.diff(best) <= 0)
+
+
+def test_nothing_recompiles_when_hyperparameters_change():
+  strategy = genome.Genome(problems.P)
+  state = problems.start(strategy)
+  state = problems.last(strategy, state, 2)
+
+  def programs():
+    return type(strategy).ask._cache_size(), type(strategy).tell._cache_size()
+
+  compiled = programs()
+  params = strategy.default_params.replace(
+    sigma=jnp.float32(0.5), cross_rate=jnp.float32(0.1)
+  )
+  problems.last(strategy, state, 4, params=params)
+  assert programs() == compiled
+
+
+def test_tell_gives_up_the_state_but_not_the_first_population():
+  strategy = make()
+  members = problems.population()
+  state = strategy.init(
+    problems.KEY, members, problems.cost(members), strategy.default_params
+  )
+  old = jax.tree.leaves(state.population)[0]
+  problems.last(strategy, state, 1)
+  assert old.is_deleted()
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(members))
+
+
+def test_what_is_told_of_empty_slots_does_not_matter():
+  strategy = make(with_succession=False, mutation_rate=0.2, cross_rate=0.4)
+  params = strategy.default_params
+  finals = []
+  for filler in (jnp.nan, -1e9):
+    state = problems.start(strategy)
+    for _ in range(4):
+      members, state = strategy.ask(problems.KEY, state, params)
+      assert not np.all(state.proposal.filled)
+      costs = jnp.where(state.proposal.filled, problems.cost(members), filler)
+      state, _ = strategy.tell(problems.KEY, members, costs, state, params)
+    finals.append(state)
+  problems.assert_same(*finals)
+
+
+def test_wrong_sizes_are_refused():
+  strategy = make()
+  members = problems.population(members=5)
+  with pytest.raises(ValueError, match='5 members.*expected 8'):
+    strategy.init(
+      problems.KEY, members, problems.cost(members), strategy.default_params
+    )
+  with pytest.raises(ValueError, match='population_size 0'):
+    genome.Genome(0)
+  four = sharding.population_sharding(sharding.population_mesh())
+  with pytest.raises(ValueError, match='6 on 4 devices'):
+    genome.Genome(6, sharding=four)
+
+
+@pytest.mark.parametrize('with_succession', (True, False))
+def test_sharded_is_unsharded(with_succession):
+  mesh = sharding.population_mesh()
+  split = genome.Genome(
+    problems.P,
+    with_succession=with_succession,
+    sharding=sharding.population_sharding(mesh),
+  )
+  whole = make(with_succession=with_succession)
+  assert split.num_proposals % 4 == 0
+  one = problems.last(whole, problems.start(whole), 5)
+  two = problems.last(split, problems.start(split), 5)
+  leaf = jax.tree.leaves(two.population)[0]
+  assert leaf.sharding.spec[0] == sharding.POP
+  np.testing.assert_array_equal(one.ids, two.ids)
+  for field in dataclasses.fields(one):
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+      getattr(one, field.name),
+      getattr(two, field.name),
+    )

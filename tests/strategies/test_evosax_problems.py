@@ -1,0 +1,59 @@
+"""The strategies on evosax's own problems, in evosax's own loop."""
+
+from evosax import problems as evosax_problems
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.strategies import genome
+from evojax_llm.strategies import registry
+
+P, DIMS = 16, 4
+
+
+def run(strategy, fn_name, rounds, dims=DIMS):
+  """Best cost at first and at last."""
+  with jax.numpy_dtype_promotion('standard'):
+    # evosax's problems mix integers and floats.
+    problem = evosax_problems.BBOBProblem(
+      fn_name, num_dims=dims, x_opt=jnp.zeros(dims), f_opt=0.0, seed=1
+    )
+
+    def evaluate(key, members, problem_state):
+      with jax.numpy_dtype_promotion('standard'):
+        return problem.eval(key, members, problem_state)
+
+    key = jax.random.key(0)
+    problem_state = problem.init(key)
+    members = jax.vmap(problem.sample)(jax.random.split(key, P))
+    fitness, problem_state, _ = evaluate(key, members, problem_state)
+  params = strategy.default_params
+  state = strategy.init(key, members, fitness, params)
+  first = float(state.best_fitness)
+  for _ in range(rounds):
+    key, key_ask, key_eval, key_tell = jax.random.split(key, 4)
+    members, state = strategy.ask(key_ask, state, params)
+    fitness, problem_state, _ = evaluate(key_eval, members, problem_state)
+    state, metrics = strategy.tell(key_tell, members, fitness, state, params)
+  assert float(metrics['best_fitness']) == float(state.best_fitness)
+  best = strategy.get_best_solution(state)
+  with jax.numpy_dtype_promotion('standard'):
+    again, _, _ = evaluate(key, best[None], problem_state)
+  np.testing.assert_allclose(again[0], state.best_fitness, rtol=1e-3, atol=1e-4)
+  return first, float(state.best_fitness)
+
+
+@pytest.mark.parametrize('fn_name', ('sphere', 'rosenbrock'))
+@pytest.mark.parametrize('with_succession', (True, False))
+def test_genome_improves(fn_name, with_succession):
+  strategy = genome.Genome(P, with_succession=with_succession, step_floor=0.3)
+  first, last = run(strategy, fn_name, 60)
+  assert last < 0.1 * first
+
+
+@pytest.mark.parametrize('name', ('CMA_ES', 'PSO', 'DifferentialEvolution'))
+def test_stock_algorithms_improve(name):
+  strategy = registry.make_strategy(name, P, jnp.zeros(DIMS), sigma=1.0)
+  first, last = run(strategy, 'sphere', 40)
+  assert last < 0.2 * first
