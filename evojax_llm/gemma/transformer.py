@@ -257,6 +257,7 @@ class Embedder(nn.Module):
     return x * jnp.asarray(self.config.embed_dim**0.5, self.dtype)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
+    """Logits (..., V) f32 of hidden states (..., D), before the soft cap."""
     return jnp.einsum(
       '...d,vd->...v',
       hidden,
