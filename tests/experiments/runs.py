@@ -3,10 +3,17 @@
 import json
 import pathlib
 import string
+import sys
 
+from absl import flags
 import numpy as np
+import pytest
 
 from evojax_llm.checkpoint import Checkpoints
+from tests.experiments import running
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GENOME = ROOT / 'experiments' / 'genome' / 'config.py'
 
 
 def write_task(
@@ -34,6 +41,21 @@ def write_task(
   }
   path.write_text(json.dumps(task))
   return path
+
+
+def evolve(settings, folder: pathlib.Path, *more: str):
+  """What `main` of the evolve program returns."""
+  arguments = [*settings, f'--workdir={folder}', *more]
+  if not arguments[0].startswith('--config='):
+    arguments.insert(0, f'--config={GENOME}')
+  with pytest.MonkeyPatch.context() as patch:
+    # ml_collections looks there for what --config.x changes.
+    patch.setattr(sys, 'argv', ['evolve', *arguments])
+    try:
+      return running.run_program('evolve', *arguments)
+    finally:
+      for name in [n for n in flags.FLAGS if n.startswith('config.')]:
+        delattr(flags.FLAGS, name)
 
 
 def result(folder: pathlib.Path) -> dict:

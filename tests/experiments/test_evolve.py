@@ -2,13 +2,11 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
 
-from absl import flags
 import numpy as np
 import pytest
 
@@ -20,15 +18,12 @@ from evojax_llm.gemma import peft
 from evojax_llm.strategies import genome
 from experiments.genome import config as genome_config
 from tests import tiny
-from tests.experiments import running
 from tests.experiments import runs
 
 # How ml_collections reads a configuration file.
 pytestmark = pytest.mark.filterwarnings(
   'ignore:the load_module:DeprecationWarning'
 )
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +35,7 @@ def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   ]
   adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
   return [
-    f'--config={ROOT}/experiments/genome/config.py',
+    f'--config={runs.GENOME}',
     f'--config.model={tiny_gemma_folder("gemma2")}',
     f'--config.adapters={",".join(map(str, adapters))}',
     f'--config.tasks={",".join(map(str, tasks))}',
@@ -62,20 +57,8 @@ def finished(settings, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Evaluator, 'evaluate', spy)
-    assert run(settings, folder) is None
+    assert runs.evolve(settings, folder) is None
   return folder, calls
-
-
-def run(settings, folder, *more):
-  arguments = [*settings, f'--workdir={folder}', *more]
-  with pytest.MonkeyPatch.context() as patch:
-    # ml_collections looks there for what --config.x changes.
-    patch.setattr(sys, 'argv', ['evolve', *arguments])
-    try:
-      return running.run_program('evolve', *arguments)
-    finally:
-      for name in [n for n in flags.FLAGS if n.startswith('config.')]:
-        delattr(flags.FLAGS, name)
 
 
 def start(settings, folder):
@@ -83,7 +66,7 @@ def start(settings, folder):
   return subprocess.Popen(
     [sys.executable, '-m', 'experiments.evolve', *settings]
     + [f'--workdir={folder}'],
-    cwd=ROOT,
+    cwd=runs.ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -188,20 +171,20 @@ def test_a_finished_run_is_shown_and_not_run_again(
   folder, _ = finished
   before = runs.result(folder)
   monkeypatch.setattr(Evaluator, 'evaluate', None)
-  assert run(settings, folder) is None
+  assert runs.evolve(settings, folder) is None
   assert 'scaled best expert' in capsys.readouterr().out
   assert runs.result(folder) == before
 
 
 def test_other_settings_are_refused_for_a_folder(finished, settings, capsys):
-  assert run(settings, finished[0], '--config.seed=1') == 1
+  assert runs.evolve(settings, finished[0], '--config.seed=1') == 1
   message = capsys.readouterr().err
   assert 'seed: 0 there, 1 here' in message and 'Traceback' not in message
 
 
 def test_a_folder_in_use_is_refused(finished, settings, capsys):
   lock = checkpoint.WorkdirLock(finished[0])
-  assert run(settings, finished[0]) == 1
+  assert runs.evolve(settings, finished[0]) == 1
   assert 'Another process' in capsys.readouterr().err
   lock.release()
 
@@ -258,9 +241,9 @@ def test_interrupted_between_two_files_a_run_ends_the_same(
   with monkeypatch.context() as patch:
     patch.setattr(owner, name, fail)
     with pytest.raises(Killed):
-      run(settings, tmp_path / 'run')
+      runs.evolve(settings, tmp_path / 'run')
   assert len(calls) == call
-  assert run(settings, tmp_path / 'run') is None
+  assert runs.evolve(settings, tmp_path / 'run') is None
   assert runs.result(tmp_path / 'run') == runs.result(finished[0])
 
 
@@ -272,7 +255,7 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
     tiny.write_adapter(tmp_path / name, base, seed=i, alpha=alpha)
     for i, (name, alpha) in enumerate((('good', 32), ('bad', 3e38)))
   ]
-  code = run(
+  code = runs.evolve(
     settings,
     tmp_path / 'run',
     f'--config.adapters={",".join(map(str, adapters))}',
@@ -291,9 +274,22 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
   assert failed and all(row['reason'] for row in failed)
 
 
+def test_a_generation_that_proposes_nobody_costs_nothing(settings, tmp_path):
+  code = runs.evolve(
+    [f'--config={runs.GENOME}:genome_script', *settings[1:]],
+    tmp_path / 'run',
+    '--config.strategy.generations=1',
+    '--config.strategy.options.mutation_rate=0.0',
+  )
+  assert code is None
+  metrics = lines(tmp_path / 'run' / 'metrics.jsonl')
+  assert [row['scored'] for row in metrics] == [5, 0]
+  assert metrics[1]['best_fitness'] == metrics[0]['best_fitness']
+
+
 def test_coefficients_are_searched_and_exported(settings, tmp_path):
-  config = f'{ROOT}/experiments/coefficients/config.py:random_search'
-  code = run(
+  config = f'{runs.ROOT}/experiments/coefficients/config.py:random_search'
+  code = runs.evolve(
     [f'--config={config}', *settings[1:]],
     tmp_path / 'run',
     '--config.strategy.generations=1',
@@ -330,7 +326,7 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
 def test_mistakes_are_one_message_before_anything_is_made(
   settings, tmp_path, capsys, flag, message
 ):
-  assert run(settings, tmp_path / 'run', flag) == 1
+  assert runs.evolve(settings, tmp_path / 'run', flag) == 1
   error = capsys.readouterr().err
   assert error.startswith('error: ') and message in error
   assert not (tmp_path / 'run').exists()
@@ -343,13 +339,13 @@ def test_mistakes_are_one_message_before_anything_is_made(
     ('--config.strateg.population=3', 'strateg'),
     ('--config.strategy.population=many', 'many'),
     ('--config=nowhere.py', 'nowhere.py'),
-    (f'--config={ROOT}/experiments/genome/config.py:x', "preset 'x'"),
+    (f'--config={runs.GENOME}:x', "preset 'x'"),
   ],
 )
 def test_misspelt_settings_are_one_message(settings, flag, message):
   done = subprocess.run(
     [sys.executable, '-m', 'experiments.evolve', flag],
-    cwd=ROOT,
+    cwd=runs.ROOT,
     capture_output=True,
     text=True,
     check=False,
@@ -368,7 +364,7 @@ def test_help_loads_nothing_heavy():
     'config.get_config()\n'
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
   )
-  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+  subprocess.run([sys.executable, '-c', code], cwd=runs.ROOT, check=True)
 
 
 def test_the_configuration_holds_the_defaults_of_the_strategy():

@@ -1,0 +1,117 @@
+r"""Exports the best member of a run.
+
+  python -m experiments.export --run=runs/pocket_genome_plus --out=best_adapter
+  python -m experiments.export --run=runs/pocket_genome_plus --out=best_model \
+      --merged
+
+The result is a PEFT adapter folder, or with --merged a full model folder with
+the adapter added to the base's weights, which transformers loads as it is.
+
+A run that has not finished is exported with --allow_unfinished: then it is the
+best member of its last checkpoint.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import pathlib
+import shutil
+import tempfile
+
+from absl import app
+from absl import flags
+
+from experiments import command
+from experiments import problem as problem_lib
+
+_RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
+_OUT = flags.DEFINE_string(
+  'out', None, 'New folder to be written.', required=True
+)
+_MERGED = flags.DEFINE_bool('merged', False, 'Write a full model folder.')
+_ALLOW_UNFINISHED = flags.DEFINE_bool(
+  'allow_unfinished', False, 'Take the best so far of a run that goes on.'
+)
+
+
+@command.clean_errors
+def main(_: Sequence[str]) -> None:
+  run, out = pathlib.Path(_RUN.value), pathlib.Path(_OUT.value)
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise command.CommandError(
+      f'--out={out} exists. Nothing is overwritten: name a new folder.'
+    )
+  if not (run / 'config.json').is_file():
+    raise command.CommandError(
+      f'--run={run} is not the folder of a run: it has no config.json.'
+    )
+  finished = (run / 'summary.json').is_file()
+  if not finished and not _ALLOW_UNFINISHED.value:
+    raise command.CommandError(
+      f'The run in {run} has not finished. Go on with it, or take its best so '
+      'far with --allow_unfinished.'
+    )
+
+  from ml_collections import config_dict
+
+  from evojax_llm import checkpoint
+  from evojax_llm import record
+
+  with problem_lib.asked_for(checkpoint.CheckpointError):
+    config = record.read_json(run / 'config.json')['config']
+    config = config_dict.ConfigDict(config)
+    files = problem_lib.locate(config)
+    with contextlib.ExitStack() as stack:
+      adapter = run / 'best'
+      if not finished:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        adapter = pathlib.Path(folder) / 'best'
+        _export_so_far(run, config, files, adapter)
+      if _MERGED.value:
+        _merge(files.model, adapter, out)
+      else:
+        shutil.copytree(adapter, out, dirs_exist_ok=True)
+  print(f'{"model" if _MERGED.value else "adapter"} written to {out}')
+
+
+def _export_so_far(run, config, files, adapter: pathlib.Path) -> None:
+  """Writes the best member of a run's last checkpoint as an adapter."""
+  from evojax_llm import checkpoint
+  from evojax_llm.gemma import hub
+  from evojax_llm.gemma import peft
+
+  generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
+  model = hub.load_config(files.model)[0]
+  adapters = peft.load_adapters(files.adapters, model)
+  _, space = problem_lib.make_space(config, adapters)
+  best = state['best']
+  space.export(
+    best['genome'], adapter, model, str(files.model), str(files.model)
+  )
+  command.say(
+    f'member {int(best["id"])}, the best after generation {generation}: '
+    f'{100 * float(best["fitness"]):.1f} % on dev'
+  )
+
+
+def _merge(
+  model: pathlib.Path, adapter: pathlib.Path, out: pathlib.Path
+) -> None:
+  """Writes the model with the adapter folded into its weights."""
+  import jax.numpy as jnp
+
+  from evojax_llm.gemma import hub
+  from evojax_llm.gemma import lora
+  from evojax_llm.gemma import peft
+  from evojax_llm.genomes.adapters import AdapterSpace
+  from evojax_llm.population import stack
+
+  # Summed in f32; every tensor is then stored in the type that it had.
+  config, params = hub.load_checkpoint(model, jnp.float32)
+  space = AdapterSpace(peft.load_adapters([adapter], config))
+  member = stack.take(space.experts(), jnp.int32(0))
+  merged = lora.fold(params, space.express(member))
+  hub.save_checkpoint(out, merged, config, like=model)
+
+
+if __name__ == '__main__':
+  app.run(main)
