@@ -177,7 +177,7 @@ def _read_config(source: str) -> Any:
   except ValueError as error:
     raise command.CommandError(f'--configs={source}: {error}') from error
   if _TASKS.value:
-    config.tasks = tuple(_TASKS.value)
+    config.tasks = ','.join(_TASKS.value)
   if _DEV_LIMIT.value:
     config.dev_limit = _DEV_LIMIT.value
   if _TEST_LIMIT.value:
