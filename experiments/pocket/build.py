@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from evojax_llm import pocket
+from evojax_llm.gemma import hub
 from experiments.pocket import data
 from experiments.pocket import folders
 from experiments.pocket import slices
@@ -36,17 +37,22 @@ _BASE_STEPS = flags.DEFINE_integer('base_steps', 3000, 'Steps of the base.')
 _BASE_BATCH = flags.DEFINE_integer('base_batch', 128, 'Rows a base step.')
 _EXPERT_STEPS = flags.DEFINE_integer('expert_steps', 150, 'Steps of experts.')
 _EXPERT_BATCH = flags.DEFINE_integer('expert_batch', 32, 'Rows a step, each.')
+_EXPERT_RATE = flags.DEFINE_float('expert_rate', 2e-3, 'Peak learning rate.')
 _NUM_DEV = flags.DEFINE_integer('num_dev', 200, 'Dev items a task.')
 _NUM_TEST = flags.DEFINE_integer('num_test', 1000, 'Test items a task.')
 
 _RANK = 8
 _ALPHA = 16
+_REUSE_BASE = flags.DEFINE_bool(
+  'reuse_base', False, 'Keep the base that is in the folder.'
+)
 _PARTS = ('base', 'experts', 'tasks', 'stages.json')
 
 
 def _clear(out: pathlib.Path) -> None:
   """Makes room in the folder, or refuses to."""
-  found = [out / part for part in _PARTS if (out / part).exists()]
+  parts = _PARTS[1:] if _REUSE_BASE.value else _PARTS
+  found = [out / part for part in parts if (out / part).exists()]
   if found and not _OVERWRITE.value:
     raise app.UsageError(
       f'{out} already holds {", ".join(p.name for p in found)}; expected a '
@@ -54,6 +60,20 @@ def _clear(out: pathlib.Path) -> None:
     )
   for path in found:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _base(folder: pathlib.Path, held_out: set[str]):
+  """Trains and writes the base."""
+  config = folders.start_base(
+    folder, folders.base_config(_LAYERS.value, _WIDTH.value, _FFN.value)
+  )
+  logging.info('base: %d parameters', config.num_params)
+  mixture = data.Mixture(slices.BASE_WEIGHTS, held_out, f'{_SEED.value}/base')
+  recipe = train.Recipe(
+    _BASE_STEPS.value, _BASE_BATCH.value, 2e-3, 100, _SEED.value
+  )
+  params = train.train_base(config, mixture, recipe)
+  return config, folders.finish_base(folder, params, config)
 
 
 def _accuracy(config, params, tasks) -> dict[str, float]:
@@ -91,18 +111,10 @@ def main(argv: Sequence[str]) -> None:
   folders.write_json(out / 'stages.json', slices.stages())
   logging.info('wrote %d tasks', len(tasks))
 
-  config = folders.start_base(
-    out / 'base',
-    folders.base_config(_LAYERS.value, _WIDTH.value, _FFN.value),
-  )
-  logging.info('base: %d parameters', config.num_params)
-  mixture = data.Mixture(slices.BASE_WEIGHTS, held_out, f'{seed}/base')
-  params = train.train_base(
-    config,
-    mixture,
-    train.Recipe(_BASE_STEPS.value, _BASE_BATCH.value, 2e-3, 100, seed),
-  )
-  params = folders.finish_base(out / 'base', params, config)
+  if _REUSE_BASE.value:
+    config, params = hub.load_checkpoint(out / 'base')
+  else:
+    config, params = _base(out / 'base', held_out)
   logging.info('base, dev: %s', _show(_accuracy(config, params, tasks)))
 
   experts = slices.expert_slices()
@@ -114,7 +126,9 @@ def main(argv: Sequence[str]) -> None:
     config,
     params,
     mixtures,
-    train.Recipe(_EXPERT_STEPS.value, _EXPERT_BATCH.value, 3e-3, 10, seed),
+    train.Recipe(
+      _EXPERT_STEPS.value, _EXPERT_BATCH.value, _EXPERT_RATE.value, 10, seed
+    ),
     rank=_RANK,
     scale=_ALPHA / _RANK,
   )
@@ -133,4 +147,5 @@ def _show(accuracy: dict[str, float]) -> str:
 
 if __name__ == '__main__':
   jax.config.update('jax_numpy_dtype_promotion', 'strict')
+  jax.config.update('jax_num_cpu_devices', 2)
   app.run(main)

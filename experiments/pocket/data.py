@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from experiments.pocket import tokenizer_files
-from experiments.pocket.families import Example
 from experiments.pocket.families import FAMILIES
+from experiments.pocket.families import Example
 
 ROW_LENGTH = 24
 _MAX_TRIES = 200

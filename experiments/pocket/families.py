@@ -13,11 +13,11 @@ Three kinds of family exist:
 * *suffix prompts*, `arguments:name=`: an atom under the other word order.
 """
 
+from collections.abc import Callable
 import dataclasses
 import itertools
 import random
 import string
-from collections.abc import Callable
 
 LETTERS = string.ascii_lowercase
 DIGITS = string.digits

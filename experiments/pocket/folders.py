@@ -88,9 +88,7 @@ def finish_base(
       array = array[key]
     array = np.asarray(array).astype(ml_dtypes.bfloat16)
     layers = array if leaf.stacked else array[None]
-    for name, values in zip(
-      leaf.names(config.num_layers), layers, strict=True
-    ):
+    for name, values in zip(leaf.names(config.num_layers), layers, strict=True):
       values = values.T if leaf.transposed else values
       tensors[f'model.{name}'] = np.ascontiguousarray(values)
   path = folder / 'model.safetensors'

@@ -59,17 +59,51 @@ CHAINS = (
   ),
 )
 CHAIN_HELD_OUT = ('sor.swp', 'swp.sor', 'atb.sor', 'swp.atb')
-SUFFIX = ('rev_', 'shf_', 'rot_', 'dwn_', 'dbl_', 'kv_', 'nth_')
-SUFFIX_HELD_OUT = ('sor_', 'zip_', 'dup_')
+SUFFIX = (
+  'rev_',
+  'shf_',
+  'rot_',
+  'dwn_',
+  'dbl_',
+  'kv_',
+  'nth_',
+  'upc_',
+  'cat_',
+  'vow_',
+  'pad_',
+  'swp_',
+)
+SUFFIX_HELD_OUT = ('sor_', 'zip_', 'atb_', 'top_')
 
 CONTROL = 'rev'
 
+# Seldom enough that the finished base is half-way on each of them.
+_RARE_WEIGHTS = {
+  'sor': 0.12,
+  'zip': 0.12,
+  'dup': 0.12,
+  'exp': 0.12,
+  'del': 0.4,
+  'max': 0.2,
+  'atb': 0.06,
+  'top': 0.08,
+  'swp': 0.12,
+  'run': 0.3,
+  'com': 0.3,
+  'cnt': 0.4,
+  'evn': 0.25,
+  'pal': 0.4,
+  'ded': 0.2,
+  'pad': 0.06,
+}
 BASE_WEIGHTS = {
   **dict.fromkeys(COMMON, 1.0),
-  **dict.fromkeys((f for column in RARE.values() for f in column), 0.2),
+  **_RARE_WEIGHTS,
   **dict.fromkeys(CHAINS, 0.12),
-  **dict.fromkeys(SUFFIX, 0.3),
+  **dict.fromkeys(SUFFIX, 0.2),
 }
+# Part of an expert's practice that is general: keeps what the base can do.
+_GENERAL = 0.3
 
 NUM_EXPERTS = 10
 
@@ -111,5 +145,9 @@ def task_families() -> tuple[str, ...]:
 
 
 def expert_weights(own: tuple[str, ...]) -> dict[str, float]:
-  """How often an expert practises each family of its slice."""
-  return {f: 0.3 if '.' in f or f.endswith('_') else 1.0 for f in own}
+  """How often an expert practises each family: its own, then common ones."""
+  weights = {f: 0.3 if '.' in f or f.endswith('_') else 1.0 for f in own}
+  general = _GENERAL / (1 - _GENERAL) * sum(weights.values()) / len(COMMON)
+  for family in COMMON:
+    weights[family] = weights.get(family, 0.0) + general
+  return weights

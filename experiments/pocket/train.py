@@ -6,17 +6,24 @@ the starting material; evolution never does.
 
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
 from absl import logging
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
 from evojax_llm.gemma.config import GemmaConfig
+from evojax_llm.gemma.linear import RMSNorm
+from evojax_llm.gemma.transformer import Embedder
 from evojax_llm.gemma.transformer import Gemma
+from evojax_llm.gemma.transformer import Layer
 from evojax_llm.gemma.transformer import init_params
 from experiments.pocket import data
 
@@ -52,6 +59,23 @@ class Recipe:
       optax.clip_by_global_norm(1.0),
       optax.adamw(schedule, b2=0.98, weight_decay=weight_decay),
     )
+
+
+class Unrolled(Gemma):
+  """Gemma with its layers unrolled: gradients on a CPU take half the time."""
+
+  def setup(self):
+    c = self.config
+    self.embedder = Embedder(c, self.dtype)
+    self.layers = nn.scan(
+      Layer,
+      variable_axes={'params': 0, 'lora': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast),
+      length=c.num_layers,
+      unroll=c.num_layers,
+    )(c)
+    self.final_norm = RMSNorm(c.norm_eps)
 
 
 def answer_loss(model: Gemma, variables: dict[str, Any], batch) -> jax.Array:
@@ -93,11 +117,21 @@ def initial_params(config: GemmaConfig, seed: int) -> dict[str, Any]:
   return jax.tree_util.tree_map_with_path(rescale, params)
 
 
+def _shared_out(size: int) -> NamedSharding:
+  """A leading axis shared out among as many devices as divide it.
+
+  Two virtual devices keep two cores busy where one leaves them waiting.
+  """
+  count = math.gcd(size, jax.device_count())
+  devices = np.array(jax.devices()[:count])
+  return NamedSharding(jax.sharding.Mesh(devices, ('i',)), PartitionSpec('i'))
+
+
 def train_base(
   config: GemmaConfig, mixture: data.Mixture, recipe: Recipe, params=None
 ) -> dict[str, Any]:
   """Trains all parameters on a mixture; returns the parameter tree."""
-  model = Gemma(config)
+  model = Unrolled(config)
   tx = recipe.optimiser(0.01)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -110,14 +144,17 @@ def train_base(
 
   if params is None:
     params = initial_params(config, recipe.seed)
-  state = tx.init(params)
+  rows = _shared_out(recipe.batch)
+  params = jax.device_put(params, NamedSharding(rows.mesh, PartitionSpec()))
+  state = jax.jit(tx.init)(params)
   progress = Progress('base', recipe.steps)
   for i in range(recipe.steps):
     batch = data.rows(mixture.examples(recipe.batch))
+    batch = jax.device_put(batch, rows)
     with jax.numpy_dtype_promotion('standard'):  # optax needs it.
       params, state, loss = step(params, state, batch)
     progress(i, loss)
-  return params
+  return jax.device_get(params)
 
 
 def initial_adapter(config: GemmaConfig, rank: int, seed: int):
@@ -163,7 +200,7 @@ def train_experts(
   Returns:
     Factors with a leading P axis, B unscaled.
   """
-  model = Gemma(config)
+  model = Unrolled(config)
   tx = recipe.optimiser(0.0)
 
   def loss_of(factors, batch):
@@ -179,16 +216,20 @@ def train_experts(
 
   step = jax.jit(jax.vmap(one), donate_argnums=(0, 1))
   first = initial_adapter(config, rank, recipe.seed)
-  factors = jax.tree.map(lambda x: jnp.stack([x] * len(mixtures)), first)
-  state = jax.vmap(tx.init)(factors)
+  members = _shared_out(len(mixtures))
+  factors = jax.device_put(
+    jax.tree.map(lambda x: jnp.stack([x] * len(mixtures)), first), members
+  )
+  state = jax.device_put(jax.vmap(tx.init)(factors), members)
   progress = Progress('experts', recipe.steps)
   for i in range(recipe.steps):
     batches = [data.rows(m.examples(recipe.batch)) for m in mixtures]
     batch = {k: np.stack([b[k] for b in batches]) for k in batches[0]}
+    batch = jax.device_put(batch, members)
     with jax.numpy_dtype_promotion('standard'):  # optax needs it.
       factors, state, loss = step(factors, state, batch)
     progress(i, loss)
-  return factors
+  return jax.device_get(factors)
 
 
 class Progress:
