@@ -51,6 +51,9 @@ from evojax_llm.gemma.tokenizer import Tokenizer
 from evojax_llm.genomes.adapters import AdapterSpace
 from experiments.benchmarks import tables
 
+# Three options of a few tokens each; about six letters to be written.
+_POCKET_TASKS = ('max', 'rev')
+
 _BASE = flags.DEFINE_string(
   'base', None, 'Model folder; the pocket model by default.'
 )
@@ -58,10 +61,14 @@ _EXPERTS = flags.DEFINE_list(
   'experts', None, 'Adapter folders, the members; the pocket ones by default.'
 )
 _LIKELIHOOD = flags.DEFINE_string(
-  'likelihood_task', None, 'Multiple-choice task file; a pocket one by default.'
+  'likelihood_task',
+  None,
+  'Multiple-choice task file; a pocket one if no task is given.',
 )
 _GENERATION = flags.DEFINE_string(
-  'generation_task', None, 'Generated task file; a pocket one by default.'
+  'generation_task',
+  None,
+  'Generated task file; a pocket one if no task is given.',
 )
 _ITEMS = flags.DEFINE_integer(
   'items', 100, 'Items a member and task, taken from the test split.'
@@ -287,18 +294,10 @@ def measure(
 
 
 def _tasks() -> list[Task]:
-  """The tasks of the flags, or the first pocket task of each kind."""
-  given = [f for f in (_LIKELIHOOD.value, _GENERATION.value) if f]
-  if given:
-    tasks = [load_task(file, allow_overlap=True) for file in given]
-  else:
-    tasks, kinds = [], set()
-    for name in pocket.task_names():
-      task = load_task(pocket.task_file(name))
-      choice = task.kind == 'multiple_choice'
-      if choice not in kinds:
-        tasks.append(task)
-        kinds.add(choice)
+  """The tasks of the flags, or a pocket task of each kind."""
+  files = [f for f in (_LIKELIHOOD.value, _GENERATION.value) if f]
+  files = files or [pocket.task_file(name) for name in _POCKET_TASKS]
+  tasks = [load_task(file, allow_overlap=True) for file in files]
   if _MAX_NEW.value:
     tasks = [
       dataclasses.replace(
