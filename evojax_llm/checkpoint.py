@@ -278,4 +278,5 @@ class WorkdirLock:
     self._file.flush()
 
   def release(self) -> None:
+    """Lets other processes in."""
     self._file.close()

@@ -111,6 +111,7 @@ class Generation:
 
   @property
   def failed(self) -> int:
+    """How many of the scored members could not be scored."""
     return sum(reason is not None for reason in self.reasons)
 
 

@@ -66,6 +66,7 @@ class RunFolder:
 
   @property
   def finished(self) -> bool:
+    """Whether the run's report has been written."""
     return (self.path / 'summary.json').exists()
 
   def rewind(self, generation: int) -> None:
