@@ -156,7 +156,6 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
       )
     return self._begin(key, population, fitness, params)
 
-  @functools.partial(jax.jit, static_argnames=('self',))
   def ask(
     self, key: jax.Array, state: Any, params: Any
   ) -> tuple[stack.Population, Any]:
@@ -169,12 +168,18 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
       params: hyperparameters.
 
     Returns:
-      Members (M, ...) and a state whose `proposal` describes them.
+      Members (M, ...) and a state whose `proposal` describes them. What an ask
+      leaves alone, the population first of all, is shared with `state`, so
+      `tell` gives up both.
     """
-    proposals, state = self._propose(key, state, params)
-    if self.sharding is not None:
-      proposals = self._constrain_population(proposals)
-    return proposals, self._constrain(state)
+    proposals, changes = self._ask(key, state, params)
+    return proposals, state.replace(**changes)
+
+  @functools.partial(jax.jit, static_argnames=('self',))
+  def _ask(self, key, state, params):
+    # Only what changes comes out: a jitted function copies what it passes on.
+    proposals, changes = self._propose(key, state, params)
+    return self._constrain_population(proposals), changes
 
   @functools.partial(
     jax.jit, static_argnames=('self',), donate_argnames=('state',)
@@ -226,22 +231,24 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     """State of a scored population, in maximised fitness."""
 
   @abc.abstractmethod
-  def _propose(self, key, state, params) -> tuple[stack.Population, Any]:
-    """M members, and the state with their proposal record."""
+  def _propose(
+    self, key, state, params
+  ) -> tuple[stack.Population, dict[str, Any]]:
+    """M members, and fields of the state to replace, `proposal` among them."""
 
   @abc.abstractmethod
   def _succeed(self, key, population, fitness, state, params) -> Any:
     """State after scoring; fitness is NaN in empty slots."""
 
   def _constrain_population(self, population):
+    if self.sharding is None:
+      return population
     return jax.tree.map(
       lambda leaf: jax.lax.with_sharding_constraint(leaf, self.sharding),
       population,
     )
 
   def _constrain(self, state):
-    if self.sharding is None:
-      return state
     memory = state.memory
     if memory.personal is not None:
       memory = memory.replace(

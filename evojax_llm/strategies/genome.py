@@ -257,11 +257,22 @@ class Genome(base.Strategy):
       return variation_round.propose(self, key, state, params)
     return jax.lax.cond(
       self.is_succession(state.generation),
-      lambda: succession_round.propose(
-        key, state, params, self.num_proposals, OPERATORS.index('succession')
-      ),
-      lambda: variation_round.propose(self, key, state, params),
+      lambda: self._move(key, state, params),
+      lambda: self._vary(key, state, params),
     )
+
+  def _move(self, key, state, params):
+    members, changes = succession_round.propose(
+      key, state, params, self.num_proposals, OPERATORS.index('succession')
+    )
+    velocity = self._constrain_population(changes['velocity'])
+    return members, changes | {'velocity': velocity}
+
+  def _vary(self, key, state, params):
+    members, changes = variation_round.propose(self, key, state, params)
+    # Both branches must return the same fields.
+    same = {'velocity': state.velocity, 'step_length': state.step_length}
+    return members, changes | same
 
   def _succeed(self, key, population, fitness, state, params):
     state = state.replace(
@@ -289,6 +300,6 @@ class Genome(base.Strategy):
 
   def _constrain(self, state):
     state = super()._constrain(state)
-    if self.sharding is None or state.velocity is None:
+    if state.velocity is None:
       return state
     return state.replace(velocity=self._constrain_population(state.velocity))

@@ -111,7 +111,7 @@ class Stock(base.Strategy):
       jnp.full((slots, 2), lineage.NOBODY, jnp.int32),
       jnp.zeros((slots,), jnp.int32),
     )
-    return proposals, state.replace(inner=_settled(inner), proposal=proposal)
+    return proposals, {'inner': _settled(inner), 'proposal': proposal}
 
   def _succeed(self, key, population, fitness, state, params):
     key = keys.key_for(key, state.generation, lineage.NOBODY, 'tell')

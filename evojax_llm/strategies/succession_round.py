@@ -30,7 +30,7 @@ def start(
 
 def propose(
   key: jax.Array, state: Any, params: Any, num_proposals: int, operator: int
-) -> tuple[stack.Population, Any]:
+) -> tuple[stack.Population, dict[str, Any]]:
   """Every member takes a step; the first P of M slots hold the moved ones.
 
   lambda decays once a round, before the step. A failed member starts over,
@@ -38,7 +38,7 @@ def propose(
   values that no step leads back from.
 
   Returns:
-    Members (M, ...), and the state with velocity, step length and proposal.
+    Members (M, ...), and the state's new velocity, step length and proposal.
   """
   memory = state.memory
   own = jnp.isfinite(memory.personal_fitness)
@@ -72,9 +72,11 @@ def propose(
     jnp.pad(parents, ((0, num_proposals - members), (0, 0))),
     jnp.full((num_proposals,), operator, jnp.int32),
   )
-  return stack.pad(moved, num_proposals), state.replace(
-    velocity=velocity, step_length=length, proposal=proposal
-  )
+  return stack.pad(moved, num_proposals), {
+    'velocity': velocity,
+    'step_length': length,
+    'proposal': proposal,
+  }
 
 
 def replace(

@@ -24,7 +24,7 @@ CROSSOVERS = ('fitness', 'extrapolate')
 
 def propose(
   strategy: Any, key: jax.Array, state: Any, params: Any
-) -> tuple[stack.Population, Any]:
+) -> tuple[stack.Population, dict[str, Any]]:
   """Crossover children, and mutated copies of members and children.
 
   Failed members take no part, unless everybody failed. More copies than there
@@ -37,7 +37,7 @@ def propose(
     params: hyperparameters; see genome.Params.
 
   Returns:
-    Members (M, ...), and the state with the proposal.
+    Members (M, ...), and the state's new proposal.
   """
   generation, first_id = state.generation, state.next_id
   able = jnp.isfinite(state.fitness)
@@ -95,9 +95,7 @@ def propose(
     jnp.pad(operator, (0, empty)),
   )
   proposals = stack.concatenate(children, mutants)
-  return stack.pad(proposals, strategy.num_proposals), state.replace(
-    proposal=proposal
-  )
+  return stack.pad(proposals, strategy.num_proposals), {'proposal': proposal}
 
 
 def select(
