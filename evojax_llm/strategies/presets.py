@@ -66,7 +66,7 @@ _RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
 
 PRESETS: Mapping[str, Preset] = {
   'genome': Preset('genome', {}, _RICH, 20, 12),
-  'genome_plus': Preset('genome_plus', {}, _RICH, 20, 8),
+  'genome_plus': Preset('genome_plus', {}, _RICH, 20, 5),
   'genome_cli': Preset(
     'genome',
     _GENOME_AS_PUBLISHED
