@@ -103,7 +103,7 @@ BASE_WEIGHTS = {
   **dict.fromkeys(SUFFIX, 0.2),
 }
 # Part of an expert's practice that is general: keeps what the base can do.
-_GENERAL = 0.3
+_GENERAL = 0.2
 
 NUM_EXPERTS = 10
 
@@ -146,7 +146,7 @@ def task_families() -> tuple[str, ...]:
 
 def expert_weights(own: tuple[str, ...]) -> dict[str, float]:
   """How often an expert practises each family: its own, then common ones."""
-  weights = {f: 0.3 if '.' in f or f.endswith('_') else 1.0 for f in own}
+  weights = {f: 0.1 if '.' in f or f.endswith('_') else 1.0 for f in own}
   general = _GENERAL / (1 - _GENERAL) * sum(weights.values()) / len(COMMON)
   for family in COMMON:
     weights[family] = weights.get(family, 0.0) + general
