@@ -31,6 +31,7 @@ from evojax_llm.evolution import Generation
 
 # What a process killed right after it made the folder may have left.
 _OURS = ('lock', 'config.json.part')
+_READ_AT_MOST = 1 << 28
 
 
 class RunFolder:
@@ -39,7 +40,7 @@ class RunFolder:
   Args:
     path: the folder; made if there is none.
     config: the resolved configuration, JSON types only.
-    inputs: name and fingerprint of each file that the run depends on.
+    inputs: fingerprints of what the run reads, JSON types only.
 
   Raises:
     CheckpointError: the folder is in use, holds something else than a run, or
@@ -50,7 +51,7 @@ class RunFolder:
     self,
     path: str | os.PathLike,
     config: Mapping[str, Any],
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
   ):
     self.path = pathlib.Path(path).absolute()
     self.path.mkdir(parents=True, exist_ok=True)
@@ -246,24 +247,22 @@ def compare(old: Any, new: Any, name: str = '') -> list[str]:
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 
-def fingerprints(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
-  """SHA-256 of each file, by path; a folder stands for its files.
+def fingerprint(path: str | os.PathLike) -> str:
+  """A digest of a file, or of the files in a folder, wherever that lies.
 
-  Weights of a base model are not read: their names and sizes must do.
+  Of files above 256 MiB, which are the weights of a base, name and size must
+  do.
   """
-  result = {}
-  for path in map(pathlib.Path, paths):
-    files = [path] if path.is_file() else sorted(path.rglob('*'))
-    digest = hashlib.sha256()
-    for file in files:
-      if not file.is_file():
-        continue
-      size = file.stat().st_size
-      digest.update(f'{file.name}\0{size}\0'.encode())
-      if size <= 1 << 28:
-        digest.update(file.read_bytes())
-    result[str(path)] = digest.hexdigest()[:16]
-  return result
+  path = pathlib.Path(path)
+  digest = hashlib.sha256()
+  for file in [path] if path.is_file() else sorted(path.rglob('*')):
+    if not file.is_file():
+      continue
+    size = file.stat().st_size
+    digest.update(f'{file.name}\0{size}\0'.encode())
+    if size <= _READ_AT_MOST:
+      digest.update(file.read_bytes())
+  return digest.hexdigest()[:16]
 
 
 def new_workdir(root: str | os.PathLike, name: str) -> pathlib.Path:

@@ -78,7 +78,11 @@ def main(_: Sequence[str]) -> None:
   name = f'{files.name}_{config.name or config.strategy.name}'
   workdir = _WORKDIR.value or record.new_workdir('runs', name)
   with problem_lib.asked_for(checkpoint.CheckpointError, OSError):
-    inputs = record.fingerprints(files.all)
+    inputs = {
+      'model': record.fingerprint(files.model),
+      'adapters': [record.fingerprint(folder) for folder in files.adapters],
+      'tasks': [record.fingerprint(file) for file in files.tasks],
+    }
     run = record.RunFolder(workdir, config.to_dict(), inputs)
 
   with contextlib.closing(run):

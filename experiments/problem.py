@@ -35,10 +35,6 @@ class Files:
   adapters: tuple[pathlib.Path, ...]
   tasks: tuple[pathlib.Path, ...]
 
-  @property
-  def all(self) -> tuple[pathlib.Path, ...]:
-    return (self.model, *self.adapters, *self.tasks)
-
 
 @dataclasses.dataclass(frozen=True)
 class Problem:

@@ -152,8 +152,9 @@ def finish(
   """Exports the best member, reads test once, and writes the report."""
   best = state.best
   folder = run.path / 'best'
-  if folder.exists():  # of a process that was killed right here
-    shutil.rmtree(folder)
+  # What a process that was killed right here may have left.
+  for left in [folder, *run.path.glob('.best.*.tmp')]:
+    shutil.rmtree(left, ignore_errors=True)
   problem.space.export(
     best.genome, folder, problem.config, model_folder, model_folder
   )

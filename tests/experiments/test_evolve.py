@@ -207,7 +207,7 @@ def test_killed_at_any_moment_a_run_ends_the_same(finished, settings, tmp_path):
     process.communicate()
     assert not (folder / 'summary.json').exists()
   process = start(settings, folder)
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=900)
   assert process.returncode == 0, output
   assert 'going on after generation' in output
   assert runs.result(folder) == runs.result(finished[0])
