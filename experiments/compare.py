@@ -30,7 +30,7 @@ from experiments import problem as problem_lib
 _CONFIGS = flags.DEFINE_list(
   'configs',
   [
-    'experiments/genome/config.py',
+    'experiments/pocket/config.py',
     'experiments/genome/config.py:genome',
     'experiments/coefficients/config.py:cma_es',
     'experiments/coefficients/config.py:random_search',

@@ -34,7 +34,7 @@ from experiments import problem as problem_lib
 from experiments import settings
 
 _CONFIG, _parse_flags = settings.define(
-  pathlib.Path(__file__).parent / 'genome' / 'config.py'
+  pathlib.Path(__file__).parent / 'pocket' / 'config.py'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder, new or to go on with.'

@@ -1,6 +1,6 @@
-"""GENOME and GENOME+ (arXiv 2503.01155); also a run's default configuration.
+"""GENOME and GENOME+ (arXiv 2503.01155), and what every experiment configures.
 
-  python -m experiments.evolve
+  python -m experiments.evolve --config=experiments/genome/config.py
   python -m experiments.evolve --config=experiments/genome/config.py:genome_cli
   python -m experiments.evolve --config.model=gemma-2-2b-it \\
       --config.adapters=experts/code,experts/cot \\
