@@ -35,6 +35,13 @@ def test_linear_is_the_weighted_sum_of_any_number_of_parents():
   )
 
 
+def test_weights_of_bf16_parents_stay_f32():
+  # 4 x 256 x 1.0038 is nearest to 1032 in bf16; the weight alone rounds to 1.
+  parents = {'x': jnp.full((4, 1), 256.0, jnp.bfloat16)}
+  child = merge.linear(parents, jnp.full(4, 1.0038, jnp.float32))
+  assert float(child['x'][0]) == 1032.0
+
+
 def test_bf16_parents_are_summed_in_f32():
   # In bf16, 256 + 1 is 256; the two ones must meet before they are rounded.
   parents = {'x': jnp.asarray([[256.0], [1.0], [1.0]], jnp.bfloat16)}
