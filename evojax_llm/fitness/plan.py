@@ -68,6 +68,7 @@ class Plan:
 
   @property
   def members_at_once(self) -> int:
+    """Members whose activations are alive together in a program call."""
     return self.members_per_group if self.form == 'batched' else 1
 
   def rows(self, length: int, new_tokens: int = 0) -> int:
