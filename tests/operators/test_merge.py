@@ -36,10 +36,10 @@ def test_linear_is_the_weighted_sum_of_any_number_of_parents():
 
 
 def test_weights_of_bf16_parents_stay_f32():
-  # 4 x 256 x 1.0038 is nearest to 1032 in bf16; the weight alone rounds to 1.
-  parents = {'x': jnp.full((4, 1), 256.0, jnp.bfloat16)}
-  child = merge.linear(parents, jnp.full(4, 1.0038, jnp.float32))
-  assert float(child['x'][0]) == 1032.0
+  # 5 x 256 x 1.0038 is nearest to 1288 in bf16; the weight alone rounds to 1.
+  parents = {'x': jnp.full((5, 1), 256.0, jnp.bfloat16)}
+  child = merge.linear(parents, jnp.full(5, 1.0038, jnp.float32))
+  assert float(child['x'][0]) == 1288.0
 
 
 def test_bf16_parents_are_summed_in_f32():

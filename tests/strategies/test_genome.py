@@ -241,6 +241,22 @@ def test_failed_members_never_win(with_succession, method):
       assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.parametrize('alive', (1, 2))
+def test_only_the_living_are_parents(alive):
+  strategy = make(with_succession=False, cross_rate=1.0, mutation_rate=1.0)
+  members = problems.population()
+  costs = problems.cost(members).at[alive:].set(jnp.nan)
+  state = strategy.init(problems.KEY, members, costs, strategy.default_params)
+  _, state = strategy.ask(problems.KEY, state, strategy.default_params)
+  proposal = jax.tree.map(np.asarray, state.proposal)
+  crossed = proposal.operator == NAMES.index('crossover')
+  # One parent alone has nobody to cross with.
+  assert crossed.sum() == (P // 2 if alive == 2 else 0)
+  parents = set(proposal.parents[proposal.ids >= 0].ravel().tolist())
+  children = set(proposal.ids[crossed].tolist())
+  assert parents - children == {-1, *range(alive)}
+
+
 @pytest.mark.parametrize('with_succession', (True, False))
 def test_a_population_of_failures_goes_on_and_recovers(with_succession):
   strategy = make(with_succession=with_succession)
