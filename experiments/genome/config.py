@@ -2,8 +2,8 @@
 
   python -m experiments.evolve --config=experiments/genome/config.py
   python -m experiments.evolve --config=experiments/genome/config.py:genome_cli
-  python -m experiments.evolve --config.model=gemma-2-2b-it \\
-      --config.adapters=experts/code,experts/cot \\
+  python -m experiments.evolve --config=experiments/genome/config.py \\
+      --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \\
       --config.tasks=mmlu.json,gsm8k.json --config.dev_limit=200
 
 The word after the colon is one of evojax_llm.strategies.presets.PRESETS:
