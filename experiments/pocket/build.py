@@ -83,7 +83,9 @@ def _accuracy(config, params, tasks) -> dict[str, float]:
     * float(
       np.mean(
         train.exact_match(
-          config, params, data.rows(data.examples_of(task, 'dev'))
+          config,
+          params,
+          data.rows(data.examples_of(task, 'dev'), data.SCORED_LENGTH),
         )
       )
     )

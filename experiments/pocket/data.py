@@ -14,6 +14,8 @@ from experiments.pocket.families import FAMILIES
 from experiments.pocket.families import Example
 
 ROW_LENGTH = 24
+# Prompts that are only scored may be one character longer.
+SCORED_LENGTH = 25
 _MAX_TRIES = 200
 
 
@@ -111,24 +113,27 @@ def examples_of(content: dict[str, Any], split: str) -> list[Example]:
   return found
 
 
-def rows(examples: Iterable[Example]) -> dict[str, np.ndarray]:
+def rows(
+  examples: Iterable[Example], length: int = ROW_LENGTH
+) -> dict[str, np.ndarray]:
   """Token rows: <bos>, question, answer, <eos>.
 
   A space parts the options of multiple choice from the prompt, as it does when
   they are scored; a written answer follows the prompt at once.
 
   Args:
-    examples: B of them, at most `ROW_LENGTH` - 2 bytes each.
+    examples: B of them, at most `length` - 2 bytes each.
+    length: T.
 
   Returns:
     tokens and positions (B, T) i32, positions -1 on padding; answer (B, T - 1)
     f32, 1 where the next token belongs to the answer or ends it.
   """
   examples = list(examples)
-  shape = (len(examples), ROW_LENGTH)
+  shape = (len(examples), length)
   tokens = np.full(shape, tokenizer_files.PAD, np.int32)
   positions = np.full(shape, -1, np.int32)
-  answer = np.zeros((shape[0], ROW_LENGTH - 1), np.float32)
+  answer = np.zeros((shape[0], length - 1), np.float32)
   for i, example in enumerate(examples):
     question = tokenizer_files.encode(example.question)
     space = ' ' if example.choices else ''

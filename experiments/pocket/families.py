@@ -5,12 +5,13 @@ Every question is one short line, `name:arguments=`; the answer is what a model
 writes after it. Lengths and alphabets vary on purpose: with fixed ones, nothing
 a small model learns carries over to any other length or alphabet.
 
-Three kinds of family exist:
+Four kinds of family exist:
 
 * *atoms*, one function under one name;
 * *chains*, `first.second:word=intermediate;final`: two atoms, one after the
   other, with the intermediate word written out;
-* *suffix prompts*, `arguments:name=`: an atom under the other word order.
+* *suffix prompts*, `arguments:name=`: an atom under the other word order;
+* *doubled prompts*, `name::arguments=`: an atom under a form never trained.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,9 @@ import string
 LETTERS = string.ascii_lowercase
 DIGITS = string.digits
 VOWELS = 'aeiou'
+PLAIN = '{name}:{arguments}='
+SUFFIX = '{arguments}:{name}='
+DOUBLED = '{name}::{arguments}='
 _KEYPAD = dict(zip(LETTERS, '22233344455566677778889999', strict=True))
 
 
@@ -49,22 +53,23 @@ class Family:
     name: file name and task name.
     make: draws (arguments, answer, choices) from a random source.
     multiple_choice: whether the options are scored and nothing is written.
-    suffix: whether the name stands behind the arguments.
-    prompt_name: the name in the prompt, when it is not `name`.
+    form: how name and arguments make the prompt.
+    atom: the name in the prompt, when it is not `name`.
   """
 
   name: str
   make: Callable[[random.Random], tuple]
   multiple_choice: bool = False
-  suffix: bool = False
-  prompt_name: str = ''
+  form: str = PLAIN
+  atom: str = ''
 
   def draw(self, rng: random.Random) -> Example:
     """Draws one example."""
     arguments, answer, *choices = self.make(rng)
-    name = self.prompt_name or self.name
-    order = (arguments, name) if self.suffix else (name, arguments)
-    return Example(':'.join(order) + '=', answer, tuple(*choices))
+    question = self.form.format(
+      name=self.atom or self.name, arguments=arguments
+    )
+    return Example(question, answer, tuple(*choices))
 
 
 def word(rng: random.Random, low: int, high: int, letters: bool = False) -> str:
@@ -364,13 +369,14 @@ _CHAINS = tuple(
   Family(f'{a}.{b}', _chain(a, b))
   for a, b in itertools.permutations(WORD_FUNCTIONS, 2)
 )
-_SUFFIX = tuple(
+_OTHER_FORMS = tuple(
   dataclasses.replace(
-    family, name=f'{family.name}_', suffix=True, prompt_name=family.name
+    family, name=f'{family.name}{mark}', form=form, atom=family.name
   )
+  for mark, form in (('_', SUFFIX), ('-new', DOUBLED))
   for family in _ATOMS
   if not family.multiple_choice
 )
 FAMILIES: dict[str, Family] = {
-  family.name: family for family in (*_ATOMS, *_CHAINS, *_SUFFIX)
+  family.name: family for family in (*_ATOMS, *_CHAINS, *_OTHER_FORMS)
 }

@@ -62,12 +62,13 @@ def split_rows(task: Mapping[str, Any], split: str, limit=None) -> Rows:
   """The rows of the first `limit` items of a split."""
   examples = data.examples_of(task, split)[:limit]
   if not examples[0].choices:
-    return Rows(data.rows(examples), None)
-  batch = data.rows(
+    return Rows(data.rows(examples, data.SCORED_LENGTH), None)
+  options = [
     Example(e.question, option, e.choices)
     for e in examples
     for option in e.choices
-  )
+  ]
+  batch = data.rows(options, data.SCORED_LENGTH)
   last = batch['answer'].shape[1] - 1 - batch['answer'][:, ::-1].argmax(axis=1)
   batch['answer'][np.arange(len(last)), last] = 0.0
   return Rows(batch, np.array([e.choices.index(e.answer) for e in examples]))

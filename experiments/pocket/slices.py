@@ -8,7 +8,7 @@ The rule, fixed before any evolution was run:
 * A stage of rare families is a column of `RARE`: no expert owns two families
   of one column, so no expert can be good at all of a stage.
 * Chains are trained for some ordered pairs of atoms only; `CHAIN_HELD_OUT` and
-  `SUFFIX_HELD_OUT` are prompts that neither the base nor any expert ever saw.
+  `PROMPT_HELD_OUT` are prompts that neither the base nor any expert ever saw.
 """
 
 COMMON = (
@@ -73,7 +73,9 @@ SUFFIX = (
   'pad_',
   'swp_',
 )
-SUFFIX_HELD_OUT = ('sor_', 'zip_', 'atb_', 'top_')
+# Known functions under a prompt form that nobody was trained on: one family of
+# each column, none of them sharing an owner with another.
+PROMPT_HELD_OUT = ('zip-new', 'top-new', 'swp-new', 'evn-new')
 
 CONTROL = 'rev'
 
@@ -133,7 +135,7 @@ def stages() -> dict[str, tuple[str, ...]]:
   return {
     **RARE,
     'chain': CHAIN_HELD_OUT,
-    'suffix': SUFFIX_HELD_OUT,
+    'prompt': PROMPT_HELD_OUT,
     'control': (CONTROL,),
   }
 
@@ -141,7 +143,7 @@ def stages() -> dict[str, tuple[str, ...]]:
 def task_families() -> tuple[str, ...]:
   """The families that get a task file."""
   rare = tuple(f for column in RARE.values() for f in column)
-  return (*COMMON, *rare, *CHAIN_HELD_OUT, *SUFFIX_HELD_OUT)
+  return (*COMMON, *rare, *CHAIN_HELD_OUT, *PROMPT_HELD_OUT)
 
 
 def expert_weights(own: tuple[str, ...]) -> dict[str, float]:

@@ -99,6 +99,9 @@ def _parts(name, question):
   if name.endswith('_'):
     arguments, found = body.split(':')
     assert found == name[:-1]
+  elif name.endswith('-new'):
+    found, arguments = body.split('::')
+    assert found == name.removesuffix('-new')
   else:
     found, arguments = body.split(':')
     assert found == name
@@ -108,7 +111,7 @@ def _parts(name, question):
 def _expected(name, question):
   arguments = _parts(name, question)
   if '.' not in name:
-    return _CHECKS[name.rstrip('_')](*arguments)
+    return _CHECKS[name[:3].rstrip('_-')](*arguments)
   first, second = name.split('.')
   middle = _CHECKS[first](*arguments)
   return f'{middle};{_CHECKS[second](middle)}'
@@ -131,7 +134,9 @@ def test_gold_answers_agree_with_a_second_implementation(name):
 def test_examples_fit_a_training_row(name):
   rng = random.Random(f'fit {name}')
   examples = [FAMILIES[name].draw(rng) for _ in range(300)]
-  batch = data.rows(examples)  # IndexError or a shape mismatch otherwise.
+  trained = not name.endswith('-new')
+  length = data.ROW_LENGTH if trained else data.SCORED_LENGTH
+  batch = data.rows(examples, length)  # a shape mismatch otherwise
   for tokens, answer, example in zip(
     batch['tokens'], batch['answer'], examples, strict=True
   ):
@@ -196,9 +201,9 @@ def test_every_rare_family_has_two_owners_and_none_owns_two_of_a_stage():
 def test_held_out_prompts_are_trained_by_nobody():
   trained = set(slices.BASE_WEIGHTS)
   trained.update(*slices.expert_slices().values())
-  held_out = {*slices.CHAIN_HELD_OUT, *slices.SUFFIX_HELD_OUT}
+  held_out = {*slices.CHAIN_HELD_OUT, *slices.PROMPT_HELD_OUT}
   assert not trained & held_out
-  parts = {p.rstrip('_') for name in held_out for p in name.split('.')}
+  parts = {p.split('-')[0] for name in held_out for p in name.split('.')}
   assert parts <= trained  # but what they are made of is
 
 
