@@ -1,6 +1,7 @@
 """Benchmark results as Markdown, with the machine they come from."""
 
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -46,6 +47,16 @@ def _memory() -> str:
   except (ValueError, OSError):
     return 'unknown'
   return f'{size / 2**30:.0f} GiB'
+
+
+def write(result: dict, out: str) -> None:
+  """Writes <out>.json and <out>.md."""
+  path = pathlib.Path(out)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.with_name(f'{path.name}.json').write_text(
+    json.dumps(result, indent=1) + '\n'
+  )
+  path.with_name(f'{path.name}.md').write_text(markdown(result))
 
 
 def markdown(result: dict) -> str:
