@@ -12,10 +12,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from evojax_llm.operators import merge
 from evojax_llm.operators import mutation
 from evojax_llm.operators import selection
 from evojax_llm.operators import succession
+from evojax_llm.operators.merges import linear
+from evojax_llm.operators.merges import weights as merge_weights
 from evojax_llm.population import stack
 
 
@@ -45,20 +46,20 @@ class Operator:
 
 def _linear(key, one, two, *, weights):
   del key
-  return merge.linear(
+  return linear.combine(
     stack.stack([one, two]), jnp.asarray(weights, jnp.float32)
   )
 
 
 def _fitness_weighted(key, one, two, *, fitness):
   del key
-  weights = merge.fitness_weights(jnp.asarray(fitness, jnp.float32))
-  return merge.linear(stack.stack([one, two]), weights)
+  weights = merge_weights.fitness_weights(jnp.asarray(fitness, jnp.float32))
+  return linear.combine(stack.stack([one, two]), weights)
 
 
 def _extrapolate(key, one, two, *, low, high):
-  return merge.linear(
-    stack.stack([one, two]), merge.extrapolation_weights(key, low, high)
+  return linear.combine(
+    stack.stack([one, two]), merge_weights.extrapolation_weights(key, low, high)
   )
 
 
