@@ -1,10 +1,10 @@
 """Published settings of GENOME and GENOME+ by name.
 
 'genome' and 'genome_plus' are this package's corrected algorithms with
-settings found on small models. The others take every number and every option
-from the released code: '_cli' its command-line defaults, '_script' the scripts
-that come with it. What of the released code is not reproduced is listed in
-experiments/genome/README.md.
+settings found on small models. Those named '_as_published' take every number
+and every option from the released code: from the scripts that come with it, or
+with '_cli' behind it its command-line defaults. What of the released code is
+not reproduced is listed in experiments/genome/README.md.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ _RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
 PRESETS: Mapping[str, Preset] = {
   'genome': Preset('genome', {}, _RICH, 20, 12),
   'genome_plus': Preset('genome_plus', {}, _RICH, 20, 5),
-  'genome_cli': Preset(
+  'genome_as_published_cli': Preset(
     'genome',
     _GENOME_AS_PUBLISHED
     | {
@@ -93,7 +93,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     50,
   ),
-  'genome_script': Preset(
+  'genome_as_published': Preset(
     'genome',
     _GENOME_AS_PUBLISHED
     | {
@@ -107,7 +107,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     10,
   ),
-  'genome_plus_cli': Preset(
+  'genome_plus_as_published_cli': Preset(
     'genome_plus',
     _GENOME_PLUS_AS_PUBLISHED
     | {
@@ -121,7 +121,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     20,
   ),
-  'genome_plus_script': Preset(
+  'genome_plus_as_published': Preset(
     'genome_plus',
     _GENOME_PLUS_AS_PUBLISHED
     | {

@@ -1,14 +1,16 @@
 """GENOME and GENOME+ (arXiv 2503.01155), and what every experiment configures.
 
   python -m experiments.evolve --config=experiments/genome/config.py
-  python -m experiments.evolve --config=experiments/genome/config.py:genome_cli
+  python -m experiments.evolve \\
+      --config=experiments/genome/config.py:genome_as_published
   python -m experiments.evolve --config=experiments/genome/config.py \\
       --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \\
       --config.tasks=mmlu.json,gsm8k.json --config.dev_limit=200
 
 The word after the colon is one of evojax_llm.strategies.presets.PRESETS:
-genome_plus (default), genome, and the settings of the released code, which are
-genome_cli, genome_script, genome_plus_cli and genome_plus_script.
+genome_plus (default), genome, and for the settings of the released code
+genome_as_published and genome_plus_as_published (its scripts), or the same with
+_cli behind it (its command-line defaults).
 """
 
 from ml_collections import config_dict

@@ -276,7 +276,7 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
 
 def test_a_generation_that_proposes_nobody_costs_nothing(settings, tmp_path):
   code = runs.evolve(
-    [f'--config={runs.GENOME}:genome_script', *settings[1:]],
+    [f'--config={runs.GENOME}:genome_as_published', *settings[1:]],
     tmp_path / 'run',
     '--config.strategy.generations=1',
     '--config.strategy.options.mutation_rate=0.0',
