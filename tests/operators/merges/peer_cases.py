@@ -51,7 +51,12 @@ def _matrix_cases():
   for normalize in (True, False):
     options = {'weight': _W3, 'normalize': normalize}
     yield _case('matrix', 'linear', (1, 2, 3), options, base=False)
-    for method in ('task_arithmetic', 'ties', 'breadcrumbs', 'breadcrumbs_ties'):
+    for method in (
+      'task_arithmetic',
+      'ties',
+      'breadcrumbs',
+      'breadcrumbs_ties',
+    ):
       for weight, rescale in ((_W3, False), (_SIGNED, True)):
         more = {'weight': weight, 'lambda': 0.8, 'normalize': normalize}
         if method != 'task_arithmetic':
@@ -75,7 +80,9 @@ def _matrix_cases():
   for method in ('ram', 'ramplus_tl'):
     yield _case('matrix', method, (1, 4), {'epsilon': 0.02})
   for filter_wise in (False, True):
-    yield _case('matrix', 'model_stock', (1, 2, 3), {'filter_wise': filter_wise})
+    yield _case(
+      'matrix', 'model_stock', (1, 2, 3), {'filter_wise': filter_wise}
+    )
   yield _case('matrix', 'nearswap', (1,), {'t': 0.1})
   yield _case('matrix', 'arcee_fusion', (1,), {})
   yield _case('matrix', 'passthrough', (1,), {'scale': 1.5}, base=False)
@@ -117,7 +124,10 @@ def cases() -> list[dict]:
 def masks(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """What our own draws keep in the drawn cases, f32 of zeros and ones."""
   found = {}
-  for method, options in (('dare', {}), ('dell', {'epsilon': (0.15, 0.1, 0.2)})):
+  for method, options in (
+    ('dare', {}),
+    ('dell', {'epsilon': (0.15, 0.1, 0.2)}),
+  ):
     numbers = draws.decisions(key(), SHAPES['matrix'], 3)
     for place, (model, density) in enumerate(
       zip((1, 2, 4), (0.5, 0.3, 0.6), strict=True)

@@ -31,7 +31,11 @@ def test_agrees_with_mergekit(golden, case):
 
 @pytest.mark.parametrize(
   'case',
-  [case for case in CASES if 'matrix' in case['models'][0] and not case['masks']],
+  [
+    case
+    for case in CASES
+    if 'matrix' in case['models'][0] and not case['masks']
+  ],
   ids=lambda case: case['name'],
 )
 def test_agrees_with_mergekit_on_kernels_kept_in_out(golden, case):
