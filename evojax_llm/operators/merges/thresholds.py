@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import draws
 from evojax_llm.operators.merges import tensors
 
-_SAMPLE = 8192
-_WIDE, _NARROW = 3, 13  # thresholds over the bracket, and around its middle.
+SAMPLE = 8192
+_WIDE, _NARROW = 1, 3  # thresholds over the bracket, and around its middle.
 _TOP = 0x7FFFFFFF
 
 
@@ -133,7 +133,7 @@ def _count(values, thresholds):
 def _sampled(values, k):
   """(m,) thresholds around the k-th largest, from a sorted sample."""
   flat = values.reshape(-1)
-  stride = -(-flat.size // _SAMPLE)
+  stride = -(-flat.size // SAMPLE)
   sample = jnp.sort(_bits(flat[::stride]))
   size = sample.size
   # Standard deviations of a sampled rank; none where all is sampled.
