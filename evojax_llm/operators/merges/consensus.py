@@ -33,10 +33,10 @@ def sce(
   # as they do there.
   mean = tensors.total(deltas) / len(deltas)
   squares = [jnp.square(delta - mean) for delta in deltas]
-  bits = thresholds.magnitude_bits(tensors.total(squares) / len(deltas))
-  varying = jnp.sum((bits > 0).astype(jnp.int32))
-  cut = thresholds.top(bits, thresholds.share(share, varying))
-  chosen = thresholds.inside(bits, cut) | (share >= 1.0)
+  variance = tensors.total(squares) / len(deltas)
+  (varying,) = tensors.counts([variance > 0.0])
+  cut = thresholds.top(variance, thresholds.share(share, varying))
+  chosen = thresholds.inside(variance, cut) | (share >= 1.0)
   deltas = [jnp.where(chosen, delta, 0.0) for delta in deltas]
   energy = [jnp.mean(jnp.square(delta)) for delta in deltas]
   energies = tensors.total(energy)
@@ -56,12 +56,6 @@ def sce(
   return (base.astype(jnp.float32) + mixed).astype(base.dtype)
 
 
-def _contributions(deltas, epsilon):
-  """Per delta where it counts, and how many count at each position, f32."""
-  there = [jnp.abs(delta) > epsilon for delta in deltas]
-  return there, tensors.total([t.astype(jnp.float32) for t in there])
-
-
 def ram(
   parents: jax.Array, base: jax.Array, *, epsilon: jax.Array
 ) -> jax.Array:
@@ -75,8 +69,12 @@ def ram(
   Returns:
     (...) in the base's type; the base where nobody changes it.
   """
-  zero = jnp.float32(0.0)
-  return ramplus(parents, base, epsilon=epsilon, r=zero, alpha=zero)
+  deltas = tensors.deltas(parents, base)
+  epsilon = jnp.asarray(epsilon, jnp.float32)
+  kept = [jnp.where(jnp.abs(d) > epsilon, d, 0.0) for d in deltas]
+  count = tensors.total([jnp.where(d != 0.0, 1.0, 0.0) for d in kept])
+  mixed = tensors.total(kept) / jnp.maximum(count, 1.0)
+  return (base.astype(jnp.float32) + mixed).astype(base.dtype)
 
 
 def ramplus(
@@ -101,19 +99,19 @@ def ramplus(
   epsilon, r, alpha = (
     jnp.asarray(value, jnp.float32) for value in (epsilon, r, alpha)
   )
-  there, count = _contributions(deltas, epsilon)
-
-  def factor(mine):
-    alone = jnp.sum((mine & (count == 1.0)).astype(jnp.float32))
-    shared = jnp.sum((mine & (count > 1.0)).astype(jnp.float32))
-    ratio = shared / jnp.maximum(alone, epsilon)
-    ratio = jnp.where(alone > 0.0, ratio, 0.0)  # No element to enlarge.
-    return 1.0 + r * jnp.clip(ratio, 0.0, alpha)
-
+  there = [jnp.abs(delta) > epsilon for delta in deltas]
+  count = tensors.total([mine.astype(jnp.float32) for mine in there])
+  alone = [mine & (count == 1.0) for mine in there]
+  both = [mine & (count > 1.0) for mine in there]
+  unique, shared = (
+    tensors.counts(alone + both).astype(jnp.float32).reshape(2, len(deltas))
+  )
+  ratio = shared / jnp.maximum(unique, epsilon)
+  factors = 1.0 + r * jnp.clip(ratio, 0.0, alpha)
   scale = 1.0 / jnp.maximum(count, 1.0)
   terms = [
-    jnp.where(mine, jnp.where(count == 1.0, factor(mine), scale) * delta, 0.0)
-    for mine, delta in zip(there, deltas, strict=True)
+    jnp.where(mine, jnp.where(count == 1.0, factor, scale) * delta, 0.0)
+    for mine, factor, delta in zip(there, factors, deltas, strict=True)
   ]
   merged = base.astype(jnp.float32) + tensors.total(terms)
   return merged.astype(base.dtype)

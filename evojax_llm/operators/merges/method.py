@@ -24,7 +24,7 @@ class Parameter:
   per_model: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Merge:
   """A merge of one tensor, function(parents (k, ...), base, ...) -> (...).
 

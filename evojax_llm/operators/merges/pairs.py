@@ -66,9 +66,9 @@ def importance(x: jax.Array, base: jax.Array, axis: int) -> jax.Array:
 
 def outlying(score: jax.Array) -> jax.Array:
   """Median + 1.5 (q3 - q1) of scores (...) that are not negative, () f32."""
-  bits, last = thresholds.magnitude_bits(score), score.size - 1
+  last = score.size - 1
   low, middle, high = (
-    thresholds.from_bits(thresholds.kth_largest(bits, jnp.int32(k)))
+    thresholds.kth_largest(score, jnp.int32(k))
     for k in (score.size - quarter * last // 4 for quarter in (1, 2, 3))
   )
   return middle + 1.5 * (high - low)

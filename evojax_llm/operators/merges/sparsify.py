@@ -37,9 +37,8 @@ def magnitude(
   """The floor(density n) largest by size (TIES, arXiv 2306.01708)."""
 
   def trim(delta, share):
-    bits = thresholds.magnitude_bits(delta)
-    cut = thresholds.top(bits, thresholds.at_least_one(share, delta.size))
-    kept = jnp.where(thresholds.inside(bits, cut), delta, 0.0)
+    cut = thresholds.top(delta, thresholds.at_least_one(share, delta.size))
+    kept = jnp.where(thresholds.inside(delta, cut), delta, 0.0)
     return _rescaled(delta, kept, share, rescale)
 
   return [trim(*pair) for pair in zip(deltas, density, strict=True)]
@@ -63,9 +62,8 @@ def middle(
     above = jnp.minimum(
       thresholds.share(outliers, delta.size), delta.size - count
     )
-    bits = thresholds.magnitude_bits(delta)
-    large = thresholds.inside(bits, thresholds.top(bits, above))
-    wanted = thresholds.inside(bits, thresholds.top(bits, above + count))
+    large = thresholds.inside(delta, thresholds.top(delta, above))
+    wanted = thresholds.inside(delta, thresholds.top(delta, above + count))
     kept = jnp.where(wanted & ~large, delta, 0.0)
     return _rescaled(delta, kept, share, rescale)
 

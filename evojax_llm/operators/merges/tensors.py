@@ -6,6 +6,7 @@ nothing in between.
 """
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 
@@ -46,3 +47,19 @@ def weighted(terms: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
 def divisor(value: jax.Array, least: float = 0.0) -> jax.Array:
   """The value, or one where its size is not above `least`."""
   return jnp.where(jnp.abs(value) > least, value, jnp.float32(1.0))
+
+
+def counts(masks: list[jax.Array]) -> jax.Array:
+  """How many are true in each of m masks, (m,) i32, in one pass.
+
+  One reduction of m operands: m reductions would be m passes, each over an
+  array written for it.
+  """
+  ones = tuple(mask.astype(jnp.int32) for mask in masks)
+  zeros = (jnp.int32(0),) * len(ones)
+  last = (masks[0].ndim - 1,) if masks[0].ndim else ()
+
+  def add(left, right):
+    return tuple(x + y for x, y in zip(left, right, strict=True))
+
+  return jnp.stack([jnp.sum(c) for c in lax.reduce(ones, zeros, add, last)])

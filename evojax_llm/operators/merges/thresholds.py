@@ -11,7 +11,6 @@ exactly k are.
 """
 
 from collections.abc import Callable
-import functools
 from typing import NamedTuple
 
 import jax
@@ -19,9 +18,10 @@ from jax import lax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import tensors
 
-_SAMPLE = 8192
-_WIDE, _NARROW = 3, 4  # thresholds over the bracket, and around its middle.
+SAMPLE = 8192
+_WIDE, _NARROW = 1, 3  # thresholds over the bracket, and around its middle.
 _TOP = 0x7FFFFFFF
 
 
@@ -47,14 +47,9 @@ class _Bracket(NamedTuple):
   high_count: jax.Array
 
 
-def magnitude_bits(x: jax.Array) -> jax.Array:
-  """I32 that orders as abs(x) does; x f32. NaN is above infinity."""
-  return lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
-
-
-def from_bits(bits: jax.Array) -> jax.Array:
-  """The f32 that has these bits."""
-  return lax.bitcast_convert_type(bits, jnp.float32)
+def _bits(values):
+  """I32 that orders as abs(values) does; NaN is above infinity."""
+  return lax.bitcast_convert_type(jnp.abs(values), jnp.int32)
 
 
 def share(density: jax.Array, count: jax.Array | int) -> jax.Array:
@@ -73,27 +68,32 @@ def at_least_one(density: jax.Array, count: int) -> jax.Array:
   return jnp.where(density > 0.0, jnp.maximum(share(density, count), 1), 0)
 
 
-def top(bits: jax.Array, k: jax.Array) -> Cut:
-  """Finds where the k largest of a tensor end.
+def top(values: jax.Array, k: jax.Array) -> Cut:
+  """Finds where the k largest by size of a tensor end.
 
   Args:
-    bits: i32 that are not negative, any shape.
+    values: f32, any shape.
     k: () i32 in [0, size].
 
   Returns:
     The cut; `inside` tells the k elements.
   """
-  size = bits.size
-  count = functools.partial(_count, bits)
+  size = values.size
+
+  def count(at):
+    return _count(_bits(_held(at, values)), at)
+
   bracket = _Bracket(*map(jnp.int32, (0, size, _TOP, 0)))
-  bracket = _narrow(bracket, k, _sampled(bits, k), count)
+  bracket = _narrow(bracket, k, _sampled(values, k), count)
   bracket = _search(bracket, k, count)
   # Equal values are told apart by what is left of the tensor after them.
   ties = bracket.low_count - bracket.high_count
   wanted = jnp.where(bracket.low_count == k, ties, k - bracket.high_count)
 
   def count_early(rests):
-    early = jnp.where(bits == bracket.low, _rest(bits), 0)
+    held, end = _held(rests, values, jnp.int32(size))
+    rest = end - draws.places(values.shape, jnp.int32)
+    early = jnp.where(_bits(held) == bracket.low, rest, 0)
     return _count(early, rests)
 
   early = _Bracket(jnp.int32(1), ties, jnp.int32(size + 1), jnp.int32(0))
@@ -101,37 +101,43 @@ def top(bits: jax.Array, k: jax.Array) -> Cut:
   return Cut(jnp.where(k > 0, bracket.low, _TOP), jnp.where(k > 0, rest, _TOP))
 
 
-def inside(bits: jax.Array, cut: Cut) -> jax.Array:
-  """Whether each element is among the k largest; bool as `bits`."""
-  tied = (bits == cut.value) & (_rest(bits) >= cut.rest)
+def inside(values: jax.Array, cut: Cut) -> jax.Array:
+  """Whether each element is among the k largest; bool as `values`."""
+  bits = _bits(values)
+  rest = values.size - draws.places(values.shape, jnp.int32)
+  tied = (bits == cut.value) & (rest >= cut.rest)
   return (bits > cut.value) | tied
 
 
-def kth_largest(bits: jax.Array, k: jax.Array) -> jax.Array:
-  """Bits of the k-th largest, () i32; k in [1, size]."""
-  return jnp.min(jnp.where(bits >= top(bits, k).value, bits, _TOP))
+def kth_largest(values: jax.Array, k: jax.Array) -> jax.Array:
+  """The k-th largest size, () f32; k in [1, size]."""
+  bits = _bits(values)
+  last = jnp.min(jnp.where(bits >= top(values, k).value, bits, _TOP))
+  return lax.bitcast_convert_type(last, jnp.float32)
 
 
-def _rest(bits):
-  """How many elements there are from each one to the end."""
-  return bits.size - draws.places(bits.shape, jnp.int32)
+def _held(at, *values):
+  """The values, held back from being hoisted out of the loop that sets `at`.
+
+  What is hoisted is computed even if the loop never runs, and stored.
+  """
+  _, *held = lax.optimization_barrier((at, *values))
+  return held if len(held) > 1 else held[0]
 
 
 def _count(values, thresholds):
   """(m,) i32: how many values are at or above each of (m,) thresholds."""
-  return jnp.stack(
-    [jnp.sum((values >= t).astype(jnp.int32)) for t in thresholds]
-  )
+  return tensors.counts([values >= t for t in thresholds])
 
 
-def _sampled(bits, k):
+def _sampled(values, k):
   """(m,) thresholds around the k-th largest, from a sorted sample."""
-  flat = bits.reshape(-1)
-  stride = -(-flat.size // _SAMPLE)
-  sample = jnp.sort(flat[::stride])
+  flat = values.reshape(-1)
+  stride = -(-flat.size // SAMPLE)
+  sample = jnp.sort(_bits(flat[::stride]))
   size = sample.size
   # Standard deviations of a sampled rank; none where all is sampled.
-  spread = jnp.asarray([-4.0, -1.5, -0.5, 0.0, 0.5, 1.5, 4.0], jnp.float32)
+  spread = jnp.linspace(-4.0, 4.0, _WIDE + _NARROW, dtype=jnp.float32)
   place = size - k.astype(jnp.float32) * (size / flat.size)
   offset = spread * (0.5 * size**0.5) if stride > 1 else jnp.zeros(1)
   index = jnp.clip(jnp.floor(place + offset), 0, size - 1).astype(jnp.int32)
