@@ -1,14 +1,12 @@
-"""Random words for operators: Threefry 2x32 that fuses with what it feeds.
+"""Noise for mutations, drawn in the loop that uses it.
 
 `jax.random` writes its numbers to memory before anybody reads them, and on a
-CPU it takes a pass over them for every few rounds. Here the rounds are written
-out as plain arithmetic on the number of each element, so that XLA makes one
-loop of drawing and using them, and no noise is ever stored.
+CPU it takes a pass over them for every few rounds. Here the generator is plain
+arithmetic on the number of each element (merges.draws), so that XLA makes one
+loop of drawing and using, and no noise is ever stored.
 
-Words are addressed by key, stream (a leaf, say) and element: block (stream,
-element) of the generator of Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3" (2011), has two words of 32 bits. Splitting an array over devices, or
-lifting with vmap, changes no word.
+Words are addressed by key, stream (a leaf, say) and element. Splitting an array
+over devices, or lifting with vmap, changes no word.
 """
 
 import math
@@ -17,28 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
+from evojax_llm.operators.merges import draws
+
 # The largest number below one in f32; the normal numbers end at 5.4 for it.
 _BELOW_ONE = 1.0 - 2.0**-24
 
 ROUNDINGS = ('nearest', 'stochastic')
-
-
-def threefry(
-  key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-  """One block of Threefry 2x32 with 20 rounds; all u32, element by element."""
-  schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
-  one, two = counter[0] + schedule[0], counter[1] + schedule[1]
-  for group in range(5):
-    for turn in _ROTATIONS[group % 2]:
-      one = one + two
-      two = (two << jnp.uint32(turn)) | (two >> jnp.uint32(32 - turn))
-      two = two ^ one
-    one = one + schedule[(group + 1) % 3]
-    two = two + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
-  return one, two
 
 
 def words(
@@ -67,14 +49,13 @@ def words(
     raise ValueError(
       f'Got shape {shape}; expected at most 2^32 elements. Split the leaf.'
     )
-  data = jax.random.key_data(key)
   element = jnp.zeros(shape, jnp.uint32)
   stride = 1
   for axis in reversed(range(len(shape))):
     place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     element = element + place * jnp.uint32(stride % 2**32)
     stride *= shape[axis]
-  return threefry((data[0], data[1]), (jnp.uint32(stream), element))
+  return draws.threefry(key, jnp.uint32(stream), element)
 
 
 def bernoulli(word: jax.Array, rate: jax.Array) -> jax.Array:

@@ -24,8 +24,7 @@ def start(
 ) -> stack.Population:
   """First velocities (P, ...): from each member towards another one."""
   draw = keys.key_for(key, generation, lineage.NOBODY, 'partner')
-  targets = stack.take(population, succession.partners(draw, ids))
-  return jax.vmap(succession.first_velocity)(population, targets)
+  return succession.start_velocities(draw, population, ids)
 
 
 def propose(
