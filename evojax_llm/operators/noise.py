@@ -31,7 +31,7 @@ def words(
   Args:
     key: () typed Threefry key, used for nothing else.
     stream: which of the arrays that draw with this key.
-    shape: of the array; at most 2^32 elements.
+    shape: of the array; fewer than 2^31 elements.
 
   Returns:
     Two arrays of u32 in `shape`; one that is not used costs nothing.
@@ -45,17 +45,11 @@ def words(
       'alone draws the same under vmap. Make keys with '
       "jax.random.key(seed, impl='threefry2x32')."
     )
-  if math.prod(shape) > 2**32:
+  if math.prod(shape) >= 2**31:
     raise ValueError(
-      f'Got shape {shape}; expected at most 2^32 elements. Split the leaf.'
+      f'Got shape {shape}; expected fewer than 2^31 elements. Split the leaf.'
     )
-  element = jnp.zeros(shape, jnp.uint32)
-  stride = 1
-  for axis in reversed(range(len(shape))):
-    place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    element = element + place * jnp.uint32(stride % 2**32)
-    stride *= shape[axis]
-  return draws.threefry(key, jnp.uint32(stream), element)
+  return draws.threefry(key, jnp.uint32(stream), draws.places(shape))
 
 
 def bernoulli(word: jax.Array, rate: jax.Array) -> jax.Array:
