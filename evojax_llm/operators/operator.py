@@ -57,8 +57,6 @@ class Operator:
       (P, items).
     most: for selection, how many places there are at most, for merges, how
       many parents; None for any number.
-    chooses: whether parameter `weights` of (1, 0) gives parent one.
-    idempotent: whether equal parents give that parent, with defaults.
     tolerance: how far jit may be from eager in f32, relative.
     peers: name of the same in others' code, by 'mergekit' or 'peft'.
   """
@@ -80,8 +78,6 @@ class Operator:
   results: int = 1
   sees: str = 'fitness'
   most: int | None = None
-  chooses: bool = False
-  idempotent: bool = False
   tolerance: float = 1e-6
   peers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

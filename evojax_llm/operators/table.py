@@ -106,9 +106,6 @@ def _merge(merge: Merge) -> Operator:
     draws=bool(merge.draws),
     most=merge.most,
     shared=based,
-    chooses=merge.chooses,
-    idempotent=merge.idempotent,
-    tolerance=1e-4 if passes > 1 else 1e-6,
     peers=peers,
   )
 
