@@ -36,12 +36,23 @@ def magnitude(
 ) -> Deltas:
   """The floor(density n) largest by size (TIES, arXiv 2306.01708)."""
 
-  def trim(delta, share):
-    cut = thresholds.top(delta, thresholds.at_least_one(share, delta.size))
-    kept = jnp.where(thresholds.inside(delta, cut), delta, 0.0)
-    return _rescaled(delta, kept, share, rescale)
+  counts = [thresholds.at_least_one(d, deltas[0].size) for d in density]
+  cuts = _cuts(deltas, counts)
+  return [
+    _rescaled(
+      delta,
+      jnp.where(thresholds.inside(delta, cut), delta, 0.0),
+      share,
+      rescale,
+    )
+    for delta, cut, share in zip(deltas, cuts, density, strict=True)
+  ]
 
-  return [trim(*pair) for pair in zip(deltas, density, strict=True)]
+
+def _cuts(deltas, counts):
+  """Where the largest of each delta end; one search for all deltas."""
+  cuts = jax.vmap(thresholds.top)(jnp.stack(deltas), jnp.stack(counts))
+  return [jax.tree.map(lambda x, i=i: x[i], cuts) for i in range(len(deltas))]
 
 
 def middle(
@@ -57,17 +68,22 @@ def middle(
   top, so that the density is kept.
   """
 
-  def trim(delta, share, outliers):
-    count = thresholds.at_least_one(share, delta.size)
-    above = jnp.minimum(
-      thresholds.share(outliers, delta.size), delta.size - count
-    )
-    large = thresholds.inside(delta, thresholds.top(delta, above))
-    wanted = thresholds.inside(delta, thresholds.top(delta, above + count))
-    kept = jnp.where(wanted & ~large, delta, 0.0)
-    return _rescaled(delta, kept, share, rescale)
-
-  return [trim(*three) for three in zip(deltas, density, gamma, strict=True)]
+  size = deltas[0].size
+  counts = [thresholds.at_least_one(d, size) for d in density]
+  above = [
+    jnp.minimum(thresholds.share(outliers, size), size - count)
+    for outliers, count in zip(gamma, counts, strict=True)
+  ]
+  ends = [top + count for top, count in zip(above, counts, strict=True)]
+  starts = _cuts(deltas, above)
+  found = []
+  for delta, first, last, share in zip(
+    deltas, starts, _cuts(deltas, ends), density, strict=True
+  ):
+    middling = thresholds.inside(delta, last) & ~thresholds.inside(delta, first)
+    kept = jnp.where(middling, delta, 0.0)
+    found.append(_rescaled(delta, kept, share, rescale))
+  return found
 
 
 def bernoulli(

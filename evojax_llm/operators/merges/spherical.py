@@ -118,7 +118,8 @@ def multislerp(
     parents: (k, ...).
     base: (...) or None; with it, of the deltas.
     weights: (k,).
-    eps: () added to lengths; also what counts as cancelled.
+    eps: () added to lengths. A mean no longer than this, or than 1e-6, has
+      cancelled.
     normalize: 'weights' divides the weights by their sum (by one if zero);
       'none' takes them as given.
   """
@@ -138,7 +139,8 @@ def multislerp(
   ]
   mean = tensors.weighted(xs, shares)
   mean_length = jnp.sqrt(_inner(mean, mean))
-  cancels = mean_length < eps
+  # Below 1e-6 nothing but rounding is left.
+  cancels = mean_length < jnp.maximum(eps, 1e-6)
   scale = tensors.weighted(lengths, w) / jnp.where(cancels, 1.0, mean_length)
   shares = [
     jnp.where(cancels, weight, share * scale)
