@@ -35,7 +35,6 @@ def magnitude(
   deltas: Deltas, density: list[jax.Array], *, rescale: str = 'none'
 ) -> Deltas:
   """The floor(density n) largest by size (TIES, arXiv 2306.01708)."""
-
   counts = [thresholds.at_least_one(d, deltas[0].size) for d in density]
   found = []
   for delta, cut, share in zip(
@@ -70,7 +69,6 @@ def middle(
   Breadcrumbs (arXiv 2312.06795). Where fewer remain, less is taken off the
   top, so that the density is kept.
   """
-
   size = deltas[0].size
   counts = [thresholds.at_least_one(d, size) for d in density]
   above = [

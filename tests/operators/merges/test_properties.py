@@ -51,7 +51,9 @@ def arity(merge):
 def defaults(merge):
   """All parameters, so that all tests of a merge share its programs."""
   return {
-    name: jnp.full((arity(merge),) if p.per_model else (), p.default)
+    name: jnp.full(
+      (arity(merge),) if p.per_model else (), p.default, jnp.float32
+    )
     for name, p in merge.parameters.items()
   }
 
