@@ -35,24 +35,26 @@ def magnitude(
   deltas: Deltas, density: list[jax.Array], *, rescale: str = 'none'
 ) -> Deltas:
   """The floor(density n) largest by size (TIES, arXiv 2306.01708)."""
-
   counts = [thresholds.at_least_one(d, deltas[0].size) for d in density]
-  cuts = _cuts(deltas, counts)
-  return [
-    _rescaled(
-      delta,
-      jnp.where(thresholds.inside(delta, cut), delta, 0.0),
-      share,
-      rescale,
-    )
-    for delta, cut, share in zip(deltas, cuts, density, strict=True)
-  ]
+  found = []
+  for delta, cut, share in zip(
+    deltas, _cuts(deltas, counts), density, strict=True
+  ):
+    kept = jnp.where(thresholds.inside(delta, cut), delta, 0.0)
+    found.append(_rescaled(delta, kept, share, rescale))
+  return found
 
 
 def _cuts(deltas, counts):
-  """Where the largest of each delta end; one search for all deltas."""
-  cuts = jax.vmap(thresholds.top)(jnp.stack(deltas), jnp.stack(counts))
-  return [jax.tree.map(lambda x, i=i: x[i], cuts) for i in range(len(deltas))]
+  """Where the `counts` largest of each delta end, in one search for all.
+
+  A count is (), or a vector for that many cuts of the same delta.
+  """
+  top = thresholds.top
+  if counts[0].ndim:
+    top = jax.vmap(top, in_axes=(None, 0))
+  cuts = jax.vmap(top)(jnp.stack(deltas), jnp.stack(counts))
+  return [thresholds.Cut(*pair) for pair in zip(*cuts, strict=True)]
 
 
 def middle(
@@ -67,20 +69,25 @@ def middle(
   Breadcrumbs (arXiv 2312.06795). Where fewer remain, less is taken off the
   top, so that the density is kept.
   """
-
   size = deltas[0].size
   counts = [thresholds.at_least_one(d, size) for d in density]
   above = [
     jnp.minimum(thresholds.share(outliers, size), size - count)
     for outliers, count in zip(gamma, counts, strict=True)
   ]
-  ends = [top + count for top, count in zip(above, counts, strict=True)]
-  starts = _cuts(deltas, above)
+  ends = [
+    jnp.stack([top, top + count])
+    for top, count in zip(above, counts, strict=True)
+  ]
   found = []
-  for delta, first, last, share in zip(
-    deltas, starts, _cuts(deltas, ends), density, strict=True
+  for delta, cut, share in zip(
+    deltas, _cuts(deltas, ends), density, strict=True
   ):
-    middling = thresholds.inside(delta, last) & ~thresholds.inside(delta, first)
+    large, wanted = (
+      thresholds.inside(delta, thresholds.Cut(*one))
+      for one in zip(*cut, strict=True)
+    )
+    middling = wanted & ~large
     kept = jnp.where(middling, delta, 0.0)
     found.append(_rescaled(delta, kept, share, rescale))
   return found

@@ -164,7 +164,8 @@ def karcher(
   From the normalised mean direction, repeatedly the weighted mean of the
   logarithms there and the exponential back. Parents no longer than `tol` have
   no direction and count for the length only; if no parent has one, the result
-  is zero. Directions that cancel start from the first.
+  is zero. Directions that cancel start from the first, and one opposite to the
+  mean, from where no great circle is shortest, does not pull.
 
   Args:
     parents: (k, ...).
@@ -184,16 +185,18 @@ def karcher(
   )
   share = jnp.where(valid, w, 0.0)
   share = share / tensors.divisor(jnp.sum(share))
-  start = share / tensors.divisor(jnp.sqrt(_form(gram, share, share)))
+  length = jnp.sqrt(jnp.maximum(_form(gram, share, share), 0.0))
   first = jnp.arange(len(xs)) == jnp.argmax(valid)
-  cancels = jnp.sqrt(_form(gram, share, share)) < tol
+  # Coordinates tell a length of zero to the root of their rounding only.
+  cancels = length < jnp.maximum(tol, 1e-3)
+  start = share / _off(length, cancels)
   start = jnp.where(cancels, first.astype(jnp.float32), start)
 
   def step(_, mean):
     # Coordinates in the directions of the parents, so that a step is k^2 work.
     dots = jnp.clip(_apply(gram, mean), -1.0, 1.0)
     angles = jnp.where(valid, jnp.arccos(dots), 0.0)
-    near = angles < tol
+    near = jnp.sin(angles) < tol
     pull = share * jnp.where(near, 0.0, angles / jnp.sin(_off(angles, near)))
     tangent = pull - jnp.sum(pull * dots) * mean
     size = jnp.sqrt(jnp.maximum(_form(gram, tangent, tangent), 0.0))

@@ -65,6 +65,12 @@ def test_refuses_values_by_leaf_that_do_not_match():
     lift.genome('slerp', TWO, parameters=values)
 
 
+def test_refuses_values_by_leaf_over_a_whole_genome():
+  values = {'t': {'coefficients': jnp.float32(0.5)}}
+  with pytest.raises(ValueError, match='over the whole genome'):
+    lift.genome('split_slerp', TWO, parameters=values, span='genome')
+
+
 def test_refuses_while_tracing():
   with pytest.raises(ValueError, match='expected exactly 2'):
     jax.eval_shape(

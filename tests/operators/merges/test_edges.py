@@ -198,10 +198,11 @@ def test_model_stock_of_opposed_deltas():
 
 
 def test_zero_in_an_election_is_a_plus_and_never_agrees():
-  base = jnp.zeros(3, jnp.float32)
-  one = jnp.asarray([1.0, 0.0, 0.0], jnp.float32)
-  two = jnp.asarray([-1.0, -2.0, 0.0], jnp.float32)
-  np.testing.assert_array_equal(run('ties', [one, two], base), [1.0, -2.0, 0.0])
+  base = jnp.zeros(4, jnp.float32)
+  one = jnp.asarray([1.0, 0.0, 0.0, 0.0], jnp.float32)
+  two = jnp.asarray([-1.0, -2.0, 2.0, 0.0], jnp.float32)
+  child = run('ties', [one, two], base)
+  np.testing.assert_array_equal(child, [1.0, -2.0, 2.0, 0.0])
 
 
 @pytest.mark.parametrize(

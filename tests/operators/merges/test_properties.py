@@ -51,7 +51,9 @@ def arity(merge):
 def defaults(merge):
   """All parameters, so that all tests of a merge share its programs."""
   return {
-    name: jnp.full((arity(merge),) if p.per_model else (), p.default)
+    name: jnp.full(
+      (arity(merge),) if p.per_model else (), p.default, jnp.float32
+    )
     for name, p in merge.parameters.items()
   }
 
@@ -189,8 +191,17 @@ def test_members_over_devices_are_a_loop(merge):
 
 @merges
 def test_jit_is_eager(merge):
-  eager = functools.partial(lift.genome, merge.name)
-  assert_close(one_child(eager, merge, 0), one_child(single(merge), merge, 0))
+  # One leaf of the genome: its name addresses the same draws.
+  compiled = one_child(single(merge), merge, 0)
+  base = base_for(merge)
+  eager = lift.genome(
+    merge.name,
+    {'plain': population(5)['plain'][rows(merge)[0]]},
+    base and {'plain': base['plain']},
+    key=jax.random.fold_in(member_keys()[0], 0),
+    parameters=jax.tree.map(lambda x: x[0], parameters(merge, P)),
+  )
+  assert_close(eager['plain'], compiled['plain'])
 
 
 @merges
