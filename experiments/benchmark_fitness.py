@@ -223,7 +223,8 @@ class Workload:
     pad_id = self._tokenizer.pad_id
     if encoded[0].options is not None:
       pairs = [(e.prompt, option) for e in encoded for option in e.options]
-      read = batches.pack_likelihood(pairs, lambda _: size, pad_id)
+      # transformers reads rows of one text each.
+      read = batches.pack_likelihood(pairs, lambda _: size, pad_id, share=False)
       return lambda: peer.likelihood(read, len(pairs))
     limits = [e.max_new_tokens for e in encoded]
     packed = batches.pack_generation(

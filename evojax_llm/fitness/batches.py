@@ -10,10 +10,16 @@ import dataclasses
 
 import numpy as np
 
+from evojax_llm.fitness import trees
+
 # One more bucket is opened only if it saves at least this share of the padded
 # tokens; a program costs seconds to compile.
 _WORTH_A_PROGRAM = 0.25
 _MAX_BUCKETS = 4
+# Rows of a likelihood program are at least so long, and short items share one;
+# longer ones for the sake of a shared start stop here.
+_SHORTEST_ROW = 64
+_LONGEST_TO_SHARE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +29,7 @@ class LikelihoodBatch:
   Attributes:
     tokens: (B, T) i32, padded right.
     positions: (B, T) i32, -1 where padded.
+    until: (B, T) i32, which columns see a token (see `trees`); 0 where padded.
     row: (Q,) i32 row of each read.
     column: (Q,) i32 column of each read; its logits predict the next token.
     target: (Q,) i32 token whose log-probability is read.
@@ -31,6 +38,7 @@ class LikelihoodBatch:
 
   tokens: np.ndarray
   positions: np.ndarray
+  until: np.ndarray
   row: np.ndarray
   column: np.ndarray
   target: np.ndarray
@@ -79,18 +87,24 @@ def length_buckets(lengths: Sequence[int]) -> list[int]:
   return tops
 
 
+def _by_bucket(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """(T, indices of the rows) of each bucket."""
+  if not len(lengths):
+    return []
+  tops = length_buckets(lengths)
+  buckets = [
+    (top, [i for i, n in enumerate(lengths) if low < max(n, 1) <= top])
+    for low, top in zip([0, *tops], tops, strict=False)
+  ]
+  return [(top, rows) for top, rows in buckets if rows]
+
+
 def _bucketed(
   lengths: Sequence[int], rows_per_batch
 ) -> list[tuple[int, int, list[int]]]:
   """(T, B, row indices) of each batch; batches of a bucket share B."""
-  if not len(lengths):
-    return []
-  tops = length_buckets(lengths)
   batches = []
-  for low, top in zip([0, *tops], tops, strict=False):
-    rows = [i for i, n in enumerate(lengths) if low < max(n, 1) <= top]
-    if not rows:
-      continue
+  for top, rows in _by_bucket(lengths):
     most = max(1, int(rows_per_batch(top)))
     count = -(-len(rows) // most)
     size = -(-len(rows) // count)
@@ -101,59 +115,103 @@ def _bucketed(
 
 
 def pack_likelihood(
-  continuations: Sequence[tuple[Sequence[int], Sequence[int]]],
+  continuations: Sequence[trees.Continuation],
   rows_per_batch,
   pad_id: int = 0,
+  *,
+  families: Sequence[int] | None = None,
+  share: bool = True,
 ) -> list[LikelihoodBatch]:
   """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
 
-  Continuations that differ in their last token only share a row: options of a
-  single token cost one forward pass an item, not one an option.
+  A row holds the prompts of one or more items as a forest (see `trees`), each
+  with its continuations branching off behind it.
 
   Args:
     continuations: token ids of each prompt and of what follows it; the prompt
       has at least one token.
     rows_per_batch: most rows of a batch, as a function of T.
     pad_id: token that stands where there is none.
+    families: of each continuation; prompts of one family share a row, and what
+      they all begin with. One family by default.
+    share: False for rows of one text each, as a model without `until` needs
+      them: only continuations that differ in their last token share a row.
   """
-  rows: dict[tuple[int, ...], int] = {}
-  reads: list[list[tuple[int, int, int]]] = []
   for owner, (prompt, continuation) in enumerate(continuations):
     if not prompt or not continuation:
       raise ValueError(
         f'continuation {owner} has {len(prompt)} prompt and '
         f'{len(continuation)} continuation tokens; expected one of each.'
       )
-    row = rows.setdefault((*prompt, *continuation[:-1]), len(rows))
-    if row == len(reads):
-      reads.append([])
-    reads[row] += [
-      (len(prompt) - 1 + i, token, owner)
-      for i, token in enumerate(continuation)
-    ]
-  sequences = list(rows)
-  packed = _bucketed([len(s) for s in sequences], rows_per_batch)
+  rows, lengths = (_forests if share else _texts)(continuations, families)
+  packed = _bucketed(lengths, rows_per_batch)
   most_reads: dict[int, int] = {}
   for top, _, indices in packed:
-    count = sum(len(reads[i]) for i in indices)
+    count = sum(len(rows[i].reads) for i in indices)
     most_reads[top] = max(most_reads.get(top, 0), count)
   batches = []
   for top, size, indices in packed:
-    tokens = np.full((size, top), pad_id, np.int32)
-    positions = np.full((size, top), -1, np.int32)
+    arrays = trees.arrays([rows[i] for i in indices], size, top, pad_id)
     # (row, column, target, owner) of each read; what is left is padding.
     table = np.zeros((most_reads[top], 4), np.int32)
     table[:, 3] = -1
-    filled = 0
-    for row, index in enumerate(indices):
-      sequence = sequences[index]
-      tokens[row, : len(sequence)] = sequence
-      positions[row, : len(sequence)] = np.arange(len(sequence))
-      for column, target, owner in reads[index]:
-        table[filled] = row, column, target, owner
-        filled += 1
-    batches.append(LikelihoodBatch(tokens, positions, *table.T.copy()))
+    reads = [
+      (r, *read) for r, i in enumerate(indices) for read in rows[i].reads
+    ]
+    table[: len(reads)] = reads
+    batches.append(LikelihoodBatch(*arrays, *table.T.copy()))
   return batches
+
+
+def _texts(
+  continuations: Sequence[trees.Continuation], _: Sequence[int] | None
+) -> tuple[list[trees.Row], list[int]]:
+  """Rows of one text each, and their lengths."""
+  owners: dict[tuple[int, ...], list[int]] = {}
+  for owner, (prompt, scored) in enumerate(continuations):
+    owners.setdefault((*prompt, *scored[:-1]), []).append(owner)
+  rows = [
+    trees.lay_out([continuations[o] for o in group], group)
+    for group in owners.values()
+  ]
+  return rows, [len(row.tokens) for row in rows]
+
+
+def _forests(
+  continuations: Sequence[trees.Continuation], families: Sequence[int] | None
+) -> tuple[list[trees.Row], list[int]]:
+  """Rows of as many items as there is room for, and how long they may be."""
+  items: dict[int, dict[tuple[int, ...], list[int]]] = {}
+  for owner, (prompt, _) in enumerate(continuations):
+    family = items.setdefault(families[owner] if families else 0, {})
+    family.setdefault(tuple(prompt), []).append(owner)
+  rows, lengths = [], []
+  for family in items.values():
+    shared = trees.common_start(list(family))
+    groups = list(family.values())
+    sizes = [
+      trees.size([continuations[owner] for owner in group]) for group in groups
+    ]
+    for top, indices in _by_bucket([max(s, row_floor(shared)) for s in sizes]):
+      filled = []
+      for members in trees.fill([sizes[i] for i in indices], top, shared):
+        owners = [o for m in members for o in groups[indices[m]]]
+        filled.append(trees.lay_out([continuations[o] for o in owners], owners))
+      rows += filled
+      lengths += [max(len(row.tokens) for row in filled)] * len(filled)
+  return rows, lengths
+
+
+def row_floor(shared: int) -> int:
+  """Columns that a row has at least, however short its items.
+
+  Several short items fill a row better than one, and what they share is read
+  once a row: the longer it is, the longer the row.
+
+  Args:
+    shared: columns that all items of a family begin with.
+  """
+  return max(_SHORTEST_ROW, min(3 * shared, _LONGEST_TO_SHARE))
 
 
 def pack_generation(

@@ -108,11 +108,11 @@ def run_group(
   # would turn each cache write into a scatter.
   cache_axes = Cache(k=0, v=0, positions=0, index=None)
 
-  def forward(tokens, positions, cache):
+  def forward(tokens, positions, cache, until=None):
     mapped = 0 if tokens.ndim == 3 else None
     axes = None if cache is None else cache_axes
     return jax.vmap(
-      lambda lora, *args: apply({'params': params, 'lora': lora}, *args),
+      lambda lora, *args: apply({'params': params, 'lora': lora}, *args, until),
       in_axes=(1, mapped, mapped, axes),
       out_axes=(0, axes),
       axis_size=members,

@@ -12,7 +12,7 @@ from evojax_llm.gemma.config import GemmaConfig
 
 # Tokens of one program call: enough to keep the matrix units busy, few enough
 # for a CPU's caches.
-_TOKENS_PER_CALL = {'cpu': 4096}
+_TOKENS_PER_CALL = {'cpu': 1024}
 _TOKENS_PER_CALL_ELSEWHERE = 131_072
 # On a CPU, folding pays while a copy of the layers is small against its caches
 # and against the work of one member.

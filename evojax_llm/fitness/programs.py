@@ -15,7 +15,8 @@ from evojax_llm.gemma.cache import Cache
 # Logits that are alive at a time while continuations are read.
 _LOGITS_AT_ONCE = 1 << 24
 
-# forward(tokens (..., B, T), positions (..., B, T), cache) -> hidden, cache
+# forward(tokens (..., B, T), positions (..., B, T), cache[, until]) -> hidden,
+# cache
 Forward = Callable[..., tuple[jax.Array, Cache | None]]
 
 
@@ -32,7 +33,7 @@ def likelihood(
   Returns:
     `logprobs` (..., Q) f32.
   """
-  hidden, _ = forward(batch['tokens'], batch['positions'], None)
+  hidden, _ = forward(batch['tokens'], batch['positions'], None, batch['until'])
   read = hidden[..., batch['row'], batch['column'], :]
   target = batch['target']
   reads = target.shape[0]

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from evojax_llm.fitness import batches
+from evojax_llm.fitness import trees
 from evojax_llm.fitness.prompts import EncodedItem
 
 # What of a batch a program reads; the rest stays on the host.
 _INPUTS = {
-  'likelihood': ('tokens', 'positions', 'row', 'column', 'target'),
+  'likelihood': ('tokens', 'positions', 'until', 'row', 'column', 'target'),
   'generate': ('tokens', 'positions', 'limits'),
 }
 
@@ -62,12 +63,26 @@ class Split:
 def longest_rows(items: Sequence[Sequence[EncodedItem]]) -> list:
   """(tokens, new tokens) of the rows that take the most memory."""
   lengths = [(1, 0)]
-  for item in (item for task in items for item in task):
-    if item.options is None:
-      lengths.append((len(item.prompt), item.max_new_tokens))
-    else:
-      lengths.append((len(item.prompt) + max(map(len, item.options)), 0))
+  for task in items:
+    lengths += [
+      (len(item.prompt), item.max_new_tokens)
+      for item in task
+      if item.options is None
+    ]
+    scored = [item for item in task if item.options is not None]
+    if scored:
+      lengths.append((_longest_forest(scored), 0))
   return [max(lengths), max(lengths, key=sum)]
+
+
+def _longest_forest(items: Sequence[EncodedItem]) -> int:
+  """Columns of the longest row that items with options will have."""
+  shared = trees.common_start([item.prompt for item in items])
+  longest = max(
+    trees.size([(item.prompt, option) for option in item.options])
+    for item in items
+  )
+  return max(longest, batches.row_floor(shared))
 
 
 def pack(
@@ -102,7 +117,10 @@ def pack(
   packed = [
     ('likelihood', batch)
     for batch in batches.pack_likelihood(
-      continuations, lambda length: rows(length, 0), pad_id
+      continuations,
+      lambda length: rows(length, 0),
+      pad_id,
+      families=[k for k, _, _ in options],
     )
   ] + [
     ('generate', batch)

@@ -37,7 +37,7 @@ class Tokens:
   Attributes:
     cos: (S, B, T, 1, h / 2) f32 for each of the S rotary embeddings.
     sin: likewise.
-    visible: (B, T, keys) bool, causal and not padding.
+    visible: (B, T, keys) bool, the keys that a query may look at.
     distance: (B, T, keys) i32, query position minus key position.
     index: () i32, first cache slot of these tokens; 0 without a cache.
   """
@@ -101,19 +101,24 @@ class Attention(nn.Module):
         )
         for old in kv
       )
+    # The query heads of a key head stand beside the tokens, so that each
+    # product is one plain matrix product per row and key head.
     q = q.reshape(batch, length, c.num_kv_heads, groups, c.head_dim)
+    q = q.swapaxes(1, 2).reshape(batch, c.num_kv_heads, -1, c.head_dim)
     scores = jnp.einsum(
-      'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
+      'bkqh,bskh->bkqs', q, k, preferred_element_type=jnp.float32
     )
     scores = softcap(scores * c.query_pre_attn_scalar**-0.5, c.attn_softcap)
     visible = tokens.visible
     if 'sliding_attention' in c.layer_types:
       visible = visible & (tokens.distance < kind.window)
-    scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    visible = jnp.repeat(visible, groups, axis=1)[:, None]
+    scores = jnp.where(visible, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
     y = jnp.einsum(
-      'bkgts,bskh->btkgh', weights, v, preferred_element_type=jnp.float32
+      'bkqs,bskh->bkqh', weights, v, preferred_element_type=jnp.float32
     ).astype(x.dtype)
+    y = y.reshape(batch, c.num_kv_heads, length, -1).swapaxes(1, 2)
     y = y.reshape(batch, length, c.num_heads * c.head_dim)
     return Linear(c.embed_dim, name='o_proj')(y), kv
 
@@ -190,6 +195,7 @@ class Gemma(nn.Module):
     tokens: jax.Array,
     positions: jax.Array,
     cache: Cache | None = None,
+    until: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Hidden states after the final norm.
 
@@ -199,6 +205,10 @@ class Gemma(nn.Module):
         padding, which may stand left or right. A query sees keys with
         0 <= key position <= its own, within the window on sliding layers.
       cache: earlier tokens; these are written behind them at `cache.index`.
+      until: (B, T) i32, for rows that hold several texts as a tree (see
+        `fitness.trees`): the token in column c is seen by the queries in
+        columns c to until - 1, whatever their positions; 0 for padding. Not
+        together with a cache.
 
     Returns:
       hidden (B, T, D) in `dtype` (`unembed` makes logits of those that are
@@ -215,10 +225,16 @@ class Gemma(nn.Module):
       )
       kv = (cache.k, cache.v)
     distance = positions[:, :, None] - key_positions[:, None, :]
+    if until is None:
+      visible = (key_positions[:, None, :] >= 0) & (distance >= 0)
+    else:
+      column = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+      visible = column <= column[:, None]
+      visible = visible & (column[:, None] < until[:, None, :])
     shared = Tokens(
       cos=cos,
       sin=sin,
-      visible=(key_positions[:, None, :] >= 0) & (distance >= 0),
+      visible=visible,
       distance=distance,
       index=index,
     )
