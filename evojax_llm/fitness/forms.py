@@ -104,19 +104,7 @@ def run_group(
     return jax.lax.map(one, (lora, active))
 
   members = active.shape[0]
-  # The slot index is the same for all members and stays a scalar: mapped, it
-  # would turn each cache write into a scatter.
-  cache_axes = Cache(k=0, v=0, positions=0, index=None)
-
-  def forward(tokens, positions, cache, until=None):
-    mapped = 0 if tokens.ndim == 3 else None
-    axes = None if cache is None else cache_axes
-    return jax.vmap(
-      lambda lora, *args: apply({'params': params, 'lora': lora}, *args, until),
-      in_axes=(1, mapped, mapped, axes),
-      out_axes=(0, axes),
-      axis_size=members,
-    )(lora, tokens, positions, cache)
+  forward = batched_forward(model, params, lora, members)
 
   def new_caches(slots: int) -> Cache:
     cache = new_cache(slots)
@@ -126,6 +114,39 @@ def run_group(
     return stacked.replace(index=cache.index)
 
   return program(forward, unembed, batch, new_cache=new_caches, **static)
+
+
+def batched_forward(
+  model: Gemma, params: Any, lora: Any, members: int
+) -> Callable:
+  """The forward pass of a group in the batched form.
+
+  Args:
+    model: the module.
+    params: shared base parameters.
+    lora: adapter trees of the group, as `arrange` left them.
+    members: P.
+
+  Returns:
+    forward(tokens, positions, cache, until, prefix) of `Gemma`, with a leading
+    P but for `cache.index` and `until`; tokens without one are the same for all
+    members.
+  """
+  # The slot index is the same for all members and stays a scalar: mapped, it
+  # would turn each cache write into a scatter.
+  cache_axes = Cache(k=0, v=0, positions=0, index=None)
+
+  def forward(tokens, positions, cache, until=None, prefix=None):
+    mapped = 0 if tokens.ndim == 3 else None
+    axes = None if cache is None else cache_axes
+    return jax.vmap(
+      lambda lora, *args: model.apply({'params': params, 'lora': lora}, *args),
+      in_axes=(1, mapped, mapped, axes, None, None if prefix is None else 0),
+      out_axes=(0, axes),
+      axis_size=members,
+    )(lora, tokens, positions, cache, until, prefix)
+
+  return forward
 
 
 def group_program(

@@ -14,6 +14,9 @@ from evojax_llm.gemma.config import GemmaConfig
 # for a CPU's caches.
 _TOKENS_PER_CALL = {'cpu': 1024}
 _TOKENS_PER_CALL_ELSEWHERE = 131_072
+# Tokens made in one step: enough that reading the weights is shared by many.
+_SLOTS_PER_CALL = {'cpu': 64}
+_SLOTS_PER_CALL_ELSEWHERE = 512
 # On a CPU, folding pays while a copy of the layers is small against its caches
 # and against the work of one member.
 _FOLD_AT_MOST_BYTES = 1 << 28
@@ -41,6 +44,7 @@ class Plan:
     row_token: bytes that one token of it takes.
     row_token_pair: bytes that one (query, key) pair of it takes.
     tokens_per_call: padded tokens that one program call aims at.
+    slots_per_call: prompts that one step of decoding aims at.
     prompts_per_batch: given by the user; None to choose by size.
   """
 
@@ -55,6 +59,7 @@ class Plan:
   row_token: int
   row_token_pair: int
   tokens_per_call: int
+  slots_per_call: int
   prompts_per_batch: int | None = None
 
   def row_bytes(self, length: int, new_tokens: int = 0) -> int:
@@ -87,6 +92,15 @@ class Plan:
       return min(fit, self.prompts_per_batch)
     wanted = self.tokens_per_call // (self.members_at_once * length)
     return max(1, min(fit, wanted))
+
+  def slots(self, length: int, new_tokens: int) -> int:
+    """Most prompts of a member whose continuations are in work at a time."""
+    rows = self.rows(length, new_tokens)
+    if self.prompts_per_batch:
+      return rows
+    row = self.members_at_once * self.row_bytes(length, new_tokens)
+    fit = (self.budget - self.fixed) // row
+    return min(fit, max(rows, self.slots_per_call // self.members_at_once))
 
   def describe(self) -> str:
     """The plan in a few lines, for people."""
@@ -195,6 +209,9 @@ def make_plan(
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(
       device.platform, _TOKENS_PER_CALL_ELSEWHERE
+    ),
+    slots_per_call=_SLOTS_PER_CALL.get(
+      device.platform, _SLOTS_PER_CALL_ELSEWHERE
     ),
     prompts_per_batch=prompts_per_batch,
   )
