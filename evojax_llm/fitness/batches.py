@@ -45,25 +45,6 @@ class LikelihoodBatch:
   owner: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerationBatch:
-  """Prompts to be continued by a generation program.
-
-  Attributes:
-    tokens: (B, T) i32, padded left, so that every row ends in its last token.
-    positions: (B, T) i32, -1 where padded.
-    limits: (B,) i32 tokens a row may make; 0 is padding.
-    owner: (B,) i32 index of the prompt; -1 is padding.
-    max_new_tokens: N, the largest limit that the program allows.
-  """
-
-  tokens: np.ndarray
-  positions: np.ndarray
-  limits: np.ndarray
-  owner: np.ndarray
-  max_new_tokens: int
-
-
 def length_buckets(lengths: Sequence[int]) -> list[int]:
   """A few row lengths that hold all rows with little padding.
 
@@ -212,44 +193,3 @@ def row_floor(shared: int) -> int:
     shared: columns that all items of a family begin with.
   """
   return max(_SHORTEST_ROW, min(3 * shared, _LONGEST_TO_SHARE))
-
-
-def pack_generation(
-  prompts: Sequence[Sequence[int]],
-  limits: Sequence[int],
-  rows_per_batch,
-  pad_id: int = 0,
-) -> list[GenerationBatch]:
-  """Packs prompts that are to be continued.
-
-  Args:
-    prompts: token ids, at least one each.
-    limits: tokens that each prompt may make.
-    rows_per_batch: most rows of a batch, as a function of T.
-    pad_id: token that stands where there is none.
-  """
-  for owner, prompt in enumerate(prompts):
-    if not len(prompt):
-      raise ValueError(f'prompt {owner} is empty; expected at least a token.')
-  batches = []
-  most_new = max(limits, default=0)
-  for top, size, indices in _bucketed(
-    [len(p) for p in prompts], rows_per_batch
-  ):
-    tokens = np.full((size, top), pad_id, np.int32)
-    positions = np.full((size, top), -1, np.int32)
-    row_limits = np.zeros(size, np.int32)
-    owner = np.full(size, -1, np.int32)
-    for row, index in enumerate(indices):
-      prompt = prompts[index]
-      tokens[row, top - len(prompt) :] = prompt
-      positions[row, top - len(prompt) :] = np.arange(len(prompt))
-      row_limits[row] = limits[index]
-      owner[row] = index
-    # A padding row repeats a real one: a row without any key has no result.
-    for row in range(len(indices), size):
-      tokens[row], positions[row] = tokens[0], positions[0]
-    batches.append(
-      GenerationBatch(tokens, positions, row_limits, owner, most_new)
-    )
-  return batches

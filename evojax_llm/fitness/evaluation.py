@@ -20,8 +20,11 @@ from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness import programs
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import splits
+from evojax_llm.fitness.decoder import Decoder
+from evojax_llm.fitness.decoder import Run
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.ledger import Ledger
+from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.fitness.scores import Matcher
 from evojax_llm.fitness.scores import Scores
@@ -57,6 +60,7 @@ class Evaluator:
     memory_budget: bytes to use on a device; asked from it by default.
     max_length: longest prompt in tokens, new tokens included; by default the
       context that the model was made for.
+    sampling: how tokens of generated answers are chosen; greedy by default.
     devices: devices to spread the members over; all by default.
 
   Raises:
@@ -80,6 +84,7 @@ class Evaluator:
     prompts_per_batch: int | None = None,
     memory_budget: int | None = None,
     max_length: int | None = None,
+    sampling: Sampling | None = None,
     devices: Sequence[jax.Device] | None = None,
   ):
     names = [task.name for task in tasks]
@@ -96,6 +101,8 @@ class Evaluator:
     self.max_length = max_length or config.max_position_embeddings
     self.ledger = Ledger()
     self.plan: planning.Plan | None = None
+    self._sampling = sampling
+    self._decoder: Decoder | None = None
     self._choices = dict(
       form=form,
       members_per_group=members_per_group,
@@ -132,6 +139,15 @@ class Evaluator:
       device=self._mesh.devices.flat[0],
       **self._choices,
     )
+    self._decoder = Decoder(
+      self._model,
+      self._params,
+      self._mesh,
+      self.plan.form,
+      self.tokenizer,
+      self.ledger,
+      self._sampling,
+    )
     return self.plan
 
   def evaluate(
@@ -163,18 +179,28 @@ class Evaluator:
     data = self._split(split)
     answers = Answers(data, len(indices))
     group = self._group_size(slots)
-    steps = max(1, -(-len(indices) // group) * len(data.jobs))
+    calls = len(data.jobs) + bool(data.queues)
+    steps = max(1, -(-len(indices) // group) * calls)
     running, done = [], 0
 
-    def finish(job: splits.Job, start: int, result: dict, count: int) -> None:
-      nonlocal done
+    def finish_job(job: splits.Job, start: int, result: dict, count: int):
       with self.ledger.time('score'):
-        result = {k: np.asarray(v)[:count] for k, v in result.items()}
+        logprobs = np.asarray(result['logprobs'])[:count]
       with self.ledger.time('host'):
-        answers.add(job.kind, job.batch, start, result)
+        answers.add_options(job.batch.owner, start, logprobs)
       self.ledger.prompt_tokens += job.prompt_tokens * count
-      if job.kind == 'generate':
-        self.ledger.new_tokens += int((result['tokens'] >= 0).sum())
+
+    def finish_texts(run: Run, start: int, count: int):
+      results = run.finish()
+      with self.ledger.time('host'):
+        for queue, result in zip(data.queues, results, strict=True):
+          tokens, finite = result.tokens[:count], result.finite[:count]
+          answers.add_texts(queue.owner, start, tokens, finite)
+
+    def finish() -> None:
+      nonlocal done
+      take_in, *arguments = running.pop(0)
+      take_in(*arguments)
       done += 1
       if progress:
         progress(done / steps)
@@ -183,15 +209,19 @@ class Evaluator:
       chosen = indices[start : start + group]
       lora, active = self._take(space, population, chosen, group)
       for job in data.jobs:
-        program = self._program(job, lora, active)
+        program = self._program(lora, active, job)
         with self.ledger.time('score'):
           result = program(self._params, lora, active, job.inputs)
-        running.append((job, start, result, len(chosen)))
+        running.append((finish_job, job, start, result, len(chosen)))
         # One call stays in flight while the host takes in the one before.
         if len(running) > 1:
-          finish(*running.pop(0))
-    for step in running:
-      finish(*step)
+          finish()
+      if data.queues:
+        ids = np.resize(chosen, group)
+        run = self._decoder.start(data.queues, lora, active, ids)
+        running.append((finish_texts, run, start, len(chosen)))
+    while running:
+      finish()
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       return self._matcher.score(data, answers)
@@ -234,6 +264,7 @@ class Evaluator:
         self._splits[split] = splits.pack(
           self._encoded(split),
           self.plan.rows,
+          self.plan.slots,
           sharding.replicated(self._mesh),
           self.tokenizer.pad_id,
         )
@@ -267,25 +298,15 @@ class Evaluator:
       jax.device_put(active, along(self._mesh)),
     )
 
-  def _program(self, job: splits.Job, lora: Any, active: jax.Array) -> Callable:
+  def _program(self, lora: Any, active: jax.Array, job: splits.Job) -> Callable:
     """The compiled program for these shapes; compiled at first use."""
-    static = {}
-    if job.kind == 'generate':
-      static = {
-        'max_new_tokens': job.batch.max_new_tokens,
-        'stop_ids': tuple(self.tokenizer.stop_ids),
-      }
     arguments = (self._params, lora, active, job.inputs)
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-    key = (job.kind, structure, shapes, tuple(static.items()))
+    key = (structure, shapes)
     if key not in self._compiled:
       run = forms.group_program(
-        getattr(programs, job.kind),
-        self.plan.form,
-        self._model,
-        self._mesh,
-        **static,
+        programs.likelihood, self.plan.form, self._model, self._mesh
       )
       with self.ledger.time('compile'):
         self._compiled[key] = jax.jit(run).lower(*arguments).compile()
