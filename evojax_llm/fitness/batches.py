@@ -7,6 +7,7 @@ host; the arrays then stay on the device for the whole run.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import numpy as np
 
@@ -16,24 +17,32 @@ from evojax_llm.fitness import trees
 # tokens; a program costs seconds to compile.
 _WORTH_A_PROGRAM = 0.25
 _MAX_BUCKETS = 4
-# Rows of a likelihood program are at least so long, and short items share one;
-# longer ones for the sake of a shared start stop here.
-_SHORTEST_ROW = 64
+# Rows of a likelihood program have at least one of these lengths, and short
+# items share one; longer ones for the sake of a shared start stop at the last.
+_SHORTEST_ROWS = (32, 48, 64, 80, 96, 128)
 _LONGEST_TO_SHARE = 1024
+# Where attention costs a token as much as everything else (a model of a million
+# parameters, measured on a CPU; larger models get there later).
+_ATTENTION_DOUBLES_AT = 320
+# Most batches of a call: enough for what a member costs once a call, few enough
+# to see a run move.
+_BATCHES_PER_CALL = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodBatch:
-  """Rows to be read by a likelihood program.
+  """J batches of rows, to be read by one call of a likelihood program.
 
   Attributes:
-    tokens: (B, T) i32, padded right.
-    positions: (B, T) i32, -1 where padded.
-    until: (B, T) i32, which columns see a token (see `trees`); 0 where padded.
-    row: (Q,) i32 row of each read.
-    column: (Q,) i32 column of each read; its logits predict the next token.
-    target: (Q,) i32 token whose log-probability is read.
-    owner: (Q,) i32 index of the continuation a read belongs to; -1 is padding.
+    tokens: (J, B, T) i32, padded right.
+    positions: (J, B, T) i32, -1 where padded.
+    until: (J, B, T) i32, which columns see a token (see `trees`); 0 where
+      padded.
+    row: (J, Q) i32 row of each read.
+    column: (J, Q) i32 column of each read; its logits predict the next token.
+    target: (J, Q) i32 token whose log-probability is read.
+    owner: (J, Q) i32 index of the continuation a read belongs to; -1 is
+      padding.
   """
 
   tokens: np.ndarray
@@ -125,23 +134,46 @@ def pack_likelihood(
         f'{len(continuation)} continuation tokens; expected one of each.'
       )
   rows, lengths = (_forests if share else _texts)(continuations, families)
-  packed = _bucketed(lengths, rows_per_batch)
-  most_reads: dict[int, int] = {}
-  for top, _, indices in packed:
-    count = sum(len(rows[i].reads) for i in indices)
-    most_reads[top] = max(most_reads.get(top, 0), count)
-  batches = []
-  for top, size, indices in packed:
-    arrays = trees.arrays([rows[i] for i in indices], size, top, pad_id)
-    # (row, column, target, owner) of each read; what is left is padding.
-    table = np.zeros((most_reads[top], 4), np.int32)
-    table[:, 3] = -1
-    reads = [
-      (r, *read) for r, i in enumerate(indices) for read in rows[i].reads
-    ]
-    table[: len(reads)] = reads
-    batches.append(LikelihoodBatch(*arrays, *table.T.copy()))
-  return batches
+  packed = []
+  for top, indices in _by_bucket(lengths):
+    calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
+    most_reads = max(
+      sum(len(row.reads) for row in batch) for call in calls for batch in call
+    )
+    packed += [_stack(call, top, most_reads, pad_id) for call in calls]
+  return packed
+
+
+def _cut(rows: list[trees.Row], most: int) -> list[list[list[trees.Row]]]:
+  """Calls of J batches of at most B rows, J and B the same for all of them."""
+  # Somewhat smaller batches, where that leaves fewer rows empty.
+  fewest = -(-len(rows) // max(1, most))
+  batches = min(
+    range(fewest, 2 * fewest + 1), key=lambda n: n * -(-len(rows) // n)
+  )
+  calls = -(-batches // _BATCHES_PER_CALL)
+  per_call = -(-batches // calls)
+  size = -(-len(rows) // (calls * per_call))
+  cut = [rows[i * size : (i + 1) * size] for i in range(calls * per_call)]
+  return [cut[i : i + per_call] for i in range(0, len(cut), per_call)]
+
+
+def _stack(
+  call: list[list[trees.Row]], length: int, reads: int, pad_id: int
+) -> LikelihoodBatch:
+  """The arrays of one call, padded to (B, length) tokens and Q = reads."""
+  size = max(map(len, call))
+  arrays = [trees.arrays(batch, size, length, pad_id) for batch in call]
+  # (row, column, target, owner) of each read; what is left is padding.
+  table = np.zeros((len(call), reads, 4), np.int32)
+  table[:, :, 3] = -1
+  for own, batch in zip(table, call, strict=True):
+    found = [(r, *read) for r, row in enumerate(batch) for read in row.reads]
+    own[: len(found)] = np.reshape(found, (-1, 4))
+  return LikelihoodBatch(
+    *map(np.stack, zip(*arrays, strict=True)),
+    *np.moveaxis(table, -1, 0).copy(),
+  )
 
 
 def _texts(
@@ -173,23 +205,49 @@ def _forests(
     sizes = [
       trees.size([continuations[owner] for owner in group]) for group in groups
     ]
-    for top, indices in _by_bucket([max(s, row_floor(shared)) for s in sizes]):
+    for together in _fill_rows(sizes, shared):
       filled = []
-      for members in trees.fill([sizes[i] for i in indices], top, shared):
-        owners = [o for m in members for o in groups[indices[m]]]
+      for members in together:
+        owners = [owner for m in members for owner in groups[m]]
         filled.append(trees.lay_out([continuations[o] for o in owners], owners))
       rows += filled
       lengths += [max(len(row.tokens) for row in filled)] * len(filled)
   return rows, lengths
 
 
-def row_floor(shared: int) -> int:
-  """Columns that a row has at least, however short its items.
+def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
+  """The items of each row, rows of one length together.
 
-  Several short items fill a row better than one, and what they share is read
-  once a row: the longer it is, the longer the row.
+  Short rows are cheap to attend to and long ones leave less room empty. Of a
+  few lengths, the one with the least work for all rows is taken.
+  """
+  best, least = [], math.inf
+  for shortest in _SHORTEST_ROWS:
+    floor = max(shortest, _row_to_share(shared))
+    made, work = [], 0.0
+    for top, indices in _by_bucket([max(size, floor) for size in sizes]):
+      rows = trees.fill([sizes[i] for i in indices], top, shared)
+      made.append([[indices[i] for i in row] for row in rows])
+      work += len(rows) * top * (1 + top / _ATTENTION_DOUBLES_AT)
+    if work < least:
+      best, least = made, work
+  return best
+
+
+def _row_to_share(shared: int) -> int:
+  """Columns of a row for the sake of a start of so many columns.
+
+  What the items of a family begin with is read once a row: the longer it is,
+  the longer the row.
+  """
+  return min(3 * shared, _LONGEST_TO_SHARE)
+
+
+def longest_row(sizes: Sequence[int], shared: int) -> int:
+  """Columns that the rows of a family have at most.
 
   Args:
-    shared: columns that all items of a family begin with.
+    sizes: columns of each item.
+    shared: columns that all items begin with.
   """
-  return max(_SHORTEST_ROW, min(3 * shared, _LONGEST_TO_SHARE))
+  return max(*sizes, _SHORTEST_ROWS[-1], _row_to_share(shared))

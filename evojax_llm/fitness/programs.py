@@ -27,17 +27,31 @@ def likelihood(
   Args:
     forward: hidden states of a batch, for one member or with a leading P.
     unembed: logits of hidden states.
-    batch: the arrays of a `LikelihoodBatch`.
+    batch: the arrays of a `LikelihoodBatch`; its J batches are read one after
+      the other.
 
   Returns:
-    `logprobs` (..., Q) f32.
+    `logprobs` (..., J, Q) f32.
   """
-  hidden, _ = forward(batch['tokens'], batch['positions'], None, batch['until'])
-  read = hidden[..., batch['row'], batch['column'], :]
-  target = batch['target']
+
+  def read_batch(batch: dict[str, jax.Array]) -> jax.Array:
+    hidden, _ = forward(
+      batch['tokens'], batch['positions'], None, batch['until']
+    )
+    read = hidden[..., batch['row'], batch['column'], :]
+    return _logprobs(unembed, read, batch['target'])
+
+  logprobs = jax.lax.map(read_batch, batch)  # (J, ..., Q)
+  return {'logprobs': jnp.moveaxis(logprobs, 0, -2)}
+
+
+def _logprobs(
+  unembed: Callable, read: jax.Array, target: jax.Array
+) -> jax.Array:
+  """Log-probabilities (..., Q) of targets (Q,) behind hidden (..., Q, D)."""
   reads = target.shape[0]
 
-  def logprobs(read: jax.Array, target: jax.Array) -> jax.Array:
+  def at_once(read: jax.Array, target: jax.Array) -> jax.Array:
     logits = unembed(read)
     at_target = jnp.take_along_axis(
       logits, jnp.broadcast_to(target, read.shape[:-1])[..., None], axis=-1
@@ -48,7 +62,7 @@ def likelihood(
   vocab = jax.eval_shape(unembed, read).shape[-1]
   chunks = -(-members * reads * vocab // _LOGITS_AT_ONCE)
   if chunks <= 1:
-    return {'logprobs': logprobs(read, target)}
+    return at_once(read, target)
   # A long vocabulary: unembed a few reads at a time.
   size = -(-reads // chunks)
   pad = size * chunks - reads
@@ -57,10 +71,8 @@ def likelihood(
   read = read.reshape(chunks, size, *read.shape[1:])
   target = jnp.pad(target, (0, pad)).reshape(chunks, size)
   result = jax.lax.map(
-    lambda chunk: logprobs(jnp.moveaxis(chunk[0], 0, -2), chunk[1]),
+    lambda chunk: at_once(jnp.moveaxis(chunk[0], 0, -2), chunk[1]),
     (read, target),
   )  # (chunks, ..., size)
   result = jnp.moveaxis(result, 0, -2)
-  return {
-    'logprobs': result.reshape(*result.shape[:-2], size * chunks)[..., :reads]
-  }
+  return result.reshape(*result.shape[:-2], size * chunks)[..., :reads]

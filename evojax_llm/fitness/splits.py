@@ -76,11 +76,11 @@ def longest_rows(items: Sequence[Sequence[EncodedItem]]) -> list:
 def _longest_forest(items: Sequence[EncodedItem]) -> int:
   """Columns of the longest row that items with options will have."""
   shared = trees.common_start([item.prompt for item in items])
-  longest = max(
+  sizes = [
     trees.size([(item.prompt, option) for option in item.options])
     for item in items
-  )
-  return max(longest, batches.row_floor(shared))
+  ]
+  return batches.longest_row(sizes, shared)
 
 
 def pack(

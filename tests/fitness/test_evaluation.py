@@ -278,8 +278,8 @@ def test_single_token_options_share_one_row():
     lambda length: 64,
   )
   assert len(packed) == 1
-  assert packed[0].tokens.shape == (1, 8)
-  assert (packed[0].positions[0] == [0, 1, 2, 3, -1, -1, -1, -1]).all()
+  assert packed[0].tokens.shape == (1, 1, 8)
+  assert (packed[0].positions[0, 0] == [0, 1, 2, 3, -1, -1, -1, -1]).all()
   assert sorted(packed[0].owner[packed[0].owner >= 0]) == [0, 1, 2, 2]
 
 

@@ -1,5 +1,6 @@
 """Texts that share a row are read as if each had a row of its own."""
 
+import dataclasses
 import functools
 
 import jax
@@ -80,7 +81,7 @@ def test_what_a_task_begins_with_is_read_once_a_row():
   made = [((*prompt, 100 + i), (7, 8)) for i in range(60)]
   packed = batches.pack_likelihood(made, lambda length: 64)
   # 50 shared columns and two an item; rows of 150 hold 50 items.
-  assert [batch.tokens.shape for batch in packed] == [(2, 152)]
+  assert [batch.tokens.shape for batch in packed] == [(1, 2, 152)]
   alone = batches.pack_likelihood(made, lambda length: 64, families=range(60))
   assert sum((b.positions >= 0).sum() for b in alone) == 60 * 52
   owners = np.concatenate([batch.owner for batch in packed])
@@ -109,6 +110,9 @@ def test_every_family_reads_forests_as_single_texts(case, tmp_path):
   valid = np.array([[i < len(p + o) for i in range(20)] for p, o in made])
   plain = forward.logits(config, params, tokens, valid)
   (packed,) = batches.pack_likelihood(made, lambda length: 4)
+  packed = batches.LikelihoodBatch(
+    *(getattr(packed, f.name)[0] for f in dataclasses.fields(packed))
+  )
   forest = logits_of(
     config, params, packed.tokens, packed.positions, packed.until
   )
@@ -133,7 +137,7 @@ def test_rows_of_single_texts_are_plain_causal_rows():
   made = texts(3, 4)
   for batch in batches.pack_likelihood(made, lambda length: 4, share=False):
     real = batch.positions >= 0
-    assert (batch.until[real] == real.sum(1).repeat(real.sum(1))).all()
-    assert (
-      batch.positions == np.where(real, np.arange(real.shape[1]), -1)
-    ).all()
+    lengths = real.sum(-1, keepdims=True)
+    assert (batch.until == np.where(real, lengths, 0)).all()
+    columns = np.arange(real.shape[-1])
+    assert (batch.positions == np.where(real, columns, -1)).all()
