@@ -42,12 +42,10 @@ def plan(
     lambda state: strategy.ask(jax.random.key(0), state, params)[0],
     abstract.strategy,
   )
-  genome = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), asked
-  )
   made = evaluator.prepare(
+    problem.space,
+    asked,
     members=min(strategy.population_size, stack.size(asked)),
-    member_bytes=_bytes(jax.eval_shape(problem.space.express, genome)),
     population_bytes=_bytes(abstract) + _bytes(asked),
   )
   if has_test(problem):
@@ -221,7 +219,7 @@ def _read_test(evaluator, problem, baselines, genome, bar):
   trees = jax.vmap(problem.experts.express)(
     baselines_lib.mix_experts(experts, mixes)
   )
-  evolved = jax.tree.map(lambda leaf: leaf[None], problem.space.express(genome))
+  evolved = jax.tree.map(lambda leaf: leaf[None], problem.space.adapter(genome))
   both = stack.concatenate(*_to_one_rank(trees, evolved))
   bar.begin(stack.size(both), 'test')
   scores = evaluator.evaluate(

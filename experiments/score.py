@@ -79,7 +79,6 @@ def main(_: Sequence[str]) -> None:
   ]
 
   # Only now, so that --help and wrong task files are answered at once.
-  import jax
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
@@ -100,11 +99,10 @@ def main(_: Sequence[str]) -> None:
     chat=_CHAT.value,
     dtype=dtype,
   )
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(members.population))
-  count = len(members.names)
-  command.say(evaluator.prepare(count, size // count, size).describe())
+  space = members_lib.Expressed()
+  command.say(evaluator.prepare(space, members.population).describe())
   scores = evaluator.evaluate(
-    members_lib.Expressed(), members.population, progress=command.Progress()
+    space, members.population, progress=command.Progress()
   )
   results = [
     {

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import copy
 from typing import Any
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,14 @@ import numpy as np
 
 from evojax_llm.fitness import forms
 from evojax_llm.fitness import plan as planning
-from evojax_llm.fitness import programs
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import splits
-from evojax_llm.fitness.decoder import Decoder
-from evojax_llm.fitness.decoder import Run
+from evojax_llm.fitness import trial
+from evojax_llm.fitness.engine import Engine
+from evojax_llm.fitness.groups import Space
+from evojax_llm.fitness.groups import abstract_member
+from evojax_llm.fitness.groups import is_whole
+from evojax_llm.fitness.groups import num_bytes
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.ledger import Ledger
 from evojax_llm.fitness.sampling import Sampling
@@ -32,13 +34,6 @@ from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
-
-
-class Space(Protocol):
-  """What the engine asks of a genome space."""
-
-  def express(self, genome: Any) -> Any:
-    """The adapter tree of one genome, `b` scaled."""
 
 
 class Evaluator:
@@ -100,9 +95,6 @@ class Evaluator:
     self.limits = limits or {}
     self.max_length = max_length or config.max_position_embeddings
     self.ledger = Ledger()
-    self.plan: planning.Plan | None = None
-    self._sampling = sampling
-    self._decoder: Decoder | None = None
     self._choices = dict(
       form=form,
       members_per_group=members_per_group,
@@ -113,42 +105,64 @@ class Evaluator:
     self._mesh = sharding.population_mesh(devices)
     self._model = Gemma(config, dtype)
     self._params = jax.device_put(params, sharding.replicated(self._mesh))
+    self._engine = Engine(
+      self._model, self._params, self._mesh, tokenizer, self.ledger, sampling
+    )
     self._items: dict[str, list] = {}
-    self._splits: dict[str, splits.Split] = {}
-    self._compiled: dict[tuple, Callable] = {}
-    self._express: dict[int, tuple[Space, Callable]] = {}
+    self._splits: dict[tuple, splits.Split] = {}
     self._matcher = Matcher(self.tasks, self.weights, tokenizer)
 
   def prepare(
-    self, members: int, member_bytes: int, population_bytes: int | None = None
+    self,
+    space: Space,
+    population: Any,
+    members: int | None = None,
+    population_bytes: int | None = None,
   ) -> planning.Plan:
     """Fixes form, group and batch sizes for a run; see `plan.make_plan`.
 
-    Called by the first `evaluate`, or earlier to print the plan.
+    Called by the first `evaluate`, or earlier to print the plan. Where the
+    form is left open and sizes do not tell, each is tried for a moment.
+
+    Args:
+      space: of the population.
+      population: genomes (P, ...), or their shapes and types.
+      members: most members that are scored at a time; P by default.
+      population_bytes: see `plan.make_plan`.
 
     Raises:
       MemoryPlanError: what is asked for cannot fit.
     """
-    self.plan = planning.make_plan(
-      self.config,
-      members=members,
-      base_bytes=_bytes(self._params),
-      member_bytes=member_bytes,
-      population_bytes=population_bytes,
-      lengths=splits.longest_rows(self._encoded('dev')),
-      device=self._mesh.devices.flat[0],
-      **self._choices,
-    )
-    self._decoder = Decoder(
-      self._model,
-      self._params,
-      self._mesh,
-      self.plan.form,
-      self.tokenizer,
-      self.ledger,
-      self._sampling,
-    )
-    return self.plan
+    member = abstract_member(space, population)
+    params = self._engine.groups.base(space)
+    options = dict(self._choices)
+    if is_whole(member):
+      options['form'] = 'folded'
+
+    def plan(form: str) -> planning.Plan:
+      return planning.make_plan(
+        self.config,
+        members=members or jax.tree.leaves(population)[0].shape[0],
+        base_bytes=num_bytes(params),
+        member_bytes=num_bytes(member),
+        population_bytes=population_bytes,
+        lengths=splits.longest_rows(self._encoded('dev')),
+        device=self._mesh.devices.flat[0],
+        **options | {'form': form},
+      )
+
+    made = plan(options['form'])
+    if not made.form_is_clear:
+      plans = [plan(form) for form in forms.FORMS]
+      with self.ledger.time('compile'):
+        made = trial.choose(plans, self._model, params, member, self._mesh)
+    self._engine.plan = made
+    return made
+
+  @property
+  def plan(self) -> planning.Plan | None:
+    """How work is cut for the devices; None before it is prepared."""
+    return getattr(self._engine, 'plan', None)
 
   def evaluate(
     self,
@@ -157,71 +171,34 @@ class Evaluator:
     members: Sequence[int] | None = None,
     split: str = 'dev',
     progress: Callable[[float], None] | None = None,
+    items: Sequence[Sequence[int]] | None = None,
   ) -> Scores:
     """Scores members of a population.
 
     Args:
-      space: expresses a genome as an adapter.
+      space: expresses genomes (see `groups.Space`).
       population: genomes stacked on a leading axis; only the chosen members
-        are scored.
+        are scored. Where its leaves are numpy arrays it stays on the host, and
+        a group at a time goes to the devices.
       members: M indices into that axis; all by default.
       split: 'dev' or 'test'.
       progress: called with the share of the work that is done.
+      items: of each task, indices of the items to use; all by default. What a
+        choice needs is packed and compiled once and kept.
 
     Returns:
       The scores of the M members, in the order of `members`.
+
+    Raises:
+      MemoryPlanError: the device is out of memory with a single member.
     """
     slots = stack.size(population)
     indices = np.arange(slots) if members is None else np.asarray(members)
     if self.plan is None:
-      member = jax.eval_shape(_express_one(space), population)
-      self.prepare(slots, _bytes(member))
-    data = self._split(split)
+      self.prepare(space, population)
+    data = self._split(split, items)
     answers = Answers(data, len(indices))
-    group = self._group_size(slots)
-    calls = len(data.jobs) + bool(data.queues)
-    steps = max(1, -(-len(indices) // group) * calls)
-    running, done = [], 0
-
-    def finish_job(job: splits.Job, start: int, result: dict, count: int):
-      with self.ledger.time('score'):
-        logprobs = np.asarray(result['logprobs'])[:count]
-      with self.ledger.time('host'):
-        answers.add_options(job.batch.owner, start, logprobs)
-      self.ledger.prompt_tokens += job.prompt_tokens * count
-
-    def finish_texts(run: Run, start: int, count: int):
-      results = run.finish()
-      with self.ledger.time('host'):
-        for queue, result in zip(data.queues, results, strict=True):
-          tokens, finite = result.tokens[:count], result.finite[:count]
-          answers.add_texts(queue.owner, start, tokens, finite)
-
-    def finish() -> None:
-      nonlocal done
-      take_in, *arguments = running.pop(0)
-      take_in(*arguments)
-      done += 1
-      if progress:
-        progress(done / steps)
-
-    for start in range(0, len(indices), group):
-      chosen = indices[start : start + group]
-      lora, active = self._take(space, population, chosen, group)
-      for job in data.jobs:
-        program = self._program(lora, active, job)
-        with self.ledger.time('score'):
-          result = program(self._params, lora, active, job.inputs)
-        running.append((finish_job, job, start, result, len(chosen)))
-        # One call stays in flight while the host takes in the one before.
-        if len(running) > 1:
-          finish()
-      if data.queues:
-        ids = np.resize(chosen, group)
-        run = self._decoder.start(data.queues, lora, active, ids)
-        running.append((finish_texts, run, start, len(chosen)))
-    while running:
-      finish()
+    self._engine.answer(space, population, indices, data, answers, progress)
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       return self._matcher.score(data, answers)
@@ -235,10 +212,12 @@ class Evaluator:
     other = copy.copy(self)
     other.draw = draw
     other._items, other._splits = {}, {}
-    for split in self._splits:
+    for split, items in self._items.items():
       if self.limits.get(split) is None:
-        other._items[split] = self._items[split]
-        other._splits[split] = self._splits[split]
+        other._items[split] = items
+    for key, packed in self._splits.items():
+      if key[0] in other._items:
+        other._splits[key] = packed
     return other
 
   def _encoded(self, split: str) -> list[list[prompts.EncodedItem]]:
@@ -258,67 +237,27 @@ class Evaluator:
       ]
     return self._items[split]
 
-  def _split(self, split: str) -> splits.Split:
-    if split not in self._splits:
+  def _split(
+    self, split: str, items: Sequence[Sequence[int]] | None = None
+  ) -> splits.Split:
+    chosen = items and tuple(tuple(map(int, task)) for task in items)
+    key = (split, chosen)
+    if key not in self._splits:
+      encoded = self._encoded(split)
       with self.ledger.time('host'):
-        self._splits[split] = splits.pack(
-          self._encoded(split),
+        if chosen:
+          encoded = [
+            [task[i] for i in picked]
+            for task, picked in zip(encoded, chosen, strict=True)
+          ]
+        self._splits[key] = splits.pack(
+          encoded,
           self.plan.rows,
           self.plan.slots,
           sharding.replicated(self._mesh),
           self.tokenizer.pad_id,
         )
-    return self._splits[split]
-
-  def _group_size(self, slots: int) -> int:
-    """Members of a program call: the plan's, a multiple of the devices."""
-    devices = self._mesh.size
-    return -(-min(self.plan.members_per_group, slots) // devices) * devices
-
-  def _take(
-    self, space: Space, population: Any, chosen: np.ndarray, group: int
-  ) -> tuple[Any, jax.Array]:
-    """The chosen members expressed, laid out and placed for the programs."""
-    form = self.plan.form
-    if id(space) not in self._express:
-
-      @jax.jit
-      def express(population, index):
-        taken = stack.take(population, index)
-        return forms.arrange(form, jax.vmap(space.express)(taken))
-
-      self._express[id(space)] = (space, express)
-    index = np.full(group, chosen[0], np.int32)
-    index[: len(chosen)] = chosen
-    lora = self._express[id(space)][1](population, index)
-    active = np.arange(group) < len(chosen)
-    along = sharding.population_sharding
-    return (
-      jax.device_put(lora, along(self._mesh, forms.member_axis(form))),
-      jax.device_put(active, along(self._mesh)),
-    )
-
-  def _program(self, lora: Any, active: jax.Array, job: splits.Job) -> Callable:
-    """The compiled program for these shapes; compiled at first use."""
-    arguments = (self._params, lora, active, job.inputs)
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-    key = (structure, shapes)
-    if key not in self._compiled:
-      run = forms.group_program(
-        programs.likelihood, self.plan.form, self._model, self._mesh
-      )
-      with self.ledger.time('compile'):
-        self._compiled[key] = jax.jit(run).lower(*arguments).compile()
-      self.ledger.programs += 1
-    return self._compiled[key]
-
-
-def _express_one(space: Space) -> Callable:
-  """Expresses the first member of a population."""
-  return lambda population: space.express(
-    jax.tree.map(lambda leaf: leaf[0], population)
-  )
+    return self._splits[key]
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
@@ -330,9 +269,3 @@ def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
       'all 0.'
     )
   return (w / w.sum()).astype(np.float32)
-
-
-def _bytes(tree: Any) -> int:
-  return sum(
-    leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
-  )

@@ -17,9 +17,10 @@ _TOKENS_PER_CALL_ELSEWHERE = 131_072
 # Tokens made in one step: enough that reading the weights is shared by many.
 _SLOTS_PER_CALL = {'cpu': 64}
 _SLOTS_PER_CALL_ELSEWHERE = 512
-# On a CPU, folding pays while a copy of the layers is small against its caches
-# and against the work of one member.
+# On a CPU, folding pays while a copy of the layers is small against the work of
+# one member. Between these sizes it is tried.
 _FOLD_AT_MOST_BYTES = 1 << 28
+_FOLD_NEVER_BYTES = 1 << 32
 _SHARE_OF_MEMORY = 0.8
 _MIB = 1 << 20
 
@@ -33,7 +34,9 @@ class Plan:
   """How members and prompts are cut into program calls.
 
   Attributes:
-    form: 'batched' or 'folded' (see `programs`).
+    form: 'batched' or 'folded' (see `forms`).
+    form_is_clear: whether sizes and device tell that it is the faster one.
+    reason: why it was taken.
     members_per_group: members of one program call.
     device: platform that the plan is for.
     budget: bytes that may be used on one device.
@@ -49,6 +52,8 @@ class Plan:
   """
 
   form: str
+  form_is_clear: bool
+  reason: str
   members_per_group: int
   device: str
   budget: int
@@ -110,7 +115,7 @@ class Plan:
 
     return '\n'.join(
       [
-        f'plan: {self.form} execution on {self.device}, '
+        f'plan: {self.form} execution on {self.device} ({self.reason}), '
         f'{self.members_per_group} members a group',
         f'  base {mib(self.base)}, population {mib(self.population)}, '
         f'fixed in all {mib(self.fixed)} of {mib(self.budget)}',
@@ -136,17 +141,19 @@ def device_budget(device: jax.Device) -> int:
     return 4 << 30
 
 
-def choose_form(config: GemmaConfig, platform: str, itemsize: int) -> str:
-  """The execution form for a model on a platform.
+def choose_form(
+  config: GemmaConfig, platform: str, itemsize: int
+) -> tuple[str, bool]:
+  """The execution form for a model on a platform, and whether that is clear.
 
   An accelerator wants one large product of the base for all members. A CPU
   is faster on one member's working set at a time, as long as folding a member
   costs little.
   """
   layers = config.num_params - config.vocab_size * config.embed_dim
-  if platform == 'cpu' and layers * itemsize <= _FOLD_AT_MOST_BYTES:
-    return 'folded'
-  return 'batched'
+  if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:
+    return 'batched', True
+  return 'folded', layers * itemsize <= _FOLD_AT_MOST_BYTES
 
 
 def make_plan(
@@ -185,8 +192,10 @@ def make_plan(
     MemoryPlanError: nothing fits.
   """
   itemsize = jnp.dtype(dtype).itemsize
+  clear, reason = True, 'asked for'
   if form == 'auto':
-    form = choose_form(config, device.platform, itemsize)
+    form, clear = choose_form(config, device.platform, itemsize)
+    reason = f'the rule for models of this size on {device.platform}'
   if budget is None:
     budget = device_budget(device)
   if population_bytes is None:
@@ -200,6 +209,8 @@ def make_plan(
   layers = base_bytes - config.vocab_size * config.embed_dim * itemsize
   common = dict(
     form=form,
+    form_is_clear=clear,
+    reason=reason,
     device=device.platform,
     budget=budget,
     base=base_bytes,

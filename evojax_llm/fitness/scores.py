@@ -62,6 +62,11 @@ class Answers:
     self.generated = [[()] * len(split.prompts) for _ in range(members)]
     self.finite = np.ones(members, bool)
 
+  def forget(self, start: int) -> None:
+    """Drops the answers of members `start` and following."""
+    self.loglikelihoods[start:] = 0.0
+    self.finite[start:] = True
+
   def add_options(
     self, owner: np.ndarray, start: int, logprobs: np.ndarray
   ) -> None:
