@@ -50,6 +50,7 @@ from evojax_llm.gemma import peft
 from evojax_llm.gemma.tokenizer import Tokenizer
 from evojax_llm.genomes.adapters import AdapterSpace
 from experiments.benchmarks import tables
+from experiments.benchmarks.static import pack_static
 
 # Three options of a few tokens each; about six letters to be written.
 _POCKET_TASKS = ('max', 'rev')
@@ -227,7 +228,7 @@ class Workload:
       read = batches.pack_likelihood(pairs, lambda _: size, pad_id, share=False)
       return lambda: peer.likelihood(read, len(pairs))
     limits = [e.max_new_tokens for e in encoded]
-    packed = batches.pack_generation(
+    packed = pack_static(
       [e.prompt for e in encoded], limits, lambda _: size, pad_id
     )
     stops = self._tokenizer.stop_ids

@@ -77,8 +77,8 @@ def length_buckets(lengths: Sequence[int]) -> list[int]:
   return tops
 
 
-def _by_bucket(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
-  """(T, indices of the rows) of each bucket."""
+def by_bucket(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """(T, indices of the rows) of each length bucket that is not empty."""
   if not len(lengths):
     return []
   tops = length_buckets(lengths)
@@ -94,7 +94,7 @@ def _bucketed(
 ) -> list[tuple[int, int, list[int]]]:
   """(T, B, row indices) of each batch; batches of a bucket share B."""
   batches = []
-  for top, rows in _by_bucket(lengths):
+  for top, rows in by_bucket(lengths):
     most = max(1, int(rows_per_batch(top)))
     count = -(-len(rows) // most)
     size = -(-len(rows) // count)
@@ -135,7 +135,7 @@ def pack_likelihood(
       )
   rows, lengths = (_forests if share else _texts)(continuations, families)
   packed = []
-  for top, indices in _by_bucket(lengths):
+  for top, indices in by_bucket(lengths):
     calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
     most_reads = max(
       sum(len(row.reads) for row in batch) for call in calls for batch in call
@@ -225,7 +225,7 @@ def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
   for shortest in _SHORTEST_ROWS:
     floor = max(shortest, _row_to_share(shared))
     made, work = [], 0.0
-    for top, indices in _by_bucket([max(size, floor) for size in sizes]):
+    for top, indices in by_bucket([max(size, floor) for size in sizes]):
       rows = trees.fill([sizes[i] for i in indices], top, shared)
       made.append([[indices[i] for i in row] for row in rows])
       work += len(rows) * top * (1 + top / _ATTENTION_DOUBLES_AT)

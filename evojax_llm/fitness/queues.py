@@ -14,7 +14,8 @@ import zlib
 import jax
 import numpy as np
 
-from evojax_llm.fitness.batches import length_buckets
+from evojax_llm.fitness.batches import by_bucket
+from evojax_llm.fitness.trees import common_start
 
 # A common beginning is worth a program of its own from this length on.
 _WORTH_SHARING = 16
@@ -77,6 +78,13 @@ class Queue:
   prompt_tokens: int
   prefix_tokens: int
 
+  @property
+  def shape(self) -> tuple:
+    """What a compiled program depends on."""
+    prefix = self.prefix and self.prefix['tokens'].shape
+    tokens = self.inputs['tokens'].shape
+    return (tokens, prefix, self.slots, self.refill, self.columns, self.new)
+
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
   """Tokens that all prompts begin with and that are worth sharing, or 0.
@@ -86,10 +94,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
   """
   if len(prompts) < 2:
     return 0
-  # Whatever the first and the last in order share, all share.
-  low, high = min(prompts), max(prompts)
-  most = min(len(low), min(map(len, prompts)) - 1)
-  length = next((i for i in range(most) if low[i] != high[i]), most)
+  length = min(common_start(prompts), min(map(len, prompts)) - 1)
   return length if length >= _WORTH_SHARING else 0
 
 
@@ -120,20 +125,18 @@ def pack_queues(
         f'{prompt.limit}; expected at least one of each.'
       )
   queues = []
-  for members, shared in _groups(prompts):
+  for indices, shared in _groups(prompts):
     prefix = None
     if shared:
       prefix = jax.device_put(
-        _prefix(prompts[members[0]].ids[:shared], pad_id), sharding
+        _prefix(prompts[indices[0]].ids[:shared], pad_id), sharding
       )
-    lengths = [len(prompts[i].ids) - shared for i in members]
-    tops = length_buckets(lengths)
-    for low, top in zip([0, *tops], tops, strict=False):
-      bucket = [
-        i for i, n in zip(members, lengths, strict=True) if low < n <= top
-      ]
+    lengths = [len(prompts[i].ids) - shared for i in indices]
+    for top, bucket in by_bucket(lengths):
       # Long answers first: they would be the last to end.
-      bucket.sort(key=lambda i: -prompts[i].limit)
+      bucket = sorted(
+        (indices[i] for i in bucket), key=lambda i: -prompts[i].limit
+      )
       for part in _parts(bucket):
         queues.append(
           _queue(

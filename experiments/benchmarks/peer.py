@@ -12,6 +12,7 @@ import os
 import numpy as np
 
 from evojax_llm.fitness import batches
+from experiments.benchmarks.static import StaticBatch
 
 
 class Peer:
@@ -100,7 +101,7 @@ class Peer:
 
   def generate(
     self,
-    packed: Sequence[batches.GenerationBatch],
+    packed: Sequence[StaticBatch],
     count: int,
     stop_ids: Sequence[int],
     pad_id: int,
@@ -111,17 +112,16 @@ class Peer:
     for m, name in enumerate(self.names):
       with self._member(name):
         for batch in packed:
-          real = batch.owner >= 0
           tokens = self.model.generate(
-            input_ids=torch.from_numpy(batch.tokens[real]).long(),
-            attention_mask=torch.from_numpy(batch.positions[real] >= 0).long(),
+            input_ids=torch.from_numpy(batch.tokens).long(),
+            attention_mask=torch.from_numpy(batch.positions >= 0).long(),
             max_new_tokens=batch.max_new_tokens,
             do_sample=False,
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
           )
           new = tokens[:, batch.tokens.shape[1] :].tolist()
-          for owner, ids in zip(batch.owner[real], new, strict=True):
+          for owner, ids in zip(batch.owner, new, strict=True):
             end = next((i for i, t in enumerate(ids) if t in stop_ids), None)
             made[m][owner] = tuple(ids[:end])
     return made

@@ -288,13 +288,9 @@ def test_buckets_are_few_and_hold_every_row():
   lengths = rng.integers(1, 700, 500)
   tops = batches.length_buckets(lengths)
   assert len(tops) <= 4 and tops[-1] >= lengths.max()
-  packed = batches.pack_generation(
-    [[1] * n for n in lengths], [3] * len(lengths), lambda length: 32
-  )
-  owners = np.concatenate([batch.owner for batch in packed])
-  assert sorted(owners[owners >= 0]) == list(range(500))
-  assert len({batch.tokens.shape for batch in packed}) <= 4
-  assert all((batch.positions[:, -1] >= 0).all() for batch in packed)
+  buckets = batches.by_bucket(lengths)
+  assert sorted(row for _, rows in buckets for row in rows) == list(range(500))
+  assert all(lengths[rows].max() <= top for top, rows in buckets)
 
 
 def test_long_vocabulary_is_read_in_chunks(
