@@ -89,21 +89,6 @@ def by_bucket(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
   return [(top, rows) for top, rows in buckets if rows]
 
 
-def _bucketed(
-  lengths: Sequence[int], rows_per_batch
-) -> list[tuple[int, int, list[int]]]:
-  """(T, B, row indices) of each batch; batches of a bucket share B."""
-  batches = []
-  for top, rows in by_bucket(lengths):
-    most = max(1, int(rows_per_batch(top)))
-    count = -(-len(rows) // most)
-    size = -(-len(rows) // count)
-    batches += [
-      (top, size, rows[i : i + size]) for i in range(0, len(rows), size)
-    ]
-  return batches
-
-
 def pack_likelihood(
   continuations: Sequence[trees.Continuation],
   rows_per_batch,
