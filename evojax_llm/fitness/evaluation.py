@@ -8,6 +8,7 @@ populations without compiling again.
 from collections.abc import Callable
 from collections.abc import Sequence
 import copy
+import itertools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 from evojax_llm.fitness import forms
 from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness import prompts
+from evojax_llm.fitness import racing
 from evojax_llm.fitness import splits
 from evojax_llm.fitness import trial
 from evojax_llm.fitness.engine import Engine
@@ -30,6 +32,7 @@ from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.fitness.scores import Matcher
 from evojax_llm.fitness.scores import Scores
+from evojax_llm.gemma import quantize
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.population import sharding
@@ -49,6 +52,8 @@ class Evaluator:
     limits: items of a split and task to use, by split; all by default.
     draw: seed of the choice of items where there is a limit.
     dtype: type of activations and cache.
+    base_dtype: 'int8' for a base with kernels of eight bits (see
+      `gemma.quantize`); None to take the parameters as they are.
     form: 'auto', 'batched' or 'folded' (see `forms`).
     members_per_group: members of one program call; chosen by default.
     prompts_per_batch: most prompts of a program call; chosen by default.
@@ -74,6 +79,7 @@ class Evaluator:
     limits: dict[str, int | None] | None = None,
     draw: int = 0,
     dtype: Any = jnp.float32,
+    base_dtype: str | None = None,
     form: str = 'auto',
     members_per_group: int | None = None,
     prompts_per_batch: int | None = None,
@@ -88,6 +94,10 @@ class Evaluator:
     if form not in ('auto', *forms.FORMS):
       raise ValueError(
         f'form is {form!r}; expected auto, {", ".join(forms.FORMS)}.'
+      )
+    if base_dtype not in (None, 'int8'):
+      raise ValueError(
+        f"base_dtype is {base_dtype!r}; expected None or 'int8'."
       )
     self.config, self.tokenizer, self.tasks = config, tokenizer, list(tasks)
     self.weights = _weights(weights, len(tasks))
@@ -104,6 +114,8 @@ class Evaluator:
     )
     self._mesh = sharding.population_mesh(devices)
     self._model = Gemma(config, dtype)
+    if base_dtype == 'int8':
+      params = quantize.quantize(params)
     self._params = jax.device_put(params, sharding.replicated(self._mesh))
     self._engine = Engine(
       self._model, self._params, self._mesh, tokenizer, self.ledger, sampling
@@ -203,6 +215,53 @@ class Evaluator:
     with self.ledger.time('host'):
       return self._matcher.score(data, answers)
 
+  def race(
+    self,
+    space: Space,
+    population: Any,
+    members: Sequence[int],
+    rules: racing.Racing,
+    seed_key: jax.Array,
+    generation: int,
+    progress: Callable[[float], None] | None = None,
+  ) -> racing.Raced:
+    """Scores members on `dev` as long as they can matter; see `racing`.
+
+    Args:
+      space: expresses genomes.
+      population: genomes stacked on a leading axis.
+      members: M indices into that axis.
+      rules: of the race.
+      seed_key: () typed key of the run; the items are dealt by it.
+      generation: which orders the blocks of items.
+      progress: called with the share of the work that is done or saved.
+
+    Returns:
+      What was found about the M members, in the order of `members`.
+    """
+    members = np.asarray(members)
+    lengths = [
+      [sum(len(part.prompt) for part in item) for item in _by_item(task)]
+      for task in self._encoded('dev')
+    ]
+    blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
+    done = 0
+
+    def score(running, items):
+      nonlocal done
+      scores = self.evaluate(space, population, members[running], items=items)
+      done += 1
+      if progress:
+        progress(done / len(blocks))
+      values = [task.correct.astype(np.float64) for task in scores.tasks]
+      return values, scores.reasons
+
+    raced = racing.race(
+      score, len(members), blocks, self.weights, rules, seed_key, generation
+    )
+    self.ledger.items_saved += raced.saved
+    return raced
+
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.
 
@@ -246,9 +305,10 @@ class Evaluator:
       encoded = self._encoded(split)
       with self.ledger.time('host'):
         if chosen:
+          by_item = [_by_item(task) for task in encoded]
           encoded = [
-            [task[i] for i in picked]
-            for task, picked in zip(encoded, chosen, strict=True)
+            [part for i in picked for part in items[i]]
+            for items, picked in zip(by_item, chosen, strict=True)
           ]
         self._splits[key] = splits.pack(
           encoded,
@@ -258,6 +318,14 @@ class Evaluator:
           self.tokenizer.pad_id,
         )
     return self._splits[key]
+
+
+def _by_item(
+  encoded: Sequence[prompts.EncodedItem],
+) -> list[list[prompts.EncodedItem]]:
+  """What one item has become, which stands in a row, together."""
+  groups = itertools.groupby(encoded, key=lambda entry: id(entry.item))
+  return [list(group) for _, group in groups]
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:

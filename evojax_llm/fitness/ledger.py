@@ -12,6 +12,7 @@ class Ledger:
 
   Attributes:
     members: members scored.
+    items_saved: items of members that a race did not score.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
     programs: programs compiled.
@@ -27,6 +28,7 @@ class Ledger:
   """
 
   members: int = 0
+  items_saved: int = 0
   prompt_tokens: int = 0
   new_tokens: int = 0
   programs: int = 0
