@@ -3,7 +3,8 @@
 Leaves below a key 'layers' carry the layer axis L in front (before it, in a
 population, P), so that one leaf holds L matrices. A leaf named 'b' is the
 second factor of an adapter; its size is the adapter's mass, because the change
-of the model is a b.
+of the model is a b. A leaf named 'kernel', 'a' or 'b' is (..., in, out), where
+Hugging Face and PEFT store (out, in); every other leaf is as stored there.
 """
 
 from collections.abc import Callable
@@ -14,10 +15,40 @@ import jax.numpy as jnp
 
 LAYERS = 'layers'
 SECOND_FACTOR = 'b'
+FACTORS = ('a', 'b')
+TRANSPOSED = ('kernel', *FACTORS)
 
 
 def _names(path: tuple[Any, ...]) -> list[Any]:
   return [getattr(entry, 'key', getattr(entry, 'idx', None)) for entry in path]
+
+
+def _last(path: tuple[Any, ...]) -> Any:
+  return _names(path)[-1] if path else None
+
+
+def name(path: tuple[Any, ...]) -> str:
+  """A jax.tree_util path as text, such as 'layers/mlp/up_proj/kernel'."""
+  return '/'.join(map(str, _names(path)))
+
+
+def module(path: tuple[Any, ...]) -> str:
+  """As `name`, but the same for both factors of an adapted matrix."""
+  names = _names(path)
+  return '/'.join(map(str, names[:-1] if _last(path) in FACTORS else names))
+
+
+def row_axis(path: tuple[Any, ...], rank: int) -> int:
+  """The axis along a row of one matrix as others store it, (out, in).
+
+  Args:
+    path: where the leaf is.
+    rank: number of axes of the matrix, without L.
+
+  Returns:
+    -2 for a matrix kept as (in, out), else -1.
+  """
+  return -2 if rank > 1 and _last(path) in TRANSPOSED else -1
 
 
 def is_layered(path: tuple[Any, ...]) -> bool:
@@ -27,7 +58,7 @@ def is_layered(path: tuple[Any, ...]) -> bool:
 
 def is_second_factor(path: tuple[Any, ...]) -> bool:
   """Whether the leaf at a jax.tree_util path is a factor B."""
-  return bool(path) and _names(path)[-1] == SECOND_FACTOR
+  return _last(path) == SECOND_FACTOR
 
 
 def has_factors(genome: Any) -> bool:

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.operators import merge
 from evojax_llm.operators import mutation
 from evojax_llm.operators import selection
+from evojax_llm.operators import survival
+from evojax_llm.operators.merges import linear
+from evojax_llm.operators.merges import weights as merge_weights
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
@@ -119,13 +121,13 @@ def select(
   elite_base = jnp.int32(members)
   if strategy.elite_base == 'pool':
     elite_base = jnp.sum(eligible)
-  places = selection.survivors(
+  places = survival.survivors(
     keys.key_for(key, state.generation, lineage.NOBODY, 'selection'),
     pool_fitness,
     eligible,
     members,
     pool_ids,
-    selection.elite_count(
+    survival.elite_count(
       params.elite_share,
       elite_base,
       least=strategy.least_elites,
@@ -168,11 +170,11 @@ def _cross(strategy, key, state, able, ids, params):
     lambda k: selection.roulette(k, state.fitness, 2, state.ids)
   )(keys.keys_for(key, state.generation, ids, 'parents'))
   if strategy.crossover == 'fitness':
-    weights = jax.vmap(merge.fitness_weights)(state.fitness[places])
+    weights = jax.vmap(merge_weights.fitness_weights)(state.fitness[places])
   else:
     t = params.cross_low + (params.cross_high - params.cross_low) * t
-    weights = jax.vmap(merge.line_weights)(t)
-  children = jax.vmap(merge.linear)(
+    weights = jax.vmap(merge_weights.line_weights)(t)
+  children = jax.vmap(linear.combine)(
     stack.take(state.population, places), weights
   )
   children, scaled = _scale(scale_chance, mass, children, params)

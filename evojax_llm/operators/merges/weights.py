@@ -1,40 +1,7 @@
-"""Merges (crossover): one child from k parents.
-
-Adapters are merged factor by factor, A with A and B with B, as in GENOME
-(arXiv 2503.01155) and Model Swarms (arXiv 2410.11163). The child's change of
-the model then holds cross terms B_i A_j of weight w_i w_j; a convex merge can
-only dilute what the parents know, an extrapolating one need not.
-
-Each function makes one child; vmap it for more.
-"""
+"""Weights of a merge, from fitness or from a draw."""
 
 import jax
 import jax.numpy as jnp
-
-from evojax_llm.population import stack
-
-
-def linear(parents: stack.Population, weights: jax.Array) -> stack.Genome:
-  """Weighted sum of the parents, leaf by leaf.
-
-  Args:
-    parents: k genomes, leaves (k, ...).
-    weights: (k,) f32, used as given.
-
-  Returns:
-    One genome; summed in f32, every leaf in the parents' type. Weights (1, 0)
-    give parent one bit for bit as long as parent two is finite.
-  """
-
-  def merge_leaf(leaf):
-    # Products and sums, not a matrix product: accelerators would round the
-    # operands of that, and parent one would not come out unchanged.
-    terms = leaf.astype(jnp.float32) * weights.reshape(
-      weights.shape + (1,) * (leaf.ndim - 1)
-    )
-    return jnp.sum(terms, axis=0).astype(leaf.dtype)
-
-  return jax.tree.map(merge_leaf, parents)
 
 
 def fitness_weights(fitness: jax.Array) -> jax.Array:

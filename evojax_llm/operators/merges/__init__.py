@@ -1,0 +1,1 @@
+"""Merges (crossover): one child from k parents; `registry` lists them all."""

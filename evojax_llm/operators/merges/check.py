@@ -1,0 +1,159 @@
+"""What a merge was given, held against the table before compilation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import registry
+from evojax_llm.operators.merges.method import Merge
+from evojax_llm.population import leaves
+from evojax_llm.population import stack
+
+
+def checked(
+  method: str,
+  parents: stack.Population,
+  base: stack.Genome | None,
+  key: jax.Array | None,
+  parameters: Mapping[str, Any] | None,
+  options: Mapping[str, Any],
+) -> Merge:
+  """The merge of that name, if it can be applied to these.
+
+  Raises:
+    ValueError: saying what was given, what was expected and what to do.
+  """
+  merge = find(method)
+  count = stack.size(parents)
+  _check_arity(merge, count)
+  _check_base(merge, parents, base)
+  if merge.draws and key is None:
+    raise ValueError(f'{method} draws; got no key. Give a typed key.')
+  check_options(merge, options)
+  _check_parameters(merge, parents, parameters or {}, count)
+  return merge
+
+
+def find(method: str) -> Merge:
+  """The merge of that name.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  if method not in registry.MERGES:
+    raise ValueError(
+      f'Got merge {method!r}; expected one of {sorted(registry.MERGES)}.'
+    )
+  return registry.MERGES[method]
+
+
+def check_options(merge: Merge, options: Mapping[str, Any]) -> None:
+  """Refuses options and choices that are not in the table.
+
+  Raises:
+    ValueError: naming what there is.
+  """
+  for name, choice in options.items():
+    if name not in merge.options:
+      raise ValueError(
+        f'{merge.name} has no option {name!r}; expected some of '
+        f'{sorted(merge.options)}. Parameters go into `parameters`.'
+      )
+    choices = merge.options[name]
+    number = isinstance(choices[0], int)
+    fits = isinstance(choice, int) and choice > 0 if number else False
+    if not fits and choice not in choices:
+      wanted = 'a positive whole number' if number else f'one of {choices}'
+      raise ValueError(
+        f'Got {name}={choice!r} for {merge.name}; expected {wanted}.'
+      )
+
+
+def _check_arity(merge, count):
+  if count < merge.least or (merge.most is not None and count > merge.most):
+    if merge.most is None:
+      wanted = f'at least {merge.least}'
+    elif merge.least == merge.most:
+      wanted = f'exactly {merge.least}'
+    else:
+      wanted = f'{merge.least} to {merge.most}'
+    raise ValueError(
+      f'Got {count} parents for {merge.name}; expected {wanted}. The base is '
+      'not one of them.'
+    )
+
+
+def _check_base(merge, parents, base):
+  if base is None:
+    if merge.needs_base:
+      raise ValueError(
+        f'{merge.name} merges what parents change of a base; got no base. '
+        'Give the model they were trained from, or zeros for adapters.'
+      )
+    return
+  if merge.base == 'none':
+    raise ValueError(f'{merge.name} takes no base, but got one. Leave it out.')
+  if jax.tree.structure(base) != jax.tree.structure(parents):
+    raise ValueError(
+      'The base differs from the parents in structure; expected the same tree '
+      'without the leading axis of parents.'
+    )
+
+  def check_leaf(path, ours, theirs):
+    if ours.shape[1:] != theirs.shape or ours.dtype != theirs.dtype:
+      raise ValueError(
+        f'Leaf {leaves.name(path)}: the base is {theirs.dtype}'
+        f'{list(theirs.shape)}, the parents {ours.dtype}'
+        f'{list(ours.shape[1:])} each; expected equal ones. Pad or convert.'
+      )
+
+  jax.tree_util.tree_map_with_path(check_leaf, parents, base)
+
+
+def _check_parameters(merge, parents, parameters, count):
+  shapes = _tensor_shapes(parents)
+  for name, value in parameters.items():
+    if name not in merge.parameters:
+      raise ValueError(
+        f'{merge.name} has no parameter {name!r}; expected some of '
+        f'{sorted(merge.parameters)}.'
+      )
+    allowed = [()]
+    if merge.parameters[name].per_model:
+      allowed.append((count,))
+    if not isinstance(value, Mapping):
+      _check_shape(merge, name, value, allowed)
+      continue
+    if set(value) != set(shapes):
+      missing = sorted(set(shapes) ^ set(value))
+      raise ValueError(
+        f'Parameter {name!r} differs by leaf and does not match the genome at '
+        f'{missing}; expected one entry for each leaf. Make it with '
+        'parameters.resolve.'
+      )
+    for leaf, layers in shapes.items():
+      _check_shape(
+        merge,
+        f'{name} of {leaf}',
+        value[leaf],
+        [(*layers, *shape) for shape in allowed],
+      )
+
+
+def _tensor_shapes(parents):
+  """By leaf name, (L,) below 'layers', else ()."""
+  flat = jax.tree_util.tree_flatten_with_path(parents)[0]
+  return {
+    leaves.name(path): leaf.shape[1:2] if leaves.is_layered(path) else ()
+    for path, leaf in flat
+  }
+
+
+def _check_shape(merge, name, value, allowed):
+  if jnp.shape(value) not in allowed:
+    raise ValueError(
+      f'Got {name} of shape {jnp.shape(value)} for {merge.name}; expected '
+      f'{" or ".join(map(str, allowed))}.'
+    )

@@ -1,0 +1,64 @@
+"""Crossovers that draw: BLX-alpha, and uniform choice of a parent."""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import tensors
+
+
+def blx(
+  parents: jax.Array,
+  *,
+  key: jax.Array,
+  alpha: jax.Array,
+  weights: jax.Array,
+  form: str = 'sample',
+) -> jax.Array:
+  """BLX-alpha (Eshelman and Schaffer, 1993).
+
+  Args:
+    parents: (k, ...).
+    key: () typed key.
+    alpha: () how far beyond the parents, as a share of their range.
+    weights: (k,), of the 'clamp' only.
+    form: 'sample' draws each element from U(min - alpha I, max + alpha I), I
+      the parents' range there. 'clamp', as GENOME's code has it (arXiv
+      2503.01155), draws nothing: the weighted sum (weights divided by their
+      sum) is cut to those bounds, which a convex sum never reaches.
+
+  Returns:
+    (...) in the parents' type.
+  """
+  xs = tensors.unstacked(parents)
+  low = high = xs[0]
+  for x in xs[1:]:
+    low, high = jnp.minimum(low, x), jnp.maximum(high, x)
+  beyond = jnp.asarray(alpha, jnp.float32) * (high - low)
+  low, high = low - beyond, high + beyond
+  if form == 'sample':
+    merged = low + (high - low) * draws.uniform(key, low.shape)
+  else:
+    w = tensors.each(weights, len(xs))
+    mean = tensors.weighted(xs, w) / tensors.divisor(tensors.total(w), 1e-8)
+    merged = jnp.clip(mean, low, high)
+  return merged.astype(parents.dtype)
+
+
+def uniform_element(parents: jax.Array, *, key: jax.Array) -> jax.Array:
+  """Each element from any of the k parents (k, ...), bits unchanged.
+
+  All parents are equally likely to within 2^-16.
+  """
+  (number,) = draws.decisions(key, parents.shape[1:], 1)
+  child = parents[0]
+  for place in range(1, len(parents)):
+    first = -(-place * draws.STEPS // len(parents))
+    child = jnp.where(number >= first, parents[place], child)
+  return child
+
+
+def uniform_whole(parents: jax.Array, *, key: jax.Array) -> jax.Array:
+  """The whole tensor from any of the k parents (k, ...), bits unchanged."""
+  place = jax.random.randint(key, (), 0, len(parents))
+  return parents[place]

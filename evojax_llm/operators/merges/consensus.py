@@ -1,0 +1,167 @@
+"""Merges that weigh deltas by how they agree: sce, ram, ramplus, model_stock.
+
+None has weights of its own: the deltas themselves decide.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.merges import thresholds
+
+
+def sce(
+  parents: jax.Array, base: jax.Array, *, select_topk: jax.Array
+) -> jax.Array:
+  """Select, calculate, erase (FuseChat 3, arXiv 2408.07990).
+
+  Keeps the positions where the deltas vary most, weighs each delta by its mean
+  square, and averages those of the sign of the sum.
+
+  Args:
+    parents: (k, ...).
+    base: (...).
+    select_topk: () share of the positions of non-zero variance; 1 keeps all
+      positions, also those without variance, and floor(share n) = 0 none.
+
+  Returns:
+    (...) in the base's type.
+  """
+  deltas = tensors.deltas(parents, base)
+  share = jnp.asarray(select_topk, jnp.float32)
+  # In the order of the released code, so that ties of rounded variances fall
+  # as they do there.
+  mean = tensors.total(deltas) / len(deltas)
+  squares = [jnp.square(delta - mean) for delta in deltas]
+  variance = tensors.total(squares) / len(deltas)
+  (varying,) = tensors.counts([variance > 0.0])
+  cut = thresholds.top(variance, thresholds.share(share, varying))
+  chosen = thresholds.inside(variance, cut) | (share >= 1.0)
+  deltas = [jnp.where(chosen, delta, 0.0) for delta in deltas]
+  energy = [jnp.mean(jnp.square(delta)) for delta in deltas]
+  energies = tensors.total(energy)
+  small = energies < 1e-6
+  weights = [
+    jnp.where(small, 1.0 / len(deltas), e / jnp.where(small, 1.0, energies))
+    for e in energy
+  ]
+  positive = tensors.total(deltas) >= 0.0
+  agree = [jnp.where(positive, d > 0.0, d < 0.0) for d in deltas]
+  shares = [
+    jnp.where(yes, weight, 0.0)
+    for yes, weight in zip(agree, weights, strict=True)
+  ]
+  mixed = tensors.total([s * d for s, d in zip(shares, deltas, strict=True)])
+  mixed = mixed / jnp.maximum(tensors.total(shares), 1e-6)
+  return (base.astype(jnp.float32) + mixed).astype(base.dtype)
+
+
+def ram(
+  parents: jax.Array, base: jax.Array, *, epsilon: jax.Array
+) -> jax.Array:
+  """Mean over those that change an element (arXiv 2601.13572).
+
+  Args:
+    parents: (k, ...).
+    base: (...).
+    epsilon: () a change not larger than this is none.
+
+  Returns:
+    (...) in the base's type; the base where nobody changes it.
+  """
+  deltas = tensors.deltas(parents, base)
+  epsilon = jnp.asarray(epsilon, jnp.float32)
+  kept = [jnp.where(jnp.abs(d) > epsilon, d, 0.0) for d in deltas]
+  count = tensors.total([jnp.where(d != 0.0, 1.0, 0.0) for d in kept])
+  mixed = tensors.total(kept) / jnp.maximum(count, 1.0)
+  return (base.astype(jnp.float32) + mixed).astype(base.dtype)
+
+
+def ramplus(
+  parents: jax.Array,
+  base: jax.Array,
+  *,
+  epsilon: jax.Array,
+  r: jax.Array,
+  alpha: jax.Array,
+) -> jax.Array:
+  """As `ram`, with what only one parent changes enlarged (arXiv 2601.13572).
+
+  A change of one parent alone is multiplied by 1 + r clip(shared / unique, 0,
+  alpha), from the numbers of elements that this parent shares and has alone
+  (tensor-local, mergekit's ramplus_tl).
+
+  Args:
+    parents, base, epsilon: as in `ram`.
+    r, alpha: ().
+  """
+  deltas = tensors.deltas(parents, base)
+  epsilon, r, alpha = (
+    jnp.asarray(value, jnp.float32) for value in (epsilon, r, alpha)
+  )
+  there = [jnp.abs(delta) > epsilon for delta in deltas]
+  count = tensors.total([mine.astype(jnp.float32) for mine in there])
+  alone = [mine & (count == 1.0) for mine in there]
+  both = [mine & (count > 1.0) for mine in there]
+  unique, shared = (
+    tensors.counts(alone + both).astype(jnp.float32).reshape(2, len(deltas))
+  )
+  ratio = shared / jnp.maximum(unique, epsilon)
+  factors = 1.0 + r * jnp.clip(ratio, 0.0, alpha)
+  scale = 1.0 / jnp.maximum(count, 1.0)
+  terms = [
+    jnp.where(mine, jnp.where(count == 1.0, factor, scale) * delta, 0.0)
+    for mine, factor, delta in zip(there, factors, deltas, strict=True)
+  ]
+  merged = base.astype(jnp.float32) + tensors.total(terms)
+  return merged.astype(base.dtype)
+
+
+def model_stock(
+  parents: jax.Array,
+  base: jax.Array,
+  *,
+  axis: int = -1,
+  span: str = 'tensor',
+  negative: str = 'as_is',
+) -> jax.Array:
+  """The mean, drawn to the base as the deltas disagree (arXiv 2403.19522).
+
+  With c the mean cosine between deltas, t = k c / (1 + (k - 1) c) and the
+  child is t mean + (1 - t) base. Where 1 + (k - 1) c is zero (within 1e-6),
+  deltas that cancel, it is the base. A zero delta has cosine zero.
+
+  Args:
+    parents: (k, ...), k of at least two.
+    base: (...).
+    axis: the axis that runs along a row.
+    span: what has a cosine of its own, the whole 'tensor' or each 'row'
+      (mergekit's filter_wise).
+    negative: a negative c gives a negative t, that is, the far side of the
+      base. 'as_is' leaves it; 'base' takes t = 0 then.
+
+  Returns:
+    (...) in the base's type.
+  """
+  deltas = tensors.deltas(parents, base)
+  along = {'tensor': None, 'row': axis}[span]
+  k = len(deltas)
+
+  def inner(x, y):
+    return jnp.sum(x * y, axis=along, keepdims=along is not None)
+
+  norms = [jnp.sqrt(inner(delta, delta)) for delta in deltas]
+  cosines = []
+  for i in range(k):
+    for j in range(i + 1, k):
+      lengths = jnp.maximum(norms[i] * norms[j], 1e-6)
+      cosine = inner(deltas[i], deltas[j]) / lengths
+      cosines.append(jnp.clip(cosine, -1.0, 1.0))
+  cosine = tensors.total(cosines) / len(cosines)
+  if negative == 'base':
+    cosine = jnp.maximum(cosine, 0.0)
+  below = 1.0 + (k - 1) * cosine
+  singular = jnp.abs(below) < 1e-6
+  t = jnp.where(singular, 0.0, k * cosine / jnp.where(singular, 1.0, below))
+  merged = base.astype(jnp.float32) + t * (tensors.total(deltas) / k)
+  return merged.astype(base.dtype)

@@ -1,0 +1,158 @@
+"""Merges of whole genomes, and of many members at once.
+
+Below 'layers' every layer's matrix is a tensor of its own, as it is in a
+Hugging Face folder; elsewhere a leaf is one tensor. Adapters are merged factor
+by factor.
+
+Parameters are arrays and cost no recompilation. A value is () or (k,) for all
+tensors alike, or differs by leaf: {leaves.name(path): array}, the array with L
+in front where the leaf has it (`parameters.resolve` makes such from gradients
+over depth and filters by module).
+
+Draws are addressed: a tensor's key is the given key with the crc of the leaf's
+name and the layer folded in.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import check
+from evojax_llm.operators.merges.method import Merge
+from evojax_llm.population import keys
+from evojax_llm.population import leaves
+from evojax_llm.population import stack
+
+Parameters = Mapping[str, Any]
+
+
+def genome(
+  method: str,
+  parents: stack.Population,
+  base: stack.Genome | None = None,
+  *,
+  key: jax.Array | None = None,
+  parameters: Parameters | None = None,
+  **options: Any,
+) -> stack.Genome:
+  """One child of k parents.
+
+  Args:
+    method: a name in `registry.MERGES`.
+    parents: k genomes, leaves (k, ...) or (k, L, ...).
+    base: a genome, for methods that take one.
+    key: () typed key, for methods that draw.
+    parameters: by name, see above; the defaults of the table for the rest.
+    **options: static choices of the table.
+
+  Returns:
+    A genome in the parents' types.
+
+  Raises:
+    ValueError: if arity, base, key, a parameter or an option is not what the
+      table says, or shapes do not fit.
+  """
+  merge = check.checked(method, parents, base, key, parameters, options)
+  given = dict(parameters or {})
+  if merge.whole is not None and options.get('span') == 'genome':
+    values = {n: given.get(n, p.default) for n, p in merge.parameters.items()}
+    return merge.whole(parents, **values)
+  if merge.whole is not None:
+    options.pop('span', None)
+  given = {
+    name: given.get(name, jnp.float32(parameter.default))
+    for name, parameter in merge.parameters.items()
+  }
+  merge_leaf = functools.partial(_merge_leaf, merge, options, key, given)
+  if base is None:
+    return leaves.map_indexed(merge_leaf, parents)
+  return leaves.map_indexed(merge_leaf, parents, base)
+
+
+def population(
+  method: str,
+  pool: stack.Population,
+  rows: jax.Array,
+  base: stack.Genome | None = None,
+  *,
+  keys: jax.Array | None = None,
+  parameters: Parameters | None = None,
+  batch: int | None = None,
+  **options: Any,
+) -> stack.Population:
+  """M children, each of its own k parents in a shared pool.
+
+  Args:
+    method: a name in `registry.MERGES`.
+    pool: P genomes, leaves (P, ...).
+    rows: (M, k) i32 places of the parents in the pool.
+    base: one genome, shared.
+    keys: (M,) typed keys, for methods that draw.
+    parameters: as in `genome`, every array with M in front.
+    batch: so many children at a time, which bounds the memory for parents
+      gathered from the pool; all of them by default.
+    **options: static choices of the table.
+
+  Returns:
+    M genomes, leaves (M, ...).
+
+  Raises:
+    ValueError: as in `genome`.
+  """
+
+  def child(row, key, values):
+    parents = jax.tree.map(lambda leaf: leaf[row], pool)
+    return genome(method, parents, base, key=key, parameters=values, **options)
+
+  each = (rows, keys, dict(parameters or {}))
+  if batch is None:
+    return jax.vmap(child)(*each)
+  return jax.lax.map(lambda one: child(*one), each, batch_size=batch)
+
+
+def _merge_leaf(merge, options, key, parameters, index, path, parents, *base):
+  del index
+  layered = leaves.is_layered(path)
+  name = leaves.name(path)
+  by_leaf = {n for n, v in parameters.items() if isinstance(v, Mapping)}
+  values = {n: v[name] if n in by_leaf else v for n, v in parameters.items()}
+  over_layers = {n: 0 if n in by_leaf else None for n in values}
+  if merge.by_row:
+    rank = parents.ndim - 1 - layered
+    options = {**options, 'axis': leaves.row_axis(path, rank)}
+
+  def apply(parents, base, key, values):
+    drawn = {'key': key} if merge.draws else {}
+    return merge.function(parents, *base, **drawn, **values, **options)
+
+  key = _leaf_key(merge, key, path)
+  if not layered:
+    return apply(parents, base, key, values)
+  tensor_keys = None
+  if merge.draws:
+    tensor_keys = _layer_keys(merge, key, parents.shape[1])
+  mapped = jax.vmap(apply, in_axes=(1, 0, 0, over_layers))
+  return mapped(parents, base, tensor_keys, values)
+
+
+def _leaf_key(merge: Merge, key, path):
+  """The key of a leaf; those that share a draw share the key."""
+  if not merge.draws or merge.draws == 'genome':
+    return key
+  if merge.draws == 'layer':
+    name = leaves.LAYERS if leaves.is_layered(path) else ''
+  elif merge.draws == 'matrix':
+    name = leaves.module(path)
+  else:
+    name = leaves.name(path)
+  return jax.random.fold_in(key, keys.purpose_code(name))
+
+
+def _layer_keys(merge, key, layers):
+  if merge.draws == 'genome':
+    return jnp.broadcast_to(key, (layers,))
+  each = jnp.arange(layers, dtype=jnp.uint32)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, each)

@@ -1,0 +1,73 @@
+"""Weighted sums of the parents themselves.
+
+Adapters are merged factor by factor, A with A and B with B, as in GENOME
+(arXiv 2503.01155) and Model Swarms (arXiv 2410.11163). The child's change of
+the model then holds cross terms B_i A_j of weight w_i w_j; a convex merge can
+only dilute what the parents know, an extrapolating one need not.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.merges import weights as merge_weights
+from evojax_llm.population import stack
+
+
+def linear(
+  parents: jax.Array, *, weights: jax.Array, normalize: str = 'weights'
+) -> jax.Array:
+  """Weighted sum (model soups, arXiv 2203.05482).
+
+  Args:
+    parents: (k, ...).
+    weights: (k,).
+    normalize: 'weights' divides by their sum, or by one where that is zero
+      (within 1e-8); 'none' takes them as given.
+
+  Returns:
+    (...) in the parents' type. Weights (1, 0) give parent one bit for bit as
+    long as parent two is finite.
+  """
+  w = tensors.each(weights, len(parents))
+  if normalize == 'weights':
+    sum_of_weights = tensors.divisor(tensors.total(w), 1e-8)
+    w = [weight / sum_of_weights for weight in w]
+  merged = tensors.weighted(tensors.unstacked(parents), w)
+  return merged.astype(parents.dtype)
+
+
+def extrapolate(
+  parents: jax.Array, *, key: jax.Array, low: jax.Array, high: jax.Array
+) -> jax.Array:
+  """A point t x1 + (1 - t) x2 of the line, t ~ U(low, high) for the genome.
+
+  Args:
+    parents: (2, ...).
+    key: () typed key; the same for all tensors of a genome.
+    low, high: () bounds of t; see `weights.extrapolation_weights`.
+  """
+  weights = merge_weights.extrapolation_weights(key, low, high)
+  return linear(parents, weights=weights, normalize='none')
+
+
+def passthrough(parents: jax.Array, *, scale: jax.Array) -> jax.Array:
+  """The only parent, (1, ...), times a number: `scale` ()."""
+  (parent,) = tensors.unstacked(parents)
+  scale = jnp.asarray(scale, jnp.float32)
+  return (scale * parent).astype(parents.dtype)
+
+
+def combine(parents: stack.Population, weights: jax.Array) -> stack.Genome:
+  """Weighted sum of whole genomes, leaf by leaf, weights as given.
+
+  Args:
+    parents: k genomes, leaves (k, ...).
+    weights: (k,) f32.
+
+  Returns:
+    One genome; summed in f32, every leaf in the parents' type.
+  """
+  return jax.tree.map(
+    lambda leaf: linear(leaf, weights=weights, normalize='none'), parents
+  )

@@ -1,0 +1,74 @@
+"""Merges of a base with one other model: nearswap and arcee_fusion."""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.merges import thresholds
+
+
+def nearswap(parents: jax.Array, base: jax.Array, *, t: jax.Array) -> jax.Array:
+  """The other where it is near the base, the base moved by t where it is not.
+
+  With a = clip(t / max(abs(b - x), 1e-6), 0, 1): a x + (1 - a) b.
+  Source: model card of alchemonaut/QuartetAnemoi-70B-t0.0001.
+
+  Args:
+    parents: (1, ...).
+    base: (...).
+    t: () largest change of an element.
+
+  Returns:
+    (...) in the base's type.
+  """
+  (delta,) = tensors.deltas(parents, base)
+  t = jnp.asarray(t, jnp.float32)
+  share = jnp.clip(t / jnp.maximum(jnp.abs(delta), 1e-6), 0.0, 1.0)
+  return (base.astype(jnp.float32) + share * delta).astype(base.dtype)
+
+
+def arcee_fusion(
+  parents: jax.Array, base: jax.Array, *, axis: int = -1
+) -> jax.Array:
+  """The other's elements of outlying importance, the base's elsewhere.
+
+  Importance is abs(x - b) times the divergence KL(softmax x || softmax b) of
+  the element's row; outlying is at or above median + 1.5 (q3 - q1). The
+  quantile q is the element of rank floor(q (n - 1)) of all n, not of a sample,
+  so that nothing is drawn. Source: mergekit, Arcee AI.
+
+  Args:
+    parents: (1, ...).
+    base: (...).
+    axis: the axis that runs along a row.
+
+  Returns:
+    (...) in the base's type. Equal tensors, or rows of one element, give
+    importance zero everywhere, and every element of the other is taken.
+  """
+  (delta,) = tensors.deltas(parents, base)
+  score = importance(parents[0], base, axis)
+  taken = score >= outlying(score)
+  merged = base.astype(jnp.float32) + jnp.where(taken, delta, 0.0)
+  return merged.astype(base.dtype)
+
+
+def importance(x: jax.Array, base: jax.Array, axis: int) -> jax.Array:
+  """How much each element of x matters, f32 as x; see `arcee_fusion`."""
+  x, base = x.astype(jnp.float32), base.astype(jnp.float32)
+  if not x.ndim:
+    return jnp.zeros((), jnp.float32)
+  p, q = (jax.nn.softmax(z, axis=axis) + 1e-8 for z in (x, base))
+  divergence = jnp.sum(p * jnp.log(p / q), axis=axis, keepdims=True)
+  # Rounding takes equal rows below zero.
+  return jnp.abs(x - base) * jnp.maximum(divergence, 0.0)
+
+
+def outlying(score: jax.Array) -> jax.Array:
+  """Median + 1.5 (q3 - q1) of scores (...) that are not negative, () f32."""
+  last = score.size - 1
+  low, middle, high = (
+    thresholds.kth_largest(score, jnp.int32(k))
+    for k in (score.size - quarter * last // 4 for quarter in (1, 2, 3))
+  )
+  return middle + 1.5 * (high - low)

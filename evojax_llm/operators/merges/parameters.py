@@ -1,0 +1,115 @@
+"""Parameters that differ by depth and by module, resolved into arrays.
+
+On the host, once, before anything is compiled. As in mergekit, a value is one
+of
+  a number;
+  a list of numbers, a gradient over depth: the list is spread evenly over
+    [0, 1] and read by linear interpolation at l / (L - 1) for layer l, at 1 in
+    a model of one layer, and at 0 outside of the layers;
+  a list of {'filter': text, 'value': number or gradient}: the first entry
+    whose text occurs in the leaf's name, such as 'mlp/up_proj'; an entry
+    without 'filter' (or with '*') takes what is left;
+and `PerModel` of k such values for parameters that parents have each.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+from evojax_llm.operators.merges import check
+from evojax_llm.operators.merges.method import Merge
+from evojax_llm.population import leaves
+from evojax_llm.population import stack
+
+
+@dataclasses.dataclass(frozen=True)
+class PerModel:
+  """One value for each of k parents, in their order."""
+
+  values: Sequence[Any]
+
+
+def resolve(
+  method: str, genome: stack.Genome, values: Mapping[str, Any]
+) -> dict[str, dict[str, np.ndarray]]:
+  """Arrays for every leaf, as `lift.genome` takes them.
+
+  Args:
+    method: a name in `registry.MERGES`.
+    genome: one genome (arrays or shapes), leaves (...) or (L, ...).
+    values: by parameter, see above.
+
+  Returns:
+    By parameter and leaf name: f32, () or (k,) with L in front where the leaf
+    has it.
+
+  Raises:
+    ValueError: if a parameter or a value is not of this kind, or no entry
+      matches a leaf.
+  """
+  merge = check.find(method)
+  flat = jax.tree_util.tree_flatten_with_path(genome)[0]
+  return {
+    name: {
+      leaves.name(path): _for_leaf(merge, name, value, path, leaf)
+      for path, leaf in flat
+    }
+    for name, value in values.items()
+  }
+
+
+def _for_leaf(merge: Merge, name, value, path, leaf):
+  if name not in merge.parameters:
+    raise ValueError(
+      f'{merge.name} has no parameter {name!r}; expected some of '
+      f'{sorted(merge.parameters)}.'
+    )
+  depths = _depths(path, leaf)
+  if not isinstance(value, PerModel):
+    return _read(name, value, leaves.name(path), depths)
+  if not merge.parameters[name].per_model:
+    raise ValueError(
+      f'Got a value for each model for {name!r} of {merge.name}; expected one '
+      'for all.'
+    )
+  columns = [_read(name, v, leaves.name(path), depths) for v in value.values]
+  return np.stack(columns, axis=-1)
+
+
+def _depths(path, leaf):
+  """Where between 0 and 1 each layer is, (L,); () outside of the layers."""
+  if not leaves.is_layered(path):
+    return np.float64(0.0)
+  layers = leaf.shape[0]
+  return np.linspace(0.0, 1.0, layers) if layers > 1 else np.ones(1)
+
+
+def _read(name, value, leaf, depths):
+  if isinstance(value, numbers.Real):
+    return np.full(np.shape(depths), value, np.float32)
+  if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+    raise ValueError(
+      f'Got {value!r} for {name!r}; expected a number, a list of numbers or a '
+      "list of {'filter': ..., 'value': ...}."
+    )
+  if all(isinstance(entry, numbers.Real) for entry in value):
+    marks = np.linspace(0.0, 1.0, len(value))
+    return np.asarray(np.interp(depths, marks, value), np.float32)
+  for entry in value:
+    if not isinstance(entry, Mapping) or 'value' not in entry:
+      raise ValueError(
+        f'Got the entry {entry!r} for {name!r}; expected '
+        "{'filter': text, 'value': number or gradient}."
+      )
+    wanted = entry.get('filter') or '*'
+    if wanted == '*' or wanted in leaf:
+      return _read(name, entry['value'], leaf, depths)
+  raise ValueError(
+    f'No entry for {name!r} matches the leaf {leaf}; add one without a '
+    "'filter' for all that is left."
+  )

@@ -1,0 +1,231 @@
+"""Merges along great circles: of two parents, and means of more.
+
+Directions are interpolated by angle, lengths linearly or with the direction.
+Where directions are (anti)parallel or a parent is zero there is no one great
+circle; what happens then is said at each function, and is never NaN.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import tensors
+
+
+def _inner(x, y, axis=None):
+  """Inner product over all, or along an axis that stays."""
+  return jnp.sum(x * y, axis=axis, keepdims=axis is not None)
+
+
+def _angle_weights(cosine, t, is_linear):
+  """Weights of both parents at t; (1 - t, t) where `is_linear`."""
+  angle = jnp.arccos(jnp.where(is_linear, 0.0, jnp.clip(cosine, -1.0, 1.0)))
+  sine = jnp.sin(angle)
+  return (
+    jnp.where(is_linear, 1.0 - t, jnp.sin((1.0 - t) * angle) / sine),
+    jnp.where(is_linear, t, jnp.sin(t * angle) / sine),
+  )
+
+
+def _cosine(x, y, axis=None, least=1e-8):
+  """Cosine of two tensors; a length not above `least` counts as one."""
+  squares = [_inner(v, v, axis) for v in (x, y)]
+  lengths = [tensors.divisor(jnp.sqrt(s), least) for s in squares]
+  return _inner(x, y, axis) / (lengths[0] * lengths[1])
+
+
+def slerp(parents: jax.Array, *, t: jax.Array) -> jax.Array:
+  """Spherical interpolation over the flattened tensor, parent one at t = 0.
+
+  EvoMerge's crossover (arXiv 2402.00070). Where abs(cos) > 0.9995, and so
+  nearly (anti)parallel, (1 - t) x1 + t x2; a zero parent is at right angles to
+  the other.
+
+  Args:
+    parents: (2, ...).
+    t: ().
+  """
+  x, y = tensors.unstacked(parents)
+  t = jnp.asarray(t, jnp.float32)
+  cosine = _cosine(x, y)
+  one, two = _angle_weights(cosine, t, jnp.abs(cosine) > 0.9995)
+  return (one * x + two * y).astype(parents.dtype)
+
+
+def nuslerp(
+  parents: jax.Array,
+  base: jax.Array | None = None,
+  *,
+  weights: jax.Array,
+  axis: int = -1,
+  span: str = 'tensor',
+) -> jax.Array:
+  """Spherical interpolation at t = w2 / (w1 + w2), of deltas if with a base.
+
+  Exactly (anti)parallel vectors are interpolated linearly; where the weights
+  cancel (their sum within 1e-6 of zero), t is one half.
+
+  Args:
+    parents: (2, ...).
+    base: (...) or None.
+    weights: (2,).
+    axis: the axis that runs along a row.
+    span: what is one vector: the whole 'tensor', a 'row' (one output's
+      inputs; mergekit's flatten=False), or a 'column' (row_wise=True there,
+      whose documents say the opposite of what it does). A vector is its own
+      row and its own column.
+  """
+  first, second = tensors.each(weights, 2)
+  weight = first + second
+  cancels = jnp.abs(weight) < 1e-6
+  t = jnp.where(cancels, 0.5, second / jnp.where(cancels, 1.0, weight))
+  if base is None:
+    x, y = tensors.unstacked(parents)
+  else:
+    x, y = tensors.deltas(parents, base)
+  vector = {'tensor': None, 'row': axis, 'column': _other_axis(x, axis)}[span]
+  cosine = jnp.clip(_cosine(x, y, vector, 1e-7), -1.0, 1.0)
+  # In f32 the test is whether the cosine is one or minus one to rounding.
+  one, two = _angle_weights(cosine, t, 1.0 - jnp.square(cosine) <= 1e-16)
+  merged = one * x + two * y
+  if base is not None:
+    merged = base.astype(jnp.float32) + merged
+  return merged.astype(parents.dtype)
+
+
+def _other_axis(x, axis):
+  """The axis across rows; the same where there is only one."""
+  return axis if x.ndim < 2 else {-1: -2, -2: -1}[axis]
+
+
+def multislerp(
+  parents: jax.Array,
+  base: jax.Array | None = None,
+  *,
+  weights: jax.Array,
+  eps: jax.Array,
+  normalize: str = 'weights',
+) -> jax.Array:
+  """Barycentric interpolation in the tangent space at the weighted mean.
+
+  With u_k = x_k / (|x_k| + eps) and m the direction of sum w_k u_k, the child
+  is m sum w_k |x_k|. The released formula adds the exponential of
+  sum w_k (u_k - <u_k, m> m), which is zero by the definition of m. Where the
+  directions cancel there is no m; the weighted sum is taken (mergekit does so
+  for two parents, and stops for more).
+
+  Args:
+    parents: (k, ...).
+    base: (...) or None; with it, of the deltas.
+    weights: (k,).
+    eps: () added to lengths; also what counts as cancelled.
+    normalize: 'weights' divides the weights by their sum (by one if zero);
+      'none' takes them as given.
+  """
+  w = tensors.each(weights, len(parents))
+  if normalize == 'weights':
+    sum_of_weights = tensors.divisor(tensors.total(w), 1e-8)
+    w = [weight / sum_of_weights for weight in w]
+  eps = jnp.asarray(eps, jnp.float32)
+  if base is None:
+    xs = tensors.unstacked(parents)
+  else:
+    xs = tensors.deltas(parents, base)
+  lengths = [jnp.sqrt(_inner(x, x)) for x in xs]
+  shares = [
+    weight / tensors.divisor(length + eps)
+    for weight, length in zip(w, lengths, strict=True)
+  ]
+  mean = tensors.weighted(xs, shares)
+  mean_length = jnp.sqrt(_inner(mean, mean))
+  cancels = mean_length < eps
+  scale = tensors.weighted(lengths, w) / jnp.where(cancels, 1.0, mean_length)
+  shares = [
+    jnp.where(cancels, weight, share * scale)
+    for weight, share in zip(w, shares, strict=True)
+  ]
+  merged = tensors.weighted(xs, shares)
+  if base is not None:
+    merged = base.astype(jnp.float32) + merged
+  return merged.astype(parents.dtype)
+
+
+def karcher(
+  parents: jax.Array,
+  *,
+  weights: jax.Array,
+  tol: jax.Array,
+  iterations: int = 10,
+) -> jax.Array:
+  """Mean on the sphere (Karcher, arXiv 2603.04972), at the mean length.
+
+  From the normalised mean direction, repeatedly the weighted mean of the
+  logarithms there and the exponential back. Parents no longer than `tol` have
+  no direction and count for the length only; if no parent has one, the result
+  is zero. Directions that cancel start from the first.
+
+  Args:
+    parents: (k, ...).
+    weights: (k,), divided by their sum (by one if zero); equal in mergekit.
+    tol: () lengths and angles below are zero; ends the iteration.
+    iterations: at most so many steps.
+  """
+  xs = tensors.unstacked(parents)
+  tol = jnp.asarray(tol, jnp.float32)
+  w = jnp.stack(tensors.each(weights, len(xs)))
+  w = w / tensors.divisor(jnp.sum(w), 1e-8)
+  norms = jnp.stack([jnp.sqrt(_inner(x, x)) for x in xs])
+  valid = norms > tol
+  lengths = jnp.where(valid, norms, 1.0)
+  gram = jnp.where(
+    valid[:, None] & valid[None, :], _gram(xs, list(lengths)), 0.0
+  )
+  share = jnp.where(valid, w, 0.0)
+  share = share / tensors.divisor(jnp.sum(share))
+  start = share / tensors.divisor(jnp.sqrt(_form(gram, share, share)))
+  first = jnp.arange(len(xs)) == jnp.argmax(valid)
+  cancels = jnp.sqrt(_form(gram, share, share)) < tol
+  start = jnp.where(cancels, first.astype(jnp.float32), start)
+
+  def step(_, mean):
+    # Coordinates in the directions of the parents, so that a step is k^2 work.
+    dots = jnp.clip(_apply(gram, mean), -1.0, 1.0)
+    angles = jnp.where(valid, jnp.arccos(dots), 0.0)
+    near = angles < tol
+    pull = share * jnp.where(near, 0.0, angles / jnp.sin(_off(angles, near)))
+    tangent = pull - jnp.sum(pull * dots) * mean
+    size = jnp.sqrt(jnp.maximum(_form(gram, tangent, tangent), 0.0))
+    done = size < tol
+    moved = jnp.cos(size) * mean + jnp.sin(size) * tangent / _off(size, done)
+    length = jnp.sqrt(jnp.maximum(_form(gram, moved, moved), 0.0))
+    moved = moved / jnp.where(length > tol, length, 1.0)
+    return jnp.where(done, mean, moved)
+
+  mean = lax.fori_loop(0, iterations, step, start)
+  scale = jnp.sum(w * norms)
+  mixed = jnp.where(valid, scale * mean / lengths, 0.0)
+  return tensors.weighted(xs, list(mixed)).astype(parents.dtype)
+
+
+def _off(value, where):
+  """The value, or one where it must not be divided by."""
+  return jnp.where(where, 1.0, value)
+
+
+def _gram(xs, lengths):
+  """(k, k) inner products of the parents' directions."""
+  rows = [[None] * len(xs) for _ in xs]
+  for i, x in enumerate(xs):
+    for j in range(i, len(xs)):
+      product = _inner(x, xs[j]) / tensors.divisor(lengths[i] * lengths[j])
+      rows[i][j] = rows[j][i] = product
+  return jnp.stack([jnp.stack(row) for row in rows])
+
+
+def _apply(matrix, vector):
+  # No matrix product: accelerators would round its operands.
+  return jnp.sum(matrix * vector, axis=-1)
+
+
+def _form(matrix, left, right):
+  return jnp.sum(left * _apply(matrix, right))

@@ -1,0 +1,65 @@
+"""M2N2's crossover (GECCO 2025): spherical, with the sides of a split swapped.
+
+Elements before the split are interpolated at t, those from it on at 1 - t, so
+that one part leans to parent one and the rest to parent two. As published the
+genome is one vector, with one angle and one split; per tensor, each has its
+own.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import tensors
+from evojax_llm.population import stack
+
+
+def split_slerp(
+  parents: jax.Array, *, t: jax.Array, split: jax.Array
+) -> jax.Array:
+  """Per tensor.
+
+  Args:
+    parents: (2, ...).
+    t: () where on the arc the part before the split is.
+    split: () share of the elements that are before the split; 1 is slerp.
+
+  Returns:
+    (...) in the parents' type. Parents whose angle has a sine of at most 1e-6
+    are interpolated linearly; a zero parent is at right angles to the other.
+  """
+  return split_slerp_whole(parents, t=t, split=split)
+
+
+def split_slerp_whole(
+  parents: stack.Population, *, t: jax.Array, split: jax.Array
+) -> stack.Genome:
+  """Over the whole genome as one vector, leaves in jax.tree order.
+
+  Args:
+    parents: two genomes, leaves (2, ...).
+    t, split: as in `split_slerp`, of all elements.
+  """
+  leaves, structure = jax.tree.flatten(parents)
+  t, split = jnp.float32(t), jnp.float32(split)
+  pairs = [tensors.unstacked(leaf) for leaf in leaves]
+  xx, yy, xy = (
+    tensors.total([jnp.sum(pair[i] * pair[j]) for pair in pairs])
+    for i, j in ((0, 0), (1, 1), (0, 1))
+  )
+  lengths = tensors.divisor(jnp.sqrt(xx)) * tensors.divisor(jnp.sqrt(yy))
+  angle = jnp.arccos(jnp.clip(xy / lengths, -1.0, 1.0))
+  sine = jnp.sin(angle)
+  is_linear = sine <= 1e-6
+  safe = jnp.where(is_linear, 1.0, sine)
+  near = jnp.where(is_linear, 1.0 - t, jnp.sin((1.0 - t) * angle) / safe)
+  far = jnp.where(is_linear, t, jnp.sin(t * angle) / safe)
+  # Counted leaf by leaf: a model has more elements than an i32 can count.
+  left = split * sum(pair[0].size for pair in pairs)
+  children = []
+  for leaf, (x, y) in zip(leaves, pairs, strict=True):
+    before = draws.places(x.shape).astype(jnp.float32) < left
+    child = jnp.where(before, near, far) * x + jnp.where(before, far, near) * y
+    children.append(child.astype(leaf.dtype))
+    left = left - x.size
+  return jax.tree.unflatten(structure, children)

@@ -1,0 +1,186 @@
+"""The k largest of a tensor by a few counting passes, without a sort.
+
+A float that is not negative orders as its bits do, so the search is over
+integers: a sorted sample brackets the k-th largest, each pass counts at
+several thresholds in between, and the next thresholds are placed where linear
+interpolation expects it. It ends as soon as a threshold leaves k elements,
+three or four passes for millions of elements, and in any case after a dozen.
+
+Of equal values at the threshold those of lowest index are kept, so that
+exactly k are.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import tensors
+
+SAMPLE = 8192
+_WIDE, _NARROW = 1, 3  # thresholds over the bracket, and around its middle.
+_TOP = 0x7FFFFFFF
+
+
+class Cut(NamedTuple):
+  """Where the k largest end: bits above `value`, or equal and early enough.
+
+  Attributes:
+    value: () i32 bits.
+    rest: () i32; an element equal to `value` is in if there are at least
+      `rest` elements from it to the end of the tensor.
+  """
+
+  value: jax.Array
+  rest: jax.Array
+
+
+class _Bracket(NamedTuple):
+  """low has at least k elements at or above it, high has fewer."""
+
+  low: jax.Array
+  low_count: jax.Array
+  high: jax.Array
+  high_count: jax.Array
+
+
+def _bits(values):
+  """I32 that orders as abs(values) does; NaN is above infinity."""
+  return lax.bitcast_convert_type(jnp.abs(values), jnp.int32)
+
+
+def share(density: jax.Array, count: jax.Array | int) -> jax.Array:
+  """Floor(density * count), i32 in [0, count].
+
+  The product is rounded to f32 before the floor, so that 0.7 of ten is seven;
+  above 2^24 elements it is exact to f32's precision.
+  """
+  count = jnp.asarray(count, jnp.int32)
+  product = jnp.clip(density, 0.0, 1.0) * count.astype(jnp.float32)
+  return jnp.minimum(jnp.floor(product).astype(jnp.int32), count)
+
+
+def at_least_one(density: jax.Array, count: int) -> jax.Array:
+  """As `share`, but one where a positive density of few elements is none."""
+  return jnp.where(density > 0.0, jnp.maximum(share(density, count), 1), 0)
+
+
+def top(values: jax.Array, k: jax.Array) -> Cut:
+  """Finds where the k largest by size of a tensor end.
+
+  Args:
+    values: f32, any shape.
+    k: () i32 in [0, size].
+
+  Returns:
+    The cut; `inside` tells the k elements.
+  """
+  size = values.size
+
+  def count(at):
+    return _count(_bits(_held(at, values)), at)
+
+  bracket = _Bracket(*map(jnp.int32, (0, size, _TOP, 0)))
+  bracket = _narrow(bracket, k, _sampled(values, k), count)
+  bracket = _search(bracket, k, count)
+  # Equal values are told apart by what is left of the tensor after them.
+  ties = bracket.low_count - bracket.high_count
+  wanted = jnp.where(bracket.low_count == k, ties, k - bracket.high_count)
+
+  def count_early(rests):
+    held, end = _held(rests, values, jnp.int32(size))
+    rest = end - draws.places(values.shape, jnp.int32)
+    early = jnp.where(_bits(held) == bracket.low, rest, 0)
+    return _count(early, rests)
+
+  early = _Bracket(jnp.int32(1), ties, jnp.int32(size + 1), jnp.int32(0))
+  rest = _search(early, wanted, count_early).low
+  return Cut(jnp.where(k > 0, bracket.low, _TOP), jnp.where(k > 0, rest, _TOP))
+
+
+def inside(values: jax.Array, cut: Cut) -> jax.Array:
+  """Whether each element is among the k largest; bool as `values`."""
+  bits = _bits(values)
+  rest = values.size - draws.places(values.shape, jnp.int32)
+  tied = (bits == cut.value) & (rest >= cut.rest)
+  return (bits > cut.value) | tied
+
+
+def kth_largest(values: jax.Array, k: jax.Array) -> jax.Array:
+  """The k-th largest size, () f32; k in [1, size]."""
+  bits = _bits(values)
+  last = jnp.min(jnp.where(bits >= top(values, k).value, bits, _TOP))
+  return lax.bitcast_convert_type(last, jnp.float32)
+
+
+def _held(at, *values):
+  """The values, held back from being hoisted out of the loop that sets `at`.
+
+  What is hoisted is computed even if the loop never runs, and stored.
+  """
+  _, *held = lax.optimization_barrier((at, *values))
+  return held if len(held) > 1 else held[0]
+
+
+def _count(values, thresholds):
+  """(m,) i32: how many values are at or above each of (m,) thresholds."""
+  return tensors.counts([values >= t for t in thresholds])
+
+
+def _sampled(values, k):
+  """(m,) thresholds around the k-th largest, from a sorted sample."""
+  flat = values.reshape(-1)
+  stride = -(-flat.size // SAMPLE)
+  sample = jnp.sort(_bits(flat[::stride]))
+  size = sample.size
+  # Standard deviations of a sampled rank; none where all is sampled.
+  spread = jnp.linspace(-4.0, 4.0, _WIDE + _NARROW, dtype=jnp.float32)
+  place = size - k.astype(jnp.float32) * (size / flat.size)
+  offset = spread * (0.5 * size**0.5) if stride > 1 else jnp.zeros(1)
+  index = jnp.clip(jnp.floor(place + offset), 0, size - 1).astype(jnp.int32)
+  found = sample[index]
+  # One more, so that a k-th largest that is sampled is bracketed from above.
+  return jnp.concatenate([found, found[-1:] + 1])
+
+
+def _narrow(
+  bracket: _Bracket,
+  k: jax.Array,
+  thresholds: jax.Array,
+  count: Callable[[jax.Array], jax.Array],
+) -> _Bracket:
+  """One pass: the tightest bracket that the thresholds give."""
+  counts = count(thresholds)
+  below = counts >= k
+  low = jnp.max(jnp.where(below, thresholds, bracket.low))
+  high = jnp.min(jnp.where(below, bracket.high, thresholds))
+  return _Bracket(
+    low,
+    jnp.min(jnp.where(below, counts, bracket.low_count)),
+    high,
+    jnp.max(jnp.where(below, bracket.high_count, counts)),
+  )
+
+
+def _search(bracket, k, count):
+  """Narrows until `low` leaves exactly k, or is the k-th largest."""
+
+  def unsettled(b):
+    return (b.high - b.low > 1) & (b.low_count != k)
+
+  def step(b):
+    width = (b.high - b.low).astype(jnp.float32)
+    within = jnp.maximum((b.low_count - b.high_count).astype(jnp.float32), 1.0)
+    middle = (b.low_count - k).astype(jnp.float32) / within
+    wide = jnp.arange(1, _WIDE + 1, dtype=jnp.float32) / (_WIDE + 1)
+    spread = jnp.linspace(-1.5, 1.5, _NARROW, dtype=jnp.float32)
+    narrow = middle + spread * lax.rsqrt(within)
+    offset = jnp.concatenate([wide, narrow]) * width
+    thresholds = b.low + jnp.clip(offset, 0.0, 2.0**30).astype(jnp.int32)
+    thresholds = jnp.clip(thresholds, b.low + 1, b.high - 1)
+    return _narrow(b, k, thresholds, count)
+
+  return lax.while_loop(unsettled, step, bracket)
