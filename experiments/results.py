@@ -23,6 +23,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from experiments import members
 from experiments import problem as problem_lib
+from experiments import quantised
 
 
 def plan(
@@ -188,6 +189,9 @@ def finish(
     'failed': sum(row['failed'] for row in metrics),
     'tokens': sum(row['tokens'] for row in metrics),
     'seconds': _total_seconds(metrics),
+    # Of the process that ended the run, baselines and test included.
+    'ledger': evaluator.ledger.as_dict(),
+    'base_dtype': quantised.read(run),
   }
   levels = {
     row['name']: row['dev']['mean']['accuracy']

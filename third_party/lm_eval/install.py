@@ -1,6 +1,6 @@
 """Installs lm-evaluation-harness into an environment of its own.
 
-  python third_party/lm_eval/install.py FOLDER
+python third_party/lm_eval/install.py FOLDER
 """
 
 import pathlib
