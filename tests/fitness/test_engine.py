@@ -295,6 +295,21 @@ def test_an_empty_prompt_is_bos_and_a_long_one_is_cut(model, caplog):
   np.testing.assert_allclose(values[1::2], values_of(again), atol=1e-5)
 
 
+def test_the_form_is_tried_where_sizes_do_not_tell(model, monkeypatch):
+  config, params, population, tasks = model
+  known = make(config, params, tasks[:1])
+  expected = known.evaluate(PlainSpace(), population)
+  assert known.plan.form == 'folded' and 'the rule' in known.plan.describe()
+  monkeypatch.setattr(planning, '_FOLD_AT_MOST_BYTES', 0)
+  engine = make(config, params, tasks[:1])
+  scores = engine.evaluate(PlainSpace(), population)
+  assert engine.plan.reason.startswith('measured tokens/s: batched')
+  np.testing.assert_allclose(values_of(scores), values_of(expected), atol=1e-4)
+  asked = make(config, params, tasks[:1], form='batched')
+  plan = asked.prepare(PlainSpace(), population)
+  assert plan.form == 'batched' and 'asked for' in plan.describe()
+
+
 def test_what_tells_members_from_whole_models(experts):
   _, params, _, _, adapters = experts
   gates = groups.abstract_member(
