@@ -101,11 +101,11 @@ def draw_lengths(count: int, mean: float, longest: int) -> np.ndarray:
 def make_queues(
   prompts: list[tuple[int, ...]],
   lengths: np.ndarray,
+  longest: int,
   slots: int,
   whole: jax.sharding.Sharding,
 ) -> list[Queue]:
   """Queues of the prompts in their order, whose answers have these lengths."""
-  longest = int(lengths.max())
   packed = pack_queues(
     [Prompt(ids, longest) for ids in prompts],
     lambda *_: slots,
@@ -148,12 +148,16 @@ def measure() -> dict:
   ]
   slots = min(_SLOTS.value, len(prompts))
   lengths = draw_lengths(len(prompts), _MEAN.value, _LONGEST.value)
-  refilled = make_queues(prompts, lengths, slots, whole)
+  refilled = make_queues(prompts, lengths, _LONGEST.value, slots, whole)
   static = [
     queue
     for i in range(0, len(prompts), slots)
     for queue in make_queues(
-      prompts[i : i + slots], lengths[i : i + slots], slots, whole
+      prompts[i : i + slots],
+      lengths[i : i + slots],
+      _LONGEST.value,
+      slots,
+      whole,
     )
   ]
   model = Gemma(config)

@@ -179,6 +179,7 @@ class Decoder:
     Returns:
       The device's seconds.
     """
+    self._fetch(self._ask(program, True, None, 0))  # touches memory first.
     filled = self._fetch(self._ask(program, True, None, 0))
     refills = max(1, int(filled['refills'].max()))
     self._refill_seconds[queue.shape] = filled['seconds'] / refills
