@@ -8,9 +8,10 @@ Every way below scores the same members on the same items:
   peer                 transformers + PEFT, member by member, static batches
   peer, merged         the same with the adapter added into the weights first
 
-and `one model` scores a single member on P times as many items: what the
-hardware can do where there is no population. Ways take turns, repeat by
-repeat, and medians are reported: a machine that slows down slows all of them.
+and `one model` scores a single member on P times as many items, an even share
+on each device: what the hardware can do where there is no population. Ways take
+turns, repeat by repeat, and medians are reported: a machine that slows down
+slows all of them.
 Tokens are counted once for all ways: an item's prompt, and its options or the
 tokens it makes. Compilation is not timed. Of the engine's ways the table also
 has the share of the device's matrix rate, which is measured in between (two
@@ -55,6 +56,7 @@ from evojax_llm.gemma import peft
 from evojax_llm.gemma.tokenizer import Tokenizer
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.coefficients import CoefficientSpace
+from experiments import command
 from experiments.benchmarks import tables
 from experiments.benchmarks.static import pack_static
 from experiments.benchmarks.timing import Way
@@ -117,8 +119,9 @@ class Workload:
     # The engine is asked for `dev` throughout; what stands there is chosen
     # here.
     self._task = dataclasses.replace(task, dev=task.test[: self.items])
-    many = task.test[: self.items * self.members]
-    self._long_task = dataclasses.replace(task, dev=many)
+    # One model alone reads P times the items: an even share on each device.
+    share = self.items * self.members // len(jax.devices())
+    self._share = dataclasses.replace(task, dev=task.test[:share])
     self._config, params = hub.load_checkpoint(base)
     self._params = jax.device_put(params)
     self._tokenizer = Tokenizer.from_folder(base)
@@ -139,7 +142,7 @@ class Workload:
 
   def engine_ways(self, forms: Sequence[str]) -> list[Way]:
     """At once, one by one, and one model alone, in each form."""
-    ways = []
+    ways, cores = [], len(jax.devices())
     for form in forms:
       engine = functools.partial(
         Evaluator,
@@ -147,12 +150,14 @@ class Workload:
         self._params,
         self._tokenizer,
         form=form,
-        devices=jax.devices()[:1],
       )
       whole = engine([self._task], members_per_group=self.members)
       gated = engine([self._task], members_per_group=self.members)
       single = engine([self._task], members_per_group=1)
-      alone = engine([self._long_task], members_per_group=1)
+      alone = engine([self._share], members_per_group=cores)
+      copies = jax.tree.map(
+        lambda leaf: leaf[np.zeros(cores, int)], self._population
+      )
 
       def at_once(evaluator=whole):
         return evaluator.evaluate(self._space, self._population)
@@ -164,8 +169,8 @@ class Workload:
         for m in range(self.members):
           evaluator.evaluate(self._space, self._population, [m])
 
-      def one_model(evaluator=alone):
-        return evaluator.evaluate(self._space, self._population, [0])
+      def one_model(evaluator=alone, copies=copies):
+        return evaluator.evaluate(self._space, copies)
 
       self._scores = at_once()
       gates()
@@ -183,7 +188,10 @@ class Workload:
         ),
         Way(f'one by one, {form}', one_by_one, tokens, single.ledger),
         Way(
-          f'one model, {form}', one_model, self._tokens(alone, 1), alone.ledger
+          f'one model, {form}',
+          one_model,
+          self._tokens(alone, cores),
+          alone.ledger,
         ),
       ]
     return ways
@@ -337,6 +345,7 @@ def main(argv: list[str]) -> None:
     sizes = []
   base = _BASE.value or str(pocket.base_folder())
   experts = _EXPERTS.value or [str(f) for f in pocket.expert_folders()]
+  command.use_cores(base, len(experts))
   result = {
     'note': _NOTE.value,
     'machine': tables.machine(),

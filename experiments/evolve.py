@@ -47,6 +47,7 @@ def main(_: Sequence[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
   files = problem_lib.locate(config)
+  command.use_cores(files.model, config.strategy.population)
 
   # Only now, so that --help and misspelt names are answered at once.
   import jax

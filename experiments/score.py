@@ -85,6 +85,8 @@ def main(_: Sequence[str]) -> None:
     for task in tasks
   ]
 
+  command.use_cores(_MODEL.value, 1 + len(_ADAPTERS.value))
+
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp
 

@@ -65,7 +65,8 @@ def generate_texts(
     finite.
 
   Raises:
-    TaskError: a prompt does not fit in the context with its new tokens.
+    TaskError: a prompt does not fit in the context with its new tokens, or has
+      no tokens; an empty text is the token that begins one.
     MemoryPlanError: not even one prompt of one member fits in the memory.
   """
   encoded = _encode(prompts, tokenizer, max_new_tokens, config, stop)
@@ -136,6 +137,11 @@ def _encode(
   encoded = []
   for index, prompt in enumerate(prompts):
     ids = tuple(encode_prompt(prompt, tokenizer))
+    if not ids:
+      raise TaskError(
+        f'Prompt {index} has no tokens, and the tokenizer has none that begins '
+        'a text. Write something.'
+      )
     if len(ids) > room:
       raise TaskError(
         f'Prompt {index} has {len(ids)} tokens; with {max_new_tokens} new ones '
