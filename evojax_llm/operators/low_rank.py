@@ -22,6 +22,9 @@ from evojax_llm.operators import noise
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
+# Products of so small a rank are written out as sums.
+_UNROLLED = 8
+
 
 @flax.struct.dataclass
 class Factors:
@@ -202,6 +205,12 @@ def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
 
 
 def _product(a, b):
-  return jnp.einsum(
-    '...ir,...ro->...io', a, b, precision=jax.lax.Precision.HIGHEST
-  )
+  """a b, in the loop that uses it where the rank is small."""
+  rank = a.shape[-1]
+  if rank > _UNROLLED:
+    return jnp.einsum(
+      '...ir,...ro->...io', a, b, precision=jax.lax.Precision.HIGHEST
+    )
+  # Or the normal numbers would be worked out anew for every element.
+  a, b = jax.lax.optimization_barrier((a, b))
+  return sum(a[..., :, r : r + 1] * b[..., r : r + 1, :] for r in range(rank))

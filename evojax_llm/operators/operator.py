@@ -19,16 +19,16 @@ class Cost:
     group: what bounds it: 'elementwise' (memory), 'trimming' (thresholds of
       magnitudes), 'random' (the generator), 'algebra' (small decompositions)
       or 'choice' (a population's fitness: nothing of size).
-    reads: elements read. A parent that must be seen twice, first for a norm,
-      counts twice; one genome shared by all members counts as nothing.
-    writes: elements written.
+    passes: how often every genome is read; twice where the first pass is for
+      a norm. The child is written once.
     words: random words of 32 bits.
+    second_only: whether only the factors B of an adapter are touched.
   """
 
   group: str
-  reads: float = 0.0
-  writes: float = 0.0
+  passes: int = 1
   words: float = 0.0
+  second_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +40,8 @@ class Operator:
     kind: one of KINDS. 'merge', 'mutation' and 'succession' make genomes as
       apply(key, *genomes) and are lifted with vmap; 'selection' sees everybody
       as apply(key, seen, count, ids) and returns places.
-    arity: genomes read; for selection 0.
+    arity: genomes read, of a merge of any number of parents two; for selection
+      0.
     apply: the function under the kind's signature; parameters and options by
       name, all with defaults.
     source: paper or system.
@@ -54,9 +55,8 @@ class Operator:
     results: how many genomes are made.
     sees: for selection, 'fitness' (P,), 'objectives' (P, K) or 'scores'
       (P, items).
-    most: for selection, how many places there are at most; None for P.
-    chooses: whether parameter `weights` of (1, 0) gives parent one.
-    idempotent: whether equal parents give that parent, with defaults.
+    most: for selection, how many places there are at most, for merges, how
+      many parents; None for any number.
     tolerance: how far jit may be from eager in f32, relative.
     peers: name of the same in others' code, by 'mergekit' or 'peft'.
   """
@@ -78,8 +78,6 @@ class Operator:
   results: int = 1
   sees: str = 'fitness'
   most: int | None = None
-  chooses: bool = False
-  idempotent: bool = False
   tolerance: float = 1e-6
   peers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

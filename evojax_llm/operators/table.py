@@ -68,8 +68,8 @@ def _merge(merge: Merge) -> Operator:
     options = {n: chosen.pop(n) for n in merge.options if n in chosen}
     return lift.genome(
       merge.name,
-      stack.stack(genomes[:parents]),
-      genomes[parents] if based else None,
+      stack.stack(genomes[: len(genomes) - based]),
+      genomes[-1] if based else None,
       key=key if merge.draws else None,
       parameters={
         name: jnp.asarray(value, jnp.float32) for name, value in chosen.items()
@@ -99,15 +99,13 @@ def _merge(merge: Merge) -> Operator:
     apply,
     merge.source,
     (merge.function.__doc__ or '').split('\n')[0],
-    Cost(group, passes * (parents + based), 1.0, words),
+    Cost(group, passes, words),
     merge.parameters,
     merge.options,
     cases=(tried,),
     draws=bool(merge.draws),
+    most=merge.most,
     shared=based,
-    chooses=merge.chooses,
-    idempotent=merge.idempotent,
-    tolerance=1e-4 if passes > 1 else 1e-6,
     peers=peers,
   )
 
@@ -221,9 +219,10 @@ OPERATORS: tuple[Operator, ...] = (
     _exact_linear,
     'Eckart and Young, 1936',
     'Weighted sum of what adapters change, brought back to their rank.',
-    Cost('algebra', 2.0, 1.0),
+    Cost('algebra'),
     {'weights': Parameter(0.5, -1.0, 2.0, 'of each parent', True)},
     draws=False,
+    most=2,
     tolerance=1e-4,
     peers={'peft': 'svd'},
   ),
@@ -234,7 +233,7 @@ OPERATORS: tuple[Operator, ...] = (
     _gaussian,
     _GENOME,
     'Adds masked Gaussian noise.',
-    Cost('random', 2.0, 1.0, 1.0),
+    Cost('random', 2, 1.0),
     {'sigma': _SIGMA, 'gene_rate': _GENE_RATE},
     _RELATIVE | {'mask': mutation.MASKS} | _ROUNDING,
     cases=(
@@ -252,7 +251,7 @@ OPERATORS: tuple[Operator, ...] = (
     _low_rank,
     'EGGROLL, arXiv 2511.16652',
     'Adds seeded noise of rank r to every matrix.',
-    Cost('elementwise', 2.0, 1.0),
+    Cost('elementwise', 2),
     {'sigma': _SIGMA},
     {'rank': (1, 2, 4, 8)} | _RELATIVE | _ROUNDING,
     tolerance=1e-5,
@@ -264,7 +263,7 @@ OPERATORS: tuple[Operator, ...] = (
     _scale,
     'this package',
     "Multiplies a member's mass, the B of an adapter.",
-    Cost('elementwise', 1.0, 1.0),
+    Cost('elementwise', second_only=True),
     {
       'low': Parameter(0.8, 0.0, 1.0, 'least factor'),
       'high': Parameter(1.8, 1.0, 4.0, 'largest factor'),
@@ -277,7 +276,7 @@ OPERATORS: tuple[Operator, ...] = (
     _swarm,
     f'{_SWARMS}; {_GENOME}',
     'One step by inertia, to the own and the common best, from the worst.',
-    Cost('elementwise', 3.0, 2.0),
+    Cost('elementwise'),
     {
       'inertia': Parameter(0.2, 0.0, 1.0, f'weight of the velocity {_PHI}'),
       'cognitive': Parameter(0.2, 0.0, 1.0, 'of the pull to the own best'),
@@ -297,7 +296,7 @@ OPERATORS: tuple[Operator, ...] = (
     _first_velocity,
     _SWARMS,
     'The difference from a position to a target.',
-    Cost('elementwise', 2.0, 1.0),
+    Cost('elementwise'),
     draws=False,
   ),
   _selection(

@@ -32,6 +32,12 @@ def checked(
   if merge.draws and key is None:
     raise ValueError(f'{method} draws; got no key. Give a typed key.')
   check_options(merge, options)
+  by_leaf = [n for n, v in (parameters or {}).items() if isinstance(v, Mapping)]
+  if options.get('span') == 'genome' and by_leaf:
+    raise ValueError(
+      f'Got values by leaf for {by_leaf} of {method} over the whole genome; '
+      "expected one value. Take span='tensor', or one number."
+    )
   _check_parameters(merge, parents, parameters or {}, count)
   return merge
 

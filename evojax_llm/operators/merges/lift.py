@@ -56,16 +56,12 @@ def genome(
       table says, or shapes do not fit.
   """
   merge = check.checked(method, parents, base, key, parameters, options)
-  given = dict(parameters or {})
-  if merge.whole is not None and options.get('span') == 'genome':
-    values = {n: given.get(n, p.default) for n, p in merge.parameters.items()}
-    return merge.whole(parents, **values)
-  if merge.whole is not None:
-    options.pop('span', None)
   given = {
-    name: given.get(name, jnp.float32(parameter.default))
+    name: (parameters or {}).get(name, jnp.float32(parameter.default))
     for name, parameter in merge.parameters.items()
   }
+  if merge.whole and options.pop('span', 'tensor') == 'genome':
+    return merge.whole(parents, **given)
   merge_leaf = functools.partial(_merge_leaf, merge, options, key, given)
   if base is None:
     return leaves.map_indexed(merge_leaf, parents)

@@ -35,13 +35,26 @@ def magnitude(
   deltas: Deltas, density: list[jax.Array], *, rescale: str = 'none'
 ) -> Deltas:
   """The floor(density n) largest by size (TIES, arXiv 2306.01708)."""
-
-  def trim(delta, share):
-    cut = thresholds.top(delta, thresholds.at_least_one(share, delta.size))
+  counts = [thresholds.at_least_one(d, deltas[0].size) for d in density]
+  found = []
+  for delta, cut, share in zip(
+    deltas, _cuts(deltas, counts), density, strict=True
+  ):
     kept = jnp.where(thresholds.inside(delta, cut), delta, 0.0)
-    return _rescaled(delta, kept, share, rescale)
+    found.append(_rescaled(delta, kept, share, rescale))
+  return found
 
-  return [trim(*pair) for pair in zip(deltas, density, strict=True)]
+
+def _cuts(deltas, counts):
+  """Where the `counts` largest of each delta end, in one search for all.
+
+  A count is (), or a vector for that many cuts of the same delta.
+  """
+  top = thresholds.top
+  if counts[0].ndim:
+    top = jax.vmap(top, in_axes=(None, 0))
+  cuts = jax.vmap(top)(jnp.stack(deltas), jnp.stack(counts))
+  return [thresholds.Cut(*pair) for pair in zip(*cuts, strict=True)]
 
 
 def middle(
@@ -56,18 +69,28 @@ def middle(
   Breadcrumbs (arXiv 2312.06795). Where fewer remain, less is taken off the
   top, so that the density is kept.
   """
-
-  def trim(delta, share, outliers):
-    count = thresholds.at_least_one(share, delta.size)
-    above = jnp.minimum(
-      thresholds.share(outliers, delta.size), delta.size - count
+  size = deltas[0].size
+  counts = [thresholds.at_least_one(d, size) for d in density]
+  above = [
+    jnp.minimum(thresholds.share(outliers, size), size - count)
+    for outliers, count in zip(gamma, counts, strict=True)
+  ]
+  ends = [
+    jnp.stack([top, top + count])
+    for top, count in zip(above, counts, strict=True)
+  ]
+  found = []
+  for delta, cut, share in zip(
+    deltas, _cuts(deltas, ends), density, strict=True
+  ):
+    large, wanted = (
+      thresholds.inside(delta, thresholds.Cut(*one))
+      for one in zip(*cut, strict=True)
     )
-    large = thresholds.inside(delta, thresholds.top(delta, above))
-    wanted = thresholds.inside(delta, thresholds.top(delta, above + count))
-    kept = jnp.where(wanted & ~large, delta, 0.0)
-    return _rescaled(delta, kept, share, rescale)
-
-  return [trim(*three) for three in zip(deltas, density, gamma, strict=True)]
+    middling = wanted & ~large
+    kept = jnp.where(middling, delta, 0.0)
+    found.append(_rescaled(delta, kept, share, rescale))
+  return found
 
 
 def bernoulli(

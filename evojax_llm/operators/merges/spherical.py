@@ -118,7 +118,8 @@ def multislerp(
     parents: (k, ...).
     base: (...) or None; with it, of the deltas.
     weights: (k,).
-    eps: () added to lengths; also what counts as cancelled.
+    eps: () added to lengths. A mean no longer than this, or than 1e-6, has
+      cancelled.
     normalize: 'weights' divides the weights by their sum (by one if zero);
       'none' takes them as given.
   """
@@ -138,7 +139,8 @@ def multislerp(
   ]
   mean = tensors.weighted(xs, shares)
   mean_length = jnp.sqrt(_inner(mean, mean))
-  cancels = mean_length < eps
+  # Below 1e-6 nothing but rounding is left.
+  cancels = mean_length < jnp.maximum(eps, 1e-6)
   scale = tensors.weighted(lengths, w) / jnp.where(cancels, 1.0, mean_length)
   shares = [
     jnp.where(cancels, weight, share * scale)
@@ -162,7 +164,8 @@ def karcher(
   From the normalised mean direction, repeatedly the weighted mean of the
   logarithms there and the exponential back. Parents no longer than `tol` have
   no direction and count for the length only; if no parent has one, the result
-  is zero. Directions that cancel start from the first.
+  is zero. Directions that cancel start from the first, and one opposite to the
+  mean, from where no great circle is shortest, does not pull.
 
   Args:
     parents: (k, ...).
@@ -182,16 +185,18 @@ def karcher(
   )
   share = jnp.where(valid, w, 0.0)
   share = share / tensors.divisor(jnp.sum(share))
-  start = share / tensors.divisor(jnp.sqrt(_form(gram, share, share)))
+  length = jnp.sqrt(jnp.maximum(_form(gram, share, share), 0.0))
   first = jnp.arange(len(xs)) == jnp.argmax(valid)
-  cancels = jnp.sqrt(_form(gram, share, share)) < tol
+  # Coordinates tell a length of zero to the root of their rounding only.
+  cancels = length < jnp.maximum(tol, 1e-3)
+  start = share / _off(length, cancels)
   start = jnp.where(cancels, first.astype(jnp.float32), start)
 
   def step(_, mean):
     # Coordinates in the directions of the parents, so that a step is k^2 work.
     dots = jnp.clip(_apply(gram, mean), -1.0, 1.0)
     angles = jnp.where(valid, jnp.arccos(dots), 0.0)
-    near = angles < tol
+    near = jnp.sin(angles) < tol
     pull = share * jnp.where(near, 0.0, angles / jnp.sin(_off(angles, near)))
     tangent = pull - jnp.sum(pull * dots) * mean
     size = jnp.sqrt(jnp.maximum(_form(gram, tangent, tangent), 0.0))

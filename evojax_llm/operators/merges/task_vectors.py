@@ -9,8 +9,8 @@ Options:
   normalize: what the sum is divided by. 'weights': the sum of the weights (of
     those that agree); 'count': how many (agree), as in the TIES paper and in
     PEFT; 'none'. A divisor of zero counts as one.
-  election: whose sign wins. 'weighted': that of sum w delta (mergekit and
-    PEFT); 'unweighted': that of sum delta (the paper); 'frequency': more
+  election: whose sign wins. 'weighted': that of sum w delta (mergekit);
+    'unweighted': that of sum delta (the paper and PEFT); 'frequency': more
     deltas than not. Zero is a plus. An element that is zero never agrees.
 
 Arguments of all: parents (k, ...); base (...); weights, density, gamma and

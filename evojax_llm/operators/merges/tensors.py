@@ -17,8 +17,7 @@ def unstacked(parents: jax.Array) -> list[jax.Array]:
 
 def deltas(parents: jax.Array, base: jax.Array) -> list[jax.Array]:
   """What each of k parents (k, ...) changes of the base (...), f32."""
-  origin = base.astype(jnp.float32)
-  return [parent.astype(jnp.float32) - origin for parent in parents]
+  return list(parents.astype(jnp.float32) - base.astype(jnp.float32))
 
 
 def each(value: jax.Array | float, models: int) -> list[jax.Array]:

@@ -4,7 +4,8 @@ A float that is not negative orders as its bits do, so the search is over
 integers: a sorted sample brackets the k-th largest, each pass counts at
 several thresholds in between, and the next thresholds are placed where linear
 interpolation expects it. It ends as soon as a threshold leaves k elements,
-three or four passes for millions of elements, and in any case after a dozen.
+after about five passes over millions of elements; every pass halves what is
+left, so that 31 are the most.
 
 Of equal values at the threshold those of lowest index are kept, so that
 exactly k are.

@@ -4,6 +4,8 @@ Matrices are (out, in), as mergekit sees them; ours get the same orientation,
 and `test_mergekit` turns them to check the other one.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,13 +149,20 @@ def key() -> jax.Array:
   return jax.random.key(_KEY)
 
 
+@functools.cache
+def _program(name, options):
+  """One program for all cases with these options."""
+  return jax.jit(
+    functools.partial(registry.MERGES[name].function, **dict(options))
+  )
+
+
 def ours(case: dict, given: dict[str, np.ndarray], turned: bool = False):
   """Our merge of a case, f32; `turned` keeps matrices as (in, out)."""
   merge = registry.MERGES[OURS.get(case['method'], case['method'])]
   parameters = dict(case['parameters'])
   options = _options(merge, parameters)
-  if merge.draws:
-    options['key'] = key()
+  drawn = {'key': key()} if merge.draws else {}
   if merge.by_row:
     options['axis'] = -1
   models = case['models']
@@ -173,7 +182,9 @@ def ours(case: dict, given: dict[str, np.ndarray], turned: bool = False):
   for name, parameter in merge.parameters.items():
     parameters.setdefault(name, parameter.default)
   values = {n: jnp.asarray(v, jnp.float32) for n, v in parameters.items()}
-  child = merge.function(jnp.stack(stored), *bases, **values, **options)
+  child = _program(merge.name, tuple(options.items()))(
+    jnp.stack(stored), *bases, **values, **drawn
+  )
   return np.asarray(child.T if turn else child, np.float32)
 
 

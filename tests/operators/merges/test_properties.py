@@ -11,7 +11,6 @@ from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import registry
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
-from tests.operators import genomes
 
 P = 4
 MERGES = list(registry.MERGES.values())
@@ -28,27 +27,47 @@ VALUES = {
 }
 
 merges = pytest.mark.parametrize('merge', MERGES, ids=lambda m: m.name)
-drawing = pytest.mark.parametrize(
-  'merge', [m for m in MERGES if m.draws], ids=lambda m: m.name
-)
+
+
+def population(members, dtype=jnp.float32, seed=0):
+  """P genomes of a kernel in each layer and a plain vector."""
+  shapes = {'layers': {'kernel': (2, 4, 3)}, 'plain': (5,)}
+  draw = np.random.default_rng(seed).normal
+  return jax.tree.map(
+    lambda shape: jnp.asarray(draw(size=(members, *shape)), dtype),
+    shapes,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+
+
+def member(dtype=jnp.float32, seed=9):
+  return stack.take(population(1, dtype, seed), 0)
 
 
 def arity(merge):
   return 1 if merge.most == 1 else 2
 
 
-def parameters(merge, members=None):
-  """A little different for every member."""
-  found = {}
-  for name, parameter in merge.parameters.items():
-    value = jnp.asarray(VALUES.get(name, parameter.default), jnp.float32)
-    if parameter.per_model:
-      value = jnp.broadcast_to(value, (2,))[: arity(merge)]
-    if members is not None:
-      steps = jnp.linspace(0.9, 1.0, members, dtype=jnp.float32)
-      value = steps.reshape((members,) + (1,) * value.ndim) * value
-    found[name] = value
-  return found
+def defaults(merge):
+  """All parameters, so that all tests of a merge share its programs."""
+  return {
+    name: jnp.full(
+      (arity(merge),) if p.per_model else (), p.default, jnp.float32
+    )
+    for name, p in merge.parameters.items()
+  }
+
+
+def parameters(merge, members):
+  """Values under which a merge does something, different for every member."""
+  steps = jnp.linspace(0.9, 1.0, members, dtype=jnp.float32)
+
+  def spread(name, default):
+    value = jnp.asarray(VALUES.get(name, default), jnp.float32)
+    value = jnp.broadcast_to(value, default.shape)
+    return steps.reshape((members,) + (1,) * value.ndim) * value
+
+  return {name: spread(name, d) for name, d in defaults(merge).items()}
 
 
 def rows(merge):
@@ -64,48 +83,58 @@ def member_keys():
 
 
 def base_for(merge, dtype=jnp.float32):
-  return genomes.member(dtype, seed=9) if merge.needs_base else None
+  return member(dtype) if merge.needs_base else None
 
 
 @functools.cache
 def lifted(merge):
-  """One program for all tests of a merge."""
+  """One program over members that are spread over devices."""
   return jax.jit(functools.partial(lift.population, merge.name))
 
 
 @functools.cache
 def single(merge):
+  """One program for a child alone."""
   return jax.jit(functools.partial(lift.genome, merge.name))
 
 
-@functools.cache
-def children(merge, dtype=jnp.float32):
+def run_lifted(merge, order=tuple(range(P)), generation=0):
+  mesh = sharding.population_mesh()
+  assert mesh.size == P, 'the tests run on four virtual devices'
+  keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(
+    member_keys(), generation
+  )
+  order = np.asarray(order)
+  placed = {
+    'rows': rows(merge)[order],
+    'keys': keys[order],
+    'parameters': jax.tree.map(lambda x: x[order], parameters(merge, P)),
+  }
+  placed = sharding.place(placed, mesh)
+  shared = jax.device_put(
+    (population(5), base_for(merge)), sharding.replicated(mesh)
+  )
   return lifted(merge)(
-    genomes.population(5, dtype),
-    rows(merge),
+    shared[0],
+    placed['rows'],
+    shared[1],
+    keys=placed['keys'],
+    parameters=placed['parameters'],
+  )
+
+
+@functools.cache
+def children(merge):
+  return run_lifted(merge)
+
+
+def one_child(function, merge, index, dtype=jnp.float32):
+  return function(
+    stack.take(population(5, dtype), rows(merge)[index]),
     base_for(merge, dtype),
-    keys=member_keys(),
-    parameters=parameters(merge, P),
+    key=jax.random.fold_in(member_keys()[index], 0),
+    parameters=jax.tree.map(lambda x: x[index], parameters(merge, P)),
   )
-
-
-def looped(merge):
-  pool, values = genomes.population(5), parameters(merge, P)
-  return stack.stack(
-    [
-      single(merge)(
-        stack.take(pool, rows(merge)[i]),
-        base_for(merge),
-        key=member_keys()[i],
-        parameters=jax.tree.map(lambda x, i=i: x[i], values),
-      )
-      for i in range(P)
-    ]
-  )
-
-
-def assert_same(one, two):
-  jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def assert_close(one, two, tolerance=2e-6):
@@ -121,11 +150,7 @@ def assert_close(one, two, tolerance=2e-6):
   )
 
 
-@pytest.mark.parametrize('dtype', genomes.DTYPES, ids=('f32', 'bf16'))
-@merges
-def test_keeps_shapes_and_types_and_is_finite(merge, dtype):
-  made = children(merge, dtype)
-  like = genomes.population(P, dtype)
+def assert_like(made, like):
   assert jax.tree.structure(made) == jax.tree.structure(like)
   for new, old in zip(*map(jax.tree.leaves, (made, like)), strict=True):
     assert (new.shape, new.dtype) == (old.shape, old.dtype)
@@ -133,77 +158,68 @@ def test_keeps_shapes_and_types_and_is_finite(merge, dtype):
 
 
 @merges
-def test_vmap_over_members_is_a_loop(merge):
-  assert_close(children(merge), looped(merge))
+def test_keeps_shapes_types_and_sharding(merge):
+  assert_like(children(merge), population(P))
+  for leaf in jax.tree.leaves(children(merge)):
+    assert leaf.sharding.spec[0] == sharding.POP
+
+
+@merges
+def test_bf16_is_f32_rounded_once(merge):
+  made = one_child(single(merge), merge, 0, jnp.bfloat16)
+  assert_like(made, member(jnp.bfloat16))
+  if merge.name in ('arcee_fusion', 'sce'):
+    return  # What they choose turns on the last bit.
+  rounded = [
+    jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), tree)
+    for tree in (population(5), member())
+  ]
+  exact = single(merge)(
+    stack.take(rounded[0], rows(merge)[0]),
+    rounded[1] if merge.needs_base else None,
+    key=jax.random.fold_in(member_keys()[0], 0),
+    parameters=jax.tree.map(lambda x: x[0], parameters(merge, P)),
+  )
+  assert_close(made, exact, 2.0**-8)
+
+
+@merges
+def test_members_over_devices_are_a_loop(merge):
+  looped = [one_child(single(merge), merge, i) for i in range(P)]
+  assert_close(children(merge), stack.stack(looped))
 
 
 @merges
 def test_jit_is_eager(merge):
-  pool = genomes.population(5)
-  parents = stack.take(pool, rows(merge)[0])
-  values = jax.tree.map(lambda x: x[0], parameters(merge, P))
+  # One leaf of the genome: its name addresses the same draws.
+  compiled = one_child(single(merge), merge, 0)
+  base = base_for(merge)
   eager = lift.genome(
     merge.name,
-    parents,
-    base_for(merge),
-    key=member_keys()[0],
-    parameters=values,
+    {'plain': population(5)['plain'][rows(merge)[0]]},
+    base and {'plain': base['plain']},
+    key=jax.random.fold_in(member_keys()[0], 0),
+    parameters=jax.tree.map(lambda x: x[0], parameters(merge, P)),
   )
-  assert_close(eager, stack.take(children(merge), jnp.int32(0)))
+  assert_close(eager['plain'], compiled['plain'])
 
 
 @merges
 def test_permuting_members_commutes(merge):
-  order = jnp.asarray([2, 0, 3, 1])
-  permuted = lifted(merge)(
-    genomes.population(5),
-    rows(merge)[order],
-    base_for(merge),
-    keys=member_keys()[order],
-    parameters=jax.tree.map(lambda x: x[order], parameters(merge, P)),
+  order = np.asarray([2, 0, 3, 1])
+  assert_close(
+    run_lifted(merge, order),
+    jax.tree.map(lambda x: x[order], children(merge)),
+    0,
   )
-  assert_same(permuted, stack.take(children(merge), order))
 
 
-@drawing
-def test_chunks_draw_the_same(merge):
-  made = jax.jit(functools.partial(lift.population, merge.name, batch=2))(
-    genomes.population(5),
-    rows(merge),
-    base_for(merge),
-    keys=member_keys(),
-    parameters=parameters(merge, P),
-  )
-  assert_close(made, children(merge))
-
-
-@drawing
+@pytest.mark.parametrize(
+  'merge', [m for m in MERGES if m.draws], ids=lambda m: m.name
+)
 def test_another_key_gives_another_child(merge):
-  made = children(merge)
-  others = lifted(merge)(
-    genomes.population(5),
-    rows(merge),
-    base_for(merge),
-    keys=jax.vmap(jax.random.fold_in, in_axes=(0, None))(member_keys(), 1),
-    parameters=parameters(merge, P),
-  )
-  assert not jax.tree.all(jax.tree.map(np.array_equal, made, others))
-
-
-@merges
-def test_sharded_is_unsharded(merge):
-  mesh = sharding.population_mesh()
-  assert mesh.size == P, 'the tests run on four virtual devices'
-  place = functools.partial(sharding.place, mesh=mesh)
-  made = lifted(merge)(
-    genomes.population(5),
-    place(rows(merge)),
-    base_for(merge),
-    keys=place(member_keys()),
-    parameters=place(parameters(merge, P)) if merge.parameters else {},
-  )
-  assert jax.tree.leaves(made)[0].sharding.spec[0] == sharding.POP
-  assert_close(made, children(merge))
+  others = run_lifted(merge, generation=1)
+  assert not jax.tree.all(jax.tree.map(np.array_equal, children(merge), others))
 
 
 @pytest.mark.parametrize(
@@ -211,12 +227,13 @@ def test_sharded_is_unsharded(merge):
 )
 @pytest.mark.parametrize('chosen', (0, 1))
 def test_all_weight_on_one_parent_gives_that_parent(merge, chosen):
-  pool = genomes.population(2)
+  pool = population(2)
   made = single(merge)(
     pool,
     base_for(merge),
     key=jax.random.key(1),
-    parameters={'weights': jnp.eye(2, dtype=jnp.float32)[chosen]},
+    parameters=defaults(merge)
+    | {'weights': jnp.eye(2, dtype=jnp.float32)[chosen]},
   )
   assert_close(made, stack.take(pool, jnp.int32(chosen)))
 
@@ -225,9 +242,12 @@ def test_all_weight_on_one_parent_gives_that_parent(merge, chosen):
   'merge', [m for m in MERGES if m.idempotent], ids=lambda m: m.name
 )
 def test_equal_parents_give_that_parent(merge):
-  one = genomes.member(seed=3)
+  one = member(seed=3)
   made = single(merge)(
-    stack.stack([one] * arity(merge)), base_for(merge), key=jax.random.key(1)
+    stack.stack([one] * arity(merge)),
+    base_for(merge),
+    key=jax.random.key(1),
+    parameters=defaults(merge),
   )
   assert_close(made, one)
 
@@ -239,8 +259,8 @@ def test_scaling_parents_and_base_scales_the_child(merge):
   def twice(tree):
     return jax.tree.map(lambda x: 2.0 * x, tree)
 
-  pool, base = genomes.population(arity(merge)), base_for(merge)
-  key, values = jax.random.key(1), parameters(merge)
+  pool, base = population(arity(merge)), base_for(merge)
+  key, values = jax.random.key(1), defaults(merge)
   run = functools.partial(single(merge), key=key, parameters=values)
   assert_close(run(twice(pool), base and twice(base)), twice(run(pool, base)))
 

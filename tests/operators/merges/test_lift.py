@@ -1,0 +1,143 @@
+"""How merges of one tensor become merges of genomes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.operators.merges import lift
+from evojax_llm.operators.merges import registry
+from evojax_llm.operators.merges import split
+from evojax_llm.population import leaves
+from tests.operators import genomes
+
+KEY = jax.random.key(2)
+
+
+def test_every_layer_is_a_tensor_of_its_own():
+  parents = genomes.population(2)
+  child = lift.genome('slerp', parents)['layers']['mlp']['a']
+  for layer in range(genomes.LAYERS):
+    alone = registry.MERGES['slerp'].function(
+      parents['layers']['mlp']['a'][:, layer], t=jnp.float32(0.5)
+    )
+    np.testing.assert_allclose(child[layer], alone, rtol=1e-6)
+
+
+def test_rows_follow_the_orientation_of_the_leaf():
+  shape = (2, 4, 6)
+  x = jax.random.normal(KEY, shape, jnp.float32)
+  tree = {'kernel': x, 'embedding': x, 'scale': x[:, 0]}
+  child = lift.genome('nuslerp', tree, span='row')
+  function = registry.MERGES['nuslerp'].function
+  w = jnp.float32(1.0)
+  for name, axis in (('kernel', -2), ('embedding', -1), ('scale', -1)):
+    alone = function(tree[name], weights=w, span='row', axis=axis)
+    np.testing.assert_allclose(child[name], alone, rtol=1e-6)
+  assert not np.allclose(child['kernel'], child['embedding'])
+
+
+@pytest.mark.parametrize(
+  'keys, rank, axis',
+  [
+    (('layers', 'mlp', 'up_proj', 'kernel'), 2, -2),
+    (('layers', 'mlp', 'up_proj', 'a'), 2, -2),
+    (('layers', 'norm', 'scale'), 1, -1),
+    (('embedder', 'embedding'), 2, -1),
+    (('kernel',), 1, -1),
+  ],
+)
+def test_row_axis(keys, rank, axis):
+  path = tuple(map(jax.tree_util.DictKey, keys))
+  assert leaves.row_axis(path, rank) == axis
+  assert leaves.name(path) == '/'.join(keys)
+
+
+def chosen(method):
+  """Which of three parents each matrix of a genome comes from."""
+  parents = {
+    'layers': {
+      m: {
+        f: jnp.broadcast_to(
+          jnp.arange(3, dtype=jnp.float32)[:, None, None, None], (3, 20, 2, 2)
+        )
+        for f in 'ab'
+      }
+      for m in ('up', 'down')
+    }
+  }
+  child = lift.genome(method, parents, key=KEY)['layers']
+  for module in child.values():
+    for leaf in module.values():
+      assert np.all(leaf == leaf[:, :1, :1])
+  return {(m, f): np.asarray(child[m][f][:, 0, 0]) for m in child for f in 'ab'}
+
+
+def test_both_factors_come_from_the_same_parent():
+  found = chosen('uniform_matrix')
+  np.testing.assert_array_equal(found['up', 'a'], found['up', 'b'])
+  assert np.any(found['up', 'a'] != found['down', 'a'])
+  assert set(found['up', 'a']) == {0.0, 1.0, 2.0}
+
+
+def test_a_layer_comes_from_one_parent():
+  found = chosen('uniform_layer')
+  for layers in found.values():
+    np.testing.assert_array_equal(layers, found['up', 'a'])
+  assert set(found['up', 'a']) == {0.0, 1.0, 2.0}
+
+
+def test_one_point_of_the_line_for_the_whole_genome():
+  parents = jax.tree.map(
+    lambda x: jnp.stack([jnp.ones_like(x), jnp.zeros_like(x)]),
+    genomes.member(),
+  )
+  child = lift.genome('extrapolate', parents, key=KEY)
+  values = np.concatenate([np.ravel(x) for x in jax.tree.leaves(child)])
+  assert len(set(values.tolist())) == 1 and 0.0 <= values[0] < 2.0
+
+
+def test_split_of_a_whole_genome_has_one_angle_and_one_place():
+  parents = genomes.population(2)
+  child = lift.genome(
+    'split_slerp',
+    parents,
+    parameters={'t': jnp.float32(0.3), 'split': jnp.float32(0.4)},
+    span='genome',
+  )
+  x, y = (
+    np.concatenate([np.ravel(leaf[i]) for leaf in jax.tree.leaves(parents)])
+    for i in (0, 1)
+  )
+  angle = np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+  near, far = np.sin(0.7 * angle), np.sin(0.3 * angle)
+  before = np.arange(x.size) < np.float32(0.4) * x.size
+  expected = np.where(before, near * x + far * y, far * x + near * y)
+  made = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(child)])
+  np.testing.assert_allclose(
+    made, expected / np.sin(angle), rtol=2e-5, atol=1e-6
+  )
+
+
+def test_split_at_the_end_is_slerp():
+  parents = genomes.population(2)['coefficients']
+  t, one = jnp.float32(0.3), jnp.float32(1.0)
+  np.testing.assert_allclose(
+    split.split_slerp(parents, t=t, split=one),
+    registry.MERGES['slerp'].function(parents, t=t),
+    rtol=1e-5,
+  )
+
+
+def test_a_sweep_does_not_recompile():
+  parents, base = genomes.population(2), genomes.member(seed=9)
+  traced = []
+
+  @jax.jit
+  def run(values):
+    traced.append(None)
+    return lift.genome('ties', parents, base, parameters=values)
+
+  for density in (0.2, 0.5, 1.0):
+    run({'density': jnp.float32(density), 'weights': jnp.ones(2)})
+  assert len(traced) == 1
