@@ -136,7 +136,8 @@ def device_budget(device: jax.Device) -> int:
     return int(_SHARE_OF_MEMORY * stats['bytes_limit'])
   try:
     pages, size = os.sysconf('SC_AVPHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
-    return int(_SHARE_OF_MEMORY * pages * size)
+    # CPU devices are parts of one machine and share its memory.
+    return int(_SHARE_OF_MEMORY * pages * size / device.client.device_count())
   except (ValueError, OSError):
     return 4 << 30
 
