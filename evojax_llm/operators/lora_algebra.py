@@ -71,9 +71,10 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   """The nearest adapter of rank R, and how far it is.
 
-  With a = Q_a R_a and b^T = Q_b R_b, the singular values of a b are those of
-  the small matrix R_a R_b^T. The columns of the new a are orthonormal; b holds
-  the singular values, so that its size is the adapter's mass.
+  With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of
+  a b are those of the small matrix R_a R_b^T. The columns of the new a are
+  orthonormal; b holds the singular values, so that its size is the adapter's
+  mass.
 
   Args:
     adapter: adapter tree of any rank; smaller ones are filled up with zeros.
@@ -112,8 +113,8 @@ def _compress(node, rank):
   if not lora.is_factors(node):
     return node, jnp.float32(0.0)
   a, b = node['a'], node['b']
-  left, core_a = jnp.linalg.qr(a.astype(jnp.float32))
-  right, core_b = jnp.linalg.qr(jnp.swapaxes(b, -1, -2).astype(jnp.float32))
+  left, core_a = _orthonormal(a.astype(jnp.float32))
+  right, core_b = _orthonormal(jnp.swapaxes(b, -1, -2).astype(jnp.float32))
   core = _matmul(core_a, jnp.swapaxes(core_b, -1, -2))
   u, values, vt = jnp.linalg.svd(core, full_matrices=False)
   kept = min(rank, values.shape[-1])
@@ -131,6 +132,32 @@ def _compress(node, rank):
     'a': jnp.pad(new_a, [*no_pad, (0, missing)]).astype(a.dtype),
     'b': jnp.pad(new_b, [*no_pad[1:], (0, missing), (0, 0)]).astype(b.dtype),
   }, error
+
+
+def _orthonormal(x):
+  """Q (..., n, k), whose columns are orthonormal, and R with x = Q R.
+
+  By the small matrix x^T x, which costs products alone (Stathopoulos and Wu,
+  "A block orthogonalization procedure with constant synchronization
+  requirements", 2002); LAPACK's QR takes one thread and one matrix at a time.
+  One pass is inexact where columns nearly depend on one another, as those of
+  experts of one origin do; the passes after it repair that. x = Q R holds all
+  along, as no direction is dropped.
+  """
+  k = x.shape[-1]
+  core = jnp.broadcast_to(jnp.eye(k, dtype=jnp.float32), (*x.shape[:-2], k, k))
+  for _ in range(3):
+    gram = _matmul(jnp.swapaxes(x, -1, -2), x)
+    lengths = jnp.sqrt(jnp.diagonal(gram, axis1=-2, axis2=-1))
+    lengths = jnp.where(lengths > 0.0, lengths, 1.0)
+    values, vectors = jnp.linalg.eigh(
+      gram / (lengths[..., :, None] * lengths[..., None, :])
+    )
+    roots = jnp.sqrt(jnp.maximum(values, k * jnp.finfo(jnp.float32).eps))
+    x = _matmul(x, vectors / (lengths[..., :, None] * roots[..., None, :]))
+    turned = jnp.swapaxes(vectors, -1, -2) * lengths[..., None, :]
+    core = _matmul(roots[..., :, None] * turned, core)
+  return x, core
 
 
 def _matmul(one, two):
