@@ -87,7 +87,8 @@ def population(
     rows: (M, k) i32 places of the parents in the pool.
     base: one genome, shared.
     keys: (M,) typed keys, for methods that draw.
-    parameters: as in `genome`, every array with M in front.
+    parameters: as in `genome`, every array with M in front; a number counts
+      for all children.
     batch: so many children at a time, which bounds the memory for parents
       gathered from the pool; all of them by default.
     **options: static choices of the table.
@@ -96,17 +97,33 @@ def population(
     M genomes, leaves (M, ...).
 
   Raises:
-    ValueError: as in `genome`.
+    ValueError: as in `genome`, or if an array does not have M in front.
   """
 
   def child(row, key, values):
     parents = jax.tree.map(lambda leaf: leaf[row], pool)
     return genome(method, parents, base, key=key, parameters=values, **options)
 
-  each = (rows, keys, dict(parameters or {}))
+  values = jax.tree.map(
+    lambda value: _by_child(value, rows.shape[0]), dict(parameters or {})
+  )
+  each = (rows, keys, values)
   if batch is None:
     return jax.vmap(child)(*each)
   return jax.lax.map(lambda one: child(*one), each, batch_size=batch)
+
+
+def _by_child(value, children):
+  """An array (M, ...) of a parameter."""
+  value = jnp.asarray(value, jnp.float32)
+  if not value.ndim:
+    return jnp.broadcast_to(value, (children,))
+  if value.shape[0] != children:
+    raise ValueError(
+      f'Got a parameter of shape {value.shape} for {children} children; '
+      'expected a number for all of them, or their number in front.'
+    )
+  return value
 
 
 def _merge_leaf(merge, options, key, parameters, index, path, parents, *base):

@@ -141,3 +141,24 @@ def test_a_sweep_does_not_recompile():
   for density in (0.2, 0.5, 1.0):
     run({'density': jnp.float32(density), 'weights': jnp.ones(2)})
   assert len(traced) == 1
+
+
+def test_a_number_counts_for_all_children_and_an_array_for_each():
+  pool, base = genomes.population(4), genomes.population(1)
+  base = jax.tree.map(lambda leaf: leaf[0], base)
+  rows = jnp.asarray([[0, 1], [2, 3], [1, 2]])
+  lambdas = jnp.asarray([1.0, 0.5, 2.0])
+
+  def children(**parameters):
+    return lift.population(
+      'task_arithmetic', pool, rows, base, parameters=parameters
+    )
+
+  one, each = children(lambda_=0.5), children(lambda_=lambdas)
+  for alone, together in zip(
+    jax.tree.leaves(one), jax.tree.leaves(each), strict=True
+  ):
+    np.testing.assert_allclose(alone[1], together[1], rtol=1e-6)
+    assert not np.allclose(alone[0], together[0])
+  with pytest.raises(ValueError, match='3 children'):
+    children(weights=jnp.ones(2))
