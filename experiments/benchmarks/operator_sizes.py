@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators import noise
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 # (in, out) of the matrices of a layer.
@@ -68,20 +69,20 @@ def _make(size, key):
   flat, structure = jax.tree.flatten(
     size.shapes(), is_leaf=lambda node: isinstance(node, tuple)
   )
-  leaves = [
+  drawn = [
     noise.normal(noise.words(key, i, (size.members, *shape))[0])
     for i, shape in enumerate(flat)
   ]
-  return jax.tree.unflatten(structure, leaves)
+  return jax.tree.unflatten(structure, drawn)
 
 
 def elements(genome: stack.Genome, *, second_only: bool = False) -> int:
-  """Numbers in a tree, or in its factors B."""
-  flat = jax.tree_util.tree_flatten_with_path(genome)[0]
+  """Numbers in a tree, or in its factors B if it has some."""
+  second_only = second_only and leaves.has_factors(genome)
   return sum(
     jnp.size(leaf)
-    for path, leaf in flat
-    if not second_only or getattr(path[-1], 'key', None) == 'b'
+    for path, leaf in jax.tree_util.tree_flatten_with_path(genome)[0]
+    if not second_only or leaves.is_second_factor(path)
   )
 
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import operator_peers
@@ -72,6 +73,17 @@ def test_sizes_are_those_of_gemma_2_2b():
   )
   layer = operator_sizes.SIZES['layer4']
   assert 77_856_768 == sum(i * o for i, o in layer.matrices.values())
+
+
+def test_what_scales_the_mass_touches_b_alone_where_there_is_one():
+  for name, share in (('tiny', 28 / 60), ('layer', 1)):
+    genome = {
+      'tiny': {'layers': {'q': {'a': jnp.ones((4, 8)), 'b': jnp.ones((4, 7))}}},
+      'layer': {'layers': {'q': {'kernel': jnp.ones((4, 7))}}},
+    }[name]
+    whole = operator_sizes.elements(genome)
+    touched = operator_sizes.elements(genome, second_only=True)
+    assert touched / whole == pytest.approx(share)
 
 
 def test_mergekit_is_asked_for_every_matrix(tmp_path):
