@@ -44,6 +44,7 @@ from evojax_llm.fitness.evaluation import Evaluator
 from evojax_llm.fitness.evaluation import Scores
 from evojax_llm.fitness.forms import FORMS
 from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.tasks import Rules
 from evojax_llm.fitness.tasks import load_task
 from evojax_llm.gemma import hub
 from evojax_llm.gemma import peft
@@ -297,7 +298,7 @@ def _tasks() -> list[Task]:
   """The tasks of the flags, or a pocket task of each kind."""
   files = [f for f in (_LIKELIHOOD.value, _GENERATION.value) if f]
   files = files or [pocket.task_file(name) for name in _POCKET_TASKS]
-  tasks = [load_task(file, allow_overlap=True) for file in files]
+  tasks = [load_task(file, Rules(allow_overlap=True)) for file in files]
   if _MAX_NEW.value:
     tasks = [
       dataclasses.replace(

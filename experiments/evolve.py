@@ -81,7 +81,7 @@ def main(_: Sequence[str]) -> None:
     inputs = {
       'model': record.fingerprint(files.model),
       'adapters': [record.fingerprint(folder) for folder in files.adapters],
-      'tasks': [record.fingerprint(file) for file in files.tasks],
+      'tasks': [task.fingerprint() for task in problem.tasks],
     }
     run = record.RunFolder(workdir, config.to_dict(), inputs)
 
@@ -103,7 +103,9 @@ def main(_: Sequence[str]) -> None:
     bar = progress.Progress(
       config.strategy.generations,
       tokens=lambda: ledger.prompt_tokens + ledger.new_tokens,
+      percent=evaluator.objective.percent,
     )
+    results.normalise(run, evaluator, problem)
     baselines = results.score_baselines(run, evaluator, problem, bar)
     if found:
       bar.resume(generation, float(state.best.fitness))
@@ -144,7 +146,8 @@ def main(_: Sequence[str]) -> None:
         before = bar.tokens()
         with watch.phase('checkpoint'):
           run.checkpoints.save(done.number, state)
-        bar.generation(done.number, done.best_fitness, results.line(done))
+        line = results.line(done, evaluator.objective.percent)
+        bar.generation(done.number, done.best_fitness, line)
 
     results.finish(
       run, evaluator, problem, str(files.model), baselines, state, name, bar

@@ -6,6 +6,7 @@ populations without compiling again.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
 from typing import Any
@@ -16,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.fitness import forms
+from evojax_llm.fitness import objectives
 from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness import programs
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import splits
+from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.ledger import Ledger
+from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.fitness.scores import Matcher
 from evojax_llm.fitness.scores import Scores
@@ -47,8 +51,10 @@ class Evaluator:
     tokenizer: encodes prompts and decodes answers.
     tasks: K tasks with distinct names.
     weights: (K,) weights of the tasks in the fitness; equal by default.
+    objective: what makes fitness of the tasks' scores: a name of `objectives`.
     chat: put prompts through the chat template.
-    limits: items of a split and task to use, by split; all by default.
+    limits: items of each task to use, by split: one number for all tasks, or
+      one for each; None for all items.
     draw: seed of the choice of items where there is a limit.
     dtype: type of activations and cache.
     form: 'auto', 'batched' or 'folded' (see `forms`).
@@ -60,7 +66,7 @@ class Evaluator:
     devices: devices to spread the members over; all by default.
 
   Raises:
-    ValueError: no tasks, repeated names, or bad weights.
+    ValueError: no tasks, repeated names, bad weights, limits or objective.
   """
 
   def __init__(
@@ -71,8 +77,9 @@ class Evaluator:
     tasks: Sequence[Task],
     *,
     weights: Sequence[float] | None = None,
+    objective: str = 'weighted_mean',
     chat: bool = False,
-    limits: dict[str, int | None] | None = None,
+    limits: Mapping[str, int | None | Sequence[int | None]] | None = None,
     draw: int = 0,
     dtype: Any = jnp.float32,
     form: str = 'auto',
@@ -92,7 +99,10 @@ class Evaluator:
     self.config, self.tokenizer, self.tasks = config, tokenizer, list(tasks)
     self.weights = _weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
-    self.limits = limits or {}
+    self.limits = {
+      split: _limits(limit, len(tasks))
+      for split, limit in (limits or {}).items()
+    }
     self.max_length = max_length or config.max_position_embeddings
     self.ledger = Ledger()
     self.plan: planning.Plan | None = None
@@ -110,7 +120,29 @@ class Evaluator:
     self._splits: dict[str, splits.Split] = {}
     self._compiled: dict[tuple, Callable] = {}
     self._express: dict[int, tuple[Space, Callable]] = {}
-    self._matcher = Matcher(self.tasks, self.weights, tokenizer)
+    metrics = [scorer_of(task) for task in self.tasks]
+    self._matcher = Matcher(
+      self.tasks,
+      objectives.make_objective(objective, self.weights, metrics),
+      tokenizer,
+    )
+
+  @property
+  def objective(self) -> objectives.Objective:
+    """What makes fitness of the tasks' scores."""
+    return self._matcher.objective
+
+  def normalise_by(self, experts: np.ndarray) -> None:
+    """Gives the objective the experts' scores (N, K), where it needs them."""
+    self._matcher.objective = self.objective.normalised_by(experts)
+
+  def items(self, split: str) -> list[tuple[Item, ...]]:
+    """The items of each task that are scored: its limit's choice of a split."""
+    limits = self.limits.get(split, (None,) * len(self.tasks))
+    return [
+      task.subset(split, limit, self.draw)
+      for task, limit in zip(self.tasks, limits, strict=True)
+    ]
 
   def prepare(
     self, members: int, member_bytes: int, population_bytes: int | None = None
@@ -206,26 +238,24 @@ class Evaluator:
     other.draw = draw
     other._items, other._splits = {}, {}
     for split in self._splits:
-      if self.limits.get(split) is None:
+      if not any(self.limits.get(split, ())):
         other._items[split] = self._items[split]
         other._splits[split] = self._splits[split]
     return other
 
   def _encoded(self, split: str) -> list[list[prompts.EncodedItem]]:
     if split not in self._items:
-      limit = self.limits.get(split)
       self._items[split] = [
         list(
           prompts.encode_items(
-            task,
-            task.subset(split, limit, self.draw),
-            self.tokenizer,
-            self.chat,
-            self.max_length,
+            task, items, self.tokenizer, self.chat, self.max_length
           )
         )
-        for task in self.tasks
+        for task, items in zip(self.tasks, self.items(split), strict=True)
       ]
+      self.ledger.truncated += sum(
+        item.truncated > 0 for task in self._items[split] for item in task
+      )
     return self._items[split]
 
   def _split(self, split: str) -> splits.Split:
@@ -309,6 +339,19 @@ def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
       'all 0.'
     )
   return (w / w.sum()).astype(np.float32)
+
+
+def _limits(
+  limit: int | None | Sequence[int | None], count: int
+) -> tuple[int | None, ...]:
+  """One limit for each task."""
+  limits = limit if isinstance(limit, Sequence) else (limit,) * count
+  if len(limits) != count or any(n is not None and n < 1 for n in limits):
+    raise ValueError(
+      f'limits are {limit}; expected a number of at least 1 for all {count} '
+      'tasks, or one for each.'
+    )
+  return tuple(limits)
 
 
 def _bytes(tree: Any) -> int:

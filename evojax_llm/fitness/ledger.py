@@ -14,6 +14,8 @@ class Ledger:
     members: members scored.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
+    truncated: prompts that were cut from the left to fit, of all splits that
+      were encoded.
     programs: programs compiled.
     seconds: wall time by purpose: 'compile', 'score' (device work, waited
       for), 'host' (matching answers).
@@ -22,6 +24,7 @@ class Ledger:
   members: int = 0
   prompt_tokens: int = 0
   new_tokens: int = 0
+  truncated: int = 0
   programs: int = 0
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 

@@ -128,13 +128,13 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
     assert set(row['dev']['tasks']) == set(row['test']['tasks']) == {'a', 'b'}
     assert row['dev']['tasks']['a']['items'] == 30
     assert row['test']['tasks']['a']['items'] == 12
-    mean = row['test']['mean']
-    assert 0 <= mean['low'] <= mean['accuracy'] <= mean['high'] <= 1
+    mean = row['test']['fitness']
+    assert 0 <= mean['low'] <= mean['score'] <= mean['high'] <= 1
   members = {row['id']: row for row in lines(folder / 'members.jsonl')}
   best = summary['best']['id']
   assert members[best]['fitness'] == max(m['fitness'] for m in members.values())
   evolved = summary['rows'][-1]
-  assert evolved['dev']['mean']['accuracy'] == pytest.approx(
+  assert evolved['dev']['fitness']['score'] == pytest.approx(
     members[best]['fitness'], abs=1e-5
   )
   assert evolved['evaluations'] == len(members)
@@ -267,7 +267,7 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['failed'] > 0
   assert summary['rows'][1]['detail'] == 'good'
-  assert summary['rows'][-1]['dev']['mean']['accuracy'] is not None
+  assert summary['rows'][-1]['dev']['fitness']['score'] is not None
   failed = [
     row
     for row in lines(tmp_path / 'run' / 'members.jsonl')
