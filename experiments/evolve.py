@@ -11,10 +11,10 @@ Without flags: GENOME+ on the pocket model and its experts. --config names a
 file with all settings, and --config.x=... changes one of them.
 
 The run folder (a new one below runs/ without --workdir) gets config.json,
-metrics.jsonl, members.jsonl, checkpoints/ and, at the end, best/ (a PEFT
-adapter), summary.json, summary.md and curve.png. A run that was interrupted,
-at whatever moment, goes on when the same command is given with the same
---workdir, and ends as it would have.
+metrics.jsonl, members.jsonl, items/, checkpoints/ and, at the end, best/ (a
+PEFT adapter), summary.json, summary.md and curve.png. A run that was
+interrupted, at whatever moment, goes on when the same command is given with the
+same --workdir, and ends as it would have.
 
 The search sees the tasks' dev items. The test items are read once, at the end,
 for the best member by dev and for the baselines.
@@ -110,11 +110,15 @@ def main(_: Sequence[str]) -> None:
     if found:
       bar.resume(generation, float(state.best.fitness))
 
+    scored = None
+
     def score(population, members):
+      nonlocal scored
       bar.begin(len(members))
-      return evaluator.evaluate(
+      scored = evaluator.evaluate(
         problem.space, population, members, 'dev', progress=bar.update
       )
+      return scored
 
     with (
       progress.Stopwatch() as watch,
@@ -135,6 +139,7 @@ def main(_: Sequence[str]) -> None:
       before = bar.tokens()
       for state, done in rounds:
         # Records first: a checkpoint stands for the lines up to its own.
+        run.items.append(done.number, done.ids, scored)
         run.write(
           record.member_rows(
             done, strategy.operator_names, problem.task_names, origins

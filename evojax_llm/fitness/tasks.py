@@ -166,7 +166,7 @@ def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
       'on a machine where that is fine.'
     )
   _check_overlap(task, task, rules.allow_overlap)
-  if len(task.dev) < _SMALL_DEV:
+  if 0 < len(task.dev) < _SMALL_DEV:
     logging.warning(
       '%s: only %d dev items; the standard error of an accuracy is up to %.1f '
       'points, and a search fits the luck of the draw.',

@@ -13,6 +13,7 @@ import pytest
 from evojax_llm import checkpoint
 from evojax_llm import record
 from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.gemma import hub
 from evojax_llm.gemma import peft
 from evojax_llm.strategies import genome
@@ -89,6 +90,7 @@ def test_a_run_leaves_its_records(finished):
     'checkpoints',
     'config.json',
     'curve.png',
+    'items',
     'lock',
     'members.jsonl',
     'metrics.jsonl',
@@ -140,6 +142,18 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
   assert evolved['evaluations'] == len(members)
   assert summary['lineage'][-1]['id'] == best
   assert '![fitness by generation]' in (folder / 'summary.md').read_text()
+
+
+def test_what_members_did_on_items_makes_their_scores(finished):
+  folder, _ = finished
+  members = lines(folder / 'members.jsonl')
+  log = ItemLog(folder / 'items')
+  for task in ('a', 'b'):
+    ids, items, values = log.matrix(task)
+    assert ids.tolist() == [row['id'] for row in members]
+    assert len(items) == 30
+    scores = [row['tasks'][task] for row in members]
+    np.testing.assert_allclose(values.mean(axis=1), scores, atol=1e-6)
 
 
 def test_test_is_read_once_and_at_the_end(finished):

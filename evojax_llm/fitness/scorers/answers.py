@@ -8,7 +8,7 @@ _LEAD_IN = re.compile(
   r'(?:final\s+|correct\s+)?answer(?:\s+is\b\s*:?|\s*:)\s*',
   re.IGNORECASE,
 )
-_MARK = re.compile(r'\banswer\s*:[ \t*]*([^\n]*)', re.IGNORECASE)
+_MARK = re.compile(r'\banswer\s*:\**[ \t]*([^\n]*)', re.IGNORECASE)
 _CLAUSE_END = re.compile(r'[.,;:!?](?=\s|$)')
 _ENDING = '.,;:!'
 _WRAPPERS = (

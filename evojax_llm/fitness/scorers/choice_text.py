@@ -35,10 +35,10 @@ from evojax_llm.fitness.scorers.base import Verdict
 
 PARSES = ('strict', 'model_swarms', 'evogm', 'genome')
 _STATED = re.compile(r'\banswer(?:\s+is\b\s*:?|\s*:)\s*([^\n]*)', re.IGNORECASE)
-_OPENING = r'[\s*_`"\'(\[{]*(?:option\s+|choice\s+)?[*_`"\'(\[{]*'
+_OPENING = r'[\s*_`"\'(\[{]*(?:(?i:option|choice)\s+)?[*_`"\'(\[{]*'
 _AFTER = (
-  r'(?=[\s*_`"\')\]}.,;:!]*$|[*_`"\']*[)\]}.,;:](?!\d)'
-  r'|\s+(?:because|since|as|which|and)\b)'
+  r'(?=[\s*_`"\')\]}.,;:!]*$|[*_`"\']*[)\]}.:](?!\d)'
+  r'|,?\s+(?:because|since|as|which|and)\b)'
 )
 
 

@@ -105,6 +105,7 @@ def normalised(text: str) -> str:
   text = _SHORT_FRAC.sub(_braced, text)
   text = _MIXED_FRAC.sub(r'\\frac\1{\2}', text)
   text = _SHORT_ROOT.sub(r'\\sqrt{\1}', text)
+  text = re.sub(r'([_^])\{(\w)\}', r'\1\2', text)
   text = _NAMED.sub('', text)
   text = re.sub(r'(^|[^\d])\.(?=\d)', r'\g<1>0.', text)
   return _SLASH.sub(r'\1\\frac{\2}{\3}', text).rstrip('.')
