@@ -39,11 +39,11 @@ import numpy as np
 from evojax_llm import pocket
 from evojax_llm.fitness import batches
 from evojax_llm.fitness import prompts
-from evojax_llm.fitness import scorers
 from evojax_llm.fitness.evaluation import Evaluator
 from evojax_llm.fitness.evaluation import Scores
 from evojax_llm.fitness.forms import FORMS
 from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.scorers.table import score_text
 from evojax_llm.fitness.tasks import Rules
 from evojax_llm.fitness.tasks import load_task
 from evojax_llm.gemma import hub
@@ -244,7 +244,7 @@ class Workload:
       gap = np.abs(np.asarray(values) - found).max()
       return f'log-likelihoods differ by at most {gap:.1e}'
     same = [
-      scorers.score_generation(self._task, item, self._tokenizer.decode(ids))[0]
+      score_text(self._task, item, self._tokenizer.decode(ids)).prediction
       == prediction
       for answers, predictions in zip(found, ours.predictions, strict=True)
       for item, ids, prediction in zip(

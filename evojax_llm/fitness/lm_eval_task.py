@@ -102,7 +102,7 @@ def load(name: str, rules: Any) -> Task:
     from lm_eval.tasks import TaskManager
   except ImportError as error:
     raise TaskError(
-      f"lm_eval:{name}: lm-evaluation-harness is not installed; expected the "
+      f'lm_eval:{name}: lm-evaluation-harness is not installed; expected the '
       "extra 'lm_eval' (pip install 'evojax_llm[lm_eval]')."
     ) from error
   where, _, metric = name.partition(':')

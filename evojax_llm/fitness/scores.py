@@ -209,7 +209,9 @@ class Matcher:
       maximise=scorer.maximise,
       binary=scorer.binary,
       ids=[item.id for item in items],
-      values=np.array([[v.value for v in row] for row in verdicts], np.float32),
+      values=np.array(
+        [[v.value for v in row] for row in verdicts], np.float32
+      ).reshape(len(verdicts), len(places)),
       predictions=[[v.prediction for v in row] for row in verdicts],
       loglikelihoods=likelihoods,
     )

@@ -17,7 +17,7 @@ PAIRS = (
   ('the cat sat on the mat', ('the cat sat on the mat',)),
   ('the cat sat on a mat .', ('the cat is on the mat.', 'a cat sat on a mat')),
   ('It cost $1,000.50, i.e. too much!', ('It cost $1,000.50 - too much.',)),
-  ('well-known "quotes" &amp; so on', ('well known &quot;quotes&quot; & so on',)),
+  ('well-known "quotes" &amp; so', ('well known &quot;quotes&quot; & so',)),
   ('a', ('a b c d e f',)),
   ('', ('nothing was said',)),
   ('entirely different words here', ('no overlap at all in this one',)),

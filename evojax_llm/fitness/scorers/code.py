@@ -67,9 +67,7 @@ class CodeTests(Scorer):
     code = self.find_code(answer.text)
     if not code.strip():
       return Verdict(None, 0.0)
-    before = item.question + '\n' if self.continues else ''
-    if self.continues and not _FENCE.search(answer.text):
-      before = item.question
+    before = _beginning(item.question, code) if self.continues else ''
     program = '\n\n'.join([before + code, *item.golds])
     outcome = sandbox.run(program, self.timeout, self.memory)
     return Verdict(code, float(outcome.passed))
@@ -85,6 +83,18 @@ class CodeTests(Scorer):
       return _longest_code(text)
     block = _FENCE.search(text)
     return block.group(1) if block else text
+
+
+def _beginning(question: str, code: str) -> str:
+  """What of a question stands before code that goes on with it.
+
+  Code that defines the question's last function anew follows what stands
+  before that function.
+  """
+  last = list(re.finditer(r'^def (\w+)', question, re.MULTILINE))
+  if last and re.search(rf'^def {last[-1].group(1)}\b', code, re.MULTILINE):
+    return question[: last[-1].start()]
+  return question
 
 
 def _longest_code(text: str) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.scorers import abstain
@@ -22,7 +23,10 @@ from evojax_llm.fitness.scorers import regex
 from evojax_llm.fitness.scorers import reward
 from evojax_llm.fitness.scorers import rouge
 from evojax_llm.fitness.scorers import translation
+from evojax_llm.fitness.scorers.answers import cut_at_stop
+from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.scorers.base import Scorer
+from evojax_llm.fitness.scorers.base import Verdict
 from evojax_llm.fitness.scorers.language import Gated
 
 SCORERS: dict[str, type[Scorer]] = {
@@ -93,3 +97,9 @@ def scorer_of(task: Task) -> Any:
       f'{", ".join(KINDS)}.'
     )
   return _cached(task.kind, task.options)
+
+
+def score_text(task: Task, item: Item, text: str) -> Verdict:
+  """The verdict on a generated text, cut at the task's stop strings."""
+  answer = Answer((cut_at_stop(text, task.format.stop),))
+  return scorer_of(task).score(item, answer)
