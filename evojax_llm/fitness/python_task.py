@@ -131,7 +131,9 @@ def load(name: str, rules: Any) -> Task:
   task = kind()
   scorer = None
   if kind.score is not PythonTask.score:
-    scorer = FunctionScorer(task.score, task.metric, task.maximise)
+    scorer = FunctionScorer(
+      function=task.score, metric=task.metric, maximise=task.maximise
+    )
   top = {
     'name': task.name or key.lower(),
     'dev': list(task.dev()),
