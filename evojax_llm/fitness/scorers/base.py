@@ -135,7 +135,7 @@ _PLAIN = {'str': str, 'int': int, 'float': (int, float), 'bool': bool}
 
 def _check_type(field: dataclasses.Field, value: Any) -> None:
   """Refuses an option of another type, or a number below its least value."""
-  name = field.type if isinstance(field.type, str) else field.type.__name__
+  name = getattr(field.type, '__name__', field.type)
   kind = _PLAIN.get(name)
   if kind is not None and (
     not isinstance(value, kind) or (isinstance(value, bool) and name != 'bool')
