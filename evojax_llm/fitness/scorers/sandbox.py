@@ -19,7 +19,7 @@ _CHILD = pathlib.Path(__file__).with_name('sandbox_child.py')
 _NOT_RUN = 3
 
 
-class SandboxError(RuntimeError):
+class SandboxError(ValueError):
   """The limits cannot be set on this machine, so nothing was run."""
 
 
