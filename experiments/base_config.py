@@ -89,6 +89,9 @@ def make() -> config_dict.ConfigDict:
   # Items of each task that the search sees, and a seed that chooses them.
   config.dev_limit = config_dict.placeholder(int)
   config.dev_draw = 0
+  # Other dev items in every generation, of which dev_limit says how many; who
+  # lives on is scored again on them. Needs a limit to choose by.
+  config.resample = False
   config.test_limit = config_dict.placeholder(int)
   # The same, one number for each task; () for those above.
   config.dev_limits = ()

@@ -110,12 +110,16 @@ def main(_: Sequence[str]) -> None:
     if found:
       bar.resume(generation, float(state.best.fitness))
 
-    scored = None
+    drawn, scored = evaluator, None
+
+    def redraw(number):
+      nonlocal drawn
+      drawn = evaluator.redraw(results.draw_of(config.dev_draw, number))
 
     def score(population, members):
       nonlocal scored
       bar.begin(len(members))
-      scored = evaluator.evaluate(
+      scored = drawn.evaluate(
         problem.space, population, members, 'dev', progress=bar.update
       )
       return scored
@@ -133,6 +137,7 @@ def main(_: Sequence[str]) -> None:
         generations=config.strategy.generations,
         patience=config.strategy.patience,
         state=state,
+        redraw=redraw if config.resample else None,
         phase=watch.phase,
       )
       del first  # its memory is wanted for the search
@@ -154,6 +159,8 @@ def main(_: Sequence[str]) -> None:
         line = results.line(done, evaluator.objective.percent)
         bar.generation(done.number, done.best_fitness, line)
 
+    if config.resample:
+      state = results.on_first_items(evaluator, problem, state)
     results.finish(
       run, evaluator, problem, str(files.model), baselines, state, name, bar
     )

@@ -143,6 +143,11 @@ def _check(config: Any) -> None:
       raise CommandError(
         f'Got config.{name}={value}; expected {least} or more.'
       )
+  if config.resample and not (config.dev_limit or any(config.dev_limits)):
+    raise CommandError(
+      'config.resample chooses other dev items in every generation: say how '
+      'many with config.dev_limit.'
+    )
   if config.seed >= 1 << 32:
     raise CommandError(f'Got config.seed={config.seed}; expected 32 bits.')
   for name, value, known in (
@@ -210,6 +215,7 @@ def make_strategy(config: Any, problem: Problem) -> Any:
 
   from evojax_llm.strategies import coefficient_search
   from evojax_llm.strategies import registry
+  from evojax_llm.strategies.stock import Stock
 
   name, size = config.strategy.name, config.strategy.population
   options = dict(config.strategy.options)
@@ -224,11 +230,18 @@ def make_strategy(config: Any, problem: Problem) -> Any:
           f'{name} searches coefficients: set config.space=coefficients.'
         )
       num_experts = len(problem.space.names)
-      return searches[name](size, num_experts, **options)
-    genome = jax.eval_shape(
-      lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
+      strategy = searches[name](size, num_experts, **options)
+    else:
+      genome = jax.eval_shape(
+        lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
+      )
+      strategy = registry.make_strategy(name, size, genome, **options)
+  if config.resample and isinstance(strategy, Stock):
+    raise CommandError(
+      f"{name} is one of evosax's algorithms, which keep scores of their own "
+      'that cannot be made anew on other items: leave config.resample off.'
     )
-    return registry.make_strategy(name, size, genome, **options)
+  return strategy
 
 
 def make_evaluator(config: Any, problem: Problem) -> Any:

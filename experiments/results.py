@@ -179,6 +179,30 @@ def line(generation: evolution.Generation, percent: bool = True) -> str:
   return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'
 
 
+def draw_of(draw: int, generation: int) -> int:
+  """The draw of dev items of a generation of a run that draws them anew."""
+  # The first one's is the run's own; no other run's is near.
+  return draw + (generation << 20)
+
+
+def on_first_items(
+  evaluator: Any, problem: problem_lib.Problem, state: evolution.RunState
+) -> evolution.RunState:
+  """The state with its best member scored on the items of the baselines.
+
+  Where every generation has other items, only this compares with them.
+  """
+  genome = jax.tree.map(lambda leaf: leaf[None], state.best.genome)
+  slots = evaluator.plan.members_per_group
+  scores = evaluator.evaluate(
+    problem.space, stack.pad(genome, slots), np.arange(1)
+  )
+  best = state.best.replace(
+    fitness=scores.fitness[0], task_scores=scores.task_scores[0]
+  )
+  return state.replace(best=best)
+
+
 def finish(
   run: record.RunFolder,
   evaluator: Any,

@@ -112,9 +112,23 @@ def test_pareto_keeps_the_front(inputs, tmp_path, capsys):
   )
 
 
+def test_other_items_in_every_generation(inputs, tmp_path):
+  folder = tmp_path / 'run'
+  options = ['--config.resample=True', '--config.dev_limit=4']
+  assert evolve(inputs, folder, *options) is None
+  first, second = ItemLog(folder / 'items').read()
+  assert first.tasks[0].ids != second.tasks[0].ids
+  summary = json.loads((folder / 'summary.json').read_text())
+  rows = summary['rows']
+  assert rows[-1]['dev']['tasks']['choice']['items'] == 4
+  metrics = lines(folder / 'metrics.jsonl')
+  assert metrics[1]['evaluations'] > metrics[0]['scored'] + metrics[1]['scored']
+
+
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
+    ('--config.resample=True', 'say how many with config.dev_limit'),
     ('--config.objective=mean', 'expected one of weighted_mean'),
     ('--config.dev_limits=(3,)', 'one for each'),
     ('--config.shots=-1', 'config.shots=-1'),
@@ -127,6 +141,19 @@ def test_settings_that_cannot_be_are_refused(
   assert evolve(inputs, tmp_path / 'run', flag) == 1
   message = capsys.readouterr().err
   assert words in message and 'Traceback' not in message
+
+
+def test_stock_algorithms_do_not_resample(inputs, tmp_path, capsys):
+  code = evolve(
+    inputs,
+    tmp_path / 'run',
+    '--config.resample=True',
+    '--config.dev_limit=4',
+    '--config.space=coefficients',
+    '--config.strategy.name=random_search',
+    '--config.strategy.options={}',
+  )
+  assert code == 1 and 'leave config.resample off' in capsys.readouterr().err
 
 
 def test_scores_of_many_kinds(inputs, tmp_path, capsys):
