@@ -208,7 +208,7 @@ def test_a_judge_that_stays_away_ends_the_program(inputs, tmp_path, capsys):
   rows = [{'prompt': f'q {i}', 'id': str(i)} for i in range(3)]
   format_ = {
     'kind': 'judge',
-    'endpoint': 'http://127.0.0.1:9/v1',
+    'endpoint': 'http://localhost:9/v1',
     'model': 'm',
     'retries': 1,
     'wait': 0.01,

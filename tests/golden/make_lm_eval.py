@@ -14,7 +14,15 @@ from tests import tiny
 
 FILE = pathlib.Path(__file__).with_name('lm_eval.json')
 METRICS = ('acc', 'acc_norm', 'acc_bytes')
-_WORDS = ('tea', 'the inn at noon', 'éé', 'rather', 'ïéèê', 'tin in her hat')
+# Of two options one has more characters and the other more bytes a letter.
+_WORDS = (
+  'tea',
+  '日本語の宿',
+  'rather',
+  'the inn at noon',
+  'éé',
+  'tin in her hat',
+)
 
 
 def rows(split: str, count: int) -> list[dict]:
@@ -24,7 +32,7 @@ def rows(split: str, count: int) -> list[dict]:
     {
       'question': f'What is number {first + i}?',
       'options': [_WORDS[(i + j) % 6] for j in range(2 + i % 4)],
-      'gold': (5 * i + i // 3) % (2 + i % 4),
+      'gold': (i * i + 1) % (2 + i % 4),
     }
     for i in range(count)
   ]

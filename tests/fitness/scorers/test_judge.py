@@ -44,7 +44,7 @@ class Server:
         pass
 
     self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    self.url = f'http://127.0.0.1:{self._server.server_address[1]}/v1'
+    self.url = f'http://localhost:{self._server.server_address[1]}/v1'
     self._thread = threading.Thread(
       target=self._server.serve_forever, args=(0.01,)
     )
