@@ -160,6 +160,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
       f'{summary["evaluations"]} evaluations, {summary["failed"]} failed.',
       '',
       *_front(summary),
+      *_ledger(summary.get('ledger')),
       '![fitness by generation](curve.png)',
       '',
     ]
@@ -178,6 +179,21 @@ def _front(summary: Mapping[str, Any]) -> list[str]:
     'Members that no other one beats on all tasks:',
     '',
     _aligned(lines),
+    '',
+  ]
+
+
+def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
+  """Where tokens and seconds went, in a paragraph."""
+  if ledger is None:
+    return []
+  seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
+  saved = ledger['items_saved']
+  return [
+    f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
+    f'made, {ledger["programs"]} programs compiled'
+    + (f', {saved:,} items saved by racing' if saved else '')
+    + f'. Seconds: {seconds}.',
     '',
   ]
 

@@ -148,16 +148,23 @@ def _check(config: Any) -> None:
       'config.resample chooses other dev items in every generation: say how '
       'many with config.dev_limit.'
     )
+  if config.resample and config.racing.rule:
+    raise CommandError(
+      'config.resample and config.racing both choose dev items: leave one off.'
+    )
   if config.seed >= 1 << 32:
     raise CommandError(f'Got config.seed={config.seed}; expected 32 bits.')
   for name, value, known in (
     ('space', config.space, SPACES),
     ('execution.dtype', execution.dtype, ('float32', 'bfloat16')),
+    ('execution.base_dtype', execution.base_dtype, (None, 'int8')),
+    ('racing.rule', config.racing.rule, ('', 'paired', 'halving')),
     ('execution.form', execution.form, ('auto', 'batched', 'folded')),
   ):
     if value not in known:
       raise CommandError(
-        f'Got config.{name}={value!r}; expected one of {", ".join(known)}.'
+        f'Got config.{name}={value!r}; expected one of '
+        f'{", ".join(map(repr, known))}.'
       )
 
 
@@ -267,12 +274,28 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
       },
       draw=config.dev_draw,
       dtype=jnp.dtype(execution.dtype),
+      base_dtype=execution.base_dtype,
       form=execution.form,
       members_per_group=execution.members_per_group,
       prompts_per_batch=execution.prompts_per_batch,
       memory_budget=None if budget is None else int(budget * _GIB),
       max_length=execution.max_length,
     )
+
+
+def make_racing(config: Any) -> Any:
+  """The rules of a race, or None where everybody is scored on everything.
+
+  Raises:
+    CommandError: a value that cannot be.
+  """
+  from evojax_llm.fitness.racing import Racing
+
+  options = config.racing.to_dict()
+  if not options['rule']:
+    return None
+  with asked_for(ValueError, what='config.racing'):
+    return Racing(**options)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ def unstacked(parents: jax.Array) -> list[jax.Array]:
 
 def deltas(parents: jax.Array, base: jax.Array) -> list[jax.Array]:
   """What each of k parents (k, ...) changes of the base (...), f32."""
-  return list(parents.astype(jnp.float32) - base.astype(jnp.float32))
+  start = base.astype(jnp.float32)
+  return [parent - start for parent in unstacked(parents)]
 
 
 def each(value: jax.Array | float, models: int) -> list[jax.Array]:
