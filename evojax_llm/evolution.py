@@ -125,6 +125,7 @@ def evolve(
   generations: int,
   patience: int | None = None,
   state: RunState | None = None,
+  redraw: Callable[[int], None] | None = None,
   phase: Callable[[str], Any] = contextlib.nullcontext,
 ) -> Iterator[tuple[RunState, Generation]]:
   """Evolves a population; yields after each generation.
@@ -139,6 +140,10 @@ def evolve(
     patience: generations without a new best after which the run ends; None
       for no such end.
     state: where to go on; None to begin with `population`.
+    redraw: called with the number of each generation but the first, it has
+      `score` use other items from then on. Who is alive or remembered is scored
+      again on these before anybody is proposed, so that fitness compares within
+      a generation (as EvoMerge does, arXiv 2402.00070).
     phase: `with phase('score'):` surrounds each part, to time it.
 
   Yields:
@@ -167,6 +172,10 @@ def evolve(
   seed_key = jax.random.key(state.seed)
   while not _is_over(state, generations, patience):
     number = state.generation + jnp.int32(1)
+    if redraw is not None:
+      with phase('score'):
+        redraw(int(number))
+        state = rescore(state, score)
     ask_key = keys.key_for(seed_key, number, lineage.NOBODY, 'ask')
     tell_key = keys.key_for(seed_key, number, lineage.NOBODY, 'tell')
 
@@ -236,6 +245,77 @@ def begin(
     seed=seed,
     generation=zero,
     evaluations=jnp.int32(members),
+  )
+
+
+def rescore(state: RunState, score: Score) -> RunState:
+  """The state with everybody alive or remembered scored again.
+
+  The best and the worst are chosen anew among them, and a member's own best
+  between that and what the member is now. All of it counts as evaluations.
+  """
+  inner, memory = state.strategy, state.strategy.memory
+  remembered = [memory.best, memory.worst, state.best.genome]
+  groups = [inner.population, stack.stack(remembered)]
+  ids = [inner.ids, memory.best_id, memory.worst_id, state.best.id]
+  if memory.personal is not None:
+    groups.append(memory.personal)
+    ids.append(memory.personal_ids)
+  everyone = stack.concatenate(*groups)
+  scored = score(everyone, np.arange(stack.size(everyone)))
+  ids = jnp.concatenate([jnp.atleast_1d(i) for i in ids])
+  return _rescored(
+    state,
+    everyone,
+    ids,
+    jnp.asarray(scored.fitness),
+    jnp.asarray(scored.task_scores),
+  )
+
+
+@jax.jit
+def _rescored(state, everyone, ids, fitness, task_scores) -> RunState:
+  inner, memory = state.strategy, state.strategy.memory
+  alive = inner.ids.shape[0]
+
+  def at(index):
+    return jax.tree.map(lambda leaf: leaf[index], everyone)
+
+  best = jnp.argmax(jnp.where(jnp.isnan(fitness), -jnp.inf, fitness))
+  worst = jnp.argmin(jnp.where(jnp.isnan(fitness), jnp.inf, fitness))
+  memory = memory.replace(
+    best=at(best),
+    best_fitness=fitness[best],
+    best_id=ids[best],
+    worst=at(worst),
+    worst_fitness=fitness[worst],
+    worst_id=ids[worst],
+  )
+  if memory.personal is not None:
+    own = jnp.arange(alive)
+    past = own + alive + 3
+    chosen = jnp.where(
+      jnp.nan_to_num(fitness[own], nan=-jnp.inf)
+      > jnp.nan_to_num(fitness[past], nan=-jnp.inf),
+      own,
+      past,
+    )
+    memory = memory.replace(
+      personal=at(chosen),
+      personal_fitness=fitness[chosen],
+      personal_ids=ids[chosen],
+    )
+  same = ids[best] == state.best.id
+  return state.replace(
+    strategy=inner.replace(fitness=fitness[:alive], memory=memory),
+    best=state.best.replace(
+      genome=at(best),
+      id=ids[best],
+      fitness=jnp.nan_to_num(fitness[best], nan=-jnp.inf),
+      task_scores=task_scores[best],
+      generation=jnp.where(same, state.best.generation, state.generation),
+    ),
+    evaluations=state.evaluations + jnp.int32(ids.shape[0]),
   )
 
 

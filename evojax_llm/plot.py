@@ -11,6 +11,7 @@ def curve(
   path: str | os.PathLike,
   metrics: Sequence[Mapping[str, Any]],
   levels: Mapping[str, float],
+  percent: bool = True,
 ) -> None:
   """Draws the best and the mean fitness on `dev` by generation.
 
@@ -18,6 +19,7 @@ def curve(
     path: the PNG file.
     metrics: rows of metrics.jsonl.
     levels: horizontal lines by label, the base's fitness for example.
+    percent: whether fitness is a share, drawn in percent.
   """
   # Drawing without a display, and without touching the caller's pyplot.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,11 +29,13 @@ def curve(
   figure = Figure(figsize=(7, 4.2), layout='constrained')
   FigureCanvasAgg(figure)
   axes = figure.subplots()
+  scale = 100 if percent else 1
   generations = [row['generation'] for row in metrics]
 
   def column(name):
     return [
-      float('nan') if row[name] is None else 100 * row[name] for row in metrics
+      float('nan') if row[name] is None else scale * row[name]
+      for row in metrics
     ]
 
   axes.plot(generations, column('best_fitness'), marker='o', label='best')
@@ -41,14 +45,14 @@ def curve(
   styles = ('--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))
   for i, (label, level) in enumerate(levels.items()):
     axes.axhline(
-      100 * level,
+      scale * level,
       color=f'C{2 + i}',
       linestyle=styles[i % len(styles)],
       linewidth=1.2,
       label=label,
     )
   axes.set_xlabel('generation')
-  axes.set_ylabel('fitness on dev (%)')
+  axes.set_ylabel('fitness on dev (%)' if percent else 'fitness on dev')
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.spines[['top', 'right']].set_visible(False)
   axes.legend(frameon=False, fontsize=9)

@@ -71,6 +71,7 @@ class Progress:
     generations: int,
     tokens: Callable[[], int] = lambda: 0,
     stream: TextIO | None = None,
+    percent: bool = True,
   ):
     """Starts the clock.
 
@@ -79,9 +80,11 @@ class Progress:
       tokens: see the class.
       stream: where to write; standard error by default, so that what goes to
         standard output can be piped.
+      percent: whether fitness is a share.
     """
     self.tokens = tokens
     self._stream = stream or sys.stderr
+    self._percent = percent
     self._live = self._stream.isatty()
     self._generations = generations
     self._label, self._members = '', 0
@@ -109,7 +112,7 @@ class Progress:
       f'{speed:,.0f} tokens/s',
     ]
     if self._best is not None:
-      parts.append(f'best {100 * self._best:.1f} %')
+      parts.append(self._shown(self._best))
     parts += self._left(share)
     self._write('\r\x1b[K' + '  '.join(parts))
 
@@ -123,7 +126,7 @@ class Progress:
     self._done, self._best = number + 1, best
     parts = [
       f'generation {number}/{self._generations}',
-      f'best {100 * best:.1f} %',
+      self._shown(best),
       text,
       *self._left(0.0),
     ]
@@ -132,6 +135,9 @@ class Progress:
   def line(self, text: str) -> None:
     """A line of its own."""
     self._write(('\r\x1b[K' if self._live else '') + text + '\n')
+
+  def _shown(self, best: float) -> str:
+    return f'best {100 * best:.1f} %' if self._percent else f'best {best:.4g}'
 
   def _left(self, share: float) -> list[str]:
     """Time until the last generation, judged by those of this process."""

@@ -3,6 +3,7 @@
   config.json    the resolved configuration and fingerprints of the inputs
   metrics.jsonl  a line a generation
   members.jsonl  a line a scored member: id, parents, operator, scores
+  items/         what each of them did on each item (see `fitness.item_log`)
   checkpoints/   the run state (see `checkpoint`)
   best/, summary.json, summary.md, curve.png   written at the end
 
@@ -28,6 +29,7 @@ from evojax_llm.checkpoint import CheckpointError
 from evojax_llm.checkpoint import Checkpoints
 from evojax_llm.checkpoint import WorkdirLock
 from evojax_llm.evolution import Generation
+from evojax_llm.fitness.item_log import ItemLog
 
 # What a process killed right after it made the folder may have left.
 _OURS = ('lock', 'config.json.part')
@@ -64,6 +66,7 @@ class RunFolder:
     self.checkpoints = Checkpoints(self.path / 'checkpoints')
     self.metrics = JsonLines(self.path / 'metrics.jsonl')
     self.members = JsonLines(self.path / 'members.jsonl')
+    self.items = ItemLog(self.path / 'items')
 
   @property
   def finished(self) -> bool:
@@ -71,9 +74,10 @@ class RunFolder:
     return (self.path / 'summary.json').exists()
 
   def rewind(self, generation: int) -> None:
-    """Drops the lines of later generations; -1 drops all."""
+    """Drops the lines and files of later generations; -1 drops all."""
     self.metrics.rewind(generation)
     self.members.rewind(generation)
+    self.items.rewind(generation)
 
   def write(
     self, members: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]

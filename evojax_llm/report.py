@@ -5,57 +5,79 @@ from collections.abc import Sequence
 import math
 from typing import Any
 
+import numpy as np
+
 from evojax_llm.fitness.intervals import wilson_interval
 
 
-def accuracies(
+def summarise(
   tasks: Sequence[str],
-  shares: Sequence[float],
+  scores: Sequence[float],
   items: Sequence[int],
-  weights: Sequence[float],
+  metrics: Sequence[Any],
+  objective: Any,
 ) -> dict[str, Any]:
-  """Accuracy of each task and their weighted mean, with 95 % intervals.
+  """A member's score on each task and its fitness, with 95 % intervals.
+
+  Intervals are Wilson's, of tasks whose items are right or wrong and of a
+  weighted mean of nothing but these; other scores have none.
 
   Args:
     tasks: names of the K tasks.
-    shares: (K,) share of the items that are right; NaN for a failed member.
+    scores: (K,) scores; NaN for a failed member.
     items: (K,) number of items.
-    weights: (K,) weights of the tasks in the fitness; sum to one.
+    metrics: K scorers, of which `metric`, `binary` and `percent` are read.
+    objective: the `fitness.objectives.Objective`.
 
   Returns:
-    {'mean': {'accuracy', 'low', 'high'}, 'tasks': {name: the same and
-    'items'}}; None in place of NaN.
+    {'fitness': {'score', 'low', 'high', 'percent'}, 'tasks': {name: the same,
+    'items' and 'metric'}}; None in place of NaN and of a missing interval.
   """
-  # Shares come in f32; the counts behind them are whole.
-  correct = [
-    share if math.isnan(share) else round(float(share) * n)
-    for share, n in zip(shares, items, strict=True)
-  ]
-  by_task = {
-    task: {**_interval(c, n), 'items': n}
-    for task, c, n in zip(tasks, correct, items, strict=True)
-  }
-  mean = sum(
-    float(w) * c / n for w, c, n in zip(weights, correct, items, strict=True)
-  )
+  by_task = {}
+  for k, task in enumerate(tasks):
+    metric, score, n = metrics[k], float(scores[k]), items[k]
+    # Shares come in f32; the counts behind them are whole.
+    if metric.binary and not math.isnan(score):
+      score = round(score * n) / n
+    by_task[task] = {
+      **_interval(score, n if metric.binary else None, metric.percent),
+      'items': n,
+      'metric': metric.metric,
+    }
+  weighted = objective.name in ('weighted_mean', 'pareto')
+  if weighted and objective.percent:
+    fitness = sum(
+      float(w) * entry['exact']
+      for w, entry in zip(objective.weights, by_task.values(), strict=True)
+    )
+  else:
+    fitness = float(objective(np.asarray([scores], np.float32))[0])
   # So many items of one task would be as telling as those of all tasks. With
   # equal weights and sizes it is the number of all items.
-  alike = 1 / sum(
-    float(w) ** 2 / n for w, n in zip(weights, items, strict=True)
-  )
-  return {'mean': _interval(mean * alike, alike), 'tasks': by_task}
+  alike = None
+  if weighted and all(metric.binary for metric in metrics):
+    alike = 1 / sum(
+      float(w) ** 2 / n for w, n in zip(objective.weights, items, strict=True)
+    )
+  whole = _interval(fitness, alike, objective.percent)
+  for entry in (whole, *by_task.values()):
+    del entry['exact']
+  return {'fitness': whole, 'tasks': by_task}
 
 
-def _interval(correct: float, items: float) -> dict[str, Any]:
-  if math.isnan(correct):
-    return {'accuracy': None, 'low': None, 'high': None}
-  # Rounding of the weighted mean must not lead out of [0, items].
-  low, high = wilson_interval(min(correct, items), items)
-  return {
-    'accuracy': round(correct / items, 6),
-    'low': round(low, 6),
-    'high': round(high, 6),
-  }
+def _interval(
+  score: float, items: float | None, percent: bool
+) -> dict[str, Any]:
+  """A score with its interval, where it is a share of so many items."""
+  entry = {'score': None, 'low': None, 'high': None, 'percent': percent}
+  entry['exact'] = score
+  if not math.isfinite(score):
+    return entry
+  if items is not None:
+    # Rounding of the weighted mean must not lead out of [0, items].
+    low, high = wilson_interval(min(score * items, items), items)
+    entry.update(low=round(low, 6), high=round(high, 6))
+  return {**entry, 'score': round(score, 6)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -63,10 +85,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
   Args:
     rows: of summary.json: `name`, `detail`, `evaluations`, and `dev` and `test`
-      as `accuracies` returns them; `test` may be None.
+      as `summarise` returns them; `test` may be None.
 
   Returns:
-    A table of the means over the tasks and one of the tasks. `dev` has no
+    A table of the fitness and one of the tasks, shares in percent. `dev` has no
     interval: what was chosen by it cannot be judged by it.
   """
   means = [['model', 'dev', 'test [95 %]', 'evaluations']]
@@ -74,8 +96,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     means.append(
       [
         f'{row["name"]} ({row["detail"]})' if row['detail'] else row['name'],
-        _percent(row['dev']['mean']),
-        _with_interval(row['test'] and row['test']['mean']),
+        _shown(row['dev']['fitness']),
+        _with_interval(row['test'] and row['test']['fitness']),
         str(row['evaluations']),
       ]
     )
@@ -83,8 +105,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   for row in rows:
     cells = [row['name']]
     for task, dev in row['dev']['tasks'].items():
-      test = _percent(row['test']['tasks'][task]) if row['test'] else '-'
-      cells.append(f'{_percent(dev)} / {test}')
+      test = _shown(row['test']['tasks'][task]) if row['test'] else '-'
+      cells.append(f'{_shown(dev)} / {test}')
     tasks.append(cells)
   return _aligned(means) + '\n\n' + _aligned(tasks)
 
@@ -102,6 +124,18 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
   return '\n'.join([text(lines[0]), rule, *map(text, lines[1:])])
 
 
+def _described(summary: Mapping[str, Any]) -> str:
+  """What the figures are, in a few words."""
+  entries = list(summary['rows'][0]['dev']['tasks'].values())
+  if all(entry['low'] is not None for entry in entries):
+    return 'Accuracy in percent with 95 % Wilson intervals'
+  metrics = dict.fromkeys(
+    entry['metric'] + (' in percent' if entry['percent'] else '')
+    for entry in entries
+  )
+  return f'Objective {summary["objective"]} over {", ".join(metrics)}'
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
   """summary.md, from the content of summary.json."""
   items = summary['rows'][0]
@@ -116,7 +150,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
       '',
       table(summary['rows']),
       '',
-      'Accuracy in percent with 95 % Wilson intervals; `dev / test` for each '
+      f'{_described(summary)}; `dev / test` for each '
       f'task ({", ".join(counts)} a task). Everything was chosen on dev; test '
       'was read once, at the end. Evaluations are members scored on dev to '
       'choose the row.',
@@ -125,11 +159,28 @@ def markdown(summary: Mapping[str, Any]) -> str:
       f'{summary["best"]["generation"]}; {summary["generations"]} generations, '
       f'{summary["evaluations"]} evaluations, {summary["failed"]} failed.',
       '',
+      *_front(summary),
       *_ledger(summary.get('ledger')),
       '![fitness by generation](curve.png)',
       '',
     ]
   )
+
+
+def _front(summary: Mapping[str, Any]) -> list[str]:
+  """The members of a Pareto front, where the run kept one."""
+  rows = summary.get('front') or []
+  if not rows:
+    return []
+  lines = [['member', *rows[0]['tasks']]]
+  for row in rows:
+    lines.append([str(row['id']), *(f'{v:.4g}' for v in row['tasks'].values())])
+  return [
+    'Members that no other one beats on all tasks:',
+    '',
+    _aligned(lines),
+    '',
+  ]
 
 
 def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
@@ -147,14 +198,21 @@ def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
   ]
 
 
-def _with_interval(mean: Mapping[str, Any] | None) -> str:
-  if mean is None:
+def _with_interval(entry: Mapping[str, Any] | None) -> str:
+  if entry is None:
     return '-'
-  if mean['accuracy'] is None:
+  if entry['low'] is None:
+    return _shown(entry)
+  low, high = 100 * entry['low'], 100 * entry['high']
+  return f'{_shown(entry)} [{low:.1f}, {high:.1f}]'
+
+
+def _shown(entry: Mapping[str, Any]) -> str:
+  if entry['score'] is None:
     return 'failed'
-  return f'{_percent(mean)} [{100 * mean["low"]:.1f}, {100 * mean["high"]:.1f}]'
+  return number(entry['score'], entry['percent'])
 
 
-def _percent(value: Mapping[str, Any]) -> str:
-  accuracy = value['accuracy']
-  return 'failed' if accuracy is None else f'{100 * accuracy:.1f}'
+def number(score: float, percent: bool) -> str:
+  """A score as tables show it: a share in percent, anything else as it is."""
+  return f'{100 * score:.1f}' if percent else f'{score:.4g}'

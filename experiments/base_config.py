@@ -79,15 +79,31 @@ def make() -> config_dict.ConfigDict:
   # separated by commas. '' is the pocket model and its own experts.
   config.model = ''
   config.adapters = ''
-  # Files, or names of pocket tasks, or a pocket stage, separated by commas.
+  # Task files, or names of pocket tasks, or a pocket stage, separated by
+  # commas; 'file.py:Name' and 'lm_eval:name' as well.
   config.tasks = 'main'
   # Of the tasks in the fitness; () for equal ones.
   config.weights = ()
+  # What makes fitness of the tasks' scores: see evojax_llm.fitness.objectives.
+  config.objective = 'weighted_mean'
   # Items of each task that the search sees, and a seed that chooses them.
   config.dev_limit = config_dict.placeholder(int)
   config.dev_draw = 0
+  # Other dev items in every generation, of which dev_limit says how many; who
+  # lives on is scored again on them. Needs a limit to choose by.
+  config.resample = False
   config.test_limit = config_dict.placeholder(int)
+  # The same, one number for each task; () for those above.
+  config.dev_limits = ()
+  config.test_limits = ()
   config.allow_overlap = False
+  # Run generated code, in a process with limits, where a task asks for it.
+  config.allow_code = False
+  # Worked examples before each question, from dev items that are then not
+  # scored, and a text before everything; as the tasks say where nothing is set.
+  config.shots = config_dict.placeholder(int)
+  config.shots_seed = config_dict.placeholder(int)
+  config.system = config_dict.placeholder(str)
   # Put prompts through the model's chat template.
   config.chat = False
 

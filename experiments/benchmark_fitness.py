@@ -45,11 +45,12 @@ import numpy as np
 from evojax_llm import pocket
 from evojax_llm.fitness import batches
 from evojax_llm.fitness import prompts
-from evojax_llm.fitness import scorers
 from evojax_llm.fitness.evaluation import Evaluator
 from evojax_llm.fitness.evaluation import Scores
 from evojax_llm.fitness.forms import FORMS
 from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.scorers.table import score_text
+from evojax_llm.fitness.tasks import Rules
 from evojax_llm.fitness.tasks import load_task
 from evojax_llm.gemma import hub
 from evojax_llm.gemma import peft
@@ -253,7 +254,7 @@ class Workload:
       gap = np.abs(np.asarray(values) - found).max()
       return f'log-likelihoods differ by at most {gap:.1e}'
     same = [
-      scorers.score_generation(self._task, item, self._tokenizer.decode(ids))[0]
+      score_text(self._task, item, self._tokenizer.decode(ids)).prediction
       == prediction
       for answers, predictions in zip(found, ours.predictions, strict=True)
       for item, ids, prediction in zip(
@@ -317,7 +318,7 @@ def _tasks() -> list[Task]:
   """The tasks of the flags, or a pocket task of each kind."""
   files = [f for f in (_LIKELIHOOD.value, _GENERATION.value) if f]
   files = files or [pocket.task_file(name) for name in _POCKET_TASKS]
-  tasks = [load_task(file, allow_overlap=True) for file in files]
+  tasks = [load_task(file, Rules(allow_overlap=True)) for file in files]
   if _MAX_NEW.value:
     tasks = [
       dataclasses.replace(

@@ -47,9 +47,18 @@ def _user_errors() -> tuple[type[ValueError], ...]:
   # Not at import: these load jax, and --help should answer at once.
   from evojax_llm.fitness.items import TaskError
   from evojax_llm.fitness.plan import MemoryPlanError
+  from evojax_llm.fitness.scorers.endpoint import JudgeError
+  from evojax_llm.fitness.scorers.sandbox import SandboxError
   from evojax_llm.gemma.errors import GemmaError
 
-  return CommandError, TaskError, MemoryPlanError, GemmaError
+  return (
+    CommandError,
+    TaskError,
+    MemoryPlanError,
+    GemmaError,
+    JudgeError,
+    SandboxError,
+  )
 
 
 def use_cores(model: str | os.PathLike, members: int) -> None:

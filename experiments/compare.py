@@ -66,6 +66,7 @@ def main(_: Sequence[str]) -> None:
     raise command.CommandError(f'--out={out} is not empty; name a new folder.')
 
   import jax
+  import numpy as np
 
   from evojax_llm import baselines
   from evojax_llm import evolution
@@ -93,8 +94,8 @@ def main(_: Sequence[str]) -> None:
         'draw': draw,
         'seed': seed,
         'evaluations': evaluations,
-        'dev': _mean(dev, base_problem.weights),
-        'test': _mean(test, base_problem.weights),
+        'dev': float(evaluator.objective(np.asarray([dev]))[0]),
+        'test': float(evaluator.objective(np.asarray([test]))[0]),
         'test_by_task': dict(zip(base_problem.task_names, test, strict=True)),
         'seconds': seconds,
       }
@@ -107,6 +108,9 @@ def main(_: Sequence[str]) -> None:
 
   for draw in range(_DRAWS.value):
     evaluator = evaluator.redraw(draw)
+    if evaluator.objective.needs_experts:
+      scores = evaluator.evaluate(experts, experts.experts())
+      evaluator.normalise_by(scores.task_scores)
 
     def score_mixes(mixes, evaluator=evaluator):
       mixed = baselines.mix_experts(experts.experts(), mixes)
@@ -184,10 +188,6 @@ def _read_config(source: str) -> Any:
   if _TEST_LIMIT.value:
     config.test_limit = _TEST_LIMIT.value
   return config
-
-
-def _mean(task_scores: Sequence[float], weights: Sequence[float]) -> float:
-  return sum(s * w for s, w in zip(task_scores, weights, strict=True))
 
 
 def table(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:

@@ -11,10 +11,10 @@ Without flags: GENOME+ on the pocket model and its experts. --config names a
 file with all settings, and --config.x=... changes one of them.
 
 The run folder (a new one below runs/ without --workdir) gets config.json,
-metrics.jsonl, members.jsonl, checkpoints/ and, at the end, best/ (a PEFT
-adapter), summary.json, summary.md and curve.png. A run that was interrupted,
-at whatever moment, goes on when the same command is given with the same
---workdir, and ends as it would have.
+metrics.jsonl, members.jsonl, items/, checkpoints/ and, at the end, best/ (a
+PEFT adapter), summary.json, summary.md and curve.png. A run that was
+interrupted, at whatever moment, goes on when the same command is given with the
+same --workdir, and ends as it would have.
 
 The search sees the tasks' dev items. The test items are read once, at the end,
 for the best member by dev and for the baselines.
@@ -84,7 +84,7 @@ def main(_: Sequence[str]) -> None:
     inputs = {
       'model': record.fingerprint(files.model),
       'adapters': [record.fingerprint(folder) for folder in files.adapters],
-      'tasks': [record.fingerprint(file) for file in files.tasks],
+      'tasks': [task.fingerprint() for task in problem.tasks],
     }
     run = record.RunFolder(workdir, config.to_dict(), inputs)
 
@@ -106,15 +106,23 @@ def main(_: Sequence[str]) -> None:
     bar = progress.Progress(
       config.strategy.generations,
       tokens=lambda: ledger.prompt_tokens + ledger.new_tokens,
+      percent=evaluator.objective.percent,
     )
     if config.execution.base_dtype:
       quantised.report(run, config, problem)
+    results.normalise(run, evaluator, problem)
     baselines = results.score_baselines(run, evaluator, problem, bar)
     if found:
       bar.resume(generation, float(state.best.fitness))
 
+    drawn, scored = evaluator, None
+
+    def redraw(number):
+      nonlocal drawn
+      drawn = evaluator.redraw(results.draw_of(config.dev_draw, number))
+
     def score(population, members):
-      nonlocal generation
+      nonlocal generation, scored
       generation += 1
       bar.begin(len(members))
       if racing:
@@ -127,9 +135,10 @@ def main(_: Sequence[str]) -> None:
           generation,
           progress=bar.update,
         )
-      return evaluator.evaluate(
+      scored = drawn.evaluate(
         problem.space, population, members, 'dev', progress=bar.update
       )
+      return scored
 
     with (
       progress.Stopwatch() as watch,
@@ -144,12 +153,15 @@ def main(_: Sequence[str]) -> None:
         generations=config.strategy.generations,
         patience=config.strategy.patience,
         state=state,
+        redraw=redraw if config.resample else None,
         phase=watch.phase,
       )
       del first  # its memory is wanted for the search
       before = bar.tokens()
       for state, done in rounds:
         # Records first: a checkpoint stands for the lines up to its own.
+        if scored is not None:  # a race leaves holes
+          run.items.append(done.number, done.ids, scored)
         run.write(
           record.member_rows(
             done, strategy.operator_names, problem.task_names, origins
@@ -161,8 +173,11 @@ def main(_: Sequence[str]) -> None:
         before = bar.tokens()
         with watch.phase('checkpoint'):
           run.checkpoints.save(done.number, state)
-        bar.generation(done.number, done.best_fitness, results.line(done))
+        line = results.line(done, evaluator.objective.percent)
+        bar.generation(done.number, done.best_fitness, line)
 
+    if config.resample:
+      state = results.on_first_items(evaluator, problem, state)
     results.finish(
       run, evaluator, problem, str(files.model), baselines, state, name, bar
     )

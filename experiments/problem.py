@@ -27,13 +27,13 @@ class Files:
     name: of the model, for the run folder.
     model: its folder.
     adapters: N folders.
-    tasks: K files.
+    tasks: K files, or names of tasks that are no files.
   """
 
   name: str
   model: pathlib.Path
   adapters: tuple[pathlib.Path, ...]
-  tasks: tuple[pathlib.Path, ...]
+  tasks: tuple[pathlib.Path | str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +102,13 @@ def locate(config: Any) -> Files:
   return Files(name, model, tuple(adapters), tuple(_task_files(config)))
 
 
-def _task_files(config: Any) -> list[pathlib.Path]:
+def _task_files(config: Any) -> list[pathlib.Path | str]:
   files = []
   for name in names(config.tasks):
     if pathlib.Path(name).is_file():
       files.append(pathlib.Path(name))
+    elif name.startswith('lm_eval:') or '.py:' in name:
+      files.append(name)
     elif name in pocket.stage_names():
       files += [pocket.task_file(task) for task in pocket.stage(name)]
     elif name in pocket.task_names():
@@ -132,6 +134,7 @@ def _check(config: Any) -> None:
     ('seed', config.seed, 0),
     ('dev_limit', config.dev_limit, 1),
     ('test_limit', config.test_limit, 1),
+    ('shots', config.shots, 0),
     ('execution.members_per_group', execution.members_per_group, 1),
     ('execution.prompts_per_batch', execution.prompts_per_batch, 1),
     ('execution.max_length', execution.max_length, 1),
@@ -140,6 +143,15 @@ def _check(config: Any) -> None:
       raise CommandError(
         f'Got config.{name}={value}; expected {least} or more.'
       )
+  if config.resample and not (config.dev_limit or any(config.dev_limits)):
+    raise CommandError(
+      'config.resample chooses other dev items in every generation: say how '
+      'many with config.dev_limit.'
+    )
+  if config.resample and config.racing.rule:
+    raise CommandError(
+      'config.resample and config.racing both choose dev items: leave one off.'
+    )
   if config.seed >= 1 << 32:
     raise CommandError(f'Got config.seed={config.seed}; expected 32 bits.')
   for name, value, known in (
@@ -164,7 +176,14 @@ def load(config: Any, files: Files) -> Problem:
   """
   from evojax_llm.fitness import tasks as tasks_lib
 
-  tasks = tasks_lib.load_tasks(files.tasks, config.allow_overlap)
+  rules = tasks_lib.Rules(
+    allow_overlap=config.allow_overlap,
+    allow_code=config.allow_code,
+    shots=config.shots,
+    shots_seed=config.shots_seed,
+    system=config.system,
+  )
+  tasks = tasks_lib.load_tasks(files.tasks, rules)
   weights = _weights(config.weights, tasks)
 
   import jax.numpy as jnp
@@ -203,6 +222,7 @@ def make_strategy(config: Any, problem: Problem) -> Any:
 
   from evojax_llm.strategies import coefficient_search
   from evojax_llm.strategies import registry
+  from evojax_llm.strategies.stock import Stock
 
   name, size = config.strategy.name, config.strategy.population
   options = dict(config.strategy.options)
@@ -217,11 +237,18 @@ def make_strategy(config: Any, problem: Problem) -> Any:
           f'{name} searches coefficients: set config.space=coefficients.'
         )
       num_experts = len(problem.space.names)
-      return searches[name](size, num_experts, **options)
-    genome = jax.eval_shape(
-      lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
+      strategy = searches[name](size, num_experts, **options)
+    else:
+      genome = jax.eval_shape(
+        lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
+      )
+      strategy = registry.make_strategy(name, size, genome, **options)
+  if config.resample and isinstance(strategy, Stock):
+    raise CommandError(
+      f"{name} is one of evosax's algorithms, which keep scores of their own "
+      'that cannot be made anew on other items: leave config.resample off.'
     )
-    return registry.make_strategy(name, size, genome, **options)
+  return strategy
 
 
 def make_evaluator(config: Any, problem: Problem) -> Any:
@@ -232,23 +259,28 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
 
   execution = config.execution
   budget = execution.memory_budget_gib
-  return Evaluator(
-    problem.config,
-    problem.params,
-    problem.tokenizer,
-    problem.tasks,
-    weights=problem.weights,
-    chat=config.chat,
-    limits={'dev': config.dev_limit, 'test': config.test_limit},
-    draw=config.dev_draw,
-    dtype=jnp.dtype(execution.dtype),
-    base_dtype=execution.base_dtype,
-    form=execution.form,
-    members_per_group=execution.members_per_group,
-    prompts_per_batch=execution.prompts_per_batch,
-    memory_budget=None if budget is None else int(budget * _GIB),
-    max_length=execution.max_length,
-  )
+  with asked_for(ValueError, what='config'):
+    return Evaluator(
+      problem.config,
+      problem.params,
+      problem.tokenizer,
+      problem.tasks,
+      weights=problem.weights,
+      objective=config.objective,
+      chat=config.chat,
+      limits={
+        'dev': tuple(config.dev_limits) or config.dev_limit,
+        'test': tuple(config.test_limits) or config.test_limit,
+      },
+      draw=config.dev_draw,
+      dtype=jnp.dtype(execution.dtype),
+      base_dtype=execution.base_dtype,
+      form=execution.form,
+      members_per_group=execution.members_per_group,
+      prompts_per_batch=execution.prompts_per_batch,
+      memory_budget=None if budget is None else int(budget * _GIB),
+      max_length=execution.max_length,
+    )
 
 
 def make_racing(config: Any) -> Any:

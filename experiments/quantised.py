@@ -39,7 +39,7 @@ def difference(whole: Any, eight: Any, config: Any) -> dict[str, dict]:
     a.task: {
       'whole': float(first.task_scores[0, k]),
       'eight': float(second.task_scores[0, k]),
-      'agree': float((a.correct[0] == b.correct[0]).mean()),
+      'agree': float((a.values[0] == b.values[0]).mean()),
     }
     for k, (a, b) in enumerate(zip(first.tasks, second.tasks, strict=True))
   }

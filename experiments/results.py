@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 import shutil
 from typing import Any
 
@@ -17,8 +18,10 @@ from evojax_llm import plot
 from evojax_llm import progress
 from evojax_llm import record
 from evojax_llm import report
+from evojax_llm.fitness import objectives
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import splits
+from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from experiments import members
@@ -54,12 +57,14 @@ def plan(
     encoded = [
       prompts.encode_items(
         task,
-        task.subset('test', evaluator.limits.get('test'), evaluator.draw),
+        items,
         problem.tokenizer,
         chat=evaluator.chat,
         max_length=evaluator.max_length,
       )
-      for task in problem.tasks
+      for task, items in zip(
+        problem.tasks, evaluator.items('test'), strict=True
+      )
     ]
     for length, new_tokens in splits.longest_rows(encoded):
       made.rows(length, new_tokens)
@@ -81,6 +86,34 @@ def origins(first: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
     row['experts'] = [experts[p] for p in known if p < len(experts)]
     rows.append(row)
   return rows
+
+
+def normalise(
+  run: record.RunFolder, evaluator: Any, problem: problem_lib.Problem
+) -> None:
+  """Scores the experts for an objective that is normalised by them.
+
+  Their scores are kept in experts.json, which a resumed run reads.
+
+  Raises:
+    CommandError: the objective cannot be normalised by these experts.
+  """
+  if not evaluator.objective.needs_experts:
+    return
+  path = run.path / 'experts.json'
+  if path.exists():
+    found = record.read_json(path)
+  else:
+    experts = problem.experts.experts()
+    slots = max(stack.size(experts), evaluator.plan.members_per_group)
+    members = np.arange(stack.size(experts))
+    scores = evaluator.evaluate(
+      problem.experts, stack.pad(experts, slots), members, 'dev'
+    )
+    record.write_json(path, scores.task_scores)
+    found = record.read_json(path)
+  with problem_lib.asked_for(ValueError, what='config.objective'):
+    evaluator.normalise_by(np.asarray(found, np.float64))
 
 
 def score_baselines(
@@ -113,7 +146,7 @@ def score_baselines(
 
   rows = []
   for baseline in baselines_lib.choose_baselines(problem.experts.names, score):
-    dev = _accuracies(evaluator, problem, 'dev', baseline.task_scores)
+    dev = _summary(evaluator, problem, 'dev', baseline.task_scores)
     rows.append(
       {
         'name': baseline.name,
@@ -123,19 +156,50 @@ def score_baselines(
         'dev': dev,
       }
     )
-    accuracy = dev['mean']['accuracy']
-    shown = 'failed' if accuracy is None else f'{100 * accuracy:.1f} %'
+    shown = _shown(dev['fitness'])
     detail = f' ({baseline.detail})' if baseline.detail else ''
     bar.line(f'{baseline.name}{detail}: {shown} on dev')
   record.write_json(path, rows)
   return record.read_json(path)
 
 
-def line(generation: evolution.Generation) -> str:
+def _shown(entry: Mapping[str, Any]) -> str:
+  if entry['score'] is None:
+    return 'failed'
+  sign = ' %' if entry['percent'] else ''
+  return report.number(entry['score'], entry['percent']) + sign
+
+
+def line(generation: evolution.Generation, percent: bool = True) -> str:
   """A generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
-  mean = 100 * generation.mean_fitness
-  return f'mean {mean:.1f} %  {len(generation.ids)} scored{failed}'
+  mean = report.number(generation.mean_fitness, percent)
+  sign = ' %' if percent else ''
+  return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'
+
+
+def draw_of(draw: int, generation: int) -> int:
+  """The draw of dev items of a generation of a run that draws them anew."""
+  # The first one's is the run's own; no other run's is near.
+  return draw + (generation << 20)
+
+
+def on_first_items(
+  evaluator: Any, problem: problem_lib.Problem, state: evolution.RunState
+) -> evolution.RunState:
+  """The state with its best member scored on the items of the baselines.
+
+  Where every generation has other items, only this compares with them.
+  """
+  genome = jax.tree.map(lambda leaf: leaf[None], state.best.genome)
+  slots = evaluator.plan.members_per_group
+  scores = evaluator.evaluate(
+    problem.space, stack.pad(genome, slots), np.arange(1)
+  )
+  best = state.best.replace(
+    fitness=scores.fitness[0], task_scores=scores.task_scores[0]
+  )
+  return state.replace(best=best)
 
 
 def finish(
@@ -165,7 +229,7 @@ def finish(
       'name': 'evolved',
       'detail': f'member {int(best.id)}',
       'evaluations': int(state.evaluations),
-      'dev': _accuracies(evaluator, problem, 'dev', best.task_scores),
+      'dev': _summary(evaluator, problem, 'dev', best.task_scores),
     }
   )
   tests = [None] * len(rows)
@@ -177,6 +241,7 @@ def finish(
   summary = {
     'name': name,
     'version': evojax_llm.__version__,
+    'objective': evaluator.objective.name,
     'rows': rows,
     'best': {
       'id': int(best.id),
@@ -188,18 +253,23 @@ def finish(
     'evaluations': int(state.evaluations),
     'failed': sum(row['failed'] for row in metrics),
     'tokens': sum(row['tokens'] for row in metrics),
+    'truncated': evaluator.ledger.truncated,
     'seconds': _total_seconds(metrics),
     # Of the process that ended the run, baselines and test included.
     'ledger': evaluator.ledger.as_dict(),
     'base_dtype': quantised.read(run),
   }
+  if evaluator.objective.name == 'pareto':
+    summary['front'] = _front(evaluator, member_rows)
   levels = {
-    row['name']: row['dev']['mean']['accuracy']
+    row['name']: row['dev']['fitness']['score']
     for row in baselines
     if row['name'] in ('base', 'best expert', 'scaled average')
-    and row['dev']['mean']['accuracy'] is not None
+    and row['dev']['fitness']['score'] is not None
   }
-  plot.curve(run.path / 'curve.png', metrics, levels)
+  plot.curve(
+    run.path / 'curve.png', metrics, levels, evaluator.objective.percent
+  )
   record.write_text(
     run.path / 'summary.md', report.markdown(record.plain(summary))
   )
@@ -217,7 +287,7 @@ def show(run: record.RunFolder) -> None:
 
 
 def _read_test(evaluator, problem, baselines, genome, bar):
-  """Test accuracies of the baselines and the best member, in one call."""
+  """Test scores of the baselines and the best member, in one call."""
   experts = problem.experts.experts()
   mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
   trees = jax.vmap(problem.experts.express)(
@@ -230,19 +300,29 @@ def _read_test(evaluator, problem, baselines, genome, bar):
     members.Expressed(), both, split='test', progress=bar.update
   )
   return [
-    _accuracies(evaluator, problem, 'test', task_scores)
+    _summary(evaluator, problem, 'test', task_scores)
     for task_scores in scores.task_scores
   ]
 
 
-def _accuracies(evaluator, problem, split, task_scores):
-  limit = evaluator.limits.get(split)
-  items = [
-    len(task.subset(split, limit, evaluator.draw)) for task in problem.tasks
-  ]
-  return report.accuracies(
-    problem.task_names, np.asarray(task_scores), items, problem.weights
+def _summary(evaluator, problem, split, task_scores):
+  return report.summarise(
+    problem.task_names,
+    np.asarray(task_scores),
+    [len(items) for items in evaluator.items(split)],
+    [scorer_of(task) for task in problem.tasks],
+    evaluator.objective,
   )
+
+
+def _front(evaluator, member_rows):
+  """The members of all generations that no other one beats, by dev."""
+  vectors = [
+    [math.nan if v is None else v for v in row['tasks'].values()]
+    for row in member_rows
+  ]
+  kept = objectives.front(vectors, evaluator.objective.maximise)
+  return [{k: member_rows[i][k] for k in ('id', 'tasks')} for i in kept]
 
 
 def _to_one_rank(*trees):

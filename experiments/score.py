@@ -14,9 +14,13 @@ percent with 95 % intervals (Wilson); --out takes them as JSON:
       "items": [{"id": "17", "prediction": "B", "correct": true,
                  "loglikelihoods": {"A": -3.1, "B": -0.4}}]}}}]}
 
-where `items` are there with --per_item. Task files are JSON objects with "dev"
-and "test" lists of rows, or JSONL; rows have a "question", an "answer" and, for
-multiple choice, "choices" {"A": ..., "B": ...}.
+where `items` are there with --per_item. Where an item is more than right or
+wrong it has a "value" in place of "correct". The interval is of a mean of the
+items then, and null for what is no mean, such as a perplexity.
+
+Task files are JSON objects with "dev" and "test" lists of rows, or JSONL; rows
+have a "question", an "answer" and, for multiple choice, "choices" {"A": ...,
+"B": ...}. evojax_llm/fitness/README.md has the kinds of tasks.
 """
 
 from collections.abc import Sequence
@@ -48,6 +52,16 @@ _DRAW = flags.DEFINE_integer('draw', 0, 'Seed of the choice under --limit.')
 _CHAT = flags.DEFINE_bool(
   'chat', False, "Put prompts through the model's chat template."
 )
+_SHOTS = flags.DEFINE_integer(
+  'shots', None, 'Worked examples before each question.', lower_bound=0
+)
+_SHOTS_SEED = flags.DEFINE_integer(
+  'shots_seed', None, 'Chooses the examples among the dev items.'
+)
+_SYSTEM = flags.DEFINE_string('system', None, 'Text before everything.')
+_ALLOW_CODE = flags.DEFINE_bool(
+  'allow_code', False, 'Run generated code, in a process with limits.'
+)
 _ALLOW_OVERLAP = flags.DEFINE_bool(
   'allow_overlap', False, 'Read tasks whose dev and test share items.'
 )
@@ -68,15 +82,20 @@ _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace --out if it exists.'
 )
 
-_METRICS = {'multiple_choice': 'accuracy'}
-
 
 @command.clean_errors
 def main(_: Sequence[str]) -> None:
   out = command.check_out(_OUT.value, _OVERWRITE.value)
   from evojax_llm.fitness import tasks as tasks_lib
 
-  tasks = tasks_lib.load_tasks(_TASKS.value, _ALLOW_OVERLAP.value)
+  rules = tasks_lib.Rules(
+    allow_overlap=_ALLOW_OVERLAP.value,
+    allow_code=_ALLOW_CODE.value,
+    shots=_SHOTS.value,
+    shots_seed=_SHOTS_SEED.value,
+    system=_SYSTEM.value,
+  )
+  tasks = tasks_lib.load_tasks(_TASKS.value, rules)
   # The engine plans by the dev split: whatever is scored stands there.
   tasks = [
     dataclasses.replace(
@@ -91,6 +110,7 @@ def main(_: Sequence[str]) -> None:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
+  from evojax_llm.fitness.scorers.table import scorer_of
   from experiments import members as members_lib
   from experiments import quantised
 
@@ -126,8 +146,10 @@ def main(_: Sequence[str]) -> None:
       'name': name,
       **({} if scores.reasons[m] is None else {'failed': scores.reasons[m]}),
       'tasks': {
-        task.name: _result(task, result, m, scores.reasons[m] is not None)
-        for task, result in zip(tasks, scores.tasks, strict=True)
+        task.name: _result(scorer_of(task), result, m, scores.task_scores[m, k])
+        for k, (task, result) in enumerate(
+          zip(tasks, scores.tasks, strict=True)
+        )
       },
     }
     for m, name in enumerate(members.names)
@@ -143,20 +165,29 @@ def main(_: Sequence[str]) -> None:
       'members': results,
     },
   )
-  print(table(results))
+  shares = [scorer_of(task).percent for task in tasks]
+  print(table(results, dict(zip([t.name for t in tasks], shares, strict=True))))
   command.say(f'wrote {out}')
 
 
-def _result(task, result, member: int, failed: bool) -> dict:
+def _result(scorer, result, member: int, score: float) -> dict:
   """What a member did on a task, for JSON."""
   from evojax_llm.fitness import intervals
 
-  total = len(result.ids)
-  correct = int(result.correct[member].sum())
+  total, values = len(result.ids), result.values[member]
+  interval = None
+  if math.isfinite(score):
+    score = float(score)
+    if scorer.binary:
+      correct = int(result.correct[member].sum())
+      score = correct / total
+      interval = intervals.wilson_interval(correct, total)
+    elif not scorer.corpus:
+      interval = intervals.mean_interval(values)
   summary = {
-    'metric': _METRICS.get(task.kind, task.kind),
-    'score': None if failed else correct / total,
-    'interval': None if failed else intervals.wilson_interval(correct, total),
+    'metric': scorer.metric,
+    'score': score if math.isfinite(score) else None,
+    'interval': interval,
     'n': total,
   }
   if not _PER_ITEM.value:
@@ -166,8 +197,11 @@ def _result(task, result, member: int, failed: bool) -> dict:
     item = {
       'id': name,
       'prediction': result.predictions[member][i],
-      'correct': bool(result.correct[member, i]),
     }
+    if scorer.binary:
+      item['correct'] = bool(result.correct[member, i])
+    else:
+      item['value'] = float(values[i]) if math.isfinite(values[i]) else None
     if result.loglikelihoods is not None:
       item['loglikelihoods'] = {
         key: value if math.isfinite(value) else None
@@ -177,25 +211,30 @@ def _result(task, result, member: int, failed: bool) -> dict:
   return summary | {'items': items}
 
 
-def table(results: Sequence[dict]) -> str:
-  """Members by tasks: percent with 95 % intervals, and the tasks' mean."""
+def table(results: Sequence[dict], percent: dict[str, bool]) -> str:
+  """Members by tasks, with 95 % intervals, and the tasks' mean.
+
+  Args:
+    results: the members of the JSON file.
+    percent: by task, whether its score is a share, shown in percent; there is
+      a mean where all are.
+  """
   names = list(results[0]['tasks'])
   sizes = [task['n'] for task in results[0]['tasks'].values()]
+  with_mean = len(names) > 1 and all(percent.values())
   rows = [['member']]
   rows[0] += [f'{name} (n={n})' for name, n in zip(names, sizes, strict=True)]
-  rows[0] += ['mean'] if len(names) > 1 else []
+  rows[0] += ['mean'] if with_mean else []
   for result in results:
     row = [result['name']]
     if 'failed' in result:
       rows.append([*row, f'failed: {result["failed"]}'])
       continue
-    tasks = result['tasks'].values()
-    for task in tasks:
-      low, high = (100 * limit for limit in task['interval'])
-      row.append(f'{100 * task["score"]:.1f} [{low:.1f}, {high:.1f}]')
-    if len(names) > 1:
-      mean = sum(task['score'] for task in tasks) / len(names)
-      row.append(f'{100 * mean:.1f}')
+    for name, task in result['tasks'].items():
+      row.append(_cell(task, percent[name]))
+    if with_mean:
+      mean = sum(task['score'] for task in result['tasks'].values())
+      row.append(f'{100 * mean / len(names):.1f}')
     rows.append(row)
   widths = [
     max(len(row[column]) for row in rows if column < len(row))
@@ -207,6 +246,15 @@ def table(results: Sequence[dict]) -> str:
     ).rstrip()
     for row in rows
   )
+
+
+def _cell(task: dict, percent: bool) -> str:
+  """A score and its interval, in percent or as they are."""
+  shown = (lambda v: f'{100 * v:.1f}') if percent else (lambda v: f'{v:.4g}')
+  if task['interval'] is None:
+    return shown(task['score'])
+  low, high = map(shown, task['interval'])
+  return f'{shown(task["score"])} [{low}, {high}]'
 
 
 if __name__ == '__main__':

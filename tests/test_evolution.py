@@ -192,3 +192,63 @@ def test_abstract_state_is_that_of_a_run():
       jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
     ):
       assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+class OtherTargets(Score):
+  """A score whose target moves with every draw."""
+
+  target = 1.0
+
+  def redraw(self, number):
+    self.target = 1.0 + number
+    self.calls.append(f'draw {number}')
+
+  def __call__(self, population, members):
+    x = np.asarray(population['x']) / self.target
+    return super().__call__({'x': x}, members)
+
+  def fitness(self, genome):
+    one = {'x': np.asarray(genome['x'])[None]}
+    return Score()({'x': one['x'] / self.target}, [0]).fitness[0]
+
+
+def test_who_lives_on_is_scored_again_on_other_items():
+  score = OtherTargets()
+  steps = run(score, generations=3, redraw=score.redraw)
+  assert [c for c in score.calls if isinstance(c, str)] == [
+    'draw 1',
+    'draw 2',
+    'draw 3',
+  ]
+  last = steps[-1][0]
+  counted = sum(len(c) for c in score.calls if not isinstance(c, str))
+  assert int(last.evaluations) == counted
+  # Everything that the state says holds for the items of the last draw.
+  inner, memory = last.strategy, last.strategy.memory
+  for i in range(P):
+    member = {'x': inner.population['x'][i]}
+    assert inner.fitness[i] == pytest.approx(score.fitness(member), rel=1e-5)
+  assert memory.best_fitness == pytest.approx(
+    score.fitness(memory.best), rel=1e-5
+  )
+  assert last.best.fitness == pytest.approx(
+    score.fitness(last.best.genome), rel=1e-5
+  )
+  assert float(last.best.fitness) >= float(np.max(inner.fitness))
+  if memory.personal is not None:
+    for i in range(P):
+      own = {'x': memory.personal['x'][i]}
+      assert memory.personal_fitness[i] == pytest.approx(
+        score.fitness(own), rel=1e-5
+      )
+
+
+def test_the_same_items_again_change_nothing_but_the_count():
+  plain, again = run(), run(redraw=lambda number: None)
+  for (_, a), (_, b) in zip(plain, again, strict=True):
+    assert a.best_fitness == pytest.approx(b.best_fitness, rel=1e-6)
+    np.testing.assert_allclose(a.fitness, b.fitness, rtol=1e-6)
+  np.testing.assert_array_equal(
+    plain[-1][0].strategy.population['x'], again[-1][0].strategy.population['x']
+  )
+  assert int(again[-1][0].evaluations) > int(plain[-1][0].evaluations)

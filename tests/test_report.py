@@ -6,15 +6,20 @@ import pytest
 from evojax_llm import plot
 from evojax_llm import report
 from evojax_llm.fitness.intervals import wilson_interval
+from evojax_llm.fitness.objectives import make_objective
+from evojax_llm.fitness.scorers.choice import MultipleChoice
 
 
 def accuracies(*counts, weights=None, fails=False):
   """Of one member with (correct, items) on each task."""
-  return report.accuracies(
+  metrics = [MultipleChoice()] * len(counts)
+  weights = weights or [1 / len(counts)] * len(counts)
+  return report.summarise(
     [f'task{k}' for k in range(len(counts))],
     np.array([np.nan if fails else c / n for c, n in counts], np.float32),
     [n for _, n in counts],
-    weights or [1 / len(counts)] * len(counts),
+    metrics,
+    make_objective('weighted_mean', np.asarray(weights, np.float32), metrics),
   )
 
 
@@ -31,19 +36,19 @@ def row(name, dev, test, detail='', evaluations=1):
 def test_intervals_are_wilson_per_task_and_pooled_for_the_mean():
   test = accuracies((30, 40), (10, 40))
   task = test['tasks']['task0']
-  assert task['accuracy'] == 0.75 and task['items'] == 40
+  assert task['score'] == 0.75 and task['items'] == 40
   low, high = wilson_interval(30, 40)
   assert (task['low'], task['high']) == pytest.approx((low, high), abs=1e-5)
-  mean = test['mean']
-  assert mean['accuracy'] == 0.5
+  mean = test['fitness']
+  assert mean['score'] == 0.5
   expected = wilson_interval(40, 80)
   assert (mean['low'], mean['high']) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_mean_follows_the_weights_of_the_fitness():
-  even = accuracies((40, 40), (0, 40))['mean']
-  tilted = accuracies((40, 40), (0, 40), weights=[0.9, 0.1])['mean']
-  assert even['accuracy'] == 0.5 and tilted['accuracy'] == 0.9
+  even = accuracies((40, 40), (0, 40))['fitness']
+  tilted = accuracies((40, 40), (0, 40), weights=[0.9, 0.1])['fitness']
+  assert even['score'] == 0.5 and tilted['score'] == 0.9
   # Nearly all of the weight on 40 items says less than 80 items do.
   assert tilted['high'] - tilted['low'] > 0.15
 

@@ -6,6 +6,7 @@ populations without compiling again.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
 import itertools
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.fitness import forms
+from evojax_llm.fitness import objectives
 from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import racing
@@ -26,9 +28,11 @@ from evojax_llm.fitness.groups import Space
 from evojax_llm.fitness.groups import abstract_member
 from evojax_llm.fitness.groups import is_whole
 from evojax_llm.fitness.groups import num_bytes
+from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.ledger import Ledger
 from evojax_llm.fitness.sampling import Sampling
+from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.fitness.scores import Matcher
 from evojax_llm.fitness.scores import Scores
@@ -48,8 +52,10 @@ class Evaluator:
     tokenizer: encodes prompts and decodes answers.
     tasks: K tasks with distinct names.
     weights: (K,) weights of the tasks in the fitness; equal by default.
+    objective: what makes fitness of the tasks' scores: a name of `objectives`.
     chat: put prompts through the chat template.
-    limits: items of a split and task to use, by split; all by default.
+    limits: items of each task to use, by split: one number for all tasks, or
+      one for each; None for all items.
     draw: seed of the choice of items where there is a limit.
     dtype: type of activations and cache.
     base_dtype: 'int8' for a base with kernels of eight bits (see
@@ -64,7 +70,7 @@ class Evaluator:
     devices: devices to spread the members over; all by default.
 
   Raises:
-    ValueError: no tasks, repeated names, or bad weights.
+    ValueError: no tasks, repeated names, bad weights, limits or objective.
   """
 
   def __init__(
@@ -75,8 +81,9 @@ class Evaluator:
     tasks: Sequence[Task],
     *,
     weights: Sequence[float] | None = None,
+    objective: str = 'weighted_mean',
     chat: bool = False,
-    limits: dict[str, int | None] | None = None,
+    limits: Mapping[str, int | None | Sequence[int | None]] | None = None,
     draw: int = 0,
     dtype: Any = jnp.float32,
     base_dtype: str | None = None,
@@ -102,7 +109,10 @@ class Evaluator:
     self.config, self.tokenizer, self.tasks = config, tokenizer, list(tasks)
     self.weights = _weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
-    self.limits = limits or {}
+    self.limits = {
+      split: _limits(limit, len(tasks))
+      for split, limit in (limits or {}).items()
+    }
     self.max_length = max_length or config.max_position_embeddings
     self.ledger = Ledger()
     self._choices = dict(
@@ -122,7 +132,29 @@ class Evaluator:
     )
     self._items: dict[str, list] = {}
     self._splits: dict[tuple, splits.Split] = {}
-    self._matcher = Matcher(self.tasks, self.weights, tokenizer)
+    metrics = [scorer_of(task) for task in self.tasks]
+    self._matcher = Matcher(
+      self.tasks,
+      objectives.make_objective(objective, self.weights, metrics),
+      tokenizer,
+    )
+
+  @property
+  def objective(self) -> objectives.Objective:
+    """What makes fitness of the tasks' scores."""
+    return self._matcher.objective
+
+  def normalise_by(self, experts: np.ndarray) -> None:
+    """Gives the objective the experts' scores (N, K), where it needs them."""
+    self._matcher.objective = self.objective.normalised_by(experts)
+
+  def items(self, split: str) -> list[tuple[Item, ...]]:
+    """The items of each task that are scored: its limit's choice of a split."""
+    limits = self.limits.get(split, (None,) * len(self.tasks))
+    return [
+      task.subset(split, limit, self.draw)
+      for task, limit in zip(self.tasks, limits, strict=True)
+    ]
 
   def prepare(
     self,
@@ -238,7 +270,21 @@ class Evaluator:
 
     Returns:
       What was found about the M members, in the order of `members`.
+
+    Raises:
+      ValueError: fitness is no weighted mean over items to be maximised.
     """
+    for metric in map(scorer_of, self.tasks):
+      if metric.corpus or not metric.maximise:
+        raise ValueError(
+          f'{metric.metric} is no mean over items to be maximised, so that '
+          'members cannot race for it: leave racing off.'
+        )
+    if self.objective.name not in ('weighted_mean', 'pareto'):
+      raise ValueError(
+        f'objective is {self.objective.name!r}; members race for a weighted '
+        'mean alone: leave racing off.'
+      )
     members = np.asarray(members)
     lengths = [
       [sum(len(part.prompt) for part in item) for item in _by_item(task)]
@@ -253,7 +299,7 @@ class Evaluator:
       done += 1
       if progress:
         progress(done / len(blocks))
-      values = [task.correct.astype(np.float64) for task in scores.tasks]
+      values = [task.values.astype(np.float64) for task in scores.tasks]
       return values, scores.reasons
 
     raced = racing.race(
@@ -272,7 +318,7 @@ class Evaluator:
     other.draw = draw
     other._items, other._splits = {}, {}
     for split, items in self._items.items():
-      if self.limits.get(split) is None:
+      if not any(self.limits.get(split, ())):
         other._items[split] = items
     for key, packed in self._splits.items():
       if key[0] in other._items:
@@ -281,19 +327,17 @@ class Evaluator:
 
   def _encoded(self, split: str) -> list[list[prompts.EncodedItem]]:
     if split not in self._items:
-      limit = self.limits.get(split)
       self._items[split] = [
         list(
           prompts.encode_items(
-            task,
-            task.subset(split, limit, self.draw),
-            self.tokenizer,
-            self.chat,
-            self.max_length,
+            task, items, self.tokenizer, self.chat, self.max_length
           )
         )
-        for task in self.tasks
+        for task, items in zip(self.tasks, self.items(split), strict=True)
       ]
+      self.ledger.truncated += sum(
+        item.truncated > 0 for task in self._items[split] for item in task
+      )
     return self._items[split]
 
   def _split(
@@ -337,3 +381,16 @@ def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
       'all 0.'
     )
   return (w / w.sum()).astype(np.float32)
+
+
+def _limits(
+  limit: int | None | Sequence[int | None], count: int
+) -> tuple[int | None, ...]:
+  """One limit for each task."""
+  limits = limit if isinstance(limit, Sequence) else (limit,) * count
+  if len(limits) != count or any(n is not None and n < 1 for n in limits):
+    raise ValueError(
+      f'limits are {limit}; expected a number of at least 1 for all {count} '
+      'tasks, or one for each.'
+    )
+  return tuple(limits)

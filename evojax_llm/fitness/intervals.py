@@ -1,5 +1,6 @@
-"""Uncertainty of an accuracy measured on a few items."""
+"""Uncertainty of a score measured on a few items."""
 
+from collections.abc import Sequence
 import math
 
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -37,6 +38,19 @@ def wilson_interval(
   low = 0.0 if correct == 0 else max(0.0, centre - half)
   high = 1.0 if correct == total else min(1.0, centre + half)
   return low, high
+
+
+def mean_interval(
+  values: Sequence[float], z: float = _Z95
+) -> tuple[float, float] | None:
+  """Normal interval of the mean of values; None for fewer than two of them."""
+  count = len(values)
+  if count < 2:
+    return None
+  mean = math.fsum(map(float, values)) / count
+  squares = math.fsum((float(value) - mean) ** 2 for value in values)
+  half = z * math.sqrt(squares / (count - 1) / count)
+  return mean - half, mean + half
 
 
 def standard_error(total: int, share: float = 0.5) -> float:

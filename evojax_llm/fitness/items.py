@@ -2,11 +2,10 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
-KINDS = ('multiple_choice', 'exact_match', 'numeric_match')
 SPLITS = ('dev', 'test')
 CHOICE_STYLES = ('letter', 'text')
-MATCHES = ('line', 'clause')
 
 
 class TaskError(ValueError):
@@ -23,14 +22,22 @@ class Item:
   Attributes:
     id: unique within its split.
     question: the text of the question, as in the file.
-    answer: the gold answer; for multiple choice the *key* of the right option.
+    answer: the gold answer; for multiple choice the *key* of the right option;
+      '' where a kind needs none, such as a judge.
     choices: ((key, text), ...) in file order, or None.
+    also: other gold answers, of which any is as good as the first.
   """
 
   id: str
   question: str
   answer: str
   choices: tuple[tuple[str, str], ...] | None = None
+  also: tuple[str, ...] = ()
+
+  @property
+  def golds(self) -> tuple[str, ...]:
+    """All gold answers, the first one first."""
+    return (self.answer, *self.also)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +50,17 @@ class Format:
     instruction: the line above a multiple-choice question; None for the
       default, '' for none.
     choice: 'letter' scores the keys of the options (' A'), 'text' their texts.
-    match: what of a generated first line must equal the gold answer, for
-      exact_match: the whole 'line', or its first 'clause' (up to punctuation).
     max_new_tokens: tokens to decode at most, for the kinds that are generated.
     stop: the output is cut at the first of these strings.
+    system: text that stands before everything else, or ''.
   """
 
   prompt: str | None = None
   instruction: str | None = None
   choice: str = 'letter'
-  match: str = 'line'
   max_new_tokens: int = 32
   stop: tuple[str, ...] = ()
+  system: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +69,18 @@ class Task:
 
   Attributes:
     name: from the file, else the file's name.
-    kind: 'multiple_choice', 'exact_match' or 'numeric_match'.
+    kind: how it is scored: a name of evojax_llm.fitness.scorers.table.
     dev: items that a search may see.
     test: sealed items, read once at the end; may be empty.
     format: prompt and answer options.
     icl_prompt: worked examples put before every question, or ''.
     source: the file it was read from, for messages.
+    options: (name, value) pairs for the scorer of `kind`; its strict defaults
+      hold for the others.
+    scorer: an instance that takes the place of the table's, as tasks written
+      in Python have it.
+    shots: items of dev that are shown with their answers before every
+      question, and that `dev` no longer holds.
   """
 
   name: str
@@ -78,6 +90,9 @@ class Task:
   format: Format = Format()
   icl_prompt: str = ''
   source: str = ''
+  options: tuple[tuple[str, Any], ...] = ()
+  scorer: Any = None
+  shots: tuple[Item, ...] = ()
 
   def items(self, split: str) -> tuple[Item, ...]:
     """All items of a split; raises TaskError where there are none."""
@@ -92,6 +107,19 @@ class Task:
         'JSONL file), or use the other split.'
       )
     return items
+
+  def fingerprint(self) -> str:
+    """A digest of all that decides scores, wherever it was read from."""
+    fields = [
+      (field.name, getattr(self, field.name))
+      for field in dataclasses.fields(self)
+      if field.name not in ('source', 'scorer')
+    ]
+    digest = hashlib.sha256(repr(fields).encode())
+    if self.source.endswith('.py'):
+      with open(self.source, 'rb') as file:
+        digest.update(file.read())
+    return digest.hexdigest()[:16]
 
   def subset(
     self, split: str, limit: int | None = None, draw: int = 0
@@ -119,9 +147,15 @@ class Task:
     if limit is None or limit >= len(items):
       return items
 
-    def rank(index: int) -> bytes:
-      text = f'{draw}\0{self.name}\0{split}\0{items[index].id}'
-      return hashlib.sha256(text.encode()).digest()
-
-    chosen = sorted(range(len(items)), key=rank)[:limit]
+    chosen = ranked(items, f'{draw}\0{self.name}\0{split}')[:limit]
     return tuple(items[index] for index in sorted(chosen))
+
+
+def ranked(items: tuple[Item, ...], seed: str) -> list[int]:
+  """Indices of the items in a random order that a text and the ids decide."""
+
+  def rank(index: int) -> bytes:
+    text = f'{seed}\0{items[index].id}'
+    return hashlib.sha256(text.encode()).digest()
+
+  return sorted(range(len(items)), key=rank)

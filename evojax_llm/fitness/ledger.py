@@ -15,6 +15,8 @@ class Ledger:
     items_saved: items of members that a race did not score.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
+    truncated: prompts that were cut from the left to fit, of all splits that
+      were encoded.
     programs: programs compiled.
     refills: times that prompts were read into slots.
     steps: times that a token was made in every slot.
@@ -31,6 +33,7 @@ class Ledger:
   items_saved: int = 0
   prompt_tokens: int = 0
   new_tokens: int = 0
+  truncated: int = 0
   programs: int = 0
   refills: int = 0
   steps: int = 0

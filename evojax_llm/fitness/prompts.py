@@ -6,10 +6,18 @@ Default prompts, raw (no chat template):
                              'The answer is'; the options are ' A', ' B', ...
   multiple choice, texts     'Question: ...', 'Answer:'; the options are their
                              texts.
-  exact and numeric match    the question as it is.
-Worked examples of the task (icl_prompt) come first, on their own lines, and
-then replace the instruction line. With chat=True the prompt is one user turn,
-and the options begin the model's turn.
+  all other kinds            the question as it is; of a kind that generates and
+                             has options, the multiple-choice prompt above.
+Before it come, in this order, the system text, the task's own worked examples
+(icl_prompt, which then replace the instruction line), and the task's shots:
+items with their answers, a blank line apart, the instruction once above them.
+With chat=True each shot is a turn of the user and one of the model, the system
+text opens the first turn (Gemma's template has no role for it), and the options
+begin the model's turn.
+
+Shots are dev items, chosen by a seed when the task is read; dev no longer holds
+them or a copy of them, and none of them is in test. What is scored has thus
+never been shown with its answer.
 
 The border between prompt and continuation follows lm-evaluation-harness:
 spaces at the end of the prompt belong to the continuation, and the two are
@@ -29,6 +37,8 @@ from absl import logging
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.items import TaskError
+from evojax_llm.fitness.scorers import abstain
+from evojax_llm.fitness.scorers.table import scorer_of
 
 _INSTRUCTION = 'Please choose an option that best answers the question.'
 _COMPLETION = 'Please choose an option that best completes the sentence.'
@@ -78,28 +88,73 @@ def write_prompt(task: Task, item: Item, chat: bool = False) -> str:
     task: gives the template, the instruction and the worked examples.
     item: one of its items.
     chat: for the chat template: the prompt asks for a reply, and does not end
-      in the middle of a sentence.
+      in the middle of a sentence; system text and shots are other turns.
 
   Returns:
     The text.
   """
+  head = _instruction(task, item, chat)
+  if chat:
+    text = head + _block(task, item, chat)
+    text = f'{task.icl_prompt}\n{text}' if task.icl_prompt else text
+    return text if task.shots else _after_system(task, text)
+  blocks = [
+    _joined(_block(task, shot), shown_answer(task, shot)) for shot in task.shots
+  ]
+  text = head + '\n\n'.join([*blocks, _block(task, item)])
+  text = f'{task.icl_prompt}\n{text}' if task.icl_prompt else text
+  return _after_system(task, text)
+
+
+def _after_system(task: Task, text: str) -> str:
+  return f'{task.format.system}\n\n{text}' if task.format.system else text
+
+
+def write_messages(task: Task, item: Item) -> list[dict[str, str]]:
+  """The turns of a conversation that ends with the item's question."""
+  messages = []
+  for shot in task.shots:
+    question = _instruction(task, shot, True) + _block(task, shot, True)
+    messages += _turn(question)
+    messages.append({'role': 'assistant', 'content': shown_answer(task, shot)})
+  messages += _turn(write_prompt(task, item, chat=True))
+  if task.shots:
+    messages[0] = _turn(_after_system(task, messages[0]['content']))[0]
+  return messages
+
+
+def shown_answer(task: Task, item: Item) -> str:
+  """A gold answer as a shot shows it: the key, text or answer to be given."""
+  if item.choices is not None and task.format.choice == 'text':
+    return dict(item.choices)[item.answer]
+  return item.answer
+
+
+def _joined(prompt: str, answer: str) -> str:
+  """A prompt and what follows it, a space between where one belongs."""
+  stem = prompt.rstrip(' ')
+  return stem + _parted([answer], stem)[0]
+
+
+def _block(task: Task, item: Item, chat: bool = False) -> str:
+  """The question of an item up to where its answer begins."""
   choices = '\n'.join(f'{key}: {text}' for key, text in item.choices or ())
   if task.format.prompt is not None:
-    text = task.format.prompt.format(question=item.question, choices=choices)
-  elif item.choices is None:
-    text = item.question
-  elif task.format.choice == 'text':
-    ending = '' if chat else '\nAnswer:'
-    text = f'Question: {item.question}{ending}'
-  else:
-    instruction = _instruction(task, chat)
-    ending = '' if chat else '\nThe answer is'
-    text = f'{instruction}Question: {item.question}\n{choices}{ending}'
-  return f'{task.icl_prompt}\n{text}' if task.icl_prompt else text
+    return task.format.prompt.format(question=item.question, choices=choices)
+  if item.choices is None:
+    return item.question
+  if task.format.choice == 'text' and scorer_of(task).reads == 'options':
+    return f'Question: {item.question}' + ('' if chat else '\nAnswer:')
+  ending = '' if chat else '\nThe answer is'
+  return f'Question: {item.question}\n{choices}{ending}'
 
 
-def _instruction(task: Task, chat: bool) -> str:
+def _instruction(task: Task, item: Item, chat: bool) -> str:
   """The line above a multiple-choice question, with its line end, or ''."""
+  if item.choices is None or task.format.prompt is not None:
+    return ''
+  if task.format.choice == 'text' and scorer_of(task).reads == 'options':
+    return ''
   text = task.format.instruction
   if text is None:
     if task.icl_prompt:
@@ -178,9 +233,17 @@ def encode_options(
 
 
 def _continuations(task: Task, item: Item, prompt: str) -> list[str]:
-  """The options as they follow the raw prompt."""
-  letters = task.format.choice == 'letter'
-  texts = [key if letters else text for key, text in item.choices]
+  """What is read after the raw prompt: the options, or the gold answer."""
+  if scorer_of(task).reads == 'gold':
+    texts = [item.answer]
+  else:
+    letters = task.format.choice == 'letter'
+    texts = [key if letters else text for key, text in item.choices]
+  return _parted(texts, prompt)
+
+
+def _parted(texts: Sequence[str], prompt: str) -> list[str]:
+  """Continuations with the space that parts them from the prompt."""
   # Nothing parts an option from a line's start or an opening bracket.
   close = not prompt or prompt[-1] in '\n\t([{"'
   return [text if close else f' {text}' for text in texts]
@@ -210,24 +273,60 @@ def encode_item(
     TaskError: the continuation alone does not fit in `max_length`.
   """
   text = write_prompt(task, item, chat)
-  options = None
-  if item.choices is None:
+  turns = write_messages(task, item) if chat else None
+  starts = None
+  if scorer_of(task).reads != 'text':
+    starts = _continuations(task, item, '' if chat else text)
+  return _encode(task, item, text, turns, starts, tokenizer, max_length)
+
+
+def encode_passes(
+  task: Task,
+  item: Item,
+  tokenizer: Tokenizer,
+  chat: bool = False,
+  max_length: int | None = None,
+) -> list[EncodedItem]:
+  """An item as all that is asked about it; see `encode_item`."""
+  first = encode_item(task, item, tokenizer, chat, max_length)
+  scorer = scorer_of(task)
+  if not hasattr(scorer, 'second_prompts'):
+    return [first]
+  passes = [first]
+  for text in scorer.second_prompts(item):
+    turns = _turn(text) if chat else None
+    starts = None
+    if scorer.reads != 'text':
+      starts = _parted(abstain.REPLIES, '' if chat else text)
+    passes.append(
+      _encode(task, item, text, turns, starts, tokenizer, max_length)
+    )
+  return passes
+
+
+def _encode(
+  task: Task,
+  item: Item,
+  text: str,
+  turns: list[dict[str, str]] | None,
+  starts: list[str] | None,
+  tokenizer: Tokenizer,
+  max_length: int | None,
+) -> EncodedItem:
+  """Encodes a prompt, as text or turns, and what is read after it."""
+  options, new = None, 0
+  if starts is None:
     # A space at the end would be its own token, where the model expects to
     # begin the next word with it.
-    text = text.rstrip(' ')
-    prompt = encode_prompt(_turn(text) if chat else text, tokenizer)
+    prompt = encode_prompt(turns or text.rstrip(' '), tokenizer)
     new = task.format.max_new_tokens
-  elif chat:
+  elif turns:
     # The template ends with a special token or a line's end, which joins with
     # nothing that follows.
-    prompt = encode_prompt(_turn(text), tokenizer)
-    starts = _continuations(task, item, '')
+    prompt = encode_prompt(turns, tokenizer)
     options = [tokenizer.encode(start, bos=False) for start in starts]
-    new = 0
   else:
-    starts = _continuations(task, item, text)
     prompt, options = encode_options(text, starts, tokenizer)
-    new = 0
   if options is not None and not all(options):
     raise TaskError(
       f"Task '{task.name}', item '{item.id}': an option has no tokens of its "
@@ -266,9 +365,15 @@ def encode_items(
   chat: bool = False,
   max_length: int | None = None,
 ) -> tuple[EncodedItem, ...]:
-  """Encodes items, and logs how many prompts had to be cut, if any."""
+  """Encodes items, and logs how many prompts had to be cut, if any.
+
+  An item about which more than one thing is asked gives as many entries, one
+  after the other.
+  """
   encoded = tuple(
-    encode_item(task, item, tokenizer, chat, max_length) for item in items
+    encoded
+    for item in items
+    for encoded in encode_passes(task, item, tokenizer, chat, max_length)
   )
   cut = [entry.truncated for entry in encoded if entry.truncated]
   if cut:

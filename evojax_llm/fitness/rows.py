@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import difflib
 from typing import Any
 
@@ -10,6 +11,7 @@ from absl import logging
 
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import TaskError
+from evojax_llm.fitness.scorers.base import Scorer
 
 
 def hint(word: object, known: Sequence[str]) -> str:
@@ -70,16 +72,42 @@ def _choices(value: Any, where: str) -> tuple[tuple[str, str], ...]:
   return tuple(pairs)
 
 
-def _item(row: Any, index: int, where: str) -> Item:
+def _answers(row: Mapping[str, Any], where: str, needed: bool) -> list[str]:
+  """Gold answers: a text, or a list of texts of which any is right."""
+  names = [name for name in ('answer', 'output') if name in row]
+  if not needed and not names:
+    return ['']
+  if len(names) != 1 or not isinstance(row[names[0]], list):
+    return [_field(row, ('answer', 'output'), where)]
+  values = row[names[0]]
+  texts = [_text(value) for value in values]
+  if not texts or not all(text is not None and text.strip() for text in texts):
+    raise TaskError(
+      f"{where}, field '{names[0]}': expected a text or a list of texts that "
+      f'are not empty, got {shown(values)}.'
+    )
+  return texts
+
+
+def _item(row: Any, index: int, where: str, scorer: Any) -> Item:
   if not isinstance(row, Mapping):
     raise TaskError(f'{where}: expected an object, got {shown(row)}.')
-  question = _field(row, ('question', 'input'), where)
-  answer = _field(row, ('answer', 'output'), where)
+  names = ('question', 'input', 'prompt')
+  if scorer.question or any(name in row for name in names):
+    question = _field(row, names, where)
+  else:
+    question = ''
+  answer, *also = _answers(row, where, scorer.gold)
   choices = None
   if row.get('choices') is not None:
     choices = _choices(row['choices'], where)
     keys = [key for key, _ in choices]
-    if answer not in keys:
+    if also:
+      raise TaskError(
+        f"{where}, field 'answer': expected the key of one option, got "
+        f'{shown([answer, *also])}.'
+      )
+    if answer not in keys and scorer.gold:
       texts = [key for key, text in choices if text == answer]
       advice = f" Write its key, '{texts[0]}'." if texts else ''
       raise TaskError(
@@ -92,7 +120,7 @@ def _item(row: Any, index: int, where: str) -> Item:
       f"{where}, field 'id': expected text or a number, got {shown(name)}."
     )
   name = str(index) if name is None else str(name)
-  return Item(name, question, answer, choices)
+  return Item(name, question, answer, choices, tuple(also))
 
 
 def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
@@ -106,7 +134,7 @@ def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
     while name in seen or (name != item.id and name in taken):
       name = f'{item.id}#{index}' if name == item.id else name + '#'
     seen.add(name)
-    unique.append(Item(name, item.question, item.answer, item.choices))
+    unique.append(dataclasses.replace(item, id=name))
   logging.warning(
     "%s: %d rows repeat the id of an earlier row; they are called 'id#index'.",
     where,
@@ -115,13 +143,16 @@ def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
   return tuple(unique)
 
 
-def read_items(rows: Any, path: str, split: str) -> tuple[Item, ...]:
+def read_items(
+  rows: Any, path: str, split: str, scorer: Any = Scorer
+) -> tuple[Item, ...]:
   """The items of one split.
 
   Args:
     rows: what the file holds under the split's name.
     path: the file, for messages.
     split: 'dev' or 'test', for messages.
+    scorer: the scorer, or its class: says which fields a row needs.
 
   Returns:
     The items in file order, with unique ids.
@@ -133,7 +164,8 @@ def read_items(rows: Any, path: str, split: str) -> tuple[Item, ...]:
   if not isinstance(rows, Sequence) or isinstance(rows, str):
     raise TaskError(f'{where}: expected a list of rows, got {shown(rows)}.')
   items = [
-    _item(row, index, f'{where} row {index}') for index, row in enumerate(rows)
+    _item(row, index, f'{where} row {index}', scorer)
+    for index, row in enumerate(rows)
   ]
   for index, item in enumerate(items):
     if (item.choices is None) != (items[0].choices is None):

@@ -1,13 +1,20 @@
-"""From what the programs return to right, wrong and fitness."""
+"""From what the programs return to values of items, tasks and members."""
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 
-from evojax_llm.fitness import scorers
+from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
+from evojax_llm.fitness.objectives import Objective
+from evojax_llm.fitness.prompts import EncodedItem
+from evojax_llm.fitness.scorers.answers import cut_at_stop
+from evojax_llm.fitness.scorers.base import Answer
+from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.fitness.splits import Split
 
 
@@ -17,17 +24,28 @@ class TaskScores:
 
   Attributes:
     task: name of the task.
+    metric: name of the task's score.
+    maximise: whether more of it is better.
+    binary: whether an item is right or wrong and nothing between.
     ids: ids of the items.
-    correct: (M, items) bool.
+    values: (M, items) f32 scores of the items; 0 and 1 where binary.
     predictions: M lists of a string an item, or None where there is none.
     loglikelihoods: M lists of {option: value} an item; None when generated.
   """
 
   task: str
+  metric: str
+  maximise: bool
+  binary: bool
   ids: list[str]
-  correct: np.ndarray
+  values: np.ndarray
   predictions: list[list[str | None]]
   loglikelihoods: list[list[dict[str, float]]] | None
+
+  @property
+  def correct(self) -> np.ndarray:
+    """(M, items) bool: what has the full score of a binary task."""
+    return self.values == 1
 
 
 @dataclasses.dataclass
@@ -35,9 +53,9 @@ class Scores:
   """Fitness of M members, and what it was made of.
 
   Attributes:
-    fitness: (M,) f32, weighted mean of the tasks' accuracies, maximised; NaN
-      for a member that failed.
-    task_scores: (M, K) f32 accuracies, NaN for a failed member.
+    fitness: (M,) f32, the objective over the tasks, maximised; NaN for a
+      member that failed.
+    task_scores: (M, K) f32 scores, NaN for a failed member.
     tasks: K results item by item.
     reasons: M strings that say why a member failed, or None.
   """
@@ -89,83 +107,165 @@ class Answers:
         made[prompt] = tuple(row[:length])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """Where the answers to one item are.
+
+  Attributes:
+    item: the item.
+    options: slice of the continuations.
+    prompts: slice of the generated texts.
+    tokens: tokens of each continuation.
+  """
+
+  item: Item
+  options: slice
+  prompts: slice
+  tokens: tuple[int, ...]
+
+
+def _places(
+  encoded: Sequence[EncodedItem], option: int, prompt: int
+) -> list[_Place]:
+  """Items with their answers; an item may have been asked more than once."""
+  places = []
+  for _, passes in itertools.groupby(encoded, key=lambda e: e.item.id):
+    passes = list(passes)
+    tokens = tuple(len(o) for e in passes for o in e.options or ())
+    texts = sum(e.options is None for e in passes)
+    places.append(
+      _Place(
+        passes[0].item,
+        slice(option, option + len(tokens)),
+        slice(prompt, prompt + texts),
+        tokens,
+      )
+    )
+    option, prompt = option + len(tokens), prompt + texts
+  return places
+
+
 class Matcher:
   """Turns answers into scores; remembers verdicts, since members often agree.
 
   Args:
     tasks: K tasks.
-    weights: (K,) f32 that sum to one.
+    objective: makes fitness of task scores; may be replaced.
     tokenizer: decodes generated tokens.
   """
 
   def __init__(
-    self, tasks: Sequence[Task], weights: np.ndarray, tokenizer: Any
+    self, tasks: Sequence[Task], objective: Objective, tokenizer: Any
   ):
-    self._tasks, self._weights = list(tasks), weights
+    self.objective = objective
+    self._tasks = list(tasks)
+    self._scorers = [scorer_of(task) for task in tasks]
     self._tokenizer = tokenizer
-    self._verdicts: dict[tuple, tuple[str | None, bool]] = {}
+    # By task, item and generated tokens.
+    self._verdicts: dict[tuple, Verdict] = {}
 
   def score(self, split: Split, answers: Answers) -> Scores:
-    """Scores of all members."""
-    finite = answers.finite
-    tasks = [
-      self._choices(task, items, split.first_option[k], answers)
-      if task.kind == 'multiple_choice'
-      else self._generated(k, items, split.first_prompt[k], answers)
-      for k, (task, items) in enumerate(
-        zip(self._tasks, split.items, strict=True)
-      )
-    ]
-    task_scores = np.stack(
-      [t.correct.mean(axis=1) for t in tasks], axis=1
-    ).astype(np.float32)
-    task_scores[~finite] = np.nan
+    """Scores of all members.
+
+    Raises:
+      JudgeError: a judge gives no scores; nobody is scored then.
+    """
+    alive = answers.finite.copy()
+    reasons = [None if ok else 'logits are not finite' for ok in alive]
+    tasks, columns = [], []
+    for k, encoded in enumerate(split.items):
+      places = _places(encoded, split.first_option[k], split.first_prompt[k])
+      result, column = self._score_task(k, places, answers)
+      tasks.append(result)
+      columns.append(column)
+      for m in np.flatnonzero(np.isnan(column)):
+        reasons[m] = reasons[m] or f'a score on {result.task} is not a number'
+    task_scores = np.stack(columns, axis=1).astype(np.float32)
+    task_scores[~alive] = np.nan
+    # Before the experts are known there is no fitness, only what they score.
+    fitness = np.full(len(alive), np.nan, np.float32)
+    if not self.objective.needs_experts:
+      fitness = self.objective(task_scores)
     return Scores(
-      fitness=(task_scores @ self._weights).astype(np.float32),
+      fitness=fitness,
       task_scores=task_scores,
       tasks=tasks,
-      reasons=[None if ok else 'logits are not finite' for ok in finite],
+      reasons=reasons,
     )
 
-  def _choices(
-    self, task: Task, items: list, start: int, answers: Answers
-  ) -> TaskScores:
-    members = len(answers.finite)
-    correct = np.zeros((members, len(items)), bool)
-    predictions: list[list] = [[] for _ in range(members)]
-    values: list[list] = [[] for _ in range(members)]
-    for i, encoded in enumerate(items):
-      stop = start + len(encoded.options)
-      keys = [key for key, _ in encoded.item.choices]
-      for m in range(members):
-        loglik = answers.loglikelihoods[m, start:stop]
-        prediction, correct[m, i] = scorers.score_options(
-          task, encoded.item, loglik
+  def _score_task(
+    self, k: int, places: list[_Place], answers: Answers
+  ) -> tuple[TaskScores, np.ndarray]:
+    """What all members did on a task, and the task's score of each."""
+    task, scorer = self._tasks[k], self._scorers[k]
+    generated = scorer.reads == 'text'
+    judge = self._judge_texts if generated else self._judge_likelihoods
+    verdicts = judge(k, places, answers)
+    items = [place.item for place in places]
+    likelihoods = None
+    if not generated:
+      labels = [scorer.labels(item) for item in items]
+      likelihoods = [
+        [
+          dict(zip(names, row[place.options].tolist(), strict=True))
+          for names, place in zip(labels, places, strict=True)
+        ]
+        for row in answers.loglikelihoods
+      ]
+    result = TaskScores(
+      task=task.name,
+      metric=scorer.metric,
+      maximise=scorer.maximise,
+      binary=scorer.binary,
+      ids=[item.id for item in items],
+      values=np.array(
+        [[v.value for v in row] for row in verdicts], np.float32
+      ).reshape(len(verdicts), len(places)),
+      predictions=[[v.prediction for v in row] for row in verdicts],
+      loglikelihoods=likelihoods,
+    )
+    column = np.full(len(verdicts), np.nan)
+    for m in np.flatnonzero(answers.finite):
+      column[m] = scorer.aggregate(items, verdicts[m])
+    return result, column
+
+  def _judge_likelihoods(
+    self, k: int, places: list[_Place], answers: Answers
+  ) -> list[list[Verdict]]:
+    score = self._scorers[k].score
+    return [
+      [
+        score(
+          place.item,
+          Answer(
+            loglik=tuple(row[place.options].tolist()), tokens=place.tokens
+          ),
         )
-        predictions[m].append(prediction)
-        values[m].append(dict(zip(keys, loglik.tolist(), strict=True)))
-      start = stop
-    ids = [encoded.item.id for encoded in items]
-    return TaskScores(task.name, ids, correct, predictions, values)
+        for place in places
+      ]
+      for row in answers.loglikelihoods
+    ]
 
-  def _generated(
-    self, k: int, items: list, start: int, answers: Answers
-  ) -> TaskScores:
-    members = len(answers.finite)
-    correct = np.zeros((members, len(items)), bool)
-    predictions: list[list] = [[] for _ in range(members)]
-    for i, encoded in enumerate(items):
-      for m in range(members):
-        ids = answers.generated[m][start + i]
-        prediction, correct[m, i] = self._verdict(k, encoded.item, ids)
-        predictions[m].append(prediction)
-    ids = [encoded.item.id for encoded in items]
-    return TaskScores(self._tasks[k].name, ids, correct, predictions, None)
-
-  def _verdict(self, k: int, item: Any, ids: tuple[int, ...]):
-    key = (k, item, ids)
-    if key not in self._verdicts:
-      self._verdicts[key] = scorers.score_generation(
-        self._tasks[k], item, self._tokenizer.decode(ids)
-      )
-    return self._verdicts[key]
+  def _judge_texts(
+    self, k: int, places: list[_Place], answers: Answers
+  ) -> list[list[Verdict]]:
+    stop, decode = self._tasks[k].format.stop, self._tokenizer.decode
+    keys = [
+      # The task holds the item as long as this lives: its address is its own.
+      [(k, id(p.item), *member[p.prompts]) for p in places]
+      for member in answers.generated
+    ]
+    new = {}
+    for m, row in enumerate(keys):
+      # A failed member has said nothing; no judge need be asked about it.
+      for key, place in zip(row, places, strict=True):
+        if key not in self._verdicts and answers.finite[m]:
+          new.setdefault(key, place.item)
+    pairs = [
+      (item, Answer(tuple(cut_at_stop(decode(ids), stop) for ids in key[2:])))
+      for key, item in new.items()
+    ]
+    verdicts = self._scorers[k].score_all(pairs)
+    self._verdicts.update(zip(new, verdicts, strict=True))
+    nothing = Verdict(None, 0.0)
+    return [[self._verdicts.get(key, nothing) for key in row] for row in keys]

@@ -1,4 +1,4 @@
-"""Task files: the JSON layouts of published systems, and plain JSONL.
+"""Tasks: the JSON layouts of published systems, plain JSONL, and Python.
 
 JSON (one object):
   {"dataset" or "name": ..., "dev": [rows], "test": [rows],
@@ -8,45 +8,51 @@ JSON (one object):
 JSONL (one row a line):
   Each row says {"split": "dev"} or {"split": "test"}; or no row does, and all
   of them are dev. The task is named after the file.
+Python:
+  'file.py' or 'file.py:Name': a class; see evojax_llm.fitness.python_task.
+lm-evaluation-harness:
+  'lm_eval:name'; see evojax_llm.fitness.lm_eval_task.
 
-A row has a `question` (or `input`), an `answer` (or `output`), and for multiple
-choice `choices`, an object {key: text} with the answer as one of its keys. It
-may have an `id`; what else it has is ignored. Rows without an id get their
-index; published files repeat ids, and a repeated one becomes 'id#index', so
-that ids are unique within a split.
+A row has a `question` (or `input`, `prompt`), an `answer` (or `output`), and
+for multiple choice `choices`, an object {key: text} with the answer as one of
+its keys. A list of answers means that any of them is right. It may have an
+`id`; what else it has is ignored. Rows without an id get their index; published
+files repeat ids, and a repeated one becomes 'id#index', so that ids are unique
+within a split.
 
-The kind follows from the rows: choices make it multiple_choice, gold answers
-that are all numbers numeric_match, anything else exact_match. `format.kind`
-overrides the choice between the latter two (published files call numeric tasks
-"exact_match" as well, so `task_type` does not).
+The kind is a name of evojax_llm.fitness.scorers.table. Without `format.kind` it
+follows from the rows: choices make it multiple_choice, gold answers that are
+all numbers numeric_match, anything else exact_match.
 
-`format` may hold: kind, prompt, instruction, choice, match, max_new_tokens,
-stop; see evojax_llm.fitness.items.Format.
+`format` may hold `kind`; prompt, instruction, choice, system, shots,
+shots_seed, max_new_tokens and stop (see evojax_llm.fitness.items.Format); and
+the options of the kind's scorer.
 """
 
 import collections
+from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import json
 import pathlib
-import string
 from typing import Any
 
 from absl import logging
 
+from evojax_llm.fitness import format as format_lib
 from evojax_llm.fitness import intervals
-from evojax_llm.fitness import numerals
 from evojax_llm.fitness import overlap
-from evojax_llm.fitness.items import CHOICE_STYLES
-from evojax_llm.fitness.items import KINDS
-from evojax_llm.fitness.items import MATCHES
 from evojax_llm.fitness.items import SPLITS
-from evojax_llm.fitness.items import Format
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.items import TaskError
+from evojax_llm.fitness.items import ranked
 from evojax_llm.fitness.rows import hint
 from evojax_llm.fitness.rows import read_items
 from evojax_llm.fitness.rows import shown
+from evojax_llm.fitness.scorers import table
+from evojax_llm.fitness.scorers.base import Scorer
+from evojax_llm.fitness.scorers.code import CodeTests
 
 _TOP_KEYS = (
   'name',
@@ -57,132 +63,34 @@ _TOP_KEYS = (
   'icl_prompt',
   'format',
 )
-_FORMAT_KEYS = (
-  'kind',
-  'prompt',
-  'instruction',
-  'choice',
-  'match',
-  'max_new_tokens',
-  'stop',
-)
-# A short answer, or a chain of thought that ends in a number.
-_MAX_NEW_TOKENS = {
-  'multiple_choice': 0,
-  'exact_match': 32,
-  'numeric_match': 256,
-}
-# A base model that has answered goes on with the next question.
-_STOP = ('\nQuestion:', '\nQ:')
 # Below this many items one standard error is over 5.5 points.
 _SMALL_DEV = 80
 
 
-# --- options ----------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """What is allowed in tasks, and what is set for all of them.
 
+  Attributes:
+    allow_overlap: read tasks whose items occur both in dev and in test; the
+      fact is then logged as a warning.
+    allow_code: read tasks that run generated code.
+    shots: worked examples before each question; None for what a task says.
+    shots_seed: chooses them; None for what a task says.
+    system: text before everything else; None for what a task says.
+  """
 
-def _infer_kind(items: Sequence[Item], task_type: Any, told: Any, path: str):
-  """'multiple_choice', 'exact_match' or 'numeric_match'; see the module."""
-  for name, kind in (('task_type', task_type), ('format.kind', told)):
-    if kind is not None and kind not in KINDS:
-      raise TaskError(
-        f"{path}, '{name}': expected {', '.join(KINDS)}, got "
-        f'{shown(kind)}.{hint(kind, KINDS)}'
-      )
-  has_choices = items[0].choices is not None
-  for name, kind in (('task_type', task_type), ('format.kind', told)):
-    if kind is not None and (kind == 'multiple_choice') != has_choices:
-      has = 'have' if has_choices else 'have no'
-      raise TaskError(
-        f"{path}: '{name}' is {kind}, but its rows {has} choices."
-      )
-  if has_choices:
-    return 'multiple_choice'
-  other = [item for item in items if numerals.whole_number(item.answer) is None]
-  kind = told or ('numeric_match' if not other else 'exact_match')
-  if told is None and task_type == 'numeric_match':
-    kind = task_type
-  if kind == 'numeric_match' and other:
-    raise TaskError(
-      f"{path}: a numeric_match task, but the answer of item '{other[0].id}' "
-      f'is no number: {shown(other[0].answer)}.'
-    )
-  return kind
+  allow_overlap: bool = False
+  allow_code: bool = False
+  shots: int | None = None
+  shots_seed: int | None = None
+  system: str | None = None
 
-
-def _check_template(template: Any, kind: str, choice: str, where: str) -> None:
-  if not isinstance(template, str):
-    raise TaskError(f'{where}: expected text, got {shown(template)}.')
-  try:
-    fields = {name for _, name, _, _ in string.Formatter().parse(template)}
-    fields.discard(None)
-    template.format(question='', choices='')
-  except (ValueError, LookupError, AttributeError) as error:
-    raise TaskError(
-      f'{where}: expected a template with {{question}} and {{choices}} alone '
-      f'(braces that are meant as such are doubled), got {shown(template)}: '
-      f'{error}.'
-    ) from error
-  needed = {'question'}
-  if kind == 'multiple_choice' and choice == 'letter':
-    needed.add('choices')
-  if kind != 'multiple_choice' and 'choices' in fields:
-    raise TaskError(f'{where}: {{choices}} in a task without choices.')
-  for name in sorted(needed - fields):
-    raise TaskError(f'{where}: {{{name}}} is missing in {shown(template)}.')
-
-
-def _format(value: Any, kind: str, path: str) -> Format:
-  where = f"{path}, 'format'"
-  for key in value:
-    if key not in _FORMAT_KEYS:
-      raise TaskError(
-        f"{where}: unknown key '{key}'.{hint(key, _FORMAT_KEYS)} "
-        f'Known are {", ".join(_FORMAT_KEYS)}.'
-      )
-
-  def one_of(key: str, known: Sequence[str]) -> str:
-    given = value.get(key, known[0])
-    if given not in known:
-      raise TaskError(
-        f'{where}.{key}: expected {" or ".join(known)}, got '
-        f'{shown(given)}.{hint(given, known)}'
-      )
-    return given
-
-  choice = one_of('choice', CHOICE_STYLES)
-  match = one_of('match', MATCHES)
-  if value.get('prompt') is not None:
-    _check_template(value['prompt'], kind, choice, f'{where}.prompt')
-  instruction = value.get('instruction')
-  if instruction is not None and not isinstance(instruction, str):
-    raise TaskError(
-      f'{where}.instruction: expected text, got {shown(instruction)}.'
-    )
-  limit = value.get('max_new_tokens', _MAX_NEW_TOKENS[kind])
-  least = 0 if kind == 'multiple_choice' else 1
-  if not isinstance(limit, int) or isinstance(limit, bool) or limit < least:
-    raise TaskError(
-      f'{where}.max_new_tokens: expected an integer from {least}, got '
-      f'{shown(limit)}.'
-    )
-  stop = value.get('stop', () if kind == 'multiple_choice' else _STOP)
-  stop = (stop,) if isinstance(stop, str) else stop
-  if not isinstance(stop, Sequence) or not all(
-    isinstance(text, str) and text for text in stop
-  ):
-    raise TaskError(
-      f'{where}.stop: expected a list of texts that are not empty, got '
-      f'{shown(stop)}.'
-    )
-  return Format(
-    prompt=value.get('prompt'),
-    instruction=instruction,
-    choice=choice,
-    match=match,
-    max_new_tokens=limit,
-    stop=tuple(stop),
-  )
+  def set_in(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's format with what is set for all tasks."""
+    names = ('shots', 'shots_seed', 'system')
+    given = {name: getattr(self, name) for name in names}
+    return {**options, **{k: v for k, v in given.items() if v is not None}}
 
 
 # --- files ------------------------------------------------------------------
@@ -235,13 +143,12 @@ def _read_jsonl(text: str, path: str) -> dict[str, Any]:
   return splits
 
 
-def load_task(path: str | pathlib.Path, allow_overlap: bool = False) -> Task:
-  """Reads a task file; see the module for the layouts.
+def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
+  """Reads a task; see the module for the layouts.
 
   Args:
-    path: a .json or .jsonl file.
-    allow_overlap: read the file even if items occur both in dev and in test;
-      the fact is then logged as a warning.
+    name: a .json or .jsonl file, 'file.py' or 'file.py:Name', 'lm_eval:name'.
+    rules: what is allowed.
 
   Returns:
     The task. A small dev split is logged as a warning.
@@ -250,7 +157,63 @@ def load_task(path: str | pathlib.Path, allow_overlap: bool = False) -> Task:
     TaskError: a file that cannot be read, a row, field or option that cannot
       be right (with file, split, row and field), or dev items in test.
   """
-  path = pathlib.Path(path)
+  rules = rules or Rules()
+  task = _read(str(name), rules)
+  if isinstance(table.scorer_of(task), CodeTests) and not rules.allow_code:
+    raise TaskError(
+      f'{task.source}: a code task runs what the model writes, in a process '
+      'with limits on time, memory, files and network. Allow it (allow_code) '
+      'on a machine where that is fine.'
+    )
+  _check_overlap(task, task, rules.allow_overlap)
+  if 0 < len(task.dev) < _SMALL_DEV:
+    logging.warning(
+      '%s: only %d dev items; the standard error of an accuracy is up to %.1f '
+      'points, and a search fits the luck of the draw.',
+      task.source,
+      len(task.dev),
+      100 * intervals.standard_error(len(task.dev)),
+    )
+  return task
+
+
+def load_tasks(
+  names: Sequence[str | pathlib.Path], rules: Rules | None = None
+) -> tuple[Task, ...]:
+  """Reads several tasks.
+
+  Raises:
+    TaskError: also where two tasks have one name, or the dev items of one are
+      test items of another.
+  """
+  if not names:
+    raise TaskError('No task files given: name at least one.')
+  tasks = tuple(load_task(name, rules) for name in names)
+  seen = {}
+  for task in tasks:
+    if task.name in seen:
+      raise TaskError(
+        f"{seen[task.name]} and {task.source} are both named '{task.name}': "
+        'results could not be told apart. Rename one ("name" in the file).'
+      )
+    seen[task.name] = task.source
+  for task in tasks:
+    for other in tasks:
+      if other is not task:
+        _check_overlap(task, other, bool(rules and rules.allow_overlap))
+  return tasks
+
+
+def _read(name: str, rules: Rules) -> Task:
+  if name.startswith('lm_eval:'):
+    from evojax_llm.fitness import lm_eval_task
+
+    return lm_eval_task.load(name.removeprefix('lm_eval:'), rules)
+  if '.py' in (name[-3:], name.rpartition(':')[0][-3:]):
+    from evojax_llm.fitness import python_task
+
+    return python_task.load(name, rules)
+  path = pathlib.Path(name)
   try:
     text = path.read_text(encoding='utf-8-sig')
   except OSError as error:
@@ -268,39 +231,24 @@ def load_task(path: str | pathlib.Path, allow_overlap: bool = False) -> Task:
     raise TaskError(
       f"{path}: expected a file that ends in '.json' or '.jsonl'."
     )
-  task = _build(top, path)
-  _check_overlap(task, allow_overlap)
-  if len(task.dev) < _SMALL_DEV:
-    logging.warning(
-      '%s: only %d dev items; the standard error of an accuracy is up to %.1f '
-      'points, and a search fits the luck of the draw.',
-      path,
-      len(task.dev),
-      100 * intervals.standard_error(len(task.dev)),
-    )
-  return task
+  return build(top, str(path), path.stem, rules)
 
 
-def load_tasks(
-  paths: Sequence[str | pathlib.Path], allow_overlap: bool = False
-) -> tuple[Task, ...]:
-  """Reads several task files; two tasks of one name are refused."""
-  if not paths:
-    raise TaskError('No task files given: name at least one.')
-  tasks = tuple(load_task(path, allow_overlap) for path in paths)
-  seen = {}
-  for task in tasks:
-    if task.name in seen:
-      raise TaskError(
-        f"{seen[task.name]} and {task.source} are both named '{task.name}': "
-        'results could not be told apart. Rename one ("name" in the file).'
-      )
-    seen[task.name] = task.source
-  return tasks
+def build(
+  top: Any, path: str, name: str, rules: Rules, scorer: Any = None
+) -> Task:
+  """The task of a parsed file.
 
+  Args:
+    top: what the file holds.
+    path: the file, for messages.
+    name: of the task, where the file gives none.
+    rules: what is set for all tasks.
+    scorer: the task's own, in place of one of the table.
 
-def _build(top: Any, path: pathlib.Path) -> Task:
-  """The task of a parsed file."""
+  Raises:
+    TaskError: as `load_task`.
+  """
   if not isinstance(top, dict):
     raise TaskError(
       f'{path}: expected an object with "dev" and "test", got {shown(top)}.'
@@ -314,50 +262,90 @@ def _build(top: Any, path: pathlib.Path) -> Task:
     raise TaskError(
       f'{path}: no "dev" rows; the file has {", ".join(top) or "nothing"}.'
     )
+  options = {} if top.get('format') is None else top['format']
+  if not isinstance(options, dict):
+    raise TaskError(
+      f"{path}, 'format': expected an object, got {shown(options)}."
+    )
+  options = rules.set_in(options)
+  task_type = top.get('task_type')
+  told = format_lib.told_kind(options, task_type, path)
+  needs = scorer or table.SCORERS.get(told, Scorer)
   splits = {
-    split: read_items(top.get(split, []), str(path), split) for split in SPLITS
+    split: read_items(top.get(split, []), path, split, needs)
+    for split in SPLITS
   }
   items = splits['dev'] + splits['test']
   if not items:
     raise TaskError(f'{path}: there are no rows in "dev" or "test".')
   if len({item.choices is None for item in items}) > 1:
     raise TaskError(f'{path}: only one of "dev" and "test" has choices.')
-  options = top.get('format') or {}
-  if not isinstance(options, dict):
-    raise TaskError(
-      f"{path}, 'format': expected an object, got {shown(options)}."
-    )
-  kind = _infer_kind(
-    items, top.get('task_type'), options.get('kind'), str(path)
+  kind = 'python'
+  if scorer is None:
+    kind = format_lib.infer_kind(items, options, task_type, path)
+  format_, scorer_options, judge = format_lib.read_format(
+    options, kind, path, scorer
   )
+  for split in SPLITS:
+    format_lib.check_items(splits[split], split, judge, path)
   texts = {}
   for key in ('name', 'dataset', 'icl_prompt'):
     texts[key] = '' if top.get(key) is None else top[key]
     if not isinstance(texts[key], str):
       raise TaskError(f"{path}, '{key}': expected text, got {shown(top[key])}.")
-  return Task(
-    name=texts['name'] or texts['dataset'] or path.stem,
+  task = Task(
+    name=texts['name'] or texts['dataset'] or name,
     kind=kind,
     dev=splits['dev'],
     test=splits['test'],
-    format=_format(options, kind, str(path)),
+    format=format_,
     icl_prompt=texts['icl_prompt'],
-    source=str(path),
+    source=path,
+    options=scorer_options,
+    scorer=scorer,
   )
+  where = f"{path}, 'format'"
+  shots = format_lib.whole(options, 'shots', 0, 0, where)
+  seed = format_lib.whole(options, 'shots_seed', 0, 0, where)
+  return _with_shots(task, shots, seed) if shots else task
 
 
-def _check_overlap(task: Task, allowed: bool) -> None:
-  pairs = overlap.find_overlap(task.dev, task.test)
+def _with_shots(task: Task, count: int, seed: int) -> Task:
+  """A task that shows some of its dev items, which are then no longer scored.
+
+  Copies of a shot leave dev as well, and what is in test is no shot.
+  """
+  tested = {overlap.identity(item) for item in task.test}
+  shots: dict[Any, Item] = {}
+  for index in ranked(task.dev, f'shots\0{seed}\0{task.name}'):
+    identity = overlap.identity(task.dev[index])
+    if len(shots) < count and identity not in tested:
+      shots.setdefault(identity, task.dev[index])
+  rest = tuple(i for i in task.dev if overlap.identity(i) not in shots)
+  if len(shots) < count or not rest:
+    raise TaskError(
+      f'{task.source}: {count} shots of {len(task.dev)} dev items, of which '
+      'some must be left to score. Ask for fewer shots.'
+    )
+  if not all(shot.answer for shot in shots.values()):
+    raise TaskError(f'{task.source}: shots need items with gold answers.')
+  return dataclasses.replace(task, dev=rest, shots=tuple(shots.values()))
+
+
+def _check_overlap(task: Task, other: Task, allowed: bool) -> None:
+  """Refuses dev items of a task that are test items of one."""
+  pairs = overlap.find_overlap(task.dev, other.test)
   if not pairs:
     return
+  whose = '' if other is task else f' of {other.source}'
   message = (
-    f'{task.source}: {len(pairs)} of {len(task.dev)} dev items occur in test '
-    'as well, so that a search on dev has seen the test:\n'
+    f'{task.source}: {len(pairs)} of {len(task.dev)} dev items occur in test'
+    f'{whose} as well, so that a search on dev has seen the test:\n'
     f'{overlap.describe_overlap(pairs)}'
   )
   if not allowed:
     raise TaskError(
       f'{message}\nRemove them from one split; or allow the overlap '
-      '(allow_overlap=True), and do not report the test score as unseen.'
+      '(allow_overlap), and do not report the test score as unseen.'
     )
   logging.warning('%s', message)

@@ -92,6 +92,7 @@ def load_checkpoint(
   folder: str | os.PathLike,
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
+  head: bool = False,
 ) -> tuple[GemmaConfig, dict[str, Any]]:
   """Loads a model folder, one leaf at a time.
 
@@ -101,6 +102,8 @@ def load_checkpoint(
     place: called with each leaf on the host as soon as it is whole; the place
       to shard it. The identity keeps numpy arrays. The host never holds more
       than one leaf beside what `place` returns.
+    head: whether the folder may be one of a classification model, whose head
+      is left out; `classifier.load_classifier` reads both.
 
   Returns:
     The configuration and the parameter tree.
@@ -111,7 +114,7 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
-  with open_model(folder, config) as files:
+  with open_model(folder, config, head) as files:
     params: dict[str, Any] = {}
     for leaf in names.leaves(config):
       stored = [files.stored[n] for n in leaf.names(config.num_layers)]

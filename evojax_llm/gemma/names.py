@@ -19,6 +19,8 @@ _OTHER_PARTS = re.compile(
   r'embed_vision)\.'
 )
 LM_HEAD = 'lm_head.weight'
+# Of a classification model, which has it in place of an output matrix.
+HEAD = 'score.weight'
 
 
 @dataclasses.dataclass(frozen=True)

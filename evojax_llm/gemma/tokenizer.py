@@ -86,11 +86,15 @@ class Tokenizer:
     ids = self.backend.encode(text, add_special_tokens=False)
     return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
-  def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+  def encode_chat(
+    self, messages: Sequence[dict[str, str]], reply: bool = True
+  ) -> list[int]:
     """Token ids of a conversation, up to where the model's turn begins.
 
     Args:
       messages: each {'role': 'user' | 'assistant', 'content': text}.
+      reply: begin the model's turn; else the conversation ends with the last
+        message.
 
     Raises:
       GemmaError: the folder has no chat template, or it refuses the messages.
@@ -104,7 +108,7 @@ class Tokenizer:
     try:
       return self.backend.apply_chat_template(
         list(messages),
-        add_generation_prompt=True,
+        add_generation_prompt=reply,
         tokenize=True,
         return_dict=False,
       )

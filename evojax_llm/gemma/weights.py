@@ -25,12 +25,17 @@ class ModelFiles(TensorFiles):
   stored: dict[str, str]
 
 
-def open_model(folder: str | os.PathLike, config: GemmaConfig) -> 'ModelFiles':
-  """Opens the weights of a model folder and checks every name and shape."""
+def open_model(
+  folder: str | os.PathLike, config: GemmaConfig, head: bool = False
+) -> 'ModelFiles':
+  """Opens the weights of a model folder and checks every name and shape.
+
+  A classification head is let pass, and left alone, with `head` only.
+  """
   path = existing_folder(folder, MODEL_FOLDER)
   files = ModelFiles.of_model(path)
   try:
-    files.stored = _stored_names(files)
+    files.stored = _stored_names(files, head)
     _check_tensors(files, config)
   except GemmaError:
     files.__exit__()
@@ -38,12 +43,12 @@ def open_model(folder: str | os.PathLike, config: GemmaConfig) -> 'ModelFiles':
   return files
 
 
-def _stored_names(files: TensorFiles) -> dict[str, str]:
+def _stored_names(files: TensorFiles, head: bool) -> dict[str, str]:
   """Stored names by name without prefix; refuses what no text model has."""
   stored: dict[str, str] = {}
   unknown = []
   for name in files.names:
-    if names.is_other_part(name):
+    if names.is_other_part(name) or (head and name == names.HEAD):
       continue
     short = names.text_name(name)
     if short is None:

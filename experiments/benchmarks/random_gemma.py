@@ -17,6 +17,7 @@ import pathlib
 from absl import app
 from absl import flags
 
+from evojax_llm.fitness.tasks import Rules
 from evojax_llm.fitness.tasks import load_task
 
 # The published widths; layers are chosen by the caller.
@@ -122,7 +123,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, folder: str) -> None:
 
   def lines() -> Iterator[str]:
     for text in texts:
-      for item in load_task(text, allow_overlap=True).dev:
+      for item in load_task(text, Rules(allow_overlap=True)).dev:
         yield ' '.join([item.question, *(t for _, t in item.choices or ())])
 
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())

@@ -74,6 +74,7 @@ def result(folder: pathlib.Path) -> dict:
     'members': (folder / 'members.jsonl').read_text(),
     'baselines': (folder / 'baselines.json').read_text(),
     'best': (folder / 'best' / 'adapter_model.safetensors').read_bytes(),
+    'items': {f.name: f.read_bytes() for f in (folder / 'items').iterdir()},
     'state': state(folder),
   }
 

@@ -13,6 +13,7 @@ import pytest
 from evojax_llm import checkpoint
 from evojax_llm import record
 from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.gemma import hub
 from evojax_llm.gemma import peft
 from evojax_llm.strategies import genome
@@ -89,6 +90,7 @@ def test_a_run_leaves_its_records(finished):
     'checkpoints',
     'config.json',
     'curve.png',
+    'items',
     'lock',
     'members.jsonl',
     'metrics.jsonl',
@@ -128,18 +130,30 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
     assert set(row['dev']['tasks']) == set(row['test']['tasks']) == {'a', 'b'}
     assert row['dev']['tasks']['a']['items'] == 30
     assert row['test']['tasks']['a']['items'] == 12
-    mean = row['test']['mean']
-    assert 0 <= mean['low'] <= mean['accuracy'] <= mean['high'] <= 1
+    mean = row['test']['fitness']
+    assert 0 <= mean['low'] <= mean['score'] <= mean['high'] <= 1
   members = {row['id']: row for row in lines(folder / 'members.jsonl')}
   best = summary['best']['id']
   assert members[best]['fitness'] == max(m['fitness'] for m in members.values())
   evolved = summary['rows'][-1]
-  assert evolved['dev']['mean']['accuracy'] == pytest.approx(
+  assert evolved['dev']['fitness']['score'] == pytest.approx(
     members[best]['fitness'], abs=1e-5
   )
   assert evolved['evaluations'] == len(members)
   assert summary['lineage'][-1]['id'] == best
   assert '![fitness by generation]' in (folder / 'summary.md').read_text()
+
+
+def test_what_members_did_on_items_makes_their_scores(finished):
+  folder, _ = finished
+  members = lines(folder / 'members.jsonl')
+  log = ItemLog(folder / 'items')
+  for task in ('a', 'b'):
+    ids, items, values = log.matrix(task)
+    assert ids.tolist() == [row['id'] for row in members]
+    assert len(items) == 30
+    scores = [row['tasks'][task] for row in members]
+    np.testing.assert_allclose(values.mean(axis=1), scores, atol=1e-6)
 
 
 def test_test_is_read_once_and_at_the_end(finished):
@@ -267,7 +281,7 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['failed'] > 0
   assert summary['rows'][1]['detail'] == 'good'
-  assert summary['rows'][-1]['dev']['mean']['accuracy'] is not None
+  assert summary['rows'][-1]['dev']['fitness']['score'] is not None
   failed = [
     row
     for row in lines(tmp_path / 'run' / 'members.jsonl')

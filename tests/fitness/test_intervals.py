@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from evojax_llm.fitness.intervals import mean_interval
 from evojax_llm.fitness.intervals import standard_error
 from evojax_llm.fitness.intervals import wilson_interval
 
@@ -43,3 +44,12 @@ def test_standard_error():
 def test_impossible_counts_are_refused(arguments):
   with pytest.raises(ValueError, match='at least one|impossible'):
     wilson_interval(*arguments)
+
+
+def test_mean_interval():
+  low, high = mean_interval([0.0, 1.0, 1.0, 2.0])
+  # A standard deviation of sqrt(2 / 3) over 4 items.
+  half = 1.959963984540054 * (2 / 3 / 4) ** 0.5
+  assert (low, high) == pytest.approx((1 - half, 1 + half))
+  assert mean_interval([3.0, 3.0]) == (3.0, 3.0)
+  assert mean_interval([3.0]) is None

@@ -7,6 +7,7 @@ from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.overlap import describe_overlap
 from evojax_llm.fitness.overlap import find_overlap
 from evojax_llm.fitness.overlap import identity
+from evojax_llm.fitness.tasks import Rules
 from evojax_llm.fitness.tasks import load_task
 
 BASE = Item('1', 'What is it?', 'A', (('A', 'red'), ('B', 'blue')))
@@ -59,6 +60,6 @@ def test_load_task_refuses_or_warns(tmp_path, caplog):
   with pytest.raises(TaskError, match='1 of 3 dev items') as error:
     load_task(path)
   assert "dev '1' = test 'T': q 1" in str(error.value)
-  assert 'allow_overlap=True' in str(error.value)
-  assert len(load_task(path, allow_overlap=True).test) == 2
+  assert '(allow_overlap)' in str(error.value)
+  assert len(load_task(path, Rules(allow_overlap=True)).test) == 2
   assert '1 of 3 dev items' in caplog.text

@@ -7,6 +7,7 @@ from evojax_llm.fitness.items import Format
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.items import TaskError
+from evojax_llm.fitness.tasks import Rules
 from evojax_llm.fitness.tasks import load_task
 from evojax_llm.fitness.tasks import load_tasks
 
@@ -55,7 +56,7 @@ def write(tmp_path):
 
 def refusal(path, **options):
   with pytest.raises(TaskError) as error:
-    load_task(path, **options)
+    load_task(path, Rules(**options))
   return str(error.value)
 
 
@@ -78,7 +79,10 @@ def test_hearsay_rings_the_alarm(data_folder):
   message = refusal(data_folder / 'hearsay.json')
   assert '94 of 94 dev items occur in test' in message
   assert "dev '73' = test '73'" in message
-  assert len(load_task(data_folder / 'hearsay.json', True).dev) == 94
+  assert (
+    len(load_task(data_folder / 'hearsay.json', Rules(allow_overlap=True)).dev)
+    == 94
+  )
 
 
 def test_rows_without_id_get_their_index(write):
@@ -206,7 +210,7 @@ def test_small_dev_split_is_a_warning(write, caplog):
     ({'choices': {'A': '4', '': 'x'}}, ["field 'choices'", "''"]),
     ({'choices': None}, ["no field 'choices'", 'unlike row 0']),
     ({'id': [1]}, ["field 'id'", '[1]']),
-    ({'input': 'twice'}, ["'question' or 'input'", 'keep one']),
+    ({'input': 'twice'}, ["'question' or 'input' or 'prompt'", 'keep one']),
   ],
 )
 def test_broken_rows_are_named(write, change, words):
@@ -217,8 +221,8 @@ def test_broken_rows_are_named(write, change, words):
 
 
 def test_missing_field_lists_what_is_there(write):
-  message = refusal(write({'dev': [{'prompt': 'x', 'answer': 'y'}]}))
-  assert "no field 'question' or 'input'; the row has prompt, answer" in message
+  message = refusal(write({'dev': [{'text': 'x', 'answer': 'y'}]}))
+  assert "'question' or 'input' or 'prompt'; the row has text" in message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""What every member did on every item, kept in the run folder.
+
+One compressed file a generation, `items/00012.npz`, written whole or not at
+all. For each task it holds the ids of the items, the values (bits where items
+are right or wrong, f32 else) and what was predicted, each text once. Voting,
+racing, intervals and item-response estimates read it back by `read`.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+import zipfile
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskItems:
+  """What M members did on the items of one task.
+
+  Attributes:
+    task: its name.
+    metric: name of its score.
+    maximise: whether more of it is better.
+    binary: whether values are 0 or 1.
+    ids: ids of the items.
+    values: (M, items) f32.
+    predictions: (M, items) strings, None where there is none.
+  """
+
+  task: str
+  metric: str
+  maximise: bool
+  binary: bool
+  ids: list[str]
+  values: np.ndarray
+  predictions: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationItems:
+  """What the members scored in one generation did.
+
+  Attributes:
+    number: of the generation.
+    members: (M,) i32 ids.
+    tasks: K results.
+  """
+
+  number: int
+  members: np.ndarray
+  tasks: list[TaskItems]
+
+
+class ItemLog:
+  """The folder of per-item results of a run."""
+
+  def __init__(self, folder: str | os.PathLike):
+    self.folder = pathlib.Path(folder)
+
+  def append(self, number: int, members: Sequence[int], scores: Any) -> None:
+    """Keeps the results of a generation; replaces what was kept of it before.
+
+    Args:
+      number: of the generation.
+      members: ids of the M members scored, in the order of `scores`.
+      scores: their `scores.Scores`.
+
+    Raises:
+      ValueError: another number of members than of scores.
+    """
+    arrays = {'members': np.asarray(members, np.int32)}
+    arrays['tasks'] = np.array([result.task for result in scores.tasks])
+    for k, result in enumerate(scores.tasks):
+      if len(members) != len(result.values):
+        raise ValueError(
+          f'{len(members)} members, but scores of {len(result.values)}.'
+        )
+      arrays[f'ids{k}'] = np.array(result.ids)
+      arrays[f'kind{k}'] = np.array(
+        [result.metric, str(result.maximise), str(result.binary)]
+      )
+      values = result.values
+      arrays[f'values{k}'] = (
+        np.packbits(values == 1, axis=1)
+        if result.binary
+        else values.astype(np.float32)
+      )
+      texts = {None: 0}
+      arrays[f'said{k}'] = np.array(
+        [
+          [texts.setdefault(text, len(texts)) for text in row]
+          for row in result.predictions
+        ],
+        np.int32,
+      ).reshape(values.shape)
+      # UTF-8 bytes and not an array of strings, in which all are as long as
+      # the longest one.
+      encoded = [text.encode() for text in list(texts)[1:]]
+      arrays[f'texts{k}'] = np.frombuffer(b''.join(encoded), np.uint8)
+      arrays[f'lengths{k}'] = np.array([len(t) for t in encoded], np.int32)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    path = self.folder / f'{number:05}.npz'
+    part = path.with_suffix('.part')
+    with open(part, 'wb') as file:
+      np.savez_compressed(file, **arrays)
+    os.replace(part, path)
+
+  def rewind(self, generation: int) -> None:
+    """Drops the files of later generations; -1 drops all."""
+    for path in self._files():
+      if int(path.stem) > generation:
+        path.unlink()
+    for left in self.folder.glob('*.part'):
+      left.unlink()
+
+  def read(self) -> Iterator[GenerationItems]:
+    """The generations, oldest first; each is read when it is asked for.
+
+    Raises:
+      ValueError: a file is damaged.
+    """
+    for path in self._files():
+      try:
+        with np.load(path, allow_pickle=False) as arrays:
+          found = _generation(int(path.stem), arrays)
+      except (OSError, LookupError, EOFError, ValueError) as error:
+        raise ValueError(f'{path} is damaged: {error}.') from error
+      except zipfile.BadZipFile as error:
+        raise ValueError(f'{path} is damaged: {error}.') from error
+      yield found
+
+  def matrix(self, task: str) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """All members by all items of a task that any of them was scored on.
+
+    Returns:
+      (member ids (M,) i32, item ids, values (M, items) f32), NaN where a
+      member was not scored on an item. A member that was scored again has its
+      last values.
+    """
+    found: dict[int, dict[str, float]] = {}
+    ids: dict[str, None] = {}
+    for generation in self.read():
+      for result in generation.tasks:
+        if result.task == task:
+          ids.update(dict.fromkeys(result.ids))
+          for m, row in zip(generation.members, result.values, strict=True):
+            found.setdefault(int(m), {}).update(
+              zip(result.ids, row.tolist(), strict=True)
+            )
+    values = np.array(
+      [[row.get(i, np.nan) for i in ids] for row in found.values()], np.float32
+    ).reshape(len(found), len(ids))
+    return np.array(list(found), np.int32), list(ids), values
+
+  def _files(self) -> list[pathlib.Path]:
+    return sorted(self.folder.glob('[0-9]*.npz'), key=lambda p: int(p.stem))
+
+
+def _generation(number: int, arrays: Any) -> GenerationItems:
+  members = arrays['members']
+  tasks = []
+  for k, task in enumerate(arrays['tasks'].tolist()):
+    metric, maximise, binary = arrays[f'kind{k}'].tolist()
+    ids = arrays[f'ids{k}'].tolist()
+    values = arrays[f'values{k}']
+    if binary == 'True':
+      values = np.unpackbits(values, axis=1, count=len(ids))
+    texts = np.array([None, *_texts(arrays, k)], object)
+    tasks.append(
+      TaskItems(
+        task=task,
+        metric=metric,
+        maximise=maximise == 'True',
+        binary=binary == 'True',
+        ids=ids,
+        values=values.astype(np.float32),
+        predictions=texts[arrays[f'said{k}']],
+      )
+    )
+  return GenerationItems(number, members, tasks)
+
+
+def _texts(arrays: Any, k: int) -> list[str]:
+  whole = arrays[f'texts{k}'].tobytes()
+  ends = np.cumsum(arrays[f'lengths{k}']).tolist()
+  starts = [0, *ends]
+  return [
+    whole[a:b].decode() for a, b in zip(starts[: len(ends)], ends, strict=True)
+  ]

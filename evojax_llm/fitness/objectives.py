@@ -1,0 +1,204 @@
+"""Objectives: from a member's scores on the tasks to the one that is maximised.
+
+`OBJECTIVES` is the table, one function each. A function gets the scores (M, K)
+of M members, the weights of the tasks and which metrics are to be maximised; a
+NaN among a member's scores stays one. What is normalised is normalised by the
+experts' scores, which are measured once, before the search: a member's fitness
+must not depend on who else is in the population.
+
+weighted_mean   the weighted mean; metrics to be minimised count negative.
+harmonic_mean   the weighted harmonic mean, 0 where a score is 0 or less.
+harmonic_mean_as_published
+                that of Model Swarms (arXiv 2410.11163), where two scores of 0
+                are 0.01.
+minimum         the worst task; metrics to be minimised count negative.
+z_score         the weighted mean of (score - mean) / sd over the experts. A
+                task on which all experts are equal is divided by 1.
+best_expert     the weighted mean of score / the best expert's score, or its
+                inverse where less is better.
+pareto          the vector is kept: a run's summary lists the members that no
+                other one beats on all tasks. The search itself still needs one
+                number, which is the weighted mean.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """An objective over K tasks.
+
+  Attributes:
+    name: of the table.
+    weights: (K,) f32 weights of the tasks; sum to one.
+    maximise: (K,) bool, whether more is better.
+    percent: whether fitness is a share, shown in percent.
+    experts: (N, K) scores of the experts, for what is normalised by them.
+  """
+
+  name: str
+  weights: np.ndarray
+  maximise: np.ndarray
+  percent: bool = True
+  experts: np.ndarray | None = None
+
+  @property
+  def needs_experts(self) -> bool:
+    """Whether the experts must be scored before anybody else."""
+    return self.name in _NORMALISED and self.experts is None
+
+  def normalised_by(self, experts: np.ndarray) -> 'Objective':
+    """The objective with the experts' scores.
+
+    Raises:
+      ValueError: no expert has scores on all tasks, or the best expert's score
+        is not positive where it is divided by.
+    """
+    experts = np.asarray(experts, np.float64)
+    experts = experts[np.isfinite(experts).all(axis=1)]
+    if not len(experts):
+      raise ValueError(
+        f'{self.name} is normalised by the experts, and none of them could be '
+        'scored on all tasks.'
+      )
+    if self.name == 'best_expert' and (_best(experts, self) <= 0).any():
+      raise ValueError(
+        'best_expert divides by the best score of the experts, which is '
+        f'{_best(experts, self).tolist()} on the tasks; expected it to be '
+        'positive on all. Take z_score.'
+      )
+    return dataclasses.replace(self, experts=experts)
+
+  def __call__(self, scores: np.ndarray) -> np.ndarray:
+    """Fitness (M,) f32, maximised, of task scores (M, K).
+
+    Raises:
+      ValueError: the experts are needed and not known.
+    """
+    if self.needs_experts:
+      raise ValueError(f'{self.name} needs the scores of the experts first.')
+    # What cannot be divided or multiplied is NaN or inf, as it should be.
+    with np.errstate(all='ignore'):
+      fitness = OBJECTIVES[self.name](np.asarray(scores), self)
+    return fitness.astype(np.float32)
+
+
+def make_objective(
+  name: str, weights: np.ndarray, metrics: Sequence[Any]
+) -> Objective:
+  """An objective of the table.
+
+  Args:
+    name: of the table.
+    weights: (K,) f32, sum to one.
+    metrics: K scorers, of which `maximise` and `percent` are read.
+
+  Raises:
+    ValueError: the name is unknown, or has no meaning for metrics to be
+      minimised.
+  """
+  maximise = np.array([metric.maximise for metric in metrics], bool)
+  percent = all(metric.percent and metric.maximise for metric in metrics)
+  if name not in OBJECTIVES:
+    raise ValueError(
+      f'objective is {name!r}; expected one of {", ".join(OBJECTIVES)}.'
+    )
+  if name.startswith('harmonic_mean') and not maximise.all():
+    raise ValueError(
+      f'{name} is of scores to be maximised, and a task has one to be '
+      'minimised. Take z_score or best_expert.'
+    )
+  return Objective(name, weights, maximise, percent and name not in _NORMALISED)
+
+
+def _oriented(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  """Scores of which more is better."""
+  if objective.maximise.all():
+    return scores
+  return np.where(objective.maximise, scores, -scores)
+
+
+def _weighted_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  return _oriented(scores, objective) @ objective.weights
+
+
+def _harmonic_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  counted = objective.weights > 0
+  scores, weights = scores[:, counted], objective.weights[counted]
+  mean = weights.sum() / (weights / scores).sum(axis=1)
+  low = (scores <= 0).any(axis=1)
+  return np.where(np.isnan(scores).any(axis=1), np.nan, np.where(low, 0, mean))
+
+
+def _published_harmonic_mean(
+  scores: np.ndarray, objective: Objective
+) -> np.ndarray:
+  mean = _harmonic_mean(scores, objective)
+  return np.where((scores == 0).all(axis=1), 0.01, mean)
+
+
+def _minimum(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  return _oriented(scores, objective)[:, objective.weights > 0].min(axis=1)
+
+
+def _z_score(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  experts = _oriented(objective.experts, objective)
+  spread = experts.std(axis=0)
+  spread[spread == 0] = 1
+  z = (_oriented(scores, objective) - experts.mean(axis=0)) / spread
+  return z @ objective.weights
+
+
+def _best(experts: np.ndarray, objective: Objective) -> np.ndarray:
+  return np.where(objective.maximise, experts.max(axis=0), experts.min(axis=0))
+
+
+def _best_expert(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  best = _best(objective.experts, objective)
+  ratio = np.where(objective.maximise, scores / best, best / scores)
+  return ratio @ objective.weights
+
+
+OBJECTIVES: dict[str, Callable[[np.ndarray, Objective], np.ndarray]] = {
+  'weighted_mean': _weighted_mean,
+  'harmonic_mean': _harmonic_mean,
+  'harmonic_mean_as_published': _published_harmonic_mean,
+  'minimum': _minimum,
+  'z_score': _z_score,
+  'best_expert': _best_expert,
+  'pareto': _weighted_mean,
+}
+_NORMALISED = ('z_score', 'best_expert')
+
+
+def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
+  """Indices of the members that no other one beats.
+
+  One member beats another where it is at least as good on all tasks and better
+  on one. Members that failed on a task are never in the front; of members with
+  the same scores all are.
+
+  Args:
+    scores: (M, K).
+    maximise: K times whether more is better.
+
+  Returns:
+    Indices into M, in order.
+  """
+  scores = np.asarray(scores, np.float64)
+  scores = np.where(np.asarray(maximise, bool), scores, -scores)
+  alive = np.flatnonzero(~np.isnan(scores).any(axis=1))
+  kept = [
+    i
+    for i in alive
+    if not (
+      (scores[alive] >= scores[i]).all(axis=1)
+      & (scores[alive] > scores[i]).any(axis=1)
+    ).any()
+  ]
+  return np.asarray(kept, np.int64)

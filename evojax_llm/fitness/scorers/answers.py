@@ -1,0 +1,89 @@
+r"""Answers in generated text: the first line, the last box, without dress."""
+
+from collections.abc import Sequence
+import re
+
+_LEAD_IN = re.compile(
+  r'^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?'
+  r'(?:final\s+|correct\s+)?answer(?:\s+is\b\s*:?|\s*:)\s*',
+  re.IGNORECASE,
+)
+_MARK = re.compile(r'\banswer\s*:\**[ \t]*([^\n]*)', re.IGNORECASE)
+_CLAUSE_END = re.compile(r'[.,;:!?](?=\s|$)')
+_ENDING = '.,;:!'
+_WRAPPERS = (
+  ('**', '**'),
+  ('__', '__'),
+  ('`', '`'),
+  ('"', '"'),
+  ("'", "'"),
+  ('\u201c', '\u201d'),
+  ('(', ')'),
+  ('[', ']'),
+)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+  """The text before the first occurrence of any stop string."""
+  ends = [text.find(string) for string in stop if string]
+  return text[: min((end for end in ends if end >= 0), default=len(text))]
+
+
+def bare(text: str) -> str:
+  """Text without lead-in, wrappers and final punctuation.
+
+  Each step is taken only where a letter or digit is left: ')' stays ')'.
+  """
+  text = ' '.join(text.split())
+  while True:
+    shorter = text
+    for left, right in _WRAPPERS:
+      inner = text[len(left) : -len(right)]
+      if text.startswith(left) and text.endswith(right):
+        shorter = inner.strip()
+        break
+    else:
+      shorter = without_lead_in(text.rstrip(_ENDING)).strip()
+    if shorter == text or not any(letter.isalnum() for letter in shorter):
+      return text
+    text = shorter
+
+
+def without_lead_in(text: str) -> str:
+  """Text without 'The answer is' and the like at its beginning."""
+  return _LEAD_IN.sub('', text)
+
+
+def first_line(text: str) -> str | None:
+  """The first line that is not blank, without its lead-in; None if none."""
+  for line in text.splitlines():
+    if line.strip():
+      # The lead-in goes first: in 'Answer: No' the colon ends no clause.
+      return without_lead_in(line.strip())
+  return None
+
+
+def first_clause(line: str) -> str:
+  """The part of a line before the punctuation that ends its first clause."""
+  end = _CLAUSE_END.search(line)
+  return line[: end.start()] if end and end.start() else line
+
+
+def marked(text: str, last: bool = True) -> str | None:
+  """The rest of the line after 'Answer:', the last or the first; or None."""
+  found = _MARK.findall(text)
+  return found[-1 if last else 0].strip() or None if found else None
+
+
+def last_boxed(text: str) -> str | None:
+  r"""The contents of the last \boxed{...}, braces balanced, or None."""
+  start = text.rfind('\\boxed{')
+  if start < 0:
+    return None
+  start += len('\\boxed{')
+  depth = 1
+  for end in range(start, len(text)):
+    depth += {'{': 1, '}': -1}.get(text[end], 0)
+    if depth == 0:
+      return text[start:end]
+  return text[start:]  # decoding ended before the brace closed

@@ -1,0 +1,151 @@
+"""What a scorer is, and what it is given.
+
+A scorer is a frozen dataclass whose fields are the options that a task's
+`format` may set. The defaults are strict; what a published system does
+otherwise is a named value of an option. An answer is always extracted without a
+look at the gold answer, so that predictions can be compared and put to a vote;
+the scorers of published code that look at it say so.
+
+A new scorer is a file with such a class, and its line in `table`.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+from typing import ClassVar
+
+import numpy as np
+
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.items import TaskError
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What a member answered to the prompts of one item.
+
+  Attributes:
+    texts: what it wrote after each prompt that was continued, cut at the first
+      stop string.
+    loglik: (C,) f64 log-likelihoods of the continuations that were read.
+    tokens: (C,) tokens of each of them.
+  """
+
+  texts: tuple[str, ...] = ()
+  loglik: tuple[float, ...] = ()
+  tokens: tuple[int, ...] = ()
+
+  @property
+  def text(self) -> str:
+    """The text after the first prompt."""
+    return self.texts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """The score of one answer.
+
+  Attributes:
+    prediction: the answer in one spelling, or None where there is none.
+    value: the item's score in the scorer's unit; 0 or 1 where it is binary.
+      NaN fails the member.
+    weight: what the item counts for where an aggregate weighs items, such as
+      its tokens in a perplexity.
+  """
+
+  prediction: str | None
+  value: float
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """Base of all scorers.
+
+  Class attributes:
+    reads: what the engine has to provide: the likelihoods of the 'options',
+      generated 'text', or the likelihood of the 'gold' answer.
+    metric: what the aggregate is called in results.
+    maximise: whether more is better.
+    binary: whether values are 0 or 1, so that an interval of a proportion
+      holds.
+    corpus: whether the aggregate is more than the mean of the items.
+    percent: whether the aggregate is a share, shown in percent.
+    choices: whether items have options: True, False, or None for either.
+    question: whether items need a question.
+    gold: whether items need a gold answer.
+    max_new_tokens: tokens to decode where the task says nothing.
+    stop: whether an answer ends where a base model would go on with the next
+      question.
+  """
+
+  reads: ClassVar[str] = 'text'
+  metric: ClassVar[str] = 'accuracy'
+  maximise: ClassVar[bool] = True
+  binary: ClassVar[bool] = True
+  corpus: ClassVar[bool] = False
+  percent: ClassVar[bool] = True
+  choices: ClassVar[bool | None] = False
+  question: ClassVar[bool] = True
+  gold: ClassVar[bool] = True
+  max_new_tokens: ClassVar[int] = 32
+  stop: ClassVar[bool] = True
+  # Known values of options that are words, for messages before a run.
+  words: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      known = self.words.get(field.name)
+      if known is not None and value not in known:
+        raise TaskError(
+          f'{field.name}: expected {" or ".join(known)}, got {value!r}.'
+        )
+      _check_type(field, value)
+
+  def check(self, item: Item) -> None:
+    """Refuses an item that the scorer cannot score.
+
+    Raises:
+      TaskError: says what was expected; the caller adds the place.
+    """
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """Scores one answer."""
+    raise NotImplementedError
+
+  def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
+    """Scores many answers, of whichever members; one at a time by default."""
+    return [self.score(item, answer) for item, answer in pairs]
+
+  def aggregate(
+    self, items: Sequence[Item], verdicts: Sequence[Verdict]
+  ) -> float:
+    """The task's score from those of its items; their mean by default."""
+    del items
+    return float(np.mean([verdict.value for verdict in verdicts]))
+
+  def labels(self, item: Item) -> list[str]:
+    """Names of the continuations that are read, for results."""
+    return [key for key, _ in item.choices or ()]
+
+
+_PLAIN = {'str': str, 'int': int, 'float': (int, float), 'bool': bool}
+
+
+def _check_type(field: dataclasses.Field, value: Any) -> None:
+  """Refuses an option of another type, or a number below its least value."""
+  name = getattr(field.type, '__name__', field.type)
+  kind = _PLAIN.get(name)
+  if kind is not None and (
+    not isinstance(value, kind) or (isinstance(value, bool) and name != 'bool')
+  ):
+    raise TaskError(f'{field.name}: expected {name}, got {value!r}.')
+  least = field.metadata.get('least')
+  if least is not None and value < least:
+    raise TaskError(f'{field.name}: expected at least {least}, got {value!r}.')
+
+
+def at_least(least: float, default: float) -> Any:
+  """A numeric option with a least value."""
+  return dataclasses.field(default=default, metadata={'least': least})

@@ -1,0 +1,111 @@
+"""drop: exact match and F1 of reading answers, by the rules of DROP.
+
+Words are parted at spaces and hyphens; case, articles and punctuation go, and
+numbers are compared as numbers (Dua et al. 2019, arXiv 1903.00161). F1 is that
+of the two sets of words, and 0 where the gold answer has numbers and none of
+them is in the output. Alternatives of a gold answer are parted by `separator`
+('a|b', as GENOME's data has them); the best one counts.
+"""
+
+import dataclasses
+import re
+import string
+from typing import Any
+from typing import ClassVar
+
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.scorers import answers
+from evojax_llm.fitness.scorers.base import Answer
+from evojax_llm.fitness.scorers.base import Scorer
+from evojax_llm.fitness.scorers.base import Verdict
+
+_ARTICLES = re.compile(r'\b(?:a|an|the)\b')
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop(Scorer):
+  """Exact match or F1 by the rules of DROP.
+
+  Attributes:
+    score_by: 'em' or 'f1'.
+    extract: 'line' takes the first line that is not blank, 'marked' the rest
+      of the line after the last 'Answer:'; 'genome' takes the first 'Answer:'
+      line, else the whole text (arXiv 2503.01155).
+    separator: parts alternatives of a gold answer; '' for none.
+  """
+
+  score_by: str = 'em'
+  extract: str = 'line'
+  separator: str = '|'
+
+  max_new_tokens: ClassVar[int] = 64
+  words: ClassVar[dict[str, Any]] = {
+    'score_by': ('em', 'f1'),
+    'extract': ('line', 'marked', 'genome'),
+  }
+
+  @property
+  def metric(self) -> str:
+    """'drop_em' or 'drop_f1'."""
+    return f'drop_{self.score_by}'
+
+  @property
+  def binary(self) -> bool:
+    """An exact match is right or wrong."""
+    return self.score_by == 'em'
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """Scores one answer."""
+    text = answer.text
+    if self.extract == 'genome':
+      text = answers.marked(text, last=False) or text
+    elif self.extract == 'marked':
+      text = answers.marked(text) or ''
+    else:
+      text = answers.first_line(text) or ''
+    own = normalised(text)
+    if not own:
+      return Verdict(None, 0.0)
+    golds = [
+      normalised(part)
+      for gold in item.golds
+      for part in (gold.split(self.separator) if self.separator else [gold])
+    ]
+    measure = f1 if self.score_by == 'f1' else _equal
+    return Verdict(' '.join(own), max(measure(own, gold) for gold in golds))
+
+
+def normalised(text: str) -> list[str]:
+  """Words of an answer as DROP compares them."""
+  words = []
+  for word in re.split(r'[ \n\t-]+', text):
+    number = _number(word)
+    if number is None:
+      word = ''.join(c for c in word if c not in string.punctuation)
+      number = _number(word)
+    word = str(number) if number is not None else word.lower()
+    words += _ARTICLES.sub(' ', word).split()
+  return words
+
+
+def f1(own: list[str], gold: list[str]) -> float:
+  """F1 of two sets of words; 0 where no number of the gold is in the output."""
+  wanted = {word for word in gold if _number(word) is not None}
+  if wanted and not wanted & set(own):
+    return 0.0
+  # The official script compares sets of words.
+  mine, theirs = set(own), set(gold)
+  common = len(mine & theirs)
+  return 2 * common / (len(mine) + len(theirs)) if common else 0.0
+
+
+def _equal(own: list[str], gold: list[str]) -> float:
+  return float(own == gold)
+
+
+def _number(word: str) -> float | None:
+  try:
+    value = float(word)
+  except ValueError:
+    return None
+  return value if word.strip().lower().lstrip('+-')[:1] not in 'in' else None

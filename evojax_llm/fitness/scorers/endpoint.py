@@ -1,0 +1,165 @@
+"""An OpenAI-compatible chat endpoint: retries, a cache on disk, a clear end.
+
+Replies are kept in a file of JSON lines by a digest of all that was asked, so
+that a run that goes on, or another one, asks nothing twice. A request that
+fails for good raises: it never becomes a score.
+"""
+
+from collections.abc import Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import threading
+import time
+from typing import Any
+import urllib.error
+import urllib.request
+
+# Worth another try: too many requests, and what servers say when they are
+# starting, overloaded or behind a proxy that is.
+_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
+_LONGEST_WAIT = 60.0
+
+
+class JudgeError(ValueError):
+  """A judge that gives no score; the run ends rather than guess one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+  """A chat endpoint.
+
+  Attributes:
+    url: up to and without '/chat/completions', as in 'http://localhost:8000/v1'.
+    model: the name that the server gives it.
+    key: name of the environment variable with the key; '' for none.
+    cache: file of replies; '' for none.
+    retries: further tries after a failed request.
+    wait: seconds before the first of them; doubles each time.
+    timeout: seconds for one request.
+    workers: requests at a time.
+    max_tokens: of a reply.
+  """
+
+  url: str
+  model: str
+  key: str = ''
+  cache: str = ''
+  retries: int = 5
+  wait: float = 1.0
+  timeout: float = 60.0
+  workers: int = 8
+  max_tokens: int = 64
+
+  def replies(self, prompts: Sequence[str]) -> list[str]:
+    """The replies to prompts of one user turn each, at temperature 0.
+
+    Raises:
+      JudgeError: a request failed for good.
+    """
+    bodies = {prompt: self._body(prompt) for prompt in prompts}
+    known = _Cache(self.cache)
+    missing = [p for p, body in bodies.items() if known.get(body) is None]
+    with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+      jobs = {pool.submit(self._ask, bodies[p]): p for p in missing}
+      try:
+        for job in concurrent.futures.as_completed(jobs):
+          known.put(bodies[jobs[job]], job.result())
+      except JudgeError:
+        pool.shutdown(cancel_futures=True)
+        raise
+    return [known.get(bodies[prompt]) for prompt in prompts]
+
+  def _body(self, prompt: str) -> dict[str, Any]:
+    return {
+      'model': self.model,
+      'messages': [{'role': 'user', 'content': prompt}],
+      'temperature': 0,
+      'max_tokens': self.max_tokens,
+    }
+
+  def _ask(self, body: dict[str, Any]) -> str:
+    headers = {'Content-Type': 'application/json'}
+    if self.key:
+      if self.key not in os.environ:
+        raise JudgeError(
+          f'The environment variable {self.key} is not set; expected the key '
+          f'of {self.url} in it.'
+        )
+      headers['Authorization'] = f'Bearer {os.environ[self.key]}'
+    request = urllib.request.Request(
+      f'{self.url.rstrip("/")}/chat/completions',
+      json.dumps(body).encode(),
+      headers,
+    )
+    wait = self.wait
+    for attempt in range(self.retries + 1):
+      try:
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+          return _content(json.load(response))
+      except urllib.error.HTTPError as error:
+        said = f'HTTP {error.code} {error.reason}'
+        after = error.headers.get('Retry-After', '')
+        error.close()
+        if error.code not in _PASSING:
+          raise JudgeError(
+            f'{self.url} refuses a request: {said}. Check the address, the '
+            'model name and the key.'
+          ) from error
+        wait = max(wait, float(after) if after.isdigit() else 0.0)
+      except (OSError, ValueError, LookupError, TypeError) as error:
+        # No connection, a time-out, or a reply that is not what it should be.
+        said = f'{type(error).__name__}: {error}'
+      if attempt < self.retries:
+        time.sleep(min(wait, _LONGEST_WAIT))
+        wait *= 2
+    raise JudgeError(
+      f'{self.url} gave no reply in {self.retries + 1} tries; the last one: '
+      f'{said}. No score was made up: start the server and give the same '
+      'command again, the run goes on where it was.'
+    )
+
+
+def _content(reply: Any) -> str:
+  content = reply['choices'][0]['message']['content']
+  if not isinstance(content, str):
+    raise ValueError(f'the reply has no text: {str(reply)[:200]}')
+  return content
+
+
+class _Cache:
+  """Replies by a digest of the request, in memory and in a file."""
+
+  def __init__(self, path: str):
+    self._path = pathlib.Path(path) if path else None
+    self._lock = threading.Lock()
+    self._replies: dict[str, str] = {}
+    if self._path is not None and self._path.exists():
+      for line in self._path.read_bytes().split(b'\n'):
+        try:
+          key, reply = json.loads(line)
+        except ValueError:  # cut off by the end of a process
+          continue
+        self._replies[key] = reply
+
+  def get(self, body: dict[str, Any]) -> str | None:
+    return self._replies.get(_digest(body))
+
+  def put(self, body: dict[str, Any], reply: str) -> None:
+    key = _digest(body)
+    with self._lock:
+      self._replies[key] = reply
+      if self._path is not None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, 'a', encoding='utf-8') as file:
+          # The line's end comes first: what a killed process left half
+          # written spoils no other line.
+          file.write('\n' + json.dumps([key, reply]))
+
+
+def _digest(body: dict[str, Any]) -> str:
+  text = json.dumps(body, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,68 @@
+"""perplexity: exp of the mean negative log-likelihood of the gold answers.
+
+The mean is over all units of the task, not over its items: a long answer counts
+for more than a short one. A text without a question is read from its start.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+from typing import ClassVar
+
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.scorers.base import Answer
+from evojax_llm.fitness.scorers.base import Scorer
+from evojax_llm.fitness.scorers.base import Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity(Scorer):
+  """Perplexity of the gold answers; less is better.
+
+  An item's value is its negative log-likelihood in nats per unit, its weight
+  the number of units.
+
+  Attributes:
+    unit: 'token'; or 'byte' or 'word', which compare across tokenizers.
+  """
+
+  unit: str = 'token'
+
+  reads: ClassVar[str] = 'gold'
+  maximise: ClassVar[bool] = False
+  binary: ClassVar[bool] = False
+  corpus: ClassVar[bool] = True
+  percent: ClassVar[bool] = False
+  question: ClassVar[bool] = False
+  max_new_tokens: ClassVar[int] = 0
+  stop: ClassVar[bool] = False
+  words: ClassVar[dict[str, Any]] = {'unit': ('token', 'byte', 'word')}
+
+  @property
+  def metric(self) -> str:
+    """'perplexity' per token, else with its unit."""
+    return 'perplexity' if self.unit == 'token' else f'{self.unit}_perplexity'
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """Negative log-likelihood per unit."""
+    units = {
+      'token': answer.tokens[0],
+      'byte': len(item.answer.encode()),
+      'word': len(item.answer.split()),
+    }[self.unit]
+    return Verdict(None, -float(answer.loglik[0]) / units, float(units))
+
+  def aggregate(
+    self, items: Sequence[Item], verdicts: Sequence[Verdict]
+  ) -> float:
+    """Perplexity of the task; inf where it is beyond a double."""
+    del items
+    nats = sum(verdict.value * verdict.weight for verdict in verdicts)
+    mean = nats / sum(verdict.weight for verdict in verdicts)
+    return math.exp(mean) if mean < 700 else math.inf
+
+  def labels(self, item: Item) -> list[str]:
+    """The one continuation."""
+    del item
+    return ['gold']

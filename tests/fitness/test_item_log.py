@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.fitness.scores import Scores
+from evojax_llm.fitness.scores import TaskScores
+
+
+def task_scores(values, predictions, ids, binary=True, name='t'):
+  return TaskScores(
+    task=name,
+    metric='accuracy' if binary else 'perplexity',
+    maximise=binary,
+    binary=binary,
+    ids=ids,
+    values=np.asarray(values, np.float32),
+    predictions=predictions,
+    loglikelihoods=None,
+  )
+
+
+def scores(*tasks):
+  members = len(tasks[0].values)
+  nothing = np.zeros((members, len(tasks)), np.float32)
+  return Scores(nothing[:, 0], nothing, list(tasks), [None] * members)
+
+
+def example(members, items=11, seed=0):
+  rng = np.random.default_rng(seed)
+  ids = [f'item {i}' for i in range(items)]
+  right = rng.integers(0, 2, (members, items))
+  said = [
+    [('A', 'été', None)[v + 1 - i % 2] for i, v in enumerate(row)]
+    for row in right
+  ]
+  real = rng.normal(size=(members, items))
+  return scores(
+    task_scores(right, said, ids),
+    task_scores(real, [[None] * items] * members, ids, False, 'u'),
+  )  # fmt: skip
+
+
+def test_what_is_written_is_read(tmp_path):
+  log = ItemLog(tmp_path / 'items')
+  given = example(5)
+  log.append(0, [3, 1, 4, 2, 9], given)
+  (found,) = log.read()
+  assert found.number == 0 and found.members.tolist() == [3, 1, 4, 2, 9]
+  for result, task in zip(found.tasks, given.tasks, strict=True):
+    assert (result.task, result.metric) == (task.task, task.metric)
+    assert (result.maximise, result.binary) == (task.maximise, task.binary)
+    assert result.ids == task.ids
+    np.testing.assert_array_equal(result.values, task.values)
+    assert result.predictions.tolist() == task.predictions
+
+
+def test_a_generation_that_scored_nobody(tmp_path):
+  log = ItemLog(tmp_path)
+  log.append(4, [], scores(task_scores(np.zeros((0, 3)), [], list('abc'))))
+  (found,) = log.read()
+  assert found.tasks[0].values.shape == (0, 3)
+
+
+def test_a_run_that_goes_on_has_no_duplicates(tmp_path):
+  log = ItemLog(tmp_path)
+  for number in range(4):
+    log.append(number, [2 * number, 2 * number + 1], example(2, seed=number))
+  # What a process that was killed while writing leaves.
+  (tmp_path / '00004.part').write_bytes(b'PK')
+  log.rewind(1)
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    '00000.npz',
+    '00001.npz',
+  ]
+  log.append(2, [4, 5], example(2, seed=2))
+  log.append(2, [4, 5], example(2, seed=2))
+  ids, items, values = log.matrix('t')
+  assert ids.tolist() == [0, 1, 2, 3, 4, 5] and len(items) == 11
+  expected = [example(2, seed=n).tasks[0].values for n in range(3)]
+  np.testing.assert_array_equal(values, np.concatenate(expected))
+  log.rewind(-1)
+  assert not list(log.read())
+
+
+def test_members_on_other_items_have_gaps(tmp_path):
+  log = ItemLog(tmp_path)
+  log.append(0, [0], scores(task_scores([[1, 0]], [['A', 'B']], ['x', 'y'])))
+  log.append(1, [1], scores(task_scores([[1]], [['A']], ['z'])))
+  ids, items, values = log.matrix('t')
+  assert (ids.tolist(), items) == ([0, 1], ['x', 'y', 'z'])
+  np.testing.assert_array_equal(values, [[1, 0, np.nan], [np.nan, np.nan, 1]])
+
+
+def test_bits_are_small(tmp_path):
+  log = ItemLog(tmp_path)
+  rng = np.random.default_rng(0)
+  right = rng.integers(0, 2, (64, 1000))
+  ids = [str(i) for i in range(1000)]
+  said = [[None] * 1000] * 64
+  log.append(0, list(range(64)), scores(task_scores(right, said, ids)))
+  # 8000 bytes of bits; ids and zip headers are the rest.
+  assert (tmp_path / '00000.npz').stat().st_size < 20_000
+
+
+def test_mistakes_are_told(tmp_path):
+  log = ItemLog(tmp_path)
+  with pytest.raises(ValueError, match='3 members, but scores of 2'):
+    log.append(0, [1, 2, 3], example(2))
+  (tmp_path / '00007.npz').write_bytes(b'nothing')
+  with pytest.raises(ValueError, match=r'00007.npz is damaged'):
+    list(log.read())
