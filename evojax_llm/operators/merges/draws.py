@@ -1,7 +1,7 @@
 """Random words inside a merge: counter-based, and fused into its loop.
 
-Threefry-2x32 with 20 rounds (Salmon et al., SC 2011, doi.org/10.1145/
-2063384.2063405), the generator of `jax.random`, written with jnp: as plain
+Threefry-2x32 with 20 rounds (Salmon et al., Parallel random numbers: as easy
+as 1, 2, 3, SC 2011), the generator of `jax.random`, written with jnp: as plain
 arithmetic on an element's index it becomes part of the loop that uses it, so
 that no array of random words is ever stored. One block of 64 bits decides for
 four models at one element: a decision is 16 bits.

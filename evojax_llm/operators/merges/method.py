@@ -37,7 +37,8 @@ class Merge:
     base: 'none', 'optional' or 'required'.
     source: paper or system.
     parameters: by name.
-    options: choices by name, the default first; static.
+    options: choices by name, the default first; static. Where they are whole
+      numbers, any other positive one will do.
     draws: what one draw belongs to, 'tensor', 'matrix' (both factors of an
       adapter), 'layer' or 'genome'; empty if nothing is drawn.
     by_row: whether a matrix's orientation matters; see `leaves.row_axis`.
