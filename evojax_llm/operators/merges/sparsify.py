@@ -11,6 +11,7 @@ arXiv 2311.03099), 'l1' restores the sum of absolute values (mergekit's), and
 """
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import draws
@@ -159,8 +160,17 @@ def keep_chances(
   if n == 1:
     height = jnp.full(delta.shape, 0.5, jnp.float32)
   else:
-    order = jnp.argsort(jnp.abs(delta), axis=axis)
-    height = jnp.argsort(order, axis=axis).astype(jnp.float32) / (n - 1)
+    height = _ranks(delta, axis).astype(jnp.float32) / (n - 1)
   chance = jnp.clip(density + epsilon * (2.0 * height - 1.0), 0.0, 1.0)
   settled = (density <= 0.0) | (density >= 1.0)
   return jnp.where(settled, jnp.clip(density, 0.0, 1.0), chance)
+
+
+def _ranks(delta, axis):
+  """Each element's place in its row by size, i32 from 0."""
+  place = lax.broadcasted_iota(jnp.int32, delta.shape, delta.ndim + axis)
+  size = lax.bitcast_convert_type(jnp.abs(delta), jnp.int32)
+  # Integers compare faster than floats, whose order has to place NaN.
+  _, order = lax.sort((size, place), dimension=delta.ndim + axis, num_keys=1)
+  ranks = jnp.zeros(delta.shape, jnp.int32)
+  return jnp.put_along_axis(ranks, order, place, axis, inplace=False)

@@ -37,7 +37,7 @@ def follows_rows(case):
 
 
 @pytest.mark.parametrize(
-  'case', filter(follows_rows, CASES), ids=lambda case: case['name']
+  'case', list(filter(follows_rows, CASES)), ids=lambda case: case['name']
 )
 def test_agrees_with_mergekit_on_kernels_kept_in_out(golden, case):
   made = peer_cases.ours(case, TENSORS, turned=True)
