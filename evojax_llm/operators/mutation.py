@@ -9,6 +9,7 @@ fraction of each matrix's root mean square.
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.operators import noise
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
@@ -23,8 +24,13 @@ def gaussian(
   *,
   relative: bool = True,
   mask: str = 'element',
+  rounding: str = 'nearest',
 ) -> stack.Genome:
   """Adds masked Gaussian noise.
+
+  One random word an element says both whether it changes and by how much.
+  Each leaf is one loop of drawing and adding; with `relative`, one that reads
+  it for its root mean square comes before.
 
   Args:
     key: () typed key.
@@ -36,67 +42,49 @@ def gaussian(
     mask: what a gene is: an 'element' (as published), a 'matrix', or a 'layer'
       (all matrices of that layer together; leaves without a layer axis form
       one more layer).
+    rounding: of bf16 leaves, 'nearest' or 'stochastic'. The former loses
+      changes below half a step of the type; see `noise.cast`.
 
   Returns:
-    A genome; noise drawn and added in f32, every leaf in its own type. The
-    noise of all leaves is drawn at once, so that it takes as much memory as
-    the genome in f32 (twice with mask 'element').
+    A genome; noise drawn and added in f32, every leaf in its own type.
 
   Raises:
-    ValueError: if `mask` is none of these.
+    ValueError: if `mask` or `rounding` is unknown.
   """
   if mask not in MASKS:
     raise ValueError(f'Got mask {mask!r}; expected one of {MASKS}.')
   sigma, gene_rate = jnp.float32(sigma), jnp.float32(gene_rate)
-  # One draw for all leaves: a generator for each would be compiled for each,
-  # which takes longer than anything else in a strategy.
-  elementwise = mask == 'element'
-  shape = (1 + elementwise, leaves.num_elements(genome))
-  noise, *deciders = jax.random.normal(key, shape, jnp.float32)
-  noises = leaves.split_like(genome, noise)
-  # A normal number falls below this with the probability of the gene rate.
-  threshold = jnp.sqrt(2.0) * jax.lax.erf_inv(2.0 * gene_rate - 1.0)
-  if elementwise:
-    chosen = leaves.split_like(genome, deciders[0] < threshold)
-  else:
-    chosen = _chosen_matrices(jax.random.fold_in(key, 1), genome, gene_rate)
-    if mask == 'layer':
-      chosen = _same_by_layer(genome, chosen)
+  num_leaves = len(jax.tree.leaves(genome))
+  leaders = {}
 
   def mutate_leaf(index, path, leaf):
-    change = sigma * noises[index]
+    word, spare = noise.words(key, index, leaf.shape)
+    if mask == 'element':
+      change, chosen = noise.masked_normal(word, gene_rate)
+    else:
+      # Matrices draw on their own; those of a layer as its first one does.
+      layered = leaves.is_layered(path)
+      leader = index if mask == 'matrix' else leaders.setdefault(layered, index)
+      change = noise.normal(word)
+      chosen = _chosen_matrices(
+        key, num_leaves + leader, leaf, layered, gene_rate
+      )
+    change = sigma * change
     if relative:
       change = change * leaves.root_mean_square(path, leaf)
-    changed = (leaf.astype(jnp.float32) + change).astype(leaf.dtype)
-    return jnp.where(chosen[index], changed, leaf)
+    old = leaf.astype(jnp.float32)
+    new = jnp.where(chosen, old + change, old)
+    return noise.cast(new, leaf.dtype, spare, rounding)
 
   return leaves.map_indexed(mutate_leaf, genome)
 
 
-def _chosen_matrices(key, genome, gene_rate):
-  """For each leaf, bool that broadcasts: (L, 1, ...) or (1, ...)."""
-  counts = leaves.num_matrices(genome)
-  draws = jax.random.uniform(key, (sum(counts),), jnp.float32)
-  chosen, start = [], 0
-  for count, leaf in zip(counts, jax.tree.leaves(genome), strict=True):
-    one = draws[start : start + count] < gene_rate
-    chosen.append(one.reshape((count,) + (1,) * (leaf.ndim - 1)))
-    start += count
-  return chosen
-
-
-def _same_by_layer(genome, chosen):
-  """Every leaf of a layer follows the first one that has layers (or none)."""
-  flat = jax.tree.leaves(genome)
-  first = {}
-  same = []
-  for index, (path, _) in enumerate(
-    jax.tree_util.tree_flatten_with_path(genome)[0]
-  ):
-    leader = chosen[first.setdefault(leaves.is_layered(path), index)]
-    rank = flat[index].ndim
-    same.append(leader.reshape((leader.shape[0],) + (1,) * (rank - 1)))
-  return same
+def _chosen_matrices(key, stream, leaf, layered, gene_rate):
+  """Bool that broadcasts against the leaf: (L, 1, ...) or ()."""
+  count = (leaf.shape[0],) if layered else ()
+  word, _ = noise.words(key, stream, count)
+  chosen = noise.bernoulli(word, gene_rate)
+  return chosen.reshape(count + (1,) * (leaf.ndim - 1) if layered else ())
 
 
 def scale(

@@ -1,4 +1,4 @@
-"""Selection: which members become parents, which survive.
+"""Selection: which members are drawn, as parents or to survive.
 
 These functions see a whole population's fitness (P,), not one member, so they
 are not lifted with vmap over members (though over several draws they may be).
@@ -20,13 +20,13 @@ A failed member is thus chosen only when the others do not suffice.
 import jax
 import jax.numpy as jnp
 
-METHODS = ('roulette', 'tournament', 'truncation', 'rank')
+METHODS = ('roulette', 'tournament', 'truncation', 'rank', 'universal')
 
 # Classes of candidates; a lower class is exhausted before a higher one.
-_ELITE, _POSITIVE, _ZERO, _FAILED, _EXCLUDED = range(-1, 4)
+ELITE, _POSITIVE, _ZERO, _FAILED, EXCLUDED = range(-1, 4)
 
 
-def _noise(key, ids):
+def gumbel(key: jax.Array, ids: jax.Array) -> jax.Array:
   """(P,) Gumbel noise of each id."""
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids.astype(jnp.uint32))
   return jax.vmap(lambda k: jax.random.gumbel(k, (), jnp.float32))(keys)
@@ -40,14 +40,20 @@ def _round_noise(key, ids, rounds):
   ).T
 
 
-def _default_ids(fitness, ids):
+def default_ids(fitness: jax.Array, ids: jax.Array | None) -> jax.Array:
+  """(P,) i32: the ids, or the places where there are none."""
   if ids is None:
     return jnp.arange(fitness.shape[0], dtype=jnp.int32)
   return ids
 
 
-def _classes(fitness):
-  """(P,) i32 class and (P,) f32 logarithm of the chance within it."""
+def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Classes of candidates, and their chances in roulette.
+
+  Returns:
+    (P,) i32 class, a lower one exhausted before a higher one, and (P,) f32
+    logarithm of the chance within it.
+  """
   finite = jnp.isfinite(fitness)
   known = jnp.where(finite, fitness, jnp.inf)
   lowest = jnp.min(known)
@@ -68,7 +74,7 @@ def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
   Returns:
     (P,) i32.
   """
-  ids = _default_ids(fitness, ids)
+  ids = default_ids(fitness, ids)
   known = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
   failed = (~jnp.isfinite(fitness)).astype(jnp.int32)
   return jnp.lexsort((ids, -known, failed)).astype(jnp.int32)
@@ -88,6 +94,7 @@ def roulette(
   ids: jax.Array | None = None,
   *,
   replace: bool = False,
+  eligible: jax.Array | None = None,
 ) -> jax.Array:
   """Draws in proportion to fitness.
 
@@ -100,6 +107,7 @@ def roulette(
     count: how many; at most P without replacement.
     ids: (P,) i32 that address the draws; the places by default.
     replace: whether a member may be drawn twice.
+    eligible: (P,) bool; others are drawn for want of any alone.
 
   Returns:
     (count,) i32 places in the order drawn.
@@ -107,8 +115,11 @@ def roulette(
   Raises:
     ValueError: if more members are asked for than there are.
   """
-  ids = _default_ids(fitness, ids)
-  group, chance = _classes(fitness)
+  ids = default_ids(fitness, ids)
+  group, chance = classes(fitness)
+  if eligible is not None:
+    group, chance = classes(jnp.where(eligible, fitness, jnp.nan))
+    group = jnp.where(eligible, group, EXCLUDED)
   if replace:
     best = group == jnp.min(group)
     score = _round_noise(key, ids, count) + chance
@@ -116,7 +127,7 @@ def roulette(
       jnp.int32
     )
   _check_count(count, fitness)
-  score = chance + _noise(key, ids)
+  score = chance + gumbel(key, ids)
   return jnp.lexsort((ids, -score, group))[:count].astype(jnp.int32)
 
 
@@ -133,11 +144,11 @@ def rank(
   As `roulette`, but insensitive to the scale of fitness. Failed members come
   last, drawn evenly.
   """
-  return roulette(key, _rank_chances(fitness, ids), count, ids, replace=replace)
+  return roulette(key, rank_chances(fitness, ids), count, ids, replace=replace)
 
 
-def _rank_chances(fitness, ids):
-  """(P,) f32: P for the fittest, then P - 1, ...; NaN where failed."""
+def rank_chances(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+  """(P,) f32: n for the fittest of n, then n - 1, ...; NaN where failed."""
   order = ranking(fitness, ids)
   places = jnp.arange(fitness.shape[0], 0, -1, dtype=jnp.int32)
   chances = jnp.zeros(fitness.shape, jnp.float32)
@@ -154,49 +165,73 @@ def tournament(
   ids: jax.Array | None = None,
   *,
   entrants: int = 3,
+  replace: bool = False,
 ) -> jax.Array:
   """Repeatedly the fittest of a few: `entrants` drawn evenly from the rest.
 
   The winner is taken out, as in GENOME's released code, so no member is drawn
-  twice. With fewer left than `entrants`, all of them compete.
+  twice; with `replace` it stays. With fewer left than `entrants`, all of them
+  compete. The entrants of one tournament are different members.
 
   Returns:
     (count,) i32 places in the order drawn.
 
   Raises:
-    ValueError: if more members are asked for than there are.
+    ValueError: if more members are asked for than there are, unless with
+      replacement.
   """
-  _check_count(count, fitness)
-  ids = _default_ids(fitness, ids)
-  eligible = jnp.ones(fitness.shape, bool)
-  return _tournaments(
-    key, fitness, count, ids, eligible, jnp.int32(0), entrants
+  if not replace:
+    _check_count(count, fitness)
+  ids = default_ids(fitness, ids)
+  return tournaments(
+    key,
+    fitness,
+    count,
+    ids,
+    jnp.ones(fitness.shape, bool),
+    entrants=entrants,
+    replace=replace,
   )
 
 
-def _tournaments(key, fitness, count, ids, eligible, elites, entrants):
-  """`count` tournaments, of which all compete in the first `elites`."""
+def tournaments(
+  key: jax.Array,
+  fitness: jax.Array,
+  count: int,
+  ids: jax.Array,
+  eligible: jax.Array,
+  elites: jax.Array | int = 0,
+  *,
+  entrants: int = 3,
+  replace: bool = False,
+) -> jax.Array:
+  """`count` tournaments, of which all those eligible compete in the first few.
+
+  Args:
+    key: () typed key.
+    fitness: (P,) f32.
+    count: how many.
+    ids: (P,) i32.
+    eligible: (P,) bool.
+    elites: () i32, tournaments in which everybody competes.
+    entrants: of the other tournaments.
+    replace: whether winners stay.
+
+  Returns:
+    (count,) i32 places in the order drawn.
+  """
   order = ranking(fitness, ids)
-  strength = (
-    jnp.zeros_like(order)
-    .at[order]
-    .set(jnp.arange(order.shape[0], dtype=order.dtype))
-  )
+  strength = places_of(order)
 
   def play(left, at):
     round_index, noise = at
     # Of those left, the `entrants` with the highest noise.
-    by_noise = jnp.lexsort((ids, -noise, ~left))
-    place_in_draw = (
-      jnp.zeros_like(order)
-      .at[by_noise]
-      .set(jnp.arange(order.shape[0], dtype=order.dtype))
-    )
+    place_in_draw = places_of(jnp.lexsort((ids, -noise, ~left)))
     enters = left & ((place_in_draw < entrants) | (round_index < elites))
     # A failed member may enter, but one that lives beats it.
     rounds_left = jnp.where(enters, strength, order.shape[0])
     winner = jnp.argmin(rounds_left).astype(jnp.int32)
-    return left.at[winner].set(False), winner
+    return (left if replace else left.at[winner].set(False)), winner
 
   rounds = jnp.arange(count, dtype=jnp.int32)
   _, winners = jax.lax.scan(
@@ -205,104 +240,127 @@ def _tournaments(key, fitness, count, ids, eligible, elites, entrants):
   return winners
 
 
-def elite_count(
-  share: jax.Array | float,
-  members: jax.Array | int,
-  *,
-  least: int = 1,
-  rounding='floor',
-) -> jax.Array:
-  """Number of elites for a share of the members.
-
-  Args:
-    share: () fraction of the members.
-    members: () i32, what the share is of.
-    least: guard; GENOME's released code has none, and its default share of
-      0.02 makes no elite among ten.
-    rounding: 'floor' (GENOME) or 'round' (GENOME+).
-
-  Returns:
-    () i32 in [least, members].
-
-  Raises:
-    ValueError: if `rounding` is neither.
-  """
-  if rounding not in ('floor', 'round'):
-    raise ValueError(f"Got rounding {rounding!r}; expected 'floor' or 'round'.")
-  exact = jnp.float32(share) * jnp.float32(members)
-  # A share of 0.1 of ten is one elite, also in f32.
-  whole = jnp.round(exact) if rounding == 'round' else jnp.floor(exact + 1e-4)
-  return jnp.clip(whole.astype(jnp.int32), least, members)
+def places_of(order: jax.Array) -> jax.Array:
+  """(P,) i32: where each member stands in an order of all places."""
+  places = jnp.arange(order.shape[0], dtype=jnp.int32)
+  return jnp.zeros(order.shape, jnp.int32).at[order].set(places)
 
 
-def survivors(
+def universal(
   key: jax.Array,
   fitness: jax.Array,
-  eligible: jax.Array,
   count: int,
-  ids: jax.Array,
-  elites: jax.Array | int = 1,
+  ids: jax.Array | None = None,
   *,
-  method: str = 'roulette',
-  entrants: int = 3,
+  replace: bool = True,
 ) -> jax.Array:
-  """(mu + lambda): the elites, then the rest by `method`, nobody twice.
+  """Stochastic universal sampling: one turn of a wheel with `count` pointers.
+
+  With replacement (Baker, "Reducing bias and inefficiency in the selection
+  algorithm", 1987) a member whose share of the wheel is e / count is drawn
+  floor(e) or ceil(e) times. Without, shares are capped at one draw, and what
+  is cut off goes to the others of the class in proportion (systematic
+  sampling with unequal probabilities).
 
   Args:
     key: () typed key.
-    fitness: (P + M,) f32 of members and proposals together.
-    eligible: (P + M,) bool; false for empty slots.
-    count: P, the number of survivors; at most the number eligible.
-    ids: (P + M,) i32; may repeat only where not eligible.
-    elites: () i32, the fittest that survive whatever is drawn.
-    method: one of METHODS.
-    entrants: size of a tournament.
+    fitness: (P,) f32.
+    count: how many; at most P without replacement.
+    ids: (P,) i32: the order around the wheel; the places by default.
+    replace: whether a member may be drawn twice.
 
   Returns:
-    (count,) i32 places, ordered by id, so that the order carries no meaning.
-    A failed member survives only if too few others are eligible.
+    (count,) i32 places, ordered by id.
 
   Raises:
-    ValueError: if `method` is unknown or there are fewer places than `count`.
+    ValueError: if more members are asked for than there are, unless with
+      replacement.
   """
-  if method not in METHODS:
-    raise ValueError(f'Got selection {method!r}; expected one of {METHODS}.')
-  _check_count(count, fitness)
-  elites = jnp.asarray(elites, jnp.int32)
-  fitness = jnp.where(eligible, fitness, jnp.nan)
-  order = jnp.lexsort((ids, ranking_key(fitness), ~eligible))
-  position = (
-    jnp.zeros(order.shape, jnp.int32)
-    .at[order]
-    .set(jnp.arange(order.shape[0], dtype=jnp.int32))
+  if not replace:
+    _check_count(count, fitness)
+  ids = default_ids(fitness, ids)
+  group, chance = classes(fitness)
+  if not replace:
+    return spin(key, group, chance, count, ids)
+  around = jnp.argsort(ids)
+  best = group == jnp.min(group)
+  share = jnp.where(
+    best, jnp.exp(chance - jnp.max(chance, where=best, initial=-jnp.inf)), 0.0
+  )[around]
+  ends = jnp.cumsum(share)
+  pointers = (_pointers(key, count) / count) * ends[-1]
+  hit = jnp.searchsorted(ends, pointers, side='right')
+  # Rounding may put a pointer at the very end, beyond the last share.
+  last = around.shape[0] - 1 - jnp.argmax(share[::-1] > 0.0)
+  return around[jnp.minimum(hit, last)].astype(jnp.int32)
+
+
+def _pointers(key, count):
+  """(count,) f32: 0, 1, ... moved by one draw from [0, 1)."""
+  return jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(
+    key, (), jnp.float32
   )
-  if method == 'tournament':
-    chosen = _tournament_survivors(
-      key, fitness, eligible, count, ids, elites, entrants
+
+
+def spin(
+  key: jax.Array,
+  group: jax.Array,
+  chance: jax.Array,
+  count: int,
+  ids: jax.Array,
+) -> jax.Array:
+  """Universal sampling without replacement, class after class.
+
+  Args:
+    key: () typed key.
+    group: (P,) i32 classes; EXCLUDED is never expected.
+    chance: (P,) f32 logarithm of the chance within a class.
+    count: at most P.
+    ids: (P,) i32; may repeat where excluded.
+
+  Returns:
+    (count,) i32 places, ordered by id.
+  """
+  expected = jnp.zeros(chance.shape, jnp.float32)
+  left = jnp.float32(count)
+  for one in (ELITE, _POSITIVE, _ZERO, _FAILED):
+    inside = group == one
+    highest = jnp.max(chance, where=inside, initial=-jnp.inf)
+    weight = jnp.where(inside, jnp.exp(chance - highest), 0.0)
+    size = jnp.sum(inside).astype(jnp.float32)
+    share = _capped(weight, jnp.minimum(left, size))
+    expected = jnp.where(
+      left < size, expected + share, jnp.where(inside, 1.0, expected)
     )
-  else:
-    if method == 'truncation':
-      group = jnp.zeros(fitness.shape, jnp.int32)
-      score = -position.astype(jnp.float32)
-    else:
-      if method == 'rank':
-        group, chance = _classes(_rank_chances(fitness, ids))
-      else:
-        group, chance = _classes(fitness)
-      score = chance + _noise(key, ids)
-    is_elite = eligible & (position < elites)
-    group = jnp.where(is_elite, _ELITE, group)
-    group = jnp.where(eligible, group, _EXCLUDED)
-    chosen = jnp.lexsort((ids, -score, group))[:count]
-  return chosen[jnp.argsort(ids[chosen])].astype(jnp.int32)
+    left = jnp.maximum(left - size, 0.0)
+  around = jnp.argsort(ids)
+  ends = jnp.cumsum(expected[around])
+  # Pointers passed at the end of each share, and so inside of it.
+  passed = jnp.searchsorted(_pointers(key, count), ends, side='left')
+  hits = (
+    jnp.zeros(ids.shape, passed.dtype)
+    .at[around]
+    .set(jnp.diff(passed, prepend=0))
+  )
+  # Rounding may move a pointer across an edge: whoever is certain comes first,
+  # and if somebody was hit twice the next of the class fills up.
+  order = jnp.lexsort((ids, group, hits == 0, expected < 1.0))[:count]
+  return order[jnp.argsort(ids[order])].astype(jnp.int32)
 
 
-def _tournament_survivors(key, fitness, eligible, count, ids, elites, entrants):
-  # Failed members stand aside while there are others: drawn three at a time
-  # they could win, as a group of failed entrants has a winner too.
-  alive = eligible & jnp.isfinite(fitness)
-  playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
-  return _tournaments(key, fitness, count, ids, playing, elites, entrants)
+def _capped(weight, total):
+  """min(1, c w), with c so that they sum to `total`.
+
+  The k heaviest are certain, for the smallest k that leaves nobody else above
+  one. (P,) f32; `total` is at most the number of weights above zero.
+  """
+  heaviest = jnp.sort(weight)[::-1]
+  # Summed from the lightest, so that nothing cancels.
+  rest = jnp.cumsum(heaviest[::-1])[::-1]
+  certain = jnp.arange(weight.shape[0], dtype=jnp.float32)
+  factor = (total - certain) / jnp.maximum(rest, 1e-30)
+  k = jnp.argmax(factor * heaviest <= 1.0 + 1e-6)
+  return jnp.minimum(weight * factor[k], 1.0)
 
 
 def ranking_key(fitness: jax.Array) -> jax.Array:

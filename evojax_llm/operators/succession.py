@@ -9,7 +9,12 @@ particle swarm with repulsion from the worst:
   x  <- x + lambda v
 
 with p the member's own best position, g the best and w the worst position
-anyone ever had. Functions are for one particle; vmap them for a population.
+anyone ever had; - a_3 (w - x) in the one paper is + a_3 (x - w) in the other.
+Functions are for one particle; vmap them for a population.
+
+r may be drawn for each particle (as written) or for each of its tensors, or be
+one throughout. GENOME's released code draws it once a run: give every member
+the same key. Restarts of stale particles are in `restarts`.
 """
 
 from typing import Any
@@ -18,7 +23,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
+
+DRAWS = ('particle', 'tensor', 'none')
+STARTS = ('random', 'zero', 'best')
 
 
 @flax.struct.dataclass
@@ -142,27 +151,68 @@ def remember_personal(
   )
 
 
-def coefficients(draws: jax.Array, weights: jax.Array) -> jax.Array:
-  """The blend a = r phi / sum(r phi).
+def coefficients(
+  draws: jax.Array, weights: jax.Array, *, normalise: bool = True
+) -> jax.Array:
+  """The blend a = r phi / sum(r phi), or r phi.
 
   Args:
-    draws: (4,) f32 r; ones for the deterministic variant.
+    draws: (..., 4) f32 r.
     weights: (4,) f32 phi: inertia, cognitive, social, repel.
+    normalise: whether to divide by the sum, as both papers do.
 
   Returns:
-    (4,) f32 that sum to one; zeros if every product is zero.
+    (..., 4) f32. Normalised, they sum to one, or are zero if every product
+    is.
   """
   products = draws * weights
-  total = jnp.sum(products)
+  if not normalise:
+    return products
+  total = jnp.sum(products, axis=-1, keepdims=True)
   return jnp.where(
     total > 0.0, products / jnp.where(total > 0, total, 1.0), 0.0
   )
 
 
-def draw_coefficients(key: jax.Array, weights: jax.Array) -> jax.Array:
-  """Coefficients with r ~ U(0, 1) drawn for one particle and step."""
-  draws = jax.random.uniform(key, weights.shape, jnp.float32)
-  return coefficients(draws, weights)
+def draw_coefficients(
+  key: jax.Array,
+  weights: jax.Array,
+  *,
+  draws: str = 'particle',
+  num_tensors: int | None = None,
+  normalise: bool = True,
+) -> jax.Array:
+  """Coefficients of one particle and step.
+
+  Args:
+    key: () typed key.
+    weights: (4,) f32 phi.
+    draws: one of DRAWS: r ~ U(0, 1) once for the 'particle', for each
+      'tensor', or 'none', where r is one.
+    num_tensors: leaves of the genome, for 'tensor'.
+    normalise: see `coefficients`.
+
+  Returns:
+    (4,) f32, or (num_tensors, 4).
+
+  Raises:
+    ValueError: if `draws` is unknown, or 'tensor' without their number.
+  """
+  if draws not in DRAWS:
+    raise ValueError(f'Got draws {draws!r}; expected one of {DRAWS}.')
+  if draws == 'none':
+    drawn = jnp.ones_like(weights)
+  elif draws == 'particle':
+    drawn = jax.random.uniform(key, weights.shape, jnp.float32)
+  elif num_tensors is None:
+    raise ValueError(
+      "Got draws 'tensor' without num_tensors; expected the number of leaves "
+      'of the genome.'
+    )
+  else:
+    shape = (num_tensors, *weights.shape)
+    drawn = jax.random.uniform(key, shape, jnp.float32)
+  return coefficients(drawn, weights, normalise=normalise)
 
 
 def velocity(
@@ -176,7 +226,8 @@ def velocity(
   """New velocity of one particle, in f32, kept in the type of `old`.
 
   Args:
-    blend: (4,) f32 coefficients a.
+    blend: (4,) f32 coefficients a, or (leaves, 4) for each leaf in the order
+      of jax.tree.
     old: v.
     position: x.
     personal: p.
@@ -184,17 +235,19 @@ def velocity(
     worst: w.
   """
 
-  def leaf_velocity(v, x, p, g, w):
+  def leaf_velocity(index, path, v, x, p, g, w):
+    del path
+    a = blend if blend.ndim == 1 else blend[index]
     here = x.astype(jnp.float32)
     new = (
-      blend[0] * v.astype(jnp.float32)
-      + blend[1] * (p.astype(jnp.float32) - here)
-      + blend[2] * (g.astype(jnp.float32) - here)
-      - blend[3] * (w.astype(jnp.float32) - here)
+      a[0] * v.astype(jnp.float32)
+      + a[1] * (p.astype(jnp.float32) - here)
+      + a[2] * (g.astype(jnp.float32) - here)
+      - a[3] * (w.astype(jnp.float32) - here)
     )
     return new.astype(v.dtype)
 
-  return jax.tree.map(leaf_velocity, old, position, personal, best, worst)
+  return leaves.map_indexed(leaf_velocity, old, position, personal, best, worst)
 
 
 def step(
@@ -227,6 +280,42 @@ def first_velocity(
     return gap.astype(x.dtype)
 
   return jax.tree.map(difference, position, target)
+
+
+def start_velocities(
+  key: jax.Array,
+  population: stack.Population,
+  ids: jax.Array,
+  *,
+  start: str = 'random',
+  best: stack.Genome | None = None,
+) -> stack.Population:
+  """First velocities of a population; not for one member.
+
+  Args:
+    key: () typed key; matters for 'random' alone.
+    population: leaves (P, ...).
+    ids: (P,) i32.
+    start: one of STARTS: towards another member drawn evenly ('random'), at
+      rest ('zero'), or towards the 'best'.
+    best: g, one genome; for 'best'.
+
+  Returns:
+    Leaves (P, ...).
+
+  Raises:
+    ValueError: if `start` is unknown, or 'best' without one.
+  """
+  if start not in STARTS:
+    raise ValueError(f'Got velocity start {start!r}; expected one of {STARTS}.')
+  if start == 'zero':
+    return jax.tree.map(jnp.zeros_like, population)
+  if start == 'best':
+    if best is None:
+      raise ValueError("Got start 'best' without `best`; pass the best genome.")
+    return jax.vmap(first_velocity, in_axes=(0, None))(population, best)
+  targets = stack.take(population, partners(key, ids))
+  return jax.vmap(first_velocity)(population, targets)
 
 
 def partners(key: jax.Array, ids: jax.Array) -> jax.Array:

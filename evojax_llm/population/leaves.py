@@ -94,25 +94,3 @@ def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
   axes = tuple(range(1 if is_layered(path) else 0, leaf.ndim))
   square = jnp.square(leaf.astype(jnp.float32))
   return jnp.sqrt(jnp.mean(square, axis=axes, keepdims=True))
-
-
-def split_like(genome: Any, flat: jax.Array) -> list[jax.Array]:
-  """Cuts a vector with one number for each of a genome's into its leaves."""
-  pieces, start = [], 0
-  for leaf in jax.tree.leaves(genome):
-    pieces.append(flat[start : start + leaf.size].reshape(leaf.shape))
-    start += leaf.size
-  return pieces
-
-
-def num_elements(genome: Any) -> int:
-  """How many numbers one genome has."""
-  return sum(leaf.size for leaf in jax.tree.leaves(genome))
-
-
-def num_matrices(genome: Any) -> list[int]:
-  """For each leaf, how many matrices it holds: L below 'layers', else one."""
-  return [
-    leaf.shape[0] if is_layered(path) else 1
-    for path, leaf in jax.tree_util.tree_flatten_with_path(genome)[0]
-  ]

@@ -10,6 +10,7 @@ the one place where the sign flips.
 """
 
 import abc
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -277,3 +278,29 @@ def metrics(
     'best_fitness': state.best_fitness,
     'proposed': jnp.sum(state.proposal.filled).astype(jnp.int32),
   }
+
+
+def make_params(
+  kind: type, defaults: Mapping[str, float], values: Mapping[str, float]
+) -> Any:
+  """Hyperparameters of a flax.struct class, each a () f32 array.
+
+  Args:
+    kind: the class.
+    defaults: all its fields.
+    values: those to change.
+
+  Raises:
+    ValueError: if a name is unknown.
+  """
+  unknown = sorted(set(values) - set(defaults))
+  if unknown:
+    raise ValueError(
+      f'Got unknown hyperparameters {unknown}; expected some of '
+      f'{sorted(defaults)}.'
+    )
+  return kind(
+    **{
+      name: jnp.float32(value) for name, value in {**defaults, **values}.items()
+    }
+  )

@@ -14,8 +14,6 @@ The defaults are the corrected algorithm. What the released code does instead
 is reached by options; see presets.py and experiments/genome/README.md.
 """
 
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -107,28 +105,7 @@ def make_params(**values: float) -> Params:
   Raises:
     ValueError: if a name is unknown.
   """
-  unknown = sorted(set(values) - set(DEFAULTS))
-  if unknown:
-    raise ValueError(
-      f'Got unknown hyperparameters {unknown}; expected some of '
-      f'{sorted(DEFAULTS)}.'
-    )
-  return Params(
-    **{name: jnp.float32(value) for name, value in (DEFAULTS | values).items()}
-  )
-
-
-@flax.struct.dataclass
-class State(base.State):
-  """State of GENOME.
-
-  Attributes:
-    velocity: P velocities like the population; None without succession.
-    step_length: () f32 lambda of the last step.
-  """
-
-  velocity: Any
-  step_length: jax.Array
+  return base.make_params(Params, DEFAULTS, values)
 
 
 class Genome(base.Strategy):
@@ -153,6 +130,10 @@ class Genome(base.Strategy):
     least_elites: int = 1,
     elite_rounding: str = 'floor',
     elite_base: str = 'population',
+    draws: str = 'particle',
+    decay: str = 'before',
+    personal: bool = True,
+    rescore: bool = True,
     max_mutants: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
     **params: float,
@@ -172,6 +153,10 @@ class Genome(base.Strategy):
       elite_rounding: 'floor' or 'round' of elite_share times the base.
       elite_base: the base is the 'population', P, or the 'pool' of members
         and filled proposals.
+      draws: of succession; see succession_round.Options.
+      decay: likewise.
+      personal: likewise.
+      rescore: likewise.
       max_mutants: slots for mutated copies; all P + P // 2 by default.
       sharding: of population leaves.
       **params: hyperparameters to change in `default_params`.
@@ -219,6 +204,9 @@ class Genome(base.Strategy):
     self.least_elites = least_elites
     self.elite_rounding = elite_rounding
     self.elite_base = elite_base
+    self.succession = succession_round.Options(
+      draws=draws, decay=decay, personal=personal, rescore=rescore
+    )
     self._params = dict(params)
     make_params(**self._params)
 
@@ -234,22 +222,27 @@ class Genome(base.Strategy):
 
   def _start(self, key, population, fitness, params):
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
-    generation = jnp.int32(0)
-    velocity = None
+    memory = succession.start_memory(
+      population, fitness, ids, personal=self.with_succession
+    )
+    moving = {
+      'velocity': None,
+      'step_length': jnp.copy(params.step_length),
+      'run_blend': None,
+    }
     if self.with_succession:
-      velocity = succession_round.start(key, generation, population, ids)
-    return State(
+      moving = succession_round.begin(
+        key, population, ids, memory, params, self.succession
+      )
+    return succession_round.State(
       population=population,
       fitness=fitness,
       ids=ids,
       next_id=jnp.int32(self.population_size),
-      generation=generation,
-      memory=succession.start_memory(
-        population, fitness, ids, personal=self.with_succession
-      ),
+      generation=jnp.int32(0),
+      memory=memory,
       proposal=lineage.empty_proposal(self.num_proposals),
-      velocity=velocity,
-      step_length=jnp.copy(params.step_length),
+      **moving,
     )
 
   def _propose(self, key, state, params):
@@ -262,11 +255,16 @@ class Genome(base.Strategy):
     )
 
   def _move(self, key, state, params):
-    members, changes = succession_round.propose(
-      key, state, params, self.num_proposals, OPERATORS.index('succession')
+    moved, changes = succession_round.move(key, state, params, self.succession)
+    members, proposal = succession_round.propose(
+      moved,
+      state,
+      jnp.full(state.ids.shape, self.succession.rescore),
+      jnp.full(state.ids.shape, OPERATORS.index('succession'), jnp.int32),
+      self.num_proposals,
     )
     velocity = self._constrain_population(changes['velocity'])
-    return members, changes | {'velocity': velocity}
+    return members, changes | {'velocity': velocity, 'proposal': proposal}
 
   def _vary(self, key, state, params):
     members, changes = variation_round.propose(self, key, state, params)
@@ -290,11 +288,13 @@ class Genome(base.Strategy):
       selected, places = variation_round.select(
         self, key, population, fitness, state, params
       )
-      return succession_round.carry(key, selected, places)
+      return succession_round.carry(key, selected, places, self.succession)
 
     return jax.lax.cond(
       self.is_succession(state.generation),
-      lambda: succession_round.replace(population, fitness, state),
+      lambda: succession_round.replace(
+        population, fitness, state, kept=state.fitness
+      ),
       vary,
     )
 

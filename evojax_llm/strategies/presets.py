@@ -1,10 +1,11 @@
-"""Published settings of GENOME and GENOME+ by name.
+"""Settings of GENOME, GENOME+ and Model Swarms by name, published ones too.
 
-'genome' and 'genome_plus' are this package's corrected algorithms with
-settings found on small models. The others take every number and every option
-from the released code: '_cli' its command-line defaults, '_script' the scripts
-that come with it. What of the released code is not reproduced is listed in
-experiments/genome/README.md.
+'genome', 'genome_plus' and 'model_swarms' are this package's corrected
+algorithms with settings found on small models. Those named '_as_published' take
+every number and every option from the released code: from the scripts that come
+with it, or with '_cli' behind it its command-line defaults. 'moco' has what
+Model Swarms' authors ship in their later toolkit. What of the released code is
+not reproduced is listed in the README of each system below experiments/.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,9 @@ class Preset:
     options: of its constructor, hyperparameters among them.
     recipe: of the initial population; see `genomes.initial`.
     population_size: P.
-    generations: as the source counts them: with succession, one is two rounds
-      of this package.
+    generations: as the source counts them: in GENOME+, one is two rounds of
+      this package.
+    patience: rounds without a better member after which the run ends.
   """
 
   strategy: str
@@ -30,6 +32,7 @@ class Preset:
   recipe: tuple[Any, ...]
   population_size: int
   generations: int
+  patience: int | None = None
 
   @property
   def rounds(self) -> int:
@@ -61,6 +64,17 @@ _GENOME_PLUS_AS_PUBLISHED = {
   'step_length': 0.5,
   'step_decay': 0.95,
   'step_floor': 0.0,
+  'personal': False,
+  'rescore': False,
+  'draws': 'run',
+  'decay': 'member',
+}
+_MODEL_SWARMS_AS_PUBLISHED = {
+  'restart': 'forever',
+  'draws': 'particle',
+  'velocity_start': 'random',
+  'step_decay': 0.95,
+  'step_floor': 0.1,
 }
 # Chosen on the pocket stage `mixed`, and on no other, among five settings: the
 # coefficients that Model Swarms' authors ship (arXiv 2410.11163), a whole step,
@@ -79,7 +93,7 @@ _RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
 PRESETS: Mapping[str, Preset] = {
   'genome': Preset('genome', {}, _RICH, 20, 12),
   'genome_plus': Preset('genome_plus', {}, _RICH, 20, 5),
-  'genome_cli': Preset(
+  'genome_as_published_cli': Preset(
     'genome',
     _GENOME_AS_PUBLISHED
     | {
@@ -93,7 +107,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     50,
   ),
-  'genome_script': Preset(
+  'genome_as_published': Preset(
     'genome',
     _GENOME_AS_PUBLISHED
     | {
@@ -107,7 +121,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     10,
   ),
-  'genome_plus_cli': Preset(
+  'genome_plus_as_published_cli': Preset(
     'genome_plus',
     _GENOME_PLUS_AS_PUBLISHED
     | {
@@ -121,7 +135,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     20,
   ),
-  'genome_plus_script': Preset(
+  'genome_plus_as_published': Preset(
     'genome_plus',
     _GENOME_PLUS_AS_PUBLISHED
     | {
@@ -134,5 +148,59 @@ PRESETS: Mapping[str, Preset] = {
     ('pairs',),
     10,
     10,
+  ),
+  'model_swarms': Preset('model_swarms', {}, _RICH, 20, 10),
+  # The scripts draw phi and lambda from grids, run after run; these are the
+  # middle of the grids.
+  'model_swarms_as_published': Preset(
+    'model_swarms',
+    _MODEL_SWARMS_AS_PUBLISHED
+    | {
+      'inertia': 0.2,
+      'cognitive': 0.3,
+      'social': 0.4,
+      'repel': 0.05,
+      'step_length': 0.75,
+      'restart_after': 6.0,
+    },
+    ('experts', 'extrapolants'),
+    20,
+    200,
+    patience=9,
+  ),
+  'model_swarms_as_published_cli': Preset(
+    'model_swarms',
+    _MODEL_SWARMS_AS_PUBLISHED
+    | {
+      'inertia': 0.4,
+      'cognitive': 0.3,
+      'social': 0.3,
+      'repel': 0.3,
+      'step_length': 1.0,
+      'restart_after': 4.0,
+    },
+    ('experts',),
+    10,
+    200,
+    patience=9,
+  ),
+  'moco': Preset(
+    'model_swarms',
+    {
+      'restart': 'once',
+      'inertia': 0.2,
+      'cognitive': 0.3,
+      'social': 0.4,
+      'repel': 0.05,
+      'step_length': 0.5,
+      'step_decay': 0.95,
+      'step_floor': 0.1,
+      'restart_after': 2.0,
+      'refractory': 3.0,
+    },
+    ('experts',),
+    10,
+    10,
+    patience=4,
   ),
 }

@@ -15,6 +15,7 @@ from evojax_llm.population import stack
 _OWN = {
   'genome': ('genome', 'Genome', {'with_succession': False}),
   'genome_plus': ('genome', 'Genome', {'with_succession': True}),
+  'model_swarms': ('model_swarms', 'ModelSwarms', {}),
 }
 
 # evosax's algorithms, by their keys in evosax.algorithms.algorithms.

@@ -1,12 +1,15 @@
 """A round in which every member of a population moves.
 
-The state needs `velocity` and `step_length` beside what `base.State` has, and
-personal bests in its memory; the hyperparameters `blend` (phi), `step_decay`
-and `step_floor`.
+Shared by GENOME+ (arXiv 2503.01155), which puts one in front of each round of
+variation, and Model Swarms (arXiv 2410.11163), which has nothing else. The
+hyperparameters need `blend` (phi), `step_length`, `step_decay` and
+`step_floor`.
 """
 
+import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +17,60 @@ from evojax_llm.operators import succession
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.strategies import base
+
+DRAWS = (*succession.DRAWS, 'run')
+DECAYS = ('before', 'after', 'member')
+
+
+@flax.struct.dataclass
+class State(base.State):
+  """State of a strategy whose members move.
+
+  Attributes:
+    velocity: P velocities like the population; None where nobody moves.
+    step_length: () f32 lambda.
+    run_blend: (4,) f32 coefficients drawn once for the run; None otherwise.
+  """
+
+  velocity: Any
+  step_length: jax.Array
+  run_blend: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What of a step is done how; the defaults are the papers' algorithms.
+
+  Attributes:
+    draws: whose r ~ U(0, 1) are: of each 'particle' and step, of each 'tensor'
+      too, of the whole 'run' (GENOME's released code), or 'none', where r = 1.
+    decay: lambda shrinks 'before' the step of a round (GENOME), 'after' it
+      (Model Swarms), or before the step of each 'member' and without a floor
+      (GENOME's released code).
+    personal: whether a member knows its own best. In GENOME's released code
+      that is the position itself, and the pull to it always zero.
+    velocity_start: one of operators.succession.STARTS.
+    rescore: whether a moved member is scored. GENOME's released code keeps the
+      fitness of before the move; the moved genomes then keep their ids.
+  """
+
+  draws: str = 'particle'
+  decay: str = 'before'
+  personal: bool = True
+  velocity_start: str = 'random'
+  rescore: bool = True
+
+  def __post_init__(self):
+    for name, known in (
+      ('draws', DRAWS),
+      ('decay', DECAYS),
+      ('velocity_start', succession.STARTS),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f'Got {name} {getattr(self, name)!r}; expected one of {known}.'
+        )
 
 
 def start(
@@ -21,80 +78,184 @@ def start(
   generation: jax.Array,
   population: stack.Population,
   ids: jax.Array,
+  options: Options,
+  best: stack.Genome,
 ) -> stack.Population:
-  """First velocities (P, ...): from each member towards another one."""
-  draw = keys.key_for(key, generation, lineage.NOBODY, 'partner')
-  targets = stack.take(population, succession.partners(draw, ids))
-  return jax.vmap(succession.first_velocity)(population, targets)
+  """First velocities (P, ...)."""
+  return succession.start_velocities(
+    keys.key_for(key, generation, lineage.NOBODY, 'partner'),
+    population,
+    ids,
+    start=options.velocity_start,
+    best=best,
+  )
 
 
-def propose(
-  key: jax.Array, state: Any, params: Any, num_proposals: int, operator: int
+def begin(
+  key: jax.Array,
+  population: stack.Population,
+  ids: jax.Array,
+  memory: succession.Memory,
+  params: Any,
+  options: Options,
+) -> dict[str, Any]:
+  """The fields of `State` beside those of `base.State`."""
+  blend = None
+  if options.draws == 'run':
+    draw = keys.key_for(key, 0, lineage.NOBODY, 'run blend')
+    blend = succession.draw_coefficients(draw, params.blend)
+  return {
+    'velocity': start(key, jnp.int32(0), population, ids, options, memory.best),
+    'step_length': jnp.copy(params.step_length),
+    'run_blend': blend,
+  }
+
+
+def move(
+  key: jax.Array,
+  state: State,
+  params: Any,
+  options: Options,
+  *,
+  restarted: jax.Array | None = None,
 ) -> tuple[stack.Population, dict[str, Any]]:
-  """Every member takes a step; the first P of M slots hold the moved ones.
+  """Every member takes a step.
 
-  lambda decays once a round, before the step. A failed member starts over,
-  at rest, from its own best or else the best of all: its genome may hold
-  values that no step leads back from.
+  A failed member starts over, at rest, from its own best or else the best of
+  all: its genome may hold values that no step leads back from.
+
+  Args:
+    key: () typed key of the round.
+    state: before.
+    params: hyperparameters.
+    options: see `Options`.
+    restarted: (P,) bool, members that go back to their own best, at rest,
+      before the step; those that failed by default.
 
   Returns:
-    Members (M, ...), and the state's new velocity, step length and proposal.
+    P moved members, and the state's new velocity and step length.
   """
   memory = state.memory
   own = jnp.isfinite(memory.personal_fitness)
   known = own | jnp.isfinite(memory.best_fitness)
   refuge = stack.select(own | ~known, memory.personal, memory.best)
-  restart = ~jnp.isfinite(state.fitness) & known
-  position = stack.select(restart, refuge, state.population)
+  if restarted is None:
+    restarted = ~jnp.isfinite(state.fitness)
+  restarted = restarted & known
+  position = stack.select(restarted, refuge, state.population)
   at_rest = jax.tree.map(jnp.zeros_like, state.velocity)
-  velocity = stack.select(restart, at_rest, state.velocity)
+  velocity = stack.select(restarted, at_rest, state.velocity)
+  pull = refuge if options.personal else position
 
-  length = succession.decay(
+  lengths, length = _lengths(state, params, options)
+  velocity = jax.vmap(succession.velocity, in_axes=(0, 0, 0, 0, None, None))(
+    _blends(key, state, params, options),
+    velocity,
+    position,
+    pull,
+    memory.best,
+    memory.worst,
+  )
+  moved = jax.vmap(succession.step)(position, velocity, lengths)
+  return moved, {'velocity': velocity, 'step_length': length}
+
+
+def _blends(key, state, params, options):
+  """(P, 4) coefficients, or (P, leaves, 4)."""
+  if options.draws == 'run':
+    return jnp.broadcast_to(state.run_blend, (state.ids.shape[0], 4))
+
+  def draw(member_key):
+    return succession.draw_coefficients(
+      member_key,
+      params.blend,
+      draws=options.draws,
+      num_tensors=len(jax.tree.leaves(state.velocity)),
+    )
+
+  return jax.vmap(draw)(
+    keys.keys_for(key, state.generation, state.ids, 'succession')
+  )
+
+
+def _lengths(state, params, options):
+  """(P,) f32 lambda of each member, and () that of the state from then on."""
+  members = state.ids.shape[0]
+  if options.decay == 'member':
+    turn = jnp.argsort(jnp.argsort(state.ids)).astype(jnp.float32)
+    shrunk = params.step_decay ** (turn + 1.0)
+    after = state.step_length * params.step_decay ** jnp.float32(members)
+    return state.step_length * shrunk, after
+  after = succession.decay(
     state.step_length, params.step_decay, params.step_floor
   )
-  blend = jax.vmap(succession.draw_coefficients, in_axes=(0, None))(
-    keys.keys_for(key, state.generation, state.ids, 'succession'), params.blend
-  )
-  velocity = jax.vmap(succession.velocity, in_axes=(0, 0, 0, 0, None, None))(
-    blend, velocity, position, refuge, memory.best, memory.worst
-  )
-  moved = jax.vmap(succession.step, in_axes=(0, 0, None))(
-    position, velocity, length
-  )
+  used = after if options.decay == 'before' else state.step_length
+  return jnp.broadcast_to(used, (members,)), after
 
-  members = stack.size(state.population)
+
+def propose(
+  moved: stack.Population,
+  state: State,
+  scored: jax.Array,
+  operator: jax.Array,
+  num_proposals: int,
+) -> tuple[stack.Population, lineage.Proposal]:
+  """Moved members as the first P of M slots.
+
+  Args:
+    moved: leaves (P, ...).
+    state: before the step.
+    scored: (P,) bool; the slot of one that is not scored counts as empty.
+    operator: (P,) i32.
+    num_proposals: M.
+  """
+  members = stack.size(moved)
+  empty = num_proposals - members
   parents = jnp.stack(
-    [state.ids, jnp.broadcast_to(memory.best_id, (members,))], axis=1
+    [state.ids, jnp.broadcast_to(state.memory.best_id, (members,))], axis=1
   )
   proposal = lineage.fill(
-    jnp.arange(num_proposals) < members,
+    jnp.pad(scored, (0, empty)),
     state.next_id,
-    jnp.pad(parents, ((0, num_proposals - members), (0, 0))),
-    jnp.full((num_proposals,), operator, jnp.int32),
+    jnp.pad(parents, ((0, empty), (0, 0))),
+    jnp.pad(operator, (0, empty)),
   )
-  return stack.pad(moved, num_proposals), {
-    'velocity': velocity,
-    'step_length': length,
-    'proposal': proposal,
-  }
+  return stack.pad(moved, num_proposals), proposal
 
 
 def replace(
-  population: stack.Population, fitness: jax.Array, state: Any
-) -> Any:
-  """The moved members take the places of those they were."""
+  population: stack.Population,
+  fitness: jax.Array,
+  state: State,
+  kept: jax.Array,
+) -> State:
+  """The moved members take the places of those they were.
+
+  Args:
+    population: members (M, ...) of the ask.
+    fitness: (M,) f32.
+    state: with that ask's proposal.
+    kept: (P,) f32 fitness of those that moved without being scored; they keep
+      their ids as well.
+  """
   members = stack.size(state.population)
   moved = jax.tree.map(lambda leaf: leaf[:members], population)
-  fitness, ids = fitness[:members], state.proposal.ids[:members]
+  proposed = state.proposal.ids[:members]
+  scored = proposed >= 0
+  fitness, ids = fitness[:members], jnp.where(scored, proposed, state.ids)
   return state.replace(
     population=moved,
-    fitness=fitness,
+    fitness=jnp.where(scored, fitness, kept),
     ids=ids,
-    memory=succession.remember_personal(state.memory, moved, fitness, ids),
+    memory=succession.remember_personal(
+      state.memory, moved, jnp.where(scored, fitness, jnp.nan), ids
+    ),
   )
 
 
-def carry(key: jax.Array, state: Any, places: jax.Array) -> Any:
+def carry(
+  key: jax.Array, state: State, places: jax.Array, options: Options
+) -> State:
   """After selection, velocity and personal best go along with survivors.
 
   Members that are new have themselves as personal best, and a first velocity.
@@ -103,17 +264,17 @@ def carry(key: jax.Array, state: Any, places: jax.Array) -> Any:
     key: () typed key.
     state: with the selected population but velocity and memory of before.
     places: (P,) i32 where each came from; P and above for proposals.
+    options: see `Options`.
   """
   members = stack.size(state.population)
   survived = places < members
   former = jnp.where(survived, places, 0)
   memory = state.memory
+  fresh = start(
+    key, state.generation, state.population, state.ids, options, memory.best
+  )
   return state.replace(
-    velocity=stack.select(
-      survived,
-      stack.take(state.velocity, former),
-      start(key, state.generation, state.population, state.ids),
-    ),
+    velocity=stack.select(survived, stack.take(state.velocity, former), fresh),
     memory=memory.replace(
       personal=stack.select(
         survived, stack.take(memory.personal, former), state.population

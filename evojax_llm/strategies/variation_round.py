@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from evojax_llm.operators import mutation
 from evojax_llm.operators import selection
+from evojax_llm.operators import survival
 from evojax_llm.operators.merges import linear
 from evojax_llm.operators.merges import weights as merge_weights
 from evojax_llm.population import keys
@@ -120,13 +121,13 @@ def select(
   elite_base = jnp.int32(members)
   if strategy.elite_base == 'pool':
     elite_base = jnp.sum(eligible)
-  places = selection.survivors(
+  places = survival.survivors(
     keys.key_for(key, state.generation, lineage.NOBODY, 'selection'),
     pool_fitness,
     eligible,
     members,
     pool_ids,
-    selection.elite_count(
+    survival.elite_count(
       params.elite_share,
       elite_base,
       least=strategy.least_elites,

@@ -10,7 +10,7 @@ Give them as many evaluations as the system they stand beside: population x
 
 from ml_collections import config_dict
 
-from experiments.genome import config as genome_config
+from experiments import base_config
 
 _OPTIONS = {
   'cma_es': {'sigma': 0.3},
@@ -23,16 +23,8 @@ def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
     raise ValueError(
       f'Got search {name!r}; expected one of {", ".join(_OPTIONS)}.'
     )
-  config = genome_config.base_config()
+  config = base_config.make()
   config.name = name
   config.space = 'coefficients'
-  config.strategy = config_dict.ConfigDict(
-    {
-      'name': name,
-      'population': 20,
-      'generations': 12,
-      'patience': config_dict.placeholder(int),
-      'options': dict(_OPTIONS[name]),
-    }
-  )
+  config.strategy = base_config.strategy(name, 20, 12, _OPTIONS[name])
   return config

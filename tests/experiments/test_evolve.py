@@ -16,7 +16,9 @@ from evojax_llm.fitness.evaluation import Evaluator
 from evojax_llm.gemma import hub
 from evojax_llm.gemma import peft
 from evojax_llm.strategies import genome
+from evojax_llm.strategies import model_swarms
 from experiments.genome import config as genome_config
+from experiments.model_swarms import config as model_swarms_config
 from tests import tiny
 from tests.experiments import runs
 
@@ -276,7 +278,7 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
 
 def test_a_generation_that_proposes_nobody_costs_nothing(settings, tmp_path):
   code = runs.evolve(
-    [f'--config={runs.GENOME}:genome_script', *settings[1:]],
+    [f'--config={runs.GENOME}:genome_as_published', *settings[1:]],
     tmp_path / 'run',
     '--config.strategy.generations=1',
     '--config.strategy.options.mutation_rate=0.0',
@@ -367,10 +369,24 @@ def test_help_loads_nothing_heavy():
   subprocess.run([sys.executable, '-c', code], cwd=runs.ROOT, check=True)
 
 
-def test_the_configuration_holds_the_defaults_of_the_strategy():
-  for name, value in genome.DEFAULTS.items():
-    assert genome_config.OPTIONS[name] == value, name
-  strategy = genome.Genome(4, **genome_config.OPTIONS)
-  for name, value in vars(genome.Genome(4)).items():
+@pytest.mark.parametrize(
+  'module, options, make',
+  (
+    (genome, genome_config.OPTIONS, genome.Genome),
+    (
+      model_swarms,
+      model_swarms_config.OPTIONS,
+      model_swarms.ModelSwarms,
+    ),
+  ),
+)
+def test_the_configuration_holds_the_defaults_of_the_strategy(
+  module, options, make
+):
+  for name, value in module.DEFAULTS.items():
+    assert options[name] == value, name
+  strategy = make(4, **options)
+  for name, value in vars(make(4)).items():
     if isinstance(value, str | bool | int | float):
       assert getattr(strategy, name) == value, name
+  assert strategy.succession == make(4).succession

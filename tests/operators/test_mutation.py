@@ -111,6 +111,41 @@ def test_small_changes_of_bf16_are_drawn_in_f32():
   assert moved == pytest.approx(0.405, abs=0.03)
 
 
+def test_stochastic_rounding_keeps_changes_below_half_a_step():
+  # Neighbours of 100 in bf16 lie 0.5 apart: noise of 0.01 reaches none.
+  genome = {'x': jnp.full((200_000,), 100.0, jnp.bfloat16)}
+  for rounding in ('nearest', 'stochastic'):
+    mutant = mutation.gaussian(
+      KEY, genome, 0.01, 1.0, relative=False, rounding=rounding
+    )
+    moved = np.mean(np.asarray(mutant['x'], np.float32) != 100.0)
+    if rounding == 'nearest':
+      assert moved == 0.0
+    else:  # E|noise| / 0.5.
+      assert moved == pytest.approx(0.01 * np.sqrt(2 / np.pi) / 0.5, rel=0.1)
+
+
+def test_stochastic_rounding_leaves_the_genes_that_do_not_change():
+  genome = {'x': jnp.linspace(-3, 3, 5000).astype(jnp.bfloat16)}
+  mutant = mutation.gaussian(KEY, genome, 1.0, 0.1, rounding='stochastic')
+  same = np.asarray(mutant['x'] == genome['x'])
+  assert same.mean() == pytest.approx(0.9, abs=0.02)
+
+
+def test_noise_is_drawn_where_it_is_added():
+  genome = {'x': jnp.zeros((256, 1024), jnp.float32)}
+  run = jax.jit(mutation.gaussian, donate_argnums=1)
+  used = run.lower(KEY, genome, 0.1, 0.5).compile().memory_analysis()
+  assert used.temp_size_in_bytes < genome['x'].nbytes / 100
+  assert used.alias_size_in_bytes == genome['x'].nbytes
+
+
+def test_a_single_number_keeps_its_shape():
+  for mask in mutation.MASKS:
+    mutant = mutation.gaussian(KEY, {'x': jnp.ones(())}, 0.1, 1.0, mask=mask)
+    assert mutant['x'].shape == () and mutant['x'] != 1.0
+
+
 def test_no_two_leaves_share_their_noise():
   genome = {'x': jnp.zeros(100), 'y': jnp.zeros(100)}
   mutant = mutation.gaussian(KEY, genome, 1.0, 1.0, relative=False)

@@ -88,85 +88,54 @@ def test_truncation_breaks_ties_by_id():
   np.testing.assert_array_equal(places, [1, 2, 0, 3])
 
 
-@pytest.mark.parametrize(
-  'share, members, least, rounding, expected',
-  [
-    (0.02, 10, 0, 'floor', 0),
-    (0.02, 10, 1, 'floor', 1),
-    (0.1, 10, 0, 'floor', 1),
-    (0.3, 10, 0, 'floor', 3),
-    (0.1, 17, 0, 'round', 2),
-    (2.0, 10, 1, 'floor', 10),
-  ],
-)
-def test_elite_count(share, members, least, rounding, expected):
-  count = selection.elite_count(share, members, least=least, rounding=rounding)
-  assert int(count) == expected
+def test_tournament_with_replacement_draws_each_time_from_all():
+  fitness = f32(0.2, 0.9, 0.1, 0.5, 0.7)
+  places = draws(selection.tournament, fitness, 6, 1000, replace=True)
+  for drawn in places.T:
+    frequency = np.bincount(drawn, minlength=5) / len(drawn)
+    np.testing.assert_allclose(frequency, [0, 0.6, 0, 0.1, 0.3], atol=0.05)
 
 
-def survive(method, fitness, eligible, count, elites, times=200):
-  ids = jnp.arange(fitness.shape[0], dtype=jnp.int32)[::-1]
-  keys = jax.random.split(jax.random.key(3), times)
-  run = jax.jit(
-    jax.vmap(
-      lambda key: selection.survivors(
-        key, fitness, eligible, count, ids, elites, method=method
-      )
-    )
-  )
-  return np.asarray(run(keys)), np.asarray(ids)
-
-
-@pytest.mark.parametrize('method', selection.METHODS)
-def test_survivors_hold_the_elites_and_nobody_twice(method):
-  fitness = f32(0.1, 0.8, NAN, 0.3, 0.9, 0.2, 0.0, 0.7)
-  eligible = jnp.asarray([True] * 4 + [False] + [True] * 3)
-  places, ids = survive(method, fitness, eligible, 4, elites=2)
+def test_universal_draws_everybody_as_often_as_expected():
+  fitness = f32(0.1, 0.4, 0.0, 0.3, 0.2)
+  places = draws(selection.universal, fitness, 6, 500)
   for row in places:
-    assert len(set(row)) == 4
-    assert {1, 7} <= set(row), 'the fittest that are eligible'
-    assert not {2, 4} & set(row), 'neither the failed nor the empty'
-    assert np.all(np.diff(ids[row]) > 0)
+    counts = np.bincount(row, minlength=5)
+    expected = 6 * np.asarray(fitness)
+    assert np.all(counts >= np.floor(expected - 1e-4))
+    assert np.all(counts <= np.ceil(expected + 1e-4))
+  frequency = np.bincount(places.ravel(), minlength=5) / places.size
+  np.testing.assert_allclose(frequency, fitness, atol=0.01)
 
 
-@pytest.mark.parametrize('method', ('roulette', 'tournament', 'rank'))
-def test_without_elites_the_best_may_be_lost(method):
-  fitness = f32(0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4)
-  eligible = jnp.ones(8, bool)
-  places, _ = survive(method, fitness, eligible, 2, elites=0)
-  assert np.any(~np.any(places == 0, axis=1))
-  places, _ = survive(method, fitness, eligible, 2, elites=1)
-  assert np.all(np.any(places == 0, axis=1))
+def test_universal_without_replacement_caps_the_shares():
+  # 3 of four: the first is certain, the others share two draws 4 : 3 : 1, of
+  # which the second is certain as well.
+  places = draws(selection.universal, f32(8.0, 4.0, 3.0, 1.0), 3, replace=False)
+  assert np.all(places[:, :2] == [0, 1])
+  assert np.mean(places[:, 2] == 2) == pytest.approx(0.75, abs=0.03)
 
 
-@pytest.mark.parametrize('method', selection.METHODS)
-def test_failed_members_survive_only_for_want_of_others(method):
-  fitness = f32(NAN, 0.0, NAN, NAN, 0.2)
-  places, _ = survive(method, fitness, jnp.ones(5, bool), 3, elites=1)
-  for row in places:
-    assert {1, 4} <= set(row) and len(set(row)) == 3
+@pytest.mark.parametrize('replace', (False, True))
+def test_universal_exhausts_the_positive_first(replace):
+  fitness = f32(0.0, NAN, 0.5, 0.0, 0.5)
+  places = draws(selection.universal, fitness, 3, 100, replace=replace)
+  counts = np.stack([np.bincount(row, minlength=5) for row in places])
+  assert np.all(counts[:, [2, 4]] >= 1) and np.all(counts[:, 1] == 0)
+  assert np.all(counts[:, [0, 3]].sum(axis=1) == (0 if replace else 1))
 
 
-@pytest.mark.parametrize('method', selection.METHODS)
-def test_everybody_failed(method):
-  fitness = jnp.full(5, NAN, jnp.float32)
-  eligible = jnp.asarray([True, True, True, False, False])
-  places, _ = survive(method, fitness, eligible, 3, elites=1)
-  np.testing.assert_array_equal(np.sort(places), np.tile([0, 1, 2], (200, 1)))
+@pytest.mark.parametrize('replace', (False, True))
+def test_roulette_takes_the_ineligible_for_want_of_others_alone(replace):
+  fitness = f32(0.9, 0.0, NAN, 0.5)
+  options = dict(replace=replace, eligible=jnp.asarray([0, 1, 1, 0], bool))
+  places = draws(selection.roulette, fitness, 2, 50, **options)
+  assert np.all(places == 1 if replace else np.sort(places) == [1, 2])
 
 
 def test_wrong_requests_are_refused():
   key, fitness = jax.random.key(0), f32(1.0, 2.0)
   with pytest.raises(ValueError, match='3 members to draw out of 2'):
     selection.roulette(key, fitness, 3)
-  with pytest.raises(ValueError, match="'lottery'"):
-    selection.survivors(
-      key,
-      fitness,
-      jnp.ones(2, bool),
-      1,
-      jnp.arange(2, dtype=jnp.int32),
-      method='lottery',
-    )
-  with pytest.raises(ValueError, match="'up'"):
-    selection.elite_count(0.1, 10, rounding='up')
+  with pytest.raises(ValueError, match='3 members to draw out of 2'):
+    selection.universal(key, fitness, 3, replace=False)

@@ -41,6 +41,55 @@ def test_coefficients_of_nothing_are_zero():
   np.testing.assert_array_equal(blend, np.zeros(4))
 
 
+def test_coefficients_may_stay_as_they_are():
+  blend = succession.draw_coefficients(
+    jax.random.key(0), f32(0.4, 0.3, 0.3, 0.1), draws='none', normalise=False
+  )
+  np.testing.assert_allclose(blend, [0.4, 0.3, 0.3, 0.1])
+
+
+def test_each_tensor_may_have_coefficients_of_its_own():
+  phi = f32(0.2, 0.2, 0.2, 0.1)
+  blend = succession.draw_coefficients(
+    jax.random.key(0), phi, draws='tensor', num_tensors=3
+  )
+  assert blend.shape == (3, 4) and len(np.unique(blend)) == 12
+  np.testing.assert_allclose(blend.sum(axis=1), 1.0, rtol=1e-5)
+  five = [genomes.member(seed=seed) for seed in range(5)]
+  together = jax.tree.leaves(succession.velocity(blend, *five))
+  assert len(together) == 3
+  for index, leaf in enumerate(together):
+    alone = jax.tree.leaves(succession.velocity(blend[index], *five))[index]
+    np.testing.assert_array_equal(leaf, alone)
+
+
+def test_first_velocities():
+  population, names = points(1, 2, 5), ids(4, 9, 2)
+  key = jax.random.key(1)
+
+  def begin(**options):
+    made = succession.start_velocities(key, population, names, **options)
+    return np.asarray(made['x'][:, 0])
+
+  np.testing.assert_array_equal(begin(start='zero'), [0, 0, 0])
+  best = {'x': f32(5)}
+  np.testing.assert_array_equal(begin(start='best', best=best), [4, 3, 0])
+  targets = np.asarray([1, 2, 5]) + begin()
+  assert set(targets) <= {1, 2, 5} and np.all(targets != [1, 2, 5])
+
+
+def test_wrong_requests_are_refused():
+  key, phi = jax.random.key(0), f32(1, 1, 1, 1)
+  with pytest.raises(ValueError, match="'leaf'"):
+    succession.draw_coefficients(key, phi, draws='leaf')
+  with pytest.raises(ValueError, match='num_tensors'):
+    succession.draw_coefficients(key, phi, draws='tensor')
+  with pytest.raises(ValueError, match="'worst'"):
+    succession.start_velocities(key, points(1), ids(0), start='worst')
+  with pytest.raises(ValueError, match='pass the best genome'):
+    succession.start_velocities(key, points(1), ids(0), start='best')
+
+
 def test_velocity_and_step_are_the_published_formula():
   blend = np.asarray([0.1, 0.2, 0.3, 0.4], np.float32)
   v, x, p, g, w = (genomes.member(seed=seed) for seed in range(5))

@@ -1,4 +1,8 @@
-"""Properties that every operator of the table must have."""
+"""Properties that every operator of the table must have.
+
+Those of merges are seen in merges/test_properties.py, through the registry
+that the table takes them from.
+"""
 
 import functools
 
@@ -7,212 +11,285 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.operators import operator
 from evojax_llm.operators import table
+from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from tests.operators import genomes
 
-P = 8
-MAKERS = [op for op in table.OPERATORS if op.kind != 'selection']
-SELECTIONS = [op for op in table.OPERATORS if op.kind == 'selection']
+P = 4
+CASES = operator.cases(table.OPERATORS)
+ALL_MAKERS = [case for case in CASES if case.operator.kind != 'selection']
+MAKERS = [case for case in ALL_MAKERS if case.operator.name not in MERGES]
+SELECTIONS = [case for case in CASES if case.operator.kind == 'selection']
 FITNESS = jnp.asarray([0.3, jnp.nan, 0.0, 0.9, 0.3, 0.5, 0.0, 0.7], jnp.float32)
 IDS = jnp.asarray([4, 9, 2, 17, 30, 11, 8, 25], jnp.int32)
-
-makers = pytest.mark.parametrize('op', MAKERS, ids=lambda op: op.name)
-selections = pytest.mark.parametrize('op', SELECTIONS, ids=lambda op: op.name)
-dtypes = pytest.mark.parametrize(
-  'dtype', genomes.DTYPES, ids=lambda d: jnp.dtype(d).name
-)
+MEMBERS = len(IDS)
 
 
-def parents(op, dtype, members=P):
-  return [genomes.population(members, dtype, seed) for seed in range(op.arity)]
+def over(cases):
+  return pytest.mark.parametrize('case', cases, ids=lambda case: case.name)
+
+
+def parents(case, dtype=jnp.float32):
+  """Genomes of P members, then those that all of them share."""
+  op = case.operator
+  own = [
+    genomes.population(P, dtype, seed) for seed in range(op.arity - op.shared)
+  ]
+  return own, [genomes.member(dtype, 50 + seed) for seed in range(op.shared)]
 
 
 @functools.cache
-def lifted(op):
+def lifted(case):
   """One program for all tests of an operator."""
-  return jax.jit(jax.vmap(op.apply))
+  op = case.operator
+  mapped = [0] * (1 + op.arity - op.shared) + [None] * op.shared
+  return jax.jit(jax.vmap(case.apply, in_axes=tuple(mapped)))
 
 
-def keys(members=P):
+@functools.cache
+def single(case):
+  return jax.jit(case.apply)
+
+
+@functools.cache
+def made(case):
+  """What P members make of their parents, on which the properties are seen."""
+  own, shared = parents(case)
+  return lifted(case)(keys(), *own, *shared)
+
+
+def one(case, place=0):
+  own, shared = parents(case)
+  return [*(stack.take(p, place) for p in own), *shared]
+
+
+def keys():
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-    jax.random.key(5), jnp.arange(members, dtype=jnp.uint32)
+    jax.random.key(5), jnp.arange(P, dtype=jnp.uint32)
   )
 
 
-def assert_same(one, two):
-  jax.tree.map(np.testing.assert_array_equal, one, two)
+def results(case, found):
+  return found if case.operator.results > 1 else (found,)
 
 
-def assert_close(one, two, dtype):
-  # Fused and unfused sums may differ in the last bit of the leaf's type.
-  rtol = 1e-6 if dtype == jnp.float32 else 1e-2
+def assert_same(first, second):
+  jax.tree.map(np.testing.assert_array_equal, first, second)
 
+
+def assert_close(first, second, tolerance):
   def check(x, y):
     x, y = (np.asarray(z, np.float32) for z in (x, y))
-    np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
-  jax.tree.map(check, one, two)
+  jax.tree.map(check, first, second)
 
 
-def test_names_are_unique():
+def test_names_are_unique_and_all_merges_are_there():
   names = [op.name for op in table.OPERATORS]
   assert len(set(names)) == len(names)
+  assert set(MERGES) <= set(names)
+  assert len({case.name for case in CASES}) == len(CASES)
 
 
-@dtypes
-@makers
-def test_keeps_shapes_and_types(op, dtype):
-  first, *others = parents(op, dtype)
-  made = lifted(op)(keys(), first, *others)
-  assert jax.tree.structure(made) == jax.tree.structure(first)
-  for new, old in zip(*map(jax.tree.leaves, (made, first)), strict=True):
-    assert (new.shape, new.dtype) == (old.shape, old.dtype)
+def test_entries_say_what_is_true():
+  for op in table.OPERATORS:
+    assert op.kind in operator.KINDS and op.doc, op.name
+    known = set(op.parameters) | set(op.options)
+    for chosen in op.cases:
+      assert set(chosen) <= known, op.name
+    assert set(op.peers) <= {'mergekit', 'peft'}, op.name
+    if op.cost.group == 'random':
+      assert op.draws and op.cost.words, op.name
 
 
-@dtypes
-@makers
-def test_jit_is_eager(op, dtype):
-  first = [jax.tree.map(lambda x: x[0], p) for p in parents(op, dtype)]
+@pytest.mark.parametrize('dtype', genomes.DTYPES)
+@over(ALL_MAKERS)
+def test_keeps_structure_shapes_and_types(case, dtype):
+  own, shared = parents(case, dtype)
+  shapes = jax.eval_shape(lifted(case), keys(), *own, *shared)
+  found = results(case, shapes)
+  assert len(found) == case.operator.results
+  for genome in found:
+    assert jax.tree.structure(genome) == jax.tree.structure(own[0])
+    for new, old in zip(*map(jax.tree.leaves, (genome, own[0])), strict=True):
+      assert (new.shape, new.dtype) == (old.shape, old.dtype)
+
+
+@over(MAKERS)
+def test_values_are_finite_and_move(case):
+  own, _ = parents(case)
+  found = results(case, made(case))
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+  assert not jax.tree.all(jax.tree.map(np.array_equal, found[-1], own[0]))
+
+
+@over(MAKERS)
+def test_jit_is_eager(case):
+  # One leaf: without jit, every operation on every shape is a program.
+  key, given = keys()[0], one(case)
+  if case.operator.cost.group != 'algebra':
+    given = [{'layers': {'b': g['layers']['mlp']['b']}} for g in given]
   assert_close(
-    jax.jit(op.apply)(keys()[0], *first), op.apply(keys()[0], *first), dtype
+    jax.jit(case.apply)(key, *given),
+    case.apply(key, *given),
+    case.operator.tolerance,
   )
 
 
-@dtypes
-@makers
-def test_vmap_is_a_loop(op, dtype):
-  populations = parents(op, dtype)
-  together = lifted(op)(keys(), *populations)
-  one = jax.jit(op.apply)
-  looped = [
-    one(keys()[i], *(stack.take(p, i) for p in populations)) for i in range(P)
-  ]
-  assert_close(together, stack.stack(looped), dtype)
+@over(MAKERS)
+def test_vmap_is_a_loop(case):
+  looped = [single(case)(keys()[i], *one(case, i)) for i in range(P)]
+  together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
+  assert_close(made(case), together, case.operator.tolerance)
 
 
-@dtypes
-@makers
-def test_permuting_members_commutes(op, dtype):
-  populations = parents(op, dtype)
-  order = jnp.asarray([3, 1, 7, 0, 2, 6, 5, 4])
-  after = stack.take(lifted(op)(keys(), *populations), order)
-  before = lifted(op)(
-    keys()[order], *(stack.take(p, order) for p in populations)
+@over(MAKERS)
+def test_permuting_members_commutes(case):
+  own, shared = parents(case)
+  order = jnp.asarray([3, 1, 0, 2])
+  before = lifted(case)(
+    keys()[order], *(stack.take(p, order) for p in own), *shared
   )
-  assert_same(before, after)
+  assert_same(before, stack.take(made(case), order))
 
 
-@makers
-def test_same_key_same_bits_whatever_the_chunking(op):
-  populations = parents(op, jnp.float32)
-  whole = lifted(op)(keys(), *populations)
+@over([case for case in MAKERS if case.operator.draws])
+def test_same_key_same_bits_whatever_the_chunking(case):
+  own, shared = parents(case)
   halves = [
-    lifted(op)(keys()[part], *(stack.take(p, part) for p in populations))
-    for part in (jnp.arange(4), jnp.arange(4, 8))
+    lifted(case)(
+      keys()[part], *(stack.take(p, jnp.asarray(part)) for p in own), *shared
+    )
+    for part in (np.arange(2), np.arange(2, 4))
   ]
-  assert_same(whole, stack.concatenate(*halves))
+  assert_same(made(case), stack.concatenate(*halves))
 
 
-@makers
-def test_another_key_matters_only_to_those_that_draw(op):
-  first = [jax.tree.map(lambda x: x[0], p) for p in parents(op, jnp.float32)]
-  one, two = (op.apply(jax.random.key(seed), *first) for seed in (1, 2))
-  equal = jax.tree.all(jax.tree.map(np.array_equal, one, two))
-  assert equal != op.draws
+@over(MAKERS)
+def test_another_key_matters_only_to_those_that_draw(case):
+  first, second = (
+    single(case)(jax.random.key(seed), *one(case)) for seed in (1, 2)
+  )
+  equal = jax.tree.all(jax.tree.map(np.array_equal, first, second))
+  assert equal != case.operator.draws
 
 
-@makers
-def test_sharded_is_unsharded(op):
+@over(MAKERS)
+def test_sharded_is_unsharded(case):
   mesh = sharding.population_mesh()
   assert mesh.size == 4, 'the tests run on four virtual devices'
-  populations = parents(op, jnp.float32)
-  whole = lifted(op)(keys(), *populations)
-  placed = [sharding.place(p, mesh) for p in populations]
-  split = lifted(op)(sharding.place(keys(), mesh), *placed)
-  spec = jax.tree.leaves(split)[0].sharding.spec
-  assert spec[0] == sharding.POP
-  assert_same(split, whole)
+  own, shared = parents(case)
+  split = lifted(case)(
+    sharding.place(keys(), mesh),
+    *(sharding.place(p, mesh) for p in own),
+    *shared,
+  )
+  for leaf in jax.tree.leaves(split):
+    assert leaf.sharding.spec[0] == sharding.POP
+  assert_close(split, made(case), case.operator.tolerance)
 
 
-@pytest.mark.parametrize(
-  'op', [op for op in MAKERS if op.arity == 2], ids=lambda op: op.name
-)
-@dtypes
-def test_merging_a_genome_with_itself_changes_nothing(op, dtype):
-  (one, _) = parents(op, dtype)
-  made = lifted(op)(keys(), one, one)
-  assert_close(made, one, dtype)
-
-
-@selections
-def test_selection_is_total(op):
-  hostile = {
-    'zeros': jnp.zeros(P),
-    'equal': jnp.full(P, 0.4),
-    'negative': jnp.linspace(-3.0, -1.0, P),
-    'mixed signs': jnp.linspace(-1.0, 1.0, P),
-    'one lives': jnp.full(P, jnp.nan).at[3].set(0.0),
-    'nobody lives': jnp.full(P, jnp.nan),
-    'infinite': jnp.linspace(0.0, 1.0, P).at[0].set(jnp.inf),
-  }
-  run = jax.jit(op.apply, static_argnums=2)
-  for name, fitness in hostile.items():
-    for seed in range(5):
-      places = run(jax.random.key(seed), fitness.astype(jnp.float32), 5, IDS)
-      assert places.shape == (5,) and places.dtype == jnp.int32, name
-      assert np.all((0 <= places) & (places < P)), name
-      if op.name != 'roulette_with_replacement':
-        assert len(set(np.asarray(places).tolist())) == 5, name
-      elif name == 'one lives':
-        assert np.all(np.asarray(places) == 3)
-
-
-@selections
-def test_selection_takes_failed_members_last(op):
-  if op.name == 'tournament':
-    pytest.skip('three failed entrants of a tournament have a winner too')
-  run = jax.jit(op.apply, static_argnums=2)
-  for seed in range(20):
-    places = run(jax.random.key(seed), FITNESS, P - 1, IDS)
-    assert 1 not in np.asarray(places)
-
-
-@selections
-def test_selection_jit_is_eager(op):
-  key = jax.random.key(3)
-  np.testing.assert_array_equal(
-    jax.jit(op.apply, static_argnums=2)(key, FITNESS, 5, IDS),
-    op.apply(key, FITNESS, 5, IDS),
+def seen(case, fitness):
+  """What a selection sees, made of one number a member."""
+  if case.operator.sees == 'fitness':
+    return fitness
+  if case.operator.sees == 'objectives':
+    return jnp.stack([fitness, -fitness, jnp.zeros_like(fitness)], axis=1)
+  columns = jnp.linspace(0.0, 1.0, 6)
+  return jnp.where(
+    jnp.isfinite(fitness)[:, None],
+    (fitness[:, None] >= columns).astype(jnp.float32),
+    jnp.nan,
   )
 
 
-@selections
-def test_selection_follows_members_not_places(op):
+def wanted(case, count=5):
+  return min(count, case.operator.most or count)
+
+
+@functools.cache
+def choosing(case, count):
+  return jax.jit(lambda key, fitness, ids: case.apply(key, fitness, count, ids))
+
+
+def choose(case, key, fitness, ids=IDS, count=5):
+  run = choosing(case, wanted(case, count))
+  return np.asarray(run(key, seen(case, fitness), ids))
+
+
+@over(SELECTIONS)
+def test_selection_is_total(case):
+  hostile = {
+    'zeros': jnp.zeros(MEMBERS),
+    'equal': jnp.full(MEMBERS, 0.4),
+    'negative': jnp.linspace(-3.0, -1.0, MEMBERS),
+    'mixed signs': jnp.linspace(-1.0, 1.0, MEMBERS),
+    'far apart': jnp.asarray([1e-30, 1e30, 1.0, 0, 1e-38, 3, 1e20, 2]),
+    'one lives': jnp.full(MEMBERS, jnp.nan).at[3].set(0.5),
+    'nobody lives': jnp.full(MEMBERS, jnp.nan),
+    'infinite': jnp.linspace(0.0, 1.0, MEMBERS).at[0].set(jnp.inf),
+  }
+  for name, fitness in hostile.items():
+    for seed in range(5):
+      places = choose(case, jax.random.key(seed), fitness.astype(jnp.float32))
+      assert places.shape == (wanted(case),), name
+      assert places.dtype == jnp.int32, name
+      assert np.all((0 <= places) & (places < MEMBERS)), name
+      if not case.chosen.get('replace'):
+        assert len(set(places.tolist())) == wanted(case), name
+      elif name == 'one lives' and case.operator.name != 'tournament':
+        assert np.all(places == 3)
+
+
+@over(SELECTIONS)
+def test_selection_takes_failed_members_last(case):
+  if case.operator.name == 'tournament':
+    pytest.skip('three failed entrants of a tournament have a winner too')
+  for seed in range(20):
+    places = choose(case, jax.random.key(seed), FITNESS, count=MEMBERS - 1)
+    assert 1 not in places
+
+
+@over(SELECTIONS)
+def test_selection_jit_is_eager(case):
+  key = jax.random.key(3)
+  np.testing.assert_array_equal(
+    choose(case, key, FITNESS),
+    case.apply(key, seen(case, FITNESS), wanted(case), IDS),
+  )
+
+
+@over(SELECTIONS)
+def test_selection_follows_members_not_places(case):
   order = jnp.asarray([3, 1, 7, 0, 2, 6, 5, 4])
   for seed in range(5):
     key = jax.random.key(seed)
-    chosen = IDS[op.apply(key, FITNESS, 5, IDS)]
-    reordered = IDS[order][op.apply(key, FITNESS[order], 5, IDS[order])]
+    chosen = IDS[choose(case, key, FITNESS)]
+    reordered = IDS[order][choose(case, key, FITNESS[order], IDS[order])]
     np.testing.assert_array_equal(chosen, reordered)
 
 
-@selections
-def test_selection_draws_if_it_says_so(op):
+@over(SELECTIONS)
+def test_selection_draws_if_it_says_so(case):
+  if case.chosen.get('method') == 'truncation':
+    pytest.skip('elites and truncation leave nothing to be drawn')
   drawn = {
-    tuple(np.asarray(op.apply(jax.random.key(seed), FITNESS, 4, IDS)))
+    tuple(choose(case, jax.random.key(seed), FITNESS, count=4).tolist())
     for seed in range(12)
   }
-  assert (len(drawn) > 1) == op.draws
+  assert (len(drawn) > 1) == case.operator.draws
 
 
-@selections
-def test_selection_of_sharded_fitness(op):
+@over(SELECTIONS)
+def test_selection_of_sharded_fitness(case):
   mesh = sharding.population_mesh()
-  run = jax.jit(op.apply, static_argnums=2)
-  key = jax.random.key(3)
+  key, fitness = jax.random.key(3), seen(case, FITNESS)
+  run = choosing(case, wanted(case))
   np.testing.assert_array_equal(
-    run(key, sharding.place(FITNESS, mesh), 5, sharding.place(IDS, mesh)),
-    run(key, FITNESS, 5, IDS),
+    run(key, sharding.place(fitness, mesh), sharding.place(IDS, mesh)),
+    run(key, fitness, IDS),
   )

@@ -35,16 +35,3 @@ def test_root_mean_square_is_of_each_matrix():
   np.testing.assert_allclose(rms.ravel(), [2.0, 5.0])
   path, leaf = paths()["['x']"]
   assert float(leaves.root_mean_square(path, leaf)) == pytest.approx(3.0)
-
-
-def test_split_like_takes_every_number_once():
-  total = leaves.num_elements(GENOME)
-  pieces = leaves.split_like(GENOME, jnp.arange(total))
-  shapes = [leaf.shape for leaf in jax.tree.leaves(GENOME)]
-  assert [piece.shape for piece in pieces] == shapes
-  numbers = np.concatenate([np.ravel(piece) for piece in pieces])
-  np.testing.assert_array_equal(numbers, np.arange(total))
-
-
-def test_num_matrices_counts_layers():
-  assert leaves.num_matrices(GENOME) == [1, 2, 2, 1]

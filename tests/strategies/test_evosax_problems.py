@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.strategies import genome
+from evojax_llm.strategies import model_swarms
 from evojax_llm.strategies import registry
 
 P, DIMS = 16, 4
@@ -58,3 +59,10 @@ def test_stock_algorithms_improve(name):
   strategy = registry.make_strategy(name, P, jnp.zeros(DIMS), sigma=1.0)
   first, last = run(strategy, 'sphere', 40)
   assert last < 0.2 * first
+
+
+@pytest.mark.parametrize('fn_name', ('sphere', 'rosenbrock'))
+def test_model_swarms_improve(fn_name):
+  strategy = model_swarms.ModelSwarms(P, step_floor=0.3)
+  first, last = run(strategy, fn_name, 60)
+  assert last < 0.3 * first

@@ -351,3 +351,66 @@ def test_memory_never_shares_buffers_with_the_population():
     for leaf in jax.tree.leaves((state.population, state.memory))
   ]
   assert len(set(pointers)) == len(pointers)
+
+
+def test_as_released_the_pull_to_the_own_best_is_zero():
+  strategy = make(personal=False)
+  params = strategy.default_params
+  state = problems.last(strategy, problems.start(strategy), 2)
+  one, _ = strategy.ask(problems.KEY, state, params)
+  memory = state.memory.replace(
+    personal=jax.tree.map(lambda leaf: leaf + 5.0, state.memory.personal)
+  )
+  two, _ = strategy.ask(problems.KEY, state.replace(memory=memory), params)
+  problems.assert_same(one, two)
+
+
+def test_as_released_moved_members_keep_scores_of_before():
+  strategy = make(rescore=False)
+  state = problems.start(strategy)
+  rounds = problems.play(strategy, state, 2)
+  _, _, before, after = next(rounds)
+  assert (before.proposal.ids == -1).all()
+  np.testing.assert_array_equal(after.fitness, before.fitness)
+  np.testing.assert_array_equal(after.ids, before.ids)
+  assert np.any(values(after.population) != values(before.population))
+  _, _, before, _ = next(rounds)
+  assert (before.proposal.ids >= 0).any()
+
+
+def test_as_released_one_draw_serves_the_whole_run():
+  strategy = make(draws='run')
+  params = strategy.default_params
+  state = problems.start(strategy)
+  blend = np.array(state.run_blend)
+  assert blend.sum() == pytest.approx(1.0)
+  for number in (0, 2):
+    state = problems.last(strategy, problems.start(strategy), number)
+    x, v = values(state.population), values(state.velocity)
+    p = values(state.memory.personal)
+    g, w = values(state.memory.best), values(state.memory.worst)
+    members, asked = strategy.ask(problems.KEY, state, params)
+    speed = blend[0] * v + blend[1] * (p - x) + blend[2] * (g - x)
+    speed -= blend[3] * (w - x)
+    np.testing.assert_allclose(
+      values(members)[:P],
+      x + float(asked.step_length) * speed,
+      rtol=1e-4,
+      atol=1e-5,
+    )
+
+
+def test_as_released_the_step_shrinks_with_every_member():
+  strategy = make(decay='member', step_length=0.5, step_decay=0.9)
+  params = strategy.default_params
+  state = problems.start(strategy)
+  members, asked = strategy.ask(problems.KEY, state, params)
+  moved = values(members)[:P] - values(state.population)
+  for i in range(P):
+    np.testing.assert_allclose(
+      moved[i],
+      0.5 * 0.9 ** (i + 1) * values(asked.velocity)[i],
+      rtol=1e-3,
+      atol=1e-5,
+    )
+  assert float(asked.step_length) == pytest.approx(0.5 * 0.9**P)

@@ -92,7 +92,7 @@ def test_stock_names_are_evosax_names():
   from evosax import algorithms
 
   known = set(algorithms.algorithms)
-  own = {'genome', 'genome_plus'}
+  own = {'genome', 'genome_plus', 'model_swarms'}
   assert set(registry.strategy_names()) - own <= known
 
 
@@ -132,9 +132,16 @@ def test_presets_make_their_strategies(name):
   for option, value in preset.options.items():
     if hasattr(params, option):
       assert float(getattr(params, option)) == pytest.approx(value)
-  published = name not in ('genome', 'genome_plus')
+  published = 'as_published' in name
+  if preset.strategy == 'model_swarms':
+    assert (strategy.restart == 'forever') == published
+    assert preset.rounds == preset.generations
+    return
   assert (strategy.least_elites == 0) == published
   assert (strategy.crossover == 'fitness') == published
+  quirks = published and strategy.with_succession
+  assert (strategy.succession.draws == 'run') == quirks
+  assert strategy.succession.rescore != quirks
   assert preset.rounds == preset.generations * (
     2 if strategy.with_succession else 1
   )

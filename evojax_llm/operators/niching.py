@@ -1,0 +1,119 @@
+"""Fitness sharing and attraction: M2N2's competition for examples.
+
+From "Competition and Attraction Improve Model Fusion" (M2N2, GECCO 2025). S is
+the (P, items) matrix of scores of each member on each example; an example is a
+resource of which there is only so much, and members that solve what few others
+solve are worth more:
+
+  z_j  = sum_k S_kj
+  F_ij = c_j S_ij / z_j^alpha        f_i = sum_j F_ij
+  g(A, B) = sum_j max(0, F_Bj - F_Aj)
+
+A mate B is drawn by its attraction g to A, who was drawn by f. With alpha = 0
+fitness is not shared. Survival is that of the fittest by f over members and
+child together (`survival.survivors` by truncation).
+
+Scores are not negative. A member with a score that is not finite has failed;
+it uses nothing up.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators import selection
+
+
+def shares(
+  scores: jax.Array,
+  alpha: jax.Array | float = 1.0,
+  capacity: jax.Array | float = 1.0,
+) -> jax.Array:
+  """What each member gets of each example: F.
+
+  Args:
+    scores: (P, items) f32 or bool.
+    alpha: () f32, how strongly members compete.
+    capacity: c, () or (items,) f32; one for scores of 0 and 1.
+
+  Returns:
+    (P, items) f32; zero for an example that nobody solves, NaN in the rows of
+    failed members.
+  """
+  scores = scores.astype(jnp.float32)
+  alive = _alive(scores)
+  known = jnp.where(alive, scores, 0.0)
+  used = jnp.sum(known, axis=0)
+  worth = jnp.where(
+    used > 0.0,
+    jnp.float32(capacity)
+    * jnp.where(used > 0.0, used, 1.0) ** -jnp.float32(alpha),
+    0.0,
+  )
+  return jnp.where(alive, known * worth, jnp.nan)
+
+
+def _alive(scores):
+  """(P, 1) bool."""
+  return jnp.all(jnp.isfinite(scores), axis=1, keepdims=True)
+
+
+def shared_fitness(
+  scores: jax.Array,
+  alpha: jax.Array | float = 1.0,
+  capacity: jax.Array | float = 1.0,
+) -> jax.Array:
+  """f, (P,) f32, to be maximised; NaN where failed. See `shares`."""
+  return jnp.sum(shares(scores, alpha, capacity), axis=1)
+
+
+def attraction(shared: jax.Array, place: jax.Array) -> jax.Array:
+  """g(A, .) of all members to the one at a place.
+
+  Args:
+    shared: (P, items) f32 from `shares`.
+    place: () i32.
+
+  Returns:
+    (P,) f32; zero to itself, NaN for failed members. A failed A has nothing,
+    and is attracted by all that others have.
+  """
+  own = jnp.nan_to_num(shared[place])
+  return jnp.sum(jnp.maximum(shared - own, 0.0), axis=1)
+
+
+def mates(
+  key: jax.Array,
+  scores: jax.Array,
+  ids: jax.Array | None = None,
+  alpha: jax.Array | float = 1.0,
+  capacity: jax.Array | float = 1.0,
+  *,
+  attract: bool = True,
+) -> jax.Array:
+  """Two parents: the first by shared fitness, the second by attraction to it.
+
+  Args:
+    key: () typed key.
+    scores: (P, items).
+    ids: (P,) i32 that address the draws; the places by default.
+    alpha: see `shares`.
+    capacity: see `shares`.
+    attract: if not, both are drawn by shared fitness.
+
+  Returns:
+    (2,) i32 places, different unless there is one member alone. Where nobody
+    attracts the first, all others are drawn evenly.
+  """
+  shared = shares(scores, alpha, capacity)
+  ids = selection.default_ids(shared[:, 0], ids)
+  fitness = jnp.sum(shared, axis=1)
+  first = selection.roulette(jax.random.fold_in(key, 0), fitness, 1, ids)[0]
+  others = jnp.arange(ids.shape[0]) != first
+  second = selection.roulette(
+    jax.random.fold_in(key, 1),
+    attraction(shared, first) if attract else fitness,
+    1,
+    ids,
+    eligible=others,
+  )[0]
+  return jnp.stack([first, second])

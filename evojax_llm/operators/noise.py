@@ -1,0 +1,141 @@
+"""Noise for mutations, drawn in the loop that uses it.
+
+`jax.random` writes its numbers to memory before anybody reads them, and on a
+CPU it takes a pass over them for every few rounds. Here the generator is plain
+arithmetic on the number of each element (merges.draws), so that XLA makes one
+loop of drawing and using, and no noise is ever stored.
+
+Words are addressed by key, stream (a leaf, say) and element. Splitting an array
+over devices, or lifting with vmap, changes no word.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import draws
+
+# The largest number below one in f32; the normal numbers end at 5.4 for it.
+_BELOW_ONE = 1.0 - 2.0**-24
+
+ROUNDINGS = ('nearest', 'stochastic')
+
+
+def words(
+  key: jax.Array, stream: int, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+  """Two independent random words for each element of an array.
+
+  Args:
+    key: () typed Threefry key, used for nothing else.
+    stream: which of the arrays that draw with this key.
+    shape: of the array; fewer than 2^31 elements.
+
+  Returns:
+    Two arrays of u32 in `shape`; one that is not used costs nothing.
+
+  Raises:
+    ValueError: if the key is of another generator or the array is too large.
+  """
+  if str(jax.random.key_impl(key)) != 'threefry2x32':
+    raise ValueError(
+      f'Got a key of {jax.random.key_impl(key)}; expected threefry2x32, which '
+      'alone draws the same under vmap. Make keys with '
+      "jax.random.key(seed, impl='threefry2x32')."
+    )
+  if math.prod(shape) >= 2**31:
+    raise ValueError(
+      f'Got shape {shape}; expected fewer than 2^31 elements. Split the leaf.'
+    )
+  return draws.threefry(key, jnp.uint32(stream), draws.places(shape))
+
+
+def bernoulli(word: jax.Array, rate: jax.Array) -> jax.Array:
+  """True with probability `rate`, to 2^-31; one word each."""
+  return _chosen(word, _half_width(rate))
+
+
+def uniform(word: jax.Array) -> jax.Array:
+  """f32 in [0, 1) with 24 bits; one word each."""
+  return (word >> jnp.uint32(8)).astype(jnp.float32) * jnp.float32(2.0**-24)
+
+
+def normal(word: jax.Array) -> jax.Array:
+  """f32 standard normal numbers; one word each."""
+  return _normal(word, jnp.float32(2.0**31))
+
+
+def masked_normal(
+  word: jax.Array, rate: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Standard normal numbers and whether each counts, out of one word each.
+
+  The word is a point of an interval; the middle `rate` of it counts, and where
+  in this middle the point lies gives the normal number. Below a rate of 1e-5
+  the numbers come in fewer than 2^15 steps.
+
+  Args:
+    word: u32.
+    rate: () probability that a number counts.
+
+  Returns:
+    f32 numbers, of no meaning where not counted, and bool.
+  """
+  half = _half_width(rate)
+  return _normal(word, half), _chosen(word, half)
+
+
+def _half_width(rate):
+  """() f32: half of the 2^32 words that count, a whole number."""
+  rate = jnp.clip(jnp.asarray(rate, jnp.float32), 0.0, 1.0)
+  return jnp.round(rate * jnp.float32(2.0**31))
+
+
+def _chosen(word, half):
+  # Words within `half` of zero, as signed numbers. Twice 2^31 wraps to zero;
+  # the last word that counts does not.
+  half = half.astype(jnp.uint32)
+  last = half + half - jnp.uint32(1)
+  return (word + half <= last) & (half > 0)
+
+
+def _normal(word, half):
+  signed = jax.lax.bitcast_convert_type(word, jnp.int32).astype(jnp.float32)
+  place = (signed + jnp.float32(0.5)) / jnp.maximum(half, 1.0)
+  place = jnp.clip(place, -_BELOW_ONE, _BELOW_ONE)
+  return jnp.float32(math.sqrt(2.0)) * jax.lax.erf_inv(place)
+
+
+def cast(
+  value: jax.Array, dtype: Any, word: jax.Array, rounding: str
+) -> jax.Array:
+  """f32 values in the type of a leaf.
+
+  Args:
+    value: f32.
+    dtype: f32 or bf16 with 'stochastic' rounding, else any.
+    word: u32, one for each value; 16 bits of it are used.
+    rounding: 'nearest', or 'stochastic': up or down so that the mean is the
+      value. Changes smaller than half a step of bf16 are lost to the former,
+      and kept on average by the latter.
+
+  Raises:
+    ValueError: if the rounding is unknown or not to be had for `dtype`.
+  """
+  if rounding not in ROUNDINGS:
+    raise ValueError(f'Got rounding {rounding!r}; expected one of {ROUNDINGS}.')
+  if rounding == 'nearest' or dtype == jnp.float32:
+    return value.astype(dtype)
+  if dtype != jnp.bfloat16:
+    raise ValueError(
+      f'Got a leaf of {jnp.dtype(dtype).name} to round stochastically; '
+      'expected float32 or bfloat16.'
+    )
+  bits = jax.lax.bitcast_convert_type(value, jnp.uint32)
+  low = jnp.uint32(0xFFFF)
+  moved = (bits + (word & low)) & ~low
+  rounded = jax.lax.bitcast_convert_type(moved, jnp.float32)
+  # Noise in the low bits of an infinity would make it a NaN.
+  return jnp.where(jnp.isfinite(value), rounded, value).astype(dtype)

@@ -1,0 +1,103 @@
+"""Selection by several objectives at once: NSGA-II.
+
+Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II"
+(2002). Members are sorted into fronts, of which nobody in one is dominated by
+another of the same or a later one, and within a front by how lonely they are.
+`fitness` turns this order into one number a member, with which every selection
+and survival of this package works: survival by truncation is NSGA-II's, and a
+tournament of two its choice of parents.
+
+Objectives are maximised. A member with an objective that is not finite has
+failed. Ties go to the lower id.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators import selection
+
+
+def fronts(objectives: jax.Array) -> jax.Array:
+  """The non-dominated sort.
+
+  Args:
+    objectives: (P, K) f32.
+
+  Returns:
+    (P,) i32 front of each member, 0 for the best; P for failed ones.
+  """
+  members = objectives.shape[0]
+  alive = jnp.all(jnp.isfinite(objectives), axis=1)
+  one, two = objectives[:, None], objectives[None, :]
+  dominates = jnp.all(one >= two, axis=2) & jnp.any(one > two, axis=2)
+  dominates = dominates & alive[:, None] & alive[None, :]
+
+  def peel(state):
+    number, front, left = state
+    best = left & ~jnp.any(dominates & left[:, None], axis=0)
+    return number + 1, jnp.where(best, number, front), left & ~best
+
+  start = (jnp.int32(0), jnp.full((members,), members, jnp.int32), alive)
+  return jax.lax.while_loop(lambda s: jnp.any(s[2]), peel, start)[1]
+
+
+def crowding(
+  objectives: jax.Array, front: jax.Array, ids: jax.Array | None = None
+) -> jax.Array:
+  """How far each member's neighbours in its front are apart.
+
+  Args:
+    objectives: (P, K) f32.
+    front: (P,) i32 from `fronts`.
+    ids: (P,) i32, for ties; the places by default.
+
+  Returns:
+    (P,) f32: summed over the objectives, each as a fraction of its range in
+    the front; infinite at either end of a front. Zero for failed members.
+  """
+  members = objectives.shape[0]
+  ids = selection.default_ids(front, ids)
+  failed = front == members
+
+  def along(values):
+    order = jnp.lexsort((ids, values, front))
+    ranked, group = values[order], front[order]
+    below = jnp.roll(group, 1) == group
+    below = below.at[0].set(False)
+    above = jnp.roll(group, -1) == group
+    above = above.at[-1].set(False)
+    low = jax.ops.segment_min(ranked, group, members + 1)[group]
+    high = jax.ops.segment_max(ranked, group, members + 1)[group]
+    gap = (jnp.roll(ranked, -1) - jnp.roll(ranked, 1)) / jnp.where(
+      high > low, high - low, 1.0
+    )
+    distance = jnp.where(below & above, gap, jnp.inf)
+    return jnp.zeros_like(values).at[order].set(distance)
+
+  known = jnp.where(failed[:, None], 0.0, objectives)
+  total = jnp.sum(jax.vmap(along, 1)(known), axis=0)
+  return jnp.where(failed, 0.0, total)
+
+
+def ranking(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+  """Places by front, then lonely ones first, then by id; (P,) i32."""
+  front = fronts(objectives)
+  ids = selection.default_ids(front, ids)
+  distance = crowding(objectives, front, ids)
+  return jnp.lexsort((ids, -distance, front)).astype(jnp.int32)
+
+
+def fitness(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+  """The ranking as a fitness to be maximised.
+
+  Args:
+    objectives: (P, K) f32.
+    ids: (P,) i32, for ties; the places by default.
+
+  Returns:
+    (P,) f32: P for the first of the ranking, down to one; NaN where failed.
+  """
+  members = objectives.shape[0]
+  position = selection.places_of(ranking(objectives, ids))
+  alive = jnp.all(jnp.isfinite(objectives), axis=1)
+  return jnp.where(alive, (members - position).astype(jnp.float32), jnp.nan)

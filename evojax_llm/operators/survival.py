@@ -1,0 +1,115 @@
+"""Survival: bringing members and proposals back to P.
+
+What is said of selection holds here: places, not genomes, are returned for any
+fitness whatever, draws are addressed by id, and ties go to the lower id.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators import selection
+
+
+def elite_count(
+  share: jax.Array | float,
+  members: jax.Array | int,
+  *,
+  least: int = 1,
+  rounding='floor',
+) -> jax.Array:
+  """Number of elites for a share of the members.
+
+  Args:
+    share: () fraction of the members.
+    members: () i32, what the share is of.
+    least: guard; GENOME's released code has none, and its default share of
+      0.02 makes no elite among ten.
+    rounding: 'floor' (GENOME) or 'round' (GENOME+).
+
+  Returns:
+    () i32 in [least, members].
+
+  Raises:
+    ValueError: if `rounding` is neither.
+  """
+  if rounding not in ('floor', 'round'):
+    raise ValueError(f"Got rounding {rounding!r}; expected 'floor' or 'round'.")
+  exact = jnp.float32(share) * jnp.float32(members)
+  # A share of 0.1 of ten is one elite, also in f32.
+  whole = jnp.round(exact) if rounding == 'round' else jnp.floor(exact + 1e-4)
+  return jnp.clip(whole.astype(jnp.int32), least, members)
+
+
+def survivors(
+  key: jax.Array,
+  fitness: jax.Array,
+  eligible: jax.Array,
+  count: int,
+  ids: jax.Array,
+  elites: jax.Array | int = 1,
+  *,
+  method: str = 'roulette',
+  entrants: int = 3,
+) -> jax.Array:
+  """(mu + lambda): the elites, then the rest by `method`, nobody twice.
+
+  Args:
+    key: () typed key.
+    fitness: (P + M,) f32 of members and proposals together.
+    eligible: (P + M,) bool; false for empty slots.
+    count: P, the number of survivors; at most the number eligible.
+    ids: (P + M,) i32; may repeat only where not eligible.
+    elites: () i32, the fittest that survive whatever is drawn.
+    method: one of METHODS.
+    entrants: size of a tournament.
+
+  Returns:
+    (count,) i32 places, ordered by id, so that the order carries no meaning.
+    A failed member survives only if too few others are eligible.
+
+  Raises:
+    ValueError: if `method` is unknown or there are fewer places than `count`.
+  """
+  if method not in selection.METHODS:
+    raise ValueError(
+      f'Got selection {method!r}; expected one of {selection.METHODS}.'
+    )
+  if count > fitness.shape[0]:
+    raise ValueError(
+      f'Got {count} survivors out of {fitness.shape[0]}; expected no more than '
+      'that.'
+    )
+  elites = jnp.asarray(elites, jnp.int32)
+  fitness = jnp.where(eligible, fitness, jnp.nan)
+  order = jnp.lexsort((ids, selection.ranking_key(fitness), ~eligible))
+  position = selection.places_of(order)
+  if method == 'tournament':
+    chosen = _tournament_survivors(
+      key, fitness, eligible, count, ids, elites, entrants
+    )
+  else:
+    chances = fitness
+    if method == 'rank':
+      chances = selection.rank_chances(fitness, ids)
+    group, chance = selection.classes(chances)
+    if method == 'truncation':
+      group, chance = jnp.zeros_like(group), -position.astype(jnp.float32)
+    is_elite = eligible & (position < elites)
+    group = jnp.where(is_elite, selection.ELITE, group)
+    group = jnp.where(eligible, group, selection.EXCLUDED)
+    if method == 'universal':
+      return selection.spin(key, group, chance, count, ids)
+    if method != 'truncation':
+      chance = chance + selection.gumbel(key, ids)
+    chosen = jnp.lexsort((ids, -chance, group))[:count]
+  return chosen[jnp.argsort(ids[chosen])].astype(jnp.int32)
+
+
+def _tournament_survivors(key, fitness, eligible, count, ids, elites, entrants):
+  # Failed members stand aside while there are others: drawn three at a time
+  # they could win, as a group of failed entrants has a winner too.
+  alive = eligible & jnp.isfinite(fitness)
+  playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
+  return selection.tournaments(
+    key, fitness, count, ids, playing, elites, entrants=entrants
+  )

@@ -1,0 +1,110 @@
+"""What every experiment configures, and configurations of presets."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import config_dict
+
+from evojax_llm.strategies import presets
+
+
+def of_preset(
+  name: str, strategies: Sequence[str], options: Mapping[str, Any]
+) -> config_dict.ConfigDict:
+  """The configuration of a preset.
+
+  Args:
+    name: one of `presets.PRESETS` with one of the strategies.
+    strategies: names in `registry` that belong to the system.
+    options: all options of the strategy's constructor, with defaults.
+
+  Raises:
+    ValueError: if there is no such preset.
+  """
+  known = [
+    name
+    for name, preset in presets.PRESETS.items()
+    if preset.strategy in strategies
+  ]
+  if name not in known:
+    raise ValueError(
+      f'Got preset {name!r}; expected one of {", ".join(known)}.'
+    )
+  preset = presets.PRESETS[name]
+  config = make()
+  config.name = name
+  config.initial = preset.recipe
+  config.strategy = strategy(
+    preset.strategy,
+    preset.population_size,
+    # Rounds of ask, score, tell: in GENOME+ two make a generation as the paper
+    # counts.
+    preset.rounds,
+    {**options, **preset.options},
+    preset.patience,
+  )
+  return config
+
+
+def strategy(
+  name: str,
+  population: int,
+  generations: int,
+  options: Mapping[str, Any],
+  patience: int | None = None,
+) -> config_dict.ConfigDict:
+  """The part of a configuration that says which search is run."""
+  part = config_dict.ConfigDict(
+    {
+      'name': name,
+      'population': population,
+      'generations': generations,
+      'patience': config_dict.placeholder(int),
+      'options': dict(options),
+    }
+  )
+  part.patience = patience
+  return part
+
+
+def make() -> config_dict.ConfigDict:
+  """What every experiment configures alike."""
+  config = config_dict.ConfigDict()
+  # Part of the run folder's name.
+  config.name = ''
+  config.seed = 0
+
+  # A Hugging Face Gemma folder and PEFT adapter folders of it, the experts,
+  # separated by commas. '' is the pocket model and its own experts.
+  config.model = ''
+  config.adapters = ''
+  # Files, or names of pocket tasks, or a pocket stage, separated by commas.
+  config.tasks = 'main'
+  # Of the tasks in the fitness; () for equal ones.
+  config.weights = ()
+  # Items of each task that the search sees, and a seed that chooses them.
+  config.dev_limit = config_dict.placeholder(int)
+  config.dev_draw = 0
+  config.test_limit = config_dict.placeholder(int)
+  config.allow_overlap = False
+  # Put prompts through the model's chat template.
+  config.chat = False
+
+  # 'adapters' evolves LoRA factors, 'coefficients' the weights of experts.
+  config.space = 'adapters'
+  # Recipes of evojax_llm.genomes.initial, in order; the last one fills up.
+  config.initial = ('experts', 'zero', 'scaled_average', 'extrapolants')
+
+  # How programs run, which changes no result but for rounding.
+  config.execution = config_dict.ConfigDict(
+    {
+      'dtype': 'float32',
+      'form': 'auto',
+      'members_per_group': config_dict.placeholder(int),
+      'prompts_per_batch': config_dict.placeholder(int),
+      'memory_budget_gib': config_dict.placeholder(float),
+      'max_length': config_dict.placeholder(int),
+    }
+  )
+  return config

@@ -1,0 +1,218 @@
+"""Operators applied to populations, beside the limits of the machine."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import statistics
+import time
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators import operator
+from evojax_llm.operators import table
+from evojax_llm.population import stack
+from experiments.benchmarks import operator_peers
+from experiments.benchmarks import operator_sizes
+
+COPIES = ('copy, in place', 'copy, to another buffer')
+GENERATOR = 'generator'
+# Words that are drawn to measure the generator; enough to leave the caches.
+_WORDS = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One way of using the machine.
+
+  Attributes:
+    name: in the table.
+    run: does it once, to the end.
+    moved: bytes that must move.
+    words: random words that must be drawn.
+    copy: the copy that works on buffers as it does; empty for limits.
+  """
+
+  name: str
+  run: Callable[[], None]
+  moved: float = 0.0
+  words: float = 0.0
+  copy: str = ''
+
+
+class Workbench:
+  """Populations of one size, and rows that work on them.
+
+  Rows share the populations. What works in place leaves its result there.
+
+  Args:
+    size: of the populations.
+  """
+
+  def __init__(self, size: operator_sizes.Size):
+    self._size = size
+    self._populations = [size.make(seed) for seed in range(size.populations)]
+    self._shared = [
+      stack.take(size.make(100 + seed), jnp.int32(0)) for seed in range(2)
+    ]
+    self._result = size.make(200)
+
+  def limits(self) -> list[Row]:
+    """Copies and the generator."""
+
+    def negate(genomes):
+      return jax.tree.map(jnp.negative, genomes)
+
+    moved = 2 * 4 * operator_sizes.elements(self._populations[0])
+    words = min(_WORDS, operator_sizes.elements(self._populations[0]))
+    key = jax.random.key(0)
+    bits = jax.jit(lambda key: jax.random.bits(key, (words,), jnp.uint32))
+    return [
+      Row(COPIES[0], self._in_place(jax.vmap(negate), 1), moved),
+      Row(COPIES[1], self._elsewhere(jax.vmap(negate), 1, 0), moved),
+      Row(GENERATOR, lambda: jax.block_until_ready(bits(key)), words=words),
+    ]
+
+  def row(self, case: operator.Case) -> Row:
+    """An operator, lifted to the population."""
+    op = case.operator
+    own = op.arity - op.shared
+    if op.kind == 'merge' and op.most is None:
+      own = self._size.parents
+    keys = jax.random.split(jax.random.key(1), self._size.members)
+    mapped = (0,) * (1 + own) + (None,) * op.shared
+    lifted = jax.vmap(case.apply, in_axes=mapped)
+    in_place = op.kind == 'mutation' or op.results > 1
+    if in_place:
+      run = self._in_place(lifted, own, op, keys)
+    else:
+      run = self._elsewhere(lifted, own, op.shared, keys)
+    numbers = operator_sizes.elements(
+      self._populations[0], second_only=op.cost.second_only
+    )
+    streams = own + op.shared / self._size.members
+    return Row(
+      case.name,
+      run,
+      4 * numbers * (op.cost.passes * streams + op.results),
+      numbers * op.cost.words,
+      COPIES[not in_place],
+    )
+
+  def _in_place(self, function, own, op=None, keys=None):
+    results, shared = (op.results, op.shared) if op else (1, 0)
+
+    def apply(given, others, shared, keys):
+      first = () if keys is None else (keys,)
+      return function(*first, *given, *others, *shared)
+
+    step = jax.jit(apply, donate_argnums=0)
+
+    def run():
+      made = step(
+        self._populations[:results],
+        self._populations[results:own],
+        self._shared[:shared],
+        keys,
+      )
+      self._populations[:results] = list(made) if results > 1 else [made]
+      jax.block_until_ready(self._populations[:results])
+
+    return run
+
+  def _elsewhere(self, function, own, shared, keys=None):
+    def apply(old, given, shared, keys):
+      del old  # only its buffers are wanted.
+      first = () if keys is None else (keys,)
+      return function(*first, *given, *shared)
+
+    step = jax.jit(apply, donate_argnums=0, keep_unused=True)
+
+    def run():
+      self._result = step(
+        self._result, self._populations[:own], self._shared[:shared], keys
+      )
+      jax.block_until_ready(self._result)
+
+    return run
+
+
+def time_rows(rows: Sequence[Row], repeats: int) -> dict[str, list[float]]:
+  """Seconds of each row, `repeats` times, the rows taking turns."""
+  for row in rows:  # compiles.
+    start = time.perf_counter()
+    row.run()
+    logging.info('%s: %.2f s at first', row.name, time.perf_counter() - start)
+  seconds = {row.name: [] for row in rows}
+  for _ in range(repeats):
+    for row in rows:
+      start = time.perf_counter()
+      row.run()
+      seconds[row.name].append(time.perf_counter() - start)
+  return seconds
+
+
+def measure(
+  name: str,
+  cases: Sequence[operator.Case],
+  *,
+  repeats: int,
+  peft: bool,
+  peer_python: str | None,
+) -> dict:
+  """All rows at one size.
+
+  Returns:
+    What `operator_tables.markdown` takes as one size: name, note, limits,
+    and rows with seconds, moved bytes, words, copy and the peers' seconds.
+  """
+  size = operator_sizes.SIZES[name]
+  cases = [c for c in cases if size.rank or c.operator.cost.group != 'algebra']
+  workbench = Workbench(size)
+  limits = workbench.limits()
+  rows = [workbench.row(case) for case in cases]
+  seconds = time_rows([*limits, *rows], repeats)
+  del workbench
+  peers = operator_peers.seconds(
+    size, cases, peft=peft, peer_python=peer_python
+  )
+  result = {'size': name, 'note': size.note, 'limits': {}, 'rows': []}
+  for limit in limits:
+    median = statistics.median(seconds[limit.name])
+    result['limits'][limit.name] = {
+      'seconds': seconds[limit.name],
+      'per_second': (limit.moved or limit.words) / median,
+    }
+  for row, case in zip(rows, cases, strict=True):
+    result['rows'].append(
+      {
+        'name': row.name,
+        'group': case.operator.cost.group,
+        'seconds': seconds[row.name],
+        'moved': row.moved,
+        'words': row.words,
+        'copy': row.copy,
+        'peers': peers.get(row.name, {}),
+      }
+    )
+  return result
+
+
+def chosen_cases(names: Sequence[str] | None) -> list[operator.Case]:
+  """The cases of operators that make genomes.
+
+  Raises:
+    ValueError: if a name is unknown.
+  """
+  makers = [op for op in table.OPERATORS if op.kind != 'selection']
+  unknown = sorted(set(names or ()) - {op.name for op in makers})
+  if unknown:
+    raise ValueError(
+      f'Got operators {unknown}; expected some of {[op.name for op in makers]}.'
+    )
+  return [
+    case
+    for case in operator.cases(tuple(makers))
+    if not names or case.operator.name in names
+  ]

@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.operators import pareto
+from evojax_llm.operators import selection
+
+NAN = jnp.nan
+#  0 and 1 are the first front with 4; 2 is beaten by 1; 3 by all of them.
+POINTS = jnp.asarray(
+  [[4.0, 1.0], [2.0, 2.0], [2.0, 1.5], [1.0, 1.0], [1.0, 4.0], [NAN, 9.0]],
+  jnp.float32,
+)
+
+
+def fronts_by_definition(points):
+  """Peels off whoever nobody left dominates."""
+  left = set(np.flatnonzero(np.all(np.isfinite(points), axis=1)).tolist())
+  front = np.full(len(points), len(points))
+  number = 0
+  while left:
+    best = {
+      i
+      for i in left
+      if not any(
+        np.all(points[j] >= points[i]) and np.any(points[j] > points[i])
+        for j in left
+      )
+    }
+    front[list(best)] = number
+    left, number = left - best, number + 1
+  return front
+
+
+def test_fronts_of_an_example():
+  np.testing.assert_array_equal(pareto.fronts(POINTS), [0, 0, 1, 2, 0, 6])
+
+
+def test_fronts_follow_their_definition():
+  run = jax.jit(pareto.fronts)
+  for seed in range(5):
+    points = np.random.default_rng(seed).integers(0, 5, (17, 3))
+    points = points.astype(np.float32)
+    points[seed, 1] = np.inf
+    np.testing.assert_array_equal(run(points), fronts_by_definition(points))
+
+
+def test_crowding_is_the_gap_between_neighbours():
+  points = jnp.asarray([[0, 4], [1, 2], [3, 1], [4, 0]], jnp.float32)
+  distance = pareto.crowding(points, pareto.fronts(points))
+  np.testing.assert_allclose(
+    distance, [np.inf, 3 / 4 + 3 / 4, 3 / 4 + 2 / 4, np.inf], rtol=1e-6
+  )
+
+
+def test_lonely_members_come_first_and_ties_go_to_the_lower_id():
+  points = jnp.asarray(
+    [[0, 4], [1, 3], [1.2, 2.8], [4, 0], [4, 0]], jnp.float32
+  )
+  ids = jnp.asarray([9, 3, 4, 8, 2], jnp.int32)
+  order = pareto.ranking(points, ids)
+  # Both ends first, the twins being an end each, by id; then by the gap.
+  assert np.asarray(ids)[order].tolist()[:3] == [2, 8, 9]
+  assert int(order[-1]) == 1
+
+
+def test_one_objective_is_truncation():
+  values = jnp.asarray([0.3, 0.9, NAN, 0.1, 0.5], jnp.float32)
+  np.testing.assert_array_equal(
+    pareto.ranking(values[:, None])[:4], selection.truncation(values, 4)
+  )
+
+
+def test_fitness_orders_members_as_the_ranking_does():
+  fitness = pareto.fitness(POINTS)
+  assert np.isnan(fitness[5])
+  np.testing.assert_array_equal(
+    selection.ranking(fitness), pareto.ranking(POINTS)
+  )
+
+
+def test_any_objectives_give_an_order():
+  for points in (
+    jnp.zeros((4, 2)),
+    jnp.full((4, 2), NAN),
+    -jnp.ones((4, 2)),
+    jnp.full((4, 2), jnp.inf),
+    jnp.zeros((1, 3)),
+  ):
+    order = np.asarray(pareto.ranking(points.astype(jnp.float32)))
+    assert sorted(order) == list(range(len(points)))
+    fitness = pareto.fitness(points.astype(jnp.float32))
+    assert np.all(np.isfinite(fitness) == np.all(np.isfinite(points), axis=1))
