@@ -125,10 +125,26 @@ def markdown(summary: Mapping[str, Any]) -> str:
       f'{summary["best"]["generation"]}; {summary["generations"]} generations, '
       f'{summary["evaluations"]} evaluations, {summary["failed"]} failed.',
       '',
+      *_ledger(summary.get('ledger')),
       '![fitness by generation](curve.png)',
       '',
     ]
   )
+
+
+def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
+  """Where tokens and seconds went, in a paragraph."""
+  if ledger is None:
+    return []
+  seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
+  saved = ledger['items_saved']
+  return [
+    f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
+    f'made, {ledger["programs"]} programs compiled'
+    + (f', {saved:,} items saved by racing' if saved else '')
+    + f'. Seconds: {seconds}.',
+    '',
+  ]
 
 
 def _with_interval(mean: Mapping[str, Any] | None) -> str:

@@ -96,10 +96,18 @@ def make() -> config_dict.ConfigDict:
   # Recipes of evojax_llm.genomes.initial, in order; the last one fills up.
   config.initial = ('experts', 'zero', 'scaled_average', 'extrapolants')
 
+  # Members are stopped when they can no longer matter (see fitness.racing):
+  # 'paired' or 'halving', or '' to score all of them on everything.
+  config.racing = config_dict.ConfigDict(
+    {'rule': '', 'rounds': 3, 'keep': 1, 'z': 2.0}
+  )
+
   # How programs run, which changes no result but for rounding.
   config.execution = config_dict.ConfigDict(
     {
       'dtype': 'float32',
+      # 'int8' for eight-bit kernels of the base; what it changes is reported.
+      'base_dtype': config_dict.placeholder(str),
       'form': 'auto',
       'members_per_group': config_dict.placeholder(int),
       'prompts_per_batch': config_dict.placeholder(int),

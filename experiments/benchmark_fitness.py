@@ -3,15 +3,21 @@
 Every way below scores the same members on the same items:
 
   population, <form>   all members at once, in each form of the engine
+  gates, <form>        as many linear merges of the adapters, which share them
   one by one, <form>   member after member through the engine, a call each
   peer                 transformers + PEFT, member by member, static batches
   peer, merged         the same with the adapter added into the weights first
 
-and `one model` scores a single member on P times as many items: what the
-hardware can do where there is no population. Ways take turns, repeat by
-repeat, and medians are reported: a machine that slows down slows all of them.
+and `one model` scores a single member on P times as many items, an even share
+on each device: what the hardware can do where there is no population. Ways take
+turns, repeat by repeat, and medians are reported: a machine that slows down
+slows all of them.
 Tokens are counted once for all ways: an item's prompt, and its options or the
-tokens it makes. Compilation is not timed.
+tokens it makes. Compilation is not timed. Of the engine's ways the table also
+has the share of the device's matrix rate, which is measured in between (two
+operations a weight of the layers and token that goes through them), the share
+of time in which nothing was asked of the device, and the programs compiled
+after the first pass.
 
   python -m experiments.benchmark_fitness --out=/tmp/benchmark
 
@@ -28,12 +34,12 @@ import pathlib
 import shlex
 import statistics
 import sys
-import time
 
 from absl import app
 from absl import flags
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import pocket
@@ -49,7 +55,12 @@ from evojax_llm.gemma import hub
 from evojax_llm.gemma import peft
 from evojax_llm.gemma.tokenizer import Tokenizer
 from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.coefficients import CoefficientSpace
+from experiments import command
 from experiments.benchmarks import tables
+from experiments.benchmarks.static import pack_static
+from experiments.benchmarks.timing import Way
+from experiments.benchmarks.timing import time_ways
 
 # Three options of a few tokens each; about six letters to be written.
 _POCKET_TASKS = ('max', 'rev')
@@ -76,6 +87,7 @@ _ITEMS = flags.DEFINE_integer(
 _MAX_NEW = flags.DEFINE_integer(
   'max_new_tokens', None, "Overrides the generated task's own."
 )
+_FORMS = flags.DEFINE_list('forms', list(FORMS), 'Forms of the engine.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed repeats of each way.')
 _PEER = flags.DEFINE_bool('peer', True, 'Time transformers + PEFT as well.')
 _PEER_ROWS = flags.DEFINE_list(
@@ -83,37 +95,6 @@ _PEER_ROWS = flags.DEFINE_list(
 )
 _OUT = flags.DEFINE_string('out', None, 'Writes <out>.json and <out>.md.')
 _NOTE = flags.DEFINE_string('note', '', 'A line for the table: what it is of.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Way:
-  """One way of scoring.
-
-  Attributes:
-    name: in the table.
-    run: does all the work once.
-    tokens: what the work counts.
-  """
-
-  name: str
-  run: Callable[[], object]
-  tokens: int
-
-
-def time_ways(ways: list[Way], repeats: int) -> dict[str, list[float]]:
-  """Seconds of each way, `repeats` times, the ways taking turns."""
-  for way in ways:  # compiles, and warms what can be warm.
-    start = time.perf_counter()
-    way.run()
-    logging.info('%s: %.2f s at first', way.name, time.perf_counter() - start)
-  seconds = {way.name: [] for way in ways}
-  for repeat in range(repeats):
-    for way in ways:
-      start = time.perf_counter()
-      way.run()
-      seconds[way.name].append(time.perf_counter() - start)
-    logging.info('repeat %d of %d', repeat + 1, repeats)
-  return seconds
 
 
 class Workload:
@@ -138,20 +119,30 @@ class Workload:
     # The engine is asked for `dev` throughout; what stands there is chosen
     # here.
     self._task = dataclasses.replace(task, dev=task.test[: self.items])
-    many = task.test[: self.items * self.members]
-    self._long_task = dataclasses.replace(task, dev=many)
+    # One model alone reads P times the items: an even share on each device.
+    share = self.items * self.members // len(jax.devices())
+    self._share = dataclasses.replace(task, dev=task.test[:share])
     self._config, params = hub.load_checkpoint(base)
     self._params = jax.device_put(params)
     self._tokenizer = Tokenizer.from_folder(base)
     adapters = peft.load_adapters(experts, self._config)
     self._space = AdapterSpace(adapters)
     self._population = jax.device_put(adapters.factors)
+    self._gates = CoefficientSpace(adapters)
+    weights = np.random.default_rng(0).dirichlet(
+      np.ones(self.members), self.members
+    )
+    self._coefficients = {'coefficients': jnp.asarray(weights, jnp.float32)}
+    layers = self._config.num_params - (
+      self._config.vocab_size * self._config.embed_dim
+    )
+    self.operations_per_token = 2 * layers
     self._scores: Scores | None = None
     self.compile_seconds: dict[str, float] = {}
 
   def engine_ways(self, forms: Sequence[str]) -> list[Way]:
     """At once, one by one, and one model alone, in each form."""
-    ways = []
+    ways, cores = [], len(jax.devices())
     for form in forms:
       engine = functools.partial(
         Evaluator,
@@ -159,31 +150,49 @@ class Workload:
         self._params,
         self._tokenizer,
         form=form,
-        devices=jax.devices()[:1],
       )
       whole = engine([self._task], members_per_group=self.members)
+      gated = engine([self._task], members_per_group=self.members)
       single = engine([self._task], members_per_group=1)
-      alone = engine([self._long_task], members_per_group=1)
+      alone = engine([self._share], members_per_group=cores)
+      copies = jax.tree.map(
+        lambda leaf: leaf[np.zeros(cores, int)], self._population
+      )
 
       def at_once(evaluator=whole):
         return evaluator.evaluate(self._space, self._population)
+
+      def gates(evaluator=gated):
+        return evaluator.evaluate(self._gates, self._coefficients)
 
       def one_by_one(evaluator=single):
         for m in range(self.members):
           evaluator.evaluate(self._space, self._population, [m])
 
-      def one_model(evaluator=alone):
-        return evaluator.evaluate(self._space, self._population, [0])
+      def one_model(evaluator=alone, copies=copies):
+        return evaluator.evaluate(self._space, copies)
 
       self._scores = at_once()
+      gates()
       one_model()
       tokens = self._tokens(whole, self.members)
       name = f'population, {form}'
       self.compile_seconds[name] = whole.ledger.seconds['compile']
       ways += [
-        Way(name, at_once, tokens),
-        Way(f'one by one, {form}', one_by_one, tokens),
-        Way(f'one model, {form}', one_model, self._tokens(alone, 1)),
+        Way(name, at_once, tokens, whole.ledger),
+        Way(
+          f'gates, {form}',
+          gates,
+          self._tokens(gated, self.members),
+          gated.ledger,
+        ),
+        Way(f'one by one, {form}', one_by_one, tokens, single.ledger),
+        Way(
+          f'one model, {form}',
+          one_model,
+          self._tokens(alone, cores),
+          alone.ledger,
+        ),
       ]
     return ways
 
@@ -223,10 +232,11 @@ class Workload:
     pad_id = self._tokenizer.pad_id
     if encoded[0].options is not None:
       pairs = [(e.prompt, option) for e in encoded for option in e.options]
-      read = batches.pack_likelihood(pairs, lambda _: size, pad_id)
+      # transformers reads rows of one text each.
+      read = batches.pack_likelihood(pairs, lambda _: size, pad_id, share=False)
       return lambda: peer.likelihood(read, len(pairs))
     limits = [e.max_new_tokens for e in encoded]
-    packed = batches.pack_generation(
+    packed = pack_static(
       [e.prompt for e in encoded], limits, lambda _: size, pad_id
     )
     stops = self._tokenizer.stop_ids
@@ -276,17 +286,27 @@ def measure(
     peers = workload.peer_ways(peer_sizes, ways[0].tokens)
     agreement = {way.name: workload.difference(way.run()) for way in peers}
     ways += peers
-  seconds = time_ways(ways, repeats)
+  timed, rate = time_ways(ways, repeats)
+  medians = {name: statistics.median(t.seconds) for name, t in timed.items()}
+  computed = {n: t.computed for n, t in timed.items() if t.computed}
   return {
     'task': task.name,
     'kind': 'likelihood' if task.kind == 'multiple_choice' else 'generation',
     'members': workload.members,
     'items': workload.items,
+    'matrix_rate': rate,
     'tokens': {way.name: way.tokens for way in ways},
-    'seconds': seconds,
+    'seconds': {name: t.seconds for name, t in timed.items()},
     'tokens_per_second': {
-      way.name: way.tokens / statistics.median(seconds[way.name])
-      for way in ways
+      way.name: way.tokens / medians[way.name] for way in ways
+    },
+    'rate_share': {
+      name: tokens * workload.operations_per_token / medians[name] / rate
+      for name, tokens in computed.items()
+    },
+    'idle': {n: t.idle for n, t in timed.items() if t.idle is not None},
+    'recompiled': {
+      n: t.recompiled for n, t in timed.items() if t.recompiled is not None
     },
     'compile_seconds': workload.compile_seconds,
     'agreement': agreement,
@@ -325,6 +345,7 @@ def main(argv: list[str]) -> None:
     sizes = []
   base = _BASE.value or str(pocket.base_folder())
   experts = _EXPERTS.value or [str(f) for f in pocket.expert_folders()]
+  command.use_cores(base, len(experts))
   result = {
     'note': _NOTE.value,
     'machine': tables.machine(),
@@ -339,6 +360,7 @@ def main(argv: list[str]) -> None:
         items=_ITEMS.value,
         repeats=_REPEATS.value,
         peer_sizes=sizes,
+        forms=_FORMS.value,
       )
       for task in _tasks()
     ],

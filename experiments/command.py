@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import contextlib
 import functools
 import json
 import os
@@ -9,6 +10,9 @@ import pathlib
 import sys
 import time
 from typing import Any
+
+_SMALL_MODEL_BYTES = 1 << 28
+_HAS_AFFINITY = hasattr(os, 'sched_getaffinity')
 
 
 class CommandError(ValueError):
@@ -46,6 +50,34 @@ def _user_errors() -> tuple[type[ValueError], ...]:
   from evojax_llm.gemma.errors import GemmaError
 
   return CommandError, TaskError, MemoryPlanError, GemmaError
+
+
+def use_cores(model: str | os.PathLike, members: int) -> None:
+  """Makes one CPU device a core for a small model; call before jax starts.
+
+  The products of a small model keep one core busy and no more. With a device a
+  core the members of a population are spread over them, each core on members
+  of its own. Large models use all cores anyway, and would be held once a
+  device. Other platforms than the CPU are not touched, nor is a number of
+  devices that was asked for through the environment.
+
+  Args:
+    model: its folder.
+    members: most members that are scored at a time.
+  """
+  if 'JAX_NUM_CPU_DEVICES' in os.environ or (
+    'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+  ):
+    return
+  weights = pathlib.Path(model).glob('*.safetensors')
+  if sum(file.stat().st_size for file in weights) > _SMALL_MODEL_BYTES:
+    return
+  import jax
+
+  cores = len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1
+  # Where jax has started already its devices stay as they are.
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
 
 
 def check_out(path: str, overwrite: bool) -> pathlib.Path:

@@ -47,6 +47,7 @@ def main(_: Sequence[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
   files = problem_lib.locate(config)
+  command.use_cores(files.model, config.strategy.population)
 
   # Only now, so that --help and misspelt names are answered at once.
   import jax
@@ -55,6 +56,7 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm import evolution
   from evojax_llm import progress
   from evojax_llm import record
+  from experiments import quantised
   from experiments import results
 
   # What is asked for.
@@ -72,6 +74,7 @@ def main(_: Sequence[str]) -> None:
     strategy, params, first.population, len(problem.tasks)
   )
   evaluator = problem_lib.make_evaluator(config, problem)
+  racing = problem_lib.make_racing(config)
   plan = results.plan(evaluator, problem, strategy, params, abstract)
   command.say(plan.describe())
 
@@ -104,12 +107,26 @@ def main(_: Sequence[str]) -> None:
       config.strategy.generations,
       tokens=lambda: ledger.prompt_tokens + ledger.new_tokens,
     )
+    if config.execution.base_dtype:
+      quantised.report(run, config, problem)
     baselines = results.score_baselines(run, evaluator, problem, bar)
     if found:
       bar.resume(generation, float(state.best.fitness))
 
     def score(population, members):
+      nonlocal generation
+      generation += 1
       bar.begin(len(members))
+      if racing:
+        return evaluator.race(
+          problem.space,
+          population,
+          members,
+          racing,
+          jax.random.key(config.seed),
+          generation,
+          progress=bar.update,
+        )
       return evaluator.evaluate(
         problem.space, population, members, 'dev', progress=bar.update
       )

@@ -1,4 +1,4 @@
-r"""Lets a model, and adapters of it, continue prompts by greedy decoding.
+r"""Lets a model, and adapters of it, continue prompts.
 
   python -m experiments.generate --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --prompts=prompts.json \
@@ -7,7 +7,10 @@ r"""Lets a model, and adapters of it, continue prompts by greedy decoding.
 --prompts is a JSON list. A string is continued as it is; a list of messages,
 [{"role": "user", "content": "Hello"}], goes through the model's chat template,
 and the reply is generated. The base and all adapters generate together, as one
-population; `base` is the model without an adapter. --out takes
+population; `base` is the model without an adapter. The likeliest token is taken
+always, or with --temperature one is drawn; what is drawn depends on --seed and
+on the places of member and prompt in their lists, and on nothing beside them.
+--out takes
 
   {"members": [{"name": "base", "outputs": ["text of the first prompt", ...]}]}
 """
@@ -34,6 +37,19 @@ _PROMPTS = flags.DEFINE_string(
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
   'max_new_tokens', 64, 'Tokens to generate at most.', lower_bound=1
 )
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.0, 'Of the tokens that are drawn; 0 takes the likeliest.'
+)
+_TOP_P = flags.DEFINE_float(
+  'top_p', 1.0, 'Draw from the likeliest tokens of this probability in all.'
+)
+_TOP_K = flags.DEFINE_integer(
+  'top_k', 0, 'Draw from so many of the likeliest tokens; 0 for all.'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the tokens that are drawn.')
+_STOP = flags.DEFINE_multi_string(
+  'stop', [], 'A string that ends a text and is left out; may be repeated.'
+)
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Type of the computation.'
 )
@@ -47,14 +63,25 @@ _OVERWRITE = flags.DEFINE_bool(
 def main(_: Sequence[str]) -> None:
   out = command.check_out(_OUT.value, _OVERWRITE.value)
   prompts = read_prompts(_PROMPTS.value)
+  sampling = {
+    'temperature': _TEMPERATURE.value,
+    'top_p': _TOP_P.value,
+    'top_k': _TOP_K.value,
+    'seed': _SEED.value,
+  }
 
   # Only now, so that --help and a wrong file are answered at once.
   import jax.numpy as jnp
 
   from evojax_llm.fitness.generation import generate_texts
+  from evojax_llm.fitness.sampling import Sampling
   from experiments import members as members_lib
 
   dtype = jnp.dtype(_DTYPE.value)
+  try:
+    how = Sampling(**sampling)
+  except ValueError as error:
+    raise command.CommandError(str(error)) from error
   command.say(f'loading {_MODEL.value}')
   members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(
@@ -67,6 +94,8 @@ def main(_: Sequence[str]) -> None:
     members.population,
     prompts,
     _MAX_NEW_TOKENS.value,
+    stop=_STOP.value,
+    sampling=how,
     dtype=dtype,
     progress=command.Progress(),
   )
@@ -84,6 +113,8 @@ def main(_: Sequence[str]) -> None:
       'model': _MODEL.value,
       'adapters': _ADAPTERS.value,
       'max_new_tokens': _MAX_NEW_TOKENS.value,
+      'stop': _STOP.value,
+      'sampling': sampling,
       'members': results,
     },
   )

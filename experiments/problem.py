@@ -145,11 +145,14 @@ def _check(config: Any) -> None:
   for name, value, known in (
     ('space', config.space, SPACES),
     ('execution.dtype', execution.dtype, ('float32', 'bfloat16')),
+    ('execution.base_dtype', execution.base_dtype, (None, 'int8')),
+    ('racing.rule', config.racing.rule, ('', 'paired', 'halving')),
     ('execution.form', execution.form, ('auto', 'batched', 'folded')),
   ):
     if value not in known:
       raise CommandError(
-        f'Got config.{name}={value!r}; expected one of {", ".join(known)}.'
+        f'Got config.{name}={value!r}; expected one of '
+        f'{", ".join(map(repr, known))}.'
       )
 
 
@@ -239,12 +242,28 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
     limits={'dev': config.dev_limit, 'test': config.test_limit},
     draw=config.dev_draw,
     dtype=jnp.dtype(execution.dtype),
+    base_dtype=execution.base_dtype,
     form=execution.form,
     members_per_group=execution.members_per_group,
     prompts_per_batch=execution.prompts_per_batch,
     memory_budget=None if budget is None else int(budget * _GIB),
     max_length=execution.max_length,
   )
+
+
+def make_racing(config: Any) -> Any:
+  """The rules of a race, or None where everybody is scored on everything.
+
+  Raises:
+    CommandError: a value that cannot be.
+  """
+  from evojax_llm.fitness.racing import Racing
+
+  options = config.racing.to_dict()
+  if not options['rule']:
+    return None
+  with asked_for(ValueError, what='config.racing'):
+    return Racing(**options)
 
 
 @contextlib.contextmanager

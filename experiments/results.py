@@ -23,6 +23,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from experiments import members
 from experiments import problem as problem_lib
+from experiments import quantised
 
 
 def plan(
@@ -42,12 +43,10 @@ def plan(
     lambda state: strategy.ask(jax.random.key(0), state, params)[0],
     abstract.strategy,
   )
-  genome = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), asked
-  )
   made = evaluator.prepare(
+    problem.space,
+    asked,
     members=min(strategy.population_size, stack.size(asked)),
-    member_bytes=_bytes(jax.eval_shape(problem.space.express, genome)),
     population_bytes=_bytes(abstract) + _bytes(asked),
   )
   if has_test(problem):
@@ -190,6 +189,9 @@ def finish(
     'failed': sum(row['failed'] for row in metrics),
     'tokens': sum(row['tokens'] for row in metrics),
     'seconds': _total_seconds(metrics),
+    # Of the process that ended the run, baselines and test included.
+    'ledger': evaluator.ledger.as_dict(),
+    'base_dtype': quantised.read(run),
   }
   levels = {
     row['name']: row['dev']['mean']['accuracy']
@@ -221,7 +223,7 @@ def _read_test(evaluator, problem, baselines, genome, bar):
   trees = jax.vmap(problem.experts.express)(
     baselines_lib.mix_experts(experts, mixes)
   )
-  evolved = jax.tree.map(lambda leaf: leaf[None], problem.space.express(genome))
+  evolved = jax.tree.map(lambda leaf: leaf[None], problem.space.adapter(genome))
   both = stack.concatenate(*_to_one_rank(trees, evolved))
   bar.begin(stack.size(both), 'test')
   scores = evaluator.evaluate(

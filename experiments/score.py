@@ -21,6 +21,7 @@ multiple choice, "choices" {"A": ..., "B": ...}.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 
 from absl import app
@@ -56,6 +57,12 @@ _PER_ITEM = flags.DEFINE_bool(
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Type of the computation.'
 )
+_BASE_DTYPE = flags.DEFINE_enum(
+  'base_dtype',
+  None,
+  ['int8'],
+  'Eight-bit kernels of the base; what it changes is told and written.',
+)
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace --out if it exists.'
@@ -78,12 +85,14 @@ def main(_: Sequence[str]) -> None:
     for task in tasks
   ]
 
+  command.use_cores(_MODEL.value, 1 + len(_ADAPTERS.value))
+
   # Only now, so that --help and wrong task files are answered at once.
-  import jax
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
   from experiments import members as members_lib
+  from experiments import quantised
 
   dtype = jnp.dtype(_DTYPE.value)
   command.say(f'loading {_MODEL.value}')
@@ -92,7 +101,8 @@ def main(_: Sequence[str]) -> None:
     command.say(
       f'{task.name}: {len(task.dev)} {_SPLIT.value} items, {task.kind}'
     )
-  evaluator = Evaluator(
+  make = functools.partial(
+    Evaluator,
     members.config,
     members.params,
     members.tokenizer,
@@ -100,11 +110,16 @@ def main(_: Sequence[str]) -> None:
     chat=_CHAT.value,
     dtype=dtype,
   )
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(members.population))
-  count = len(members.names)
-  command.say(evaluator.prepare(count, size // count, size).describe())
+  evaluator = make(base_dtype=_BASE_DTYPE.value)
+  changed = None
+  if _BASE_DTYPE.value:
+    eight = make(base_dtype=_BASE_DTYPE.value)
+    changed = quantised.difference(make(), eight, members.config)
+    command.say(quantised.describe(changed))
+  space = members_lib.Expressed()
+  command.say(evaluator.prepare(space, members.population).describe())
   scores = evaluator.evaluate(
-    members_lib.Expressed(), members.population, progress=command.Progress()
+    space, members.population, progress=command.Progress()
   )
   results = [
     {
@@ -124,6 +139,7 @@ def main(_: Sequence[str]) -> None:
       'adapters': _ADAPTERS.value,
       'split': _SPLIT.value,
       'chat': _CHAT.value,
+      'base_dtype': changed,
       'members': results,
     },
   )

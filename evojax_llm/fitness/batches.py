@@ -7,53 +7,51 @@ host; the arrays then stay on the device for the whole run.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import numpy as np
+
+from evojax_llm.fitness import trees
 
 # One more bucket is opened only if it saves at least this share of the padded
 # tokens; a program costs seconds to compile.
 _WORTH_A_PROGRAM = 0.25
 _MAX_BUCKETS = 4
+# Rows of a likelihood program have at least one of these lengths, and short
+# items share one; longer ones for the sake of a shared start stop at the last.
+_SHORTEST_ROWS = (32, 48, 64, 80, 96, 128)
+_LONGEST_TO_SHARE = 1024
+# Where attention costs a token as much as everything else (a model of a million
+# parameters, measured on a CPU; larger models get there later).
+_ATTENTION_DOUBLES_AT = 320
+# Most batches of a call: enough for what a member costs once a call, few enough
+# to see a run move.
+_BATCHES_PER_CALL = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodBatch:
-  """Rows to be read by a likelihood program.
+  """J batches of rows, to be read by one call of a likelihood program.
 
   Attributes:
-    tokens: (B, T) i32, padded right.
-    positions: (B, T) i32, -1 where padded.
-    row: (Q,) i32 row of each read.
-    column: (Q,) i32 column of each read; its logits predict the next token.
-    target: (Q,) i32 token whose log-probability is read.
-    owner: (Q,) i32 index of the continuation a read belongs to; -1 is padding.
+    tokens: (J, B, T) i32, padded right.
+    positions: (J, B, T) i32, -1 where padded.
+    until: (J, B, T) i32, which columns see a token (see `trees`); 0 where
+      padded.
+    row: (J, Q) i32 row of each read.
+    column: (J, Q) i32 column of each read; its logits predict the next token.
+    target: (J, Q) i32 token whose log-probability is read.
+    owner: (J, Q) i32 index of the continuation a read belongs to; -1 is
+      padding.
   """
 
   tokens: np.ndarray
   positions: np.ndarray
+  until: np.ndarray
   row: np.ndarray
   column: np.ndarray
   target: np.ndarray
   owner: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationBatch:
-  """Prompts to be continued by a generation program.
-
-  Attributes:
-    tokens: (B, T) i32, padded left, so that every row ends in its last token.
-    positions: (B, T) i32, -1 where padded.
-    limits: (B,) i32 tokens a row may make; 0 is padding.
-    owner: (B,) i32 index of the prompt; -1 is padding.
-    max_new_tokens: N, the largest limit that the program allows.
-  """
-
-  tokens: np.ndarray
-  positions: np.ndarray
-  limits: np.ndarray
-  owner: np.ndarray
-  max_new_tokens: int
 
 
 def length_buckets(lengths: Sequence[int]) -> list[int]:
@@ -79,119 +77,162 @@ def length_buckets(lengths: Sequence[int]) -> list[int]:
   return tops
 
 
-def _bucketed(
-  lengths: Sequence[int], rows_per_batch
-) -> list[tuple[int, int, list[int]]]:
-  """(T, B, row indices) of each batch; batches of a bucket share B."""
+def by_bucket(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """(T, indices of the rows) of each length bucket that is not empty."""
   if not len(lengths):
     return []
   tops = length_buckets(lengths)
-  batches = []
-  for low, top in zip([0, *tops], tops, strict=False):
-    rows = [i for i, n in enumerate(lengths) if low < max(n, 1) <= top]
-    if not rows:
-      continue
-    most = max(1, int(rows_per_batch(top)))
-    count = -(-len(rows) // most)
-    size = -(-len(rows) // count)
-    batches += [
-      (top, size, rows[i : i + size]) for i in range(0, len(rows), size)
-    ]
-  return batches
+  buckets = [
+    (top, [i for i, n in enumerate(lengths) if low < max(n, 1) <= top])
+    for low, top in zip([0, *tops], tops, strict=False)
+  ]
+  return [(top, rows) for top, rows in buckets if rows]
 
 
 def pack_likelihood(
-  continuations: Sequence[tuple[Sequence[int], Sequence[int]]],
+  continuations: Sequence[trees.Continuation],
   rows_per_batch,
   pad_id: int = 0,
+  *,
+  families: Sequence[int] | None = None,
+  share: bool = True,
 ) -> list[LikelihoodBatch]:
   """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
 
-  Continuations that differ in their last token only share a row: options of a
-  single token cost one forward pass an item, not one an option.
+  A row holds the prompts of one or more items as a forest (see `trees`), each
+  with its continuations branching off behind it.
 
   Args:
     continuations: token ids of each prompt and of what follows it; the prompt
       has at least one token.
     rows_per_batch: most rows of a batch, as a function of T.
     pad_id: token that stands where there is none.
+    families: of each continuation; prompts of one family share a row, and what
+      they all begin with. One family by default.
+    share: False for rows of one text each, as a model without `until` needs
+      them: only continuations that differ in their last token share a row.
   """
-  rows: dict[tuple[int, ...], int] = {}
-  reads: list[list[tuple[int, int, int]]] = []
   for owner, (prompt, continuation) in enumerate(continuations):
     if not prompt or not continuation:
       raise ValueError(
         f'continuation {owner} has {len(prompt)} prompt and '
         f'{len(continuation)} continuation tokens; expected one of each.'
       )
-    row = rows.setdefault((*prompt, *continuation[:-1]), len(rows))
-    if row == len(reads):
-      reads.append([])
-    reads[row] += [
-      (len(prompt) - 1 + i, token, owner)
-      for i, token in enumerate(continuation)
+  rows, lengths = (_forests if share else _texts)(continuations, families)
+  packed = []
+  for top, indices in by_bucket(lengths):
+    calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
+    most_reads = max(
+      sum(len(row.reads) for row in batch) for call in calls for batch in call
+    )
+    packed += [_stack(call, top, most_reads, pad_id) for call in calls]
+  return packed
+
+
+def _cut(rows: list[trees.Row], most: int) -> list[list[list[trees.Row]]]:
+  """Calls of J batches of at most B rows, J and B the same for all of them."""
+  # Somewhat smaller batches, where that leaves fewer rows empty.
+  fewest = -(-len(rows) // max(1, most))
+  batches = min(
+    range(fewest, 2 * fewest + 1), key=lambda n: n * -(-len(rows) // n)
+  )
+  calls = -(-batches // _BATCHES_PER_CALL)
+  per_call = -(-batches // calls)
+  size = -(-len(rows) // (calls * per_call))
+  cut = [rows[i * size : (i + 1) * size] for i in range(calls * per_call)]
+  return [cut[i : i + per_call] for i in range(0, len(cut), per_call)]
+
+
+def _stack(
+  call: list[list[trees.Row]], length: int, reads: int, pad_id: int
+) -> LikelihoodBatch:
+  """The arrays of one call, padded to (B, length) tokens and Q = reads."""
+  size = max(map(len, call))
+  arrays = [trees.arrays(batch, size, length, pad_id) for batch in call]
+  # (row, column, target, owner) of each read; what is left is padding.
+  table = np.zeros((len(call), reads, 4), np.int32)
+  table[:, :, 3] = -1
+  for own, batch in zip(table, call, strict=True):
+    found = [(r, *read) for r, row in enumerate(batch) for read in row.reads]
+    own[: len(found)] = np.reshape(found, (-1, 4))
+  return LikelihoodBatch(
+    *map(np.stack, zip(*arrays, strict=True)),
+    *np.moveaxis(table, -1, 0).copy(),
+  )
+
+
+def _texts(
+  continuations: Sequence[trees.Continuation], _: Sequence[int] | None
+) -> tuple[list[trees.Row], list[int]]:
+  """Rows of one text each, and their lengths."""
+  owners: dict[tuple[int, ...], list[int]] = {}
+  for owner, (prompt, scored) in enumerate(continuations):
+    owners.setdefault((*prompt, *scored[:-1]), []).append(owner)
+  rows = [
+    trees.lay_out([continuations[o] for o in group], group)
+    for group in owners.values()
+  ]
+  return rows, [len(row.tokens) for row in rows]
+
+
+def _forests(
+  continuations: Sequence[trees.Continuation], families: Sequence[int] | None
+) -> tuple[list[trees.Row], list[int]]:
+  """Rows of as many items as there is room for, and how long they may be."""
+  items: dict[int, dict[tuple[int, ...], list[int]]] = {}
+  for owner, (prompt, _) in enumerate(continuations):
+    family = items.setdefault(families[owner] if families else 0, {})
+    family.setdefault(tuple(prompt), []).append(owner)
+  rows, lengths = [], []
+  for family in items.values():
+    shared = trees.common_start(list(family))
+    groups = list(family.values())
+    sizes = [
+      trees.size([continuations[owner] for owner in group]) for group in groups
     ]
-  sequences = list(rows)
-  packed = _bucketed([len(s) for s in sequences], rows_per_batch)
-  most_reads: dict[int, int] = {}
-  for top, _, indices in packed:
-    count = sum(len(reads[i]) for i in indices)
-    most_reads[top] = max(most_reads.get(top, 0), count)
-  batches = []
-  for top, size, indices in packed:
-    tokens = np.full((size, top), pad_id, np.int32)
-    positions = np.full((size, top), -1, np.int32)
-    # (row, column, target, owner) of each read; what is left is padding.
-    table = np.zeros((most_reads[top], 4), np.int32)
-    table[:, 3] = -1
-    filled = 0
-    for row, index in enumerate(indices):
-      sequence = sequences[index]
-      tokens[row, : len(sequence)] = sequence
-      positions[row, : len(sequence)] = np.arange(len(sequence))
-      for column, target, owner in reads[index]:
-        table[filled] = row, column, target, owner
-        filled += 1
-    batches.append(LikelihoodBatch(tokens, positions, *table.T.copy()))
-  return batches
+    for together in _fill_rows(sizes, shared):
+      filled = []
+      for members in together:
+        owners = [owner for m in members for owner in groups[m]]
+        filled.append(trees.lay_out([continuations[o] for o in owners], owners))
+      rows += filled
+      lengths += [max(len(row.tokens) for row in filled)] * len(filled)
+  return rows, lengths
 
 
-def pack_generation(
-  prompts: Sequence[Sequence[int]],
-  limits: Sequence[int],
-  rows_per_batch,
-  pad_id: int = 0,
-) -> list[GenerationBatch]:
-  """Packs prompts that are to be continued.
+def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
+  """The items of each row, rows of one length together.
+
+  Short rows are cheap to attend to and long ones leave less room empty. Of a
+  few lengths, the one with the least work for all rows is taken.
+  """
+  best, least = [], math.inf
+  for shortest in _SHORTEST_ROWS:
+    floor = max(shortest, _row_to_share(shared))
+    made, work = [], 0.0
+    for top, indices in by_bucket([max(size, floor) for size in sizes]):
+      rows = trees.fill([sizes[i] for i in indices], top, shared)
+      made.append([[indices[i] for i in row] for row in rows])
+      work += len(rows) * top * (1 + top / _ATTENTION_DOUBLES_AT)
+    if work < least:
+      best, least = made, work
+  return best
+
+
+def _row_to_share(shared: int) -> int:
+  """Columns of a row for the sake of a start of so many columns.
+
+  What the items of a family begin with is read once a row: the longer it is,
+  the longer the row.
+  """
+  return min(3 * shared, _LONGEST_TO_SHARE)
+
+
+def longest_row(sizes: Sequence[int], shared: int) -> int:
+  """Columns that the rows of a family have at most.
 
   Args:
-    prompts: token ids, at least one each.
-    limits: tokens that each prompt may make.
-    rows_per_batch: most rows of a batch, as a function of T.
-    pad_id: token that stands where there is none.
+    sizes: columns of each item.
+    shared: columns that all items begin with.
   """
-  for owner, prompt in enumerate(prompts):
-    if not len(prompt):
-      raise ValueError(f'prompt {owner} is empty; expected at least a token.')
-  batches = []
-  most_new = max(limits, default=0)
-  for top, size, indices in _bucketed(
-    [len(p) for p in prompts], rows_per_batch
-  ):
-    tokens = np.full((size, top), pad_id, np.int32)
-    positions = np.full((size, top), -1, np.int32)
-    row_limits = np.zeros(size, np.int32)
-    owner = np.full(size, -1, np.int32)
-    for row, index in enumerate(indices):
-      prompt = prompts[index]
-      tokens[row, top - len(prompt) :] = prompt
-      positions[row, top - len(prompt) :] = np.arange(len(prompt))
-      row_limits[row] = limits[index]
-      owner[row] = index
-    # A padding row repeats a real one: a row without any key has no result.
-    for row in range(len(indices), size):
-      tokens[row], positions[row] = tokens[0], positions[0]
-    batches.append(
-      GenerationBatch(tokens, positions, row_limits, owner, most_new)
-    )
-  return batches
+  return max(*sizes, _SHORTEST_ROWS[-1], _row_to_share(shared))

@@ -8,8 +8,8 @@ populations without compiling again.
 from collections.abc import Callable
 from collections.abc import Sequence
 import copy
+import itertools
 from typing import Any
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +17,26 @@ import numpy as np
 
 from evojax_llm.fitness import forms
 from evojax_llm.fitness import plan as planning
-from evojax_llm.fitness import programs
 from evojax_llm.fitness import prompts
+from evojax_llm.fitness import racing
 from evojax_llm.fitness import splits
+from evojax_llm.fitness import trial
+from evojax_llm.fitness.engine import Engine
+from evojax_llm.fitness.groups import Space
+from evojax_llm.fitness.groups import abstract_member
+from evojax_llm.fitness.groups import is_whole
+from evojax_llm.fitness.groups import num_bytes
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.ledger import Ledger
+from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.fitness.scores import Matcher
 from evojax_llm.fitness.scores import Scores
+from evojax_llm.gemma import quantize
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
-
-
-class Space(Protocol):
-  """What the engine asks of a genome space."""
-
-  def express(self, genome: Any) -> Any:
-    """The adapter tree of one genome, `b` scaled."""
 
 
 class Evaluator:
@@ -51,12 +52,15 @@ class Evaluator:
     limits: items of a split and task to use, by split; all by default.
     draw: seed of the choice of items where there is a limit.
     dtype: type of activations and cache.
+    base_dtype: 'int8' for a base with kernels of eight bits (see
+      `gemma.quantize`); None to take the parameters as they are.
     form: 'auto', 'batched' or 'folded' (see `forms`).
     members_per_group: members of one program call; chosen by default.
     prompts_per_batch: most prompts of a program call; chosen by default.
     memory_budget: bytes to use on a device; asked from it by default.
     max_length: longest prompt in tokens, new tokens included; by default the
       context that the model was made for.
+    sampling: how tokens of generated answers are chosen; greedy by default.
     devices: devices to spread the members over; all by default.
 
   Raises:
@@ -75,11 +79,13 @@ class Evaluator:
     limits: dict[str, int | None] | None = None,
     draw: int = 0,
     dtype: Any = jnp.float32,
+    base_dtype: str | None = None,
     form: str = 'auto',
     members_per_group: int | None = None,
     prompts_per_batch: int | None = None,
     memory_budget: int | None = None,
     max_length: int | None = None,
+    sampling: Sampling | None = None,
     devices: Sequence[jax.Device] | None = None,
   ):
     names = [task.name for task in tasks]
@@ -89,13 +95,16 @@ class Evaluator:
       raise ValueError(
         f'form is {form!r}; expected auto, {", ".join(forms.FORMS)}.'
       )
+    if base_dtype not in (None, 'int8'):
+      raise ValueError(
+        f"base_dtype is {base_dtype!r}; expected None or 'int8'."
+      )
     self.config, self.tokenizer, self.tasks = config, tokenizer, list(tasks)
     self.weights = _weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
     self.limits = limits or {}
     self.max_length = max_length or config.max_position_embeddings
     self.ledger = Ledger()
-    self.plan: planning.Plan | None = None
     self._choices = dict(
       form=form,
       members_per_group=members_per_group,
@@ -105,34 +114,67 @@ class Evaluator:
     )
     self._mesh = sharding.population_mesh(devices)
     self._model = Gemma(config, dtype)
+    if base_dtype == 'int8':
+      params = quantize.quantize(params)
     self._params = jax.device_put(params, sharding.replicated(self._mesh))
+    self._engine = Engine(
+      self._model, self._params, self._mesh, tokenizer, self.ledger, sampling
+    )
     self._items: dict[str, list] = {}
-    self._splits: dict[str, splits.Split] = {}
-    self._compiled: dict[tuple, Callable] = {}
-    self._express: dict[int, tuple[Space, Callable]] = {}
+    self._splits: dict[tuple, splits.Split] = {}
     self._matcher = Matcher(self.tasks, self.weights, tokenizer)
 
   def prepare(
-    self, members: int, member_bytes: int, population_bytes: int | None = None
+    self,
+    space: Space,
+    population: Any,
+    members: int | None = None,
+    population_bytes: int | None = None,
   ) -> planning.Plan:
     """Fixes form, group and batch sizes for a run; see `plan.make_plan`.
 
-    Called by the first `evaluate`, or earlier to print the plan.
+    Called by the first `evaluate`, or earlier to print the plan. Where the
+    form is left open and sizes do not tell, each is tried for a moment.
+
+    Args:
+      space: of the population.
+      population: genomes (P, ...), or their shapes and types.
+      members: most members that are scored at a time; P by default.
+      population_bytes: see `plan.make_plan`.
 
     Raises:
       MemoryPlanError: what is asked for cannot fit.
     """
-    self.plan = planning.make_plan(
-      self.config,
-      members=members,
-      base_bytes=_bytes(self._params),
-      member_bytes=member_bytes,
-      population_bytes=population_bytes,
-      lengths=splits.longest_rows(self._encoded('dev')),
-      device=self._mesh.devices.flat[0],
-      **self._choices,
-    )
-    return self.plan
+    member = abstract_member(space, population)
+    params = self._engine.groups.base(space)
+    options = dict(self._choices)
+    if is_whole(member):
+      options['form'] = 'folded'
+
+    def plan(form: str) -> planning.Plan:
+      return planning.make_plan(
+        self.config,
+        members=members or jax.tree.leaves(population)[0].shape[0],
+        base_bytes=num_bytes(params),
+        member_bytes=num_bytes(member),
+        population_bytes=population_bytes,
+        lengths=splits.longest_rows(self._encoded('dev')),
+        device=self._mesh.devices.flat[0],
+        **options | {'form': form},
+      )
+
+    made = plan(options['form'])
+    if not made.form_is_clear:
+      plans = [plan(form) for form in forms.FORMS]
+      with self.ledger.time('compile'):
+        made = trial.choose(plans, self._model, params, member, self._mesh)
+    self._engine.plan = made
+    return made
+
+  @property
+  def plan(self) -> planning.Plan | None:
+    """How work is cut for the devices; None before it is prepared."""
+    return getattr(self._engine, 'plan', None)
 
   def evaluate(
     self,
@@ -141,60 +183,84 @@ class Evaluator:
     members: Sequence[int] | None = None,
     split: str = 'dev',
     progress: Callable[[float], None] | None = None,
+    items: Sequence[Sequence[int]] | None = None,
   ) -> Scores:
     """Scores members of a population.
 
     Args:
-      space: expresses a genome as an adapter.
+      space: expresses genomes (see `groups.Space`).
       population: genomes stacked on a leading axis; only the chosen members
-        are scored.
+        are scored. Where its leaves are numpy arrays it stays on the host, and
+        a group at a time goes to the devices.
       members: M indices into that axis; all by default.
       split: 'dev' or 'test'.
       progress: called with the share of the work that is done.
+      items: of each task, indices of the items to use; all by default. What a
+        choice needs is packed and compiled once and kept.
 
     Returns:
       The scores of the M members, in the order of `members`.
+
+    Raises:
+      MemoryPlanError: the device is out of memory with a single member.
     """
     slots = stack.size(population)
     indices = np.arange(slots) if members is None else np.asarray(members)
     if self.plan is None:
-      member = jax.eval_shape(_express_one(space), population)
-      self.prepare(slots, _bytes(member))
-    data = self._split(split)
+      self.prepare(space, population)
+    data = self._split(split, items)
     answers = Answers(data, len(indices))
-    group = self._group_size(slots)
-    steps = max(1, -(-len(indices) // group) * len(data.jobs))
-    running, done = [], 0
-
-    def finish(job: splits.Job, start: int, result: dict, count: int) -> None:
-      nonlocal done
-      with self.ledger.time('score'):
-        result = {k: np.asarray(v)[:count] for k, v in result.items()}
-      with self.ledger.time('host'):
-        answers.add(job.kind, job.batch, start, result)
-      self.ledger.prompt_tokens += job.prompt_tokens * count
-      if job.kind == 'generate':
-        self.ledger.new_tokens += int((result['tokens'] >= 0).sum())
-      done += 1
-      if progress:
-        progress(done / steps)
-
-    for start in range(0, len(indices), group):
-      chosen = indices[start : start + group]
-      lora, active = self._take(space, population, chosen, group)
-      for job in data.jobs:
-        program = self._program(job, lora, active)
-        with self.ledger.time('score'):
-          result = program(self._params, lora, active, job.inputs)
-        running.append((job, start, result, len(chosen)))
-        # One call stays in flight while the host takes in the one before.
-        if len(running) > 1:
-          finish(*running.pop(0))
-    for step in running:
-      finish(*step)
+    self._engine.answer(space, population, indices, data, answers, progress)
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       return self._matcher.score(data, answers)
+
+  def race(
+    self,
+    space: Space,
+    population: Any,
+    members: Sequence[int],
+    rules: racing.Racing,
+    seed_key: jax.Array,
+    generation: int,
+    progress: Callable[[float], None] | None = None,
+  ) -> racing.Raced:
+    """Scores members on `dev` as long as they can matter; see `racing`.
+
+    Args:
+      space: expresses genomes.
+      population: genomes stacked on a leading axis.
+      members: M indices into that axis.
+      rules: of the race.
+      seed_key: () typed key of the run; the items are dealt by it.
+      generation: which orders the blocks of items.
+      progress: called with the share of the work that is done or saved.
+
+    Returns:
+      What was found about the M members, in the order of `members`.
+    """
+    members = np.asarray(members)
+    lengths = [
+      [sum(len(part.prompt) for part in item) for item in _by_item(task)]
+      for task in self._encoded('dev')
+    ]
+    blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
+    done = 0
+
+    def score(running, items):
+      nonlocal done
+      scores = self.evaluate(space, population, members[running], items=items)
+      done += 1
+      if progress:
+        progress(done / len(blocks))
+      values = [task.correct.astype(np.float64) for task in scores.tasks]
+      return values, scores.reasons
+
+    raced = racing.race(
+      score, len(members), blocks, self.weights, rules, seed_key, generation
+    )
+    self.ledger.items_saved += raced.saved
+    return raced
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.
@@ -205,10 +271,12 @@ class Evaluator:
     other = copy.copy(self)
     other.draw = draw
     other._items, other._splits = {}, {}
-    for split in self._splits:
+    for split, items in self._items.items():
       if self.limits.get(split) is None:
-        other._items[split] = self._items[split]
-        other._splits[split] = self._splits[split]
+        other._items[split] = items
+    for key, packed in self._splits.items():
+      if key[0] in other._items:
+        other._splits[key] = packed
     return other
 
   def _encoded(self, split: str) -> list[list[prompts.EncodedItem]]:
@@ -228,76 +296,36 @@ class Evaluator:
       ]
     return self._items[split]
 
-  def _split(self, split: str) -> splits.Split:
-    if split not in self._splits:
+  def _split(
+    self, split: str, items: Sequence[Sequence[int]] | None = None
+  ) -> splits.Split:
+    chosen = items and tuple(tuple(map(int, task)) for task in items)
+    key = (split, chosen)
+    if key not in self._splits:
+      encoded = self._encoded(split)
       with self.ledger.time('host'):
-        self._splits[split] = splits.pack(
-          self._encoded(split),
+        if chosen:
+          by_item = [_by_item(task) for task in encoded]
+          encoded = [
+            [part for i in picked for part in items[i]]
+            for items, picked in zip(by_item, chosen, strict=True)
+          ]
+        self._splits[key] = splits.pack(
+          encoded,
           self.plan.rows,
+          self.plan.slots,
           sharding.replicated(self._mesh),
           self.tokenizer.pad_id,
         )
-    return self._splits[split]
-
-  def _group_size(self, slots: int) -> int:
-    """Members of a program call: the plan's, a multiple of the devices."""
-    devices = self._mesh.size
-    return -(-min(self.plan.members_per_group, slots) // devices) * devices
-
-  def _take(
-    self, space: Space, population: Any, chosen: np.ndarray, group: int
-  ) -> tuple[Any, jax.Array]:
-    """The chosen members expressed, laid out and placed for the programs."""
-    form = self.plan.form
-    if id(space) not in self._express:
-
-      @jax.jit
-      def express(population, index):
-        taken = stack.take(population, index)
-        return forms.arrange(form, jax.vmap(space.express)(taken))
-
-      self._express[id(space)] = (space, express)
-    index = np.full(group, chosen[0], np.int32)
-    index[: len(chosen)] = chosen
-    lora = self._express[id(space)][1](population, index)
-    active = np.arange(group) < len(chosen)
-    along = sharding.population_sharding
-    return (
-      jax.device_put(lora, along(self._mesh, forms.member_axis(form))),
-      jax.device_put(active, along(self._mesh)),
-    )
-
-  def _program(self, job: splits.Job, lora: Any, active: jax.Array) -> Callable:
-    """The compiled program for these shapes; compiled at first use."""
-    static = {}
-    if job.kind == 'generate':
-      static = {
-        'max_new_tokens': job.batch.max_new_tokens,
-        'stop_ids': tuple(self.tokenizer.stop_ids),
-      }
-    arguments = (self._params, lora, active, job.inputs)
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-    key = (job.kind, structure, shapes, tuple(static.items()))
-    if key not in self._compiled:
-      run = forms.group_program(
-        getattr(programs, job.kind),
-        self.plan.form,
-        self._model,
-        self._mesh,
-        **static,
-      )
-      with self.ledger.time('compile'):
-        self._compiled[key] = jax.jit(run).lower(*arguments).compile()
-      self.ledger.programs += 1
-    return self._compiled[key]
+    return self._splits[key]
 
 
-def _express_one(space: Space) -> Callable:
-  """Expresses the first member of a population."""
-  return lambda population: space.express(
-    jax.tree.map(lambda leaf: leaf[0], population)
-  )
+def _by_item(
+  encoded: Sequence[prompts.EncodedItem],
+) -> list[list[prompts.EncodedItem]]:
+  """What one item has become, which stands in a row, together."""
+  groups = itertools.groupby(encoded, key=lambda entry: id(entry.item))
+  return [list(group) for _, group in groups]
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
@@ -309,9 +337,3 @@ def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
       'all 0.'
     )
   return (w / w.sum()).astype(np.float32)
-
-
-def _bytes(tree: Any) -> int:
-  return sum(
-    leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
-  )

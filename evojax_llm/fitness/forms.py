@@ -5,7 +5,8 @@
     prompts, with each member's low rank added to it.
   folded: member after member inside one program, the member's low rank folded
     into the base. One more product a matrix, then nothing but the base's own
-    work; the working set stays that of one member.
+    work; the working set stays that of one member. Members that are whole
+    parameters have this form alone.
 
 Both give the same results up to rounding. Which one is faster depends on sizes
 and device (`plan.choose_form`).
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.gemma.cache import Cache
-from evojax_llm.gemma.cache import init_cache
 from evojax_llm.gemma.lora import fold
 from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.population import sharding
@@ -47,85 +47,85 @@ def run_group(
   form: str,
   model: Gemma,
   params: Any,
-  lora: Any,
+  members: Any,
   active: jax.Array,
   batch: dict[str, jax.Array],
-  **static: Any,
 ) -> dict[str, jax.Array]:
   """Runs a program for a group of members.
 
   Args:
-    program: `likelihood` or `generate`.
+    program: of (forward, unembed, batch), such as `likelihood`.
     form: 'batched' or 'folded'.
     model: the module.
     params: shared base parameters.
-    lora: adapter trees of the group, as `arrange` left them.
+    members: expressed members of the group, as `arrange` left them.
     active: (P,) bool; the folded form spends nothing on the others, whose
       results mean nothing in either form.
     batch: arrays of the batch, the same prompts for all members.
-    **static: static arguments of the program.
 
   Returns:
     The program's results with a leading P.
   """
-  rows = batch['tokens'].shape[0]
 
-  def apply(variables, *args):
-    return model.apply(variables, *args)
+  def unembed_with(params):
+    return lambda hidden: model.apply(
+      {'params': params}, hidden, method='unembed'
+    )
 
-  def unembed(hidden):
-    return model.apply({'params': params}, hidden, method='unembed')
+  if form == 'batched':
+    forward = batched_forward(model, params, members, active.shape[0])
+    return program(forward, unembed_with(params), batch)
 
-  def new_cache(slots: int) -> Cache:
-    return init_cache(model.config, rows, slots, model.dtype)
+  def run(member):
+    folded = fold(params, member)
+    return program(
+      lambda *args: model.apply({'params': folded}, *args),
+      unembed_with(folded),
+      batch,
+    )
 
-  if form == 'folded':
+  def skip(member):
+    return jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, member)
+    )
 
-    def one(member):
-      lora, active = member
+  return jax.lax.map(
+    lambda member: jax.lax.cond(member[1], run, skip, member[0]),
+    (members, active),
+  )
 
-      def run(lora):
-        folded = {'params': fold(params, lora)}
-        return program(
-          lambda *args: apply(folded, *args),
-          unembed,
-          batch,
-          new_cache=new_cache,
-          **static,
-        )
 
-      def skip(lora):
-        return jax.tree.map(
-          lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, lora)
-        )
+def batched_forward(
+  model: Gemma, params: Any, lora: Any, members: int
+) -> Callable:
+  """The forward pass of a group in the batched form.
 
-      return jax.lax.cond(active, run, skip, lora)
+  Args:
+    model: the module.
+    params: shared base parameters.
+    lora: adapter trees of the group, as `arrange` left them.
+    members: P.
 
-    return jax.lax.map(one, (lora, active))
-
-  members = active.shape[0]
+  Returns:
+    forward(tokens, positions, cache, until, prefix) of `Gemma`, with a leading
+    P but for `cache.index` and `until`; tokens without one are the same for all
+    members.
+  """
   # The slot index is the same for all members and stays a scalar: mapped, it
   # would turn each cache write into a scatter.
   cache_axes = Cache(k=0, v=0, positions=0, index=None)
 
-  def forward(tokens, positions, cache):
+  def forward(tokens, positions, cache, until=None, prefix=None):
     mapped = 0 if tokens.ndim == 3 else None
     axes = None if cache is None else cache_axes
     return jax.vmap(
-      lambda lora, *args: apply({'params': params, 'lora': lora}, *args),
-      in_axes=(1, mapped, mapped, axes),
+      lambda lora, *args: model.apply({'params': params, 'lora': lora}, *args),
+      in_axes=(1, mapped, mapped, axes, None, None if prefix is None else 0),
       out_axes=(0, axes),
       axis_size=members,
-    )(lora, tokens, positions, cache)
+    )(lora, tokens, positions, cache, until, prefix)
 
-  def new_caches(slots: int) -> Cache:
-    cache = new_cache(slots)
-    stacked = jax.tree.map(
-      lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)), cache
-    )
-    return stacked.replace(index=cache.index)
-
-  return program(forward, unembed, batch, new_cache=new_caches, **static)
+  return forward
 
 
 def group_program(
@@ -133,13 +133,12 @@ def group_program(
   form: str,
   model: Gemma,
   mesh: jax.sharding.Mesh,
-  **static: Any,
 ) -> Callable:
-  """`run_group` of (params, lora, active, batch), members spread over devices.
+  """`run_group` of (params, members, active, batch), spread over devices.
 
   Every device runs its own members; nothing is communicated.
   """
-  run = functools.partial(run_group, program, form, model, **static)
+  run = functools.partial(run_group, program, form, model)
   if mesh.size == 1:
     return run
   whole = jax.sharding.PartitionSpec()

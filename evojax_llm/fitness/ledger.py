@@ -12,17 +12,30 @@ class Ledger:
 
   Attributes:
     members: members scored.
+    items_saved: items of members that a race did not score.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
     programs: programs compiled.
+    refills: times that prompts were read into slots.
+    steps: times that a token was made in every slot.
+    slot_steps: slots of all steps.
+    busy_slot_steps: of these, slots that worked on an answer.
     seconds: wall time by purpose: 'compile', 'score' (device work, waited
-      for), 'host' (matching answers).
+      for), 'host' (matching answers); and of the work on answers, which is
+      partly among these, 'prefill' (refills times the seconds of one, measured
+      when slots are filled for the first time), 'decode' (the rest of the
+      device's time) and 'idle' (nothing was asked of the device).
   """
 
   members: int = 0
+  items_saved: int = 0
   prompt_tokens: int = 0
   new_tokens: int = 0
   programs: int = 0
+  refills: int = 0
+  steps: int = 0
+  slot_steps: int = 0
+  busy_slot_steps: int = 0
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @contextlib.contextmanager
@@ -32,8 +45,18 @@ class Ledger:
     try:
       yield
     finally:
-      spent = time.perf_counter() - start
-      self.seconds[purpose] = self.seconds.get(purpose, 0.0) + spent
+      self.add(purpose, time.perf_counter() - start)
+
+  def add(self, purpose: str, seconds: float) -> None:
+    """Adds wall time to a purpose."""
+    self.seconds[purpose] = self.seconds.get(purpose, 0.0) + seconds
+
+  @property
+  def occupancy(self) -> float:
+    """Share of the slots that worked, NaN where none was there."""
+    if not self.slot_steps:
+      return float('nan')
+    return self.busy_slot_steps / self.slot_steps
 
   def as_dict(self) -> dict:
     """A copy, for records."""

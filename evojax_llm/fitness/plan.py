@@ -12,11 +12,15 @@ from evojax_llm.gemma.config import GemmaConfig
 
 # Tokens of one program call: enough to keep the matrix units busy, few enough
 # for a CPU's caches.
-_TOKENS_PER_CALL = {'cpu': 4096}
+_TOKENS_PER_CALL = {'cpu': 1024}
 _TOKENS_PER_CALL_ELSEWHERE = 131_072
-# On a CPU, folding pays while a copy of the layers is small against its caches
-# and against the work of one member.
+# Tokens made in one step: enough that reading the weights is shared by many.
+_SLOTS_PER_CALL = {'cpu': 64}
+_SLOTS_PER_CALL_ELSEWHERE = 512
+# On a CPU, folding pays while a copy of the layers is small against the work of
+# one member. Between these sizes it is tried.
 _FOLD_AT_MOST_BYTES = 1 << 28
+_FOLD_NEVER_BYTES = 1 << 32
 _SHARE_OF_MEMORY = 0.8
 _MIB = 1 << 20
 
@@ -30,7 +34,9 @@ class Plan:
   """How members and prompts are cut into program calls.
 
   Attributes:
-    form: 'batched' or 'folded' (see `programs`).
+    form: 'batched' or 'folded' (see `forms`).
+    form_is_clear: whether sizes and device tell that it is the faster one.
+    reason: why it was taken.
     members_per_group: members of one program call.
     device: platform that the plan is for.
     budget: bytes that may be used on one device.
@@ -41,10 +47,13 @@ class Plan:
     row_token: bytes that one token of it takes.
     row_token_pair: bytes that one (query, key) pair of it takes.
     tokens_per_call: padded tokens that one program call aims at.
+    slots_per_call: prompts that one step of decoding aims at.
     prompts_per_batch: given by the user; None to choose by size.
   """
 
   form: str
+  form_is_clear: bool
+  reason: str
   members_per_group: int
   device: str
   budget: int
@@ -55,6 +64,7 @@ class Plan:
   row_token: int
   row_token_pair: int
   tokens_per_call: int
+  slots_per_call: int
   prompts_per_batch: int | None = None
 
   def row_bytes(self, length: int, new_tokens: int = 0) -> int:
@@ -88,6 +98,15 @@ class Plan:
     wanted = self.tokens_per_call // (self.members_at_once * length)
     return max(1, min(fit, wanted))
 
+  def slots(self, length: int, new_tokens: int) -> int:
+    """Most prompts of a member whose continuations are in work at a time."""
+    rows = self.rows(length, new_tokens)
+    if self.prompts_per_batch:
+      return rows
+    row = self.members_at_once * self.row_bytes(length, new_tokens)
+    fit = (self.budget - self.fixed) // row
+    return min(fit, max(rows, self.slots_per_call // self.members_at_once))
+
   def describe(self) -> str:
     """The plan in a few lines, for people."""
 
@@ -96,7 +115,7 @@ class Plan:
 
     return '\n'.join(
       [
-        f'plan: {self.form} execution on {self.device}, '
+        f'plan: {self.form} execution on {self.device} ({self.reason}), '
         f'{self.members_per_group} members a group',
         f'  base {mib(self.base)}, population {mib(self.population)}, '
         f'fixed in all {mib(self.fixed)} of {mib(self.budget)}',
@@ -117,22 +136,25 @@ def device_budget(device: jax.Device) -> int:
     return int(_SHARE_OF_MEMORY * stats['bytes_limit'])
   try:
     pages, size = os.sysconf('SC_AVPHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
-    return int(_SHARE_OF_MEMORY * pages * size)
+    # CPU devices are parts of one machine and share its memory.
+    return int(_SHARE_OF_MEMORY * pages * size / device.client.device_count())
   except (ValueError, OSError):
     return 4 << 30
 
 
-def choose_form(config: GemmaConfig, platform: str, itemsize: int) -> str:
-  """The execution form for a model on a platform.
+def choose_form(
+  config: GemmaConfig, platform: str, itemsize: int
+) -> tuple[str, bool]:
+  """The execution form for a model on a platform, and whether that is clear.
 
   An accelerator wants one large product of the base for all members. A CPU
   is faster on one member's working set at a time, as long as folding a member
   costs little.
   """
   layers = config.num_params - config.vocab_size * config.embed_dim
-  if platform == 'cpu' and layers * itemsize <= _FOLD_AT_MOST_BYTES:
-    return 'folded'
-  return 'batched'
+  if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:
+    return 'batched', True
+  return 'folded', layers * itemsize <= _FOLD_AT_MOST_BYTES
 
 
 def make_plan(
@@ -171,8 +193,10 @@ def make_plan(
     MemoryPlanError: nothing fits.
   """
   itemsize = jnp.dtype(dtype).itemsize
+  clear, reason = True, 'asked for'
   if form == 'auto':
-    form = choose_form(config, device.platform, itemsize)
+    form, clear = choose_form(config, device.platform, itemsize)
+    reason = f'the rule for models of this size on {device.platform}'
   if budget is None:
     budget = device_budget(device)
   if population_bytes is None:
@@ -186,6 +210,8 @@ def make_plan(
   layers = base_bytes - config.vocab_size * config.embed_dim * itemsize
   common = dict(
     form=form,
+    form_is_clear=clear,
+    reason=reason,
     device=device.platform,
     budget=budget,
     base=base_bytes,
@@ -195,6 +221,9 @@ def make_plan(
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(
       device.platform, _TOKENS_PER_CALL_ELSEWHERE
+    ),
+    slots_per_call=_SLOTS_PER_CALL.get(
+      device.platform, _SLOTS_PER_CALL_ELSEWHERE
     ),
     prompts_per_batch=prompts_per_batch,
   )

@@ -62,22 +62,31 @@ class Answers:
     self.generated = [[()] * len(split.prompts) for _ in range(members)]
     self.finite = np.ones(members, bool)
 
-  def add(self, kind: str, batch: Any, start: int, result: dict) -> None:
-    """Takes in one program's result for members `start` and following."""
-    members = len(next(iter(result.values())))
-    span = slice(start, start + members)
-    if kind == 'likelihood':
-      read = batch.owner >= 0
-      values = result['logprobs'][:, read].astype(np.float64)
-      np.add.at(self.loglikelihoods[span].T, batch.owner[read], values.T)
-      self.finite[span] &= np.isfinite(values).all(axis=1)
-      return
-    self.finite[span] &= result['finite']
-    for row, owner in enumerate(batch.owner):
-      if owner >= 0:
-        for m, ids in enumerate(result['tokens'][:, row].tolist()):
-          end = ids.index(-1) if -1 in ids else len(ids)
-          self.generated[start + m][owner] = tuple(ids[:end])
+  def forget(self, start: int) -> None:
+    """Drops the answers of members `start` and following."""
+    self.loglikelihoods[start:] = 0.0
+    self.finite[start:] = True
+
+  def add_options(
+    self, owner: np.ndarray, start: int, logprobs: np.ndarray
+  ) -> None:
+    """Takes in log-probabilities (M, Q) of members `start` and following."""
+    span = slice(start, start + len(logprobs))
+    read = owner >= 0
+    values = logprobs[:, read].astype(np.float64)
+    np.add.at(self.loglikelihoods[span].T, owner[read], values.T)
+    self.finite[span] &= np.isfinite(values).all(axis=1)
+
+  def add_texts(
+    self, owner: np.ndarray, start: int, tokens: np.ndarray, finite: np.ndarray
+  ) -> None:
+    """Takes in tokens (M, N, new) of members `start` and following."""
+    self.finite[start : start + len(finite)] &= finite
+    lengths = (tokens >= 0).sum(axis=2)
+    for m, rows in enumerate(tokens.tolist()):
+      made = self.generated[start + m]
+      for row, prompt, length in zip(rows, owner, lengths[m], strict=True):
+        made[prompt] = tuple(row[:length])
 
 
 class Matcher:

@@ -3,33 +3,30 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import jax
-import numpy as np
 
 from evojax_llm.fitness import batches
+from evojax_llm.fitness import trees
 from evojax_llm.fitness.prompts import EncodedItem
+from evojax_llm.fitness.queues import Prompt
+from evojax_llm.fitness.queues import Queue
+from evojax_llm.fitness.queues import pack_queues
 
-# What of a batch a program reads; the rest stays on the host.
-_INPUTS = {
-  'likelihood': ('tokens', 'positions', 'row', 'column', 'target'),
-  'generate': ('tokens', 'positions', 'limits'),
-}
+# What of a batch the program reads; the rest stays on the host.
+_INPUTS = ('tokens', 'positions', 'until', 'row', 'column', 'target')
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One program call, but for the members.
+  """One call of the likelihood program, but for the members.
 
   Attributes:
-    kind: 'likelihood' or 'generate'.
     batch: the host's batch.
     inputs: its arrays on the device.
   """
 
-  kind: str
-  batch: Any
+  batch: batches.LikelihoodBatch
   inputs: dict[str, jax.Array]
 
   @property
@@ -48,7 +45,8 @@ class Split:
     prompts: (task, item) of every prompt to be continued.
     first_option: (K,) index of each task's first continuation.
     first_prompt: (K,) index of each task's first prompt.
-    jobs: the program calls that answer them all.
+    jobs: the program calls that read all options.
+    queues: all prompts to be continued.
   """
 
   items: list[list[EncodedItem]]
@@ -57,22 +55,38 @@ class Split:
   first_option: list[int]
   first_prompt: list[int]
   jobs: list[Job]
+  queues: list[Queue]
 
 
 def longest_rows(items: Sequence[Sequence[EncodedItem]]) -> list:
   """(tokens, new tokens) of the rows that take the most memory."""
   lengths = [(1, 0)]
-  for item in (item for task in items for item in task):
-    if item.options is None:
-      lengths.append((len(item.prompt), item.max_new_tokens))
-    else:
-      lengths.append((len(item.prompt) + max(map(len, item.options)), 0))
+  for task in items:
+    lengths += [
+      (len(item.prompt), item.max_new_tokens)
+      for item in task
+      if item.options is None
+    ]
+    scored = [item for item in task if item.options is not None]
+    if scored:
+      lengths.append((_longest_forest(scored), 0))
   return [max(lengths), max(lengths, key=sum)]
+
+
+def _longest_forest(items: Sequence[EncodedItem]) -> int:
+  """Columns of the longest row that items with options will have."""
+  shared = trees.common_start([item.prompt for item in items])
+  sizes = [
+    trees.size([(item.prompt, option) for option in item.options])
+    for item in items
+  ]
+  return batches.longest_row(sizes, shared)
 
 
 def pack(
   items: list[list[EncodedItem]],
   rows: Callable[[int, int], int],
+  slots: Callable[[int, int], int],
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
 ) -> Split:
@@ -81,11 +95,12 @@ def pack(
   Args:
     items: K lists of encoded items.
     rows: most rows of a batch, by prompt tokens and new tokens.
+    slots: most prompts in work at a time, likewise.
     sharding: where the arrays go.
     pad_id: token that stands where there is none.
   """
   options, continuations = [], []
-  prompts, to_continue, limits = [], [], []
+  prompts, to_continue = [], []
   first_option, first_prompt = [], []
   for k, task in enumerate(items):
     first_option.append(len(options))
@@ -93,27 +108,33 @@ def pack(
     for i, item in enumerate(task):
       if item.options is None:
         prompts.append((k, i))
-        to_continue.append(item.prompt)
-        limits.append(item.max_new_tokens)
+        to_continue.append(
+          Prompt(
+            ids=item.prompt,
+            limit=item.max_new_tokens,
+            stops=item.stop,
+            item=item.item.id,
+            group=k,
+          )
+        )
       else:
         options += [(k, i, o) for o in range(len(item.options))]
         continuations += [(item.prompt, option) for option in item.options]
-  most_new = max(limits, default=0)
-  packed = [
-    ('likelihood', batch)
-    for batch in batches.pack_likelihood(
-      continuations, lambda length: rows(length, 0), pad_id
-    )
-  ] + [
-    ('generate', batch)
-    for batch in batches.pack_generation(
-      to_continue, limits, lambda length: rows(length, most_new), pad_id
-    )
-  ]
-
-  def place(kind: str, batch: Any) -> dict[str, jax.Array]:
-    arrays = {name: np.asarray(getattr(batch, name)) for name in _INPUTS[kind]}
-    return jax.device_put(arrays, sharding)
-
-  jobs = [Job(kind, batch, place(kind, batch)) for kind, batch in packed]
-  return Split(items, options, prompts, first_option, first_prompt, jobs)
+  jobs = []
+  for batch in batches.pack_likelihood(
+    continuations,
+    lambda length: rows(length, 0),
+    pad_id,
+    families=[k for k, _, _ in options],
+  ):
+    arrays = {name: getattr(batch, name) for name in _INPUTS}
+    jobs.append(Job(batch, jax.device_put(arrays, sharding)))
+  return Split(
+    items=items,
+    options=options,
+    prompts=prompts,
+    first_option=first_option,
+    first_prompt=first_prompt,
+    jobs=jobs,
+    queues=pack_queues(to_continue, slots, rows, sharding, pad_id),
+  )

@@ -12,7 +12,9 @@ class Cache:
   """Keys and values of the tokens read so far.
 
   A slot is addressed by the position stored in it, never by its place, so rows
-  padded left or right, or refilled, need no bookkeeping of their own.
+  padded left or right, or refilled, need no bookkeeping of their own. The slots
+  are a ring: every row writes at the same index, which starts again at the
+  first slot behind the last.
 
   Attributes:
     k: (L, B, S, Kv, h) keys, rotated.
@@ -25,6 +27,21 @@ class Cache:
   v: jax.Array
   positions: jax.Array
   index: jax.Array
+
+
+@flax.struct.dataclass
+class Prefix:
+  """Keys and values of tokens that all rows begin with.
+
+  Attributes:
+    k: (L, T, Kv, h) keys, rotated.
+    v: (L, T, Kv, h) values.
+    positions: (T,) i32 position of each token; -1 is padding.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  positions: jax.Array
 
 
 def init_cache(
@@ -50,3 +67,8 @@ def bytes_per_token(config: GemmaConfig, dtype=jnp.float32) -> int:
   """Bytes that one token of one row takes in the cache."""
   width = config.num_kv_heads * config.head_dim
   return 2 * config.num_layers * width * jnp.dtype(dtype).itemsize
+
+
+def as_prefix(cache: Cache) -> Prefix:
+  """What the first row of a cache has read, as a prefix of other rows."""
+  return Prefix(cache.k[:, 0], cache.v[:, 0], cache.positions[0])

@@ -7,20 +7,35 @@ import jax
 import jax.numpy as jnp
 
 
-def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-  """X (..., in) times w (in, out), accumulated in f32, in the type of x."""
+def matmul(
+  x: jax.Array, w: jax.Array, step: jax.Array | None = None
+) -> jax.Array:
+  """X (..., in) times w (in, out), accumulated in f32, in the type of x.
+
+  Args:
+    x: (..., in).
+    w: (in, out); integers where there is a step.
+    step: (out,) f32 that the columns of w are multiplied by.
+  """
   y = jnp.einsum(
     '...i,io->...o', x, w.astype(x.dtype), preferred_element_type=jnp.float32
   )
-  return y.astype(x.dtype)
+  return (y if step is None else y * step).astype(x.dtype)
 
 
 class Linear(nn.Module):
-  """y = x W, or y = x W + (x A) B where the member has factors for it.
+  """y = x W, with a member's low rank added where it has one.
 
-  W is the parameter `kernel` (in, out). A (in, R) and B (R, out) are the
-  variables `a` and `b` of the collection `lora`, B already scaled. Mapping
-  over members with W not mapped leaves one product x W for all of them.
+  W is the parameter `kernel` (in, out), or kernel * step where there is a
+  parameter `step` (out,) (see `quantize`). A member has variables in the
+  collection `lora`, of one of two kinds:
+
+    a (in, R), b (R, out): y = x W + (x a) b, b already scaled.
+    gate (R,): y = x W + ((x a) gate) b, with `a` and `b` parameters beside the
+      kernel, the same for all members.
+
+  Mapping over members with the parameters not mapped leaves one product x W,
+  and x a, for all of them.
   """
 
   features: int
@@ -33,11 +48,16 @@ class Linear(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
     )
-    y = matmul(x, kernel)
+    y = matmul(x, kernel, self.get_variable('params', 'step'))
     if self.has_variable('lora', 'a'):
       a = self.get_variable('lora', 'a')
       b = self.get_variable('lora', 'b')
       y = y + matmul(matmul(x, a), b)
+    elif self.has_variable('lora', 'gate'):
+      gate = self.get_variable('lora', 'gate').astype(x.dtype)
+      a = self.get_variable('params', 'a')
+      b = self.get_variable('params', 'b')
+      y = y + matmul(matmul(x, a) * gate, b)
     return y
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.gemma.cache import Cache
+from evojax_llm.gemma.cache import Prefix
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.linear import Linear
 from evojax_llm.gemma.linear import RMSNorm
@@ -37,9 +38,11 @@ class Tokens:
   Attributes:
     cos: (S, B, T, 1, h / 2) f32 for each of the S rotary embeddings.
     sin: likewise.
-    visible: (B, T, keys) bool, causal and not padding.
+    visible: (B, T, keys) bool, the keys that a query may look at; those of a
+      prefix stand first.
     distance: (B, T, keys) i32, query position minus key position.
     index: () i32, first cache slot of these tokens; 0 without a cache.
+    prefix: keys and values that all rows begin with, or None.
   """
 
   cos: jax.Array
@@ -47,6 +50,7 @@ class Tokens:
   visible: jax.Array
   distance: jax.Array
   index: jax.Array
+  prefix: Prefix | None
 
 
 @flax.struct.dataclass
@@ -101,19 +105,43 @@ class Attention(nn.Module):
         )
         for old in kv
       )
+    # The query heads of a key head stand beside the tokens, so that each
+    # product is one plain matrix product per row and key head.
     q = q.reshape(batch, length, c.num_kv_heads, groups, c.head_dim)
-    scores = jnp.einsum(
-      'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
-    )
+    q = q.swapaxes(1, 2).reshape(batch, c.num_kv_heads, -1, c.head_dim)
+    parts = [('bskh', k, v)]
+    if tokens.prefix is not None:
+      # What all rows share is read once and copied into none of them.
+      shared = (
+        jax.lax.dynamic_index_in_dim(leaf, kind.layer, keepdims=False).astype(
+          x.dtype
+        )
+        for leaf in (tokens.prefix.k, tokens.prefix.v)
+      )
+      parts.insert(0, ('skh', *shared))
+    scores = [
+      jnp.einsum(
+        f'bkqh,{axes}->bkqs', q, keys, preferred_element_type=jnp.float32
+      )
+      for axes, keys, _ in parts
+    ]
+    scores = jnp.concatenate(scores, axis=-1)
     scores = softcap(scores * c.query_pre_attn_scalar**-0.5, c.attn_softcap)
     visible = tokens.visible
     if 'sliding_attention' in c.layer_types:
       visible = visible & (tokens.distance < kind.window)
-    scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    visible = jnp.repeat(visible, groups, axis=1)[:, None]
+    scores = jnp.where(visible, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-    y = jnp.einsum(
-      'bkgts,bskh->btkgh', weights, v, preferred_element_type=jnp.float32
+    border = weights.shape[-1] - k.shape[1]
+    weights = [weights[..., border:]] + [weights[..., :border]] * (border > 0)
+    y = sum(
+      jnp.einsum(
+        f'bkqs,{axes}->bkqh', part, values, preferred_element_type=jnp.float32
+      )
+      for part, (axes, _, values) in zip(weights, parts[::-1], strict=True)
     ).astype(x.dtype)
+    y = y.reshape(batch, c.num_kv_heads, length, -1).swapaxes(1, 2)
     y = y.reshape(batch, length, c.num_heads * c.head_dim)
     return Linear(c.embed_dim, name='o_proj')(y), kv
 
@@ -190,6 +218,8 @@ class Gemma(nn.Module):
     tokens: jax.Array,
     positions: jax.Array,
     cache: Cache | None = None,
+    until: jax.Array | None = None,
+    prefix: Prefix | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Hidden states after the final norm.
 
@@ -198,7 +228,14 @@ class Gemma(nn.Module):
       positions: (B, T) i32: 0, 1, 2, ... for the tokens of a row, -1 for
         padding, which may stand left or right. A query sees keys with
         0 <= key position <= its own, within the window on sliding layers.
-      cache: earlier tokens; these are written behind them at `cache.index`.
+      cache: earlier tokens; these are written behind them at `cache.index`,
+        and must not reach over the end of the ring.
+      until: (B, T) i32, for rows that hold several texts as a tree (see
+        `fitness.trees`): the token in column c is seen by the queries in
+        columns c to until - 1, whatever their positions; 0 for padding. Not
+        together with a cache.
+      prefix: tokens that all rows begin with; positions go on behind them.
+        Not together with `until`.
 
     Returns:
       hidden (B, T, D) in `dtype` (`unembed` makes logits of those that are
@@ -214,13 +251,25 @@ class Gemma(nn.Module):
         cache.positions, positions, (0, index)
       )
       kv = (cache.k, cache.v)
-    distance = positions[:, :, None] - key_positions[:, None, :]
+    seen = key_positions
+    if prefix is not None:
+      shape = (tokens.shape[0], prefix.positions.shape[0])
+      first = jnp.broadcast_to(prefix.positions, shape)
+      seen = jnp.concatenate([first, seen], axis=-1)
+    distance = positions[:, :, None] - seen[:, None, :]
+    if until is None:
+      visible = (seen[:, None, :] >= 0) & (distance >= 0)
+    else:
+      column = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+      visible = column <= column[:, None]
+      visible = visible & (column[:, None] < until[:, None, :])
     shared = Tokens(
       cos=cos,
       sin=sin,
-      visible=(key_positions[:, None, :] >= 0) & (distance >= 0),
+      visible=visible,
       distance=distance,
       index=index,
+      prefix=prefix,
     )
     (x, kv), _ = self.layers((self.embedder(tokens), kv), kinds, shared)
     if cache is not None:
@@ -228,7 +277,7 @@ class Gemma(nn.Module):
         k=kv[0],
         v=kv[1],
         positions=key_positions,
-        index=index + tokens.shape[1],
+        index=(index + tokens.shape[1]) % cache.positions.shape[1],
       )
     return self.final_norm(x), cache
 

@@ -59,6 +59,10 @@ class AdapterSpace:
     """
     return scaled(genome, self._adapters.scale)
 
+  def adapter(self, genome: stack.Genome) -> dict[str, Any]:
+    """One member as an adapter, which is what it is expressed as."""
+    return self.express(genome)
+
   def export(
     self,
     genome: stack.Genome,

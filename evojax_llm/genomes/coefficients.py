@@ -24,13 +24,15 @@ class CoefficientSpace:
 
   A genome is {'coefficients': (N,) f32} and stands for the change of the model
   sum_n c_n A_n B_n. With the experts' factors concatenated on the rank,
-  y = x W + ((x A_cat) gate) B_cat, so that a whole population shares B_cat and
-  what differs is the gate. Unlike a merge of adapters, factor by factor, there
-  are no cross terms between experts.
+  y = x W + ((x A_cat) gate) B_cat, so that a whole population shares every
+  matrix and a member is its gates. Unlike a merge of adapters, factor by
+  factor, there are no cross terms between experts.
 
   Attributes:
     names: (N,) names of the experts.
     rank: N R, the rank of a member.
+    shared: adapter tree of the concatenated factors, a (L, in, N R) and
+      b (L, N R, out), scaled; parameters that the gates of members weigh.
   """
 
   def __init__(self, adapter_set: peft.AdapterSet, dtype: Any = jnp.float32):
@@ -47,6 +49,7 @@ class CoefficientSpace:
       lambda leaf: jnp.asarray(leaf, dtype),
       _concatenate(adapter_set.factors),
     )
+    self.shared = adapters.scaled(self._factors, self._scale)
 
   def experts(self) -> stack.Population:
     """The N experts as genomes: the unit vectors."""
@@ -74,11 +77,15 @@ class CoefficientSpace:
     return initial.Initial(population, made.operators, made.parents, made.rows)
 
   def express(self, genome: stack.Genome) -> dict[str, Any]:
-    """The `lora` tree of one member: a (L, in, N R), b (L, N R, out), scaled.
+    """The gates of one member: {'gate': (L, N R) f32} of every linear map."""
+    return _gates(self.shared, self._gate(genome))
+
+  def adapter(self, genome: stack.Genome) -> dict[str, Any]:
+    """The same member as an adapter: a (L, in, N R), b (L, N R, out), scaled.
 
     Under vmap only a carries the population's axis.
     """
-    return adapters.scaled(self._gated(genome), self._scale)
+    return _gate_factors(self.shared, self._gate(genome))
 
   def export(
     self,
@@ -91,17 +98,17 @@ class CoefficientSpace:
     """Writes one member as a PEFT adapter of rank N R."""
     return peft.save_adapter(
       folder,
-      jax.device_get(self._gated(genome)),
+      jax.device_get(_gate_factors(self._factors, self._gate(genome))),
       self._scale,
       config,
       base_model_name,
       base_folder,
     )
 
-  def _gated(self, genome):
-    gate = genome[COEFFICIENTS].astype(jnp.float32)
-    gate = jnp.repeat(gate, self.rank // len(self.names))
-    return _gate(self._factors, gate)
+  def _gate(self, genome: stack.Genome) -> jax.Array:
+    """(N R,) f32, each coefficient R times."""
+    coefficients = genome[COEFFICIENTS].astype(jnp.float32)
+    return jnp.repeat(coefficients, self.rank // len(self.names))
 
 
 def _concatenate(node: Any) -> Any:
@@ -116,8 +123,15 @@ def _concatenate(node: Any) -> Any:
   }
 
 
-def _gate(node, gate):
+def _gates(node: Any, gate: jax.Array) -> Any:
+  """A gate for every layer of every linear map that has factors."""
   if not gemma_lora.is_factors(node):
-    return {name: _gate(child, gate) for name, child in node.items()}
+    return {name: _gates(child, gate) for name, child in node.items()}
+  return {'gate': jnp.broadcast_to(gate, (len(node['a']), *gate.shape))}
+
+
+def _gate_factors(node: Any, gate: jax.Array) -> Any:
+  if not gemma_lora.is_factors(node):
+    return {name: _gate_factors(child, gate) for name, child in node.items()}
   a = node['a']
   return {'a': (a.astype(jnp.float32) * gate).astype(a.dtype), 'b': node['b']}

@@ -71,9 +71,10 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   """The nearest adapter of rank R, and how far it is.
 
-  With a = Q_a R_a and b^T = Q_b R_b, the singular values of a b are those of
-  the small matrix R_a R_b^T. The columns of the new a are orthonormal; b holds
-  the singular values, so that its size is the adapter's mass.
+  With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of
+  a b are those of the small matrix R_a R_b^T. The columns of the new a are
+  orthonormal; b holds the singular values, so that its size is the adapter's
+  mass.
 
   Args:
     adapter: adapter tree of any rank; smaller ones are filled up with zeros.
@@ -90,47 +91,111 @@ def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   """
   if rank < 1:
     raise ValueError(f'Got rank {rank}; expected at least one.')
-  pairs = _map_factors(lambda node: _Pair(*_compress(node, rank)), adapter)
+  nodes, structure = jax.tree.flatten(adapter, is_leaf=lora.is_factors)
+  places = [i for i, node in enumerate(nodes) if lora.is_factors(node)]
+  errors = [jnp.float32(0.0)] * len(nodes)
+  sides = [nodes[i]['a'].astype(jnp.float32) for i in places]
+  sides += [_turned(nodes[i]['b'].astype(jnp.float32)) for i in places]
+  sides, cores = _orthonormal(sides)
+  middle = len(places)
+  small = [
+    _matmul(one, _turned(two))
+    for one, two in zip(cores[:middle], cores[middle:], strict=True)
+  ]
+  decomposed = _at_once(_svd, small)
+  for i, left, right, parts in zip(
+    places, sides[:middle], sides[middle:], decomposed, strict=True
+  ):
+    nodes[i], errors[i] = _truncated(nodes[i], left, right, parts, rank)
   return (
-    jax.tree.map(lambda p: p.node, pairs, is_leaf=_is_pair),
-    jax.tree.map(lambda p: p.error, pairs, is_leaf=_is_pair),
+    jax.tree.unflatten(structure, nodes),
+    jax.tree.unflatten(structure, errors),
   )
 
 
-class _Pair:
-  """A compressed node and its error; a leaf to jax.tree."""
-
-  def __init__(self, node: Any, error: jax.Array):
-    self.node, self.error = node, error
-
-
-def _is_pair(node):
-  return isinstance(node, _Pair)
-
-
-def _compress(node, rank):
-  if not lora.is_factors(node):
-    return node, jnp.float32(0.0)
+def _truncated(node, left, right, parts, rank):
+  """The factors of rank R, and the error."""
+  u, values, vt = parts
   a, b = node['a'], node['b']
-  left, core_a = jnp.linalg.qr(a.astype(jnp.float32))
-  right, core_b = jnp.linalg.qr(jnp.swapaxes(b, -1, -2).astype(jnp.float32))
-  core = _matmul(core_a, jnp.swapaxes(core_b, -1, -2))
-  u, values, vt = jnp.linalg.svd(core, full_matrices=False)
   kept = min(rank, values.shape[-1])
   squares = jnp.square(values)
   total = jnp.sum(squares, axis=-1)
   lost = jnp.sum(squares[..., kept:], axis=-1)
   error = jnp.sqrt(lost / jnp.where(total > 0.0, total, 1.0))
   new_a = _matmul(left, u[..., :kept])
-  new_b = _matmul(
-    values[..., :kept, None] * vt[..., :kept, :], jnp.swapaxes(right, -1, -2)
-  )
+  new_b = _matmul(values[..., :kept, None] * vt[..., :kept, :], _turned(right))
   missing = rank - kept
   no_pad = [(0, 0)] * (a.ndim - 1)
   return {
     'a': jnp.pad(new_a, [*no_pad, (0, missing)]).astype(a.dtype),
     'b': jnp.pad(new_b, [*no_pad[1:], (0, missing), (0, 0)]).astype(b.dtype),
   }, error
+
+
+def _svd(matrices):
+  return jnp.linalg.svd(matrices, full_matrices=False)
+
+
+def _at_once(function, matrices):
+  """function(matrix) of several batches of small square ones, in one call.
+
+  Decompositions are calls into LAPACK, which spreads a batch over threads and
+  waits for them. Several that XLA runs beside one another can wait for each
+  other's threads for ever; one after the other they cannot.
+  """
+  found = [None] * len(matrices)
+  sizes = {matrix.shape[-1] for matrix in matrices}
+  for size in sorted(sizes):
+    places = [i for i, m in enumerate(matrices) if m.shape[-1] == size]
+    flat = [matrices[i].reshape(-1, size, size) for i in places]
+    parts = function(jnp.concatenate(flat))
+    start = 0
+    for i, matrix in zip(places, flat, strict=True):
+      batch = matrices[i].shape[:-2]
+      found[i] = tuple(
+        part[start : start + len(matrix)].reshape(batch + part.shape[1:])
+        for part in parts
+      )
+      start += len(matrix)
+  return found
+
+
+def _orthonormal(sides):
+  """Q (..., n, k), whose columns are orthonormal, and R with x = Q R, of each.
+
+  By the small matrices x^T x, which costs products alone (Stathopoulos and Wu,
+  "A block orthogonalization procedure with constant synchronization
+  requirements", 2002). One pass is inexact where columns nearly depend on one
+  another, as those of experts of one origin do; the passes after it repair
+  that. x = Q R holds all along, as no direction is dropped.
+  """
+  cores = [None] * len(sides)
+  for _ in range(3):
+    grams = [_matmul(_turned(x), x) for x in sides]
+    lengths = [jnp.sqrt(jnp.diagonal(g, axis1=-2, axis2=-1)) for g in grams]
+    lengths = [jnp.where(length > 0.0, length, 1.0) for length in lengths]
+    spectra = _at_once(
+      jnp.linalg.eigh,
+      [
+        gram / (length[..., :, None] * length[..., None, :])
+        for gram, length in zip(grams, lengths, strict=True)
+      ],
+    )
+    for i, (length, (values, vectors)) in enumerate(
+      zip(lengths, spectra, strict=True)
+    ):
+      least = values.shape[-1] * jnp.finfo(jnp.float32).eps
+      roots = jnp.sqrt(jnp.maximum(values, least))
+      step = roots[..., :, None] * _turned(vectors) * length[..., None, :]
+      sides[i] = _matmul(
+        sides[i], vectors / (length[..., :, None] * roots[..., None, :])
+      )
+      cores[i] = step if cores[i] is None else _matmul(step, cores[i])
+  return sides, cores
+
+
+def _turned(matrix):
+  return jnp.swapaxes(matrix, -1, -2)
 
 
 def _matmul(one, two):
@@ -150,18 +215,28 @@ def linear(
       Leaves other than factors are summed either way.
 
   Raises:
-    ValueError: if `products` is neither.
+    ValueError: if `products` is neither, or modules differ in rank.
   """
   if products not in PRODUCTS:
     raise ValueError(f'Got products {products!r}; expected one of {PRODUCTS}.')
   if products == 'factors':
     return linear_merge.combine(parents, weights)
 
-  def cross(node):
-    if not lora.is_factors(node):
-      return linear_merge.combine(node, weights)
-    k, rank = node['a'].shape[0], node['a'].shape[-1]
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], node) for i in range(k)]
-    return compress(weighted_sum(each, weights), rank)[0]
-
-  return _map_factors(cross, parents)
+  count = stack.size(parents)
+  each = [
+    jax.tree.map(lambda leaf, i=i: leaf[i], parents) for i in range(count)
+  ]
+  ranks = {
+    node['a'].shape[-1]
+    for node in jax.tree.leaves(parents, is_leaf=lora.is_factors)
+    if lora.is_factors(node)
+  }
+  if not ranks:
+    return linear_merge.combine(parents, weights)
+  if len(ranks) > 1:
+    raise ValueError(
+      f'Got modules of ranks {sorted(ranks)}; expected one rank. Pad the '
+      'factors with zeros.'
+    )
+  (rank,) = ranks
+  return compress(weighted_sum(each, weights), rank)[0]

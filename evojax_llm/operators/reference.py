@@ -23,9 +23,16 @@ _KINDS = {
     'Merges (crossover)',
     'One child from parents. Applied to genomes and populations by '
     '`merges.lift`; parameters may differ by member, layer and module. '
-    '`base` says whether a base genome is needed beside the parents.',
+    '`base` says whether a base genome is needed beside the parents. '
+    'Adapters are merged factor by factor; `lora_algebra` has their exact '
+    'sums, compression and its error.',
   ),
-  'mutation': ('Mutations', 'A changed copy of one genome.'),
+  'mutation': (
+    'Mutations',
+    'A changed copy of one genome. Low-rank noise need not be formed: '
+    '`low_rank.as_adapter` runs a member from its seed, and `low_rank.update` '
+    'moves the centre by all of them.',
+  ),
   'succession': (
     'Succession',
     "Members move by their own and the population's experience. The memories "

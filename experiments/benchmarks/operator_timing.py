@@ -145,11 +145,12 @@ def time_rows(rows: Sequence[Row], repeats: int) -> dict[str, list[float]]:
     row.run()
     logging.info('%s: %.2f s at first', row.name, time.perf_counter() - start)
   seconds = {row.name: [] for row in rows}
-  for _ in range(repeats):
+  for repeat in range(repeats):
     for row in rows:
       start = time.perf_counter()
       row.run()
       seconds[row.name].append(time.perf_counter() - start)
+    logging.info('repeat %d of %d', repeat + 1, repeats)
   return seconds
 
 

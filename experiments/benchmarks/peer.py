@@ -12,6 +12,7 @@ import os
 import numpy as np
 
 from evojax_llm.fitness import batches
+from experiments.benchmarks.static import StaticBatch
 
 
 class Peer:
@@ -71,28 +72,36 @@ class Peer:
     torch = self._torch
     values = np.zeros((len(self.names), count))
     inputs = [
-      {
-        'input_ids': torch.from_numpy(batch.tokens).long(),
-        'attention_mask': torch.from_numpy(batch.positions >= 0).long(),
-      }
+      (
+        {
+          'input_ids': torch.from_numpy(tokens).long(),
+          'attention_mask': torch.from_numpy(positions >= 0).long(),
+        },
+        *(part[owner >= 0] for part in (row, column, target, owner)),
+      )
       for batch in packed
+      for tokens, positions, row, column, target, owner in zip(
+        batch.tokens,
+        batch.positions,
+        batch.row,
+        batch.column,
+        batch.target,
+        batch.owner,
+        strict=True,
+      )
     ]
     for m, name in enumerate(self.names):
       with self._member(name):
-        for batch, tensors in zip(packed, inputs, strict=True):
+        for tensors, row, column, target, owner in inputs:
           logits = self.model(**tensors, use_cache=False).logits
-          read = batch.owner >= 0
-          logprobs = torch.log_softmax(
-            logits[batch.row[read], batch.column[read]].float(), dim=-1
-          )
-          target = torch.from_numpy(batch.target[read]).long()
-          found = logprobs.gather(-1, target[:, None])[:, 0]
-          np.add.at(values[m], batch.owner[read], found.double().numpy())
+          logprobs = torch.log_softmax(logits[row, column].float(), dim=-1)
+          found = logprobs.gather(-1, torch.from_numpy(target).long()[:, None])
+          np.add.at(values[m], owner, found[:, 0].double().numpy())
     return values
 
   def generate(
     self,
-    packed: Sequence[batches.GenerationBatch],
+    packed: Sequence[StaticBatch],
     count: int,
     stop_ids: Sequence[int],
     pad_id: int,
@@ -103,17 +112,16 @@ class Peer:
     for m, name in enumerate(self.names):
       with self._member(name):
         for batch in packed:
-          real = batch.owner >= 0
           tokens = self.model.generate(
-            input_ids=torch.from_numpy(batch.tokens[real]).long(),
-            attention_mask=torch.from_numpy(batch.positions[real] >= 0).long(),
+            input_ids=torch.from_numpy(batch.tokens).long(),
+            attention_mask=torch.from_numpy(batch.positions >= 0).long(),
             max_new_tokens=batch.max_new_tokens,
             do_sample=False,
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
           )
           new = tokens[:, batch.tokens.shape[1] :].tolist()
-          for owner, ids in zip(batch.owner[real], new, strict=True):
+          for owner, ids in zip(batch.owner, new, strict=True):
             end = next((i for i, t in enumerate(ids) if t in stop_ids), None)
             made[m][owner] = tuple(ids[:end])
     return made

@@ -49,6 +49,21 @@ SHAPES = {
       max_position_embeddings=32_768,
     ),
   ),
+  # 8.9 M a layer: 130 M with fourteen.
+  'mid': (
+    'Gemma2',
+    dict(
+      vocab_size=8192,
+      hidden_size=768,
+      intermediate_size=3072,
+      num_attention_heads=8,
+      num_key_value_heads=4,
+      head_dim=96,
+      query_pre_attn_scalar=96,
+      sliding_window=4096,
+      max_position_embeddings=8192,
+    ),
+  ),
   # A middle between the pocket model and these: 33 M in ten layers.
   'middle': (
     'Gemma2',

@@ -84,28 +84,40 @@ def _workload(workload: dict) -> list[str]:
     f'## {workload["kind"].capitalize()}: {workload["task"]}, '
     f'{workload["members"]} members x {workload["items"]} items',
     '',
-    '| way | median s | range s | tokens/s | x best peer | compile s |',
-    '|---|---|---|---|---|---|',
+    '| way | median s | range s | tokens/s | x best peer | of matrix rate '
+    '| idle | compile s | recompiled |',
+    '|---|---|---|---|---|---|---|---|---|',
   ]
+
+  def shown(column: str, name: str, form: str) -> str:
+    value = workload.get(column, {}).get(name)
+    return '' if value is None else format(value, form)
+
   for name, seconds in workload['seconds'].items():
     ratio = f'{speed[name] / best_peer:.2f}' if best_peer else ''
-    compile_seconds = workload['compile_seconds'].get(name)
     lines.append(
       f'| {name} | {statistics.median(seconds):.3f} '
       f'| {min(seconds):.3f} to {max(seconds):.3f} '
       f'| {speed[name]:,.0f} | {ratio} '
-      f'| {"" if compile_seconds is None else f"{compile_seconds:.1f}"} |'
+      f'| {shown("rate_share", name, ".2f")} | {shown("idle", name, ".1%")} '
+      f'| {shown("compile_seconds", name, ".1f")} '
+      f'| {shown("recompiled", name, "d")} |'
     )
   lines.append('')
   one_by_one = max(v for k, v in speed.items() if k.startswith('one by one'))
   alone = max(v for k, v in speed.items() if k.startswith('one model'))
+  gates = max((v for k, v in speed.items() if k.startswith('gates')), default=0)
   summary = (
     f'The population at once is {best / one_by_one:.2f} times as fast as its '
     f'members one by one, and {best / alone:.2f} times as fast as one model '
     f'on {workload["members"]} times the items'
   )
+  if gates:
+    summary += f'; gates are {gates / alone:.2f} times as fast as that'
   if best_peer:
     summary += f'; it is {best / best_peer:.2f} times as fast as the best peer'
   lines += [summary + ' (each at its best).']
   lines += [f'- {k}: {v}.' for k, v in workload['agreement'].items()]
+  if 'matrix_rate' in workload:
+    lines.append(f'- Matrix rate: {workload["matrix_rate"] / 1e9:.0f} GFLOP/s.')
   return [*lines, '']

@@ -43,6 +43,8 @@ def test_ways_are_timed_and_agree(
   )
   assert (result['members'], result['items']) == (2, 3)
   assert {len(seconds) for seconds in result['seconds'].values()} == {2}
+  assert set(result['recompiled'].values()) == {0}
+  assert len(result['rate_share']) == len(result['idle']) == 4
   tokens = result['tokens']
   assert tokens[f'population, {form}'] == tokens[f'one by one, {form}'] > 0
   assert len(result['agreement']) == 2 * HAS_PEER
@@ -93,7 +95,7 @@ def test_table_shows_medians_and_ratios():
     }
   )
   assert (
-    '| population, folded | 2.000 | 1.000 to 3.000 | 50 | 10.00 | 1.2 |'
+    '| population, folded | 2.000 | 1.000 to 3.000 | 50 | 10.00 |  |  | 1.2 |'
     in (text)
   )
   flat = re.sub(r'\s+', ' ', text)

@@ -102,6 +102,30 @@ def test_base_alone(tmp_path, capsys, base):
   assert other['members'][0]['outputs'] == member['outputs'][1:]
 
 
+def test_sampling_and_stop_strings(tmp_path, base):
+  draw = ('--overwrite', '--temperature=1.5', '--top_p=0.9', '--top_k=40')
+
+  def outputs(*arguments, prompts=PROMPTS[:2]):
+    code, result = run(tmp_path, base, prompts, *arguments)
+    assert code is None
+    return result['members'][0]['outputs']
+
+  greedy = outputs()
+  drawn = outputs(*draw, '--seed=3')
+  assert drawn != greedy and drawn == outputs(*draw, '--seed=3')
+  assert outputs(*draw, '--seed=3', prompts=PROMPTS[:1]) == drawn[:1]
+  assert outputs(*draw, '--seed=4') != drawn
+  stop = greedy[0][2:4]
+  cut = [text.split(stop)[0] for text in greedy]
+  assert outputs('--overwrite', f'--stop={stop}') == cut != greedy
+
+
+def test_meaningless_sampling_is_refused(tmp_path, capsys, base):
+  code, result = run(tmp_path, base, PROMPTS[:1], '--top_p=0')
+  assert (code, result) == (1, None)
+  assert 'top_p=0.0 (expected above 0' in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings('ignore:overflow')
 def test_a_failed_member_is_shown_and_not_fatal(tmp_path, base, capsys):
   broken = tiny.write_adapter(tmp_path / 'broken', base, alpha=1e39)

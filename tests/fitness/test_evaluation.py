@@ -5,111 +5,35 @@ import numpy as np
 import pytest
 
 from evojax_llm.fitness import batches
-from evojax_llm.fitness.evaluation import Evaluator
-from evojax_llm.fitness.items import Format
-from evojax_llm.fitness.items import Item
-from evojax_llm.fitness.items import Task
+from evojax_llm.fitness import trees
 from evojax_llm.gemma import lora as lora_lib
-from evojax_llm.gemma.config import GemmaConfig
-from evojax_llm.gemma.config import Rope
 from evojax_llm.gemma.transformer import Gemma
-from evojax_llm.gemma.transformer import init_params
-
-MEMBERS = 5
-
-
-class Letters:
-  """A tokenizer of single characters."""
-
-  bos_id, pad_id, stop_ids = 1, 0, (2,)
-
-  def encode(self, text, bos=True):
-    return [1] * bos + [3 + (ord(c) - 32) % 90 for c in text]
-
-  def decode(self, ids):
-    return ''.join(chr(32 + i - 3) for i in ids)
-
-
-class PlainSpace:
-  """Genomes that already are adapter trees."""
-
-  def express(self, genome):
-    return genome
+from tests.fitness import setting
+from tests.fitness.setting import MEMBERS
+from tests.fitness.setting import Letters
+from tests.fitness.setting import PlainSpace
+from tests.fitness.setting import make
+from tests.fitness.setting import raw
 
 
 @pytest.fixture(scope='module')
 def config():
-  return GemmaConfig(
-    model_type='gemma2',
-    vocab_size=96,
-    num_layers=2,
-    embed_dim=16,
-    ffn_dim=24,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    query_pre_attn_scalar=8.0,
-    attn_softcap=50.0,
-    final_softcap=30.0,
-    sliding_window=6,
-    layer_types=('sliding_attention', 'full_attention'),
-    rope_full=Rope(),
-    rope_sliding=Rope(),
-    activation='gelu_tanh',
-    norm_eps=1e-6,
-    post_norms=True,
-    qk_norm=False,
-    max_position_embeddings=128,
-  )
+  return setting.tiny_config()
 
 
 @pytest.fixture(scope='module')
-def params(config):
-  # Weights large enough that greedy choices are far from ties.
-  return jax.tree.map(
-    lambda leaf: leaf * 20.0, init_params(config, jax.random.key(0))
-  )
+def params():
+  return setting.tiny_params()
 
 
 @pytest.fixture(scope='module')
-def population(config):
-  tree = {'layers': {}}
-  rng = np.random.default_rng(1)
-  for (block, name), (fan_in, fan_out) in config.linear_shapes().items():
-    shape = (MEMBERS, config.num_layers)
-    tree['layers'].setdefault(block, {})[name] = {
-      'a': rng.normal(0, 0.3, (*shape, fan_in, 2)).astype(np.float32),
-      'b': rng.normal(0, 0.3, (*shape, 2, fan_out)).astype(np.float32),
-    }
-  return tree
+def population():
+  return setting.population_of(MEMBERS)
 
 
 @pytest.fixture(scope='module')
 def tasks():
-  choice = [
-    Item(
-      str(i),
-      'pick ' + 'x' * i,
-      'A',
-      (('A', 'yes'), ('B', 'no'), ('C', 'no way')),
-    )
-    for i in range(7)
-  ]
-  exact = [Item(str(i), 'say ' + 'abcdefghij'[: i + 1], 'a') for i in range(9)]
-  return [
-    Task(
-      'choice',
-      'multiple_choice',
-      tuple(choice),
-      format=Format('{question}', choice='text'),
-    ),
-    Task('exact', 'exact_match', tuple(exact), format=Format(max_new_tokens=6)),
-  ]
-
-
-def make(config, params, tasks, **options):
-  options.setdefault('devices', jax.devices()[:1])
-  return Evaluator(config, params, Letters(), tasks, **options)
+  return setting.tiny_tasks()
 
 
 def one_by_one(config, params, member, evaluator):
@@ -183,14 +107,6 @@ def _spy_on_texts(evaluator, made):
   evaluator._matcher.score = spy
 
 
-def raw(scores):
-  """What must not depend on how the work was cut."""
-  values = [
-    list(v.values()) for row in scores.tasks[0].loglikelihoods for v in row
-  ]
-  return np.array(values), scores.tasks[1].predictions
-
-
 @pytest.mark.parametrize('form', ['batched', 'folded'])
 def test_result_depends_neither_on_neighbours_nor_on_grouping(
   config, params, population, tasks, form
@@ -261,10 +177,13 @@ def test_tokens_are_counted(config, params, population, tasks):
   evaluator = make(config, params, tasks)
   evaluator.evaluate(PlainSpace(), population, [1, 2])
   choice, exact = evaluator._encoded('dev')
-  # Options that share all but their last token share a row.
-  rows = {(*e.prompt, *o[:-1]) for e in choice for o in e.options}
-  read = sum(map(len, rows)) + sum(len(e.prompt) for e in exact)
-  assert evaluator.ledger.prompt_tokens == 2 * read
+  exact = sum(len(e.prompt) for e in exact)
+  # Prompts are read once, and what all of them begin with once a row.
+  pairs = [[(e.prompt, option) for option in e.options] for e in choice]
+  least = len(trees.lay_out(sum(pairs, []), range(21)).tokens)
+  read = evaluator.ledger.prompt_tokens
+  assert read % 2 == 0
+  assert least <= read // 2 - exact < sum(map(trees.size, pairs))
   assert evaluator.ledger.members == 2
 
 
@@ -274,7 +193,8 @@ def test_single_token_options_share_one_row():
     lambda length: 64,
   )
   assert len(packed) == 1
-  assert packed[0].tokens.shape == (2, 8)
+  assert packed[0].tokens.shape == (1, 1, 8)
+  assert (packed[0].positions[0, 0] == [0, 1, 2, 3, -1, -1, -1, -1]).all()
   assert sorted(packed[0].owner[packed[0].owner >= 0]) == [0, 1, 2, 2]
 
 
@@ -283,13 +203,9 @@ def test_buckets_are_few_and_hold_every_row():
   lengths = rng.integers(1, 700, 500)
   tops = batches.length_buckets(lengths)
   assert len(tops) <= 4 and tops[-1] >= lengths.max()
-  packed = batches.pack_generation(
-    [[1] * n for n in lengths], [3] * len(lengths), lambda length: 32
-  )
-  owners = np.concatenate([batch.owner for batch in packed])
-  assert sorted(owners[owners >= 0]) == list(range(500))
-  assert len({batch.tokens.shape for batch in packed}) <= 4
-  assert all((batch.positions[:, -1] >= 0).all() for batch in packed)
+  buckets = batches.by_bucket(lengths)
+  assert sorted(row for _, rows in buckets for row in rows) == list(range(500))
+  assert all(lengths[rows].max() <= top for top, rows in buckets)
 
 
 def test_long_vocabulary_is_read_in_chunks(

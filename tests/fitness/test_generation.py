@@ -1,5 +1,7 @@
 """Free generation against the engine that scores tasks."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -89,3 +91,18 @@ def test_what_does_not_fit_is_refused(model):
     generate_texts(*model, ['a', 'x' * 300], 3)
   with pytest.raises(TaskError, match='0 prompts'):
     generate_texts(*model, [], 3)
+  config, params, tokenizer, population = model
+  bare = dataclasses.replace(tokenizer, bos_id=None)
+  with pytest.raises(TaskError, match='Prompt 1 has no tokens'):
+    generate_texts(config, params, bare, population, ['a', ''], 3)
+
+
+def test_an_empty_prompt_and_unicode(model):
+  """An empty prompt is BOS alone; stop strings may be any characters."""
+  texts = generate_texts(*model, ['', 'été à 東京'], NEW)
+  assert [found[1] for found in texts] == [
+    found[0] for found in generate_texts(*model, ['été à 東京'], NEW)
+  ]
+  stop = texts[0][1][1:3]  # may be half a character, as it is decoded.
+  cut = generate_texts(*model, ['', 'été à 東京'], NEW, stop=[stop, '東'])
+  assert cut == [[t.split(stop)[0] for t in found] for found in texts]

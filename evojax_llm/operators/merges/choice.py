@@ -46,7 +46,7 @@ def blx(
 
 
 def uniform_element(parents: jax.Array, *, key: jax.Array) -> jax.Array:
-  """Each element from any of the k parents (k, ...), bits unchanged.
+  """Each element from any of the k parents, bits unchanged.
 
   All parents are equally likely to within 2^-16.
   """
@@ -59,6 +59,6 @@ def uniform_element(parents: jax.Array, *, key: jax.Array) -> jax.Array:
 
 
 def uniform_whole(parents: jax.Array, *, key: jax.Array) -> jax.Array:
-  """The whole tensor from any of the k parents (k, ...), bits unchanged."""
+  """A whole matrix, or layer, from any of the k parents, bits unchanged."""
   place = jax.random.randint(key, (), 0, len(parents))
   return parents[place]

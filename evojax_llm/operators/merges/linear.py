@@ -52,7 +52,7 @@ def extrapolate(
 
 
 def passthrough(parents: jax.Array, *, scale: jax.Array) -> jax.Array:
-  """The only parent, (1, ...), times a number: `scale` ()."""
+  """The only parent times a number."""
   (parent,) = tensors.unstacked(parents)
   scale = jnp.asarray(scale, jnp.float32)
   return (scale * parent).astype(parents.dtype)

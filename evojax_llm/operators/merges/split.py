@@ -17,7 +17,7 @@ from evojax_llm.population import stack
 def split_slerp(
   parents: jax.Array, *, t: jax.Array, split: jax.Array
 ) -> jax.Array:
-  """Per tensor.
+  """Spherical, the sides of a split swapped, tensor by tensor.
 
   Args:
     parents: (2, ...).

@@ -1,0 +1,232 @@
+"""Racing: members that can no longer matter are not scored to the end.
+
+The items are cut into blocks, and a generation's members are scored on block
+after block, all of them on the same items. After 1, 2, 4, ... blocks some are
+stopped. What is compared are differences on the same items, which vary far less
+than accuracies do (Maron and Moore, 1994, Hoeffding races; Jamieson and
+Talwalkar, arXiv 1502.07943, successive halving).
+
+Two rules say who is stopped, both relative to the `keep` best so far:
+
+  paired   who is behind the last of them by more than z standard errors of the
+           difference, the items that are still to come counted as drawn from
+           where those seen came from
+  halving  the worse half of those who are left, whatever the distance
+
+Blocks are drawn once a run and their order once a generation, by address, so
+that a resumed run races as the unbroken one would have. Items of all lengths
+are in each block, so that blocks need much the same programs, all of which are
+compiled in the first generation.
+
+A member that is stopped has the fitness that it had when it was stopped, but
+never more than the worst of those that were scored on everything: it cannot
+outrank them by the luck of few items. A member that fails is out at once.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from evojax_llm.population import keys
+
+RULES = ('paired', 'halving')
+
+
+@dataclasses.dataclass(frozen=True)
+class Racing:
+  """How members race.
+
+  Attributes:
+    rule: 'paired' or 'halving'.
+    rounds: times that somebody may be stopped, and one: there are
+      2 ** (rounds - 1) blocks.
+    keep: members that are scored on everything at least, if so many are left.
+    z: standard errors of the rule 'paired'.
+
+  Raises:
+    ValueError: a value that cannot be.
+  """
+
+  rule: str = 'paired'
+  rounds: int = 3
+  keep: int = 1
+  z: float = 2.0
+
+  def __post_init__(self):
+    if self.rule not in RULES:
+      raise ValueError(f'rule is {self.rule!r}; expected one of {RULES}.')
+    if self.rounds < 1 or self.keep < 1 or not 0 <= self.z < math.inf:
+      raise ValueError(
+        f'rounds={self.rounds}, keep={self.keep}, z={self.z}; expected rounds '
+        'and keep of at least 1 and a z of at least 0.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Raced:
+  """What a race found about M members.
+
+  Attributes:
+    fitness: (M,) f32, NaN where the member failed; see the module for those
+      that were stopped.
+    task_scores: (M, K) f32, means over the items that the member has seen.
+    reasons: why a member failed, or None.
+    seen: (M,) i32 items that the member was scored on.
+    saved: items that were not scored.
+  """
+
+  fitness: np.ndarray
+  task_scores: np.ndarray
+  reasons: list[str | None]
+  seen: np.ndarray
+  saved: int
+
+
+# score(members (A,) of the M, items of each task): values (A, items) of each
+# task, and why a member failed.
+Score = Callable[
+  [np.ndarray, list[list[int]]],
+  tuple[list[np.ndarray], Sequence[str | None]],
+]
+
+
+def draw_blocks(
+  lengths: Sequence[Sequence[int]], count: int, seed_key: jax.Array
+) -> list[list[list[int]]]:
+  """Deals the items of K tasks into blocks of all lengths.
+
+  Args:
+    lengths: of the items of each task.
+    count: blocks, at most the items of the smallest task.
+    seed_key: () typed key of the run.
+
+  Returns:
+    Of each block and task, the indices of its items, in order.
+  """
+  count = max(1, min(count, *map(len, lengths)))
+  blocks = [[[] for _ in lengths] for _ in range(count)]
+  for k, task in enumerate(lengths):
+    random = _generator(seed_key, 0, k, 'racing items')
+    # Items of a length in random order, then dealt a round at a time.
+    order = sorted(
+      range(len(task)), key=lambda i, r=random: (task[i], r.random())
+    )
+    for start in range(0, len(order), count):
+      dealt = order[start : start + count]
+      for block, item in zip(random.permutation(count), dealt, strict=False):
+        blocks[block][k].append(item)
+  return [[sorted(task) for task in block] for block in blocks]
+
+
+def race(
+  score: Score,
+  members: int,
+  blocks: Sequence[list[list[int]]],
+  weights: np.ndarray,
+  racing: Racing,
+  seed_key: jax.Array,
+  generation: int,
+) -> Raced:
+  """Scores members block by block, and stops those that cannot matter.
+
+  Args:
+    score: scores some of the members on some items.
+    members: M.
+    blocks: of `draw_blocks`.
+    weights: (K,) of the tasks in the fitness; sum to one.
+    racing: the rule.
+    seed_key: () typed key of the run.
+    generation: which orders the blocks.
+  """
+  sizes = np.array(
+    [sum(len(block[k]) for block in blocks) for k in range(len(weights))]
+  )
+  values = [np.full((members, n), np.nan) for n in sizes]
+  reasons: list[str | None] = [None] * members
+  running = np.arange(members)
+  order = _generator(seed_key, generation, 0, 'racing').permutation(len(blocks))
+  for done, place in enumerate(order, start=1):
+    found, failed = score(running, blocks[place])
+    for k, items in enumerate(blocks[place]):
+      values[k][np.ix_(running, items)] = found[k]
+    for member, reason in zip(running, failed, strict=True):
+      reasons[member] = reason
+    running = np.array([m for m in running if reasons[m] is None], np.int64)
+    if done < len(order) and done & (done - 1) == 0:
+      running = _survivors(values, running, weights, sizes, racing)
+    if not len(running):
+      break
+  seen = np.sum([np.isfinite(v).sum(axis=1) for v in values], axis=0)
+  task_scores = np.stack([_mean(v) for v in values], axis=1)
+  fitness = task_scores @ weights
+  if len(running):
+    stopped = np.setdiff1d(np.arange(members), running)
+    worst = fitness[running].min()
+    fitness[stopped] = np.minimum(fitness[stopped], worst)
+  out = np.array([reason is not None for reason in reasons], bool)
+  fitness[out], task_scores[out] = np.nan, np.nan
+  return Raced(
+    fitness=fitness.astype(np.float32),
+    task_scores=task_scores.astype(np.float32),
+    reasons=reasons,
+    seen=seen.astype(np.int32),
+    saved=int(members * sizes.sum() - seen.sum()),
+  )
+
+
+def _survivors(
+  values: list[np.ndarray],
+  running: np.ndarray,
+  weights: np.ndarray,
+  sizes: np.ndarray,
+  racing: Racing,
+) -> np.ndarray:
+  """The members that go on, in their order."""
+  if len(running) <= racing.keep:
+    return running
+  fitness = sum(
+    w * _mean(v[running]) for w, v in zip(weights, values, strict=True)
+  )
+  # Of equals the first goes on, so that the order of members decides nothing
+  # else.
+  ranked = np.argsort(-fitness, kind='stable')
+  if racing.rule == 'halving':
+    best = max(racing.keep, -(-len(running) // 2))
+    return np.sort(running[ranked[:best]])
+  mark = running[ranked[racing.keep - 1]]
+  gap, variance = np.zeros(len(running)), np.zeros(len(running))
+  for w, v, size in zip(weights, values, sizes, strict=True):
+    seen = np.isfinite(v[mark])
+    count = int(seen.sum())
+    if not count:
+      continue
+    difference = v[mark, seen] - v[np.ix_(running, np.flatnonzero(seen))]
+    gap += w * difference.mean(axis=1)
+    # An item without a difference is added: a few that are all alike do not
+    # prove that the next one is. And what is asked is the mean over all items,
+    # of which some were seen.
+    more = np.pad(difference, [(0, 0), (0, 1)])
+    spread = more.var(axis=1, ddof=1)
+    variance += w**2 * spread / count * (1 - count / size)
+  kept = gap <= racing.z * np.sqrt(variance)
+  kept[ranked[: racing.keep]] = True
+  return running[kept]
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+  """Means over the items that were seen, 0 where there are none."""
+  seen = np.isfinite(values)
+  total = np.where(seen, values, 0.0).sum(axis=1)
+  return total / np.maximum(1, seen.sum(axis=1))
+
+
+def _generator(
+  seed_key: jax.Array, generation: int, index: int, purpose: str
+) -> np.random.Generator:
+  """Numbers of an address, on the host."""
+  key = keys.key_for(seed_key, generation, index, purpose)
+  return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())

@@ -1,0 +1,48 @@
+"""Stop strings: where the text of generated tokens ends."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+
+
+def has_stop(text: str, stops: Sequence[str]) -> bool:
+  """Whether a text contains any of the strings."""
+  return any(stop and stop in text for stop in stops)
+
+
+def cut_ids(
+  ids: Sequence[int],
+  stops: Sequence[str],
+  decode: Callable[[Sequence[int]], str],
+) -> tuple[int, ...]:
+  """The fewest tokens whose text holds a stop string, or all of them.
+
+  A stop string may begin and end within tokens and so may characters, so that
+  only the text of all tokens up to one tells. What is kept does not depend on
+  how many tokens were made behind it.
+
+  Args:
+    ids: generated tokens.
+    stops: strings that end a text.
+    decode: text of tokens.
+  """
+  if not has_stop(decode(ids), stops):
+    return tuple(ids)
+  low, high = 0, len(ids)  # without and with a stop string
+  while high - low > 1:
+    middle = (low + high) // 2
+    if has_stop(decode(ids[:middle]), stops):
+      high = middle
+    else:
+      low = middle
+  return tuple(ids[:high])
+
+
+def recent(ids: Sequence[int], new: int, stops: Sequence[str]) -> Sequence[int]:
+  """The tokens that a stop string which ends in the last `new` may touch.
+
+  A token stands for a byte at least, but for special ones, whose text is left
+  out; the full text is looked at in the end, so that a string missed here only
+  ends later.
+  """
+  longest = max(len(stop.encode()) for stop in stops)
+  return ids[-(new + longest + 8) :]
