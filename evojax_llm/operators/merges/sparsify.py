@@ -27,7 +27,7 @@ def _rescaled(delta, kept, density, rescale):
     return kept
   if rescale == 'density':
     return kept / tensors.divisor(density)
-  before, after = (jnp.sum(jnp.abs(x)) for x in (delta, kept))
+  before, after = tensors.sums([jnp.abs(delta), jnp.abs(kept)])
   possible = (before > 0.0) & (after > 0.0)
   return kept * jnp.where(possible, before / tensors.divisor(after), 1.0)
 
@@ -38,24 +38,11 @@ def magnitude(
   """The floor(density n) largest by size (TIES, arXiv 2306.01708)."""
   counts = [thresholds.at_least_one(d, deltas[0].size) for d in density]
   found = []
-  for delta, cut, share in zip(
-    deltas, _cuts(deltas, counts), density, strict=True
-  ):
+  for delta, count, share in zip(deltas, counts, density, strict=True):
+    cut = thresholds.top(delta, count)
     kept = jnp.where(thresholds.inside(delta, cut), delta, 0.0)
     found.append(_rescaled(delta, kept, share, rescale))
   return found
-
-
-def _cuts(deltas, counts):
-  """Where the `counts` largest of each delta end, in one search for all.
-
-  A count is (), or a vector for that many cuts of the same delta.
-  """
-  top = thresholds.top
-  if counts[0].ndim:
-    top = jax.vmap(top, in_axes=(None, 0))
-  cuts = jax.vmap(top)(jnp.stack(deltas), jnp.stack(counts))
-  return [thresholds.Cut(*pair) for pair in zip(*cuts, strict=True)]
 
 
 def middle(
@@ -76,17 +63,13 @@ def middle(
     jnp.minimum(thresholds.share(outliers, size), size - count)
     for outliers, count in zip(gamma, counts, strict=True)
   ]
-  ends = [
-    jnp.stack([top, top + count])
-    for top, count in zip(above, counts, strict=True)
-  ]
   found = []
-  for delta, cut, share in zip(
-    deltas, _cuts(deltas, ends), density, strict=True
+  for delta, top, count, share in zip(
+    deltas, above, counts, density, strict=True
   ):
     large, wanted = (
-      thresholds.inside(delta, thresholds.Cut(*one))
-      for one in zip(*cut, strict=True)
+      thresholds.inside(delta, thresholds.top(delta, k))
+      for k in (top, top + count)
     )
     middling = wanted & ~large
     kept = jnp.where(middling, delta, 0.0)

@@ -12,11 +12,6 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import tensors
 
 
-def _inner(x, y, axis=None):
-  """Inner product over all, or along an axis that stays."""
-  return jnp.sum(x * y, axis=axis, keepdims=axis is not None)
-
-
 def _angle_weights(cosine, t, is_linear):
   """Weights of both parents at t; (1 - t, t) where `is_linear`."""
   angle = jnp.arccos(jnp.where(is_linear, 0.0, jnp.clip(cosine, -1.0, 1.0)))
@@ -29,9 +24,14 @@ def _angle_weights(cosine, t, is_linear):
 
 def _cosine(x, y, axis=None, least=1e-8):
   """Cosine of two tensors; a length not above `least` counts as one."""
-  squares = [_inner(v, v, axis) for v in (x, y)]
-  lengths = [tensors.divisor(jnp.sqrt(s), least) for s in squares]
-  return _inner(x, y, axis) / (lengths[0] * lengths[1])
+  if axis is None:
+    (xx, xy), (_, yy) = tensors.inner_products([x, y])
+  else:
+    xx, xy, yy = (
+      jnp.sum(z, axis=axis, keepdims=True) for z in (x * x, x * y, y * y)
+    )
+  lengths = [tensors.divisor(jnp.sqrt(s), least) for s in (xx, yy)]
+  return xy / (lengths[0] * lengths[1])
 
 
 def slerp(parents: jax.Array, *, t: jax.Array) -> jax.Array:
@@ -132,13 +132,13 @@ def multislerp(
     xs = tensors.unstacked(parents)
   else:
     xs = tensors.deltas(parents, base)
-  lengths = [jnp.sqrt(_inner(x, x)) for x in xs]
+  lengths = [jnp.sqrt(square) for square in tensors.sums([x * x for x in xs])]
   shares = [
     weight / tensors.divisor(length + eps)
     for weight, length in zip(w, lengths, strict=True)
   ]
   mean = tensors.weighted(xs, shares)
-  mean_length = jnp.sqrt(_inner(mean, mean))
+  mean_length = jnp.sqrt(tensors.sums([mean * mean])[0])
   # Below 1e-6 nothing but rounding is left.
   cancels = mean_length < jnp.maximum(eps, 1e-6)
   scale = tensors.weighted(lengths, w) / jnp.where(cancels, 1.0, mean_length)
@@ -177,12 +177,12 @@ def karcher(
   tol = jnp.asarray(tol, jnp.float32)
   w = jnp.stack(tensors.each(weights, len(xs)))
   w = w / tensors.divisor(jnp.sum(w), 1e-8)
-  norms = jnp.stack([jnp.sqrt(_inner(x, x)) for x in xs])
+  products = jnp.stack([jnp.stack(row) for row in tensors.inner_products(xs)])
+  norms = jnp.sqrt(jnp.diagonal(products))
   valid = norms > tol
   lengths = jnp.where(valid, norms, 1.0)
-  gram = jnp.where(
-    valid[:, None] & valid[None, :], _gram(xs, list(lengths)), 0.0
-  )
+  areas = tensors.divisor(lengths[:, None] * lengths[None, :])
+  gram = jnp.where(valid[:, None] & valid[None, :], products / areas, 0.0)
   share = jnp.where(valid, w, 0.0)
   share = share / tensors.divisor(jnp.sum(share))
   length = jnp.sqrt(jnp.maximum(_form(gram, share, share), 0.0))
@@ -215,16 +215,6 @@ def karcher(
 def _off(value, where):
   """The value, or one where it must not be divided by."""
   return jnp.where(where, 1.0, value)
-
-
-def _gram(xs, lengths):
-  """(k, k) inner products of the parents' directions."""
-  rows = [[None] * len(xs) for _ in xs]
-  for i, x in enumerate(xs):
-    for j in range(i, len(xs)):
-      product = _inner(x, xs[j]) / tensors.divisor(lengths[i] * lengths[j])
-      rows[i][j] = rows[j][i] = product
-  return jnp.stack([jnp.stack(row) for row in rows])
 
 
 def _apply(matrix, vector):

@@ -9,6 +9,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+_CHUNK = 32
+
 
 def unstacked(parents: jax.Array) -> list[jax.Array]:
   """The k parents of (k, ...) in f32."""
@@ -49,17 +51,51 @@ def divisor(value: jax.Array, least: float = 0.0) -> jax.Array:
   return jnp.where(jnp.abs(value) > least, value, jnp.float32(1.0))
 
 
-def counts(masks: list[jax.Array]) -> jax.Array:
-  """How many are true in each of m masks, (m,) i32, in one pass.
+def sums(terms: list[jax.Array]) -> list[jax.Array]:
+  """The sum of each of m arrays of one shape, in one pass."""
+  return _sums([_chunked(term) for term in terms])
 
-  One reduction of m operands: m reductions would be m passes, each over an
-  array written for it.
+
+def counts(masks: list[jax.Array]) -> jax.Array:
+  """How many are true in each of m masks, (m,) i32, in one pass."""
+  return jnp.stack(_sums([mask.astype(jnp.int32) for mask in masks]))
+
+
+def _chunked(x):
+  """(..., n) as (..., n / _CHUNK, _CHUNK), where n can be divided so.
+
+  Floats are added one after the other: short rows keep more digits, and many
+  of them wait less for each other.
   """
-  ones = tuple(mask.astype(jnp.int32) for mask in masks)
-  zeros = (jnp.int32(0),) * len(ones)
-  last = (masks[0].ndim - 1,) if masks[0].ndim else ()
+  if not x.ndim or x.shape[-1] % _CHUNK:
+    return x
+  return x.reshape(*x.shape[:-1], -1, _CHUNK)
+
+
+def _sums(terms):
+  """The sum of each, by one reduction of two operands or more.
+
+  A reduction of one operand is rewritten for a CPU into windows, and its
+  operand stored for them; so a single one has noughts at its side.
+  """
+  several = list(terms)
+  if len(several) == 1:
+    several.append(jnp.zeros_like(several[0]))
+  zeros = tuple(jnp.zeros((), term.dtype) for term in several)
+  last = (several[0].ndim - 1,) if several[0].ndim else ()
 
   def add(left, right):
     return tuple(x + y for x, y in zip(left, right, strict=True))
 
-  return jnp.stack([jnp.sum(c) for c in lax.reduce(ones, zeros, add, last)])
+  # Held back, or the sum of noughts is dropped, and one operand is left.
+  rows = lax.optimization_barrier(lax.reduce(tuple(several), zeros, add, last))
+  return [jnp.sum(row) for row in rows[: len(terms)]]
+
+
+def inner_products(vectors: list[jax.Array]) -> list[list[jax.Array]]:
+  """Of each of k arrays with each, over all elements, in one pass."""
+  k = len(vectors)
+  pairs = [(i, j) for i in range(k) for j in range(i, k)]
+  found = sums([vectors[i] * vectors[j] for i, j in pairs])
+  products = dict(zip(pairs, found, strict=True))
+  return [[products[min(i, j), max(i, j)] for j in range(k)] for i in range(k)]
