@@ -31,7 +31,8 @@ _CONFIGS = flags.DEFINE_list(
   'configs',
   [
     'experiments/pocket/config.py',
-    'experiments/genome/config.py:genome',
+    'experiments/pocket/config.py:adapters',
+    'experiments/model_swarms/config.py',
     'experiments/coefficients/config.py:cma_es',
     'experiments/coefficients/config.py:random_search',
   ],
