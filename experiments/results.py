@@ -253,7 +253,6 @@ def finish(
     'evaluations': int(state.evaluations),
     'failed': sum(row['failed'] for row in metrics),
     'tokens': sum(row['tokens'] for row in metrics),
-    'truncated': evaluator.ledger.truncated,
     'seconds': _total_seconds(metrics),
     # Of the process that ended the run, baselines and test included.
     'ledger': evaluator.ledger.as_dict(),

@@ -59,9 +59,9 @@ def evolve(settings, folder: pathlib.Path, *more: str):
 
 
 def result(folder: pathlib.Path) -> dict:
-  """All of a finished run but what the clock says."""
+  """All of a finished run but what the clock and the last process say."""
   summary = json.loads((folder / 'summary.json').read_text())
-  del summary['seconds']
+  del summary['seconds'], summary['ledger']
   metrics = [
     json.loads(line)
     for line in (folder / 'metrics.jsonl').read_text().splitlines()
