@@ -60,7 +60,10 @@ class Stock(base.Strategy):
       # evosax mixes integers and floats.
       self.inner = algorithms.algorithms[name](
         population_size=population_size,
-        solution=_as_f32(genome),
+        # Only its shapes matter, and shapes alone may be what is given.
+        solution=jax.tree.map(
+          lambda leaf: jnp.zeros(leaf.shape, jnp.float32), genome
+        ),
         metrics_fn=_no_metrics,
         **options,
       )
