@@ -29,6 +29,13 @@ from tests import tiny  # noqa: E402
 jax.config.update('jax_num_cpu_devices', 4)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Compiled programs of a file end with it: thousands of them fill memory."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def data_folder() -> pathlib.Path:
   """The folder of real task files, or a skip where there is none.

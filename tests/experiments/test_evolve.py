@@ -404,18 +404,3 @@ def test_the_configuration_holds_the_defaults_of_the_strategy(
     if isinstance(value, str | bool | int | float):
       assert getattr(strategy, name) == value, name
   assert strategy.succession == make(4).succession
-
-
-@pytest.mark.parametrize('space', ('coefficients', 'adapters'))
-def test_algorithms_of_evosax_run_by_name(settings, tmp_path, space):
-  config = runs.ROOT / 'experiments' / 'evosax_algorithms' / 'config.py'
-  runs.evolve(
-    [f'--config={config}:SimpleGA', *settings[1:]],
-    tmp_path / 'run',
-    f'--config.space={space}',
-    '--config.initial=experts,extrapolants',
-    '--config.strategy.population=4',
-    '--config.strategy.generations=1',
-  )
-  summary = record.read_json(tmp_path / 'run' / 'summary.json')
-  assert summary['evaluations'] == 8
