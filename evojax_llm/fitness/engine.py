@@ -50,8 +50,6 @@ class Engine:
       After an out-of-memory it has smaller groups.
   """
 
-  plan: Plan
-
   def __init__(
     self,
     model: Gemma,
@@ -62,6 +60,7 @@ class Engine:
     sampling: Sampling | None = None,
   ):
     self.groups = Groups(params, mesh)
+    self.plan: Plan | None = None
     self._model, self._mesh = model, mesh
     self._tokenizer, self._ledger = tokenizer, ledger
     self._sampling = sampling

@@ -206,7 +206,7 @@ class Evaluator:
   @property
   def plan(self) -> planning.Plan | None:
     """How work is cut for the devices; None before it is prepared."""
-    return getattr(self._engine, 'plan', None)
+    return self._engine.plan
 
   def evaluate(
     self,
