@@ -30,7 +30,7 @@ OPERATORS = ('succession',) + variation_round.OPERATORS
 
 
 @flax.struct.dataclass
-class Params:
+class Params(succession_round.Params):
   """Hyperparameters; every one a () f32 array that a sweep may vary.
 
   Attributes:
@@ -45,13 +45,6 @@ class Params:
     scale_low: by u ~ U(scale_low, scale_high).
     scale_high: see scale_low.
     elite_share: fraction of P that survives whatever selection draws.
-    inertia: phi_v, weight of the velocity.
-    cognitive: phi_p, of the pull to a member's own best.
-    social: phi_g, of the pull to the best of all.
-    repel: phi_w, of the push from the worst of all.
-    step_length: lambda before the first succession.
-    step_decay: phi_lambda, applied once a succession round, before the step.
-    step_floor: lambda does not fall below it.
   """
 
   cross_rate: jax.Array
@@ -64,18 +57,6 @@ class Params:
   scale_low: jax.Array
   scale_high: jax.Array
   elite_share: jax.Array
-  inertia: jax.Array
-  cognitive: jax.Array
-  social: jax.Array
-  repel: jax.Array
-  step_length: jax.Array
-  step_decay: jax.Array
-  step_floor: jax.Array
-
-  @property
-  def blend(self) -> jax.Array:
-    """(4,) f32 phi in the order of operators.succession."""
-    return jnp.stack([self.inertia, self.cognitive, self.social, self.repel])
 
 
 DEFAULTS = {

@@ -25,17 +25,10 @@ RESTARTS = ('once', 'forever', 'never')
 
 
 @flax.struct.dataclass
-class Params:
+class Params(succession_round.Params):
   """Hyperparameters; every one a () f32 array that a sweep may vary.
 
   Attributes:
-    inertia: phi_v, weight of the velocity.
-    cognitive: phi_p, of the pull to a particle's own best.
-    social: phi_g, of the pull to the best of all.
-    repel: phi_w, of the push from the worst of all; 0 turns it off.
-    step_length: lambda of the first step.
-    step_decay: phi_lambda, applied after each round.
-    step_floor: lambda does not fall below it.
     restart_after: rounds without a better position after which a particle is
       restarted.
     refractory: rounds after a restart in which a particle has no other.
@@ -44,22 +37,10 @@ class Params:
       (Dropout-N).
   """
 
-  inertia: jax.Array
-  cognitive: jax.Array
-  social: jax.Array
-  repel: jax.Array
-  step_length: jax.Array
-  step_decay: jax.Array
-  step_floor: jax.Array
   restart_after: jax.Array
   refractory: jax.Array
   drop_round: jax.Array
   drop_member: jax.Array
-
-  @property
-  def blend(self) -> jax.Array:
-    """(4,) f32 phi in the order of operators.succession."""
-    return jnp.stack([self.inertia, self.cognitive, self.social, self.repel])
 
 
 DEFAULTS = {
