@@ -10,7 +10,10 @@ from evojax_llm.strategies import presets
 
 
 def of_preset(
-  name: str, strategies: Sequence[str], options: Mapping[str, Any]
+  name: str,
+  strategies: Sequence[str],
+  options: Mapping[str, Any],
+  unset: Mapping[str, Any] | None = None,
 ) -> config_dict.ConfigDict:
   """The configuration of a preset.
 
@@ -18,6 +21,7 @@ def of_preset(
     name: one of `presets.PRESETS` with one of the strategies.
     strategies: names in `registry` that belong to the system.
     options: all options of the strategy's constructor, with defaults.
+    unset: types of those, or of more of them by name, that have none.
 
   Raises:
     ValueError: if there is no such preset.
@@ -41,10 +45,19 @@ def of_preset(
     # Rounds of ask, score, tell: in GENOME+ two make a generation as the paper
     # counts.
     preset.rounds,
-    {**options, **preset.options},
+    {**options, **_placeholders(unset or {}), **preset.options},
     preset.patience,
   )
   return config
+
+
+def _placeholders(types: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    name: _placeholders(kind)
+    if isinstance(kind, Mapping)
+    else config_dict.placeholder(kind)
+    for name, kind in types.items()
+  }
 
 
 def strategy(

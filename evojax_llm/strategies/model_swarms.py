@@ -124,12 +124,14 @@ class ModelSwarms(base.Strategy):
   def _default_params(self) -> Params:
     return make_params(**self._params)
 
-  def _start(self, key, population, fitness, params):
+  def _start(self, key, population, fitness, params, objectives):
+    del objectives
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
     memory = succession.start_memory(population, fitness, ids)
     return State(
       population=population,
       fitness=fitness,
+      objectives=None,
       ids=ids,
       next_id=jnp.int32(self.population_size),
       generation=jnp.int32(0),
@@ -174,8 +176,8 @@ class ModelSwarms(base.Strategy):
     somebody = jax.random.uniform(round_key) >= params.drop_round
     return somebody & (chances(member_keys) >= params.drop_member)
 
-  def _succeed(self, key, population, fitness, state, params):
-    del key, params
+  def _succeed(self, key, population, fitness, state, params, objectives):
+    del key, params, objectives
     members = self.population_size
     scored = state.proposal.ids[:members] >= 0
     improved = succession.improves(

@@ -90,20 +90,23 @@ def make_strategy(
     name: one of `strategy_names()`.
     population_size: P.
     genome: one genome, or its shapes and types; evosax's own algorithms need
-      it.
+      it, and the others tell by it what they cannot work on.
     **options: of the strategy's constructor: genome.Genome or stock.Stock.
 
   Returns:
     A `base.Strategy`.
 
   Raises:
-    ValueError: if the name is unknown, or the algorithm cannot work on
-      genomes so large.
+    ValueError: if the name is unknown, or the algorithm cannot work on such
+      genomes.
   """
   if name in _OWN:
     module_name, class_name, implied = _OWN[name]
     module = importlib.import_module(f'evojax_llm.strategies.{module_name}')
-    return getattr(module, class_name)(population_size, **implied | options)
+    strategy = getattr(module, class_name)(population_size, **implied | options)
+    if genome is not None:
+      strategy.check_genome(genome)
+    return strategy
   if name in _REFUSED:
     raise ValueError(f'Got strategy {name!r}, refused: {_REFUSED[name]}.')
   if name not in _STOCK:

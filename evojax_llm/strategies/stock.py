@@ -79,7 +79,8 @@ class Stock(base.Strategy):
   def _default_params(self) -> Any:
     return self._params
 
-  def _start(self, key, population, fitness, params):
+  def _start(self, key, population, fitness, params, objectives):
+    del objectives
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
     memory = succession.start_memory(population, fitness, ids, personal=False)
     cost = _without_failures(base.negate(fitness))
@@ -92,6 +93,7 @@ class Stock(base.Strategy):
     return State(
       population=population,
       fitness=fitness,
+      objectives=None,
       ids=ids,
       next_id=jnp.int32(self.population_size),
       generation=jnp.int32(0),
@@ -116,7 +118,8 @@ class Stock(base.Strategy):
     )
     return proposals, {'inner': _settled(inner), 'proposal': proposal}
 
-  def _succeed(self, key, population, fitness, state, params):
+  def _succeed(self, key, population, fitness, state, params, objectives):
+    del objectives
     key = keys.key_for(key, state.generation, lineage.NOBODY, 'tell')
     cost = _without_failures(base.negate(fitness))
     with jax.numpy_dtype_promotion('standard'):

@@ -208,9 +208,11 @@ def _lengths(state, params, options):
   """(P,) f32 lambda of each member, and () that of the state from then on."""
   members = state.ids.shape[0]
   if options.decay == 'member':
-    turn = jnp.argsort(jnp.argsort(state.ids)).astype(jnp.float32)
+    # Empty places come first in this order, and have no turn.
+    empty = jnp.sum(state.ids < 0).astype(jnp.float32)
+    turn = jnp.argsort(jnp.argsort(state.ids)).astype(jnp.float32) - empty
     shrunk = params.step_decay ** (turn + 1.0)
-    after = state.step_length * params.step_decay ** jnp.float32(members)
+    after = state.step_length * params.step_decay ** (members - empty)
     return state.step_length * shrunk, after
   after = succession.decay(
     state.step_length, params.step_decay, params.step_floor

@@ -137,8 +137,8 @@ def test_presets_make_their_strategies(name):
     assert (strategy.restart == 'forever') == published
     assert preset.rounds == preset.generations
     return
-  assert (strategy.least_elites == 0) == published
-  assert (strategy.crossover == 'fitness') == published
+  assert (strategy.variation.least_elites == 0) == published
+  assert (strategy.variation.weighing == 'fitness') == published
   quirks = published and strategy.with_succession
   assert (strategy.succession.draws == 'run') == quirks
   assert strategy.succession.rescore != quirks
