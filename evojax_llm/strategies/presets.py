@@ -150,6 +150,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     10,
   ),
+  'low_rank_es': Preset('low_rank_es', {'members': 32}, _RICH, 12, 6),
   'model_swarms': Preset('model_swarms', {}, _RICH, 20, 10),
   # The scripts draw phi and lambda from grids, run after run; these are the
   # middle of the grids.

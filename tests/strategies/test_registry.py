@@ -92,7 +92,7 @@ def test_stock_names_are_evosax_names():
   from evosax import algorithms
 
   known = set(algorithms.algorithms)
-  own = {'genome', 'genome_plus', 'model_swarms'}
+  own = {'genome', 'genome_plus', 'model_swarms', 'low_rank_es'}
   assert set(registry.strategy_names()) - own <= known
 
 
@@ -133,6 +133,9 @@ def test_presets_make_their_strategies(name):
     if hasattr(params, option):
       assert float(getattr(params, option)) == pytest.approx(value)
   published = 'as_published' in name
+  if preset.strategy == 'low_rank_es':
+    assert strategy.members == preset.options['members']
+    return
   if preset.strategy == 'model_swarms':
     assert (strategy.restart == 'forever') == published
     assert preset.rounds == preset.generations
