@@ -21,10 +21,10 @@ from evojax_llm import report
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import splits
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
-from experiments import members
 from experiments import problem as problem_lib
 from experiments import quantised
 
@@ -296,7 +296,7 @@ def _read_test(evaluator, problem, baselines, genome, bar):
   both = stack.concatenate(*_to_one_rank(trees, evolved))
   bar.begin(stack.size(both), 'test')
   scores = evaluator.evaluate(
-    members.Expressed(), both, split='test', progress=bar.update
+    Expressed(), both, split='test', progress=bar.update
   )
   return [
     _summary(evaluator, problem, 'test', task_scores)
