@@ -74,7 +74,7 @@ def test_whole_models_are_scored_as_when_they_are_loaded(experts, where):
     jax.tree.map(lambda leaf, f=f: np.asarray(leaf) * f, params)
     for f in (1.0, 0.9, 1.2)
   ]
-  space = WeightSpace(['a', 'b', 'c'], models)
+  space = WeightSpace(['a', 'b', 'c'], models, params)
   population = space.experts()
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(population))
   if where == 'device':
@@ -99,17 +99,19 @@ def test_whole_models_are_scored_as_when_they_are_loaded(experts, where):
 def test_whole_models_of_two_kinds_are_refused(experts):
   _, params, *_ = experts
   half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-  with pytest.raises(ValueError, match='Expert b differs from a'):
-    WeightSpace(['a', 'b'], [params, half])
+  with pytest.raises(ValueError, match='Expert b differs from the base'):
+    WeightSpace(['a', 'b'], [params, half], params)
 
 
 def test_a_whole_member_comes_back_from_its_folder(
   experts, tiny_gemma_folder, tmp_path
 ):
   config, params, *_ = experts
-  space = WeightSpace(['a', 'b'], [params, params])
+  space = WeightSpace(['a', 'b'], [params, params], params)
   genome = jax.tree.map(lambda leaf: leaf * 0.5, params)
-  out = space.export(genome, tmp_path / 'out', config, tiny_gemma_folder())
+  out = space.export(
+    genome, tmp_path / 'out', config, 'base', tiny_gemma_folder()
+  )
   _, back = hub.load_checkpoint(out)
   jax.tree.map(np.testing.assert_array_equal, back, genome)
 
