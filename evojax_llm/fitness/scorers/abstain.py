@@ -15,13 +15,11 @@ one as well. Who gives no answer that can be read abstains.
 """
 
 import dataclasses
-from typing import Any
 from typing import ClassVar
 
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.scorers import choice_text
 from evojax_llm.fitness.scorers.base import Answer
-from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
 from evojax_llm.fitness.scorers.choice import likeliest
 
@@ -35,30 +33,11 @@ SECOND_PASS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class AbstainQA(Scorer):
-  """Effective reliability over two passes.
-
-  Attributes:
-    by: 'likelihood' or 'text'.
-    parse: how the text of the first pass is parsed: see `choice_text`.
-  """
-
-  by: str = 'likelihood'
-  parse: str = 'strict'
+class AbstainQA(choice_text.KeyScorer):
+  """Effective reliability over two passes."""
 
   metric: ClassVar[str] = 'effective_reliability'
   binary: ClassVar[bool] = False
-  choices: ClassVar[bool | None] = True
-  max_new_tokens: ClassVar[int] = 10
-  words: ClassVar[dict[str, Any]] = {
-    'by': ('likelihood', 'text'),
-    'parse': choice_text.PARSES,
-  }
-
-  @property
-  def reads(self) -> str:
-    """What `by` asks of the engine."""
-    return 'options' if self.by == 'likelihood' else 'text'
 
   def second_prompts(self, item: Item) -> list[str]:
     """The prompts of the second pass, one for each option."""

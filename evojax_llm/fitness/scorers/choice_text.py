@@ -62,6 +62,31 @@ class ChoiceText(Scorer):
     return Verdict(key, float(key == item.answer))
 
 
+@dataclasses.dataclass(frozen=True)
+class KeyScorer(Scorer):
+  """Base of scorers of an option's key, likeliest or read out of text.
+
+  Attributes:
+    by: 'likelihood' of the options, or 'text' that is generated and parsed.
+    parse: how text is parsed: see the module.
+  """
+
+  by: str = 'likelihood'
+  parse: str = 'strict'
+
+  choices: ClassVar[bool | None] = True
+  max_new_tokens: ClassVar[int] = 10
+  words: ClassVar[dict[str, Any]] = {
+    'by': ('likelihood', 'text'),
+    'parse': PARSES,
+  }
+
+  @property
+  def reads(self) -> str:
+    """What `by` asks of the engine."""
+    return 'options' if self.by == 'likelihood' else 'text'
+
+
 def find_key(item: Item, text: str, parse: str = 'strict') -> str | None:
   """The key of an option that a text names, or None."""
   return _PARSERS[parse](item, text)

@@ -8,43 +8,22 @@ prediction counts against the recall of its label and for nobody.
 import collections
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 from typing import ClassVar
 
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.scorers import choice_text
 from evojax_llm.fitness.scorers.base import Answer
-from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
 from evojax_llm.fitness.scorers.choice import MultipleChoice
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightedF1(Scorer):
-  """Weighted F1 over the keys of the options.
-
-  Attributes:
-    by: 'likelihood' of the options, or 'text' that is generated and parsed.
-    parse: how text is parsed: see `choice_text`.
-  """
-
-  by: str = 'likelihood'
-  parse: str = 'strict'
+class WeightedF1(choice_text.KeyScorer):
+  """Weighted F1 over the keys of the options."""
 
   metric: ClassVar[str] = 'weighted_f1'
-  choices: ClassVar[bool | None] = True
   binary: ClassVar[bool] = False
   corpus: ClassVar[bool] = True
-  max_new_tokens: ClassVar[int] = 10
-  words: ClassVar[dict[str, Any]] = {
-    'by': ('likelihood', 'text'),
-    'parse': choice_text.PARSES,
-  }
-
-  @property
-  def reads(self) -> str:
-    """What `by` asks of the engine."""
-    return 'options' if self.by == 'likelihood' else 'text'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer: 1 where the label is right."""
