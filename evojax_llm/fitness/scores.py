@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.objectives import Objective
 from evojax_llm.fitness.scorers.answers import cut_at_stop
@@ -31,6 +32,8 @@ class TaskScores:
     predictions: M lists of a string an item, or None where there is none.
     loglikelihoods: of M members a list of {option: value} an item; None when
       generated.
+    asked: (M, items) bool, which items a member was asked at all; elsewhere its
+      value is NaN and its prediction None. None where all were asked all.
   """
 
   task: str
@@ -41,6 +44,7 @@ class TaskScores:
   values: np.ndarray
   predictions: list[list[str | None]]
   loglikelihoods: Sequence[list[dict[str, float]]] | None
+  asked: np.ndarray | None = None
 
   @property
   def correct(self) -> np.ndarray:
@@ -64,6 +68,49 @@ class Scores:
   task_scores: np.ndarray
   tasks: list[TaskScores]
   reasons: list[str | None]
+
+
+class Sheets:
+  """What M members did on all items of K tasks, asked a part at a time.
+
+  Args:
+    items: of each task, its items.
+    members: M.
+  """
+
+  def __init__(self, items: Sequence[Sequence[Item]], members: int):
+    self._ids = [[item.id for item in task] for task in items]
+    shapes = [(members, len(ids)) for ids in self._ids]
+    self._asked = [np.zeros(shape, bool) for shape in shapes]
+    self._values = [np.full(shape, np.nan, np.float32) for shape in shapes]
+    self._said = [np.full(shape, None, object) for shape in shapes]
+    self._seen: list[TaskScores] = []
+
+  def add(
+    self, members: np.ndarray, items: Sequence[Sequence[int]], scores: Scores
+  ) -> None:
+    """Takes in scores of some members on some items of each task."""
+    self._seen = scores.tasks
+    for k, (result, chosen) in enumerate(zip(scores.tasks, items, strict=True)):
+      where = np.ix_(members, chosen)
+      self._asked[k][where] = True
+      self._values[k][where] = result.values
+      said = np.array(result.predictions, object)
+      self._said[k][where] = said.reshape(result.values.shape)
+
+  def tasks(self) -> list[TaskScores]:
+    """What there is, after the last part; likelihoods are not kept."""
+    return [
+      dataclasses.replace(
+        result,
+        ids=self._ids[k],
+        values=self._values[k],
+        predictions=self._said[k].tolist(),
+        loglikelihoods=None,
+        asked=self._asked[k],
+      )
+      for k, result in enumerate(self._seen)
+    ]
 
 
 class Answers:
