@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
@@ -32,6 +33,7 @@ from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.fitness.scores import Matcher
 from evojax_llm.fitness.scores import Scores
+from evojax_llm.fitness.scores import Sheets
 from evojax_llm.gemma import quantize
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
@@ -251,28 +253,20 @@ class Evaluator:
     Raises:
       ValueError: fitness is no weighted mean over items to be maximised.
     """
-    for metric in map(scorer_of, self.tasks):
-      if metric.corpus or not metric.maximise:
-        raise ValueError(
-          f'{metric.metric} is no mean over items to be maximised, so that '
-          'members cannot race for it: leave racing off.'
-        )
-    if self.objective.name not in ('weighted_mean', 'pareto'):
-      raise ValueError(
-        f'objective is {self.objective.name!r}; members race for a weighted '
-        'mean alone: leave racing off.'
-      )
+    racing.check([scorer_of(task) for task in self.tasks], self.objective.name)
     members = np.asarray(members)
     lengths = [
       [sum(len(part.prompt) for part in item) for item in _by_item(task)]
       for task in self._encoded('dev')
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
+    sheets = Sheets(self.items('dev'), len(members))
     done = 0
 
     def score(running, items):
       nonlocal done
       scores = self.evaluate(space, population, members[running], items=items)
+      sheets.add(running, items, scores)
       done += 1
       if progress:
         progress(done / len(blocks))
@@ -283,7 +277,7 @@ class Evaluator:
       score, len(members), blocks, self.weights, rules, seed_key, generation
     )
     self.ledger.items_saved += raced.saved
-    return raced
+    return dataclasses.replace(raced, tasks=sheets.tasks())
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

@@ -235,6 +235,18 @@ def test_a_race_ends_as_scoring_everything_does_for_those_that_finish(model):
   assert (
     engine.ledger.items_saved == raced.saved == 3 * items - raced.seen.sum()
   )
+  # What was asked is kept in its place, and the rest is known to be a gap.
+  (found,) = raced.tasks
+  assert found.ids == [item.id for item in tasks[0].dev]
+  np.testing.assert_array_equal(found.asked.sum(axis=1), raced.seen)
+  expected = whole.tasks[0].values[[4, 0, 2]]
+  np.testing.assert_array_equal(
+    found.values, np.where(found.asked, expected, np.nan)
+  )
+  for m, member in enumerate([4, 0, 2]):
+    for i, asked in enumerate(found.asked[m]):
+      said = whole.tasks[0].predictions[member][i] if asked else None
+      assert found.predictions[m][i] == said
 
 
 def test_one_member_and_256(model):
