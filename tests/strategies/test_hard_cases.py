@@ -29,9 +29,7 @@ _AS_RELEASED = {
   'decay': 'member',
 }
 STRATEGIES = {
-  'genome': ('genome', {}),
-  'genome, all merges drawn': ('genome', {'merge': 'dare_ties'}),
-  'genome_plus': ('genome_plus', {'survivors': 'tournament'}),
+  'genome': ('genome', {'merge': 'dare_ties', 'parents': 'universal'}),
   'genome_plus, growing': ('genome_plus', {'max_population': 9}),
   'genome_plus, as released': ('genome_plus', _AS_RELEASED),
   'model_swarms': ('model_swarms', {'restart_after': 2}),

@@ -17,11 +17,11 @@ ONE = {'x': jnp.zeros(3)}
 OURS = {'sigma', 'optimizer', 'learning_rate'}
 
 
-def make(name, size=9, **options):
+def make(name, size=8, **options):
   if name == 'RandomSearch':
     options['sampling_fn'] = lambda key: {'x': jax.random.normal(key, (3,))}
-  if name == 'Open_ES' or name in ('NoiseReuseES', 'PersistentES'):
-    size = 8
+  if name == 'GESMR_GA':
+    size = 9
   return registry.make_strategy(name, size, ONE, **options)
 
 
@@ -64,8 +64,8 @@ def test_hyperparameters_are_set_and_recompile_nothing():
   strategy = make('PSO', inertia_coeff=0.5, social_coeff=None)
   params = strategy.default_params
   assert float(params.inertia_coeff) == 0.5 and float(params.social_coeff) == 2
-  members = {'x': jax.random.normal(problems.KEY, (9, 3))}
-  state = strategy.init(problems.KEY, members, jnp.arange(9.0), params)
+  members = {'x': jax.random.normal(problems.KEY, (8, 3))}
+  state = strategy.init(problems.KEY, members, jnp.arange(8.0), params)
   strategy.ask(problems.KEY, state, params)
   compiled = type(strategy)._ask._cache_size()
   strategy.ask(
@@ -117,6 +117,7 @@ def test_the_configuration_has_all_options_of_an_algorithm():
   config = stock_config.get_config('PGPE')
   assert set(config.strategy.options) == set(STOCK_OPTIONS['PGPE'])
   assert config.strategy.options.sigma == 0.3
+  config.lock()
   config.strategy.options.std_lr = 0.2
   with pytest.raises(AttributeError):
     config.strategy.options.std_rate = 0.2
