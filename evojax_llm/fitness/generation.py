@@ -14,11 +14,11 @@ from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness.decoder import Decoder
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.ledger import Ledger
-from evojax_llm.fitness.prompts import encode_prompt
 from evojax_llm.fitness.queues import Prompt
 from evojax_llm.fitness.queues import pack_queues
 from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.scorers.answers import cut_at_stop
+from evojax_llm.fitness.tokens import encode_prompt
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.population import sharding
