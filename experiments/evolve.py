@@ -84,6 +84,7 @@ def main(_: Sequence[str]) -> None:
     inputs = {
       'model': record.fingerprint(files.model),
       'adapters': [record.fingerprint(folder) for folder in files.adapters],
+      'experts': [record.fingerprint(folder) for folder in files.experts],
       'tasks': [task.fingerprint() for task in problem.tasks],
     }
     run = record.RunFolder(workdir, config.to_dict(), inputs)

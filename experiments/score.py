@@ -118,6 +118,7 @@ def main(_: Sequence[str]) -> None:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
+  from evojax_llm.fitness.groups import Expressed
   from evojax_llm.fitness.scorers.table import scorer_of
   from experiments import members as members_lib
   from experiments import quantised
@@ -145,7 +146,7 @@ def main(_: Sequence[str]) -> None:
     eight = make(base_dtype=_BASE_DTYPE.value)
     changed = quantised.difference(make(), eight, members.config)
     command.say(quantised.describe(changed))
-  space = members_lib.Expressed()
+  space = Expressed()
   command.say(evaluator.prepare(space, members.population).describe())
   scores = evaluator.evaluate(
     space, members.population, progress=command.Progress()

@@ -23,12 +23,8 @@ from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import racing
 from evojax_llm.fitness import splits
-from evojax_llm.fitness import trial
 from evojax_llm.fitness.engine import Engine
 from evojax_llm.fitness.groups import Space
-from evojax_llm.fitness.groups import abstract_member
-from evojax_llm.fitness.groups import is_whole
-from evojax_llm.fitness.groups import num_bytes
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.ledger import Ledger
@@ -122,7 +118,6 @@ class Evaluator:
       members_per_group=members_per_group,
       prompts_per_batch=prompts_per_batch,
       budget=memory_budget,
-      dtype=dtype,
     )
     self._mesh = sharding.population_mesh(devices)
     self._model = Gemma(config, dtype)
@@ -165,10 +160,9 @@ class Evaluator:
     members: int | None = None,
     population_bytes: int | None = None,
   ) -> planning.Plan:
-    """Fixes form, group and batch sizes for a run; see `plan.make_plan`.
+    """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
-    Called by the first `evaluate`, or earlier to print the plan. Where the
-    form is left open and sizes do not tell, each is tried for a moment.
+    Called by the first `evaluate`, or earlier to print the plan.
 
     Args:
       space: of the population.
@@ -179,31 +173,14 @@ class Evaluator:
     Raises:
       MemoryPlanError: what is asked for cannot fit.
     """
-    member = abstract_member(space, population)
-    params = self._engine.groups.base(space)
-    options = dict(self._choices)
-    if is_whole(member):
-      options['form'] = 'folded'
-
-    def plan(form: str) -> planning.Plan:
-      return planning.make_plan(
-        self.config,
-        members=members or jax.tree.leaves(population)[0].shape[0],
-        base_bytes=num_bytes(params),
-        member_bytes=num_bytes(member),
-        population_bytes=population_bytes,
-        lengths=splits.longest_rows(self._encoded('dev')),
-        device=self._mesh.devices.flat[0],
-        **options | {'form': form},
-      )
-
-    made = plan(options['form'])
-    if not made.form_is_clear:
-      plans = [plan(form) for form in forms.FORMS]
-      with self.ledger.time('compile'):
-        made = trial.choose(plans, self._model, params, member, self._mesh)
-    self._engine.plan = made
-    return made
+    return self._engine.prepare(
+      space,
+      population,
+      splits.longest_rows(self._encoded('dev')),
+      members=members,
+      population_bytes=population_bytes,
+      **self._choices,
+    )
 
   @property
   def plan(self) -> planning.Plan | None:

@@ -7,6 +7,8 @@ import pytest
 
 from evojax_llm import checkpoint
 from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.gemma import hub
+from tests.experiments import running
 from tests.experiments import runs
 
 # How ml_collections reads a configuration file.
@@ -85,6 +87,42 @@ def test_members_that_are_gates_are_reported_as_adapters(settings, tmp_path):
   assert summary['rows'][-1]['test'] is not None
   seconds = summary['ledger']['seconds']
   assert {'compile', 'prefill', 'host', 'idle'} <= set(seconds)
+
+
+def test_whole_models_are_evolved_and_are_experts_in_turn(
+  settings, tmp_path, capsys
+):
+  """Adapters folded into the base; then models, of which one is the result."""
+  weights = ['--config.space=weights', '--config.strategy.generations=1']
+  first = tmp_path / 'first'
+  assert runs.evolve(settings, first, *weights) is None
+  summary = json.loads((first / 'summary.json').read_text())
+  assert summary['rows'][-1]['test'] is not None
+  base = next(s for s in settings if s.startswith('--config.model='))
+  folder = base.split('=', 1)[1]
+  experts = f'--config.experts={first / "best"},{folder}'
+  others = [s for s in settings if not s.startswith('--config.adapters=')]
+  second = tmp_path / 'second'
+  more = [experts, '--config.initial=experts,extrapolants']
+  assert runs.evolve(others, second, *weights, *more) is None
+  rows = json.loads((second / 'summary.json').read_text())['rows']
+  found = {row['name']: row for row in rows}
+  # The first run's best is there as it was, and is read to the last bit.
+  best = max(
+    found['best expert']['dev']['fitness']['score'],
+    found['base']['dev']['fitness']['score'],
+  )
+  assert best >= summary['best']['fitness']
+  out = tmp_path / 'out'
+  assert (
+    running.run_program('export', f'--run={second}', f'--out={out}') is None
+  )
+  assert 'model written to' in capsys.readouterr().out
+  assert hub.load_checkpoint(out)[0] == hub.load_config(folder)[0]
+  assert runs.evolve(settings, second, *weights, experts) == 1
+  assert 'expected one of them' in capsys.readouterr().err
+  assert runs.evolve(others, second, experts) == 1
+  assert 'set config.space=weights' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
