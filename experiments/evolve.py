@@ -56,6 +56,7 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm import evolution
   from evojax_llm import progress
   from evojax_llm import record
+  from evojax_llm import run_state
   from experiments import quantised
   from experiments import results
 
@@ -70,7 +71,7 @@ def main(_: Sequence[str]) -> None:
       jax.random.key(config.seed),
     )
   origins = results.origins(first, problem.space.names)
-  abstract = evolution.abstract_state(
+  abstract = run_state.abstract_state(
     strategy, params, first.population, len(problem.tasks)
   )
   evaluator = problem_lib.make_evaluator(config, problem)

@@ -18,6 +18,7 @@ from evojax_llm import plot
 from evojax_llm import progress
 from evojax_llm import record
 from evojax_llm import report
+from evojax_llm import run_state
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import splits
@@ -34,7 +35,7 @@ def plan(
   problem: problem_lib.Problem,
   strategy: Any,
   params: Any,
-  abstract: evolution.RunState,
+  abstract: run_state.RunState,
 ) -> Any:
   """Plans the memory of a run, for the longest prompts of both splits.
 
@@ -185,8 +186,8 @@ def draw_of(draw: int, generation: int) -> int:
 
 
 def on_first_items(
-  evaluator: Any, problem: problem_lib.Problem, state: evolution.RunState
-) -> evolution.RunState:
+  evaluator: Any, problem: problem_lib.Problem, state: run_state.RunState
+) -> run_state.RunState:
   """The state with its best member scored on the items of the baselines.
 
   Where every generation has other items, only this compares with them.
@@ -208,7 +209,7 @@ def finish(
   problem: problem_lib.Problem,
   model_folder: str,
   baselines: Sequence[Mapping[str, Any]],
-  state: evolution.RunState,
+  state: run_state.RunState,
   name: str,
   bar: progress.Progress,
 ) -> None:
