@@ -14,6 +14,7 @@ from typing import Any
 
 from evojax_llm import pocket
 from experiments.command import CommandError
+from experiments.command import has_no_room
 
 SPACES = ('adapters', 'coefficients')
 _GIB = 1 << 30
@@ -304,7 +305,7 @@ def asked_for(*kinds: type[Exception], what: str = ''):
   try:
     yield
   except kinds as error:
-    if isinstance(error, CommandError):
+    if isinstance(error, CommandError) or has_no_room(error):
       raise
     raise CommandError(f'{what}: {error}' if what else str(error)) from error
 

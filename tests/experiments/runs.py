@@ -14,6 +14,7 @@ from tests.experiments import running
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GENOME = ROOT / 'experiments' / 'genome' / 'config.py'
+MODEL_SWARMS = ROOT / 'experiments' / 'model_swarms' / 'config.py'
 
 
 def write_task(
