@@ -136,7 +136,9 @@ def evolve(
       members = np.flatnonzero(proposal.ids >= 0)
       scored = score(proposals, members)
     with phase('operators'):
-      fitness, task_scores = _spread(scored, members, proposal.ids.shape[0])
+      fitness, task_scores = run_state.spread(
+        scored, members, proposal.ids.shape[0]
+      )
       best = run_state.succeed(
         state.best, proposals, proposal.ids, fitness, task_scores, number
       )
@@ -162,18 +164,6 @@ def _is_over(
   return generation >= generations or (
     patience is not None and stale >= patience
   )
-
-
-def _spread(
-  scored: run_state.Scored, members: np.ndarray, slots: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scores of the members in their slots; NaN in the slots left empty."""
-  fitness = np.full((slots,), np.nan, np.float32)
-  task_scores = np.full(
-    (slots, scored.task_scores.shape[1]), np.nan, np.float32
-  )
-  fitness[members], task_scores[members] = scored.fitness, scored.task_scores
-  return fitness, task_scores
 
 
 def _check_alive(scored: run_state.Scored) -> None:

@@ -5,9 +5,11 @@ kept, and `evolution` for what makes the next one of it.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 from typing import Protocol
 
+import flax.serialization
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -147,6 +149,63 @@ def succeed(best, population, ids, fitness, task_scores, generation) -> Best:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Members:
+  """Members picked out of a state.
+
+  Attributes:
+    ids: M different ids.
+    fitness: (M,) f32, none of them NaN.
+    population: their genomes, leaves (M, ...).
+  """
+
+  ids: list[int]
+  fitness: np.ndarray
+  population: Any
+
+
+def best_members(state: Any, count: int) -> Members:
+  """The best members that a state still holds: alive or remembered.
+
+  Args:
+    state: a `RunState`, or one as nested dicts, as checkpoints are read.
+    count: M at most; fewer where the state holds fewer that could be scored.
+
+  Returns:
+    The members by fitness, of equals the elder first.
+  """
+  tree = flax.serialization.to_state_dict(state)
+  inner, best = tree['strategy'], tree['best']
+  memory = inner['memory']
+  alone = jax.tree.map(lambda leaf: leaf[None], best['genome'])
+  sources = [
+    (alone, best['id'], best['fitness']),
+    (inner['population'], inner['ids'], inner['fitness']),
+    (
+      memory.get('personal'),
+      memory.get('personal_ids'),
+      memory.get('personal_fitness'),
+    ),
+  ]
+  held: dict[int, tuple[np.float32, Any, int]] = {}
+  for population, ids, fitness in sources:
+    if population is None:
+      continue
+    ids, fitness = np.atleast_1d(ids), np.atleast_1d(fitness)
+    for row in np.flatnonzero(np.isfinite(fitness) & (ids >= 0)):
+      held.setdefault(int(ids[row]), (fitness[row], population, int(row)))
+  ranked = sorted(held, key=lambda member: (-held[member][0], member))[:count]
+  genomes = [
+    jax.tree.map(lambda leaf, row=row: leaf[row], population)
+    for _, population, row in (held[member] for member in ranked)
+  ]
+  return Members(
+    ids=ranked,
+    fitness=np.asarray([held[member][0] for member in ranked], np.float32),
+    population=stack.stack(genomes),
+  )
+
+
 def rescore(state: RunState, score: Score) -> RunState:
   """The state with everybody alive or remembered scored again.
 
@@ -161,19 +220,42 @@ def rescore(state: RunState, score: Score) -> RunState:
     groups.append(memory.personal)
     ids.append(memory.personal_ids)
   everyone = stack.concatenate(*groups)
-  scored = score(everyone, np.arange(stack.size(everyone)))
   ids = jnp.concatenate([jnp.atleast_1d(i) for i in ids])
+  # A population that grows has places where nobody is yet.
+  members = np.flatnonzero(np.asarray(ids) >= 0)
+  fitness, task_scores = spread(score(everyone, members), members, ids.shape[0])
   return _rescored(
     state,
     everyone,
     ids,
-    jnp.asarray(scored.fitness),
-    jnp.asarray(scored.task_scores),
+    jnp.asarray(fitness),
+    jnp.asarray(task_scores),
+    jnp.int32(len(members)),
   )
 
 
+def spread(
+  scored: Scored, members: np.ndarray, slots: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Fitness (slots,) and task scores (slots, K); NaN in the slots left empty.
+
+  Args:
+    scored: scores of M members.
+    members: (M,) their slots.
+    slots: number of slots.
+  """
+  fitness = np.full((slots,), np.nan, np.float32)
+  task_scores = np.full(
+    (slots, scored.task_scores.shape[1]), np.nan, np.float32
+  )
+  fitness[members], task_scores[members] = scored.fitness, scored.task_scores
+  return fitness, task_scores
+
+
 @jax.jit
-def _rescored(state, everyone, ids, fitness, task_scores) -> RunState:
+def _rescored(
+  state, everyone, ids, fitness, task_scores, evaluations
+) -> RunState:
   inner, memory = state.strategy, state.strategy.memory
   alive = inner.ids.shape[0]
 
@@ -214,5 +296,5 @@ def _rescored(state, everyone, ids, fitness, task_scores) -> RunState:
       task_scores=task_scores[best],
       generation=jnp.where(same, state.best.generation, state.generation),
     ),
-    evaluations=state.evaluations + jnp.int32(ids.shape[0]),
+    evaluations=state.evaluations + evaluations,
   )

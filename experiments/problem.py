@@ -12,6 +12,8 @@ import math
 import pathlib
 from typing import Any
 
+from ml_collections import config_dict
+
 from evojax_llm import pocket
 from experiments.command import CommandError
 from experiments.command import has_no_room
@@ -29,12 +31,14 @@ class Files:
     model: its folder.
     adapters: N folders.
     tasks: K files, or names of tasks that are no files.
+    heldout: likewise, of tasks that the search does not see.
   """
 
   name: str
   model: pathlib.Path
   adapters: tuple[pathlib.Path, ...]
   tasks: tuple[pathlib.Path | str, ...]
+  heldout: tuple[pathlib.Path | str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Problem:
     space: genome space of the search; `experts` itself, or made of it.
     tasks: K tasks.
     weights: (K,) weights of the tasks; sum to one.
+    heldout: tasks that the search does not see.
   """
 
   config: Any
@@ -58,6 +63,7 @@ class Problem:
   space: Any
   tasks: tuple[Any, ...]
   weights: tuple[float, ...]
+  heldout: tuple[Any, ...] = ()
 
   @property
   def task_names(self) -> list[str]:
@@ -100,12 +106,22 @@ def locate(config: Any) -> Files:
   for folder in (model, *adapters):
     if not folder.is_dir():
       raise CommandError(f'{folder} is not a folder.')
-  return Files(name, model, tuple(adapters), tuple(_task_files(config)))
+  tasks = tuple(_task_files(config.tasks))
+  if not tasks:
+    raise CommandError('No tasks: name one at least with --config.tasks.')
+  heldout = tuple(_task_files(config.heldout_tasks))
+  if set(tasks) & set(heldout):
+    both = ', '.join(sorted(map(str, set(tasks) & set(heldout))))
+    raise CommandError(
+      f'config.heldout_tasks names {both}, which the search sees: leave it out '
+      'of one of config.tasks and config.heldout_tasks.'
+    )
+  return Files(name, model, tuple(adapters), tasks, heldout)
 
 
-def _task_files(config: Any) -> list[pathlib.Path | str]:
+def _task_files(value: str | Sequence[str]) -> list[pathlib.Path | str]:
   files = []
-  for name in names(config.tasks):
+  for name in names(value):
     if pathlib.Path(name).is_file():
       files.append(pathlib.Path(name))
     elif name.startswith('lm_eval:') or '.py:' in name:
@@ -120,8 +136,6 @@ def _task_files(config: Any) -> list[pathlib.Path | str]:
         f'({", ".join(pocket.stage_names())}) or a pocket task '
         f'({", ".join(pocket.task_names())}).'
       )
-  if not files:
-    raise CommandError('No tasks: name one at least with --config.tasks.')
   return files
 
 
@@ -133,6 +147,8 @@ def _check(config: Any) -> None:
     ('strategy.generations', strategy.generations, 0),
     ('strategy.patience', strategy.patience, 1),
     ('seed', config.seed, 0),
+    ('seeds', config.seeds, 1),
+    ('ensemble.size', config.ensemble.size, 0),
     ('dev_limit', config.dev_limit, 1),
     ('test_limit', config.test_limit, 1),
     ('shots', config.shots, 0),
@@ -153,7 +169,7 @@ def _check(config: Any) -> None:
     raise CommandError(
       'config.resample and config.racing both choose dev items: leave one off.'
     )
-  if config.seed >= 1 << 32:
+  if config.seed + config.seeds > 1 << 32:
     raise CommandError(f'Got config.seed={config.seed}; expected 32 bits.')
   for name, value, known in (
     ('space', config.space, SPACES),
@@ -184,7 +200,9 @@ def load(config: Any, files: Files) -> Problem:
     shots_seed=config.shots_seed,
     system=config.system,
   )
-  tasks = tasks_lib.load_tasks(files.tasks, rules)
+  # Together: what the search sees may not be tested as held out.
+  tasks = tasks_lib.load_tasks([*files.tasks, *files.heldout], rules)
+  tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
   weights = _weights(config.weights, tasks)
 
   import jax.numpy as jnp
@@ -199,7 +217,9 @@ def load(config: Any, files: Files) -> Problem:
   model, params = hub.load_checkpoint(
     files.model, jnp.dtype(config.execution.dtype)
   )
-  return Problem(model, params, tokenizer, experts, space, tasks, weights)
+  return Problem(
+    model, params, tokenizer, experts, space, tasks, weights, heldout
+  )
 
 
 def make_space(config: Any, adapters: Any) -> tuple[Any, Any]:
@@ -282,6 +302,31 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
       memory_budget=None if budget is None else int(budget * _GIB),
       max_length=execution.max_length,
     )
+
+
+def make_heldout(config: Any, problem: Problem) -> Any:
+  """An evaluator of the held-out tasks, or None where there are none.
+
+  Their test items, config.test_limit of them, stand in its `dev`, by which the
+  engine plans.
+  """
+  if not problem.heldout:
+    return None
+  tasks = tuple(
+    dataclasses.replace(
+      task,
+      dev=task.subset('test', config.test_limit, config.dev_draw),
+      test=(),
+    )
+    for task in problem.heldout
+  )
+  config = config_dict.ConfigDict(config.to_dict())
+  config.objective = 'weighted_mean'
+  config.dev_limit, config.dev_limits, config.test_limits = None, (), ()
+  weights = (1 / len(tasks),) * len(tasks)
+  return make_evaluator(
+    config, dataclasses.replace(problem, tasks=tasks, weights=weights)
+  )
 
 
 def make_racing(config: Any) -> Any:

@@ -34,6 +34,7 @@ def test_a_run_leaves_its_records(finished):
   names = {p.name for p in folder.iterdir()}
   assert names == {
     'best',
+    'baseline_items',
     'baselines.json',
     'checkpoints',
     'config.json',
@@ -44,6 +45,7 @@ def test_a_run_leaves_its_records(finished):
     'metrics.jsonl',
     'summary.json',
     'summary.md',
+    'test_items',
   }
   metrics = lines(folder / 'metrics.jsonl')
   assert [row['generation'] for row in metrics] == [0, 1, 2, 3, 4]
@@ -72,7 +74,9 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
     'average',
     'scaled average',
     'scaled best expert',
+    'ensemble of experts',
     'evolved',
+    'ensemble of evolved',
   ]
   for row in summary['rows']:
     assert set(row['dev']['tasks']) == set(row['test']['tasks']) == {'a', 'b'}
@@ -83,7 +87,7 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
   members = {row['id']: row for row in lines(folder / 'members.jsonl')}
   best = summary['best']['id']
   assert members[best]['fitness'] == max(m['fitness'] for m in members.values())
-  evolved = summary['rows'][-1]
+  evolved = runs.row(summary)
   assert evolved['dev']['fitness']['score'] == pytest.approx(
     members[best]['fitness'], abs=1e-5
   )
@@ -171,7 +175,7 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['failed'] > 0
   assert summary['rows'][1]['detail'] == 'good'
-  assert summary['rows'][-1]['dev']['fitness']['score'] is not None
+  assert runs.row(summary)['dev']['fitness']['score'] is not None
   failed = [
     row
     for row in lines(tmp_path / 'run' / 'members.jsonl')
@@ -203,7 +207,7 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
   assert code is None
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['evaluations'] == 10
-  assert summary['rows'][-1]['test'] is not None
+  assert runs.row(summary)['test'] is not None
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,17 @@ def _full_checkpoint(self, generation, state):
   _full(self.folder / f'{generation}.orbax-checkpoint-tmp' / 'state')
 
 
+def _full_items(folder):
+  append = item_log.ItemLog.append
+
+  def fail(self, number, *rest):
+    if self.folder.name == folder:
+      _full(self.folder / f'{number:05}.part')
+    append(self, number, *rest)
+
+  return fail
+
+
 def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
   finished, settings, tmp_path, monkeypatch, capsys
 ):
@@ -109,14 +120,12 @@ def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
 
   for owner, name, fail in (
     (record, 'write_json', lambda path, value: write_text(path, '')),
-    (
-      item_log.ItemLog,
-      'append',
-      lambda self, *_: _full(self.folder / 'x.part'),
-    ),
+    (item_log.ItemLog, 'append', _full_items('baseline_items')),
+    (item_log.ItemLog, 'append', _full_items('items')),
     (record.JsonLines, 'append', lambda self, rows: _full(self.path)),
     (checkpoint.Checkpoints, 'save', _full_checkpoint),
     (peft, 'save_adapter', lambda folder, *_: _full(f'{folder}/adapter.json')),
+    (item_log.ItemLog, 'append', _full_items('test_items')),
     (plot, 'curve', lambda path, *_: _full(f'{path}.part.png')),
     (record, 'write_text', write_text),
   ):
@@ -160,7 +169,7 @@ def test_one_expert_and_one_item(
   assert code is None
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['failed'] == 0
-  assert summary['rows'][-1]['test']['tasks']['one']['items'] == 1
+  assert runs.row(summary)['test']['tasks']['one']['items'] == 1
   # A single item tells few members apart: all fitness is 0 or 1.
   members = lines(tmp_path / 'run' / 'members.jsonl')
   assert {row['fitness'] for row in members} <= {0.0, 1.0}
