@@ -4,19 +4,17 @@ Members, their order and their number are chosen on `dev`; the test answers of
 those chosen are read with everybody else's, once.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from evojax_llm import record
 from evojax_llm import run_state
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.population import stack
-from experiments import problem as problem_lib
-from experiments import rivals as rivals_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,74 +49,69 @@ class Ensemble:
 
 
 def of_experts(
-  run: record.RunFolder,
   evaluator: Any,
-  rivals: rivals_lib.Rivals,
+  task_scores: np.ndarray,
+  read: Callable[[Sequence[int]], Sequence[Any]],
   options: Any,
 ) -> Ensemble | None:
-  """The best experts together; None where fewer than two could be scored."""
-  fitness = evaluator.objective(rivals.expert_scores)
+  """The best experts together; None where fewer than two could be scored.
+
+  Args:
+    evaluator: of the tasks.
+    task_scores: (N, K) f32 of the experts on dev.
+    read: what the experts of some indices did on the dev items, task by task.
+    options: `size` and `rule` of the configuration.
+  """
+  fitness = evaluator.objective(task_scores)
   order = _ranked(fitness)[: options.size]
   if len(order) < 2:
     return None
-  group = ensembles.Group(
-    fitness[order],
-    rivals.expert_scores[order],
-    rivals_lib.expert_results(run, order),
-  )
+  group = ensembles.Group(fitness[order], task_scores[order], read(order))
   return _chosen(evaluator, options.rule, order, group)
 
 
 def of_members(
-  run: record.RunFolder,
   evaluator: Any,
-  problem: problem_lib.Problem,
-  state: run_state.RunState,
+  space: Any,
+  found: run_state.Members,
+  known: tuple[np.ndarray, Sequence[Any]] | None,
   options: Any,
-  fresh: bool,
 ) -> Ensemble | None:
-  """The best members that are alive or remembered, together.
+  """Members together.
 
   Args:
-    run: whose items and members are read.
-    evaluator: of the run's dev items.
-    problem: whose space the members are of.
-    state: of the run, at its end.
-    options: `size` and `rule` of the configuration.
-    fresh: whether members must be scored again, because what is known of an id
-      may be of another genome.
+    evaluator: of the run's tasks and dev items.
+    space: of the members.
+    found: M candidates.
+    known: their task scores (M, K) f32 and what they did, task by task; None,
+      or answers to other items or to some, to score them once more.
+    options: `rule` of the configuration.
 
   Returns:
-    The group, or None where fewer than two could be scored. Where the log does
-    not have the answers of all on the run's dev items (after a race, or with
-    other items in every generation), the candidates are scored once more.
+    The group, or None where fewer than two could be scored.
   """
-  found = run_state.best_members(state, options.size)
   if len(found.ids) < 2:
     return None
-  results = None if fresh else ensembles.gather(run.items.read(), found.ids)
   wanted = [[item.id for item in task] for task in evaluator.items('dev')]
-  if results is not None and [r.ids for r in results] == wanted:
-    by_id = {row['id']: row['tasks'] for row in run.members.read()}
-    task_scores = np.asarray(
-      [list(by_id[member].values()) for member in found.ids], np.float32
-    )
-    evaluations = 0
-  else:
+  evaluations = 0
+  if known is None or not _complete(known[1], wanted):
     slots = max(len(found.ids), evaluator.plan.members_per_group)
     scores = evaluator.evaluate(
-      problem.space,
-      stack.pad(found.population, slots),
-      np.arange(len(found.ids)),
+      space, stack.pad(found.population, slots), np.arange(len(found.ids))
     )
-    task_scores, results = scores.task_scores, scores.tasks
+    known = scores.task_scores, scores.tasks
     evaluations = len(found.ids)
+  task_scores, results = known
   fitness = evaluator.objective(task_scores)
   order = _ranked(fitness)
   if len(order) < 2:
     return None
-  group = ensembles.Group(fitness, task_scores, results).take(order)
-  made = _chosen(evaluator, options.rule, [found.ids[i] for i in order], group)
+  made = _chosen(
+    evaluator,
+    options.rule,
+    [found.ids[i] for i in order],
+    ensembles.Group(fitness, task_scores, results).take(order),
+  )
   chosen = np.asarray(order[: len(made.members)], np.int32)
   return dataclasses.replace(
     made,
@@ -171,6 +164,13 @@ def _chosen(
     by_size=evaluator.objective(by_size).tolist(),
     dev=by_size[size - 1],
     bound=_bound(evaluator, group.take(range(size)), scorers),
+  )
+
+
+def _complete(results: Sequence[Any], wanted: Sequence[list[str]]) -> bool:
+  """Whether everybody was scored on the wanted items, and on all of them."""
+  return [result.ids for result in results] == wanted and not any(
+    np.isnan(result.values).any() for result in results
   )
 
 

@@ -16,6 +16,7 @@ from evojax_llm import progress
 from evojax_llm import record
 from evojax_llm import report
 from evojax_llm import run_state
+from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.fitness.scorers.table import scorer_of
@@ -69,7 +70,7 @@ def finish(
   evaluator, problem, best = asked.evaluator, asked.problem, state.best
   _export(run, problem, best.genome, asked.model)
 
-  ensembles = _ensembles(run, asked, rivals, state)
+  groups = _ensembles(run, asked, rivals, state)
   rows = [dict(row) for row in rivals.rows]
   evolved = {
     'name': EVOLVED,
@@ -85,8 +86,8 @@ def finish(
   for name in (OF_EXPERTS, EVOLVED, OF_EVOLVED):
     if name == EVOLVED:
       rows.append(evolved)
-    elif name in ensembles:
-      made = ensembles[name]
+    elif name in groups:
+      made = groups[name]
       rows.append(
         {
           'name': name,
@@ -95,7 +96,7 @@ def finish(
           'dev': rivals_lib.summary(evaluator, problem, 'dev', made.dev),
         }
       )
-  roster = _roster(asked, rivals, best, ensembles)
+  roster = _roster(asked, rivals, best, groups)
   tested = {}
   if asked.has_test:
     bar.begin(len(roster.names), 'test')
@@ -106,11 +107,11 @@ def finish(
     bar.begin(len(roster.names), 'held-out tasks')
     scores = roster.read(asked.heldout, 'dev', bar.update)
     tested['heldout'] = (asked.heldout, 'dev', scores)
-  bounds = {name: {'dev': made.bound} for name, made in ensembles.items()}
+  bounds = {name: {'dev': made.bound} for name, made in groups.items()}
   for row in rows:
     row['test'] = None
     for split, (reader, items, scores) in tested.items():
-      made = ensembles.get(row['name'])
+      made = groups.get(row['name'])
       if made is None:
         place = (
           roster.member(int(best.id))
@@ -135,7 +136,7 @@ def finish(
         [scorer_of(task) for task in reader.tasks],
         reader.objective,
       )
-  _write(run, asked, rows, state, roster.names, ensembles, bounds)
+  _write(run, asked, rows, state, roster.names, groups, bounds)
 
 
 def _export(run, problem, genome, model: str) -> None:
@@ -147,30 +148,52 @@ def _export(run, problem, genome, model: str) -> None:
 
 
 def _ensembles(run, asked, rivals, state) -> dict[str, ensemble_lib.Ensemble]:
+  """The best experts, and the best members that are alive or remembered."""
   options = asked.config.ensemble
   if not options.size:
     return {}
-  # In GENOME's released code a member moves and keeps its id and its score.
-  fresh = not asked.config.strategy.options.get('rescore', True)
+  found = run_state.best_members(state, options.size)
   made = {
-    OF_EXPERTS: ensemble_lib.of_experts(run, asked.evaluator, rivals, options),
+    OF_EXPERTS: ensemble_lib.of_experts(
+      asked.evaluator,
+      rivals.expert_scores,
+      lambda experts: rivals_lib.expert_results(run, experts),
+      options,
+    ),
     OF_EVOLVED: ensemble_lib.of_members(
-      run, asked.evaluator, asked.problem, state, options, fresh
+      asked.evaluator,
+      asked.problem.space,
+      found,
+      _known(run, found.ids, asked.config),
+      options,
     ),
   }
   return {name: one for name, one in made.items() if one is not None}
 
 
-def _roster(asked, rivals, best, ensembles) -> roster_lib.Roster:
+def _known(run, ids, config):
+  """Task scores and answers of members as the run has kept them."""
+  # In GENOME's released code a member moves and keeps its id and its score.
+  if not config.strategy.options.get('rescore', True):
+    return None
+  results = ensembles.gather(run.items.read(), ids)
+  if results is None:
+    return None
+  by_id = {row['id']: row['tasks'] for row in run.members.read()}
+  scores = [list(by_id[member].values()) for member in ids]
+  return np.asarray(scores, np.float32), results
+
+
+def _roster(asked, rivals, best, groups) -> roster_lib.Roster:
   """All who are asked for their answers at the end."""
   experts, ids = [], [int(best.id)]
   genomes = [stack.stack([best.genome])]
   if asked.config.test_experts:
     experts = range(len(asked.problem.experts.names))
-  elif OF_EXPERTS in ensembles:
-    experts = ensembles[OF_EXPERTS].members
-  if OF_EVOLVED in ensembles:
-    made = ensembles[OF_EVOLVED]
+  elif OF_EXPERTS in groups:
+    experts = groups[OF_EXPERTS].members
+  if OF_EVOLVED in groups:
+    made = groups[OF_EVOLVED]
     others = [i for i, id_ in enumerate(made.members) if id_ != ids[0]]
     if others:
       ids += [made.members[i] for i in others]
@@ -187,7 +210,7 @@ def _write(
   rows: Sequence[Mapping[str, Any]],
   state: run_state.RunState,
   names: Sequence[str],
-  ensembles: Mapping[str, ensemble_lib.Ensemble],
+  groups: Mapping[str, ensemble_lib.Ensemble],
   bounds: Mapping[str, Mapping[str, float]],
 ) -> None:
   """curve.png, summary.md and summary.json."""
@@ -211,7 +234,7 @@ def _write(
         # Who knows which member is right: a bound, and no result.
         'oracle': bounds[name],
       }
-      for name, made in ensembles.items()
+      for name, made in groups.items()
     },
     'tested': names if asked.has_test else [],
     'lineage': record.lineage_of(int(best.id), member_rows),

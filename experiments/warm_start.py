@@ -72,23 +72,28 @@ def load(
   """
   folder = pathlib.Path(config.warm_start)
   told = f'config.warm_start={config.warm_start}'
-  if not (folder / 'summary.json').is_file():
+  if (
+    not (folder / 'summary.json').is_file()
+    or not (folder / 'checkpoints').is_dir()
+  ):
     raise CommandError(
-      f'{told} is not the folder of a finished run: it has no summary.json. '
-      'Finish that run first; of several seeds, name the folder of one.'
+      f'{told} is not the folder of a finished run, with summary.json and '
+      'checkpoints. Finish that run first; of several seeds, name the folder '
+      'of one.'
     )
   with problem_lib.asked_for(checkpoint.CheckpointError, what=told):
     known = record.read_json(folder / 'config.json')
     _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
   for what, there, here in (
-    ('space', known['config']['space'], config.space),
-    ('model', known['inputs']['model'], inputs['model']),
+    ('genomes', known['config']['space'], config.space),
+    ('models', known['inputs']['model'], inputs['model']),
     ('experts', known['inputs']['adapters'], inputs['adapters']),
   ):
     if there != here:
       raise CommandError(
-        f'{told} has another {what}: {there} there, {here} here. Its members '
-        'mean something else here; give the same model, adapters and space.'
+        f'{told} was over other {what}: {there} there, {here} here. Its '
+        'members mean something else here; give the same model, adapters and '
+        'space.'
       )
   members = run_state.best_members(state, config.strategy.population)
   wanted = jax.eval_shape(problem.space.experts)
