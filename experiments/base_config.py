@@ -81,6 +81,8 @@ def make() -> config_dict.ConfigDict:
   # separated by commas. '' is the pocket model and its own experts.
   config.model = ''
   config.adapters = ''
+  # Models tuned from it, in the same form; for the space 'weights'.
+  config.experts = ''
   # Task files, or names of pocket tasks, or a pocket stage, separated by
   # commas; 'file.py:Name' and 'lm_eval:name' as well.
   config.tasks = 'main'
@@ -111,7 +113,8 @@ def make() -> config_dict.ConfigDict:
   # Put prompts through the model's chat template.
   config.chat = False
 
-  # 'adapters' evolves LoRA factors, 'coefficients' the weights of experts.
+  # 'adapters' evolves LoRA factors, 'coefficients' the weights of experts,
+  # 'weights' all parameters of models.
   config.space = 'adapters'
   # Recipes of evojax_llm.genomes.initial, in order; the last one fills up.
   config.initial = ('experts', 'zero', 'scaled_average', 'extrapolants')

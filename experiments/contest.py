@@ -71,7 +71,9 @@ class Contest:
     """Space and strategy of an arm; made once, since they carry programs."""
     if name not in self._spaces:
       config = self._arms[name]
-      _, space = problem_lib.make_space(config, self._adapters)
+      _, space = problem_lib.make_space(
+        config, self._adapters, self._problem.params
+      )
       problem = dataclasses.replace(self._problem, space=space)
       strategy = problem_lib.make_strategy(config, problem)
       self._spaces[name] = space, strategy
@@ -84,13 +86,13 @@ class Contest:
     asked = []
 
     def score(mixes):
-      mixed = baselines.mix_experts(population, mixes)
+      mixed = baselines.mix_experts(experts, mixes)
       asked.append(evaluator.evaluate(experts, mixed))
       return asked[-1]
 
     chosen = baselines.choose_baselines(experts.names, score)
     everybody = stack.concatenate(
-      baselines.mix_experts(population, [b.mix for b in chosen]), population
+      baselines.mix_experts(experts, [b.mix for b in chosen]), population
     )
     tested = self._read(evaluator, experts, everybody)
     rows = [
@@ -133,8 +135,7 @@ class Contest:
       )
     before, began = dict(evaluator.ledger.seconds), time.perf_counter()
     budgeted = _Budgeted(evaluator, space, self._budget)
-    state = None
-    for state, done in evolution.evolve(
+    rounds = evolution.evolve(
       strategy,
       strategy.default_params,
       budgeted,
@@ -142,8 +143,10 @@ class Contest:
       seed=seed,
       # A search that proposes nobody any more spends nothing and must end.
       generations=_ROUNDS * self._budget,
-    ):
+    )
+    for state, done in rounds:
       budgeted.keep(done.ids)
+      best, last = state.best, state
       if not budgeted.left:
         break
     seconds = {
@@ -152,11 +155,10 @@ class Contest:
     }
     seconds['all'] = round(time.perf_counter() - began, 3)
 
-    best = state.best
     genomes, ids = [stack.stack([best.genome])], [int(best.id)]
     made = None
     if self._options.size:
-      found = run_state.best_members(state, self._options.size)
+      found = run_state.best_members(last, self._options.size)
       known = None
       # In GENOME's released code a member moves and keeps its id and score.
       if config.strategy.options.get('rescore', True):

@@ -84,11 +84,10 @@ def score_baselines(
 
 
 def _scored(run, evaluator, problem, bar) -> dict[str, Any]:
-  experts = problem.experts.experts()
   asked = []
 
   def score(mixes):
-    mixed = baselines_lib.mix_experts(experts, mixes)
+    mixed = baselines_lib.mix_experts(problem.experts, mixes)
     # As many slots as a group of the search has, for which there is a program.
     slots = max(len(mixes), evaluator.plan.members_per_group)
     bar.begin(len(mixes), 'baselines')

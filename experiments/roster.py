@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm import baselines as baselines_lib
-from evojax_llm.population import stack
-from experiments import members
+from evojax_llm.fitness.groups import Expressed
 from experiments import problem as problem_lib
 
 
 class Roster:
-  """Baselines, experts and members by name, as adapters.
+  """Baselines, experts and members by name.
 
   Attributes:
     names: M names: of baselines, 'expert X', 'member 12'.
@@ -58,13 +58,19 @@ class Roster:
       self._places[f'member {member}'] = len(self.names)
       self.names.append(f'member {member}')
     self._experts = names
-    mixed = jax.vmap(problem.experts.express)(
-      baselines_lib.mix_experts(problem.experts.experts(), mixes)
-    )
-    evolved = jax.vmap(problem.space.adapter)(genomes)
+    mixed = baselines_lib.mix_experts(problem.experts, mixes)
+    self._space = problem.space
+    if problem.space is not problem.experts:
+      # Members of two spaces are one population once they are adapters.
+      mixed = jax.vmap(problem.experts.express)(mixed)
+      genomes = jax.vmap(problem.space.adapter)(genomes)
+      mixed, genomes = _to_one_rank(mixed, genomes)
+      self._space = Expressed()
     # On the host, from where a group at a time goes to the devices.
-    self._population = jax.device_get(
-      stack.concatenate(*_to_one_rank(mixed, evolved))
+    self._population = jax.tree.map(
+      lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
+      mixed,
+      genomes,
     )
 
   def expert(self, index: int) -> int:
@@ -83,7 +89,7 @@ class Roster:
   ) -> Any:
     """Scores all of them on a split, in the order of `names`."""
     return evaluator.evaluate(
-      members.Expressed(), self._population, split=split, progress=progress
+      self._space, self._population, split=split, progress=progress
     )
 
 

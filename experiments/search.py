@@ -91,6 +91,7 @@ def prepare(config: Any, files: problem_lib.Files) -> Search:
   inputs = {
     'model': record.fingerprint(files.model),
     'adapters': [record.fingerprint(folder) for folder in files.adapters],
+    'experts': [record.fingerprint(folder) for folder in files.experts],
     'tasks': [task.fingerprint() for task in problem.tasks],
   }
   if problem.heldout:
@@ -197,7 +198,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
     generation += 1
     bar.begin(len(members))
     if search.racing:
-      return evaluator.race(
+      scored = evaluator.race(
         problem.space,
         population,
         members,
@@ -206,9 +207,10 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
         generation,
         progress=bar.update,
       )
-    scored = drawn.evaluate(
-      problem.space, population, members, 'dev', progress=bar.update
-    )
+    else:
+      scored = drawn.evaluate(
+        problem.space, population, members, 'dev', progress=bar.update
+      )
     return scored
 
   with (
@@ -231,8 +233,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
     before = bar.tokens()
     for state, done in rounds:
       # Records first: a checkpoint stands for the lines up to its own.
-      if scored is not None:  # a race leaves holes
-        run.items.append(done.number, done.ids, scored)
+      run.items.append(done.number, done.ids, scored)
       run.write(
         record.member_rows(
           done, strategy.operator_names, problem.task_names, origins

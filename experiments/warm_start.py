@@ -88,6 +88,7 @@ def load(
     ('genomes', known['config']['space'], config.space),
     ('models', known['inputs']['model'], inputs['model']),
     ('experts', known['inputs']['adapters'], inputs['adapters']),
+    ('experts', known['inputs']['experts'], inputs['experts']),
   ):
     if there != here:
       raise CommandError(

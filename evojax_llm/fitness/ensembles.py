@@ -25,7 +25,7 @@ from evojax_llm.fitness.item_log import GenerationItems
 from evojax_llm.fitness.item_log import TaskItems
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.scorers.base import Scorer
-from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.base import Verdicts
 
 # M members, best by dev first; each a prediction an item, None for no answer.
 Predictions = Sequence[Sequence[str | None]]
@@ -140,6 +140,7 @@ class Group:
           result,
           values=result.values[rows],
           predictions=[result.predictions[i] for i in rows],
+          asked=None if result.asked is None else result.asked[rows],
         )
         for result in self.results
       ],
@@ -180,10 +181,12 @@ def decide(
     if rule == AUTO:
       chosen = 'majority' if scorer.binary else 'medoid'
     stands = RULES[chosen](predictions, group.fitness)
-    verdicts = [
-      Verdict(predictions[m][i], float(values[m, i]))
-      for i, m in enumerate(stands)
-    ]
+    columns = np.arange(values.shape[1])
+    verdicts = Verdicts(
+      np.array(predictions, object).reshape(values.shape)[stands, columns],
+      decided(values, stands).astype(np.float64),
+      np.ones(values.shape[1]),
+    )
     scores[k] = scorer.aggregate(items[k], verdicts)
   return scores
 
@@ -261,6 +264,7 @@ def gather(
             task,
             values=task.values[row : row + 1],
             predictions=task.predictions[row : row + 1],
+            asked=None if task.asked is None else task.asked[row : row + 1],
           )
           for task in generation.tasks
         ]
@@ -278,6 +282,9 @@ def gather(
       same[0],
       values=np.concatenate([task.values for task in same]),
       predictions=np.concatenate([task.predictions for task in same]),
+      asked=None
+      if same[0].asked is None
+      else np.concatenate([task.asked for task in same]),
     )
     for same in zip(*rows, strict=True)
   ]

@@ -29,6 +29,7 @@ from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.base import Verdicts
 
 _BINARY = ('acc', 'acc_norm', 'acc_bytes', 'exact_match')
 _PLACES = ('training', 'validation', 'test')
@@ -80,13 +81,11 @@ class LmEvalScorer(Scorer):
       )
     return Verdict(str(prediction), float(value))
 
-  def aggregate(
-    self, items: Sequence[Item], verdicts: Sequence[Verdict]
-  ) -> float:
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
     """The harness's aggregate of the documents."""
     del items
     aggregate = self.task.aggregation()[self.metric]
-    return float(aggregate([verdict.value for verdict in verdicts]))
+    return float(aggregate(verdicts.values.tolist()))
 
 
 def load(name: str, rules: Any) -> Task:

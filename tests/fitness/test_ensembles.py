@@ -66,6 +66,7 @@ def make_group(predictions, values, fitness):
     ids=['0', '1'],
     values=values,
     predictions=np.asarray(predictions, object),
+    asked=np.ones(values.shape, bool),
   )
   scores = values.mean(axis=1, keepdims=True)
   return ensembles.Group(np.asarray(fitness, np.float32), scores, [result])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.tasks import load_task
 from evojax_llm.gemma import hub
@@ -20,11 +21,6 @@ from tests.golden import make_lm_eval
 
 HAS_HARNESS = importlib.util.find_spec('lm_eval') is not None
 NORMS = {'acc': 'none', 'acc_norm': 'characters', 'acc_bytes': 'bytes'}
-
-
-class Expressed:
-  def express(self, genome):
-    return genome
 
 
 @pytest.fixture(scope='module')

@@ -10,14 +10,16 @@ import math
 from typing import Any
 from typing import ClassVar
 
+import numpy as np
+
 from evojax_llm.fitness.items import Item
-from evojax_llm.fitness.scorers.base import Answer
-from evojax_llm.fitness.scorers.base import Scorer
-from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.base import Verdicts
+from evojax_llm.fitness.scorers.options import OptionScorer
+from evojax_llm.fitness.scorers.options import OptionTable
 
 
 @dataclasses.dataclass(frozen=True)
-class Perplexity(Scorer):
+class Perplexity(OptionScorer):
   """Perplexity of the gold answers; less is better.
 
   An item's value is its negative log-likelihood in nats per unit, its weight
@@ -44,22 +46,30 @@ class Perplexity(Scorer):
     """'perplexity' per token, else with its unit."""
     return 'perplexity' if self.unit == 'token' else f'{self.unit}_perplexity'
 
-  def score(self, item: Item, answer: Answer) -> Verdict:
-    """Negative log-likelihood per unit."""
-    units = {
-      'token': answer.tokens[0],
-      'byte': len(item.answer.encode()),
-      'word': len(item.answer.split()),
-    }[self.unit]
-    return Verdict(None, -float(answer.loglik[0]) / units, float(units))
+  def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
+    """Negative log-likelihood per unit of each gold answer."""
+    units = np.array(
+      [
+        {
+          'token': tokens[0],
+          'byte': len(item.answer.encode()),
+          'word': len(item.answer.split()),
+        }[self.unit]
+        for item, tokens in zip(table.items, table.tokens, strict=True)
+      ],
+      np.float64,
+    )
+    return Verdicts(
+      np.full(loglik.shape, None, object),
+      -loglik / units,
+      np.broadcast_to(units, loglik.shape),
+    )
 
-  def aggregate(
-    self, items: Sequence[Item], verdicts: Sequence[Verdict]
-  ) -> float:
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
     """Perplexity of the task; inf where it is beyond a double."""
     del items
-    nats = sum(verdict.value * verdict.weight for verdict in verdicts)
-    mean = nats / sum(verdict.weight for verdict in verdicts)
+    nats = sum((verdicts.values * verdicts.weights).tolist())
+    mean = nats / sum(verdicts.weights.tolist())
     return math.exp(mean) if mean < 700 else math.inf
 
   def labels(self, item: Item) -> list[str]:
