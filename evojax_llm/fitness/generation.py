@@ -16,10 +16,10 @@ from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.ledger import Ledger
 from evojax_llm.fitness.prompts import EncodedItem
-from evojax_llm.fitness.prompts import encode_prompt
 from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.scorers.answers import cut_at_stop
 from evojax_llm.fitness.scores import Answers
+from evojax_llm.fitness.tokens import encode_prompt
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.population import sharding

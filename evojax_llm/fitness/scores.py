@@ -231,7 +231,7 @@ class Matcher:
       verdicts = self._judge_texts(k, places, answers)
     else:
       read = answers.loglikelihoods
-      labels = [scorer.labels(item) for item in items]
+      labels = [scorer.labels(p.item, len(p.tokens)) for p in places]
       likelihoods = _Likelihoods(labels, places, read)
       span = slice(places[0].options.start, places[-1].options.stop)
       verdicts = scorer.score_options(split.tables[k], read[:, span])

@@ -74,7 +74,8 @@ class AbstainQA(choice_text.KeyScorer):
     abstains = replies[..., 1] > replies[..., 0]
     return options.verdicts_on(table, np.where(abstains, -1, best), wrong=-1.0)
 
-  def labels(self, item: Item) -> list[str]:
+  def labels(self, item: Item, count: int) -> list[str]:
     """The options, then the replies to each of them."""
+    del count
     keys = [key for key, _ in item.choices]
     return keys + [f'{key} {reply}' for key in keys for reply in REPLIES]

@@ -116,6 +116,8 @@ class Scorer:
     max_new_tokens: tokens to decode where the task says nothing.
     stop: whether an answer ends where a base model would go on with the next
       question.
+    rolls: whether a gold answer without a question is read from its start, in
+      windows where it is longer than the context.
   """
 
   reads: ClassVar[str] = 'text'
@@ -129,6 +131,7 @@ class Scorer:
   gold: ClassVar[bool] = True
   max_new_tokens: ClassVar[int] = 32
   stop: ClassVar[bool] = True
+  rolls: ClassVar[bool] = False
   # Known values of options that are words, for messages before a run.
   words: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -148,6 +151,15 @@ class Scorer:
     Raises:
       TaskError: says what was expected; the caller adds the place.
     """
+
+  def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
+    """What is read about an item where that is not its prompt and options.
+
+    Returns:
+      (prompt, continuations) pairs, each continuation with the white space that
+      parts it from the prompt; None for what the task's format says.
+    """
+    del item
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
@@ -185,9 +197,10 @@ class Scorer:
     del items
     return float(np.mean(verdicts.values))
 
-  def labels(self, item: Item) -> list[str]:
-    """Names of the continuations that are read, for results."""
-    return [key for key, _ in item.choices or ()]
+  def labels(self, item: Item, count: int) -> list[str]:
+    """Names of the `count` continuations that are read, for results."""
+    names = [key for key, _ in item.choices or ()] or ['gold']
+    return names + [str(i) for i in range(len(names), count)]
 
 
 _PLAIN = {'str': str, 'int': int, 'float': (int, float), 'bool': bool}

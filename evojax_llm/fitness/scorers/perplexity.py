@@ -1,7 +1,10 @@
 """perplexity: exp of the mean negative log-likelihood of the gold answers.
 
 The mean is over all units of the task, not over its items: a long answer counts
-for more than a short one. A text without a question is read from its start.
+for more than a short one. A text without a question is read from its start, in
+windows where it is longer than the context: of each the first token is read
+after the one before it, and the last window after as many as there is room for,
+as lm-evaluation-harness rolls.
 """
 
 from collections.abc import Sequence
@@ -39,6 +42,7 @@ class Perplexity(OptionScorer):
   question: ClassVar[bool] = False
   max_new_tokens: ClassVar[int] = 0
   stop: ClassVar[bool] = False
+  rolls: ClassVar[bool] = True
   words: ClassVar[dict[str, Any]] = {'unit': ('token', 'byte', 'word')}
 
   @property
@@ -51,7 +55,7 @@ class Perplexity(OptionScorer):
     units = np.array(
       [
         {
-          'token': tokens[0],
+          'token': sum(tokens),
           'byte': len(item.answer.encode()),
           'word': len(item.answer.split()),
         }[self.unit]
@@ -59,6 +63,9 @@ class Perplexity(OptionScorer):
       ],
       np.float64,
     )
+    # The windows of a long text follow one another.
+    starts = np.cumsum([0, *(len(tokens) for tokens in table.tokens[:-1])])
+    loglik = np.add.reduceat(loglik, starts, axis=1)
     return Verdicts(
       np.full(loglik.shape, None, object),
       -loglik / units,
@@ -71,8 +78,3 @@ class Perplexity(OptionScorer):
     nats = sum((verdicts.values * verdicts.weights).tolist())
     mean = nats / sum(verdicts.weights.tolist())
     return math.exp(mean) if mean < 700 else math.inf
-
-  def labels(self, item: Item) -> list[str]:
-    """The one continuation."""
-    del item
-    return ['gold']

@@ -119,6 +119,16 @@ def test_gold_answers_of_all_members():
     assert found.predictions.tolist() == [[None, None]] * 2
 
 
+def test_windows_of_a_gold_answer_are_one_text():
+  items = [Item('0', '', 'ab cd'), Item('1', '', 'é')]
+  table = OptionTable(items, [(3, 3, 1), (7,)])
+  loglik = np.array([[-6.0, -1.0, -0.5, -7.0]])
+  found = Perplexity().score_options(table, loglik)
+  np.testing.assert_array_equal(found.values, [[7.5 / 7, 1.0]])
+  np.testing.assert_array_equal(found.weights, [[7, 7]])
+  assert Perplexity().labels(items[0], 3) == ['gold', '1', '2']
+
+
 def test_a_scorer_of_ones_own_judges_one_answer_at_a_time():
   class Second(Scorer):
     def score(self, item, answer):

@@ -65,7 +65,7 @@ def test_effective_reliability_is_a_mean():
   verdicts.append(verdicts[0])
   assert scorer.aggregate([ITEM] * 4, Verdicts.of(verdicts)) == 0.25
   assert scorer.metric == 'effective_reliability' and not scorer.binary
-  assert len(scorer.labels(ITEM)) == 9
+  assert len(scorer.labels(ITEM, 9)) == 9
 
 
 @pytest.mark.parametrize('chat', [False, True])
