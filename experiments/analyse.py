@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import app
 from absl import flags
+from absl import logging
 
 from experiments import command
 from experiments import problem as problem_lib
@@ -31,6 +32,8 @@ _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 
 @command.clean_errors
 def main(_: Sequence[str]) -> None:
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
   run = pathlib.Path(_RUN.value)
   if not (run / 'summary.json').is_file() or not (run / 'items').is_dir():
     raise command.CommandError(
