@@ -203,10 +203,10 @@ def check_items(
   items: Sequence[Item], split: str, scorer: Any, path: str
 ) -> None:
   """Refuses items that the scorer cannot score, by their place."""
-  for item in items:
+  for row, item in enumerate(items):
     try:
       scorer.check(item)
     except TaskError as error:
       raise TaskError(
-        f"{path}, '{split}', item '{item.id}': {error}"
+        f"{path}, '{split}' row {row}, item '{item.id}': {error}"
       ) from error
