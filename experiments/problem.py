@@ -12,8 +12,11 @@ import math
 import pathlib
 from typing import Any
 
+from ml_collections import config_dict
+
 from evojax_llm import pocket
 from experiments.command import CommandError
+from experiments.command import has_no_room
 
 SPACES = ('adapters', 'coefficients', 'weights')
 _GIB = 1 << 30
@@ -29,6 +32,7 @@ class Files:
     adapters: folders of the experts that are adapters.
     experts: folders of the experts that are models.
     tasks: K files, or names of tasks that are no files.
+    heldout: likewise, of tasks that the search does not see.
   """
 
   name: str
@@ -36,6 +40,7 @@ class Files:
   adapters: tuple[pathlib.Path, ...]
   experts: tuple[pathlib.Path, ...]
   tasks: tuple[pathlib.Path | str, ...]
+  heldout: tuple[pathlib.Path | str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Problem:
     space: genome space of the search; `experts` itself, or made of it.
     tasks: K tasks.
     weights: (K,) weights of the tasks; sum to one.
+    heldout: tasks that the search does not see.
   """
 
   config: Any
@@ -59,6 +65,7 @@ class Problem:
   space: Any
   tasks: tuple[Any, ...]
   weights: tuple[float, ...]
+  heldout: tuple[Any, ...] = ()
 
   @property
   def task_names(self) -> list[str]:
@@ -113,14 +120,22 @@ def locate(config: Any) -> Files:
   for folder in (model, *adapters, *experts):
     if not folder.is_dir():
       raise CommandError(f'{folder} is not a folder.')
-  return Files(
-    name, model, tuple(adapters), tuple(experts), tuple(_task_files(config))
-  )
+  tasks = tuple(_task_files(config.tasks))
+  if not tasks:
+    raise CommandError('No tasks: name one at least with --config.tasks.')
+  heldout = tuple(_task_files(config.heldout_tasks))
+  if set(tasks) & set(heldout):
+    both = ', '.join(sorted(map(str, set(tasks) & set(heldout))))
+    raise CommandError(
+      f'config.heldout_tasks names {both}, which the search sees: leave it out '
+      'of one of config.tasks and config.heldout_tasks.'
+    )
+  return Files(name, model, tuple(adapters), tuple(experts), tasks, heldout)
 
 
-def _task_files(config: Any) -> list[pathlib.Path | str]:
+def _task_files(value: str | Sequence[str]) -> list[pathlib.Path | str]:
   files = []
-  for name in names(config.tasks):
+  for name in names(value):
     if pathlib.Path(name).is_file():
       files.append(pathlib.Path(name))
     elif name.startswith('lm_eval:') or '.py:' in name:
@@ -135,8 +150,6 @@ def _task_files(config: Any) -> list[pathlib.Path | str]:
         f'({", ".join(pocket.stage_names())}) or a pocket task '
         f'({", ".join(pocket.task_names())}).'
       )
-  if not files:
-    raise CommandError('No tasks: name one at least with --config.tasks.')
   return files
 
 
@@ -148,6 +161,8 @@ def _check(config: Any) -> None:
     ('strategy.generations', strategy.generations, 0),
     ('strategy.patience', strategy.patience, 1),
     ('seed', config.seed, 0),
+    ('seeds', config.seeds, 1),
+    ('ensemble.size', config.ensemble.size, 0),
     ('dev_limit', config.dev_limit, 1),
     ('test_limit', config.test_limit, 1),
     ('shots', config.shots, 0),
@@ -173,7 +188,7 @@ def _check(config: Any) -> None:
     raise CommandError(
       'config.resample and config.racing both choose dev items: leave one off.'
     )
-  if config.seed >= 1 << 32:
+  if config.seed + config.seeds > 1 << 32:
     raise CommandError(f'Got config.seed={config.seed}; expected 32 bits.')
   for name, value, known in (
     ('space', config.space, SPACES),
@@ -204,7 +219,9 @@ def load(config: Any, files: Files) -> Problem:
     shots_seed=config.shots_seed,
     system=config.system,
   )
-  tasks = tasks_lib.load_tasks(files.tasks, rules)
+  # Together: what the search sees may not be tested as held out.
+  tasks = tasks_lib.load_tasks([*files.tasks, *files.heldout], rules)
+  tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
   weights = _weights(config.weights, tasks)
 
   import jax.numpy as jnp
@@ -224,7 +241,9 @@ def load(config: Any, files: Files) -> Problem:
     adapters = peft.load_adapters(files.adapters, model)
     _, params = hub.load_checkpoint(files.model, dtype)
     experts, space = make_space(config, adapters, params)
-  return Problem(model, params, tokenizer, experts, space, tasks, weights)
+  return Problem(
+    model, params, tokenizer, experts, space, tasks, weights, heldout
+  )
 
 
 def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
@@ -353,6 +372,31 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
     )
 
 
+def make_heldout(config: Any, problem: Problem) -> Any:
+  """An evaluator of the held-out tasks, or None where there are none.
+
+  Their test items, config.test_limit of them, stand in its `dev`, by which the
+  engine plans.
+  """
+  if not problem.heldout:
+    return None
+  tasks = tuple(
+    dataclasses.replace(
+      task,
+      dev=task.subset('test', config.test_limit, config.dev_draw),
+      test=(),
+    )
+    for task in problem.heldout
+  )
+  config = config_dict.ConfigDict(config.to_dict())
+  config.objective = 'weighted_mean'
+  config.dev_limit, config.dev_limits, config.test_limits = None, (), ()
+  weights = (1 / len(tasks),) * len(tasks)
+  return make_evaluator(
+    config, dataclasses.replace(problem, tasks=tasks, weights=weights)
+  )
+
+
 def make_racing(config: Any) -> Any:
   """The rules of a race, or None where everybody is scored on everything.
 
@@ -374,7 +418,7 @@ def asked_for(*kinds: type[Exception], what: str = ''):
   try:
     yield
   except kinds as error:
-    if isinstance(error, CommandError):
+    if isinstance(error, CommandError) or has_no_room(error):
       raise
     raise CommandError(f'{what}: {error}' if what else str(error)) from error
 

@@ -31,6 +31,7 @@ RANKS = {
   'evojax_llm.progress': 5,
   'evojax_llm.record': 5,
   'evojax_llm.report': 5,
+  'evojax_llm.run_state': 5,
   'experiments': 6,
 }
 MAX_LINES = 420

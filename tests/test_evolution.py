@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evojax_llm import evolution
+from evojax_llm import run_state
 from evojax_llm.strategies.genome import Genome
 
 P, D = 6, 4
@@ -183,7 +184,7 @@ def test_patience_ends_a_run_that_stands_still():
 
 def test_abstract_state_is_that_of_a_run():
   strategy = make_strategy()
-  abstract = evolution.abstract_state(
+  abstract = run_state.abstract_state(
     strategy, strategy.default_params, make_population(), num_tasks=2
   )
   for state, _ in run(strategy=strategy, generations=2):
