@@ -122,6 +122,11 @@ def read_format(
       f'{where}.choice: expected {" or ".join(CHOICE_STYLES)}, got '
       f'{shown(choice)}.{hint(choice, CHOICE_STYLES)}'
     )
+  if choice == 'letter' and options.get('norm') in ('characters', 'bytes'):
+    raise TaskError(
+      f"{where}.norm: {options['norm']} are those of an option's text, and the "
+      'options are scored by their keys. Set "choice" to "text" as well.'
+    )
   prompt = value.get('prompt')
   if prompt is not None:
     _check_template(prompt, scorer, choice, f'{where}.prompt')

@@ -48,6 +48,11 @@ def with_row(**changes):
     ('a.json', with_row(answer=1), ["got '1'", 'not by its place']),
     ('a.json', with_row(answer=True), ['row 1', 'got True', 'in quotes']),
     ('a.json', with_row(choices=['a', 'b']), ['row 1', 'a key, which the']),
+    (
+      'a.json',
+      {'dev': [ROW], 'format': {'norm': 'characters'}},
+      ["'format'.norm", 'by their keys', '"choice" to "text"'],
+    ),
     ('a.json', with_row(choices=None), ['row 1', 'split the file in two']),
     (
       'a.json',
