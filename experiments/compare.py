@@ -28,7 +28,7 @@ from absl import app
 from absl import flags
 
 from experiments import command
-from experiments import problem as problem_lib
+from experiments import inputs as inputs_lib
 
 _CONFIGS = flags.DEFINE_list(
   'configs',
@@ -81,7 +81,7 @@ def main(_: Sequence[str]) -> None:
       arms[name].strategy.population = size
   stages = _STAGES.value or [configs[0].tasks]
   for stage in stages:
-    problem_lib.locate(_of_stage(configs[0], stage))
+    inputs_lib.locate(_of_stage(configs[0], stage))
 
   from evojax_llm import record
   from experiments import comparison

@@ -18,6 +18,7 @@ from evojax_llm.fitness import item_log
 from evojax_llm.gemma import peft
 from evojax_llm.population import stack
 from experiments import ensemble as ensemble_lib
+from experiments import inputs as inputs_lib
 from experiments import problem as problem_lib
 
 _Row = dict[str, Any]
@@ -43,7 +44,7 @@ class Contest:
     budget: int,
     ensemble: int,
   ):
-    files = problem_lib.locate(config)
+    files = inputs_lib.locate(config)
     self._stage, self._arms, self._budget = stage, arms, budget
     self._options = types.SimpleNamespace(size=ensemble, rule=ensembles.AUTO)
     self._problem = problem_lib.load(config, files)
@@ -129,7 +130,7 @@ class Contest:
     space, strategy = self._made(name)
     with problem_lib.asked_for(ValueError, what=name):
       initial = space.initial(
-        problem_lib.recipe(config),
+        inputs_lib.recipe(config),
         config.strategy.population,
         jax.random.key(seed),
       )

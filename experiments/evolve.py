@@ -29,7 +29,7 @@ from absl import flags
 from absl import logging
 
 from experiments import command
-from experiments import problem as problem_lib
+from experiments import inputs as inputs_lib
 from experiments import settings
 
 _CONFIG, _parse_flags = settings.define(
@@ -45,7 +45,7 @@ def main(_: Sequence[str]) -> None:
   config = _CONFIG.value
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
-  files = problem_lib.locate(config)
+  files = inputs_lib.locate(config)
   command.use_cores(files.model, config.strategy.population)
 
   # Only now, so that --help and misspelt names are answered at once.

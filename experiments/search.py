@@ -24,6 +24,7 @@ from evojax_llm.fitness import splits
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from experiments import command
+from experiments import inputs as inputs_lib
 from experiments import problem as problem_lib
 from experiments import quantised
 from experiments import results
@@ -48,7 +49,7 @@ class Search:
   """
 
   config: Any
-  files: problem_lib.Files
+  files: inputs_lib.Files
   problem: problem_lib.Problem
   evaluator: Any
   strategy: Any
@@ -66,7 +67,7 @@ class Search:
     """The initial population of a seed."""
     with problem_lib.asked_for(ValueError, what='config.initial'):
       made = self.problem.space.initial(
-        problem_lib.recipe(self.config),
+        inputs_lib.recipe(self.config),
         self.config.strategy.population,
         jax.random.key(seed),
       )
@@ -79,7 +80,7 @@ class Search:
     return config
 
 
-def prepare(config: Any, files: problem_lib.Files) -> Search:
+def prepare(config: Any, files: inputs_lib.Files) -> Search:
   """Reads what is asked for and plans the memory; compiles nothing.
 
   Raises:
