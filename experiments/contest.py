@@ -144,6 +144,7 @@ class Contest:
       seed=seed,
       # A search that proposes nobody any more spends nothing and must end.
       generations=_ROUNDS * self._budget,
+      maximise=evaluator.objective.maximise,
     )
     for state, done in rounds:
       budgeted.keep(done.ids)
