@@ -61,9 +61,6 @@ def test_every_part_is_there_with_as_many_evaluations(comparison):
     assert row['items'] == 25 * 6 * len(row['test_by_task'])
   # Shares of eight items.
   assert all((8 * row['heldout']) % 1 < 1e-6 for row in rows)
-  # Random search draws the same members, however many at a time.
-  by_size = {(r['stage'], r['name'], r['seed']): r for r in searches}
-  assert len({row['dev'] for row in by_size.values()}) > 1
 
 
 def test_votes_are_rows_of_their_own(comparison):
