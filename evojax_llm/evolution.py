@@ -7,6 +7,7 @@ process is in one pytree, `run_state.RunState`.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 from typing import Any
@@ -74,6 +75,7 @@ def evolve(
   patience: int | None = None,
   state: run_state.RunState | None = None,
   redraw: Callable[[int], None] | None = None,
+  maximise: Sequence[bool] | None = None,
   phase: Callable[[str], Any] = contextlib.nullcontext,
 ) -> Iterator[tuple[run_state.RunState, Generation]]:
   """Evolves a population; yields after each generation.
@@ -92,6 +94,8 @@ def evolve(
       `score` use other items from then on. Who is alive or remembered is scored
       again on these before anybody is proposed, so that fitness compares within
       a generation (as EvoMerge does, arXiv 2402.00070).
+    maximise: K times whether more of a task's score is better, for strategies
+      that choose by the scores of the tasks; None where it is of all.
     phase: `with phase('score'):` surrounds each part, to time it.
 
   Yields:
@@ -113,6 +117,7 @@ def evolve(
         population,
         jnp.asarray(scored.fitness),
         jnp.asarray(scored.task_scores),
+        maximise,
       )
     del population  # the strategy has its own copy
     yield state, _first_generation(state, members, scored)
@@ -123,7 +128,7 @@ def evolve(
     if redraw is not None:
       with phase('score'):
         redraw(int(number))
-        state = run_state.rescore(state, score)
+        state = run_state.rescore(state, score, maximise)
     ask_key = keys.key_for(seed_key, number, lineage.NOBODY, 'ask')
     tell_key = keys.key_for(seed_key, number, lineage.NOBODY, 'tell')
 
@@ -143,7 +148,12 @@ def evolve(
         state.best, proposals, proposal.ids, fitness, task_scores, number
       )
       inner, _ = strategy.tell(
-        tell_key, proposals, negate(fitness), inner, params
+        tell_key,
+        proposals,
+        negate(fitness),
+        inner,
+        params,
+        run_state.objectives_of(task_scores, maximise),
       )
       state = run_state.RunState(
         strategy=inner,

@@ -5,6 +5,7 @@ kept, and `evolution` for what makes the next one of it.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 from typing import Protocol
@@ -79,6 +80,7 @@ def begin(
   population: Any,
   fitness: jax.Array,
   task_scores: jax.Array,
+  maximise: Sequence[bool] | None = None,
 ) -> RunState:
   """The state after generation 0: P members and their scores.
 
@@ -91,6 +93,7 @@ def begin(
     population: leaves (P, ...).
     fitness: (P,) f32.
     task_scores: (P, K) f32.
+    maximise: see `evolution.evolve`.
   """
   members, tasks = task_scores.shape
   seed = jnp.uint32(seed)
@@ -106,7 +109,13 @@ def begin(
   best = succeed(nobody, population, ids, fitness, task_scores, zero)
   key = keys.key_for(jax.random.key(seed), zero, lineage.NOBODY, 'init')
   return RunState(
-    strategy=strategy.init(key, population, negate(fitness), params),
+    strategy=strategy.init(
+      key,
+      population,
+      negate(fitness),
+      params,
+      objectives_of(task_scores, maximise),
+    ),
     best=best,
     seed=seed,
     generation=zero,
@@ -206,7 +215,23 @@ def best_members(state: Any, count: int) -> Members:
   )
 
 
-def rescore(state: RunState, score: Score) -> RunState:
+def objectives_of(
+  task_scores: jax.Array, maximise: Sequence[bool] | None
+) -> jax.Array:
+  """Task scores (M, K) of which more is better.
+
+  Args:
+    task_scores: (M, K) f32.
+    maximise: K times whether it is so already; None where it is of all.
+  """
+  if maximise is None:
+    return jnp.asarray(task_scores)
+  return jnp.where(np.asarray(maximise, bool), task_scores, -task_scores)
+
+
+def rescore(
+  state: RunState, score: Score, maximise: Sequence[bool] | None = None
+) -> RunState:
   """The state with everybody alive or remembered scored again.
 
   The best and the worst are chosen anew among them, and a member's own best
@@ -230,6 +255,7 @@ def rescore(state: RunState, score: Score) -> RunState:
     ids,
     jnp.asarray(fitness),
     jnp.asarray(task_scores),
+    objectives_of(task_scores, maximise),
     jnp.int32(len(members)),
   )
 
@@ -254,7 +280,7 @@ def spread(
 
 @jax.jit
 def _rescored(
-  state, everyone, ids, fitness, task_scores, evaluations
+  state, everyone, ids, fitness, task_scores, objectives, evaluations
 ) -> RunState:
   inner, memory = state.strategy, state.strategy.memory
   alive = inner.ids.shape[0]
@@ -287,8 +313,11 @@ def _rescored(
       personal_ids=ids[chosen],
     )
   same = ids[best] == state.best.id
+  inner = inner.replace(fitness=fitness[:alive], memory=memory)
+  if inner.objectives is not None:
+    inner = inner.replace(objectives=objectives[:alive])
   return state.replace(
-    strategy=inner.replace(fitness=fitness[:alive], memory=memory),
+    strategy=inner,
     best=state.best.replace(
       genome=at(best),
       id=ids[best],

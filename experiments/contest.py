@@ -144,6 +144,7 @@ class Contest:
       seed=seed,
       # A search that proposes nobody any more spends nothing and must end.
       generations=_ROUNDS * self._budget,
+      maximise=evaluator.objective.maximise,
     )
     for state, done in rounds:
       budgeted.keep(done.ids)
@@ -192,21 +193,20 @@ class Contest:
 
   def _read(self, evaluator: Any, space: Any, population: Any) -> dict:
     """Scores of some members on test and on held-out tasks."""
-    slots = max(stack.size(population), evaluator.plan.members_per_group)
-    members = np.arange(stack.size(population))
-    population = stack.pad(population, slots)
+    # On the host, where groups of any number of members are cut alike.
+    population = jax.device_get(population)
     tested = {
       'test': (
         evaluator,
         'test',
-        evaluator.evaluate(space, population, members, 'test'),
+        evaluator.evaluate(space, population, split='test'),
       )
     }
     if self._heldout is not None:
       tested['heldout'] = (
         self._heldout,
         'dev',
-        self._heldout.evaluate(space, population, members),
+        self._heldout.evaluate(space, population),
       )
     return tested
 

@@ -46,6 +46,12 @@ def main(_: Sequence[str]) -> None:
     raise command.CommandError(
       f'--run={run} is not the folder of a run: it has no config.json.'
     )
+  seeds = sorted(path.name for path in run.glob('seed_*'))
+  if seeds:
+    raise command.CommandError(
+      f'--run={run} holds the runs of several seeds: name one of them, '
+      f'{", ".join(seeds)}.'
+    )
   finished = (run / 'summary.json').is_file()
   if not finished and not _ALLOW_UNFINISHED.value:
     raise command.CommandError(

@@ -178,7 +178,10 @@ def make_strategy(config: Any, problem: Problem) -> Any:
       genome = jax.eval_shape(
         lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
       )
-      strategy = registry.make_strategy(name, size, genome, **options)
+      base = problem.space.base() if config.space == 'weights' else None
+      strategy = registry.make_strategy(
+        name, size, genome, base=base, **options
+      )
   if config.resample and isinstance(strategy, Stock):
     raise CommandError(
       f"{name} is one of evosax's algorithms, which keep scores of their own "

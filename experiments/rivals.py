@@ -80,7 +80,8 @@ def score_baselines(
   if not path.exists():
     record.write_json(path, _scored(run, evaluator, problem, bar))
   found = record.read_json(path)
-  return Rivals(found['rows'], np.asarray(found['experts'], np.float32))
+  scores = np.asarray(list(found['experts'].values()), np.float32)
+  return Rivals(found['rows'], scores)
 
 
 def _scored(run, evaluator, problem, bar) -> dict[str, Any]:
@@ -118,8 +119,9 @@ def _scored(run, evaluator, problem, bar) -> dict[str, Any]:
     bar.line(f'{baseline.name}{detail}: {shown} on dev')
   first = asked[0]
   _log(run).append(0, range(len(first.fitness)), first)
-  these = slice(1, 1 + len(problem.experts.names))
-  return {'rows': rows, 'experts': first.task_scores[these]}
+  names = problem.experts.names
+  these = first.task_scores[1 : 1 + len(names)]
+  return {'rows': rows, 'experts': dict(zip(names, these, strict=True))}
 
 
 def expert_results(

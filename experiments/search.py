@@ -228,6 +228,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
       patience=config.strategy.patience,
       state=state,
       redraw=redraw if config.resample else None,
+      maximise=evaluator.objective.maximise,
       phase=watch.phase,
     )
     del first  # its memory is wanted for the search

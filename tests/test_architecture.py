@@ -24,6 +24,7 @@ RANKS = {
   'evojax_llm.operators': 2,
   'evojax_llm.fitness': 3,
   'evojax_llm.strategies': 4,
+  'evojax_llm.analysis': 5,
   'evojax_llm.baselines': 5,
   'evojax_llm.checkpoint': 5,
   'evojax_llm.evolution': 5,

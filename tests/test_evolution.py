@@ -244,6 +244,24 @@ def test_who_lives_on_is_scored_again_on_other_items():
       )
 
 
+@pytest.mark.parametrize('other_items', (False, True))
+def test_the_scores_of_the_tasks_reach_who_chooses_by_them(other_items):
+  # More places than members: nobody is in the last ones, nor scored.
+  strategy = Genome(P, chosen_by='pareto', max_population=P + 4)
+  score = OtherTargets()
+  kwargs = {'redraw': score.redraw} if other_items else {}
+  steps = run(
+    score, strategy=strategy, generations=4, maximise=(True, False), **kwargs
+  )
+  assert all(-1 not in generation.ids for _, generation in steps)
+  inner = steps[-1][0].strategy
+  fitness = np.asarray(inner.fitness)
+  assert np.isnan(fitness[np.asarray(inner.ids) < 0]).all()
+  np.testing.assert_array_equal(
+    inner.objectives, np.stack([fitness, -fitness], axis=1)
+  )
+
+
 def test_the_same_items_again_change_nothing_but_the_count():
   plain, again = run(), run(redraw=lambda number: None)
   for (_, a), (_, b) in zip(plain, again, strict=True):

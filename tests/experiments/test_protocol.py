@@ -8,6 +8,7 @@ import pytest
 
 from evojax_llm import checkpoint
 from evojax_llm.fitness.evaluation import Evaluator
+from tests.experiments import running
 from tests.experiments import runs
 
 # How ml_collections reads a configuration file.
@@ -85,6 +86,14 @@ def test_baselines_are_scored_once_and_held_out_tasks_at_the_end(several):
   # Two calls for the baselines, one a generation, then both ends.
   each = [search] * 3 + [test, heldout]
   assert splits == [search] * 2 + each * 3
+
+
+def test_the_best_of_several_seeds_is_exported_by_seed(
+  several, tmp_path, capsys
+):
+  arguments = f'--run={several[0]}', f'--out={tmp_path / "best"}'
+  assert running.run_program('export', *arguments) == 1
+  assert 'name one of them, seed_4, seed_5, seed_6' in capsys.readouterr().err
 
 
 def test_held_out_tasks_have_a_column_for_every_row(several):
