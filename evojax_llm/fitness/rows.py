@@ -119,7 +119,7 @@ def _item(row: Any, index: int, where: str, scorer: Any) -> Item:
         if text == answer or key.casefold() == folded
       ]
       advice = f" Write its key, '{meant[0]}'." if meant else ''
-      if answer.isdecimal():
+      if not meant and answer.isdecimal():
         advice = ' An option is named by its key, not by its place.'
       raise TaskError(
         f"{where}, field 'answer': expected one of the keys "
