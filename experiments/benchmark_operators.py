@@ -78,9 +78,10 @@ def main(argv: list[str]) -> None:
       for size in _SIZES.value
     ],
   }
-  print(operator_tables.markdown(result))
+  text = operator_tables.markdown(result)
+  print(text)
   if _OUT.value:
-    operator_tables.write(result, _OUT.value)
+    tables.write(result, text, _OUT.value)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Results of benchmark_operators as Markdown, with what was wanted."""
 
-import json
-import pathlib
 import statistics
+
+from experiments.benchmarks import tables
 
 # Share of the limit that is wanted of each group.
 WANTED = {'elementwise': 0.8, 'trimming': 0.25, 'random': 0.8}
@@ -23,22 +23,9 @@ _HEAD = (
 )
 
 
-def write(result: dict, out: str) -> None:
-  """Writes <out>.json and <out>.md."""
-  path = pathlib.Path(out)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.with_name(f'{path.name}.json').write_text(
-    json.dumps(result, indent=1) + '\n'
-  )
-  path.with_name(f'{path.name}.md').write_text(markdown(result))
-
-
 def markdown(result: dict) -> str:
   """The result of benchmark_operators as a Markdown document."""
-  lines = [f'# {result["note"] or "Operators"}', '']
-  machine = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
-  lines += [f'Machine: {machine}.', '']
-  lines += ['```', result['command'], '```', '']
+  lines = tables.heading(result, 'Operators')
   lines += [
     'Wanted of elementwise operators are '
     f'{WANTED["elementwise"]:.0%} of the copy, of those that trim by magnitude '
