@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import sparsify
 from evojax_llm.operators.merges import tensors
 
-NORMALIZATIONS = ('weights', 'count', 'none')
 ELECTIONS = ('weighted', 'unweighted', 'frequency')
 
 
@@ -69,6 +68,12 @@ def task_arithmetic(parents, base, *, weights, lambda_, normalize='none'):
   return _summed(base, deltas, weights, lambda_, normalize)
 
 
+def _largest(parents, base, density, rescale):
+  deltas = tensors.deltas(parents, base)
+  density = tensors.each(density, len(deltas))
+  return sparsify.magnitude(deltas, density, rescale=rescale)
+
+
 def ties(
   parents,
   base,
@@ -81,9 +86,7 @@ def ties(
   election='weighted',
 ):
   """The largest of each delta, with sign election (arXiv 2306.01708)."""
-  deltas = tensors.deltas(parents, base)
-  density = tensors.each(density, len(deltas))
-  deltas = sparsify.magnitude(deltas, density, rescale=rescale)
+  deltas = _largest(parents, base, density, rescale)
   return _elected(base, deltas, weights, lambda_, normalize, election)
 
 
@@ -98,9 +101,7 @@ def magnitude_linear(
   normalize='none',
 ):
   """The largest of each delta, summed (PEFT's magnitude_prune)."""
-  deltas = tensors.deltas(parents, base)
-  density = tensors.each(density, len(deltas))
-  deltas = sparsify.magnitude(deltas, density, rescale=rescale)
+  deltas = _largest(parents, base, density, rescale)
   return _summed(base, deltas, weights, lambda_, normalize)
 
 
