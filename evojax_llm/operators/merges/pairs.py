@@ -68,6 +68,5 @@ def outlying(score: jax.Array) -> jax.Array:
   """Median + 1.5 (q3 - q1) of scores (...) that are not negative, () f32."""
   last = score.size - 1
   ranks = [score.size - quarter * last // 4 for quarter in (1, 2, 3)]
-  find = jax.vmap(thresholds.kth_largest, in_axes=(None, 0))
-  low, middle, high = find(score, jnp.asarray(ranks, jnp.int32))
+  low, middle, high = thresholds.kth_largest(score, ranks)
   return middle + 1.5 * (high - low)
