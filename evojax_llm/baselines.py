@@ -16,19 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from evojax_llm.genomes import initial
-
 AVERAGE_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0)
 EXPERT_FACTORS = (0.5, 1.5, 2.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-  """A mix of N experts: a = sum_n w_n a_n and b = factor sum_n w_n b_n.
+  """A mix of N experts, as `mix` of a genome space makes it.
 
   Attributes:
-    weights: (N,) w, the same for a and b.
-    factor: scales b; 0 gives the base.
+    weights: (N,) of the experts.
+    factor: scales what they change; 0 gives the base.
   """
 
   weights: tuple[float, ...]
@@ -54,11 +52,12 @@ class Baseline:
   evaluations: int
 
 
-def mix_experts(experts: Any, mixes: Sequence[Mix]) -> Any:
-  """Adapter genomes (C, ...) of C mixes of `experts` (N, ...)."""
-  first = np.asarray([mix.weights for mix in mixes], np.float64)
-  factors = np.asarray([mix.factor for mix in mixes], np.float64)
-  return initial.combine(experts, first, first * factors[:, None])
+def mix_experts(space: Any, mixes: Sequence[Mix]) -> Any:
+  """Genomes (C, ...) of C mixes of the experts of a space."""
+  return space.mix(
+    np.asarray([mix.weights for mix in mixes], np.float64),
+    np.asarray([mix.factor for mix in mixes], np.float64),
+  )
 
 
 def choose_baselines(
@@ -100,10 +99,10 @@ def choose_baselines(
     row('base', '', 0, 1),
     row('best expert', name, expert, n),
     row('average', '', 1 + n, 1),
-    row('scaled average', f'B x {factor:g}', average, len(averages)),
+    row('scaled average', f'x {factor:g}', average, len(averages)),
     Baseline(
       'scaled best expert',
-      f'{name}, B x {best.factor:g}',
+      f'{name}, x {best.factor:g}',
       best,
       task_scores,
       n + len(scaled),

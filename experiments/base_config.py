@@ -1,5 +1,6 @@
 """What every experiment configures, and configurations of presets."""
 
+import ast
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -10,28 +11,34 @@ from evojax_llm.strategies import presets
 
 
 def of_preset(
-  name: str, strategies: Sequence[str], options: Mapping[str, Any]
+  name: str,
+  strategies: Sequence[str],
+  options: Mapping[str, Any],
+  unset: Mapping[str, Any] | None = None,
 ) -> config_dict.ConfigDict:
   """The configuration of a preset.
 
   Args:
-    name: one of `presets.PRESETS` with one of the strategies.
+    name: one of `presets.PRESETS` with one of the strategies; options that are
+      to differ may follow, as in 'genome_plus+rescore=False+draws=run'.
     strategies: names in `registry` that belong to the system.
     options: all options of the strategy's constructor, with defaults.
+    unset: types of those, or of more of them by name, that have none.
 
   Raises:
-    ValueError: if there is no such preset.
+    ValueError: if there is no such preset or option.
   """
+  preset_name, *changes = name.split('+')
   known = [
     name
     for name, preset in presets.PRESETS.items()
     if preset.strategy in strategies
   ]
-  if name not in known:
+  if preset_name not in known:
     raise ValueError(
-      f'Got preset {name!r}; expected one of {", ".join(known)}.'
+      f'Got preset {preset_name!r}; expected one of {", ".join(known)}.'
     )
-  preset = presets.PRESETS[name]
+  preset = presets.PRESETS[preset_name]
   config = make()
   config.name = name
   config.initial = preset.recipe
@@ -41,10 +48,40 @@ def of_preset(
     # Rounds of ask, score, tell: in GENOME+ two make a generation as the paper
     # counts.
     preset.rounds,
-    {**options, **preset.options},
+    {**options, **placeholders(unset or {}), **preset.options},
     preset.patience,
   )
+  for change in changes:
+    option, _, text = change.partition('=')
+    _change(config.strategy.options, option, text)
   return config
+
+
+def _change(options: config_dict.ConfigDict, name: str, text: str) -> None:
+  """Sets one option from text, of the type it has."""
+  if name not in options or not text:
+    raise ValueError(
+      f"Got the change '{name}={text}' of a preset; expected 'option=value' "
+      f'with one of {", ".join(sorted(options))}.'
+    )
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    value = text  # a name, without quotes
+  try:
+    options[name] = value
+  except TypeError as error:
+    raise ValueError(f"Got the change '{name}={text}': {error}") from error
+
+
+def placeholders(types: Mapping[str, Any]) -> dict[str, Any]:
+  """Options of these types that are not set, by name; mappings nest."""
+  return {
+    name: placeholders(kind)
+    if isinstance(kind, Mapping)
+    else config_dict.placeholder(kind)
+    for name, kind in types.items()
+  }
 
 
 def strategy(
@@ -79,6 +116,8 @@ def make() -> config_dict.ConfigDict:
   # separated by commas. '' is the pocket model and its own experts.
   config.model = ''
   config.adapters = ''
+  # Models tuned from it, in the same form; for the space 'weights'.
+  config.experts = ''
   # Task files, or names of pocket tasks, or a pocket stage, separated by
   # commas; 'file.py:Name' and 'lm_eval:name' as well.
   config.tasks = 'main'
@@ -107,7 +146,8 @@ def make() -> config_dict.ConfigDict:
   # Put prompts through the model's chat template.
   config.chat = False
 
-  # 'adapters' evolves LoRA factors, 'coefficients' the weights of experts.
+  # 'adapters' evolves LoRA factors, 'coefficients' the weights of experts,
+  # 'weights' all parameters of models.
   config.space = 'adapters'
   # Recipes of evojax_llm.genomes.initial, in order; the last one fills up.
   config.initial = ('experts', 'zero', 'scaled_average', 'extrapolants')

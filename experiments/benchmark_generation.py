@@ -45,7 +45,7 @@ from evojax_llm.population import sharding
 from experiments.benchmarks import tables
 
 _MODEL = flags.DEFINE_enum(
-  'model', 'pocket', ['pocket', 'middle'], '1 M parameters, or 106 M at random.'
+  'model', 'pocket', ['pocket', 'mid'], '1 M parameters, or 106 M at random.'
 )
 _FORM = flags.DEFINE_enum('form', 'folded', forms.FORMS, 'Of execution.')
 _MEMBERS = flags.DEFINE_integer('members', 1, 'Members.')
@@ -57,16 +57,16 @@ _SLOTS = flags.DEFINE_integer('slots', 32, 'Prompts in work at a time.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Timed repeats of each way.')
 _OUT = flags.DEFINE_string('out', None, 'Writes <out>.json.')
 
-_MIDDLE = GemmaConfig(
+_MID = GemmaConfig(
   model_type='gemma2',
   vocab_size=8192,
   num_layers=12,
   embed_dim=768,
   ffn_dim=3072,
-  num_heads=12,
-  num_kv_heads=6,
-  head_dim=64,
-  query_pre_attn_scalar=64.0,
+  num_heads=8,
+  num_kv_heads=4,
+  head_dim=96,
+  query_pre_attn_scalar=96.0,
   attn_softcap=50.0,
   final_softcap=30.0,
   sliding_window=4096,
@@ -131,7 +131,7 @@ def measure() -> dict:
   if _MODEL.value == 'pocket':
     config, params = hub.load_checkpoint(pocket.base_folder())
   else:
-    config = _MIDDLE
+    config = _MID
     params = init_params(config, jax.random.key(0))
   members, rng = _MEMBERS.value, np.random.default_rng(1)
   lora = {'layers': {}}

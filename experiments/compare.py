@@ -113,20 +113,20 @@ def main(_: Sequence[str]) -> None:
       evaluator.normalise_by(scores.task_scores)
 
     def score_mixes(mixes, evaluator=evaluator):
-      mixed = baselines.mix_experts(experts.experts(), mixes)
+      mixed = baselines.mix_experts(experts, mixes)
       return evaluator.evaluate(experts, mixed)
 
     chosen = baselines.choose_baselines(experts.names, score_mixes)
     tests = read_test(
       experts,
-      baselines.mix_experts(experts.experts(), [b.mix for b in chosen]),
+      baselines.mix_experts(experts, [b.mix for b in chosen]),
     )
     for baseline, test in zip(chosen, tests, strict=True):
       dev = baseline.task_scores.tolist()
       add(baseline.name, draw, None, baseline.evaluations, dev, test)
 
     for name, config in configs.items():
-      _, space = problem_lib.make_space(config, adapters)
+      _, space = problem_lib.make_space(config, adapters, base_problem.params)
       problem = dataclasses.replace(base_problem, space=space)
       strategy = problem_lib.make_strategy(config, problem)
       for seed in range(_SEEDS.value):

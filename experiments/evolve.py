@@ -84,6 +84,7 @@ def main(_: Sequence[str]) -> None:
     inputs = {
       'model': record.fingerprint(files.model),
       'adapters': [record.fingerprint(folder) for folder in files.adapters],
+      'experts': [record.fingerprint(folder) for folder in files.experts],
       'tasks': [task.fingerprint() for task in problem.tasks],
     }
     run = record.RunFolder(workdir, config.to_dict(), inputs)
@@ -126,7 +127,7 @@ def main(_: Sequence[str]) -> None:
       generation += 1
       bar.begin(len(members))
       if racing:
-        return evaluator.race(
+        scored = evaluator.race(
           problem.space,
           population,
           members,
@@ -135,9 +136,10 @@ def main(_: Sequence[str]) -> None:
           generation,
           progress=bar.update,
         )
-      scored = drawn.evaluate(
-        problem.space, population, members, 'dev', progress=bar.update
-      )
+      else:
+        scored = drawn.evaluate(
+          problem.space, population, members, 'dev', progress=bar.update
+        )
       return scored
 
     with (
@@ -160,8 +162,7 @@ def main(_: Sequence[str]) -> None:
       before = bar.tokens()
       for state, done in rounds:
         # Records first: a checkpoint stands for the lines up to its own.
-        if scored is not None:  # a race leaves holes
-          run.items.append(done.number, done.ids, scored)
+        run.items.append(done.number, done.ids, scored)
         run.write(
           record.member_rows(
             done, strategy.operator_names, problem.task_names, origins

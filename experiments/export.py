@@ -5,7 +5,8 @@ r"""Exports the best member of a run.
       --merged
 
 The result is a PEFT adapter folder, or with --merged a full model folder with
-the adapter added to the base's weights, which transformers loads as it is.
+the adapter added to the base's weights, which transformers loads as it is. The
+best of a run in the space `weights` is a model folder anyway.
 
 A run that has not finished is exported with --allow_unfinished: then it is the
 best member of its last checkpoint.
@@ -61,32 +62,35 @@ def main(_: Sequence[str]) -> None:
     config = config_dict.ConfigDict(config)
     files = problem_lib.locate(config)
     with contextlib.ExitStack() as stack:
-      adapter = run / 'best'
+      best = run / 'best'
       if not finished:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        adapter = pathlib.Path(folder) / 'best'
-        _export_so_far(run, config, files, adapter)
-      if _MERGED.value:
-        _merge(files.model, adapter, out)
+        best = pathlib.Path(folder) / 'best'
+        _export_so_far(run, config, files, best)
+      whole = config.space == 'weights'
+      if _MERGED.value and not whole:
+        _merge(files.model, best, out)
       else:
-        shutil.copytree(adapter, out, dirs_exist_ok=True)
-  print(f'{"model" if _MERGED.value else "adapter"} written to {out}')
+        shutil.copytree(best, out, dirs_exist_ok=True)
+  print(f'{"model" if whole or _MERGED.value else "adapter"} written to {out}')
 
 
-def _export_so_far(run, config, files, adapter: pathlib.Path) -> None:
-  """Writes the best member of a run's last checkpoint as an adapter."""
+def _export_so_far(run, config, files, folder: pathlib.Path) -> None:
+  """Writes the best member of a run's last checkpoint."""
   from evojax_llm import checkpoint
   from evojax_llm.gemma import hub
   from evojax_llm.gemma import peft
 
   generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
   model = hub.load_config(files.model)[0]
-  adapters = peft.load_adapters(files.adapters, model)
-  _, space = problem_lib.make_space(config, adapters)
   best = state['best']
-  space.export(
-    best['genome'], adapter, model, str(files.model), str(files.model)
-  )
+  like = str(files.model)
+  if config.space == 'weights':
+    hub.save_checkpoint(folder, best['genome'], model, like=like)
+  else:
+    adapters = peft.load_adapters(files.adapters, model)
+    _, space = problem_lib.make_space(config, adapters)
+    space.export(best['genome'], folder, model, like, like)
   command.say(
     f'member {int(best["id"])}, the best after generation {generation}: '
     f'{100 * float(best["fitness"]):.1f} % on dev'

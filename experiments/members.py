@@ -21,13 +21,6 @@ from experiments.command import CommandError
 BASE = 'base'
 
 
-class Expressed:
-  """A genome space of members that are adapter trees already."""
-
-  def express(self, genome: Any) -> Any:
-    return genome
-
-
 @dataclasses.dataclass(frozen=True)
 class Members:
   """The base and its adapters.

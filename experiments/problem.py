@@ -15,7 +15,7 @@ from typing import Any
 from evojax_llm import pocket
 from experiments.command import CommandError
 
-SPACES = ('adapters', 'coefficients')
+SPACES = ('adapters', 'coefficients', 'weights')
 _GIB = 1 << 30
 
 
@@ -26,13 +26,15 @@ class Files:
   Attributes:
     name: of the model, for the run folder.
     model: its folder.
-    adapters: N folders.
+    adapters: folders of the experts that are adapters.
+    experts: folders of the experts that are models.
     tasks: K files, or names of tasks that are no files.
   """
 
   name: str
   model: pathlib.Path
   adapters: tuple[pathlib.Path, ...]
+  experts: tuple[pathlib.Path, ...]
   tasks: tuple[pathlib.Path | str, ...]
 
 
@@ -44,7 +46,7 @@ class Problem:
     config: of the model.
     params: of the base.
     tokenizer: of the base.
-    experts: adapter genomes and their space; the baselines are made of them.
+    experts: the experts' own space; the baselines are made in it.
     space: genome space of the search; `experts` itself, or made of it.
     tasks: K tasks.
     weights: (K,) weights of the tasks; sum to one.
@@ -85,21 +87,35 @@ def locate(config: Any) -> Files:
   """
   _check(config)
   adapters = [pathlib.Path(name) for name in names(config.adapters)]
+  experts = [pathlib.Path(name) for name in names(config.experts)]
+  if experts and config.space != 'weights':
+    raise CommandError(
+      f'config.experts are whole models, and config.space={config.space} is '
+      'made of adapters: set config.space=weights.'
+    )
+  if experts and adapters:
+    raise CommandError(
+      'Got config.adapters and config.experts; expected one of them.'
+    )
   if config.model in ('', 'pocket'):
     name, model = 'pocket', pocket.base_folder()
-    adapters = adapters or list(pocket.expert_folders())
+    if not experts:
+      adapters = adapters or list(pocket.expert_folders())
   else:
     model = pathlib.Path(config.model)
     name = model.resolve().name
-  if not adapters:
+  if not adapters and not experts:
     raise CommandError(
       f'No experts for {config.model}: name PEFT adapter folders of it, as in '
-      '--config.adapters=experts/code,experts/cot'
+      '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
+      'in --config.space=weights --config.experts=models/code,models/cot'
     )
-  for folder in (model, *adapters):
+  for folder in (model, *adapters, *experts):
     if not folder.is_dir():
       raise CommandError(f'{folder} is not a folder.')
-  return Files(name, model, tuple(adapters), tuple(_task_files(config)))
+  return Files(
+    name, model, tuple(adapters), tuple(experts), tuple(_task_files(config))
+  )
 
 
 def _task_files(config: Any) -> list[pathlib.Path | str]:
@@ -143,6 +159,11 @@ def _check(config: Any) -> None:
       raise CommandError(
         f'Got config.{name}={value}; expected {least} or more.'
       )
+  if config.space == 'weights' and execution.base_dtype:
+    raise CommandError(
+      'config.execution.base_dtype is of a base that members share; members of '
+      'config.space=weights share nothing: leave it off.'
+    )
   if config.resample and not (config.dev_limit or any(config.dev_limits)):
     raise CommandError(
       'config.resample chooses other dev items in every generation: say how '
@@ -193,19 +214,68 @@ def load(config: Any, files: Files) -> Problem:
   from evojax_llm.gemma.tokenizer import Tokenizer
 
   tokenizer = Tokenizer.from_folder(files.model)
-  adapters = peft.load_adapters(files.adapters, hub.load_config(files.model)[0])
-  experts, space = make_space(config, adapters)
-  model, params = hub.load_checkpoint(
-    files.model, jnp.dtype(config.execution.dtype)
-  )
+  dtype = jnp.dtype(config.execution.dtype)
+  model, _ = hub.load_config(files.model)
+  if files.experts:
+    _check_models(files.experts, model)
+    _, params = hub.load_checkpoint(files.model, dtype)
+    experts = space = _of_models(files.experts, params, dtype)
+  else:
+    adapters = peft.load_adapters(files.adapters, model)
+    _, params = hub.load_checkpoint(files.model, dtype)
+    experts, space = make_space(config, adapters, params)
   return Problem(model, params, tokenizer, experts, space, tasks, weights)
 
 
-def make_space(config: Any, adapters: Any) -> tuple[Any, Any]:
-  """(the space of the experts' adapters, the space of the search)."""
+def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
+  """Refuses models that are not of the base's configuration."""
+  from evojax_llm.gemma import hub
+
+  for folder in folders:
+    found, _ = hub.load_config(folder)
+    for field in dataclasses.fields(expected):
+      theirs = getattr(found, field.name)
+      own = getattr(expected, field.name)
+      if theirs != own:
+        raise CommandError(
+          f'{folder}/config.json: {field.name} is {theirs}, and {own} in the '
+          'base; expected a model that was tuned from it.'
+        )
+
+
+def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
+  """The space of whole models."""
+  from evojax_llm.gemma import hub
+  from evojax_llm.gemma import peft
+  from evojax_llm.genomes.weights import WeightSpace
+
+  experts = [
+    hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
+    for folder in folders
+  ]
+  return WeightSpace(peft.expert_names(folders), experts, params)
+
+
+def make_space(
+  config: Any, adapters: Any, params: Any = None
+) -> tuple[Any, Any]:
+  """Spaces made of adapters.
+
+  Args:
+    config: says which space is searched.
+    adapters: the experts.
+    params: of their base; read for the space 'weights' alone.
+
+  Returns:
+    (the experts' own space, the space of the search).
+  """
   from evojax_llm.genomes.adapters import AdapterSpace
   from evojax_llm.genomes.coefficients import CoefficientSpace
+  from evojax_llm.genomes.weights import WeightSpace
 
+  if config.space == 'weights':
+    space = WeightSpace.of_adapters(adapters, params)
+    return space, space
   experts = AdapterSpace(adapters)
   if config.space == 'adapters':
     return experts, experts

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from evojax_llm import record
+from evojax_llm.fitness.groups import Expressed
 from experiments import command
-from experiments import members
 from experiments import problem as problem_lib
 
 _FILE = 'base_dtype.json'
@@ -32,8 +32,7 @@ def difference(whole: Any, eight: Any, config: Any) -> dict[str, dict]:
   }
   base = {'layers': {'mlp': {'up_proj': nothing}}}
   first, second = (
-    evaluator.evaluate(members.Expressed(), base)
-    for evaluator in (whole, eight)
+    evaluator.evaluate(Expressed(), base) for evaluator in (whole, eight)
   )
   return {
     a.task: {

@@ -21,10 +21,10 @@ from evojax_llm import report
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import splits
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
-from experiments import members
 from experiments import problem as problem_lib
 from experiments import quantised
 
@@ -129,10 +129,9 @@ def score_baselines(
   path = run.path / 'baselines.json'
   if path.exists():
     return record.read_json(path)
-  experts = problem.experts.experts()
 
   def score(mixes):
-    mixed = baselines_lib.mix_experts(experts, mixes)
+    mixed = baselines_lib.mix_experts(problem.experts, mixes)
     # As many slots as a group of the search has, for which there is a program.
     slots = max(len(mixes), evaluator.plan.members_per_group)
     bar.begin(len(mixes), 'baselines')
@@ -287,17 +286,19 @@ def show(run: record.RunFolder) -> None:
 
 def _read_test(evaluator, problem, baselines, genome, bar):
   """Test scores of the baselines and the best member, in one call."""
-  experts = problem.experts.experts()
   mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
-  trees = jax.vmap(problem.experts.express)(
-    baselines_lib.mix_experts(experts, mixes)
-  )
-  evolved = jax.tree.map(lambda leaf: leaf[None], problem.space.adapter(genome))
-  both = stack.concatenate(*_to_one_rank(trees, evolved))
+  mixed = baselines_lib.mix_experts(problem.experts, mixes)
+  space = problem.space
+  if space is not problem.experts:
+    # Members of two spaces are one population once they are adapters.
+    mixed = jax.vmap(problem.experts.express)(mixed)
+    genome, space = space.adapter(genome), Expressed()
+  evolved = jax.tree.map(lambda leaf: leaf[None], genome)
+  if space is not problem.space:
+    mixed, evolved = _to_one_rank(mixed, evolved)
+  both = stack.concatenate(mixed, evolved)
   bar.begin(stack.size(both), 'test')
-  scores = evaluator.evaluate(
-    members.Expressed(), both, split='test', progress=bar.update
-  )
+  scores = evaluator.evaluate(space, both, split='test', progress=bar.update)
   return [
     _summary(evaluator, problem, 'test', task_scores)
     for task_scores in scores.task_scores

@@ -16,7 +16,8 @@ percent with 95 % intervals (Wilson); --out takes them as JSON:
 
 where `items` are there with --per_item. Where an item is more than right or
 wrong it has a "value" in place of "correct". The interval is of a mean of the
-items then, and null for what is no mean, such as a perplexity.
+items then, and null for what is no mean, such as a perplexity. "truncated"
+counts prompts that were cut from the left to fit the context or --max_length.
 
 Task files are JSON objects with "dev" and "test" lists of rows, or JSONL; rows
 have a "question", an "answer" and, for multiple choice, "choices" {"A": ...,
@@ -59,6 +60,13 @@ _SHOTS_SEED = flags.DEFINE_integer(
   'shots_seed', None, 'Chooses the examples among the dev items.'
 )
 _SYSTEM = flags.DEFINE_string('system', None, 'Text before everything.')
+_MAX_LENGTH = flags.DEFINE_integer(
+  'max_length',
+  None,
+  "Longest prompt in tokens, new tokens included; by default the model's "
+  'context. What is longer is cut from the left, which is told.',
+  lower_bound=2,
+)
 _ALLOW_CODE = flags.DEFINE_bool(
   'allow_code', False, 'Run generated code, in a process with limits.'
 )
@@ -110,6 +118,7 @@ def main(_: Sequence[str]) -> None:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
+  from evojax_llm.fitness.groups import Expressed
   from evojax_llm.fitness.scorers.table import scorer_of
   from experiments import members as members_lib
   from experiments import quantised
@@ -129,6 +138,7 @@ def main(_: Sequence[str]) -> None:
     tasks,
     chat=_CHAT.value,
     dtype=dtype,
+    max_length=_MAX_LENGTH.value,
   )
   evaluator = make(base_dtype=_BASE_DTYPE.value)
   changed = None
@@ -136,7 +146,7 @@ def main(_: Sequence[str]) -> None:
     eight = make(base_dtype=_BASE_DTYPE.value)
     changed = quantised.difference(make(), eight, members.config)
     command.say(quantised.describe(changed))
-  space = members_lib.Expressed()
+  space = Expressed()
   command.say(evaluator.prepare(space, members.population).describe())
   scores = evaluator.evaluate(
     space, members.population, progress=command.Progress()
@@ -161,6 +171,7 @@ def main(_: Sequence[str]) -> None:
       'adapters': _ADAPTERS.value,
       'split': _SPLIT.value,
       'chat': _CHAT.value,
+      'truncated': evaluator.ledger.truncated,
       'base_dtype': changed,
       'members': results,
     },

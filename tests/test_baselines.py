@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from evojax_llm import baselines
+from evojax_llm.gemma import peft
+from evojax_llm.genomes.adapters import AdapterSpace
 
 NAMES = ('x', 'y', 'z')
 
@@ -43,12 +45,14 @@ class Score:
 
 def test_mixes_weigh_a_and_b_and_scale_b_alone():
   experts = make_experts()
+  scale = {'layers': {'mlp': {'up_proj': np.ones(2, np.float32)}}}
+  space = AdapterSpace(peft.AdapterSet(NAMES, experts, scale, rank=4))
   mixes = [
     baselines.Mix((0.0, 1.0, 0.0)),
     baselines.Mix((0.5, 0.25, 0.25), 3.0),
     baselines.Mix((1 / 3,) * 3, 0.0),
   ]
-  mixed = baselines.mix_experts(experts, mixes)['layers']['mlp']['up_proj']
+  mixed = baselines.mix_experts(space, mixes)['layers']['mlp']['up_proj']
   pair = experts['layers']['mlp']['up_proj']
   np.testing.assert_array_equal(mixed['a'][0], pair['a'][1])
   np.testing.assert_array_equal(mixed['b'][0], pair['b'][1])

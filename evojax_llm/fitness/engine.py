@@ -8,6 +8,7 @@ alone, and the ledger counts it.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 import functools
 import time
@@ -18,15 +19,18 @@ import jax
 import numpy as np
 
 from evojax_llm.fitness import forms
+from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness import programs
 from evojax_llm.fitness import splits
+from evojax_llm.fitness import trial
 from evojax_llm.fitness.decoder import Decoder
 from evojax_llm.fitness.decoder import Run
 from evojax_llm.fitness.groups import Groups
 from evojax_llm.fitness.groups import Space
+from evojax_llm.fitness.groups import abstract_member
+from evojax_llm.fitness.groups import is_whole
+from evojax_llm.fitness.groups import num_bytes
 from evojax_llm.fitness.ledger import Ledger
-from evojax_llm.fitness.plan import MemoryPlanError
-from evojax_llm.fitness.plan import Plan
 from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.gemma.transformer import Gemma
@@ -46,8 +50,8 @@ class Engine:
 
   Attributes:
     groups: expresses members.
-    plan: how members are cut into groups; to be set before anything is asked.
-      After an out-of-memory it has smaller groups.
+    plan: how members are cut into groups; None before `prepare`. After an
+      out-of-memory it has smaller groups.
   """
 
   def __init__(
@@ -60,7 +64,7 @@ class Engine:
     sampling: Sampling | None = None,
   ):
     self.groups = Groups(params, mesh)
-    self.plan: Plan | None = None
+    self.plan: planning.Plan | None = None
     self._model, self._mesh = model, mesh
     self._tokenizer, self._ledger = tokenizer, ledger
     self._sampling = sampling
@@ -68,6 +72,60 @@ class Engine:
     # By form and identity of the parameters, which a decoder keeps alive.
     self._decoders: dict[tuple, Decoder] = {}
     self._device_done = 0.0
+
+  def prepare(
+    self,
+    space: Space,
+    population: Any,
+    lengths: Sequence[tuple[int, int]],
+    *,
+    members: int | None = None,
+    form: str = 'auto',
+    **options: Any,
+  ) -> planning.Plan:
+    """Fixes form, group and batch sizes.
+
+    Where the form is left open and sizes do not tell, each is tried for a
+    moment.
+
+    Args:
+      space: of the population.
+      population: genomes (P, ...), or their shapes and types.
+      lengths: (prompt tokens, new tokens) of the longest rows of each kind.
+      members: most members that are answered for at a time; P by default.
+      form: 'auto', 'batched' or 'folded' (see `forms`).
+      **options: population_bytes, members_per_group, prompts_per_batch and
+        budget of `plan.make_plan`.
+
+    Returns:
+      The plan, which is kept.
+
+    Raises:
+      MemoryPlanError: what is asked for cannot fit.
+    """
+    member = abstract_member(space, population)
+    params = self.groups.base(space)
+
+    def plan(form: str) -> planning.Plan:
+      return planning.make_plan(
+        self._model.config,
+        members=members or jax.tree.leaves(population)[0].shape[0],
+        base_bytes=num_bytes(params),
+        member_bytes=num_bytes(member),
+        lengths=lengths,
+        dtype=self._model.dtype,
+        device=self._mesh.devices.flat[0],
+        form=form,
+        **options,
+      )
+
+    made = plan('folded' if is_whole(member) else form)
+    if not made.form_is_clear:
+      plans = [plan(form) for form in forms.FORMS]
+      with self._ledger.time('compile'):
+        made = trial.choose(plans, self._model, params, member, self._mesh)
+    self.plan = made
+    return made
 
   def answer(
     self,
@@ -206,7 +264,7 @@ class Engine:
     """Goes on with groups of half the members."""
     group, devices = self.plan.members_per_group, self._mesh.size
     if group <= devices:
-      raise MemoryPlanError(
+      raise planning.MemoryPlanError(
         f'Out of memory on {self.plan.device} with one member a device: '
         f'{error}. Set a memory budget below {self.plan.budget >> 20} MiB, or '
         'lower prompts_per_batch or the length of the prompts.'

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
@@ -22,12 +23,8 @@ from evojax_llm.fitness import plan as planning
 from evojax_llm.fitness import prompts
 from evojax_llm.fitness import racing
 from evojax_llm.fitness import splits
-from evojax_llm.fitness import trial
 from evojax_llm.fitness.engine import Engine
 from evojax_llm.fitness.groups import Space
-from evojax_llm.fitness.groups import abstract_member
-from evojax_llm.fitness.groups import is_whole
-from evojax_llm.fitness.groups import num_bytes
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.ledger import Ledger
@@ -36,6 +33,7 @@ from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.fitness.scores import Answers
 from evojax_llm.fitness.scores import Matcher
 from evojax_llm.fitness.scores import Scores
+from evojax_llm.fitness.scores import Sheets
 from evojax_llm.gemma import quantize
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
@@ -120,7 +118,6 @@ class Evaluator:
       members_per_group=members_per_group,
       prompts_per_batch=prompts_per_batch,
       budget=memory_budget,
-      dtype=dtype,
     )
     self._mesh = sharding.population_mesh(devices)
     self._model = Gemma(config, dtype)
@@ -163,10 +160,9 @@ class Evaluator:
     members: int | None = None,
     population_bytes: int | None = None,
   ) -> planning.Plan:
-    """Fixes form, group and batch sizes for a run; see `plan.make_plan`.
+    """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
-    Called by the first `evaluate`, or earlier to print the plan. Where the
-    form is left open and sizes do not tell, each is tried for a moment.
+    Called by the first `evaluate`, or earlier to print the plan.
 
     Args:
       space: of the population.
@@ -177,31 +173,14 @@ class Evaluator:
     Raises:
       MemoryPlanError: what is asked for cannot fit.
     """
-    member = abstract_member(space, population)
-    params = self._engine.groups.base(space)
-    options = dict(self._choices)
-    if is_whole(member):
-      options['form'] = 'folded'
-
-    def plan(form: str) -> planning.Plan:
-      return planning.make_plan(
-        self.config,
-        members=members or jax.tree.leaves(population)[0].shape[0],
-        base_bytes=num_bytes(params),
-        member_bytes=num_bytes(member),
-        population_bytes=population_bytes,
-        lengths=splits.longest_rows(self._encoded('dev')),
-        device=self._mesh.devices.flat[0],
-        **options | {'form': form},
-      )
-
-    made = plan(options['form'])
-    if not made.form_is_clear:
-      plans = [plan(form) for form in forms.FORMS]
-      with self.ledger.time('compile'):
-        made = trial.choose(plans, self._model, params, member, self._mesh)
-    self._engine.plan = made
-    return made
+    return self._engine.prepare(
+      space,
+      population,
+      splits.longest_rows(self._encoded('dev')),
+      members=members,
+      population_bytes=population_bytes,
+      **self._choices,
+    )
 
   @property
   def plan(self) -> planning.Plan | None:
@@ -274,28 +253,20 @@ class Evaluator:
     Raises:
       ValueError: fitness is no weighted mean over items to be maximised.
     """
-    for metric in map(scorer_of, self.tasks):
-      if metric.corpus or not metric.maximise:
-        raise ValueError(
-          f'{metric.metric} is no mean over items to be maximised, so that '
-          'members cannot race for it: leave racing off.'
-        )
-    if self.objective.name not in ('weighted_mean', 'pareto'):
-      raise ValueError(
-        f'objective is {self.objective.name!r}; members race for a weighted '
-        'mean alone: leave racing off.'
-      )
+    racing.check([scorer_of(task) for task in self.tasks], self.objective.name)
     members = np.asarray(members)
     lengths = [
       [sum(len(part.prompt) for part in item) for item in _by_item(task)]
       for task in self._encoded('dev')
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
+    sheets = Sheets(self.items('dev'), len(members))
     done = 0
 
     def score(running, items):
       nonlocal done
       scores = self.evaluate(space, population, members[running], items=items)
+      sheets.add(running, items, scores)
       done += 1
       if progress:
         progress(done / len(blocks))
@@ -306,7 +277,7 @@ class Evaluator:
       score, len(members), blocks, self.weights, rules, seed_key, generation
     )
     self.ledger.items_saved += raced.saved
-    return raced
+    return dataclasses.replace(raced, tasks=sheets.tasks())
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.fitness import forms
-from evojax_llm.fitness import plan as planning
-from evojax_llm.fitness.decoder import Decoder
+from evojax_llm.fitness import splits
+from evojax_llm.fitness.engine import Engine
+from evojax_llm.fitness.groups import Expressed
+from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.ledger import Ledger
-from evojax_llm.fitness.prompts import encode_prompt
-from evojax_llm.fitness.queues import Prompt
-from evojax_llm.fitness.queues import pack_queues
+from evojax_llm.fitness.prompts import EncodedItem
 from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.scorers.answers import cut_at_stop
+from evojax_llm.fitness.scores import Answers
+from evojax_llm.fitness.tokens import encode_prompt
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.population import sharding
@@ -69,55 +70,29 @@ def generate_texts(
       no tokens; an empty text is the token that begins one.
     MemoryPlanError: not even one prompt of one member fits in the memory.
   """
-  encoded = _encode(prompts, tokenizer, max_new_tokens, config, stop)
+  items = _encode(prompts, tokenizer, max_new_tokens, config, stop)
   mesh = sharding.population_mesh(devices)
-  members = stack.size(population)
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(population))
-  plan = planning.make_plan(
-    config,
-    members=members,
-    base_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
-    member_bytes=size // members,
-    lengths=[(max(len(prompt.ids) for prompt in encoded), max_new_tokens)],
-    dtype=dtype,
-    device=mesh.devices.flat[0],
-    **plan_options,
-  )
   whole = sharding.replicated(mesh)
-  queues = pack_queues(encoded, plan.slots, plan.rows, whole, tokenizer.pad_id)
-  decoder = Decoder(
+  engine = Engine(
     Gemma(config, dtype),
     jax.device_put(params, whole),
     mesh,
-    plan.form,
     tokenizer,
     Ledger(),
     sampling,
   )
-  # Whole devices: members that only fill the last group up are not active.
-  group = -(-min(plan.members_per_group, members) // mesh.size) * mesh.size
+  space = Expressed()
+  lengths = splits.longest_rows([items])
+  plan = engine.prepare(space, population, lengths, **plan_options)
+  work = splits.pack([items], plan.rows, plan.slots, whole, tokenizer.pad_id)
+  members = np.arange(stack.size(population))
+  answers = Answers(work, len(members))
+  engine.answer(space, population, members, work, answers, progress)
   decode = functools.cache(tokenizer.decode)
-  texts: list[list[str] | None] = []
-  for start in range(0, members, group):
-    chosen = np.arange(start, start + group)
-    active = chosen < members
-    lora = stack.take(population, np.where(active, chosen, start))
-    lora = jax.device_put(
-      forms.arrange(plan.form, lora),
-      sharding.population_sharding(mesh, forms.member_axis(plan.form)),
-    )
-    results = decoder.start(queues, lora, active, chosen).finish()
-    for m in np.flatnonzero(active):
-      made = [''] * len(encoded)
-      for queue, result in zip(queues, results, strict=True):
-        for owner, row in zip(queue.owner, result.tokens[m], strict=True):
-          text = decode(tuple(row[row >= 0].tolist()))
-          made[owner] = cut_at_stop(text, stop)
-      finite = all(result.finite[m] for result in results)
-      texts.append(made if finite else None)
-    if progress:
-      progress(min(start + group, members) / members)
-  return texts
+  return [
+    [cut_at_stop(decode(ids), stop) for ids in made] if finite else None
+    for made, finite in zip(answers.generated, answers.finite, strict=True)
+  ]
 
 
 def _encode(
@@ -126,7 +101,7 @@ def _encode(
   max_new_tokens: int,
   config: GemmaConfig,
   stop: Sequence[str],
-) -> list[Prompt]:
+) -> list[EncodedItem]:
   """Prompts as items to be continued; refuses those that are too long."""
   if not prompts or max_new_tokens < 1:
     raise TaskError(
@@ -148,5 +123,6 @@ def _encode(
         f'that is more than the {config.max_position_embeddings} that the '
         'model was made for. Shorten it, or generate fewer tokens.'
       )
-    encoded.append(Prompt(ids, max_new_tokens, tuple(stop), str(index)))
+    item = Item(id=str(index), question='', answer='')
+    encoded.append(EncodedItem(item, ids, None, max_new_tokens, tuple(stop)))
   return encoded

@@ -24,6 +24,14 @@ class Space(Protocol):
     """What tells one genome's model from the base (see `gemma.lora`)."""
 
 
+class Expressed:
+  """A space of genomes that are what the model takes already."""
+
+  def express(self, genome: Any) -> Any:
+    """The genome itself."""
+    return genome
+
+
 class Groups:
   """Expresses members and places them on the devices.
 

@@ -2,8 +2,9 @@
 
 One compressed file a generation, `items/00012.npz`, written whole or not at
 all. For each task it holds the ids of the items, the values (bits where items
-are right or wrong, f32 else) and what was predicted, each text once. Voting,
-racing, intervals and item-response estimates read it back by `read`.
+are right or wrong, f32 else), what was predicted, each text once, and who was
+asked what where not all were asked all, as in a race. Voting, intervals and
+item-response estimates read it back by `read`.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import zipfile
 
 import numpy as np
 
+from evojax_llm.fitness import intervals
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskItems:
@@ -27,8 +30,9 @@ class TaskItems:
     maximise: whether more of it is better.
     binary: whether values are 0 or 1.
     ids: ids of the items.
-    values: (M, items) f32.
+    values: (M, items) f32; NaN where a member was not asked.
     predictions: (M, items) strings, None where there is none.
+    asked: (M, items) bool.
   """
 
   task: str
@@ -38,6 +42,24 @@ class TaskItems:
   ids: list[str]
   values: np.ndarray
   predictions: np.ndarray
+  asked: np.ndarray
+
+  def intervals(self) -> list[tuple[float, float] | None]:
+    """95 % interval of each member's mean over the items that it was asked.
+
+    Wilson's where items are right or wrong, else normal; None where a member
+    was asked too little for one.
+    """
+    found = []
+    for values, asked in zip(self.values, self.asked, strict=True):
+      seen = values[asked]
+      if not self.binary:
+        found.append(intervals.mean_interval(seen))
+      elif len(seen):
+        found.append(intervals.wilson_interval(int(seen.sum()), len(seen)))
+      else:
+        found.append(None)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +89,7 @@ class ItemLog:
     Args:
       number: of the generation.
       members: ids of the M members scored, in the order of `scores`.
-      scores: their `scores.Scores`.
+      scores: their `scores.Scores`, or the `racing.Raced` of a race.
 
     Raises:
       ValueError: another number of members than of scores.
@@ -89,6 +111,8 @@ class ItemLog:
         if result.binary
         else values.astype(np.float32)
       )
+      if result.asked is not None and not result.asked.all():
+        arrays[f'asked{k}'] = np.packbits(result.asked, axis=1)
       texts = {None: 0}
       arrays[f'said{k}'] = np.array(
         [
@@ -147,9 +171,12 @@ class ItemLog:
       for result in generation.tasks:
         if result.task == task:
           ids.update(dict.fromkeys(result.ids))
-          for m, row in zip(generation.members, result.values, strict=True):
-            found.setdefault(int(m), {}).update(
-              zip(result.ids, row.tolist(), strict=True)
+          names = np.array(result.ids, object)
+          for member, row, asked in zip(
+            generation.members, result.values, result.asked, strict=True
+          ):
+            found.setdefault(int(member), {}).update(
+              zip(names[asked], row[asked].tolist(), strict=True)
             )
     values = np.array(
       [[row.get(i, np.nan) for i in ids] for row in found.values()], np.float32
@@ -169,6 +196,9 @@ def _generation(number: int, arrays: Any) -> GenerationItems:
     values = arrays[f'values{k}']
     if binary == 'True':
       values = np.unpackbits(values, axis=1, count=len(ids))
+    asked = np.ones(values.shape, bool)
+    if f'asked{k}' in arrays:
+      asked = np.unpackbits(arrays[f'asked{k}'], axis=1, count=len(ids)) == 1
     texts = np.array([None, *_texts(arrays, k)], object)
     tasks.append(
       TaskItems(
@@ -177,8 +207,9 @@ def _generation(number: int, arrays: Any) -> GenerationItems:
         maximise=maximise == 'True',
         binary=binary == 'True',
         ids=ids,
-        values=values.astype(np.float32),
+        values=np.where(asked, values, np.nan).astype(np.float32),
         predictions=texts[arrays[f'said{k}']],
+        asked=asked,
       )
     )
   return GenerationItems(number, members, tasks)

@@ -3,8 +3,13 @@
 A task may also be a YAML file of one's own ('lm_eval:my_task.yaml'). The
 harness makes the prompts, options and stop strings and judges the answers; only
 the model is ours. The metric is the first of the task's list unless one is
-named. Tasks that ask for the likelihood of one text, or whose metric is not a
-number for each document, are refused.
+named. Tasks of options, of the likelihood of a text or of rolling likelihoods
+are read by likelihood, generate_until by decoding. Refused are metrics that are
+no number for each document, and those that ask whether greedy decoding gives a
+text ('acc' of a loglikelihood task, 'exact_match' of options).
+
+A rolling text has no BOS but the one that it begins after. The windows of one
+that is longer than the context are a token shorter than the harness's.
 
 Splits: dev is the training split where there is one, else the validation split;
 test is the test split, else the validation split where it is not dev. Worked
@@ -18,6 +23,7 @@ download their data.
 from collections.abc import Sequence
 import copy
 import dataclasses
+import functools
 from typing import Any
 from typing import ClassVar
 
@@ -29,8 +35,20 @@ from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.base import Verdicts
 
-_BINARY = ('acc', 'acc_norm', 'acc_bytes', 'exact_match')
+_BINARY = ('acc', 'acc_norm', 'acc_bytes', 'acc_mutual_info', 'exact_match')
+# (gold, predicted) for each document.
+_PAIRS = ('f1', 'mcc')
+# What the harness reads of the model for each kind of task.
+_READS = {
+  'multiple_choice': 'options',
+  'loglikelihood': 'gold',
+  'loglikelihood_rolling': 'gold',
+  'generate_until': 'text',
+}
+# Whether greedy decoding would give a text is not read here.
+_GREEDY = (('multiple_choice', 'exact_match'), ('loglikelihood', 'acc'))
 _PLACES = ('training', 'validation', 'test')
 
 
@@ -40,53 +58,102 @@ class LmEvalScorer(Scorer):
 
   Attributes:
     task: of the harness.
-    docs: its documents by item id, each with its first request.
+    docs: its documents by item id, each with its requests.
     metric: one of the task's metrics.
     maximise: whether more of it is better.
-    binary: whether it is 0 or 1 for each document.
-    reads: 'options' or 'text'.
+    corpus: whether it is more than the mean of the documents.
+    reads: 'options', 'gold' or 'text'.
+    rolls: whether whole texts are read.
   """
 
   task: Any = None
   docs: Any = None
   metric: str = 'acc'
   maximise: bool = True
-  binary: bool = True
+  corpus: bool = False
   reads: str = 'options'
+  rolls: bool = False
 
   choices: ClassVar[bool | None] = None
   gold: ClassVar[bool] = False
   stop: ClassVar[bool] = False
 
+  @property
+  def binary(self) -> bool:
+    """Whether a document is right or wrong."""
+    return self.metric in _BINARY
+
+  @property
+  def percent(self) -> bool:
+    """Whether the score is a share."""
+    return self.binary or self.metric == 'f1'
+
+  @property
+  def question(self) -> bool:
+    """Whether a document is more than the text that is read."""
+    return not self.rolls
+
+  def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
+    """The harness's pairs; those with the same context are read together."""
+    if self.reads == 'text' or self.rolls:
+      return None
+    pairs: list[tuple[str, list[str]]] = []
+    for request in self.docs[item.id][1]:
+      context, continuation = request.args[:2]
+      # All white space at the end of a context belongs to what follows.
+      stem = context.rstrip()
+      continuation = context[len(stem) :] + continuation
+      if not pairs or pairs[-1][0] != stem:
+        pairs.append((stem, []))
+      pairs[-1][1].append(continuation)
+    return pairs
+
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Asks the harness."""
-    doc, request = self.docs[item.id]
-    if self.reads == 'options':
-      results = [(value, False) for value in answer.loglik]
-      best = int(np.argmax(answer.loglik))
-      prediction = item.choices[best][1]
-    else:
-      request = copy.copy(request)
+    doc, requests = self.docs[item.id]
+    prediction = None
+    if self.rolls:
+      results = [sum(answer.loglik)]
+    elif self.reads == 'text':
+      request = copy.copy(requests[0])
       request.resps, request.filtered_resps = [answer.text], {}
       for ensemble in self.task._filters:
         ensemble.apply([request])
       prediction = next(iter(request.filtered_resps.values()), answer.text)
       results = [prediction]
+    else:
+      results = [(value, False) for value in answer.loglik]
+      if item.choices is not None:
+        own = answer.loglik[: len(item.choices)]
+        prediction = item.choices[int(np.argmax(own))][1]
     value = self.task.process_results(doc, results).get(self.metric)
+    weight = 1.0
+    if self.rolls and isinstance(value, tuple):
+      total, weight = map(float, value)
+      value = total / weight
+    elif self.metric in _PAIRS and isinstance(value, tuple):
+      value = float(value[0] == value[1])
     if not isinstance(value, int | float | np.number):
       raise TaskError(
         f"lm_eval:{self.task.config.task}: '{self.metric}' of a document is "
         f'{value!r}; expected a number. Name another metric.'
       )
-    return Verdict(str(prediction), float(value))
+    prediction = None if prediction is None else str(prediction)
+    return Verdict(prediction, float(value), weight)
 
-  def aggregate(
-    self, items: Sequence[Item], verdicts: Sequence[Verdict]
-  ) -> float:
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
     """The harness's aggregate of the documents."""
-    del items
     aggregate = self.task.aggregation()[self.metric]
-    return float(aggregate([verdict.value for verdict in verdicts]))
+    values = verdicts.values.tolist()
+    if self.rolls:
+      totals = (verdicts.values * verdicts.weights).tolist()
+      values = list(zip(totals, verdicts.weights.tolist(), strict=True))
+    elif self.metric in _PAIRS and items[0].choices is not None:
+      values = [
+        (int(item.answer), [text for _, text in item.choices].index(said))
+        for item, said in zip(items, verdicts.predictions, strict=True)
+      ]
+    return float(aggregate(values))
 
 
 def load(name: str, rules: Any) -> Task:
@@ -99,7 +166,7 @@ def load(name: str, rules: Any) -> Task:
   from evojax_llm.fitness import tasks
 
   try:
-    from lm_eval.tasks import TaskManager
+    from lm_eval.api.metrics import mean
   except ImportError as error:
     raise TaskError(
       f'lm_eval:{name}: lm-evaluation-harness is not installed; expected the '
@@ -107,7 +174,7 @@ def load(name: str, rules: Any) -> Task:
     ) from error
   where, _, metric = name.partition(':')
   try:
-    found = TaskManager().load([where])['tasks']
+    found = _task_manager().load([where])['tasks']
     ((title, task),) = found.items()
   except Exception as error:
     raise TaskError(
@@ -115,13 +182,10 @@ def load(name: str, rules: Any) -> Task:
       f'{type(error).__name__}: {str(error)[:200]}.'
     ) from error
   source = f'lm_eval:{name}'
-  reads = {'multiple_choice': 'options', 'generate_until': 'text'}.get(
-    task.OUTPUT_TYPE
-  )
-  if reads is None or getattr(task, 'multiple_input', False):
+  kind = task.OUTPUT_TYPE
+  if kind not in _READS:
     raise TaskError(
-      f'{source}: asks for {task.OUTPUT_TYPE}; expected multiple_choice with '
-      'one prompt for all options, or generate_until.'
+      f'{source}: asks for {kind}; expected one of {", ".join(_READS)}.'
     )
   known = list(task.higher_is_better())
   metric = metric or known[0]
@@ -129,11 +193,19 @@ def load(name: str, rules: Any) -> Task:
     raise TaskError(
       f"{source}: has no metric '{metric}'; it has {', '.join(known)}."
     )
+  if (kind, metric) in _GREEDY:
+    others = [name for name in known if (kind, name) not in _GREEDY]
+    raise TaskError(
+      f"{source}: '{metric}' of a {kind} task is whether greedy decoding gives "
+      'a text, which is not read here. Name another metric, as in '
+      f"'lm_eval:{where}:{(others or ['...'])[0]}'"
+      f'{"" if others else " (it has none)"}.'
+    )
   docs: dict[str, Any] = {}
   shots = task.config.num_fewshot or 0
   if rules.shots is not None:
     shots = rules.shots
-  top = {'name': title, 'format': _format(task, reads)}
+  top = {'name': title, 'format': _format(task)}
   for split, place in _splits(task, source).items():
     rows = []
     for index, doc in enumerate(_docs(task, place)):
@@ -141,20 +213,29 @@ def load(name: str, rules: Any) -> Task:
       requests = task.construct_requests(doc=doc, ctx=context)
       requests = requests if isinstance(requests, list) else [requests]
       key = f'{place} {index}'
-      docs[key] = doc, requests[0]
-      rows.append({'id': key, **_row(task, doc, requests, reads, source)})
+      docs[key] = doc, requests
+      rows.append({'id': key, **_row(task, doc, requests)})
     top[split] = rows
   scorer = LmEvalScorer(
     task=task,
     docs=docs,
     metric=metric,
     maximise=bool(task.higher_is_better()[metric]),
-    binary=metric in _BINARY,
-    reads=reads,
+    corpus=task.aggregation()[metric] is not mean,
+    reads=_READS[kind],
+    rolls=kind == 'loglikelihood_rolling',
   )
   # The harness's shots are in the prompts already.
   rules = dataclasses.replace(rules, shots=None, shots_seed=None)
   return tasks.build(top, source, title, rules, scorer)
+
+
+@functools.cache
+def _task_manager() -> Any:
+  """The harness's index of its tasks, which takes seconds to make."""
+  from lm_eval.tasks import TaskManager
+
+  return TaskManager()
 
 
 def _splits(task: Any, source: str) -> dict[str, str]:
@@ -174,24 +255,20 @@ def _docs(task: Any, place: str) -> list[Any]:
   return list(getattr(task, f'{place}_docs')())
 
 
-def _row(
-  task: Any, doc: Any, requests: list[Any], reads: str, source: str
-) -> dict[str, Any]:
-  context = requests[0].args[0]
-  if reads == 'text':
-    return {'question': context, 'answer': str(task.doc_to_target(doc)) or '-'}
-  delimiter = task.config.target_delimiter
-  texts = [request.args[1].removeprefix(delimiter) for request in requests]
-  if delimiter != ' ':
-    if delimiter.strip() or not (delimiter or context[-1:].isspace()):
-      raise TaskError(
-        f'{source}: options follow {delimiter!r}; expected white space.'
-      )
-    context += delimiter
+def _row(task: Any, doc: Any, requests: list[Any]) -> dict[str, Any]:
+  """A document as a row; what is read of it are its requests."""
   target = task.doc_to_target(doc)
+  if task.OUTPUT_TYPE == 'loglikelihood_rolling':
+    return {'answer': str(target)}
+  context = requests[0].args[0]
+  if task.OUTPUT_TYPE != 'multiple_choice':
+    return {'question': context, 'answer': str(target) or '-'}
+  texts = task.doc_to_choice(doc)
+  if getattr(task, 'multiple_input', False):
+    # The options are contexts, and the target what follows each of them.
+    context, target = str(target), task.doc_to_text(doc)
   target = target[0] if isinstance(target, list) else target
-  if isinstance(target, str):
-    target = task.doc_to_choice(doc).index(target)
+  target = texts.index(target) if isinstance(target, str) else target
   return {
     'question': context,
     'choices': {str(i): text for i, text in enumerate(texts)},
@@ -199,9 +276,9 @@ def _row(
   }
 
 
-def _format(task: Any, reads: str) -> dict[str, Any]:
-  if reads == 'options':
-    return {'prompt': '{question}', 'choice': 'text'}
+def _format(task: Any) -> dict[str, Any]:
+  if task.OUTPUT_TYPE != 'generate_until':
+    return {}
   settings = task.config.generation_kwargs or {}
   stop = settings.get('until') or []
   stop = [stop] if isinstance(stop, str) else [text for text in stop if text]

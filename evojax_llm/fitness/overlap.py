@@ -15,10 +15,12 @@ def identity(item: Item) -> tuple[str, tuple[str, ...]]:
 
   The order and the keys of the options do not count, nor does the gold answer:
   a shuffled copy is the same item. Items that share the question but offer
-  other options differ (Knowledge Crosswords asks one question many times).
+  other options differ (Knowledge Crosswords asks one question many times). What
+  has no question, as texts whose perplexity is asked, is its gold answer.
   """
   texts = [normalise(text) for _, text in item.choices or ()]
-  return normalise(item.question), tuple(sorted(texts))
+  text = item.question if item.question.strip() else item.answer
+  return normalise(text), tuple(sorted(texts))
 
 
 def find_overlap(

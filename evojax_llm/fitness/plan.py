@@ -15,7 +15,7 @@ from evojax_llm.gemma.config import GemmaConfig
 _TOKENS_PER_CALL = {'cpu': 1024}
 _TOKENS_PER_CALL_ELSEWHERE = 131_072
 # Tokens made in one step: enough that reading the weights is shared by many.
-_SLOTS_PER_CALL = {'cpu': 64}
+_SLOTS_PER_CALL = {'cpu': 256}
 _SLOTS_PER_CALL_ELSEWHERE = 512
 # On a CPU, folding pays while a copy of the layers is small against the work of
 # one member. Between these sizes it is tried.

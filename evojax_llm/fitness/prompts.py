@@ -18,19 +18,10 @@ begin the model's turn.
 Shots are dev items, chosen by a seed when the task is read; dev no longer holds
 them or a copy of them, and none of them is in test. What is scored has thus
 never been shown with its answer.
-
-The border between prompt and continuation follows lm-evaluation-harness:
-spaces at the end of the prompt belong to the continuation, and the two are
-encoded together, since a tokenizer may join characters across the border. The
-continuation is what follows the encoding of the prompt alone. Where an option
-changes the last tokens of the prompt, the prompt of all the item's options
-ends before these tokens, which become part of every option: the options still
-continue the same prompt, and their likelihoods compare.
 """
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Protocol
 
 from absl import logging
 
@@ -39,24 +30,16 @@ from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.scorers import abstain
 from evojax_llm.fitness.scorers.table import scorer_of
+from evojax_llm.fitness.tokens import Tokenizer
+from evojax_llm.fitness.tokens import encode_options
+from evojax_llm.fitness.tokens import encode_prompt
+from evojax_llm.fitness.tokens import truncate
 
 _INSTRUCTION = 'Please choose an option that best answers the question.'
 _COMPLETION = 'Please choose an option that best completes the sentence.'
 _CHAT_REPLY = ' Reply with the letter of the option alone.'
 # Sentences to be continued, not questions.
 _COMPLETION_TASKS = ('hellaswag',)
-
-
-class Tokenizer(Protocol):
-  """What is needed of evojax_llm.gemma.tokenizer.Tokenizer."""
-
-  bos_id: int | None
-
-  def encode(self, text: str, bos: bool = True) -> list[int]:
-    """Token ids of a text."""
-
-  def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation, up to the start of the model's turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,73 +148,6 @@ def _instruction(task: Task, item: Item, chat: bool) -> str:
   return f'{text}\n' if text else ''
 
 
-def encode_prompt(
-  prompt: str | Sequence[dict[str, str]], tokenizer: Tokenizer
-) -> list[int]:
-  """Token ids of a text, or of a list of chat messages, with one BOS."""
-  if isinstance(prompt, str):
-    return _one_bos(tokenizer.encode(prompt, bos=True), tokenizer)
-  return _one_bos(tokenizer.encode_chat(list(prompt)), tokenizer)
-
-
-def _one_bos(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-  """Ids that begin with exactly one BOS, whatever a template has written."""
-  if tokenizer.bos_id is None:
-    return list(ids)
-  start = 0
-  while start < len(ids) and ids[start] == tokenizer.bos_id:
-    start += 1
-  return [tokenizer.bos_id, *ids[start:]]
-
-
-def truncate(ids: Sequence[int], room: int) -> tuple[list[int], int]:
-  """Cuts a prompt from the left, but for its BOS.
-
-  Args:
-    ids: the prompt, BOS first.
-    room: ids that may stay, at least 1.
-
-  Returns:
-    (ids, number of ids cut).
-  """
-  cut = max(0, len(ids) - room)
-  return [ids[0], *ids[1 + cut :]], cut
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-  length = 0
-  for a, b in zip(first, second, strict=False):
-    if a != b:
-      break
-    length += 1
-  return length
-
-
-def encode_options(
-  prompt: str, options: Sequence[str], tokenizer: Tokenizer
-) -> tuple[list[int], list[list[int]]]:
-  """A prompt and its continuations, tokenised right at the border.
-
-  Args:
-    prompt: text; spaces at its end move into the continuations.
-    options: texts that continue it; each begins with the space that parts it
-      from the prompt, if there is one.
-    tokenizer: encodes text.
-
-  Returns:
-    (ids of the prompt, ids of each option), such that prompt + option is the
-    encoding of the joined text.
-  """
-  stem = prompt.rstrip(' ')
-  moved = prompt[len(stem) :]
-  if moved:  # one space parts the two, not two
-    options = [moved + option.removeprefix(' ') for option in options]
-  ids = encode_prompt(stem, tokenizer)
-  joint = [encode_prompt(stem + option, tokenizer) for option in options]
-  shared = min([len(ids)] + [_common_prefix(ids, whole) for whole in joint])
-  return ids[:shared], [whole[shared:] for whole in joint]
-
-
 def _continuations(task: Task, item: Item, prompt: str) -> list[str]:
   """What is read after the raw prompt: the options, or the gold answer."""
   if scorer_of(task).reads == 'gold':
@@ -288,11 +204,22 @@ def encode_passes(
   max_length: int | None = None,
 ) -> list[EncodedItem]:
   """An item as all that is asked about it; see `encode_item`."""
-  first = encode_item(task, item, tokenizer, chat, max_length)
   scorer = scorer_of(task)
+  if scorer.rolls and not item.question:
+    return _windows(task, item, tokenizer, max_length)
+  requests = scorer.requests(item)
+  if requests is None:
+    passes = [encode_item(task, item, tokenizer, chat, max_length)]
+  else:
+    passes = []
+    for text, starts in requests:
+      turns = _turn(text) if chat and text else None
+      starts = [start.lstrip() for start in starts] if turns else starts
+      passes.append(
+        _encode(task, item, text, turns, starts, tokenizer, max_length)
+      )
   if not hasattr(scorer, 'second_prompts'):
-    return [first]
-  passes = [first]
+    return passes
   for text in scorer.second_prompts(item):
     turns = _turn(text) if chat else None
     starts = None
@@ -302,6 +229,22 @@ def encode_passes(
       _encode(task, item, text, turns, starts, tokenizer, max_length)
     )
   return passes
+
+
+def _windows(
+  task: Task, item: Item, tokenizer: Tokenizer, max_length: int | None
+) -> list[EncodedItem]:
+  """The text of an item from its start, in windows of `max_length` tokens."""
+  ids = tokenizer.encode(item.answer, bos=False)
+  most = max(1, (max_length or len(ids) + 1) - 1)
+  windows = []
+  # An empty text has one window, which is refused.
+  for start in range(0, max(1, len(ids)), most):
+    window = ids[start : start + most]
+    before = ids[max(0, start + len(window) - most - 1) : start]
+    prompt = before or encode_prompt('', tokenizer)
+    windows.append(_encoded(task, item, prompt, [window], 0, None))
+  return windows
 
 
 def _encode(
@@ -327,6 +270,18 @@ def _encode(
     options = [tokenizer.encode(start, bos=False) for start in starts]
   else:
     prompt, options = encode_options(text, starts, tokenizer)
+  return _encoded(task, item, prompt, options, new, max_length)
+
+
+def _encoded(
+  task: Task,
+  item: Item,
+  prompt: list[int],
+  options: list[list[int]] | None,
+  new: int,
+  max_length: int | None,
+) -> EncodedItem:
+  """Token ids as they are read, the prompt cut where it is too long."""
   if options is not None and not all(options):
     raise TaskError(
       f"Task '{task.name}', item '{item.id}': an option has no tokens of its "

@@ -213,13 +213,13 @@ def _queue(
       np.int32,
     ),
   }
-  most = min(count, slots(top, new))
+  most = _even(count, slots(top, new))
   share = most if count <= most else -(-most // _REFILL_SHARE)
   return Queue(
     owner=owner,
     stops=[prompt.stops for prompt in prompts],
     slots=most,
-    refill=min(share, rows(top, new)),
+    refill=_even(share, rows(top, new)),
     columns=top + new,
     new=new,
     inputs=jax.device_put(inputs, sharding),
@@ -227,3 +227,8 @@ def _queue(
     prompt_tokens=sum(len(prompt.ids) for prompt in prompts) - shared * count,
     prefix_tokens=shared,
   )
+
+
+def _even(count: int, most: int) -> int:
+  """The size of parts of at most `most` that leave the last one nearly full."""
+  return -(-count // -(-count // most))

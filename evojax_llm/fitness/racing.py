@@ -27,6 +27,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,6 +78,8 @@ class Raced:
     reasons: why a member failed, or None.
     seen: (M,) i32 items that the member was scored on.
     saved: items that were not scored.
+    tasks: what the members did on each item of the K tasks, as far as they were
+      asked (see `scores.TaskScores`); () where nobody keeps it.
   """
 
   fitness: np.ndarray
@@ -84,6 +87,7 @@ class Raced:
   reasons: list[str | None]
   seen: np.ndarray
   saved: int
+  tasks: Sequence[Any] = ()
 
 
 # score(members (A,) of the M, items of each task): values (A, items) of each
@@ -92,6 +96,25 @@ Score = Callable[
   [np.ndarray, list[list[int]]],
   tuple[list[np.ndarray], Sequence[str | None]],
 ]
+
+
+def check(scorers: Sequence[Any], objective: str) -> None:
+  """Refuses to race for what is no mean over items.
+
+  Raises:
+    ValueError: fitness is no weighted mean over items to be maximised.
+  """
+  for metric in scorers:
+    if metric.corpus or not metric.maximise:
+      raise ValueError(
+        f'{metric.metric} is no mean over items to be maximised, so that '
+        'members cannot race for it: leave racing off.'
+      )
+  if objective not in ('weighted_mean', 'pareto'):
+    raise ValueError(
+      f'objective is {objective!r}; members race for a weighted mean alone: '
+      'leave racing off.'
+    )
 
 
 def draw_blocks(

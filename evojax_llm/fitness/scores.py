@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import itertools
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ import numpy as np
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.objectives import Objective
-from evojax_llm.fitness.prompts import EncodedItem
 from evojax_llm.fitness.scorers.answers import cut_at_stop
 from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.base import Verdicts
 from evojax_llm.fitness.scorers.table import scorer_of
+from evojax_llm.fitness.splits import Place
 from evojax_llm.fitness.splits import Split
 
 
@@ -30,7 +30,10 @@ class TaskScores:
     ids: ids of the items.
     values: (M, items) f32 scores of the items; 0 and 1 where binary.
     predictions: M lists of a string an item, or None where there is none.
-    loglikelihoods: M lists of {option: value} an item; None when generated.
+    loglikelihoods: of M members a list of {option: value} an item; None when
+      generated.
+    asked: (M, items) bool, which items a member was asked at all; elsewhere its
+      value is NaN and its prediction None. None where all were asked all.
   """
 
   task: str
@@ -40,7 +43,8 @@ class TaskScores:
   ids: list[str]
   values: np.ndarray
   predictions: list[list[str | None]]
-  loglikelihoods: list[list[dict[str, float]]] | None
+  loglikelihoods: Sequence[list[dict[str, float]]] | None
+  asked: np.ndarray | None = None
 
   @property
   def correct(self) -> np.ndarray:
@@ -64,6 +68,49 @@ class Scores:
   task_scores: np.ndarray
   tasks: list[TaskScores]
   reasons: list[str | None]
+
+
+class Sheets:
+  """What M members did on all items of K tasks, asked a part at a time.
+
+  Args:
+    items: of each task, its items.
+    members: M.
+  """
+
+  def __init__(self, items: Sequence[Sequence[Item]], members: int):
+    self._ids = [[item.id for item in task] for task in items]
+    shapes = [(members, len(ids)) for ids in self._ids]
+    self._asked = [np.zeros(shape, bool) for shape in shapes]
+    self._values = [np.full(shape, np.nan, np.float32) for shape in shapes]
+    self._said = [np.full(shape, None, object) for shape in shapes]
+    self._seen: list[TaskScores] = []
+
+  def add(
+    self, members: np.ndarray, items: Sequence[Sequence[int]], scores: Scores
+  ) -> None:
+    """Takes in scores of some members on some items of each task."""
+    self._seen = scores.tasks
+    for k, (result, chosen) in enumerate(zip(scores.tasks, items, strict=True)):
+      where = np.ix_(members, chosen)
+      self._asked[k][where] = True
+      self._values[k][where] = result.values
+      said = np.array(result.predictions, object)
+      self._said[k][where] = said.reshape(result.values.shape)
+
+  def tasks(self) -> list[TaskScores]:
+    """What there is, after the last part; likelihoods are not kept."""
+    return [
+      dataclasses.replace(
+        result,
+        ids=self._ids[k],
+        values=self._values[k],
+        predictions=self._said[k].tolist(),
+        loglikelihoods=None,
+        asked=self._asked[k],
+      )
+      for k, result in enumerate(self._seen)
+    ]
 
 
 class Answers:
@@ -107,42 +154,23 @@ class Answers:
         made[prompt] = tuple(row[:length])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-  """Where the answers to one item are.
+class _Likelihoods(Sequence):
+  """M lists of {option: value} an item, each made when it is asked for."""
 
-  Attributes:
-    item: the item.
-    options: slice of the continuations.
-    prompts: slice of the generated texts.
-    tokens: tokens of each continuation.
-  """
+  def __init__(
+    self, labels: list[list[str]], places: list[Place], values: np.ndarray
+  ):
+    self._labels, self._places, self._values = labels, places, values
 
-  item: Item
-  options: slice
-  prompts: slice
-  tokens: tuple[int, ...]
+  def __len__(self) -> int:
+    return len(self._values)
 
-
-def _places(
-  encoded: Sequence[EncodedItem], option: int, prompt: int
-) -> list[_Place]:
-  """Items with their answers; an item may have been asked more than once."""
-  places = []
-  for _, passes in itertools.groupby(encoded, key=lambda e: e.item.id):
-    passes = list(passes)
-    tokens = tuple(len(o) for e in passes for o in e.options or ())
-    texts = sum(e.options is None for e in passes)
-    places.append(
-      _Place(
-        passes[0].item,
-        slice(option, option + len(tokens)),
-        slice(prompt, prompt + texts),
-        tokens,
-      )
-    )
-    option, prompt = option + len(tokens), prompt + texts
-  return places
+  def __getitem__(self, m: int) -> list[dict[str, float]]:
+    row = self._values[m].tolist()
+    return [
+      dict(zip(names, row[place.options], strict=True))
+      for names, place in zip(self._labels, self._places, strict=True)
+    ]
 
 
 class Matcher:
@@ -173,9 +201,8 @@ class Matcher:
     alive = answers.finite.copy()
     reasons = [None if ok else 'logits are not finite' for ok in alive]
     tasks, columns = [], []
-    for k, encoded in enumerate(split.items):
-      places = _places(encoded, split.first_option[k], split.first_prompt[k])
-      result, column = self._score_task(k, places, answers)
+    for k in range(len(split.items)):
+      result, column = self._score_task(k, split, answers)
       tasks.append(result)
       columns.append(column)
       for m in np.flatnonzero(np.isnan(column)):
@@ -194,61 +221,38 @@ class Matcher:
     )
 
   def _score_task(
-    self, k: int, places: list[_Place], answers: Answers
+    self, k: int, split: Split, answers: Answers
   ) -> tuple[TaskScores, np.ndarray]:
     """What all members did on a task, and the task's score of each."""
-    task, scorer = self._tasks[k], self._scorers[k]
-    generated = scorer.reads == 'text'
-    judge = self._judge_texts if generated else self._judge_likelihoods
-    verdicts = judge(k, places, answers)
-    items = [place.item for place in places]
+    task, scorer, places = self._tasks[k], self._scorers[k], split.places[k]
+    items = split.tables[k].items
     likelihoods = None
-    if not generated:
-      labels = [scorer.labels(item) for item in items]
-      likelihoods = [
-        [
-          dict(zip(names, row[place.options].tolist(), strict=True))
-          for names, place in zip(labels, places, strict=True)
-        ]
-        for row in answers.loglikelihoods
-      ]
+    if scorer.reads == 'text':
+      verdicts = self._judge_texts(k, places, answers)
+    else:
+      read = answers.loglikelihoods
+      labels = [scorer.labels(p.item, len(p.tokens)) for p in places]
+      likelihoods = _Likelihoods(labels, places, read)
+      span = slice(places[0].options.start, places[-1].options.stop)
+      verdicts = scorer.score_options(split.tables[k], read[:, span])
     result = TaskScores(
       task=task.name,
       metric=scorer.metric,
       maximise=scorer.maximise,
       binary=scorer.binary,
       ids=[item.id for item in items],
-      values=np.array(
-        [[v.value for v in row] for row in verdicts], np.float32
-      ).reshape(len(verdicts), len(places)),
-      predictions=[[v.prediction for v in row] for row in verdicts],
+      values=verdicts.values.astype(np.float32),
+      predictions=verdicts.predictions.tolist(),
       loglikelihoods=likelihoods,
     )
-    column = np.full(len(verdicts), np.nan)
+    column = np.full(len(verdicts.values), np.nan)
     for m in np.flatnonzero(answers.finite):
-      column[m] = scorer.aggregate(items, verdicts[m])
+      column[m] = scorer.aggregate(items, verdicts.member(m))
     return result, column
 
-  def _judge_likelihoods(
-    self, k: int, places: list[_Place], answers: Answers
-  ) -> list[list[Verdict]]:
-    score = self._scorers[k].score
-    return [
-      [
-        score(
-          place.item,
-          Answer(
-            loglik=tuple(row[place.options].tolist()), tokens=place.tokens
-          ),
-        )
-        for place in places
-      ]
-      for row in answers.loglikelihoods
-    ]
-
   def _judge_texts(
-    self, k: int, places: list[_Place], answers: Answers
-  ) -> list[list[Verdict]]:
+    self, k: int, places: list[Place], answers: Answers
+  ) -> Verdicts:
     stop, decode = self._tasks[k].format.stop, self._tokenizer.decode
     keys = [
       # The task holds the item as long as this lives: its address is its own.
@@ -268,4 +272,7 @@ class Matcher:
     verdicts = self._scorers[k].score_all(pairs)
     self._verdicts.update(zip(new, verdicts, strict=True))
     nothing = Verdict(None, 0.0)
-    return [[self._verdicts.get(key, nothing) for key in row] for row in keys]
+    return Verdicts.of(
+      (self._verdicts.get(key, nothing) for row in keys for key in row),
+      (len(keys), len(places)),
+    )

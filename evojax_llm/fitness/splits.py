@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
+import itertools
 
 import jax
 
 from evojax_llm.fitness import batches
 from evojax_llm.fitness import trees
+from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.prompts import EncodedItem
 from evojax_llm.fitness.queues import Prompt
 from evojax_llm.fitness.queues import Queue
 from evojax_llm.fitness.queues import pack_queues
+from evojax_llm.fitness.scorers.options import OptionTable
 
 # What of a batch the program reads; the rest stays on the host.
 _INPUTS = ('tokens', 'positions', 'until', 'row', 'column', 'target')
@@ -36,6 +40,23 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+  """Where the answers to one item are, which may have several prompts.
+
+  Attributes:
+    item: the item.
+    options: slice of the continuations.
+    prompts: slice of the generated texts.
+    tokens: tokens of each continuation.
+  """
+
+  item: Item
+  options: slice
+  prompts: slice
+  tokens: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
   """All items of a split.
 
@@ -56,6 +77,41 @@ class Split:
   first_prompt: list[int]
   jobs: list[Job]
   queues: list[Queue]
+
+  @functools.cached_property
+  def places(self) -> list[list[Place]]:
+    """Of each task, its items and where their answers are."""
+    firsts = zip(self.items, self.first_option, self.first_prompt, strict=True)
+    return [_places(*first) for first in firsts]
+
+  @functools.cached_property
+  def tables(self) -> list[OptionTable]:
+    """Of each task, what is read after its prompts."""
+    return [
+      OptionTable([p.item for p in places], [p.tokens for p in places])
+      for places in self.places
+    ]
+
+
+def _places(
+  encoded: Sequence[EncodedItem], option: int, prompt: int
+) -> list[Place]:
+  """Items with their answers; an item may have been asked more than once."""
+  places = []
+  for _, passes in itertools.groupby(encoded, key=lambda e: e.item.id):
+    passes = list(passes)
+    tokens = tuple(len(o) for e in passes for o in e.options or ())
+    texts = sum(e.options is None for e in passes)
+    places.append(
+      Place(
+        passes[0].item,
+        slice(option, option + len(tokens)),
+        slice(prompt, prompt + texts),
+        tokens,
+      )
+    )
+    option, prompt = option + len(tokens), prompt + texts
+  return places
 
 
 def longest_rows(items: Sequence[Sequence[EncodedItem]]) -> list:

@@ -91,7 +91,7 @@ def load_adapters(
     factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
     scales.setdefault(block, {})[projection] = scale.astype(np.float32)
   return AdapterSet(
-    names=_expert_names(folders),
+    names=expert_names(folders),
     factors={'layers': factors},
     scale={'layers': scales},
     rank=rank,
@@ -115,7 +115,7 @@ def _common_scale(
   return np.where(scale == 0, given[0], scale) if given.size else scale
 
 
-def _expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
+def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
   """The shortest ends of the paths that tell the folders apart."""
   paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
   for depth in range(1, max(len(p.parts) for p in paths) + 1):

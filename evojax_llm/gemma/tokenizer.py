@@ -83,7 +83,8 @@ class Tokenizer:
 
   def encode(self, text: str, bos: bool = True) -> list[int]:
     """Token ids of a text, after the id that begins one if `bos`."""
-    ids = self.backend.encode(text, add_special_tokens=False)
+    # Who encodes cuts to the context and tells: transformers need not warn.
+    ids = self.backend.encode(text, add_special_tokens=False, verbose=False)
     return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
   def encode_chat(
@@ -111,6 +112,7 @@ class Tokenizer:
         add_generation_prompt=reply,
         tokenize=True,
         return_dict=False,
+        tokenizer_kwargs={'verbose': False},
       )
     except Exception as error:
       raise GemmaError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.gemma import config as gemma_config
 from evojax_llm.gemma import lora as gemma_lora
@@ -45,6 +46,16 @@ class AdapterSpace:
     return jax.tree.map(
       lambda leaf: jnp.asarray(leaf, self._dtype), self._adapters.factors
     )
+
+  def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
+    """Genomes (C, ...) with a = sum_n w_n a_n and b = factor sum_n w_n b_n.
+
+    Args:
+      weights: (C, N) w, the same for a and b.
+      factors: (C,) of b.
+    """
+    second = weights * factors[:, None]
+    return initial.combine(self.experts(), weights, second)
 
   def initial(
     self, recipe: Sequence[initial.Entry], size: int, seed_key: jax.Array

@@ -89,13 +89,25 @@ def make_initial(
     ValueError: if an entry or its options are unknown, there are too few
       experts, or the recipe ends before P.
   """
-  num_experts = stack.size(experts)
-  rows = make_rows(num_experts, recipe, size, seed_key)
+  rows = make_rows(stack.size(experts), recipe, size, seed_key)
   population = combine(
     experts,
     np.stack([row.first for row in rows]),
     np.stack([row.second for row in rows]),
   )
+  return finish(rows, population, seed_key)
+
+
+def finish(
+  rows: Sequence[Row], population: stack.Population, seed_key: jax.Array
+) -> Initial:
+  """Puts the noise on members whose rows ask for it.
+
+  Args:
+    rows: of P members.
+    population: leaves (P, ...), the rows' sums of experts.
+    seed_key: () typed key of the run.
+  """
   sigma = np.asarray([row.sigma for row in rows], np.float32)
   if np.any(sigma):
     places = np.flatnonzero(sigma)

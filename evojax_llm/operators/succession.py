@@ -327,16 +327,20 @@ def partners(key: jax.Array, ids: jax.Array) -> jax.Array:
 
   Args:
     key: () typed key.
-    ids: (P,) i32, unique.
+    ids: (P,) i32, unique; -1 in places that are empty.
 
   Returns:
-    (P,) i32 places, never a member's own unless it is alone.
+    (P,) i32 places, never a member's own unless it is alone, and never one
+    that is empty.
   """
-  members = ids.shape[0]
+  empty = ids < 0
+  members = jnp.sum(~empty).astype(jnp.int32)
   draws = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids.astype(jnp.uint32))
   distance = jax.vmap(
-    lambda k: jax.random.randint(k, (), 1, max(members, 2), jnp.int32)
+    lambda k: jax.random.randint(
+      k, (), 1, jnp.maximum(members, 2), dtype=jnp.int32
+    )
   )(draws)
-  order = jnp.argsort(ids).astype(jnp.int32)
+  order = jnp.lexsort((ids, empty)).astype(jnp.int32)
   rank = jnp.argsort(order).astype(jnp.int32)
-  return order[(rank + distance) % members]
+  return order[(rank + distance) % jnp.maximum(members, 1)]

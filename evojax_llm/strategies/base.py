@@ -10,6 +10,7 @@ the one place where the sign flips.
 """
 
 import abc
+from collections.abc import Callable
 from collections.abc import Mapping
 import functools
 from typing import Any
@@ -36,7 +37,10 @@ class State:
   Attributes:
     population: P genomes, leaves (P, ...).
     fitness: (P,) f32, maximised, NaN where a member failed.
-    ids: (P,) i32, unique.
+    objectives: (P, K) f32 fitness on each task, likewise, where the strategy
+      looks at them; else None.
+    ids: (P,) i32, unique; -1 marks a place that is empty, where a population
+      may grow.
     next_id: () i32, larger than every id given so far.
     generation: () i32, completed ask-score-tell rounds.
     memory: best and worst genomes of all time, and personal bests if any.
@@ -45,6 +49,7 @@ class State:
 
   population: Any
   fitness: jax.Array
+  objectives: jax.Array | None
   ids: jax.Array
   next_id: jax.Array
   generation: jax.Array
@@ -82,7 +87,9 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
   `tell` gives up the buffers of the state it is handed: keep the new one.
 
   Attributes:
-    population_size: P.
+    population_size: members of the initial population.
+    capacity: P, places for members; more than there are at first where the
+      population grows.
     num_proposals: M, members of one ask; constant, so that nothing
       recompiles, and a multiple of the devices of `sharding`.
     operator_names: what `state.proposal.operator` counts.
@@ -95,6 +102,7 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     num_proposals: int,
     operator_names: tuple[str, ...],
     sharding: jax.sharding.Sharding | None = None,
+    capacity: int | None = None,
   ):
     # evosax's constructors ravel a genome; they are left out on purpose.
     if population_size < 1:
@@ -102,12 +110,18 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
         f'Got population_size {population_size}; expected at least 1.'
       )
     devices = 1 if sharding is None else sharding.num_devices
-    if population_size % devices:
+    capacity = population_size if capacity is None else capacity
+    if capacity < population_size:
       raise ValueError(
-        f'Got population_size {population_size} on {devices} devices; '
-        'expected a multiple. Change the size or use fewer devices.'
+        f'Got places for {capacity} members and population_size '
+        f'{population_size}; expected no fewer places.'
       )
-    self.population_size = population_size
+    if capacity % devices:
+      raise ValueError(
+        f'Got a population of {capacity} on {devices} devices; expected a '
+        'multiple. Change the size or use fewer devices.'
+      )
+    self.population_size, self.capacity = population_size, capacity
     # Whole shards: slots that fill up the last one stay empty.
     self.num_proposals = -(-num_proposals // devices) * devices
     self.operator_names = operator_names
@@ -121,11 +135,13 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     return self._default_params
 
   @functools.partial(jax.jit, static_argnames=('self',))
-  def _begin(self, key, population, cost, params):
+  def _begin(self, key, population, cost, params, objectives):
     fitness = negate(cost.astype(jnp.float32))
     # Copies: the state owns its buffers, because `tell` gives them up.
     population = jax.tree.map(jnp.copy, population)
-    return self._constrain(self._start(key, population, fitness, params))
+    return self._constrain(
+      self._start(key, population, fitness, params, objectives)
+    )
 
   def init(
     self,
@@ -133,20 +149,24 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     population: stack.Population,
     fitness: jax.Array,
     params: Any,
+    objectives: jax.Array | None = None,
   ) -> Any:
     """Starts from a scored population.
 
     Args:
       key: () typed key.
-      population: leaves (P, ...).
-      fitness: (P,) cost, minimised; NaN where a member failed.
+      population: leaves (population_size, ...).
+      fitness: (population_size,) cost, minimised; NaN where a member failed.
       params: hyperparameters.
+      objectives: (population_size, K) f32 fitness on each task, maximised; for
+        strategies that choose by them.
 
     Returns:
-      State; members have the ids 0..P-1.
+      State; members have the ids 0, 1, ...
 
     Raises:
-      ValueError: if the sizes are not P.
+      ValueError: if the sizes are not population_size, the strategy cannot
+        work on such genomes, or it needs objectives and got none.
     """
     members = stack.size(population)
     if members != self.population_size or fitness.shape != (members,):
@@ -155,7 +175,13 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
         f'expected {self.population_size} of each, the population_size this '
         'strategy was made with.'
       )
-    return self._begin(key, population, fitness, params)
+    self.check_genome(
+      jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+        population,
+      )
+    )
+    return self._begin(key, population, fitness, params, objectives)
 
   def ask(
     self, key: jax.Array, state: Any, params: Any
@@ -192,6 +218,7 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     fitness: jax.Array,
     state: Any,
     params: Any,
+    objectives: jax.Array | None = None,
   ) -> tuple[Any, dict[str, jax.Array]]:
     """Decides what lives on.
 
@@ -202,13 +229,17 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
         in empty slots does not matter.
       state: from that ask; its buffers are given up.
       params: hyperparameters.
+      objectives: (M, K) f32 fitness on each task, maximised; for strategies
+        that choose by them.
 
     Returns:
       The next state, and scalars worth a line of the record.
     """
     filled = state.proposal.filled
     value = jnp.where(filled, negate(fitness.astype(jnp.float32)), jnp.nan)
-    state = self._succeed(key, population, value, state, params)
+    if objectives is not None:
+      objectives = jnp.where(filled[:, None], objectives, jnp.nan)
+    state = self._succeed(key, population, value, state, params, objectives)
     state = state.replace(generation=state.generation + 1)
     return self._constrain(state), self.metrics_fn(
       key, population, negate(value), state, params
@@ -222,13 +253,24 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     """The members alive, leaves (P, ...)."""
     return state.population
 
+  def check_genome(self, genome: stack.Genome) -> None:
+    """Refuses genomes that this strategy cannot work on.
+
+    Args:
+      genome: one genome, or its shapes and types.
+
+    Raises:
+      ValueError: saying why.
+    """
+    del genome
+
   @property
   @abc.abstractmethod
   def _default_params(self) -> Any:
     """Hyperparameters as a flax.struct pytree of arrays."""
 
   @abc.abstractmethod
-  def _start(self, key, population, fitness, params) -> Any:
+  def _start(self, key, population, fitness, params, objectives) -> Any:
     """State of a scored population, in maximised fitness."""
 
   @abc.abstractmethod
@@ -238,8 +280,10 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     """M members, and fields of the state to replace, `proposal` among them."""
 
   @abc.abstractmethod
-  def _succeed(self, key, population, fitness, state, params) -> Any:
-    """State after scoring; fitness is NaN in empty slots."""
+  def _succeed(
+    self, key, population, fitness, state, params, objectives
+  ) -> Any:
+    """State after scoring; fitness and objectives are NaN in empty slots."""
 
   def _constrain_population(self, population):
     if self.sharding is None:
@@ -281,12 +325,14 @@ def metrics(
 
 
 def make_params(
-  kind: type, defaults: Mapping[str, float], values: Mapping[str, float]
+  kind: Callable[..., Any],
+  defaults: Mapping[str, float],
+  values: Mapping[str, float],
 ) -> Any:
   """Hyperparameters of a flax.struct class, each a () f32 array.
 
   Args:
-    kind: the class.
+    kind: makes it of its fields by name.
     defaults: all its fields.
     values: those to change.
 

@@ -14,15 +14,21 @@ The defaults are the corrected algorithm. What the released code does instead
 is reached by options; see presets.py and experiments/genome/README.md.
 """
 
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.operators import mutation
 from evojax_llm.operators import selection
 from evojax_llm.operators import succession
 from evojax_llm.population import lineage
+from evojax_llm.population import stack
 from evojax_llm.strategies import base
+from evojax_llm.strategies import crossover
 from evojax_llm.strategies import succession_round
 from evojax_llm.strategies import variation_round
 
@@ -30,13 +36,19 @@ OPERATORS = ('succession',) + variation_round.OPERATORS
 
 
 @flax.struct.dataclass
-class Params:
+class Params(succession_round.Params):
   """Hyperparameters; every one a () f32 array that a sweep may vary.
 
   Attributes:
     cross_rate: probability that a slot for a child is used.
-    cross_low: children extrapolate with t ~ U(cross_low, cross_high).
+    cross_low: of weighing 'line': t ~ U(cross_low, cross_high); beyond [0, 1]
+      children extrapolate.
     cross_high: see cross_low.
+    temperature: of weighing 'softmax'.
+    merge: hyperparameters of the merge by name, such as 'density'.
+    parent_share: of parents by 'truncation': the part of those able that they
+      are drawn from.
+    share_alpha: of chosen_by 'shared': how strongly members compete on a task.
     mutation_rate: probability that a member or child gets a mutated copy.
     gene_rate: probability that a gene of the copy changes.
     sigma: standard deviation of a change; a fraction of each matrix's root
@@ -45,18 +57,15 @@ class Params:
     scale_low: by u ~ U(scale_low, scale_high).
     scale_high: see scale_low.
     elite_share: fraction of P that survives whatever selection draws.
-    inertia: phi_v, weight of the velocity.
-    cognitive: phi_p, of the pull to a member's own best.
-    social: phi_g, of the pull to the best of all.
-    repel: phi_w, of the push from the worst of all.
-    step_length: lambda before the first succession.
-    step_decay: phi_lambda, applied once a succession round, before the step.
-    step_floor: lambda does not fall below it.
   """
 
   cross_rate: jax.Array
   cross_low: jax.Array
   cross_high: jax.Array
+  temperature: jax.Array
+  merge: dict[str, jax.Array]
+  parent_share: jax.Array
+  share_alpha: jax.Array
   mutation_rate: jax.Array
   gene_rate: jax.Array
   sigma: jax.Array
@@ -64,24 +73,15 @@ class Params:
   scale_low: jax.Array
   scale_high: jax.Array
   elite_share: jax.Array
-  inertia: jax.Array
-  cognitive: jax.Array
-  social: jax.Array
-  repel: jax.Array
-  step_length: jax.Array
-  step_decay: jax.Array
-  step_floor: jax.Array
-
-  @property
-  def blend(self) -> jax.Array:
-    """(4,) f32 phi in the order of operators.succession."""
-    return jnp.stack([self.inertia, self.cognitive, self.social, self.repel])
 
 
 DEFAULTS = {
   'cross_rate': 0.8,
   'cross_low': 0.0,
   'cross_high': 2.0,
+  'temperature': 0.1,
+  'parent_share': 0.5,
+  'share_alpha': 1.0,
   'mutation_rate': 0.3,
   'gene_rate': 1.0,
   'sigma': 0.1,
@@ -99,13 +99,24 @@ DEFAULTS = {
 }
 
 
-def make_params(**values: float) -> Params:
+def make_params(
+  merge: str = 'linear',
+  merge_parameters: Mapping[str, float | None] | None = None,
+  **values: float,
+) -> Params:
   """Params with `values` in place of defaults.
+
+  Args:
+    merge: a name of operators.merges.registry.
+    merge_parameters: of that merge, in place of the registry's defaults.
+    **values: all other hyperparameters to change.
 
   Raises:
     ValueError: if a name is unknown.
   """
-  return base.make_params(Params, DEFAULTS, values)
+  own = crossover.parameters(merge, merge_parameters or {})
+  kind = functools.partial(Params, merge=own)
+  return base.make_params(kind, DEFAULTS, values)
 
 
 class Genome(base.Strategy):
@@ -115,6 +126,10 @@ class Genome(base.Strategy):
   children; in a succession round the first P hold the moved members. With
   `max_mutants` the copies have fewer slots, which saves memory; should more be
   drawn, those of the lowest ids are made.
+
+  With `max_population` there are more places than members at first: nobody
+  dies as long as there are empty ones (GENOME+'s growth). Shapes are those of
+  the full population from the start.
   """
 
   def __init__(
@@ -122,70 +137,40 @@ class Genome(base.Strategy):
     population_size: int,
     *,
     with_succession: bool = True,
-    crossover: str = 'extrapolate',
-    selection_method: str = 'roulette',
-    entrants: int = 3,
-    relative_sigma: bool = True,
-    mask: str = 'element',
-    least_elites: int = 1,
-    elite_rounding: str = 'floor',
-    elite_base: str = 'population',
-    draws: str = 'particle',
-    decay: str = 'before',
-    personal: bool = True,
-    rescore: bool = True,
+    spare_elites: bool = False,
+    max_population: int | None = None,
     max_mutants: int | None = None,
+    merge_parameters: Mapping[str, float | None] | None = None,
     sharding: jax.sharding.Sharding | None = None,
-    **params: float,
+    **options: Any,
   ):
     """Makes the strategy.
 
     Args:
-      population_size: P.
+      population_size: members at first.
       with_succession: alternate with succession rounds (GENOME+).
-      crossover: 'fitness' weighs parents f_a / (f_a + f_b), as published;
-        'extrapolate' t and 1 - t.
-      selection_method: one of operators.selection.METHODS, for survivors.
-      entrants: size of a tournament.
-      relative_sigma: see Params.sigma.
-      mask: one of operators.mutation.MASKS.
-      least_elites: at least so many survive; the guard that keeps the best.
-      elite_rounding: 'floor' or 'round' of elite_share times the base.
-      elite_base: the base is the 'population', P, or the 'pool' of members
-        and filled proposals.
-      draws: of succession; see succession_round.Options.
-      decay: likewise.
-      personal: likewise.
-      rescore: likewise.
+      spare_elites: in a succession round the elites stay where they are, with
+        their ids and their fitness.
+      max_population: P, places for members; population_size by default.
       max_mutants: slots for mutated copies; all P + P // 2 by default.
+      merge_parameters: of the merge, to change in `default_params`.
       sharding: of population leaves.
-      **params: hyperparameters to change in `default_params`.
+      **options: of variation_round.Options and succession_round.Options; the
+        rest are hyperparameters to change in `default_params`.
 
     Raises:
       ValueError: if an option is unknown or out of range.
     """
-    if crossover not in variation_round.CROSSOVERS:
-      raise ValueError(
-        f'Got crossover {crossover!r}; expected one of '
-        f'{variation_round.CROSSOVERS}.'
-      )
-    if selection_method not in selection.METHODS:
-      raise ValueError(
-        f'Got selection_method {selection_method!r}; expected one of '
-        f'{selection.METHODS}.'
-      )
-    if mask not in mutation.MASKS:
-      raise ValueError(f'Got mask {mask!r}; expected one of {mutation.MASKS}.')
-    if elite_rounding not in ('floor', 'round'):
-      raise ValueError(
-        f"Got elite_rounding {elite_rounding!r}; expected 'floor' or 'round'."
-      )
-    if elite_base not in ('population', 'pool'):
-      raise ValueError(
-        f"Got elite_base {elite_base!r}; expected 'population' or 'pool'."
-      )
-    self.num_children = population_size // 2
-    sources = population_size + self.num_children
+    self.variation = variation_round.Options(
+      **_taken(options, variation_round.Options)
+    )
+    self.succession = succession_round.Options(
+      **_taken(options, succession_round.Options)
+    )
+    self.crossover = self.variation.crossover()
+    places = population_size if max_population is None else max_population
+    self.num_children = places // 2
+    sources = places + self.num_children
     self.num_mutants = sources if max_mutants is None else max_mutants
     if not 0 <= self.num_mutants <= sources:
       raise ValueError(
@@ -193,21 +178,16 @@ class Genome(base.Strategy):
         'of members and children.'
       )
     varied = self.num_children + self.num_mutants
-    num_proposals = max(varied, population_size) if with_succession else varied
-    super().__init__(population_size, num_proposals, OPERATORS, sharding)
-    self.with_succession = with_succession
-    self.crossover = crossover
-    self.selection_method = selection_method
-    self.entrants = entrants
-    self.relative_sigma = relative_sigma
-    self.mask = mask
-    self.least_elites = least_elites
-    self.elite_rounding = elite_rounding
-    self.elite_base = elite_base
-    self.succession = succession_round.Options(
-      draws=draws, decay=decay, personal=personal, rescore=rescore
+    num_proposals = max(varied, places) if with_succession else varied
+    super().__init__(
+      population_size, num_proposals, OPERATORS, sharding, places
     )
-    self._params = dict(params)
+    self.with_succession = with_succession
+    self.spare_elites = spare_elites
+    self._params = options | {
+      'merge': self.variation.merge,
+      'merge_parameters': merge_parameters,
+    }
     make_params(**self._params)
 
   @property
@@ -220,11 +200,37 @@ class Genome(base.Strategy):
       return jnp.zeros_like(generation, bool)
     return generation % 2 == 0
 
-  def _start(self, key, population, fitness, params):
+  def check_genome(self, genome: stack.Genome) -> None:
+    """See base.Strategy; merges may need a base that there is not."""
+    crossover.check_genome(self.crossover, genome)
+
+  def _start(self, key, population, fitness, params, objectives):
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
     memory = succession.start_memory(
       population, fitness, ids, personal=self.with_succession
     )
+    if self.variation.chosen_by == 'fitness':
+      objectives = None
+    elif objectives is None:
+      raise ValueError(
+        f'Got no objectives for chosen_by {self.variation.chosen_by!r}; '
+        'expected the fitness on every task, (P, K), in init and tell.'
+      )
+    else:
+      missing = self.capacity - self.population_size
+      objectives = jnp.pad(
+        objectives, ((0, missing), (0, 0)), constant_values=jnp.nan
+      )
+    population, fitness, ids = self._room(population, fitness, ids)
+    if self.with_succession:
+      personal, personal_fitness, personal_ids = self._room(
+        memory.personal, memory.personal_fitness, memory.personal_ids
+      )
+      memory = memory.replace(
+        personal=personal,
+        personal_fitness=personal_fitness,
+        personal_ids=personal_ids,
+      )
     moving = {
       'velocity': None,
       'step_length': jnp.copy(params.step_length),
@@ -237,6 +243,7 @@ class Genome(base.Strategy):
     return succession_round.State(
       population=population,
       fitness=fitness,
+      objectives=objectives,
       ids=ids,
       next_id=jnp.int32(self.population_size),
       generation=jnp.int32(0),
@@ -256,15 +263,30 @@ class Genome(base.Strategy):
 
   def _move(self, key, state, params):
     moved, changes = succession_round.move(key, state, params, self.succession)
+    moving = state.ids >= 0
+    if self.spare_elites:
+      moving = moving & ~self._elites(state, params)
+      moved = stack.select(moving, moved, state.population)
+      changes['velocity'] = stack.select(
+        moving, changes['velocity'], state.velocity
+      )
     members, proposal = succession_round.propose(
       moved,
       state,
-      jnp.full(state.ids.shape, self.succession.rescore),
+      moving & self.succession.rescore,
       jnp.full(state.ids.shape, OPERATORS.index('succession'), jnp.int32),
       self.num_proposals,
     )
     velocity = self._constrain_population(changes['velocity'])
     return members, changes | {'velocity': velocity, 'proposal': proposal}
+
+  def _elites(self, state, params):
+    """(P,) bool, the fittest that a selection would keep in any case."""
+    count = variation_round.elite_count(
+      self.variation, params, jnp.sum(state.ids >= 0), self.capacity
+    )
+    position = selection.places_of(selection.ranking(state.fitness, state.ids))
+    return (position < count) & jnp.isfinite(state.fitness)
 
   def _vary(self, key, state, params):
     members, changes = variation_round.propose(self, key, state, params)
@@ -272,30 +294,43 @@ class Genome(base.Strategy):
     same = {'velocity': state.velocity, 'step_length': state.step_length}
     return members, changes | same
 
-  def _succeed(self, key, population, fitness, state, params):
+  def _succeed(self, key, population, fitness, state, params, objectives):
     state = state.replace(
       memory=succession.remember_extremes(
         state.memory, population, fitness, state.proposal.ids
       ),
       next_id=state.next_id + self.num_proposals,
     )
+    told = (population, fitness, state, params, objectives)
     if not self.with_succession:
-      return variation_round.select(
-        self, key, population, fitness, state, params
-      )[0]
+      return variation_round.select(self, key, *told)[0]
 
     def vary():
-      selected, places = variation_round.select(
-        self, key, population, fitness, state, params
-      )
+      selected, places = variation_round.select(self, key, *told)
       return succession_round.carry(key, selected, places, self.succession)
 
-    return jax.lax.cond(
-      self.is_succession(state.generation),
-      lambda: succession_round.replace(
+    def replace():
+      after = succession_round.replace(
         population, fitness, state, kept=state.fitness
-      ),
-      vary,
+      )
+      if state.objectives is None:
+        return after
+      scored = state.proposal.filled[: self.capacity, None]
+      return after.replace(
+        objectives=jnp.where(
+          scored, objectives[: self.capacity], state.objectives
+        )
+      )
+
+    return jax.lax.cond(self.is_succession(state.generation), replace, vary)
+
+  def _room(self, population, fitness, ids):
+    """The same with empty places behind, (P, ...) and twice (P,)."""
+    missing = (0, self.capacity - self.population_size)
+    return (
+      stack.pad(population, self.capacity),
+      jnp.pad(fitness, missing, constant_values=jnp.nan),
+      jnp.pad(ids, missing, constant_values=lineage.NOBODY),
     )
 
   def _constrain(self, state):
@@ -303,3 +338,9 @@ class Genome(base.Strategy):
     if state.velocity is None:
       return state
     return state.replace(velocity=self._constrain_population(state.velocity))
+
+
+def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
+  """Those that are fields of a dataclass, taken out of `options`."""
+  names = [field.name for field in dataclasses.fields(kind)]
+  return {name: options.pop(name) for name in names if name in options}

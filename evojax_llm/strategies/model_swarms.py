@@ -25,17 +25,10 @@ RESTARTS = ('once', 'forever', 'never')
 
 
 @flax.struct.dataclass
-class Params:
+class Params(succession_round.Params):
   """Hyperparameters; every one a () f32 array that a sweep may vary.
 
   Attributes:
-    inertia: phi_v, weight of the velocity.
-    cognitive: phi_p, of the pull to a particle's own best.
-    social: phi_g, of the pull to the best of all.
-    repel: phi_w, of the push from the worst of all; 0 turns it off.
-    step_length: lambda of the first step.
-    step_decay: phi_lambda, applied after each round.
-    step_floor: lambda does not fall below it.
     restart_after: rounds without a better position after which a particle is
       restarted.
     refractory: rounds after a restart in which a particle has no other.
@@ -44,22 +37,10 @@ class Params:
       (Dropout-N).
   """
 
-  inertia: jax.Array
-  cognitive: jax.Array
-  social: jax.Array
-  repel: jax.Array
-  step_length: jax.Array
-  step_decay: jax.Array
-  step_floor: jax.Array
   restart_after: jax.Array
   refractory: jax.Array
   drop_round: jax.Array
   drop_member: jax.Array
-
-  @property
-  def blend(self) -> jax.Array:
-    """(4,) f32 phi in the order of operators.succession."""
-    return jnp.stack([self.inertia, self.cognitive, self.social, self.repel])
 
 
 DEFAULTS = {
@@ -143,12 +124,14 @@ class ModelSwarms(base.Strategy):
   def _default_params(self) -> Params:
     return make_params(**self._params)
 
-  def _start(self, key, population, fitness, params):
+  def _start(self, key, population, fitness, params, objectives):
+    del objectives
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
     memory = succession.start_memory(population, fitness, ids)
     return State(
       population=population,
       fitness=fitness,
+      objectives=None,
       ids=ids,
       next_id=jnp.int32(self.population_size),
       generation=jnp.int32(0),
@@ -193,8 +176,8 @@ class ModelSwarms(base.Strategy):
     somebody = jax.random.uniform(round_key) >= params.drop_round
     return somebody & (chances(member_keys) >= params.drop_member)
 
-  def _succeed(self, key, population, fitness, state, params):
-    del key, params
+  def _succeed(self, key, population, fitness, state, params, objectives):
+    del key, params, objectives
     members = self.population_size
     scored = state.proposal.ids[:members] >= 0
     improved = succession.improves(

@@ -21,7 +21,7 @@ class Preset:
     strategy: name in `registry`.
     options: of its constructor, hyperparameters among them.
     recipe: of the initial population; see `genomes.initial`.
-    population_size: P.
+    population_size: members at first.
     generations: as the source counts them: in GENOME+, one is two rounds of
       this package.
     patience: rounds without a better member after which the run ends.
@@ -41,8 +41,8 @@ class Preset:
 
 
 _GENOME_AS_PUBLISHED = {
-  'crossover': 'fitness',
-  'selection_method': 'tournament',
+  'weighing': 'fitness',
+  'survivors': 'tournament',
   'entrants': 3,
   'relative_sigma': False,
   'mask': 'element',
@@ -50,8 +50,8 @@ _GENOME_AS_PUBLISHED = {
   'elite_rounding': 'floor',
 }
 _GENOME_PLUS_AS_PUBLISHED = {
-  'crossover': 'fitness',
-  'selection_method': 'roulette',
+  'weighing': 'fitness',
+  'survivors': 'roulette',
   'relative_sigma': False,
   'mask': 'element',
   'least_elites': 0,
@@ -130,6 +130,7 @@ PRESETS: Mapping[str, Preset] = {
       'gene_rate': 0.1,
       'sigma': 0.05,
       'elite_share': 0.1,
+      'max_population': 20,
     },
     ('experts',),
     10,
@@ -149,6 +150,7 @@ PRESETS: Mapping[str, Preset] = {
     10,
     10,
   ),
+  'low_rank_es': Preset('low_rank_es', {'members': 32}, _RICH, 12, 6),
   'model_swarms': Preset('model_swarms', {}, _RICH, 20, 10),
   # The scripts draw phi and lambda from grids, run after run; these are the
   # middle of the grids.

@@ -1,5 +1,6 @@
 """evosax's own algorithms under this package's interface."""
 
+import inspect
 from typing import Any
 
 from evosax import algorithms
@@ -7,12 +8,14 @@ from evosax.algorithms.population_based import base as evosax_base
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from evojax_llm.operators import succession
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
+from evojax_llm.strategies.stock_options import STOCK_OPTIONS
 
 
 @flax.struct.dataclass
@@ -44,6 +47,8 @@ class Stock(base.Strategy):
     population_size: int,
     genome: stack.Genome,
     sigma: float | None = None,
+    optimizer: str | None = None,
+    learning_rate: float | None = None,
     **options: Any,
   ):
     """Makes the strategy; `registry.make_strategy` checks the name first.
@@ -52,34 +57,66 @@ class Stock(base.Strategy):
       name: key of `evosax.algorithms.algorithms`.
       population_size: P.
       genome: one genome, for structure, shapes and types.
-      sigma: initial standard deviation of algorithms that have `std_init`.
-      **options: arguments of evosax's constructor.
+      sigma: first standard deviation.
+      optimizer: name of an optimiser of optax; evosax's own by default.
+      learning_rate: of that optimiser, or of Adam.
+      **options: arguments of evosax's constructor and hyperparameters; those
+        that are None are left as evosax has them. See
+        stock_options.STOCK_OPTIONS.
+
+    Raises:
+      ValueError: if the algorithm has no such option.
     """
+    made = algorithms.algorithms[name]
+    arguments = inspect.signature(made).parameters
+    given = {k: v for k, v in options.items() if v is not None}
+    known = STOCK_OPTIONS[name]
+    asked = {
+      'sigma': sigma,
+      'optimizer': optimizer,
+      'learning_rate': learning_rate,
+    }
+    wanted = {*given, *(k for k, v in asked.items() if v is not None)}
+    unknown = sorted(wanted - set(known) - set(arguments))
+    if unknown:
+      raise ValueError(
+        f'Got unknown options {unknown} of {name}; expected some of '
+        f'{sorted(known)}.'
+      )
+    constructed = {k: given.pop(k) for k in arguments if k in given}
+    if optimizer is not None or learning_rate is not None:
+      constructed['optimizer'] = _optimizer(optimizer, learning_rate)
+    if sigma is not None and 'std_schedule' in arguments:
+      constructed['std_schedule'] = optax.constant_schedule(float(sigma))
     self._kinds = jax.tree.map(lambda leaf: leaf.dtype, genome)
     with jax.numpy_dtype_promotion('standard'):
       # evosax mixes integers and floats.
-      self.inner = algorithms.algorithms[name](
+      self.inner = made(
         population_size=population_size,
         # Only its shapes matter, and shapes alone may be what is given.
         solution=jax.tree.map(
           lambda leaf: jnp.zeros(leaf.shape, jnp.float32), genome
         ),
         metrics_fn=_no_metrics,
-        **options,
+        **constructed,
       )
-      self._params = self.inner.default_params
-    if sigma is not None and hasattr(self._params, 'std_init'):
-      std_init = jnp.full_like(
-        jnp.asarray(self._params.std_init, jnp.float32), sigma
-      )
-      self._params = self._params.replace(std_init=std_init)
+      params = self.inner.default_params
+    if sigma is not None and hasattr(params, 'std_init'):
+      given['std_init'] = sigma
+    self._params = params.replace(
+      **{
+        field: jnp.full_like(_number(getattr(params, field)), value)
+        for field, value in given.items()
+      }
+    )
     super().__init__(population_size, population_size, (name,))
 
   @property
   def _default_params(self) -> Any:
     return self._params
 
-  def _start(self, key, population, fitness, params):
+  def _start(self, key, population, fitness, params, objectives):
+    del objectives
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
     memory = succession.start_memory(population, fitness, ids, personal=False)
     cost = _without_failures(base.negate(fitness))
@@ -92,6 +129,7 @@ class Stock(base.Strategy):
     return State(
       population=population,
       fitness=fitness,
+      objectives=None,
       ids=ids,
       next_id=jnp.int32(self.population_size),
       generation=jnp.int32(0),
@@ -116,7 +154,8 @@ class Stock(base.Strategy):
     )
     return proposals, {'inner': _settled(inner), 'proposal': proposal}
 
-  def _succeed(self, key, population, fitness, state, params):
+  def _succeed(self, key, population, fitness, state, params, objectives):
+    del objectives
     key = keys.key_for(key, state.generation, lineage.NOBODY, 'tell')
     cost = _without_failures(base.negate(fitness))
     with jax.numpy_dtype_promotion('standard'):
@@ -134,6 +173,24 @@ class Stock(base.Strategy):
       ),
       inner=_settled(inner),
     )
+
+
+def _optimizer(name, learning_rate):
+  name = name or 'adam'
+  if learning_rate is None or not hasattr(optax, name):
+    raise ValueError(
+      f'Got optimizer {name!r} with learning_rate {learning_rate}; expected '
+      "both: a name of optax such as 'sgd' or 'adam', and a number."
+    )
+  return getattr(optax, name)(learning_rate)
+
+
+def _number(value):
+  """As an array, floats in f32."""
+  value = jnp.asarray(value)
+  if jnp.issubdtype(value.dtype, jnp.floating):
+    return value.astype(jnp.float32)
+  return value
 
 
 def _as_f32(tree):

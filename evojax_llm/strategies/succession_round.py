@@ -1,9 +1,7 @@
 """A round in which every member of a population moves.
 
 Shared by GENOME+ (arXiv 2503.01155), which puts one in front of each round of
-variation, and Model Swarms (arXiv 2410.11163), which has nothing else. The
-hyperparameters need `blend` (phi), `step_length`, `step_decay` and
-`step_floor`.
+variation, and Model Swarms (arXiv 2410.11163), which has nothing else.
 """
 
 import dataclasses
@@ -21,6 +19,34 @@ from evojax_llm.strategies import base
 
 DRAWS = (*succession.DRAWS, 'run')
 DECAYS = ('before', 'after', 'member')
+
+
+@flax.struct.dataclass
+class Params:
+  """Hyperparameters of a step; every one a () f32 array.
+
+  Attributes:
+    inertia: phi_v, weight of the velocity.
+    cognitive: phi_p, of the pull to a member's own best.
+    social: phi_g, of the pull to the best of all.
+    repel: phi_w, of the push from the worst of all; 0 turns it off.
+    step_length: lambda before the first step.
+    step_decay: phi_lambda, applied as `Options.decay` says.
+    step_floor: lambda does not fall below it.
+  """
+
+  inertia: jax.Array
+  cognitive: jax.Array
+  social: jax.Array
+  repel: jax.Array
+  step_length: jax.Array
+  step_decay: jax.Array
+  step_floor: jax.Array
+
+  @property
+  def blend(self) -> jax.Array:
+    """(4,) f32 phi in the order of operators.succession."""
+    return jnp.stack([self.inertia, self.cognitive, self.social, self.repel])
 
 
 @flax.struct.dataclass
@@ -96,7 +122,7 @@ def begin(
   population: stack.Population,
   ids: jax.Array,
   memory: succession.Memory,
-  params: Any,
+  params: Params,
   options: Options,
 ) -> dict[str, Any]:
   """The fields of `State` beside those of `base.State`."""
@@ -114,7 +140,7 @@ def begin(
 def move(
   key: jax.Array,
   state: State,
-  params: Any,
+  params: Params,
   options: Options,
   *,
   restarted: jax.Array | None = None,
@@ -182,9 +208,11 @@ def _lengths(state, params, options):
   """(P,) f32 lambda of each member, and () that of the state from then on."""
   members = state.ids.shape[0]
   if options.decay == 'member':
-    turn = jnp.argsort(jnp.argsort(state.ids)).astype(jnp.float32)
+    # Empty places come first in this order, and have no turn.
+    empty = jnp.sum(state.ids < 0).astype(jnp.float32)
+    turn = jnp.argsort(jnp.argsort(state.ids)).astype(jnp.float32) - empty
     shrunk = params.step_decay ** (turn + 1.0)
-    after = state.step_length * params.step_decay ** jnp.float32(members)
+    after = state.step_length * params.step_decay ** (members - empty)
     return state.step_length * shrunk, after
   after = succession.decay(
     state.step_length, params.step_decay, params.step_floor

@@ -1,27 +1,84 @@
 """A round of crossover and mutation, and the selection that ends it.
 
-Slots of a proposal: C = P // 2 for children, then those for mutated copies.
-Every draw is addressed by the id of who draws, so the order of the members
-does not matter.
+Slots of a proposal: C = P // 2 for children, then those for mutated copies,
+where P is the number of places. Every draw is addressed by the id of who draws,
+so the order of the members does not matter.
 """
 
+from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators import mutation
-from evojax_llm.operators import selection
 from evojax_llm.operators import survival
-from evojax_llm.operators.merges import linear
-from evojax_llm.operators.merges import weights as merge_weights
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.strategies import choice
+from evojax_llm.strategies import crossover
 
 # In the order of the slots; with '+scale', the member's mass was changed too.
 OPERATORS = ('crossover', 'crossover+scale', 'mutation', 'mutation+scale')
-CROSSOVERS = ('fitness', 'extrapolate')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What of a round is done how; the defaults are the corrected algorithm.
+
+  Attributes:
+    merge: makes a child; see crossover.Crossover.
+    weighing: weights of its parents; likewise.
+    merge_options: static choices of the merge, by name; None for its default.
+    parents: how they are drawn, one of choice.METHODS.
+    survivors: likewise.
+    chosen_by: worth that parents and survivors are chosen by, one of
+      choice.WORTHS; all but 'fitness' need the fitness of every task.
+    entrants: size of a tournament.
+    relative_sigma: see genome.Params.sigma.
+    mask: one of operators.mutation.MASKS.
+    least_elites: at least so many survive; the guard that keeps the best.
+    elite_rounding: 'floor' or 'round' of elite_share times the base.
+    elite_base: the base is the 'population', its places, or the 'pool' of
+      members and filled proposals.
+  """
+
+  merge: str = 'linear'
+  weighing: str = 'line'
+  merge_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  parents: str = 'roulette'
+  survivors: str = 'roulette'
+  chosen_by: str = 'fitness'
+  entrants: int = 3
+  relative_sigma: bool = True
+  mask: str = 'element'
+  least_elites: int = 1
+  elite_rounding: str = 'floor'
+  elite_base: str = 'population'
+
+  def __post_init__(self):
+    for name, known in (
+      ('parents', choice.METHODS),
+      ('survivors', choice.METHODS),
+      ('chosen_by', choice.WORTHS),
+      ('mask', mutation.MASKS),
+      ('elite_rounding', ('floor', 'round')),
+      ('elite_base', ('population', 'pool')),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f'Got {name} {getattr(self, name)!r}; expected one of {known}.'
+        )
+
+  def crossover(self) -> crossover.Crossover:
+    """What makes a child of two parents.
+
+    Raises:
+      ValueError: if the merge or one of its options is unknown.
+    """
+    return crossover.make(self.merge, self.weighing, self.merge_options)
 
 
 def propose(
@@ -41,9 +98,11 @@ def propose(
   Returns:
     Members (M, ...), and the state's new proposal.
   """
+  options = strategy.variation
   generation, first_id = state.generation, state.next_id
-  able = jnp.isfinite(state.fitness)
-  able = able | ~jnp.any(able)
+  present = state.ids >= 0
+  able = present & jnp.isfinite(state.fitness)
+  able = jnp.where(jnp.any(able), able, present)
   num_children, num_mutants = strategy.num_children, strategy.num_mutants
   num_slots = num_children + num_mutants
   ids = first_id + jnp.arange(num_slots, dtype=jnp.int32)
@@ -67,8 +126,8 @@ def propose(
       genome,
       params.sigma,
       params.gene_rate,
-      relative=strategy.relative_sigma,
-      mask=strategy.mask,
+      relative=options.relative_sigma,
+      mask=options.mask,
     )
 
   mutants = jax.vmap(mutate)(
@@ -107,34 +166,43 @@ def select(
   fitness: jax.Array,
   state: Any,
   params: Any,
+  objectives: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
   """Brings members and proposals back to P.
+
+  Args:
+    strategy: as in `propose`.
+    key: () typed key.
+    population: members (M, ...) of the ask.
+    fitness: (M,) f32, NaN where failed or empty.
+    state: with that ask's proposal.
+    params: as in `propose`.
+    objectives: (M, K) f32, or None.
 
   Returns:
     State with the survivors, and (P,) their places among members and
     proposals.
   """
-  members = strategy.population_size
+  options = strategy.variation
   pool_fitness = jnp.concatenate([state.fitness, fitness])
   pool_ids = jnp.concatenate([state.ids, state.proposal.ids])
-  eligible = pool_ids >= 0
-  elite_base = jnp.int32(members)
-  if strategy.elite_base == 'pool':
-    elite_base = jnp.sum(eligible)
-  places = survival.survivors(
+  pool_objectives = None
+  if state.objectives is not None:
+    pool_objectives = jnp.concatenate([state.objectives, objectives])
+  places = choice.survivors(
+    options.survivors,
     keys.key_for(key, state.generation, lineage.NOBODY, 'selection'),
-    pool_fitness,
-    eligible,
-    members,
-    pool_ids,
-    survival.elite_count(
-      params.elite_share,
-      elite_base,
-      least=strategy.least_elites,
-      rounding=strategy.elite_rounding,
+    choice.worth(
+      options.chosen_by,
+      pool_fitness,
+      pool_objectives,
+      pool_ids,
+      params.share_alpha,
     ),
-    method=strategy.selection_method,
-    entrants=strategy.entrants,
+    pool_ids,
+    strategy.capacity,
+    elite_count(options, params, jnp.sum(pool_ids >= 0), strategy.capacity),
+    options.entrants,
   )
   pool = stack.concatenate(state.population, population)
   state = state.replace(
@@ -142,7 +210,29 @@ def select(
     fitness=pool_fitness[places],
     ids=pool_ids[places],
   )
+  if pool_objectives is not None:
+    state = state.replace(objectives=pool_objectives[places])
   return state, places
+
+
+def elite_count(
+  options: Options, params: Any, pool: jax.Array, capacity: int
+) -> jax.Array:
+  """() i32, how many survive whatever is drawn.
+
+  Args:
+    options: see `Options`.
+    params: with elite_share.
+    pool: () i32, members and filled proposals together.
+    capacity: P.
+  """
+  base = pool if options.elite_base == 'pool' else jnp.int32(capacity)
+  return survival.elite_count(
+    params.elite_share,
+    base,
+    least=options.least_elites,
+    rounding=options.elite_rounding,
+  )
 
 
 def _operator(strategy, name):
@@ -162,20 +252,47 @@ def _cross(strategy, key, state, able, ids, params):
     nothing = jax.tree.map(lambda leaf: leaf[:0], state.population)
     none = jnp.zeros((0,), bool)
     return nothing, none, jnp.zeros((0, 2), jnp.int32), none
+  options = strategy.variation
   child_keys = keys.keys_for(key, state.generation, ids, 'child')
-  chance, t, scale_chance, mass = _uniform(child_keys, 4)
-  # Two distinct parents must be found among those able.
+  chance, t, scale_chance, mass, second = _uniform(child_keys, 5)
+  # Two distinct parents must be found among those able, and a population that
+  # still grows has half as many children as members.
   wanted = (chance < params.cross_rate) & (jnp.sum(able) >= 2)
-  places = jax.vmap(
-    lambda k: selection.roulette(k, state.fitness, 2, state.ids)
-  )(keys.keys_for(key, state.generation, ids, 'parents'))
-  if strategy.crossover == 'fitness':
-    weights = jax.vmap(merge_weights.fitness_weights)(state.fitness[places])
-  else:
-    t = params.cross_low + (params.cross_high - params.cross_low) * t
-    weights = jax.vmap(merge_weights.line_weights)(t)
-  children = jax.vmap(linear.combine)(
-    stack.take(state.population, places), weights
+  members = jnp.sum(state.ids >= 0)
+  wanted = wanted & (jnp.arange(strategy.num_children) < members // 2)
+  value = choice.worth(
+    options.chosen_by,
+    state.fitness,
+    state.objectives,
+    state.ids,
+    params.share_alpha,
+  )
+
+  def draw(parents_key):
+    return choice.parents(
+      options.parents,
+      parents_key,
+      value,
+      state.ids,
+      params.parent_share,
+      options.entrants,
+    )
+
+  places = jax.vmap(draw)(keys.keys_for(key, state.generation, ids, 'parents'))
+  weights = jax.vmap(
+    lambda draws, fitness: crossover.weigh(
+      options.weighing, draws, fitness, params
+    )
+  )(jnp.stack([t, second], axis=1), state.fitness[places])
+  children = crossover.children(
+    strategy.crossover,
+    key,
+    state.generation,
+    ids,
+    state.population,
+    places,
+    weights,
+    params.merge,
   )
   children, scaled = _scale(scale_chance, mass, children, params)
   return children, wanted, state.ids[places], scaled

@@ -65,8 +65,8 @@ SHAPES = {
       max_position_embeddings=8192,
     ),
   ),
-  # A middle between the pocket model and these: 33 M in ten layers.
-  'middle': (
+  # Between the pocket model and these: 33 M in ten layers.
+  'small': (
     'Gemma2',
     dict(
       vocab_size=4096,

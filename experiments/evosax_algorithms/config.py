@@ -4,15 +4,18 @@ r"""evosax's own algorithms, on the weights of the experts or on adapters.
       --config=experiments/evosax_algorithms/config.py:SNES
   python -m experiments.evolve \
       --config=experiments/evosax_algorithms/config.py:SimpleGA \
-      --config.space=adapters --config.strategy.options.sigma=0.01
+      --config.space=adapters --config.strategy.options.sigma=0.01 \
+      --config.strategy.options.crossover_rate=0.5
 
-The word after the colon is a name of evosax.algorithms. It works on flat f32
-vectors: those that hold matrices of their square are refused on adapters.
-`sigma` is the first standard deviation, of the algorithms that have one.
+The word after the colon is a name of evosax.algorithms, whose options are those
+of evojax_llm.strategies.stock_options. It works on flat f32 vectors: those that
+hold matrices of their square are refused on adapters. `sigma` is the first
+standard deviation, of the algorithms that have one.
 """
 
 from ml_collections import config_dict
 
+from evojax_llm.strategies.stock_options import STOCK_OPTIONS
 from experiments import base_config
 
 
@@ -20,5 +23,9 @@ def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:
   config = base_config.make()
   config.name = name
   config.space = 'coefficients'
-  config.strategy = base_config.strategy(name, 20, 9, {'sigma': 0.3})
+  # What is not there is refused with the reason where the strategy is made.
+  options = base_config.placeholders(STOCK_OPTIONS.get(name, {}))
+  config.strategy = base_config.strategy(name, 20, 9, options)
+  if 'sigma' in options:
+    config.strategy.options.sigma = 0.3
   return config

@@ -20,8 +20,11 @@ from experiments import base_config
 # What a preset does not say. tests/experiments/test_evolve.py holds the
 # hyperparameters against those of strategies.genome.
 OPTIONS = {
-  'crossover': 'extrapolate',
-  'selection_method': 'roulette',
+  'merge': 'linear',
+  'weighing': 'line',
+  'parents': 'roulette',
+  'survivors': 'roulette',
+  'chosen_by': 'fitness',
   'entrants': 3,
   'relative_sigma': True,
   'mask': 'element',
@@ -32,9 +35,14 @@ OPTIONS = {
   'decay': 'before',
   'personal': True,
   'rescore': True,
+  'velocity_start': 'random',
+  'spare_elites': False,
   'cross_rate': 0.8,
   'cross_low': 0.0,
   'cross_high': 2.0,
+  'temperature': 0.1,
+  'parent_share': 0.5,
+  'share_alpha': 1.0,
   'mutation_rate': 0.3,
   'gene_rate': 1.0,
   'sigma': 0.1,
@@ -50,7 +58,36 @@ OPTIONS = {
   'step_decay': 0.95,
   'step_floor': 0.0,
 }
+# What is left to the strategy unless it is set: places for members, slots for
+# copies, and what the merge takes (see evojax_llm/operators/README.md).
+UNSET = {
+  'max_population': int,
+  'max_mutants': int,
+  'merge_parameters': {
+    'alpha': float,
+    'density': float,
+    'eps': float,
+    'epsilon': float,
+    'gamma': float,
+    'high': float,
+    'lambda_': float,
+    'low': float,
+    'r': float,
+    'select_topk': float,
+    'split': float,
+    'tol': float,
+  },
+  'merge_options': {
+    'election': str,
+    'form': str,
+    'iterations': int,
+    'negative': str,
+    'normalize': str,
+    'rescale': str,
+    'span': str,
+  },
+}
 
 
 def get_config(name: str = 'genome_plus') -> config_dict.ConfigDict:
-  return base_config.of_preset(name, ('genome', 'genome_plus'), OPTIONS)
+  return base_config.of_preset(name, ('genome', 'genome_plus'), OPTIONS, UNSET)

@@ -8,8 +8,12 @@ r"""Model Swarms (arXiv 2410.11163).
 
 The word after the colon is model_swarms (default), model_swarms_as_published
 (the released scripts), model_swarms_as_published_cli (the released command-line
-defaults) or moco (what its authors ship in their later toolkit).
+defaults) or moco (what its authors ship in their later toolkit). Options that
+are to differ follow it, as in model_swarms+restart=forever; +draw=17 is the
+17th draw of the released scripts' random search over the coefficients.
 """
+
+import random
 
 from ml_collections import config_dict
 
@@ -35,5 +39,29 @@ OPTIONS = {
 }
 
 
+# What the released scripts draw from, evenly, for each of their runs.
+GRIDS = {
+  'inertia': (0.1, 0.2, 0.3),
+  'cognitive': (0.1, 0.2, 0.3, 0.4, 0.5),
+  'social': (0.2, 0.3, 0.4, 0.5, 0.6),
+  'repel': (0.01, 0.05, 0.1),
+  'step_length': (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+}
+
+
 def get_config(name: str = 'model_swarms') -> config_dict.ConfigDict:
-  return base_config.of_preset(name, ('model_swarms',), OPTIONS)
+  preset, *changes = name.split('+')
+  draws = [change for change in changes if change.startswith('draw=')]
+  kept = [change for change in changes if change not in draws]
+  config = base_config.of_preset(
+    '+'.join([preset, *kept]), ('model_swarms',), OPTIONS
+  )
+  config.name = name
+  for draw in draws:
+    number = draw.removeprefix('draw=')
+    if not number.isdecimal():
+      raise ValueError(f"Got '{draw}'; expected draw= and a number.")
+    chance = random.Random(int(number))
+    for option, grid in GRIDS.items():
+      config.strategy.options[option] = chance.choice(grid)
+  return config

@@ -54,6 +54,7 @@ def test_folder_with_files_is_refused(comparison, capsys):
 def test_draws_differ_and_share_programs():
   from evojax_llm.fitness import tasks as tasks_lib
   from evojax_llm.fitness.evaluation import Evaluator
+  from evojax_llm.fitness.groups import Expressed
   from evojax_llm.gemma import hub
   from evojax_llm.gemma.tokenizer import Tokenizer
   from experiments import members
@@ -68,11 +69,11 @@ def test_draws_differ_and_share_programs():
     [tasks_lib.load_task(pocket.task_file(pocket.stage('main')[0]))],
     limits={'dev': 5, 'test': None},
   )
-  first = evaluator.evaluate(members.Expressed(), found.population)
+  first = evaluator.evaluate(Expressed(), found.population)
   other = evaluator.redraw(1)
-  second = other.evaluate(members.Expressed(), found.population)
+  second = other.evaluate(Expressed(), found.population)
   assert first.tasks[0].ids != second.tasks[0].ids
-  again = other.redraw(0).evaluate(members.Expressed(), found.population)
+  again = other.redraw(0).evaluate(Expressed(), found.population)
   assert again.tasks[0].ids == first.tasks[0].ids
   assert again.fitness == first.fitness
   assert evaluator.ledger is other.ledger

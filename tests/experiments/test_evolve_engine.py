@@ -2,8 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from evojax_llm import checkpoint
+from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.gemma import hub
+from tests.experiments import running
 from tests.experiments import runs
 
 # How ml_collections reads a configuration file.
@@ -26,30 +31,53 @@ def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   ]
 
 
-def test_a_raced_run_on_an_eight_bit_base(settings, tmp_path, capsys):
+class Killed(BaseException):
+  pass
+
+
+def test_a_raced_run_on_an_eight_bit_base(
+  settings, tmp_path, capsys, monkeypatch
+):
   options = [
     '--config.racing.rule=halving',
     '--config.racing.rounds=2',
     '--config.execution.base_dtype=int8',
   ]
-  for name in ('one', 'two'):
-    assert runs.evolve(settings, tmp_path / name, *options) is None
+  assert runs.evolve(settings, tmp_path / 'one', *options) is None
   assert 'the same on' in capsys.readouterr().err
-  summaries = [
-    json.loads((tmp_path / name / 'summary.json').read_text())
-    for name in ('one', 'two')
-  ]
-  saved = summaries[0]['ledger']['items_saved']
+  summary = json.loads((tmp_path / 'one' / 'summary.json').read_text())
+  saved = summary['ledger']['items_saved']
   assert saved > 0
   text = (tmp_path / 'one' / 'summary.md').read_text()
   assert f'{saved:,} items saved by racing' in text
-  assert set(summaries[0]['base_dtype']['a']) == {'whole', 'eight', 'agree'}
-  # Addressed draws: the same race, the same result.
-  assert summaries[0]['best'] == summaries[1]['best']
-  members = [
-    (tmp_path / name / 'members.jsonl').read_text() for name in ('one', 'two')
-  ]
-  assert members[0] == members[1]
+  assert set(summary['base_dtype']['a']) == {'whole', 'eight', 'agree'}
+
+  # Addressed draws: the same race and the same result, also where the process
+  # ends between the lines of generation 1 and its checkpoint.
+  save, calls = checkpoint.Checkpoints.save, []
+
+  def fail(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == 2:
+      raise Killed
+    return save(*args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', fail)
+    with pytest.raises(Killed):
+      runs.evolve(settings, tmp_path / 'two', *options)
+  assert runs.evolve(settings, tmp_path / 'two', *options) is None
+  whole = runs.result(tmp_path / 'one')
+  assert runs.result(tmp_path / 'two') == whole
+
+  # Scores are of the items that were asked, and some were not.
+  ids, _, values = ItemLog(tmp_path / 'one' / 'items').matrix('a')
+  rows = [json.loads(line) for line in whole['members'].splitlines()]
+  assert ids.tolist() == [row['id'] for row in rows]
+  assert np.isnan(values).any() and not np.isnan(values).all(axis=1).any()
+  np.testing.assert_allclose(
+    np.nanmean(values, axis=1), [row['tasks']['a'] for row in rows], atol=1e-6
+  )
 
 
 def test_members_that_are_gates_are_reported_as_adapters(settings, tmp_path):
@@ -59,6 +87,42 @@ def test_members_that_are_gates_are_reported_as_adapters(settings, tmp_path):
   assert summary['rows'][-1]['test'] is not None
   seconds = summary['ledger']['seconds']
   assert {'compile', 'prefill', 'host', 'idle'} <= set(seconds)
+
+
+def test_whole_models_are_evolved_and_are_experts_in_turn(
+  settings, tmp_path, capsys
+):
+  """Adapters folded into the base; then models, of which one is the result."""
+  weights = ['--config.space=weights', '--config.strategy.generations=1']
+  first = tmp_path / 'first'
+  assert runs.evolve(settings, first, *weights) is None
+  summary = json.loads((first / 'summary.json').read_text())
+  assert summary['rows'][-1]['test'] is not None
+  base = next(s for s in settings if s.startswith('--config.model='))
+  folder = base.split('=', 1)[1]
+  experts = f'--config.experts={first / "best"},{folder}'
+  others = [s for s in settings if not s.startswith('--config.adapters=')]
+  second = tmp_path / 'second'
+  more = [experts, '--config.initial=experts,extrapolants']
+  assert runs.evolve(others, second, *weights, *more) is None
+  rows = json.loads((second / 'summary.json').read_text())['rows']
+  found = {row['name']: row for row in rows}
+  # The first run's best is there as it was, and is read to the last bit.
+  best = max(
+    found['best expert']['dev']['fitness']['score'],
+    found['base']['dev']['fitness']['score'],
+  )
+  assert best >= summary['best']['fitness']
+  out = tmp_path / 'out'
+  assert (
+    running.run_program('export', f'--run={second}', f'--out={out}') is None
+  )
+  assert 'model written to' in capsys.readouterr().out
+  assert hub.load_checkpoint(out)[0] == hub.load_config(folder)[0]
+  assert runs.evolve(settings, second, *weights, experts) == 1
+  assert 'expected one of them' in capsys.readouterr().err
+  assert runs.evolve(others, second, experts) == 1
+  assert 'set config.space=weights' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

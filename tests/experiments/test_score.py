@@ -136,8 +136,15 @@ def test_split_limit_and_chat(tmp_path, base, files):
     '--chat',
   )
   items = some['members'][0]['tasks']['pick']['items']
+  assert test['truncated'] == some['truncated'] == 0
   task = load_task(files[0])
   assert [i['id'] for i in items] == [i.id for i in task.subset('dev', 2, 3)]
+
+
+def test_cut_prompts_are_told_and_counted(tmp_path, base, files, caplog):
+  _, cut = run(tmp_path / 'a.json', base, files[:1], '--max_length=12')
+  assert cut['truncated'] == cut['members'][0]['tasks']['pick']['n'] == 6
+  assert '6 of 6 prompts are longer than the context of 12' in caplog.text
 
 
 @pytest.mark.filterwarnings('ignore:.is_gradient_checkpointing')

@@ -28,13 +28,6 @@ class Letters:
     return ''.join(chr(32 + i - 3) for i in ids)
 
 
-class PlainSpace:
-  """Genomes that already are adapter trees."""
-
-  def express(self, genome):
-    return genome
-
-
 @functools.cache
 def tiny_config() -> GemmaConfig:
   return GemmaConfig(

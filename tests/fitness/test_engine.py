@@ -9,6 +9,7 @@ import pytest
 
 from evojax_llm.fitness import groups
 from evojax_llm.fitness import plan as planning
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.racing import Racing
@@ -20,7 +21,6 @@ from evojax_llm.genomes.coefficients import CoefficientSpace
 from evojax_llm.genomes.weights import WeightSpace
 from evojax_llm.population import stack
 from tests.fitness import setting
-from tests.fitness.setting import PlainSpace
 from tests.fitness.setting import make
 
 
@@ -60,7 +60,7 @@ def test_gates_are_the_adapters_they_stand_for(experts, form):
   engine = make(config, params, tasks, tokenizer, form=form)
   gated = engine.evaluate(space, population)
   lora = jax.vmap(space.adapter)(population)
-  plain = engine.evaluate(PlainSpace(), lora)
+  plain = engine.evaluate(Expressed(), lora)
   np.testing.assert_allclose(values_of(gated), values_of(plain), atol=2e-4)
   expert = engine.evaluate(AdapterSpace(adapters), adapters.factors, [0])
   np.testing.assert_allclose(values_of(gated, 0), values_of(expert), atol=2e-4)
@@ -74,7 +74,7 @@ def test_whole_models_are_scored_as_when_they_are_loaded(experts, where):
     jax.tree.map(lambda leaf, f=f: np.asarray(leaf) * f, params)
     for f in (1.0, 0.9, 1.2)
   ]
-  space = WeightSpace(['a', 'b', 'c'], models)
+  space = WeightSpace(['a', 'b', 'c'], models, params)
   population = space.experts()
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(population))
   if where == 'device':
@@ -90,7 +90,7 @@ def test_whole_models_are_scored_as_when_they_are_loaded(experts, where):
   )
   for m, loaded in enumerate(models):
     alone = make(config, loaded, tasks, tokenizer)
-    expected = alone.evaluate(PlainSpace(), zero, [0])
+    expected = alone.evaluate(Expressed(), zero, [0])
     np.testing.assert_allclose(
       values_of(scores, m), values_of(expected), atol=1e-5
     )
@@ -99,17 +99,19 @@ def test_whole_models_are_scored_as_when_they_are_loaded(experts, where):
 def test_whole_models_of_two_kinds_are_refused(experts):
   _, params, *_ = experts
   half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-  with pytest.raises(ValueError, match='Expert b differs from a'):
-    WeightSpace(['a', 'b'], [params, half])
+  with pytest.raises(ValueError, match='Expert b differs from the base'):
+    WeightSpace(['a', 'b'], [params, half], params)
 
 
 def test_a_whole_member_comes_back_from_its_folder(
   experts, tiny_gemma_folder, tmp_path
 ):
   config, params, *_ = experts
-  space = WeightSpace(['a', 'b'], [params, params])
+  space = WeightSpace(['a', 'b'], [params, params], params)
   genome = jax.tree.map(lambda leaf: leaf * 0.5, params)
-  out = space.export(genome, tmp_path / 'out', config, tiny_gemma_folder())
+  out = space.export(
+    genome, tmp_path / 'out', config, 'base', tiny_gemma_folder()
+  )
   _, back = hub.load_checkpoint(out)
   jax.tree.map(np.testing.assert_array_equal, back, genome)
 
@@ -144,10 +146,10 @@ def test_nothing_compiles_after_the_first_generation(model):
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   engine = make(config, params, tasks)
-  engine.evaluate(PlainSpace(), population, [0, 1, 2, 3, 4])
+  engine.evaluate(Expressed(), population, [0, 1, 2, 3, 4])
   programs, first = engine.ledger.programs, len(compiled)
   assert programs and first
-  space = PlainSpace()
+  space = Expressed()
   engine.evaluate(space, population, [1])
   known = len(compiled)  # a space of its own is traced once.
   for members in ([4], [3, 1], range(5)):
@@ -159,7 +161,7 @@ def test_nothing_compiles_after_the_first_generation(model):
 def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
   config, params, population, tasks = model
   tasks = tasks[:1]
-  whole = make(config, params, tasks).evaluate(PlainSpace(), population)
+  whole = make(config, params, tasks).evaluate(Expressed(), population)
   engine = make(config, params, tasks, members_per_group=4)
   program = engine._engine._program
   calls = []
@@ -174,7 +176,7 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
     return run
 
   monkeypatch.setattr(engine._engine, '_program', run_out)
-  scores = engine.evaluate(PlainSpace(), population)
+  scores = engine.evaluate(Expressed(), population)
   assert calls[:3] == [4, 4, 2] and set(calls[3:]) == {1}
   np.testing.assert_allclose(values_of(scores), values_of(whole), atol=1e-5)
   assert engine.plan.members_per_group == 1
@@ -185,21 +187,21 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
 
   monkeypatch.setattr(engine._engine, '_program', never)
   with pytest.raises(planning.MemoryPlanError, match='with one member'):
-    engine.evaluate(PlainSpace(), population)
+    engine.evaluate(Expressed(), population)
 
   def broken(*_):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
   monkeypatch.setattr(engine._engine, '_program', broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
-    engine.evaluate(PlainSpace(), population)
+    engine.evaluate(Expressed(), population)
 
 
 def test_some_items_have_the_scores_that_they_have_among_all(model):
   config, params, population, tasks = model
   engine = make(config, params, tasks)
-  whole = engine.evaluate(PlainSpace(), population)
-  some = engine.evaluate(PlainSpace(), population, [3], items=[[5, 0], [8, 2]])
+  whole = engine.evaluate(Expressed(), population)
+  some = engine.evaluate(Expressed(), population, [3], items=[[5, 0], [8, 2]])
   assert [task.ids for task in some.tasks] == [['5', '0'], ['8', '2']]
   for k, picked in enumerate(([5, 0], [8, 2])):
     np.testing.assert_array_equal(
@@ -213,10 +215,10 @@ def test_a_race_ends_as_scoring_everything_does_for_those_that_finish(model):
   config, params, population, tasks = model
   tasks = tasks[:1]
   engine = make(config, params, tasks)
-  whole = engine.evaluate(PlainSpace(), population)
+  whole = engine.evaluate(Expressed(), population)
   shares = []
   raced = engine.race(
-    PlainSpace(),
+    Expressed(),
     population,
     [4, 0, 2],
     Racing('halving', rounds=2),
@@ -233,6 +235,18 @@ def test_a_race_ends_as_scoring_everything_does_for_those_that_finish(model):
   assert (
     engine.ledger.items_saved == raced.saved == 3 * items - raced.seen.sum()
   )
+  # What was asked is kept in its place, and the rest is known to be a gap.
+  (found,) = raced.tasks
+  assert found.ids == [item.id for item in tasks[0].dev]
+  np.testing.assert_array_equal(found.asked.sum(axis=1), raced.seen)
+  expected = whole.tasks[0].values[[4, 0, 2]]
+  np.testing.assert_array_equal(
+    found.values, np.where(found.asked, expected, np.nan)
+  )
+  for m, member in enumerate([4, 0, 2]):
+    for i, asked in enumerate(found.asked[m]):
+      said = whole.tasks[0].predictions[member][i] if asked else None
+      assert found.predictions[m][i] == said
 
 
 def test_one_member_and_256(model):
@@ -241,10 +255,10 @@ def test_one_member_and_256(model):
   population = setting.population_of(256)
   for form in ('folded', 'batched'):
     engine = make(config, params, few, form=form, members_per_group=64)
-    many = engine.evaluate(PlainSpace(), population)
+    many = engine.evaluate(Expressed(), population)
     assert many.fitness.shape == (256,) and np.isfinite(many.fitness).all()
     one = jax.tree.map(lambda leaf: leaf[200:201], population)
-    alone = make(config, params, few, form=form).evaluate(PlainSpace(), one)
+    alone = make(config, params, few, form=form).evaluate(Expressed(), one)
     np.testing.assert_allclose(
       values_of(many, 200), values_of(alone), atol=1e-5
     )
@@ -260,13 +274,13 @@ def test_ten_thousand_items(model):
     format=dataclasses.replace(task.format, prompt='{question}', choice='text'),
   )
   engine = make(config, params, [task])
-  scores = engine.evaluate(PlainSpace(), population, [2])
+  scores = engine.evaluate(Expressed(), population, [2])
   assert scores.tasks[0].correct.shape == (1, 10_000)
   assert engine.ledger.programs == 1
   few = make(config, params, [dataclasses.replace(task, dev=items[7000:7003])])
   np.testing.assert_allclose(
     values_of(scores)[7000:7003],
-    values_of(few.evaluate(PlainSpace(), population, [2])),
+    values_of(few.evaluate(Expressed(), population, [2])),
     atol=1e-5,
   )
 
@@ -284,13 +298,13 @@ def test_an_empty_prompt_is_bos_and_a_long_one_is_cut(model, caplog):
     format=dataclasses.replace(task.format, prompt='{question}', choice='text'),
   )
   engine = make(config, params, [task])
-  values = values_of(engine.evaluate(PlainSpace(), population))
+  values = values_of(engine.evaluate(Expressed(), population))
   assert np.isfinite(values).all()
   assert 'cut from the left' in caplog.text
   short = dataclasses.replace(
     task, dev=(Item('short', 'q' * 124, 'B', choices),)
   )
-  again = make(config, params, [short]).evaluate(PlainSpace(), population)
+  again = make(config, params, [short]).evaluate(Expressed(), population)
   # BOS, what fits of the question, and a space with two letters.
   np.testing.assert_allclose(values[1::2], values_of(again), atol=1e-5)
 
@@ -298,15 +312,15 @@ def test_an_empty_prompt_is_bos_and_a_long_one_is_cut(model, caplog):
 def test_the_form_is_tried_where_sizes_do_not_tell(model, monkeypatch):
   config, params, population, tasks = model
   known = make(config, params, tasks[:1])
-  expected = known.evaluate(PlainSpace(), population)
+  expected = known.evaluate(Expressed(), population)
   assert known.plan.form == 'folded' and 'the rule' in known.plan.describe()
   monkeypatch.setattr(planning, '_FOLD_AT_MOST_BYTES', 0)
   engine = make(config, params, tasks[:1])
-  scores = engine.evaluate(PlainSpace(), population)
+  scores = engine.evaluate(Expressed(), population)
   assert engine.plan.reason.startswith('measured tokens/s: batched')
   np.testing.assert_allclose(values_of(scores), values_of(expected), atol=1e-4)
   asked = make(config, params, tasks[:1], form='batched')
-  plan = asked.prepare(PlainSpace(), population)
+  plan = asked.prepare(Expressed(), population)
   assert plan.form == 'batched' and 'asked for' in plan.describe()
 
 

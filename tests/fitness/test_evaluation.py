@@ -6,12 +6,12 @@ import pytest
 
 from evojax_llm.fitness import batches
 from evojax_llm.fitness import trees
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.gemma import lora as lora_lib
 from evojax_llm.gemma.transformer import Gemma
 from tests.fitness import setting
 from tests.fitness.setting import MEMBERS
 from tests.fitness.setting import Letters
-from tests.fitness.setting import PlainSpace
 from tests.fitness.setting import make
 from tests.fitness.setting import raw
 
@@ -80,7 +80,7 @@ def test_agrees_with_one_member_and_item_at_a_time(
   made = {}
   evaluator = make(config, params, tasks, form=form, prompts_per_batch=4)
   _spy_on_texts(evaluator, made)
-  scores = evaluator.evaluate(PlainSpace(), population)
+  scores = evaluator.evaluate(Expressed(), population)
   assert scores.fitness.shape == (MEMBERS,)
   for m in range(MEMBERS):
     member = jax.tree.map(lambda leaf: leaf[m], population)  # noqa: B023
@@ -112,37 +112,37 @@ def test_result_depends_neither_on_neighbours_nor_on_grouping(
   config, params, population, tasks, form
 ):
   whole = make(config, params, tasks, form=form)
-  values, predictions = raw(whole.evaluate(PlainSpace(), population))
+  values, predictions = raw(whole.evaluate(Expressed(), population))
   values = values.reshape(MEMBERS, -1, 3)
   order = np.array([3, 0, 4])
   few = make(config, params, tasks, form=form, members_per_group=2)
-  some, said = raw(few.evaluate(PlainSpace(), population, order))
+  some, said = raw(few.evaluate(Expressed(), population, order))
   np.testing.assert_allclose(some.reshape(3, -1, 3), values[order], atol=1e-5)
   assert said == [predictions[m] for m in order]
 
 
 def test_devices_share_the_members(config, params, population, tasks):
-  alone = make(config, params, tasks).evaluate(PlainSpace(), population)
+  alone = make(config, params, tasks).evaluate(Expressed(), population)
   for form in ('batched', 'folded'):
     spread = make(
       config, params, tasks, form=form, devices=jax.devices()
-    ).evaluate(PlainSpace(), population)
+    ).evaluate(Expressed(), population)
     np.testing.assert_allclose(raw(spread)[0], raw(alone)[0], atol=1e-4)
     assert raw(spread)[1] == raw(alone)[1]
 
 
 def test_nothing_compiles_twice(config, params, population, tasks):
   evaluator = make(config, params, tasks)
-  evaluator.evaluate(PlainSpace(), population, [0, 1, 2])
+  evaluator.evaluate(Expressed(), population, [0, 1, 2])
   compiled = evaluator.ledger.programs
-  evaluator.evaluate(PlainSpace(), population, [4])
-  evaluator.evaluate(PlainSpace(), population)
+  evaluator.evaluate(Expressed(), population, [4])
+  evaluator.evaluate(Expressed(), population)
   assert evaluator.ledger.programs == compiled
 
 
 @pytest.mark.parametrize('form', ['batched', 'folded'])
 def test_member_with_nan_fails_alone(config, params, population, tasks, form):
-  space = PlainSpace()
+  space = Expressed()
   evaluator = make(config, params, tasks, form=form)
   good = evaluator.evaluate(space, population)
   broken = jax.tree.map(np.copy, population)
@@ -156,7 +156,7 @@ def test_member_with_nan_fails_alone(config, params, population, tasks, form):
 
 def test_weights_of_tasks(config, params, population, tasks):
   scores = make(config, params, tasks, weights=[3, 1]).evaluate(
-    PlainSpace(), population
+    Expressed(), population
   )
   np.testing.assert_allclose(
     scores.fitness, scores.task_scores @ np.array([0.75, 0.25]), rtol=1e-6
@@ -168,14 +168,14 @@ def test_weights_of_tasks(config, params, population, tasks):
 def test_progress_ends_at_one(config, params, population, tasks):
   seen = []
   make(config, params, tasks, members_per_group=2).evaluate(
-    PlainSpace(), population, progress=seen.append
+    Expressed(), population, progress=seen.append
   )
   assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 2
 
 
 def test_tokens_are_counted(config, params, population, tasks):
   evaluator = make(config, params, tasks)
-  evaluator.evaluate(PlainSpace(), population, [1, 2])
+  evaluator.evaluate(Expressed(), population, [1, 2])
   choice, exact = evaluator._encoded('dev')
   exact = sum(len(e.prompt) for e in exact)
   # Prompts are read once, and what all of them begin with once a row.
@@ -213,11 +213,11 @@ def test_long_vocabulary_is_read_in_chunks(
 ):
   from evojax_llm.fitness import programs
 
-  whole = make(config, params, tasks[:1]).evaluate(PlainSpace(), population)
+  whole = make(config, params, tasks[:1]).evaluate(Expressed(), population)
   monkeypatch.setattr(programs, '_LOGITS_AT_ONCE', 400)
   for form in ('batched', 'folded'):
     parts = make(config, params, tasks[:1], form=form).evaluate(
-      PlainSpace(), population
+      Expressed(), population
     )
     np.testing.assert_allclose(
       [list(v.values()) for v in parts.tasks[0].loglikelihoods[1]],

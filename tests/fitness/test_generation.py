@@ -8,6 +8,7 @@ import pytest
 
 from evojax_llm.fitness.evaluation import Evaluator
 from evojax_llm.fitness.generation import generate_texts
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.fitness.items import Format
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
@@ -18,11 +19,6 @@ from evojax_llm.gemma.tokenizer import Tokenizer
 
 PROMPTS = ['the tin', 'a', 'her other tea is in the inn', 'rather', 'Hi!']
 NEW = 4
-
-
-class Plain:
-  def express(self, genome):
-    return genome
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +41,7 @@ def test_texts_are_those_that_the_engine_scores(model, whole):
   items = tuple(Item(str(i), text, 'x') for i, text in enumerate(PROMPTS))
   task = Task('t', 'exact_match', items, format=Format(max_new_tokens=NEW))
   evaluator = Evaluator(config, params, tokenizer, [task])
-  scores = evaluator.evaluate(Plain(), population)
+  scores = evaluator.evaluate(Expressed(), population)
   # A first line without anything around it is its own answer.
   plain = 0
   for found, predictions in zip(

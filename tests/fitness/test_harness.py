@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.gemma import hub
 from evojax_llm.gemma.tokenizer import Tokenizer
-from experiments.members import Expressed
 from tests.fitness import harness
 from tests.golden import make_harness
 

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from evojax_llm.fitness.intervals import mean_interval
+from evojax_llm.fitness.intervals import wilson_interval
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.fitness.scores import Scores
 from evojax_llm.fitness.scores import TaskScores
@@ -89,6 +91,44 @@ def test_members_on_other_items_have_gaps(tmp_path):
   ids, items, values = log.matrix('t')
   assert (ids.tolist(), items) == ([0, 1], ['x', 'y', 'z'])
   np.testing.assert_array_equal(values, [[1, 0, np.nan], [np.nan, np.nan, 1]])
+
+
+def test_items_that_a_member_was_not_asked_are_gaps(tmp_path):
+  log = ItemLog(tmp_path)
+  given = example(4)
+  asked = np.random.default_rng(1).random((4, 11)) < 0.6
+  asked[0], asked[3] = True, False
+  for result in given.tasks:
+    result.asked = asked
+    result.values = np.where(asked, result.values, np.nan)
+    result.predictions = [
+      [said if known else None for said, known in zip(*row, strict=True)]
+      for row in zip(result.predictions, asked, strict=True)
+    ]
+  log.append(0, [5, 6, 7, 8], given)
+  (found,) = log.read()
+  for result, task in zip(found.tasks, given.tasks, strict=True):
+    np.testing.assert_array_equal(result.asked, asked)
+    np.testing.assert_array_equal(result.values, task.values)
+    assert result.predictions.tolist() == task.predictions
+  ids, _, values = log.matrix('t')
+  assert ids.tolist() == [5, 6, 7, 8]
+  np.testing.assert_array_equal(values, given.tasks[0].values)
+  # Of whom little is known the interval is wide, and of whom nothing none.
+  right, real = (result.intervals() for result in found.tasks)
+  seen = given.tasks[0].values[1, asked[1]]
+  assert right[1] == wilson_interval(int(seen.sum()), len(seen))
+  assert right[3] is real[3] is None
+  assert real[0] == mean_interval(given.tasks[1].values[0])
+
+
+def test_a_member_that_was_asked_more_later_has_both(tmp_path):
+  log = ItemLog(tmp_path)
+  for number, asked in enumerate(([[True, False]], [[False, True]])):
+    part = scores(task_scores([[1, 1]], [['A', 'B']], ['x', 'y']))
+    part.tasks[0].asked = np.array(asked)
+    log.append(number, [0], part)
+  np.testing.assert_array_equal(log.matrix('t')[2], [[1, 1]])
 
 
 def test_bits_are_small(tmp_path):

@@ -248,7 +248,8 @@ def test_every_real_file_is_scored(real_scores, split):
   assert np.isfinite(scores.task_scores).all()
   for task, result in zip(tasks, scores.tasks, strict=True):
     assert len(result.ids) == 3
-    json.dumps([result.predictions, result.loglikelihoods], allow_nan=False)
+    read = result.loglikelihoods and list(result.loglikelihoods)
+    json.dumps([result.predictions, read], allow_nan=False)
     for item, prediction, right in zip(
       task.dev, result.predictions[0], result.correct[0], strict=True
     ):

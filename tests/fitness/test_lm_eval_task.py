@@ -4,6 +4,7 @@ What the harness makes of a tiny model is stored (`stored`); where it is
 installed it is also computed (`live`).
 """
 
+import dataclasses
 import importlib.util
 import json
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.groups import Expressed
 from evojax_llm.fitness.items import TaskError
+from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.tasks import load_task
 from evojax_llm.gemma import hub
 from evojax_llm.gemma.tokenizer import Tokenizer
@@ -20,11 +23,6 @@ from tests.golden import make_lm_eval
 
 HAS_HARNESS = importlib.util.find_spec('lm_eval') is not None
 NORMS = {'acc': 'none', 'acc_norm': 'characters', 'acc_bytes': 'bytes'}
-
-
-class Expressed:
-  def express(self, genome):
-    return genome
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +41,24 @@ def expected(request, tmp_path, monkeypatch):
   return make_lm_eval.compute(tmp_path)
 
 
-def evaluate(base, tasks):
+def metrics(**aggregations):
+  """The harness's list of metrics with these aggregations."""
+  return [
+    {
+      'metric': name,
+      'aggregation': aggregation,
+      'higher_is_better': 'perplexity' not in name,
+    }
+    for name, aggregation in aggregations.items()
+  ]
+
+
+def on_test(task):
+  """A task whose dev split is the harness's test split."""
+  return dataclasses.replace(task, dev=task.test)
+
+
+def evaluate(base, tasks, **options):
   config, params = hub.load_checkpoint(base)
   (block, name), (rows, columns) = next(iter(config.linear_shapes().items()))
   layers = config.num_layers
@@ -57,6 +72,7 @@ def evaluate(base, tasks):
     Tokenizer.from_folder(base),
     tasks,
     devices=jax.devices()[:1],
+    **options,
   )
   population = {'layers': {block: {name: nothing}}}
   return evaluator.evaluate(Expressed(), population)
@@ -102,10 +118,7 @@ def test_a_task_of_the_harness_is_scored_as_it_does(
   for metric in NORMS:
     task = load_task(f'lm_eval:{path}:{metric}')
     assert task.name == 'tiny_choice' and len(task.dev) == 24
-    # Scored on what is the harness's test split.
-    import dataclasses
-
-    scores = evaluate(base, [dataclasses.replace(task, dev=task.test)])
+    scores = evaluate(base, [on_test(task)])
     assert scores.tasks[0].metric == metric
     assert scores.task_scores[0, 0] == pytest.approx(stored[metric])
   assert load_task(f'lm_eval:{path}').scorer.metric == 'acc'
@@ -113,32 +126,107 @@ def test_a_task_of_the_harness_is_scored_as_it_does(
     load_task(f'lm_eval:{path}:f1')
 
 
+LIKELIHOOD = {
+  'task': 'tiny_likelihood',
+  'output_type': 'loglikelihood',
+  'doc_to_choice': None,
+  'doc_to_target': '{{" " + options[gold]}}',
+  'metric_list': metrics(perplexity='perplexity', acc='mean'),
+}
+ROLLING = {
+  'task': 'tiny_rolling',
+  'output_type': 'loglikelihood_rolling',
+  'doc_to_choice': None,
+  'doc_to_text': '',
+  'doc_to_target': '{{question * 2}}',
+  'metric_list': metrics(
+    word_perplexity='weighted_perplexity',
+    byte_perplexity='weighted_perplexity',
+    bits_per_byte='bits_per_byte',
+  ),
+}
+CONTEXTS = {
+  'task': 'tiny_contexts',
+  'doc_to_text': 'gold',
+  'doc_to_target': '{{"is " + question[-9:]}}',
+  'metric_list': metrics(acc='mean', acc_norm='mean'),
+}
+# The context ends with a line, whose end belongs to what follows.
+LABELS = {
+  'task': 'tiny_labels',
+  'doc_to_text': 'Question: {{question}}\n',
+  'doc_to_choice': ['tea', 'the inn at noon'],
+  'doc_to_target': '{{gold % 2}}',
+  'target_delimiter': '',
+  'metric_list': metrics(
+    acc_norm='mean', f1='f1', mcc='matthews_corrcoef', acc_mutual_info='mean'
+  ),
+}
+
+
+@pytest.mark.skipif(not HAS_HARNESS, reason='lm_eval is not installed')
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize(
+  ('settings', 'asked', 'length'),
+  [
+    (LIKELIHOOD, ['perplexity'], 256),
+    (ROLLING, ['word_perplexity', 'byte_perplexity', 'bits_per_byte'], 256),
+    # In windows of which the last one is short.
+    (ROLLING, ['byte_perplexity'], 11),
+    (CONTEXTS, ['acc', 'acc_norm'], 256),
+    (LABELS, ['acc_norm', 'f1', 'mcc', 'acc_mutual_info'], 256),
+  ],
+  ids=['likelihood', 'rolling', 'windows', 'contexts', 'labels'],
+)
+def test_kinds_of_the_harness(
+  base, tmp_path, monkeypatch, settings, asked, length
+):
+  pytest.importorskip('torch', reason='the harness runs in PyTorch')
+  monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+  path = make_lm_eval.write_task(tmp_path, 12, **settings)
+  # Windows are a token shorter there. What is read whole has one BOS here.
+  options = {}
+  if settings is ROLLING:
+    options = {'max_length': length - 1, 'add_bos_token': False}
+  expected = make_lm_eval.evaluate(base, path, **options)
+  for metric in asked:
+    task = load_task(f'lm_eval:{path}:{metric}')
+    scores = evaluate(base, [on_test(task)], max_length=length)
+    theirs = expected['results'][settings['task']][f'{metric},none']
+    assert scores.task_scores[0, 0] == pytest.approx(theirs, rel=2e-5), metric
+    assert task.scorer.maximise == ('perplexity' not in metric)
+    assert task.scorer.corpus == (not metric.startswith('acc'))
+
+
+@pytest.mark.skipif(not HAS_HARNESS, reason='lm_eval is not installed')
+@pytest.mark.filterwarnings('ignore')
+def test_what_greedy_decoding_would_say_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+  path = make_lm_eval.write_task(tmp_path, 3, **LIKELIHOOD)
+  with pytest.raises(TaskError, match=r"Name another metric.*yaml:perplexity'"):
+    load_task(f'lm_eval:{path}:acc')
+  only = LIKELIHOOD | {'metric_list': metrics(acc='mean')}
+  path = make_lm_eval.write_task(tmp_path, 3, **only)
+  with pytest.raises(TaskError, match='it has none'):
+    load_task(f'lm_eval:{path}')
+
+
 @pytest.mark.skipif(not HAS_HARNESS, reason='lm_eval is not installed')
 @pytest.mark.filterwarnings('ignore')
 def test_generated_answers_go_through_the_harness(base, tmp_path, monkeypatch):
   monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'cache'))
-  path = make_lm_eval.write_task(tmp_path)
-  raw = json.loads(path.read_text())
-  del raw['doc_to_choice']
-  raw |= {
-    'task': 'tiny_text',
-    'output_type': 'generate_until',
-    'doc_to_target': '{{options[gold]}}',
-    'generation_kwargs': {'until': ['END'], 'max_gen_toks': 3},
-    'metric_list': [
-      {
-        'metric': 'exact_match',
-        'aggregation': 'mean',
-        'higher_is_better': True,
-      }
-    ],
-  }
-  path.write_text(json.dumps(raw))
+  path = make_lm_eval.write_task(
+    tmp_path,
+    task='tiny_text',
+    output_type='generate_until',
+    doc_to_choice=None,
+    doc_to_target='{{options[gold]}}',
+    generation_kwargs={'until': ['END'], 'max_gen_toks': 3},
+    metric_list=metrics(exact_match='mean'),
+  )
   task = load_task(f'lm_eval:{path}')
   assert (task.format.stop, task.format.max_new_tokens) == (('END',), 3)
   scorer, item = task.scorer, task.dev[2]
-  from evojax_llm.fitness.scorers.base import Answer
-
   assert scorer.score(item, Answer((item.answer,))).value == 1
   assert scorer.score(item, Answer(('no',))).value == 0
   scores = evaluate(base, [task])

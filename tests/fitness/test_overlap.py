@@ -35,6 +35,12 @@ def test_what_makes_two_items_the_same(other, same):
   assert bool(find_overlap([BASE], [other])) == same
 
 
+def test_texts_without_a_question_are_their_answers():
+  texts = [Item('1', '', 'Once upon a time'), Item('2', '', 'once  upon a tin')]
+  assert not find_overlap(texts[:1], texts[1:])
+  assert find_overlap(texts, [Item('9', '', 'once upon a TIME')])
+
+
 def test_each_dev_item_counts_once():
   dev = [Item(f'd{i}', f'Question {i // 2}', 'x') for i in range(6)]
   test = [Item(f't{i}', f'question  {i // 2}', 'y') for i in range(4)]

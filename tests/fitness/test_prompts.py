@@ -9,11 +9,12 @@ from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.prompts import encode_item
 from evojax_llm.fitness.prompts import encode_items
-from evojax_llm.fitness.prompts import encode_options
-from evojax_llm.fitness.prompts import encode_prompt
-from evojax_llm.fitness.prompts import truncate
+from evojax_llm.fitness.prompts import encode_passes
 from evojax_llm.fitness.prompts import write_prompt
 from evojax_llm.fitness.tasks import load_task
+from evojax_llm.fitness.tokens import encode_options
+from evojax_llm.fitness.tokens import encode_prompt
+from evojax_llm.fitness.tokens import truncate
 from evojax_llm.gemma.tokenizer import Tokenizer
 from tests import tiny
 
@@ -212,3 +213,35 @@ def test_published_items_encode(data_folder, tokenizer):
         options = encoded.options or ()
         assert len(options) == len(item.choices or ())
         assert len(set(options)) == len(options)
+
+
+@pytest.mark.parametrize('length', [None, 200, 2, 7, 8])
+def test_a_long_text_is_read_in_windows(tokenizer, length):
+  item = Item('0', '', 'the inn at noon and the tin')
+  task = Task('t', 'perplexity', (item,))
+  ids = tokenizer.encode(item.answer, bos=False)
+  windows = encode_passes(task, item, tokenizer, max_length=length)
+  assert windows[0].prompt == (tokenizer.bos_id,)
+  read = [token for window in windows for token in window.options[0]]
+  assert read == ids
+  if length in (None, 200):
+    assert len(windows) == 1
+    return
+  end = 0
+  for window in windows:
+    (option,) = window.options
+    assert len(window.prompt) + len(option) == length or not end
+    # What stands before a window is the text before it.
+    if end:
+      assert list(window.prompt) == ids[end - len(window.prompt) : end]
+    end += len(option)
+    assert not window.truncated
+  assert len(encode_items(task, (item,), tokenizer, max_length=length)) == len(
+    windows
+  )
+
+
+def test_a_text_without_tokens_is_refused(tokenizer):
+  item = Item('0', '', '')
+  with pytest.raises(TaskError, match='no tokens'):
+    encode_passes(Task('t', 'perplexity', (item,)), item, tokenizer)

@@ -79,6 +79,21 @@ def test_many_prompts_are_cut_into_queues_of_one_shape():
   assert len(queues) == 3 and len({q.slots for q in queues}) == 1
 
 
+@pytest.mark.parametrize(
+  ('count', 'most', 'rows', 'slots', 'refill'),
+  [
+    (100, 64, 64, 50, 13),  # two rounds of 50, not of 64 and 36.
+    (100, 256, 64, 100, 50),
+    (7, 256, 64, 7, 7),
+    (1000, 256, 64, 250, 63),
+    (65, 64, 64, 33, 9),
+  ],
+)
+def test_rounds_are_even(count, most, rows, slots, refill):
+  [queue] = pack([Prompt((1, 2), 1)] * count, slots=most, rows=rows)
+  assert (queue.slots, queue.refill) == (slots, refill)
+
+
 @pytest.mark.parametrize('prompt', [Prompt((), 3), Prompt((1,), 0)])
 def test_what_cannot_be_continued_is_refused(prompt):
   with pytest.raises(ValueError, match='prompt 1'):

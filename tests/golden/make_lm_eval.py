@@ -38,8 +38,13 @@ def rows(split: str, count: int) -> list[dict]:
   ]
 
 
-def write_task(folder: pathlib.Path, count: int = 24) -> pathlib.Path:
-  """Writes a task of the harness with its data; returns its YAML file."""
+def write_task(
+  folder: pathlib.Path, count: int = 24, **changes
+) -> pathlib.Path:
+  """Writes a task of the harness with its data; returns its YAML file.
+
+  `changes` replace settings of the task; None leaves a setting out.
+  """
   files = {}
   for split in ('validation', 'test'):
     files[split] = str(folder / f'{split}.jsonl')
@@ -60,31 +65,37 @@ def write_task(folder: pathlib.Path, count: int = 24) -> pathlib.Path:
     'doc_to_choice': '{{options}}',
     'doc_to_target': 'gold',
     'metric_list': metrics,
-  }
-  path = folder / 'tiny_choice.yaml'
+  } | changes
+  task = {key: value for key, value in task.items() if value is not None}
+  path = folder / f'{task["task"]}.yaml'
   path.write_text(json.dumps(task))  # JSON is YAML.
   return path
 
 
-def compute(folder: pathlib.Path) -> dict:
-  """Accuracies and log-likelihoods by the harness, on its test split."""
+def evaluate(base: pathlib.Path, task: pathlib.Path, **options) -> dict:
+  """What the harness says of a model on a task; options go to its model."""
   import lm_eval
   from lm_eval.models.huggingface import HFLM
   from lm_eval.tasks import TaskManager
 
-  base = tiny.write_gemma(folder / 'base', 'gemma2')
-  task = write_task(folder)
   model = HFLM(
     pretrained=str(base),
     device='cpu',
     dtype='float32',
     batch_size=1,
     attn_implementation='eager',
+    **options,
   )
   loaded = TaskManager().load([str(task)])
-  results = lm_eval.evaluate(
+  return lm_eval.evaluate(
     lm=model, task_dict=loaded['tasks'], bootstrap_iters=0
   )
+
+
+def compute(folder: pathlib.Path) -> dict:
+  """Accuracies and log-likelihoods by the harness, on its test split."""
+  base = tiny.write_gemma(folder / 'base', 'gemma2')
+  results = evaluate(base, write_task(folder))
   samples = sorted(
     results['samples']['tiny_choice'], key=lambda sample: sample['doc_id']
   )

@@ -10,6 +10,7 @@ import pytest
 from evojax_llm import pocket
 from evojax_llm.fitness import tasks as tasks_lib
 from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.groups import Expressed
 from experiments import members
 from experiments.pocket import data
 from experiments.pocket import measure as measure_lib
@@ -31,7 +32,7 @@ def test_teacher_forcing_agrees_with_the_engine(loaded):
     loaded.tokenizer,
     [tasks_lib.load_task(pocket.task_file(name)) for name in _TASKS],
     limits={'dev': 40},
-  ).evaluate(members.Expressed(), loaded.population)
+  ).evaluate(Expressed(), loaded.population)
   for result in engine.tasks:
     content = json.loads(pocket.task_file(result.task).read_text())
     content['dev'] = [i for i in content['dev'] if i['id'] in set(result.ids)]

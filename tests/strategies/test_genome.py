@@ -224,7 +224,7 @@ def failing(share):
 @pytest.mark.parametrize('method', ('roulette', 'tournament', 'truncation'))
 @pytest.mark.parametrize('with_succession', (True, False))
 def test_failed_members_never_win(with_succession, method):
-  strategy = make(with_succession=with_succession, selection_method=method)
+  strategy = make(with_succession=with_succession, survivors=method)
   score = failing(0.0)
   members = problems.population()
   state = strategy.init(
@@ -328,8 +328,9 @@ def test_one_member_alone():
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'crossover': 'ties'}, "'ties'"),
-    ({'selection_method': 'lottery'}, "'lottery'"),
+    ({'merge': 'tie'}, "'tie'"),
+    ({'weighing': 'best'}, "'best'"),
+    ({'survivors': 'lottery'}, "'lottery'"),
     ({'mask': 'head'}, "'head'"),
     ({'max_mutants': 13}, 'max_mutants 13; expected 0 to 12'),
     ({'elite_rounding': 'up'}, "'up'"),

@@ -92,7 +92,7 @@ def test_stock_names_are_evosax_names():
   from evosax import algorithms
 
   known = set(algorithms.algorithms)
-  own = {'genome', 'genome_plus', 'model_swarms'}
+  own = {'genome', 'genome_plus', 'model_swarms', 'low_rank_es'}
   assert set(registry.strategy_names()) - own <= known
 
 
@@ -133,12 +133,15 @@ def test_presets_make_their_strategies(name):
     if hasattr(params, option):
       assert float(getattr(params, option)) == pytest.approx(value)
   published = 'as_published' in name
+  if preset.strategy == 'low_rank_es':
+    assert strategy.members == preset.options['members']
+    return
   if preset.strategy == 'model_swarms':
     assert (strategy.restart == 'forever') == published
     assert preset.rounds == preset.generations
     return
-  assert (strategy.least_elites == 0) == published
-  assert (strategy.crossover == 'fitness') == published
+  assert (strategy.variation.least_elites == 0) == published
+  assert (strategy.variation.weighing == 'fitness') == published
   quirks = published and strategy.with_succession
   assert (strategy.succession.draws == 'run') == quirks
   assert strategy.succession.rescore != quirks

@@ -15,15 +15,16 @@ one as well. Who gives no answer that can be read abstains.
 """
 
 import dataclasses
-from typing import Any
 from typing import ClassVar
+
+import numpy as np
 
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.scorers import choice_text
+from evojax_llm.fitness.scorers import options
 from evojax_llm.fitness.scorers.base import Answer
-from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
-from evojax_llm.fitness.scorers.choice import likeliest
+from evojax_llm.fitness.scorers.base import Verdicts
 
 REPLIES = ('True', 'False')
 # After the question, its options and the proposed answer.
@@ -35,30 +36,11 @@ SECOND_PASS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class AbstainQA(Scorer):
-  """Effective reliability over two passes.
-
-  Attributes:
-    by: 'likelihood' or 'text'.
-    parse: how the text of the first pass is parsed: see `choice_text`.
-  """
-
-  by: str = 'likelihood'
-  parse: str = 'strict'
+class AbstainQA(choice_text.KeyScorer):
+  """Effective reliability over two passes."""
 
   metric: ClassVar[str] = 'effective_reliability'
   binary: ClassVar[bool] = False
-  choices: ClassVar[bool | None] = True
-  max_new_tokens: ClassVar[int] = 10
-  words: ClassVar[dict[str, Any]] = {
-    'by': ('likelihood', 'text'),
-    'parse': choice_text.PARSES,
-  }
-
-  @property
-  def reads(self) -> str:
-    """What `by` asks of the engine."""
-    return 'options' if self.by == 'likelihood' else 'text'
 
   def second_prompts(self, item: Item) -> list[str]:
     """The prompts of the second pass, one for each option."""
@@ -70,27 +52,30 @@ class AbstainQA(Scorer):
       for key, text in item.choices
     ]
 
-  def score(self, item: Item, answer: Answer) -> Verdict:
+  def score_text(self, item: Item, answer: Answer) -> Verdict:
     """1 right, 0 abstained, -1 wrong; the prediction is what was answered."""
     keys = [key for key, _ in item.choices]
-    n = len(keys)
-    if self.by == 'likelihood':
-      best = likeliest(item, answer.loglik[:n])
-      if best is None:
-        return Verdict(None, 0.0)
-      true, false = answer.loglik[n + 2 * best : n + 2 * best + 2]
-      abstains = false > true
-    else:
-      key = choice_text.find_key(item, answer.texts[0], self.parse)
-      if key not in keys:
-        return Verdict(None, 0.0)
-      best = keys.index(key)
-      abstains = 'false' in answer.texts[1 + best].lower()
-    if abstains:
+    key = choice_text.find_key(item, answer.texts[0], self.parse)
+    if key not in keys or 'false' in answer.texts[1 + keys.index(key)].lower():
       return Verdict(None, 0.0)
-    return Verdict(keys[best], 1.0 if keys[best] == item.answer else -1.0)
+    return Verdict(key, 1.0 if key == item.answer else -1.0)
 
-  def labels(self, item: Item) -> list[str]:
+  def score_options(
+    self, table: options.OptionTable, loglik: np.ndarray
+  ) -> Verdicts:
+    """As `score_text`, of the likeliest options and replies."""
+    values = table.spread(loglik)
+    best = options.likeliest(np.where(table.choices, values, -np.inf))
+    # After the options of an item come the replies to each of them.
+    true = table.choices.sum(axis=1) + len(REPLIES) * np.maximum(best, 0)
+    replies = np.take_along_axis(
+      values, np.stack([true, true + 1], axis=-1), axis=-1
+    )
+    abstains = replies[..., 1] > replies[..., 0]
+    return options.verdicts_on(table, np.where(abstains, -1, best), wrong=-1.0)
+
+  def labels(self, item: Item, count: int) -> list[str]:
     """The options, then the replies to each of them."""
+    del count
     keys = [key for key, _ in item.choices]
     return keys + [f'{key} {reply}' for key in keys for reply in REPLIES]

@@ -9,6 +9,7 @@ the scorers of published code that look at it say so.
 A new scorer is a file with such a class, and its line in `table`.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
@@ -59,6 +60,44 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
+class Verdicts:
+  """Verdicts on I items, of one member or with a leading axis of members.
+
+  Attributes:
+    predictions: (..., I) objects, a string or None.
+    values: (..., I) f64.
+    weights: (..., I) f64.
+  """
+
+  predictions: np.ndarray
+  values: np.ndarray
+  weights: np.ndarray
+
+  @classmethod
+  def of(
+    cls, verdicts: Iterable[Verdict], shape: tuple[int, ...] = (-1,)
+  ) -> 'Verdicts':
+    """Single verdicts, in the order of an array of this shape."""
+    verdicts = list(verdicts)
+    predictions = np.empty(len(verdicts), object)
+    predictions[:] = [verdict.prediction for verdict in verdicts]
+    return cls(
+      predictions.reshape(shape),
+      np.array([v.value for v in verdicts], np.float64).reshape(shape),
+      np.array([v.weight for v in verdicts], np.float64).reshape(shape),
+    )
+
+  def member(self, m: int) -> 'Verdicts':
+    """Those on one member."""
+    return Verdicts(self.predictions[m], self.values[m], self.weights[m])
+
+  def item(self, i: int) -> Verdict:
+    """That of one member on one item."""
+    prediction, value = self.predictions[i], float(self.values[i])
+    return Verdict(prediction, value, float(self.weights[i]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Scorer:
   """Base of all scorers.
 
@@ -77,6 +116,8 @@ class Scorer:
     max_new_tokens: tokens to decode where the task says nothing.
     stop: whether an answer ends where a base model would go on with the next
       question.
+    rolls: whether a gold answer without a question is read from its start, in
+      windows where it is longer than the context.
   """
 
   reads: ClassVar[str] = 'text'
@@ -90,6 +131,7 @@ class Scorer:
   gold: ClassVar[bool] = True
   max_new_tokens: ClassVar[int] = 32
   stop: ClassVar[bool] = True
+  rolls: ClassVar[bool] = False
   # Known values of options that are words, for messages before a run.
   words: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -110,6 +152,15 @@ class Scorer:
       TaskError: says what was expected; the caller adds the place.
     """
 
+  def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
+    """What is read about an item where that is not its prompt and options.
+
+    Returns:
+      (prompt, continuations) pairs, each continuation with the white space that
+      parts it from the prompt; None for what the task's format says.
+    """
+    del item
+
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
     raise NotImplementedError
@@ -118,16 +169,38 @@ class Scorer:
     """Scores many answers, of whichever members; one at a time by default."""
     return [self.score(item, answer) for item, answer in pairs]
 
-  def aggregate(
-    self, items: Sequence[Item], verdicts: Sequence[Verdict]
-  ) -> float:
-    """The task's score from those of its items; their mean by default."""
-    del items
-    return float(np.mean([verdict.value for verdict in verdicts]))
+  def score_options(self, table: Any, loglik: np.ndarray) -> Verdicts:
+    """Scores all that was read of a task; one answer at a time by default.
 
-  def labels(self, item: Item) -> list[str]:
-    """Names of the continuations that are read, for results."""
-    return [key for key, _ in item.choices or ()]
+    Args:
+      table: an `options.OptionTable` of the task's I items.
+      loglik: (M, continuations) f64 log-likelihoods of what M members read.
+
+    Returns:
+      Verdicts (M, I).
+    """
+    ends = np.cumsum([len(tokens) for tokens in table.tokens]).tolist()
+    places = list(
+      zip(table.items, [0, *ends[:-1]], ends, table.tokens, strict=True)
+    )
+    return Verdicts.of(
+      (
+        self.score(item, Answer(loglik=tuple(row[start:end]), tokens=tokens))
+        for row in loglik.tolist()
+        for item, start, end, tokens in places
+      ),
+      (len(loglik), len(places)),
+    )
+
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
+    """The task's score from a member's verdicts; their mean by default."""
+    del items
+    return float(np.mean(verdicts.values))
+
+  def labels(self, item: Item, count: int) -> list[str]:
+    """Names of the `count` continuations that are read, for results."""
+    names = [key for key, _ in item.choices or ()] or ['gold']
+    return names + [str(i) for i in range(len(names), count)]
 
 
 _PLAIN = {'str': str, 'int': int, 'float': (int, float), 'bool': bool}

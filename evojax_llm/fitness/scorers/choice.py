@@ -12,21 +12,18 @@ prediction is never right.
 What is divided by is what is read: the key with choice='letter', else the text.
 """
 
-from collections.abc import Sequence
 import dataclasses
-import math
 from typing import Any
 from typing import ClassVar
 
-from evojax_llm.fitness.items import Item
-from evojax_llm.fitness.items import TaskError
-from evojax_llm.fitness.scorers.base import Answer
-from evojax_llm.fitness.scorers.base import Scorer
-from evojax_llm.fitness.scorers.base import Verdict
+import numpy as np
+
+from evojax_llm.fitness.scorers import options
+from evojax_llm.fitness.scorers.base import Verdicts
 
 
 @dataclasses.dataclass(frozen=True)
-class MultipleChoice(Scorer):
+class MultipleChoice(options.OptionScorer):
   """The likeliest option is the right one.
 
   Attributes:
@@ -35,7 +32,6 @@ class MultipleChoice(Scorer):
 
   norm: str = 'none'
 
-  reads: ClassVar[str] = 'options'
   choices: ClassVar[bool | None] = True
   max_new_tokens: ClassVar[int] = 0
   stop: ClassVar[bool] = False
@@ -43,41 +39,20 @@ class MultipleChoice(Scorer):
     'norm': ('none', 'characters', 'bytes', 'tokens')
   }
 
-  def score(self, item: Item, answer: Answer) -> Verdict:
-    """Picks an option."""
-    best = likeliest(item, self._normalised(item, answer))
-    if best is None:
-      return Verdict(None, 0.0)
-    key = item.choices[best][0]
-    return Verdict(key, float(key == item.answer))
+  def score_options(
+    self, table: options.OptionTable, loglik: np.ndarray
+  ) -> Verdicts:
+    """Picks an option of each item."""
+    table.check_options()
+    values = table.spread(loglik)
+    if self.norm != 'none':
+      values /= self._lengths(table)
+    return options.verdicts_on(table, options.likeliest(values))
 
-  def _normalised(self, item: Item, answer: Answer) -> list[float]:
-    values = [float(value) for value in answer.loglik]
-    if self.norm == 'none' or item.choices is None:
-      return values
+  def _lengths(self, table: options.OptionTable) -> np.ndarray:
+    """(I, C) what an option's log-likelihood is divided by."""
     if self.norm == 'tokens':
-      lengths = answer.tokens
-    elif self.norm == 'characters':
-      lengths = [len(text) for _, text in item.choices]
-    else:
-      lengths = [len(text.encode()) for _, text in item.choices]
-    return [v / n for v, n in zip(values, lengths, strict=False)]
-
-
-def likeliest(item: Item, values: Sequence[float]) -> int | None:
-  """Index of the largest value; None where there is no telling.
-
-  Raises:
-    TaskError: not one value for each option. More values than options
-      (padding) are refused rather than cut.
-  """
-  if item.choices is None or len(values) != len(item.choices):
-    given = 'no options' if item.choices is None else len(item.choices)
-    raise TaskError(
-      f"Item '{item.id}' has {given}, but {len(values)} log-likelihoods were "
-      'given: one per option is needed.'
-    )
-  if any(math.isnan(value) or value == math.inf for value in values):
-    return None
-  best = max(range(len(values)), key=values.__getitem__)
-  return None if values[best] == -math.inf else best
+      return table.per_option(table.tokens, 1.0, np.float64)
+    size = len if self.norm == 'characters' else lambda t: len(t.encode())
+    texts = [[size(text) for _, text in item.choices] for item in table.items]
+    return table.per_option(texts, 1.0, np.float64)

@@ -32,6 +32,7 @@ from evojax_llm.fitness.scorers import answers
 from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.options import OptionScorer
 
 PARSES = ('strict', 'model_swarms', 'evogm', 'genome')
 _STATED = re.compile(r'\banswer(?:\s+is\b\s*:?|\s*:)\s*([^\n]*)', re.IGNORECASE)
@@ -60,6 +61,41 @@ class ChoiceText(Scorer):
     """Scores one answer."""
     key = find_key(item, answer.text, self.parse)
     return Verdict(key, float(key == item.answer))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyScorer(OptionScorer):
+  """Base of scorers of an option's key, likeliest or read out of text.
+
+  Attributes:
+    by: 'likelihood' of the options, or 'text' that is generated and parsed.
+    parse: how text is parsed: see the module.
+  """
+
+  by: str = 'likelihood'
+  parse: str = 'strict'
+
+  choices: ClassVar[bool | None] = True
+  max_new_tokens: ClassVar[int] = 10
+  words: ClassVar[dict[str, Any]] = {
+    'by': ('likelihood', 'text'),
+    'parse': PARSES,
+  }
+
+  @property
+  def reads(self) -> str:
+    """What `by` asks of the engine."""
+    return 'options' if self.by == 'likelihood' else 'text'
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """Scores one answer, as `by` says."""
+    if self.by == 'likelihood':
+      return super().score(item, answer)
+    return self.score_text(item, answer)
+
+  def score_text(self, item: Item, answer: Answer) -> Verdict:
+    """Scores the texts of one answer."""
+    raise NotImplementedError
 
 
 def find_key(item: Item, text: str, parse: str = 'strict') -> str | None:

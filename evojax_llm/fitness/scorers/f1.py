@@ -8,58 +8,40 @@ prediction counts against the recall of its label and for nobody.
 import collections
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 from typing import ClassVar
+
+import numpy as np
 
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.scorers import choice_text
 from evojax_llm.fitness.scorers.base import Answer
-from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.base import Verdicts
 from evojax_llm.fitness.scorers.choice import MultipleChoice
+from evojax_llm.fitness.scorers.options import OptionTable
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightedF1(Scorer):
-  """Weighted F1 over the keys of the options.
-
-  Attributes:
-    by: 'likelihood' of the options, or 'text' that is generated and parsed.
-    parse: how text is parsed: see `choice_text`.
-  """
-
-  by: str = 'likelihood'
-  parse: str = 'strict'
+class WeightedF1(choice_text.KeyScorer):
+  """Weighted F1 over the keys of the options."""
 
   metric: ClassVar[str] = 'weighted_f1'
-  choices: ClassVar[bool | None] = True
   binary: ClassVar[bool] = False
   corpus: ClassVar[bool] = True
-  max_new_tokens: ClassVar[int] = 10
-  words: ClassVar[dict[str, Any]] = {
-    'by': ('likelihood', 'text'),
-    'parse': choice_text.PARSES,
-  }
 
-  @property
-  def reads(self) -> str:
-    """What `by` asks of the engine."""
-    return 'options' if self.by == 'likelihood' else 'text'
-
-  def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer: 1 where the label is right."""
-    if self.by == 'likelihood':
-      return MultipleChoice().score(item, answer)
+  def score_text(self, item: Item, answer: Answer) -> Verdict:
+    """1 where the label is right."""
     key = choice_text.find_key(item, answer.text, self.parse)
     return Verdict(key, float(key == item.answer))
 
-  def aggregate(
-    self, items: Sequence[Item], verdicts: Sequence[Verdict]
-  ) -> float:
+  def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
+    """1 where the likeliest label is right."""
+    return MultipleChoice().score_options(table, loglik)
+
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
     """Weighted F1 of the task."""
-    return weighted_f1(
-      [item.answer for item in items], [v.prediction for v in verdicts]
-    )
+    gold = [item.answer for item in items]
+    return weighted_f1(gold, verdicts.predictions.tolist())
 
 
 def weighted_f1(gold: Sequence[str], predicted: Sequence[str | None]) -> float:

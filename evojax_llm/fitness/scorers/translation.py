@@ -24,6 +24,7 @@ from evojax_llm.fitness.scorers import answers
 from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.scorers.base import Scorer
 from evojax_llm.fitness.scorers.base import Verdict
+from evojax_llm.fitness.scorers.base import Verdicts
 from evojax_llm.fitness.scorers.base import at_least
 
 _ORDER = 4
@@ -68,15 +69,13 @@ class _Translation(Scorer):
     counts = self._counts(text or '', item.golds)
     return Verdict(text, self._from_counts(counts, sentence=True))
 
-  def aggregate(
-    self, items: Sequence[Item], verdicts: Sequence[Verdict]
-  ) -> float:
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
     """The score of the whole task, from counts over all items."""
     if self.level == 'sentence':
       return super().aggregate(items, verdicts)
     counts = sum(
-      self._counts(verdict.prediction or '', item.golds)
-      for item, verdict in zip(items, verdicts, strict=True)
+      self._counts(text or '', item.golds)
+      for item, text in zip(items, verdicts.predictions, strict=True)
     )
     return self._from_counts(counts, sentence=False)
 

@@ -244,7 +244,7 @@ def test_options(loglik, prediction, correct):
 
 
 def test_misuse_is_refused():
-  with pytest.raises(TaskError, match='has 3, but 4 log-likelihoods'):
+  with pytest.raises(TaskError, match='has 3 options, but 4 log-lik'):
     score_options(CHOICE, OPTIONS, [0.0] * 4)
   with pytest.raises(TaskError, match='no options'):
     score_options(CHOICE, gold('A'), [0.0])

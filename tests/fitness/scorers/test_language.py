@@ -2,6 +2,7 @@ import pytest
 
 from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.scorers.base import Answer
+from evojax_llm.fitness.scorers.base import Verdicts
 from evojax_llm.fitness.scorers.language import by_script
 from evojax_llm.fitness.scorers.table import make_scorer
 from tests.fitness.scorers.judging import judge
@@ -45,7 +46,7 @@ def test_a_right_answer_in_another_language_is_wrong():
     True,
   )
   verdicts = gated.score_all([(text_item('3'), Answer((JAPANESE,)))] * 2)
-  assert gated.aggregate([], verdicts) == 1
+  assert gated.aggregate([], Verdicts.of(verdicts)) == 1
 
 
 def test_a_detector_of_ones_own():

@@ -7,6 +7,7 @@ import pytest
 
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.scorers.base import Answer
+from evojax_llm.fitness.scorers.base import Verdicts
 from evojax_llm.fitness.scorers.f1 import WeightedF1
 from evojax_llm.fitness.scorers.f1 import weighted_f1
 from evojax_llm.fitness.scorers.perplexity import Perplexity
@@ -39,7 +40,7 @@ def scored(scorer):
     for item, output in zip(ITEMS, OUTPUTS, strict=True)
   ]
   values = [100 * verdict.value for verdict in verdicts]
-  return 100 * scorer.aggregate(ITEMS, verdicts), values
+  return 100 * scorer.aggregate(ITEMS, Verdicts.of(verdicts)), values
 
 
 @pytest.mark.parametrize('name', make_metrics.bleu_options())
@@ -114,7 +115,7 @@ def test_perplexity_weighs_by_units():
       scorer.score(item, answer)
       for item, answer in zip(items, answers, strict=True)
     ]
-    return scorer.aggregate(items, verdicts)
+    return scorer.aggregate(items, Verdicts.of(verdicts))
 
   assert perplexity('token') == pytest.approx(math.exp(7 / 4))
   assert perplexity('byte') == pytest.approx(math.exp(7 / 7))
@@ -123,7 +124,7 @@ def test_perplexity_weighs_by_units():
   assert Perplexity('byte').metric == 'byte_perplexity'
   assert not Perplexity().maximise
   huge = Perplexity().score(items[0], Answer((), (-9999.0,), (1,)))
-  assert Perplexity().aggregate(items[:1], [huge]) == math.inf
+  assert Perplexity().aggregate(items[:1], Verdicts.of([huge])) == math.inf
 
 
 @pytest.mark.parametrize(

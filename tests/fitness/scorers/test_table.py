@@ -14,6 +14,7 @@ from evojax_llm.fitness.items import TaskError
 from evojax_llm.fitness.objectives import OBJECTIVES
 from evojax_llm.fitness.scorers import table
 from evojax_llm.fitness.scorers.base import Answer
+from evojax_llm.fitness.scorers.base import Verdicts
 
 README = pathlib.Path(table.__file__).parents[1] / 'README.md'
 # What has no default.
@@ -87,7 +88,7 @@ def test_every_scorer_keeps_the_rules(kind):
       assert verdict.value in (0.0, 1.0)
     if not text.strip() and scorer.reads == 'text':
       assert (verdict.prediction, verdict.value) == (None, 0.0)
-    assert np.isfinite(scorer.aggregate([item], [verdict]))
+    assert np.isfinite(scorer.aggregate([item], Verdicts.of([verdict])))
 
 
 def test_unknown_kinds_and_options_are_refused():

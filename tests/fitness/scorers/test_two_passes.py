@@ -7,6 +7,7 @@ from evojax_llm.fitness.prompts import encode_items
 from evojax_llm.fitness.prompts import encode_passes
 from evojax_llm.fitness.scorers.abstain import AbstainQA
 from evojax_llm.fitness.scorers.base import Answer
+from evojax_llm.fitness.scorers.base import Verdicts
 from evojax_llm.gemma.tokenizer import Tokenizer
 from tests import tiny
 from tests.fitness.scorers.judging import judge
@@ -62,9 +63,9 @@ def test_effective_reliability_is_a_mean():
   texts = [RIGHT + TRUE * 3, RIGHT + FALSE * 3, (-1.0, -3.0, -2.0) + TRUE * 3]
   verdicts = [scorer.score(ITEM, Answer(loglik=v)) for v in texts]
   verdicts.append(verdicts[0])
-  assert scorer.aggregate([ITEM] * 4, verdicts) == 0.25
+  assert scorer.aggregate([ITEM] * 4, Verdicts.of(verdicts)) == 0.25
   assert scorer.metric == 'effective_reliability' and not scorer.binary
-  assert len(scorer.labels(ITEM)) == 9
+  assert len(scorer.labels(ITEM, 9)) == 9
 
 
 @pytest.mark.parametrize('chat', [False, True])

@@ -1,0 +1,356 @@
+"""An evolution strategy with low-rank noise, after EGGROLL (arXiv 2511.16652).
+
+One centre x moves by the fitness of many members around it. For a matrix
+
+  E_p = A_p B_p / sqrt(r), A_p (in, r) and B_p (r, out) ~ N(0, 1)
+  x_p = x + sigma s E_p
+  g   = 1 / (M sigma) sum_p w_p E_p
+  x  <- x + s lr optimiser(g)
+
+with w the shaped fitness and s the root mean square of the matrix, by which
+sigma and the learning rate are relative (or one). E_p follows from the
+member's key: nothing of it is kept, and g is one product of the members'
+factors for each matrix, (in, M r) (M r, out), in which no member is formed.
+Vectors have full noise.
+
+Members are proposed formed, as any space expresses them. In the space of
+adapters a member's noise is of rank r in each factor A and B; so M members are
+M adapters, of which a few thousand fit where the model is small.
+
+See experiments/low_rank_es/README.md for departures from the paper.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from evojax_llm.operators import low_rank
+from evojax_llm.operators import succession
+from evojax_llm.population import keys
+from evojax_llm.population import leaves
+from evojax_llm.population import lineage
+from evojax_llm.population import stack
+from evojax_llm.strategies import base
+
+OPERATORS = ('noise', 'mirrored noise', 'centre')
+SHAPINGS = ('centered_rank', 'z_score', 'centered', 'sign')
+_OPTIMIZERS = {
+  'sgd': optax.identity,
+  'momentum': lambda: optax.trace(0.9),
+  'adam': optax.scale_by_adam,
+}
+
+
+@flax.struct.dataclass
+class Params:
+  """Hyperparameters; every one a () f32 array that a sweep may vary.
+
+  Attributes:
+    sigma: deviation of the members from the centre; a fraction of each matrix's
+      root mean square unless made with relative_sigma=False.
+    sigma_decay: sigma shrinks by it once a generation.
+    learning_rate: lr; a fraction likewise.
+    learning_decay: lr shrinks by it once a generation.
+  """
+
+  sigma: jax.Array
+  sigma_decay: jax.Array
+  learning_rate: jax.Array
+  learning_decay: jax.Array
+
+
+DEFAULTS = {
+  'sigma': 0.3,
+  'sigma_decay': 1.0,
+  'learning_rate': 0.1,
+  'learning_decay': 1.0,
+}
+
+
+def make_params(**values: float) -> Params:
+  """Params with `values` in place of defaults.
+
+  Raises:
+    ValueError: if a name is unknown.
+  """
+  return base.make_params(Params, DEFAULTS, values)
+
+
+@flax.struct.dataclass
+class State(base.State):
+  """State of the strategy.
+
+  The population is one member: the centre that was scored last.
+
+  Attributes:
+    centre: x, one genome in f32.
+    centre_moved: () bool, whether x is another than the member of the
+      population.
+    optimizer: optax's state.
+    noise_key: data of the key that the latest members' noise follows from.
+  """
+
+  centre: Any
+  centre_moved: jax.Array
+  optimizer: Any
+  noise_key: jax.Array
+
+
+class LowRankES(base.Strategy):
+  """The strategy; an ask has M members and, where it has moved, the centre."""
+
+  def __init__(
+    self,
+    population_size: int,
+    *,
+    members: int | None = None,
+    rank: int = 1,
+    mirrored: bool = True,
+    shaping: str = 'centered_rank',
+    optimizer: str = 'adam',
+    relative_sigma: bool = True,
+    **params: float,
+  ):
+    """Makes the strategy.
+
+    Args:
+      population_size: members of the initial population, whose best is the
+        first centre.
+      members: M; population_size by default.
+      rank: r of the noise.
+      mirrored: members come in pairs x + sigma E and x - sigma E.
+      shaping: of fitness to weights: 'centered_rank' (equal ones share their
+        ranks), 'z_score', 'centered' (its difference from the mean), or the
+        'sign' of the difference in a mirrored pair.
+      optimizer: 'sgd', 'momentum' (0.9) or 'adam', of optax.
+      relative_sigma: see Params.
+      **params: hyperparameters to change in `default_params`.
+
+    Raises:
+      ValueError: if an option is unknown or out of range.
+    """
+    members = population_size if members is None else members
+    for name, value, known in (
+      ('shaping', shaping, SHAPINGS),
+      ('optimizer', optimizer, tuple(_OPTIMIZERS)),
+    ):
+      if value not in known:
+        raise ValueError(f'Got {name} {value!r}; expected one of {known}.')
+    if members < 2 or (mirrored and members % 2):
+      raise ValueError(
+        f'Got {members} members; expected two or more, an even number where '
+        'they are mirrored.'
+      )
+    if shaping == 'sign' and not mirrored:
+      raise ValueError(
+        "Got shaping 'sign' without mirrored pairs, whose differences it is "
+        'of; take mirrored=True or another shaping.'
+      )
+    if rank < 1:
+      raise ValueError(f'Got rank {rank}; expected at least one.')
+    if params.get('sigma', 1.0) <= 0.0:
+      raise ValueError(
+        f'Got sigma {params["sigma"]}; expected more than 0, as the step is '
+        'divided by it.'
+      )
+    super().__init__(population_size, members + 1, OPERATORS)
+    self.members, self.rank, self.mirrored = members, rank, mirrored
+    self.shaping = shaping
+    self.relative_sigma = relative_sigma
+    self.optimizer = _OPTIMIZERS[optimizer]()
+    self._params = dict(params)
+    make_params(**self._params)
+
+  @property
+  def _default_params(self) -> Params:
+    return make_params(**self._params)
+
+  def _start(self, key, population, fitness, params, objectives):
+    del params, objectives
+    ids = jnp.arange(self.population_size, dtype=jnp.int32)
+    memory = succession.start_memory(population, fitness, ids, personal=False)
+    centre = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), memory.best)
+    with jax.numpy_dtype_promotion('standard'):
+      optimizer = self.optimizer.init(centre)
+    return State(
+      population=_alone(memory.best),
+      fitness=memory.best_fitness[None],
+      objectives=None,
+      ids=memory.best_id[None],
+      next_id=jnp.int32(self.population_size),
+      generation=jnp.int32(0),
+      memory=memory,
+      proposal=lineage.empty_proposal(self.num_proposals),
+      centre=centre,
+      centre_moved=jnp.bool_(False),
+      optimizer=optimizer,
+      noise_key=jax.random.key_data(key),
+    )
+
+  def _propose(self, key, state, params):
+    noise_key = jax.random.key_data(key)
+    sigma = _decayed(params.sigma, params.sigma_decay, state.generation)
+
+    def sample(member_key, sign):
+      member = low_rank.perturb(
+        member_key,
+        state.centre,
+        sign * sigma,
+        self.rank,
+        relative=self.relative_sigma,
+      )
+      return self._as_member(member, state)
+
+    # A mirrored pair has one key and two signs.
+    pairs = self._noise_keys(state, noise_key)
+    signs = [jnp.ones((len(pairs),), jnp.float32)]
+    if self.mirrored:
+      signs, pairs = [signs[0], -signs[0]], jnp.concatenate([pairs, pairs])
+    sampled = jax.vmap(sample)(pairs, jnp.concatenate(signs))
+    centre = _alone(self._as_member(state.centre, state))
+
+    slots = jnp.arange(self.num_proposals)
+    operator = jnp.where(slots < self.members, 0, OPERATORS.index('centre'))
+    if self.mirrored:
+      second = (slots >= self.members // 2) & (slots < self.members)
+      operator = jnp.where(second, OPERATORS.index('mirrored noise'), operator)
+    parents = jnp.stack(
+      [
+        jnp.broadcast_to(state.ids[0], slots.shape),
+        jnp.full_like(slots, lineage.NOBODY, jnp.int32),
+      ],
+      axis=1,
+    )
+    proposal = lineage.fill(
+      (slots < self.members) | state.centre_moved,
+      state.next_id,
+      parents,
+      operator.astype(jnp.int32),
+    )
+    return stack.concatenate(sampled, centre), {
+      'proposal': proposal,
+      'noise_key': noise_key,
+    }
+
+  def _succeed(self, key, population, fitness, state, params, objectives):
+    del key, objectives
+    weights = shaped(fitness[: self.members], self.shaping, self.mirrored)
+    if self.mirrored:
+      weights = weights[: self.members // 2] - weights[self.members // 2 :]
+    sigma = _decayed(params.sigma, params.sigma_decay, state.generation)
+    gradient = low_rank.update(
+      self._noise_keys(state, state.noise_key),
+      weights / (jnp.float32(self.members) * sigma),
+      state.centre,
+      self.rank,
+    )
+    with jax.numpy_dtype_promotion('standard'):
+      # optax goes down, and fitness is to go up.
+      steps, optimizer = self.optimizer.update(
+        jax.tree.map(jnp.negative, gradient), state.optimizer, state.centre
+      )
+    rate = _decayed(
+      params.learning_rate, params.learning_decay, state.generation
+    )
+    centre = leaves.map_indexed(
+      lambda index, path, x, step: x - rate * self._scale(path, x) * step,
+      state.centre,
+      steps,
+    )
+    moved = [
+      jnp.any(one != two)
+      for one, two in zip(
+        jax.tree.leaves(centre), jax.tree.leaves(state.centre), strict=True
+      )
+    ]
+    # The centre as it was scored, if it was.
+    seen = state.proposal.filled[-1:]
+    return state.replace(
+      population=stack.select(
+        seen, _alone(stack.take(population, self.members)), state.population
+      ),
+      fitness=jnp.where(seen, fitness[-1:], state.fitness),
+      ids=jnp.where(seen, state.proposal.ids[-1:], state.ids),
+      next_id=state.next_id + self.num_proposals,
+      memory=succession.remember_extremes(
+        state.memory, population, fitness, state.proposal.ids
+      ),
+      centre=centre,
+      # Not scored again as long as it stays.
+      centre_moved=jnp.any(jnp.stack(moved)),
+      optimizer=optimizer,
+    )
+
+  def _noise_keys(self, state, data):
+    """Keys of the noises of an ask; (M,), or (M / 2,) of mirrored pairs.
+
+    The same before and after its members are scored.
+    """
+    count = self.members // 2 if self.mirrored else self.members
+    ids = state.next_id + jnp.arange(count, dtype=jnp.int32)
+    return keys.keys_for(
+      jax.random.wrap_key_data(data), state.generation, ids, 'low-rank noise'
+    )
+
+  def _scale(self, path, leaf):
+    if not self.relative_sigma:
+      return jnp.float32(1.0)
+    return leaves.root_mean_square(path, leaf)
+
+  def _as_member(self, genome, state):
+    """In the types of the population."""
+    return jax.tree.map(
+      lambda x, kind: x.astype(kind.dtype), genome, state.population
+    )
+
+
+def shaped(fitness: jax.Array, shaping: str, mirrored: bool) -> jax.Array:
+  """Weights of members in the sum over their noise.
+
+  Args:
+    fitness: (M,) f32, NaN where failed.
+    shaping: one of SHAPINGS.
+    mirrored: whether the second half mirrors the first; a pair of which one
+      failed then counts for nothing.
+
+  Returns:
+    (M,) f32. Failed members, and all where all are equal, have none.
+  """
+  alive = jnp.isfinite(fitness)
+  half = fitness.shape[0] // 2
+  if mirrored:
+    both = alive[:half] & alive[half:]
+    alive = jnp.concatenate([both, both])
+  count = jnp.sum(alive).astype(jnp.float32)
+  known = jnp.where(alive, fitness, 0.0)
+  if shaping == 'sign':
+    one = jnp.sign(known[:half] - known[half:])
+    weights = jnp.concatenate([one, -one]) / 2.0
+  elif shaping == 'centered_rank':
+    order = jnp.sort(jnp.where(alive, fitness, jnp.inf))
+    below = jnp.searchsorted(order, fitness, side='left')
+    within = jnp.searchsorted(order, fitness, side='right')
+    rank = (below + within - 1).astype(jnp.float32) / 2.0
+    weights = rank / jnp.maximum(count - 1.0, 1.0) - 0.5
+  else:
+    mean = jnp.sum(known) / jnp.maximum(count, 1.0)
+    weights = known - mean
+    if shaping == 'z_score':
+      square = jnp.sum(jnp.where(alive, jnp.square(weights), 0.0))
+      spread = jnp.sqrt(square / jnp.maximum(count, 1.0))
+      weights = weights / jnp.where(spread > 0.0, spread, 1.0)
+  equal = jnp.min(known, where=alive, initial=jnp.inf) == jnp.max(
+    known, where=alive, initial=-jnp.inf
+  )
+  return jnp.where(alive & ~equal, weights, 0.0)
+
+
+def _alone(genome):
+  return jax.tree.map(lambda leaf: leaf[None], genome)
+
+
+def _decayed(value, decay, generation):
+  return value * decay ** generation.astype(jnp.float32)

@@ -1,0 +1,1 @@
+"""Plain searches over the weights of the experts."""

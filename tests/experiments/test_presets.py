@@ -1,0 +1,84 @@
+"""Presets as configurations: changes after plus signs, and the sweep."""
+
+import itertools
+
+import pytest
+
+from evojax_llm.strategies import low_rank_es
+from experiments import base_config
+from experiments.genome import config as genome_config
+from experiments.low_rank_es import config as low_rank_config
+from experiments.model_swarms import config as swarms_config
+
+
+def test_a_preset_is_changed_option_by_option():
+  plain = genome_config.get_config('genome_plus')
+  config = genome_config.get_config(
+    'genome_plus+rescore=False+draws=run+sigma=1+max_population=40'
+  )
+  assert config.name == 'genome_plus+rescore=False+draws=run+sigma=1+' + (
+    'max_population=40'
+  )
+  options = config.strategy.options
+  assert options.rescore is False and options.draws == 'run'
+  assert options.sigma == 1.0 and options.max_population == 40
+  changed = {'rescore', 'draws', 'sigma', 'max_population'}
+  for name, value in plain.strategy.options.items():
+    assert name in changed or options[name] == value
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('genome_pluss', "preset 'genome_pluss'; expected one of genome"),
+    ('genome+scores=False', "'scores=False' of a preset; expected 'option=va"),
+    ('genome+rescore', "'rescore='"),
+    ('genome+rescore=perhaps', "'rescore=perhaps'"),
+  ],
+)
+def test_what_is_no_preset_or_option_is_refused(name, message):
+  with pytest.raises(ValueError, match=message):
+    genome_config.get_config(name)
+
+
+def test_a_sweep_draws_coefficients_from_the_grids():
+  drawn = []
+  for number in range(40):
+    config = swarms_config.get_config(
+      f'model_swarms_as_published+draw={number}'
+    )
+    options = config.strategy.options
+    drawn.append(tuple(options[name] for name in swarms_config.GRIDS))
+    assert options.restart == 'forever'
+  for values, grid in zip(
+    zip(*drawn, strict=True), swarms_config.GRIDS.values(), strict=True
+  ):
+    assert set(values) == set(grid)
+  assert len(set(drawn)) > 30
+  assert drawn[3] == tuple(
+    swarms_config.get_config('model_swarms+draw=3').strategy.options[name]
+    for name in swarms_config.GRIDS
+  )
+  with pytest.raises(ValueError, match="'draw=x'; expected draw= and a number"):
+    swarms_config.get_config('model_swarms+draw=x')
+
+
+def test_the_low_rank_configuration_holds_the_defaults():
+  options = low_rank_config.OPTIONS
+  assert {k: options[k] for k in low_rank_es.DEFAULTS} == low_rank_es.DEFAULTS
+  strategy, plain = (
+    low_rank_es.LowRankES(4, **given) for given in (options, {})
+  )
+  for name in ('members', 'rank', 'mirrored', 'shaping', 'relative_sigma'):
+    assert getattr(strategy, name) == getattr(plain, name)
+
+
+def test_placeholders_nest_and_take_their_type_alone():
+  config = genome_config.get_config()
+  merge = config.strategy.options.merge_parameters
+  assert all(value is None for value in merge.values())
+  merge.density = 0.5
+  with pytest.raises(TypeError):
+    merge.density = 'half'
+  kinds = base_config.placeholders({'a': int, 'b': {'c': float}})
+  assert list(itertools.chain(kinds, kinds['b'])) == ['a', 'b', 'c']

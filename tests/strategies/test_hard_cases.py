@@ -1,0 +1,162 @@
+"""What no search should stumble over, each with its documented outcome.
+
+| case | outcome |
+|---|---|
+| some members fail (NaN) | never the best or the worst; finite proposals |
+| everybody fails | the run goes on, and finds a best as soon as one lives |
+| all fitness equal | the first member stays the best; finite proposals |
+| one expert only | as `ONE_EXPERT` says: a run, or an error that says why |
+| more members than pairs | pairs return with weights of their own |
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.genomes import initial
+from evojax_llm.strategies import presets
+from evojax_llm.strategies import registry
+from tests.strategies import problems
+
+P = 6
+_AS_RELEASED = {
+  'personal': False,
+  'rescore': False,
+  'draws': 'run',
+  'decay': 'member',
+}
+STRATEGIES = {
+  'genome': ('genome', {'merge': 'dare_ties', 'parents': 'universal'}),
+  'genome_plus, growing': ('genome_plus', {'max_population': 9}),
+  'genome_plus, as released': ('genome_plus', _AS_RELEASED),
+  'model_swarms': ('model_swarms', {'restart_after': 2}),
+  'model_swarms, as released': ('model_swarms', {'restart': 'forever'}),
+  'low_rank_es': ('low_rank_es', {}),
+  'SimpleGA': ('SimpleGA', {'sigma': 0.1}),
+  'PSO': ('PSO', {}),
+  'Sep_CMA_ES': ('Sep_CMA_ES', {'sigma': 0.1}),
+}
+
+
+@functools.cache
+def make(row):
+  name, options = STRATEGIES[row]
+  one = jax.tree.map(lambda leaf: leaf[0], problems.population(members=P))
+  return registry.make_strategy(name, P, one, **options)
+
+
+def start(strategy, score):
+  members = problems.population(members=P)
+  return strategy.init(
+    problems.KEY, members, score(members), strategy.default_params
+  )
+
+
+def some_fail(members):
+  first = members['layers']['mlp']['a'][:, 0, 0, 0]
+  return jnp.where(first < 0.0, jnp.nan, problems.cost(members))
+
+
+def all_fail(members):
+  return jnp.full(members['layers']['mlp']['a'].shape[0], jnp.nan)
+
+
+def all_equal(members):
+  return jnp.full(members['layers']['mlp']['a'].shape[0], -0.5)
+
+
+def is_finite(tree):
+  return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('row', STRATEGIES)
+def test_failures_and_draws_of_fitness(row):
+  strategy = make(row)
+
+  first = start(strategy, some_fail)
+  assert 0 < np.isnan(some_fail(problems.population(members=P))).sum() < P
+  best = -np.inf
+  for members, costs, before, after in problems.play(
+    strategy, first, 4, score=some_fail
+  ):
+    assert is_finite(members)
+    living = -costs[np.isfinite(costs)]
+    best = max([best, before.memory.best_fitness, *living])
+    assert float(after.memory.best_fitness) == pytest.approx(best)
+    assert np.isfinite(after.memory.worst_fitness)
+
+  first = start(strategy, all_fail)
+  for members, *_, after in problems.play(strategy, first, 2, score=all_fail):
+    assert is_finite(members) and np.isnan(after.memory.best_fitness)
+  assert np.isfinite(problems.last(strategy, after, 2).memory.best_fitness)
+
+  first = start(strategy, all_equal)
+  for members, *_, after in problems.play(strategy, first, 4, score=all_equal):
+    assert is_finite(members)
+    assert int(after.memory.best_id) == 0 == int(after.memory.worst_id)
+    assert float(after.memory.best_fitness) == 0.5
+
+
+# What each preset's initial population makes of a single expert.
+_PAIRS = 'at least two to make pairs'
+_FEW = "makes 1 members out of 1 experts.*End it with 'extrapolants'"
+ONE_EXPERT = {
+  'genome': None,
+  'genome_plus': None,
+  'genome_as_published': _PAIRS,
+  'genome_as_published_cli': _PAIRS,
+  'genome_plus_as_published': _PAIRS,
+  'genome_plus_as_published_cli': _FEW,
+  'low_rank_es': None,
+  'model_swarms': None,
+  'model_swarms_as_published': "possible parents for 'extrapolants'",
+  'model_swarms_as_published_cli': _FEW,
+  'moco': _FEW,
+}
+
+
+def experts(count):
+  return problems.population(members=count, seed=3)
+
+
+@pytest.mark.parametrize('name', presets.PRESETS)
+def test_one_expert_only(name):
+  preset = presets.PRESETS[name]
+  population_of = functools.partial(
+    initial.make_initial,
+    experts(1),
+    preset.recipe,
+    preset.population_size,
+    problems.KEY,
+  )
+  if ONE_EXPERT[name]:
+    with pytest.raises(ValueError, match=ONE_EXPERT[name]):
+      population_of()
+    return
+  made = population_of()
+  leaf = made.population['layers']['mlp']['b']
+  assert leaf.shape[0] == preset.population_size and is_finite(leaf)
+  # Beyond the expert, members differ from it in their mass.
+  assert len({bytes(np.asarray(row)) for row in leaf}) > 2
+
+
+def test_more_members_than_pairs():
+  # Three experts make three pairs; the as-published presets ask for ten.
+  for name in ('genome_as_published', 'genome_plus_as_published'):
+    preset = presets.PRESETS[name]
+    made = initial.make_initial(
+      experts(3), preset.recipe, preset.population_size, problems.KEY
+    )
+    pairs = [tuple(row.parents) for row in made.rows]
+    assert len(set(pairs)) == 3 and pairs[:3] == pairs[3:6]
+    leaf = made.population['layers']['mlp']['b']
+    assert len({bytes(np.asarray(row)) for row in leaf}) == len(pairs)
+  # The others fill up with points between members that there are.
+  preset = presets.PRESETS['model_swarms_as_published']
+  made = initial.make_initial(
+    experts(3), preset.recipe, preset.population_size, problems.KEY
+  )
+  assert len(made.rows) == preset.population_size
