@@ -275,7 +275,7 @@ def measure(
   """Times every way on one task.
 
   Returns:
-    What `tables.write` takes as one workload: name, sizes, seconds of each
+    What `tables.markdown` takes as one workload: name, sizes, seconds of each
     repeat, tokens, compile seconds and agreement with the peer.
   """
   workload = Workload(base, experts, task, items)
