@@ -29,8 +29,6 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import importlib.util
-import json
-import pathlib
 import shlex
 import statistics
 import sys
@@ -277,7 +275,7 @@ def measure(
   """Times every way on one task.
 
   Returns:
-    What `tables.write` takes as one workload: name, sizes, seconds of each
+    What `tables.markdown` takes as one workload: name, sizes, seconds of each
     repeat, tokens, compile seconds and agreement with the peer.
   """
   workload = Workload(base, experts, task, items)
@@ -369,10 +367,7 @@ def main(argv: list[str]) -> None:
   text = tables.markdown(result)
   print(text)
   if _OUT.value:
-    out = pathlib.Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix('.json').write_text(json.dumps(result, indent=1) + '\n')
-    out.with_suffix('.md').write_text(text)
+    tables.write(result, text, _OUT.value)
 
 
 if __name__ == '__main__':

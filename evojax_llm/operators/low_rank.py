@@ -106,7 +106,7 @@ def perturb(
   def add(index, path, leaf, change):
     length = sigma
     if relative:
-      length = sigma * leaves.root_mean_square(path, leaf)
+      length = sigma * noise.root_mean_square(path, leaf)
     if _is_noise(change):
       change = _product(change.a, change.b)
     new = leaf.astype(jnp.float32) + length * change

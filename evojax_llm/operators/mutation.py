@@ -71,7 +71,7 @@ def gaussian(
       )
     change = sigma * change
     if relative:
-      change = change * leaves.root_mean_square(path, leaf)
+      change = change * noise.root_mean_square(path, leaf)
     old = leaf.astype(jnp.float32)
     new = jnp.where(chosen, old + change, old)
     return noise.cast(new, leaf.dtype, spare, rounding)

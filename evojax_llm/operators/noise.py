@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import tensors
+from evojax_llm.population import leaves
 
 # The largest number below one in f32; the normal numbers end at 5.4 for it.
 _BELOW_ONE = 1.0 - 2.0**-24
@@ -106,6 +108,26 @@ def _normal(word, half):
   place = (signed + jnp.float32(0.5)) / jnp.maximum(half, 1.0)
   place = jnp.clip(place, -_BELOW_ONE, _BELOW_ONE)
   return jnp.float32(math.sqrt(2.0)) * jax.lax.erf_inv(place)
+
+
+def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+  """Root mean square of each matrix of one member's leaf.
+
+  Args:
+    path: where the leaf is.
+    leaf: (L, ...) below 'layers', else (...).
+
+  Returns:
+    f32 that broadcasts against the leaf: (L, 1, ...) or (1, ...).
+  """
+
+  def of_matrix(x):
+    x = x.astype(jnp.float32)
+    (square,) = tensors.sums([x * x])
+    return jnp.sqrt(square / max(x.size, 1)).reshape((1,) * x.ndim)
+
+  layered = leaves.is_layered(path)
+  return (jax.vmap(of_matrix) if layered else of_matrix)(leaf)
 
 
 def cast(

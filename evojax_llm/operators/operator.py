@@ -23,12 +23,14 @@ class Cost:
       a norm. The child is written once.
     words: random words of 32 bits.
     second_only: whether only the factors B of an adapter are touched.
+    other: what takes time beside memory and generator, in words.
   """
 
   group: str
   passes: int = 1
   words: float = 0.0
   second_only: bool = False
+  other: str = 'arithmetic'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -37,6 +37,13 @@ _PASSES = {
   'ramplus': 2,
   'sce': 2,
 }
+# What they do beside reading, drawing and writing.
+_OTHER = {
+  'della': 'sorting every row',
+  'della_linear': 'sorting every row',
+  'arcee_fusion': 'two softmaxes and counting for thresholds',
+}
+_COUNTING = 'counting for thresholds'
 _TRIMMING = ('density', 'select_topk')
 _PEFT = {
   'linear': 'linear',
@@ -88,6 +95,8 @@ def _merge(merge: Merge) -> Operator:
   else:
     group = 'elementwise'
   passes = _PASSES.get(merge.name, 1)
+  other = _COUNTING if group == 'trimming' else 'arithmetic'
+  other = _OTHER.get(merge.name, other)
   peers = {} if merge.name in _OURS else {'mergekit': merge.name}
   if merge.name in _PEFT:
     peers['peft'] = _PEFT[merge.name]
@@ -99,7 +108,7 @@ def _merge(merge: Merge) -> Operator:
     apply,
     merge.source,
     (merge.function.__doc__ or '').split('\n')[0],
-    Cost(group, passes, words),
+    Cost(group, passes, words, other=other),
     merge.parameters,
     merge.options,
     cases=(tried,),
@@ -219,7 +228,7 @@ OPERATORS: tuple[Operator, ...] = (
     _exact_linear,
     'Eckart and Young, 1936',
     'Weighted sum of what adapters change, brought back to their rank.',
-    Cost('algebra'),
+    Cost('algebra', other='decompositions of small matrices'),
     {'weights': Parameter(0.5, -1.0, 2.0, 'of each parent', True)},
     draws=False,
     most=2,
@@ -233,7 +242,7 @@ OPERATORS: tuple[Operator, ...] = (
     _gaussian,
     _GENOME,
     'Adds masked Gaussian noise.',
-    Cost('random', 2, 1.0),
+    Cost('random', 2, 1.0, other='normal numbers of the words'),
     {'sigma': _SIGMA, 'gene_rate': _GENE_RATE},
     _RELATIVE | {'mask': mutation.MASKS} | _ROUNDING,
     cases=(
@@ -251,7 +260,7 @@ OPERATORS: tuple[Operator, ...] = (
     _low_rank,
     'EGGROLL, arXiv 2511.16652',
     'Adds seeded noise of rank r to every matrix.',
-    Cost('elementwise', 2),
+    Cost('elementwise', 2, other='products of factors'),
     {'sigma': _SIGMA},
     {'rank': (1, 2, 4, 8)} | _RELATIVE | _ROUNDING,
     tolerance=1e-5,
@@ -276,7 +285,7 @@ OPERATORS: tuple[Operator, ...] = (
     _swarm,
     f'{_SWARMS}; {_GENOME}',
     'One step by inertia, to the own and the common best, from the worst.',
-    Cost('elementwise'),
+    Cost('elementwise', other='a loop for each of two results'),
     {
       'inertia': Parameter(0.2, 0.0, 1.0, f'weight of the velocity {_PHI}'),
       'cognitive': Parameter(0.2, 0.0, 1.0, 'of the pull to the own best'),

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 LAYERS = 'layers'
 SECOND_FACTOR = 'b'
@@ -79,18 +78,3 @@ def map_indexed(function: Callable[..., Any], genome: Any, *others: Any) -> Any:
     for index, (path, leaf) in enumerate(flat)
   ]
   return jax.tree.unflatten(structure, results)
-
-
-def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-  """Root mean square of each matrix of one member's leaf.
-
-  Args:
-    path: where the leaf is.
-    leaf: (L, ...) below 'layers', else (...).
-
-  Returns:
-    f32 that broadcasts against the leaf: (L, 1, ...) or (1, ...).
-  """
-  axes = tuple(range(1 if is_layered(path) else 0, leaf.ndim))
-  square = jnp.square(leaf.astype(jnp.float32))
-  return jnp.sqrt(jnp.mean(square, axis=axes, keepdims=True))

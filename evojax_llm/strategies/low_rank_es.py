@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from evojax_llm.operators import low_rank
+from evojax_llm.operators import noise
 from evojax_llm.operators import succession
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -298,7 +299,7 @@ class LowRankES(base.Strategy):
   def _scale(self, path, leaf):
     if not self.relative_sigma:
       return jnp.float32(1.0)
-    return leaves.root_mean_square(path, leaf)
+    return noise.root_mean_square(path, leaf)
 
   def _as_member(self, genome, state):
     """In the types of the population."""

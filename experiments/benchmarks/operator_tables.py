@@ -1,8 +1,8 @@
 """Results of benchmark_operators as Markdown, with what was wanted."""
 
-import json
-import pathlib
 import statistics
+
+from experiments.benchmarks import tables
 
 # Share of the limit that is wanted of each group.
 WANTED = {'elementwise': 0.8, 'trimming': 0.25, 'random': 0.8}
@@ -20,31 +20,21 @@ _HEAD = (
   'x mergekit',
   'x PEFT',
   'as wanted',
+  'where the time goes',
 )
-
-
-def write(result: dict, out: str) -> None:
-  """Writes <out>.json and <out>.md."""
-  path = pathlib.Path(out)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.with_name(f'{path.name}.json').write_text(
-    json.dumps(result, indent=1) + '\n'
-  )
-  path.with_name(f'{path.name}.md').write_text(markdown(result))
 
 
 def markdown(result: dict) -> str:
   """The result of benchmark_operators as a Markdown document."""
-  lines = [f'# {result["note"] or "Operators"}', '']
-  machine = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
-  lines += [f'Machine: {machine}.', '']
-  lines += ['```', result['command'], '```', '']
+  lines = tables.heading(result, 'Operators')
   lines += [
     'Wanted of elementwise operators are '
     f'{WANTED["elementwise"]:.0%} of the copy, of those that trim by magnitude '
     f'{WANTED["trimming"]:.0%}, of those that draw {WANTED["random"]:.0%} of '
     "JAX's generator; of all to be no slower than their peer, and of "
-    f'{", ".join(_FAST)} to be {_FACTOR:.0f} times as fast as mergekit.',
+    f'{", ".join(_FAST)} to be {_FACTOR:.0f} times as fast as mergekit. Where '
+    'a row misses this, its time is told apart: what the copy needs for the '
+    'bytes, the generator for the words, and the rest.',
     '',
   ]
   for size in result['sizes']:
@@ -75,7 +65,11 @@ def cells(row: dict, limits: dict) -> list[str]:
   speed, words = row['moved'] / taken, row['words'] / taken
   of_copy = speed / limits[row['copy']]['per_second']
   of_generator = words / limits['generator']['per_second']
-  ratios = {peer: value / taken for peer, value in row['peers'].items()}
+  ratios = {
+    peer: value / taken
+    for peer, value in row['peers'].items()
+    if not isinstance(value, str)
+  }
   missed = misses(row, of_copy, of_generator, ratios)
   return [
     row['name'],
@@ -85,10 +79,28 @@ def cells(row: dict, limits: dict) -> list[str]:
     f'{of_copy:.0%}',
     f'{words / 1e6:.0f}' if words else '',
     f'{of_generator:.0%}' if words else '',
-    f'{ratios["mergekit"]:.1f}' if 'mergekit' in ratios else '',
-    f'{ratios["peft"]:.1f}' if 'peft' in ratios else '',
+    *(_ratio(row['peers'].get(peer), taken) for peer in ('mergekit', 'peft')),
     'no: ' + '; '.join(missed) if missed else 'yes',
+    why(row, of_copy, of_generator) if missed else '',
   ]
+
+
+def _ratio(peer, taken):
+  """Times as fast as the peer, or why that is not known."""
+  if peer is None:
+    return ''
+  return peer if isinstance(peer, str) else f'{peer / taken:.1f}'
+
+
+def why(row: dict, of_copy: float, of_generator: float) -> str:
+  """Where the time of a row goes, in words."""
+  parts = [f'memory {of_copy:.0%}']
+  if of_generator:
+    parts.append(f'generator {of_generator:.0%}')
+  rest = 1.0 - of_copy - of_generator
+  if rest > 0.0:
+    parts.append(f'{row["else"]} {rest:.0%}')
+  return ', '.join(parts)
 
 
 def misses(

@@ -161,12 +161,14 @@ def measure(
   repeats: int,
   peft: bool,
   peer_python: str | None,
+  peer_limit: float,
 ) -> dict:
   """All rows at one size.
 
   Returns:
     What `operator_tables.markdown` takes as one size: name, note, limits,
-    and rows with seconds, moved bytes, words, copy and the peers' seconds.
+    and rows with seconds, moved bytes, words, copy, what else they do, and the
+    peers' seconds, or why there are none.
   """
   size = operator_sizes.SIZES[name]
   cases = [c for c in cases if size.rank or c.operator.cost.group != 'algebra']
@@ -176,7 +178,7 @@ def measure(
   seconds = time_rows([*limits, *rows], repeats)
   del workbench
   peers = operator_peers.seconds(
-    size, cases, peft=peft, peer_python=peer_python
+    size, cases, peft=peft, peer_python=peer_python, limit=peer_limit
   )
   result = {'size': name, 'note': size.note, 'limits': {}, 'rows': []}
   for limit in limits:
@@ -190,6 +192,7 @@ def measure(
       {
         'name': row.name,
         'group': case.operator.cost.group,
+        'else': case.operator.cost.other,
         'seconds': seconds[row.name],
         'moved': row.moved,
         'words': row.words,
@@ -200,14 +203,20 @@ def measure(
   return result
 
 
-def chosen_cases(names: Sequence[str] | None) -> list[operator.Case]:
+def chosen_cases(
+  names: Sequence[str] | None, without: Sequence[str] = ()
+) -> list[operator.Case]:
   """The cases of operators that make genomes.
+
+  Args:
+    names: of operators; None for all.
+    without: names that are left out.
 
   Raises:
     ValueError: if a name is unknown.
   """
   makers = [op for op in table.OPERATORS if op.kind != 'selection']
-  unknown = sorted(set(names or ()) - {op.name for op in makers})
+  unknown = sorted({*(names or ()), *without} - {op.name for op in makers})
   if unknown:
     raise ValueError(
       f'Got operators {unknown}; expected some of {[op.name for op in makers]}.'
@@ -215,5 +224,6 @@ def chosen_cases(names: Sequence[str] | None) -> list[operator.Case]:
   return [
     case
     for case in operator.cases(tuple(makers))
-    if not names or case.operator.name in names
+    if (not names or case.operator.name in names)
+    and case.operator.name not in without
   ]

@@ -49,14 +49,40 @@ def _memory() -> str:
   return f'{size / 2**30:.0f} GiB'
 
 
-def write(result: dict, out: str) -> None:
-  """Writes <out>.json and <out>.md."""
+def write(result: dict, text: str, out: str) -> None:
+  """Writes <out>.json and <out>.md.
+
+  Args:
+    result: what was measured.
+    text: the same as Markdown.
+    out: path without an ending; its folder is made.
+  """
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.with_name(f'{path.name}.json').write_text(
     json.dumps(result, indent=1) + '\n'
   )
-  path.with_name(f'{path.name}.md').write_text(markdown(result))
+  path.with_name(f'{path.name}.md').write_text(text)
+
+
+def heading(result: dict, title: str) -> list[str]:
+  """The first lines of a table: what of, on what machine, by what command.
+
+  Args:
+    result: note, machine and command.
+    title: where the note is empty.
+  """
+  machine_text = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
+  return [
+    f'# {result["note"] or title}',
+    '',
+    f'Machine: {machine_text}.',
+    '',
+    '```',
+    result['command'],
+    '```',
+    '',
+  ]
 
 
 def markdown(result: dict) -> str:
@@ -66,10 +92,7 @@ def markdown(result: dict) -> str:
     result: note, machine, command and workloads, as `benchmark_fitness` makes
       it.
   """
-  lines = [f'# {result["note"] or "Scoring a population"}', '']
-  machine_text = ', '.join(f'{k} {v}' for k, v in result['machine'].items())
-  lines += [f'Machine: {machine_text}.', '']
-  lines += ['```', result['command'], '```', '']
+  lines = heading(result, 'Scoring a population')
   for workload in result['workloads']:
     lines += _workload(workload)
   return '\n'.join(lines)

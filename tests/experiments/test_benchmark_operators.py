@@ -19,7 +19,7 @@ HAS_PEFT = all(map(importlib.util.find_spec, ('torch', 'peft')))
 def test_operators_are_timed_in_place_and_elsewhere():
   cases = operator_timing.chosen_cases(['linear', 'gaussian', 'swarm'])
   result = operator_timing.measure(
-    'tiny', cases, repeats=2, peft=HAS_PEFT, peer_python=None
+    'tiny', cases, repeats=2, peft=HAS_PEFT, peer_python=None, peer_limit=60.0
   )
   rows = {row['name']: row for row in result['rows']}
   size = operator_sizes.SIZES['tiny']
@@ -49,6 +49,7 @@ def test_table_says_what_is_missed():
   row = {
     'name': 'ties-density=0.5',
     'group': 'trimming',
+    'else': 'counting',
     'seconds': [1.0, 2.0, 9.0],
     'moved': 4e9,
     'words': 0.0,
@@ -57,13 +58,20 @@ def test_table_says_what_is_missed():
   }
   cells = operator_tables.cells(row, limits)
   assert cells[:5] == ['ties-density=0.5', '2000.0', '4.00', '2.0', '50%']
-  assert cells[-3:] == ['3.5', '0.5', 'no: 0.5 of 1 times peft']
+  assert cells[-4:] == [
+    '3.5',
+    '0.5',
+    'no: 0.5 of 1 times peft',
+    'memory 50%, counting 50%',
+  ]
   row |= {'group': 'random', 'words': 1.4e8, 'peers': {'mergekit': 5.0}}
-  assert operator_tables.cells(row, limits)[-1] == (
-    'no: 70% of 80%; 2.5 of 3 times mergekit'
-  )
-  row |= {'words': 1.8e8, 'peers': {}}
-  assert operator_tables.cells(row, limits)[-1] == 'yes'
+  assert operator_tables.cells(row, limits)[-2:] == [
+    'no: 70% of 80%; 2.5 of 3 times mergekit',
+    'memory 50%, generator 70%',
+  ]
+  row |= {'words': 1.8e8, 'peers': {'mergekit': 'over 60 s'}}
+  cells = operator_tables.cells(row, limits)
+  assert cells[-4:] == ['over 60 s', '', 'yes', '']
 
 
 def test_sizes_are_those_of_gemma_2_2b():
@@ -86,28 +94,41 @@ def test_what_scales_the_mass_touches_b_alone_where_there_is_one():
     assert touched / whole == pytest.approx(share)
 
 
-def test_mergekit_is_asked_for_every_matrix(tmp_path):
+ANSWERS = """#!{python}
+import json, pathlib, sys, time
+given = json.loads((pathlib.Path(sys.argv[-1]) / 'cases.json').read_text())
+print('ready', flush=True)
+for case in given['cases']:
+  known = case['models'] + ([case['base']] if 'base' in case else [])
+  assert set(known) <= set(given['random']), case
+  if case['method'] == 'ties':
+    time.sleep(60)
+  if case['method'] == 'karcher':
+    raise ValueError('as asked')
+  print('taken 2.0', case['name'], flush=True)
+"""
+
+
+def test_mergekit_is_asked_for_every_shape_and_a_hanging_one_loses_its_row(
+  tmp_path,
+):
   """A python that answers as third_party/mergekit/merge.py would."""
   python = tmp_path / 'python'
-  python.write_text(
-    f'#!{sys.executable}\n'
-    'import json, pathlib, sys\n'
-    'folder = pathlib.Path(sys.argv[2])\n'
-    "given = json.loads((folder / 'cases.json').read_text())\n"
-    "for case in given['cases']:\n"
-    "  known = case['models'] + ([case['base']] if 'base' in case else [])\n"
-    "  assert set(known) <= set(given['random']), case\n"
-    "taken = {case['name']: 2.0 for case in given['cases']}\n"
-    "(folder / 'seconds.json').write_text(json.dumps(taken))\n"
-  )
+  python.write_text(ANSWERS.format(python=sys.executable))
   python.chmod(0o755)
-  size = operator_sizes.Size('', 1, 1, {'q': (4, 3), 'k': (4, 2)}, 0, 4, 4)
-  cases = operator_timing.chosen_cases(['linear', 'slerp', 'ties', 'scale'])
+  matrices = {'q': (4, 3), 'k': (4, 2), 'v': (4, 2)}
+  size = operator_sizes.Size('', 1, 1, matrices, 0, 4, 4)
+  names = ['linear', 'ties', 'karcher', 'slerp', 'scale']
   found = operator_peers.seconds(
-    size, cases, peft=False, peer_python=str(python)
+    size,
+    operator_timing.chosen_cases(names),
+    peft=False,
+    peer_python=str(python),
+    limit=0.5,
   )
-  assert found['ties-density=0.5'] == {'mergekit': 4.0}
-  assert found['slerp'] == {'mergekit': 4.0} and found['scale'] == {}
+  assert found['linear'] == found['slerp'] == {'mergekit': 6.0}
+  assert found['ties-density=0.5'] == {'mergekit': 'over 0.5 s'}
+  assert found['karcher'] == {'mergekit': 'failed'} and found['scale'] == {}
 
 
 def test_an_unknown_operator_is_refused():

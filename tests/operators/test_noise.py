@@ -115,3 +115,16 @@ def test_wrong_requests_are_refused():
     noise.cast(value, jnp.bfloat16, word, 'up')
   with pytest.raises(ValueError, match='float16'):
     noise.cast(value, jnp.float16, word, 'stochastic')
+
+
+def test_root_mean_square_is_of_each_matrix():
+  genome = {
+    'layers': {'a': jnp.full((2, 4, 3), 2.0).at[1].set(5.0)},
+    'x': jnp.asarray(-3.0),
+  }
+  flat = jax.tree_util.tree_flatten_with_path(genome)[0]
+  (path, leaf), (scalar_path, scalar) = flat
+  rms = noise.root_mean_square(path, leaf.astype(jnp.bfloat16))
+  assert rms.shape == (2, 1, 1) and rms.dtype == jnp.float32
+  np.testing.assert_allclose(rms.ravel(), [2.0, 5.0])
+  assert float(noise.root_mean_square(scalar_path, scalar)) == 3.0

@@ -68,6 +68,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--repeats', type=int, default=1)
+  parser.add_argument(
+    '--enough', type=float, default=float('inf'), help='seconds of repeats'
+  )
   parser.add_argument('--threads', type=int, default=None)
   parser.add_argument(
     '--discard', action='store_true', help='write the seconds only'
@@ -84,14 +87,16 @@ def main() -> None:
     with np.load(folder / 'tensors.npz') as file:
       tensors |= {name: torch.from_numpy(file[name]) for name in file}
   results, seconds = {}, {}
+  print('ready', flush=True)
   with torch.no_grad():
     for case in given['cases']:
-      best = float('inf')
-      for _ in range(arguments.repeats):
+      taken = []
+      while len(taken) < arguments.repeats and sum(taken) < arguments.enough:
         start = time.perf_counter()
         result = _merge(case, tensors)
-        best = min(best, time.perf_counter() - start)
-      seconds[case['name']] = best
+        taken.append(time.perf_counter() - start)
+      seconds[case['name']] = min(taken)
+      print(f'taken {min(taken)} {case["name"]}', flush=True)
       if not arguments.discard:
         results[case['name']] = result.float().numpy()
   if not arguments.discard:

@@ -4,6 +4,7 @@ None has weights of its own: the deltas themselves decide.
 """
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import tensors
@@ -34,11 +35,15 @@ def sce(
   mean = tensors.total(deltas) / len(deltas)
   squares = [jnp.square(delta - mean) for delta in deltas]
   variance = tensors.total(squares) / len(deltas)
-  (varying,) = tensors.counts([variance > 0.0])
-  cut = thresholds.top(variance, thresholds.share(share, varying))
+  # Stored: it is read in every pass, and made of all parents.
+  stored = lax.optimization_barrier(variance)
+  (varying,) = tensors.counts([stored > 0.0])
+  rank = thresholds.share(share, varying)
+  ((cut,),) = thresholds.top(lambda x: [x], [stored], [[rank]])
   chosen = thresholds.inside(variance, cut) | (share >= 1.0)
   deltas = [jnp.where(chosen, delta, 0.0) for delta in deltas]
-  energy = [jnp.mean(jnp.square(delta)) for delta in deltas]
+  squares = tensors.sums([jnp.square(delta) for delta in deltas])
+  energy = [square / base.size for square in squares]
   energies = tensors.total(energy)
   small = energies < 1e-6
   weights = [
@@ -147,15 +152,13 @@ def model_stock(
   along = {'tensor': None, 'row': axis}[span]
   k = len(deltas)
 
-  def inner(x, y):
-    return jnp.sum(x * y, axis=along, keepdims=along is not None)
-
-  norms = [jnp.sqrt(inner(delta, delta)) for delta in deltas]
+  inner = tensors.inner_products(deltas, along)
+  norms = [jnp.sqrt(inner[i][i]) for i in range(k)]
   cosines = []
   for i in range(k):
     for j in range(i + 1, k):
       lengths = jnp.maximum(norms[i] * norms[j], 1e-6)
-      cosine = inner(deltas[i], deltas[j]) / lengths
+      cosine = inner[i][j] / lengths
       cosines.append(jnp.clip(cosine, -1.0, 1.0))
   cosine = tensors.total(cosines) / len(cosines)
   if negative == 'base':

@@ -1,6 +1,7 @@
 """Merges of a base with one other model: nearswap and arcee_fusion."""
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import tensors
@@ -58,16 +59,26 @@ def importance(x: jax.Array, base: jax.Array, axis: int) -> jax.Array:
   x, base = x.astype(jnp.float32), base.astype(jnp.float32)
   if not x.ndim:
     return jnp.zeros((), jnp.float32)
-  p, q = (jax.nn.softmax(z, axis=axis) + 1e-8 for z in (x, base))
-  divergence = jnp.sum(p * jnp.log(p / q), axis=axis, keepdims=True)
   # Rounding takes equal rows below zero.
-  return jnp.abs(x - base) * jnp.maximum(divergence, 0.0)
+  return jnp.abs(x - base) * jnp.maximum(_divergence(x, base, axis), 0.0)
+
+
+def _divergence(x, base, axis):
+  """KL(softmax x || softmax base) of each row, its axis kept."""
+  # Rows are laid side by side first: along another axis each element would be
+  # fetched with its neighbours, and they be gone when their turn comes. And the
+  # result is stored, or a row would be summed anew for each of its elements.
+  rows = tuple(jnp.moveaxis(z, axis, -1) for z in (x, base))
+  p, q = (
+    jax.nn.softmax(z, axis=-1) + 1e-8 for z in lax.optimization_barrier(rows)
+  )
+  divergence = jnp.sum(p * jnp.log(p / q), axis=-1, keepdims=True)
+  return lax.optimization_barrier(jnp.moveaxis(divergence, -1, axis))
 
 
 def outlying(score: jax.Array) -> jax.Array:
   """Median + 1.5 (q3 - q1) of scores (...) that are not negative, () f32."""
   last = score.size - 1
   ranks = [score.size - quarter * last // 4 for quarter in (1, 2, 3)]
-  find = jax.vmap(thresholds.kth_largest, in_axes=(None, 0))
-  low, middle, high = find(score, jnp.asarray(ranks, jnp.int32))
+  low, middle, high = thresholds.kth_largest(score, ranks)
   return middle + 1.5 * (high - low)

@@ -24,12 +24,7 @@ def _angle_weights(cosine, t, is_linear):
 
 def _cosine(x, y, axis=None, least=1e-8):
   """Cosine of two tensors; a length not above `least` counts as one."""
-  if axis is None:
-    (xx, xy), (_, yy) = tensors.inner_products([x, y])
-  else:
-    xx, xy, yy = (
-      jnp.sum(z, axis=axis, keepdims=True) for z in (x * x, x * y, y * y)
-    )
+  (xx, xy), (_, yy) = tensors.inner_products([x, y], axis)
   lengths = [tensors.divisor(jnp.sqrt(s), least) for s in (xx, yy)]
   return xy / (lengths[0] * lengths[1])
 

@@ -43,10 +43,8 @@ def split_slerp_whole(
   leaves, structure = jax.tree.flatten(parents)
   t, split = jnp.float32(t), jnp.float32(split)
   pairs = [tensors.unstacked(leaf) for leaf in leaves]
-  xx, yy, xy = (
-    tensors.total([jnp.sum(pair[i] * pair[j]) for pair in pairs])
-    for i, j in ((0, 0), (1, 1), (0, 1))
-  )
+  found = [tensors.sums([x * x, x * y, y * y]) for x, y in pairs]
+  xx, xy, yy = map(tensors.total, zip(*found, strict=True))
   lengths = tensors.divisor(jnp.sqrt(xx)) * tensors.divisor(jnp.sqrt(yy))
   angle = jnp.arccos(jnp.clip(xy / lengths, -1.0, 1.0))
   sine = jnp.sin(angle)

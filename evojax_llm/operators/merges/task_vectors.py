@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import sparsify
 from evojax_llm.operators.merges import tensors
 
-NORMALIZATIONS = ('weights', 'count', 'none')
 ELECTIONS = ('weighted', 'unweighted', 'frequency')
 
 
@@ -81,9 +80,7 @@ def ties(
   election='weighted',
 ):
   """The largest of each delta, with sign election (arXiv 2306.01708)."""
-  deltas = tensors.deltas(parents, base)
-  density = tensors.each(density, len(deltas))
-  deltas = sparsify.magnitude(deltas, density, rescale=rescale)
+  deltas = sparsify.magnitude(parents, base, density, rescale=rescale)
   return _elected(base, deltas, weights, lambda_, normalize, election)
 
 
@@ -98,16 +95,8 @@ def magnitude_linear(
   normalize='none',
 ):
   """The largest of each delta, summed (PEFT's magnitude_prune)."""
-  deltas = tensors.deltas(parents, base)
-  density = tensors.each(density, len(deltas))
-  deltas = sparsify.magnitude(deltas, density, rescale=rescale)
+  deltas = sparsify.magnitude(parents, base, density, rescale=rescale)
   return _summed(base, deltas, weights, lambda_, normalize)
-
-
-def _dropped(parents, base, key, density, rescale):
-  deltas = tensors.deltas(parents, base)
-  density = tensors.each(density, len(deltas))
-  return sparsify.bernoulli(deltas, density, key, rescale=rescale)
 
 
 def dare_linear(
@@ -122,7 +111,7 @@ def dare_linear(
   normalize='none',
 ):
   """Random elements of each delta, summed (arXiv 2311.03099)."""
-  deltas = _dropped(parents, base, key, density, rescale)
+  deltas = sparsify.bernoulli(parents, base, density, key, rescale=rescale)
   return _summed(base, deltas, weights, lambda_, normalize)
 
 
@@ -139,17 +128,8 @@ def dare_ties(
   election='weighted',
 ):
   """Random elements of each delta, with sign election (arXiv 2311.03099)."""
-  deltas = _dropped(parents, base, key, density, rescale)
+  deltas = sparsify.bernoulli(parents, base, density, key, rescale=rescale)
   return _elected(base, deltas, weights, lambda_, normalize, election)
-
-
-def _ranked(parents, base, key, density, epsilon, rescale, axis):
-  deltas = tensors.deltas(parents, base)
-  density = tensors.each(density, len(deltas))
-  epsilon = tensors.each(epsilon, len(deltas))
-  return sparsify.by_rank(
-    deltas, density, epsilon, key, axis=axis, rescale=rescale
-  )
 
 
 def della_linear(
@@ -166,7 +146,9 @@ def della_linear(
   normalize='none',
 ):
   """Elements drawn by rank within their row, summed (arXiv 2406.11617)."""
-  deltas = _ranked(parents, base, key, density, epsilon, rescale, axis)
+  deltas = sparsify.by_rank(
+    parents, base, density, epsilon, key, axis=axis, rescale=rescale
+  )
   return _summed(base, deltas, weights, lambda_, normalize)
 
 
@@ -185,15 +167,10 @@ def della(
   election='weighted',
 ):
   """Elements drawn by rank, with sign election (arXiv 2406.11617)."""
-  deltas = _ranked(parents, base, key, density, epsilon, rescale, axis)
+  deltas = sparsify.by_rank(
+    parents, base, density, epsilon, key, axis=axis, rescale=rescale
+  )
   return _elected(base, deltas, weights, lambda_, normalize, election)
-
-
-def _trimmed(parents, base, density, gamma, rescale):
-  deltas = tensors.deltas(parents, base)
-  density = tensors.each(density, len(deltas))
-  gamma = tensors.each(gamma, len(deltas))
-  return sparsify.middle(deltas, density, gamma, rescale=rescale)
 
 
 def breadcrumbs(
@@ -208,7 +185,7 @@ def breadcrumbs(
   normalize='none',
 ):
   """Neither the largest nor the smallest, summed (arXiv 2312.06795)."""
-  deltas = _trimmed(parents, base, density, gamma, rescale)
+  deltas = sparsify.middle(parents, base, density, gamma, rescale=rescale)
   return _summed(base, deltas, weights, lambda_, normalize)
 
 
@@ -225,5 +202,5 @@ def breadcrumbs_ties(
   election='weighted',
 ):
   """As `breadcrumbs`, with sign election."""
-  deltas = _trimmed(parents, base, density, gamma, rescale)
+  deltas = sparsify.middle(parents, base, density, gamma, rescale=rescale)
   return _elected(base, deltas, weights, lambda_, normalize, election)

@@ -5,11 +5,16 @@ over the parents' axis, so that a compiler makes one loop of it and stores
 nothing in between.
 """
 
+import math
+
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-_CHUNK = 32
+# Numbers that one reduction adds one after the other. Floats keep more digits
+# in short rows; rows that are longer store less.
+_FLOATS = 16
+_INTEGERS = 512
 
 
 def unstacked(parents: jax.Array) -> list[jax.Array]:
@@ -53,27 +58,31 @@ def divisor(value: jax.Array, least: float = 0.0) -> jax.Array:
 
 def sums(terms: list[jax.Array]) -> list[jax.Array]:
   """The sum of each of m arrays of one shape, in one pass."""
-  return _sums([_chunked(term) for term in terms])
+  return _sums(terms, _FLOATS)
 
 
 def counts(masks: list[jax.Array]) -> jax.Array:
   """How many are true in each of m masks, (m,) i32, in one pass."""
-  return jnp.stack(_sums([mask.astype(jnp.int32) for mask in masks]))
+  return jnp.stack(_sums([mask.astype(jnp.int32) for mask in masks], _INTEGERS))
 
 
-def _chunked(x):
-  """(..., n) as (..., n / _CHUNK, _CHUNK), where n can be divided so.
-
-  Floats are added one after the other: short rows keep more digits, and many
-  of them wait less for each other.
-  """
-  if not x.ndim or x.shape[-1] % _CHUNK:
-    return x
-  return x.reshape(*x.shape[:-1], -1, _CHUNK)
+def row_counts(masks: list[jax.Array], row: int) -> jax.Array:
+  """As `counts`, by rows of the flattened masks: (m, size / row) i32."""
+  rows = [mask.astype(jnp.int32).reshape(-1, row) for mask in masks]
+  return jnp.stack(_added(rows))
 
 
-def _sums(terms):
-  """The sum of each, by one reduction of two operands or more.
+def _sums(terms, row):
+  """Sums of rows, of rows of these sums, and so on."""
+  terms = [term.reshape(-1) for term in terms]
+  while (length := math.gcd(terms[0].size, row)) > 1:
+    terms = _added([term.reshape(-1, length) for term in terms])
+    row = _INTEGERS
+  return [term[0] for term in _added([term.reshape(1, -1) for term in terms])]
+
+
+def _added(terms):
+  """The sums of the rows of each, by one reduction of two operands or more.
 
   A reduction of one operand is rewritten for a CPU into windows, and its
   operand stored for them; so a single one has noughts at its side.
@@ -82,20 +91,28 @@ def _sums(terms):
   if len(several) == 1:
     several.append(jnp.zeros_like(several[0]))
   zeros = tuple(jnp.zeros((), term.dtype) for term in several)
-  last = (several[0].ndim - 1,) if several[0].ndim else ()
 
   def add(left, right):
     return tuple(x + y for x, y in zip(left, right, strict=True))
 
   # Held back, or the sum of noughts is dropped, and one operand is left.
-  rows = lax.optimization_barrier(lax.reduce(tuple(several), zeros, add, last))
-  return [jnp.sum(row) for row in rows[: len(terms)]]
+  rows = lax.optimization_barrier(lax.reduce(tuple(several), zeros, add, (1,)))
+  return list(rows[: len(terms)])
 
 
-def inner_products(vectors: list[jax.Array]) -> list[list[jax.Array]]:
-  """Of each of k arrays with each, over all elements, in one pass."""
+def inner_products(
+  vectors: list[jax.Array], axis: int | None = None
+) -> list[list[jax.Array]]:
+  """Of each of k arrays with each, in one pass.
+
+  Over all elements, or along an axis, which is kept.
+  """
   k = len(vectors)
   pairs = [(i, j) for i in range(k) for j in range(i, k)]
-  found = sums([vectors[i] * vectors[j] for i, j in pairs])
+  terms = [vectors[i] * vectors[j] for i, j in pairs]
+  if axis is None:
+    found = sums(terms)
+  else:
+    found = [jnp.sum(term, axis=axis, keepdims=True) for term in terms]
   products = dict(zip(pairs, found, strict=True))
   return [[products[min(i, j), max(i, j)] for j in range(k)] for i in range(k)]

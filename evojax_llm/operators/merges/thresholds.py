@@ -1,18 +1,20 @@
 """The k largest of a tensor by a few counting passes, without a sort.
 
-A float that is not negative orders as its bits do, so the search is over
-integers: a sorted sample brackets the k-th largest, and each pass counts at
-the threshold where linear interpolation expects it. An interpolation that is m
-elements off leaves the next one about the root of m off, so that it ends, as
-soon as a threshold leaves k elements, after about six passes over millions.
-Where values are so uneven that it does not, every other pass halves what is
-left: 70 are the most.
+A float that is not negative orders as its bits do, so the search is one over
+whole numbers (see `brackets`). All searches in the tensors of one merge share
+their passes, and the tensors are computed in the loops that count. Of millions
+of elements
+
+  a sample tells where to begin,
+  two passes leave some dozen candidates,
+  one more finds their rows, and the rest is done on these.
 
 Of equal values at the threshold those of lowest index are kept, so that
 exactly k are.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
@@ -20,11 +22,18 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import brackets
 from evojax_llm.operators.merges import draws
 from evojax_llm.operators.merges import tensors
 
-SAMPLE = 8192
-_TRUSTED = 8  # passes that interpolate before every other one halves.
+# A sample has one block, of a cache line, of every `_STRIDE` or more.
+SAMPLE = 1 << 18
+_BLOCK = 16
+_STRIDE = 16
+# From so many elements on, candidates are looked at in their rows.
+LARGE = 1 << 20
+_ROW = 512
+_CANDIDATES = 128
 _TOP = 0x7FFFFFFF
 
 
@@ -39,15 +48,6 @@ class Cut(NamedTuple):
 
   value: jax.Array
   rest: jax.Array
-
-
-class _Bracket(NamedTuple):
-  """low has at least k elements at or above it, high has fewer."""
-
-  low: jax.Array
-  low_count: jax.Array
-  high: jax.Array
-  high_count: jax.Array
 
 
 def _bits(values):
@@ -71,37 +71,37 @@ def at_least_one(density: jax.Array, count: int) -> jax.Array:
   return jnp.where(density > 0.0, jnp.maximum(share(density, count), 1), 0)
 
 
-def top(values: jax.Array, k: jax.Array) -> Cut:
-  """Finds where the k largest by size of a tensor end.
+def top(
+  of: Callable[..., list[jax.Array]],
+  inputs: Sequence[jax.Array],
+  ranks: Sequence[Sequence[jax.Array]],
+) -> list[list[Cut]]:
+  """Finds where the k largest by size end, of several tensors and k.
 
   Args:
-    values: f32, any shape.
-    k: () i32 in [0, size].
+    of: gives the tensors, f32, from the inputs, element by element.
+    inputs: of one shape, which the tensors have as well.
+    ranks: for each tensor some k, () i32 in [0, size].
 
   Returns:
-    The cut; `inside` tells the k elements.
+    For each tensor the cut of each k; `inside` tells the k elements.
   """
-  size = values.size
-
-  def count(at):
-    return _count(_bits(_held(at, values)), at)
-
-  bracket = _Bracket(*map(jnp.int32, (0, size, _TOP, 0)))
-  bracket = _narrow(bracket, k, _sampled(values, k), count)
-  bracket = _search(bracket, k, count)
+  everywhere = _Everywhere(of, inputs, ranks)
+  k = jnp.stack([k for some in ranks for k in some])
+  bracket, nearby = _find(everywhere, k, exact=False)
   # Equal values are told apart by what is left of the tensor after them.
-  ties = bracket.low_count - bracket.high_count
+  ties = bracket.within
   wanted = jnp.where(bracket.low_count == k, ties, k - bracket.high_count)
-
-  def count_early(rests):
-    held, one = _held(rests, values, jnp.int32(1))
-    rest = size - _places(values.shape, one)
-    early = jnp.where(_bits(held) == bracket.low, rest, 0)
-    return _count(early, rests)
-
-  early = _Bracket(jnp.int32(1), ties, jnp.int32(size + 1), jnp.int32(0))
-  rest = _search(early, wanted, count_early).low
-  return Cut(jnp.where(k > 0, bracket.low, _TOP), jnp.where(k > 0, rest, _TOP))
+  wanted = jnp.where(k > 0, wanted, 0)
+  early = brackets.start(k, 1, ties, everywhere.size + 1)
+  if nearby is not None:
+    count = nearby.count_rests(bracket.low)
+    early = brackets.search(early, wanted, count, where=nearby.complete)
+  early = brackets.search(early, wanted, everywhere.count_rests(bracket.low))
+  values = jnp.where(k > 0, bracket.low, _TOP)
+  rests = jnp.where(k > 0, early.low, _TOP)
+  cuts = map(Cut, values, rests)
+  return [[next(cuts) for _ in some] for some in ranks]
 
 
 def inside(values: jax.Array, cut: Cut) -> jax.Array:
@@ -112,20 +112,158 @@ def inside(values: jax.Array, cut: Cut) -> jax.Array:
   return (bits > cut.value) | tied
 
 
-def kth_largest(values: jax.Array, k: jax.Array) -> jax.Array:
-  """The k-th largest size, () f32; k in [1, size]."""
-  bits = _bits(values)
-  last = jnp.min(jnp.where(bits >= top(values, k).value, bits, _TOP))
-  return lax.bitcast_convert_type(last, jnp.float32)
+def kth_largest(
+  values: jax.Array, ranks: Sequence[jax.Array | int]
+) -> list[jax.Array]:
+  """The k-th largest sizes of (...) f32 for some k in [1, size]; () f32."""
+  k = jnp.stack([jnp.asarray(rank, jnp.int32) for rank in ranks])
+  everywhere = _Everywhere(lambda x: [x], [values], [list(k)])
+  bracket, _ = _find(everywhere, k, exact=True)
+  return list(lax.bitcast_convert_type(bracket.low, jnp.float32))
 
 
-def _held(at, *values):
+class _Everywhere:
+  """All elements of the tensors, computed anew in each loop that counts."""
+
+  def __init__(self, of, inputs, ranks):
+    self._of = of
+    # Stored as they are, if somebody computes them: each is read in every pass.
+    self._inputs = list(lax.optimization_barrier(tuple(inputs)))
+    self._owners = [i for i, some in enumerate(ranks) for _ in some]
+    self._shape = self._inputs[0].shape
+    self.size = self._inputs[0].size
+
+  def count(self, at):
+    """How many elements are at or above each of (s, m) thresholds."""
+    return _count(self._bits(_held(at, self._inputs)), at)
+
+  def count_rests(self, value):
+    """Counts those equal to `value` by what is left of the tensor."""
+
+    def count(at):
+      inputs, one = _held(at, (self._inputs, jnp.int32(1)))
+      rest = self.size - _places(self._shape, one)
+      return _count_equal(self._bits(inputs), value, [rest] * len(value), at)
+
+    return count
+
+  def sample(self):
+    """The bits of blocks of elements, or None if there are too few."""
+    stride = self.size // SAMPLE * _BLOCK
+    stride = max(stride, _BLOCK * _STRIDE)
+    blocks = self.size // stride
+    if blocks < _BLOCK:
+      return None
+
+    def blocked(x):
+      return x.reshape(-1)[: blocks * stride].reshape(blocks, -1)[:, :_BLOCK]
+
+    return self._bits([blocked(x) for x in self._inputs])
+
+  def near(self, bracket):
+    """The rows that hold what is in the bracket."""
+    inputs = _held(bracket.low, self._inputs)
+    masks = [
+      (bits >= low) & (bits < high)
+      for bits, low, high in zip(
+        self._bits(inputs), bracket.low, bracket.high, strict=True
+      )
+    ]
+    found = tensors.row_counts(masks, _ROW) > 0
+    order = jnp.cumsum(found, axis=1, dtype=jnp.int32)
+    nth = jnp.arange(1, _CANDIDATES + 1, dtype=jnp.int32)
+    rows = jax.vmap(lambda x: jnp.searchsorted(x, nth))(order)
+    # Of fewer rows with candidates the others are none.
+    there = nth <= order[:, -1:]
+    bits = [
+      self._bits([x.reshape(-1, _ROW)[row] for x in self._inputs])[i]
+      for i, row in enumerate(rows)
+    ]
+    bits = [
+      jnp.where(mask[:, None] & (x >= low) & (x < high), x, -1)
+      for mask, x, low, high in zip(
+        there, bits, bracket.low, bracket.high, strict=True
+      )
+    ]
+    place = rows[..., None] * _ROW + jnp.arange(_ROW, dtype=jnp.int32)
+    return _Nearby(bits, list(self.size - place), bracket)
+
+  def _bits(self, inputs):
+    """What is counted for each search."""
+    bits = [_bits(tensor) for tensor in self._of(*inputs)]
+    return [bits[owner] for owner in self._owners]
+
+
+class _Nearby:
+  """The rows with the elements of a bracket; others have bits of -1.
+
+  Attributes:
+    complete: (s,) bool, whether no element of the bracket is missing.
+  """
+
+  def __init__(self, bits, rests, bracket):
+    self._bits = bits
+    self._rests = rests
+    self._above = bracket.high_count
+    self.complete = bracket.within <= _CANDIDATES
+
+  def count(self, at):
+    """As that of all elements, for thresholds in the bracket."""
+    return self._above[:, None] + _count(self._bits, at)
+
+  def count_rests(self, value):
+    """As that of all elements, for values in the bracket."""
+    return lambda at: _count_equal(self._bits, value, self._rests, at)
+
+
+def _find(everywhere, k, exact):
+  """The bracket of each k, and the elements near it if they are few of many."""
+  bracket = brackets.start(k, 0, everywhere.size, _TOP)
+  sample = everywhere.sample()
+  if sample is not None:
+    at = _sampled(sample, k, everywhere.size)
+    bracket = brackets.narrow(bracket, k, at, everywhere.count(at))
+  large = everywhere.size >= LARGE and not everywhere.size % _ROW
+  bracket = brackets.search(
+    bracket,
+    k,
+    everywhere.count,
+    enough=_CANDIDATES if large else 0,
+    exact=exact,
+  )
+  if not large:
+    return bracket, None
+  near = everywhere.near(bracket)
+  bracket = brackets.search(
+    bracket, k, near.count, exact=exact, where=near.complete
+  )
+  return bracket, near
+
+
+def _sampled(sample, k, size):
+  """Thresholds (s, m) about the k-th largest of all, from a sample's bits."""
+  count = sample[0].size
+  rank = jnp.clip(k.astype(jnp.float32) * (count / size), 1.0, count - 1.0)
+  # Deviation of the rank, in the sample, of what has this rank in all.
+  deviation = jnp.sqrt(rank * (1.0 - rank / count)) + 0.5
+  largest = jnp.stack([jnp.max(bits) for bits in sample])
+  high = jnp.minimum(largest, _TOP - 1) + 1
+  rank = jnp.round(rank).astype(jnp.int32)
+  bracket = brackets.search(
+    brackets.start(k, 0, count, high),
+    rank,
+    lambda at: _count(sample, at),
+    enough=2 * math.isqrt(count),
+  )
+  return brackets.around(bracket, rank, deviation)
+
+
+def _held(at, values):
   """The values, held back from being hoisted out of the loop that sets `at`.
 
   What is hoisted is computed even if the loop never runs, and stored.
   """
-  _, *held = lax.optimization_barrier((at, *values))
-  return held if len(held) > 1 else held[0]
+  return lax.optimization_barrier((at, values))[1]
 
 
 def _places(shape, one):
@@ -137,60 +275,16 @@ def _places(shape, one):
   return place
 
 
-def _count(values, thresholds):
-  """(m,) i32: how many values are at or above each of (m,) thresholds."""
-  return tensors.counts([values >= t for t in thresholds])
+def _count(numbers, at):
+  """(s, m) i32: how many of each are at or above its (s, m) thresholds."""
+  masks = [x >= t for x, row in zip(numbers, at, strict=True) for t in row]
+  return tensors.counts(masks).reshape(at.shape)
 
 
-def _sampled(values, k):
-  """(m,) thresholds around the k-th largest, from a sorted sample."""
-  flat = values.reshape(-1)
-  stride = -(-flat.size // SAMPLE)
-  sample = jnp.sort(_bits(flat[::stride]))
-  size = sample.size
-  # Standard deviations of a sampled rank; none where all is sampled.
-  spread = jnp.asarray([-4.0, 4.0]) if stride > 1 else jnp.zeros(2)
-  place = size - k.astype(jnp.float32) * (size / flat.size)
-  index = jnp.floor(place + spread * (0.5 * size**0.5)).astype(jnp.int32)
-  # One more above, so that a k-th largest that is sampled is bracketed.
-  return sample[jnp.clip(index, 0, size - 1)] + jnp.asarray([0, 1], jnp.int32)
-
-
-def _narrow(
-  bracket: _Bracket,
-  k: jax.Array,
-  thresholds: jax.Array,
-  count: Callable[[jax.Array], jax.Array],
-) -> _Bracket:
-  """One pass: the tightest bracket that the thresholds give."""
-  counts = count(thresholds)
-  below = counts >= k
-  low = jnp.max(jnp.where(below, thresholds, bracket.low))
-  high = jnp.min(jnp.where(below, bracket.high, thresholds))
-  return _Bracket(
-    low,
-    jnp.min(jnp.where(below, counts, bracket.low_count)),
-    high,
-    jnp.max(jnp.where(below, bracket.high_count, counts)),
-  )
-
-
-def _search(bracket, k, count):
-  """Narrows until `low` leaves exactly k, or is the k-th largest."""
-
-  def unsettled(state):
-    _, b = state
-    return (b.high - b.low > 1) & (b.low_count != k)
-
-  def step(state):
-    passes, b = state
-    within = jnp.maximum(b.low_count - b.high_count, 1).astype(jnp.float32)
-    share = (b.low_count - k).astype(jnp.float32) / within
-    halve = (passes >= _TRUSTED) & (passes % 2 == 0)
-    width = (b.high - b.low).astype(jnp.float32)
-    offset = jnp.where(halve, 0.5, share) * width
-    threshold = b.low + jnp.clip(offset, 0.0, 2.0**30).astype(jnp.int32)
-    threshold = jnp.clip(threshold, b.low + 1, b.high - 1)
-    return passes + 1, _narrow(b, k, threshold[None], count)
-
-  return lax.while_loop(unsettled, step, (jnp.int32(0), bracket))[1]
+def _count_equal(bits, value, rests, at):
+  """As `_count` for the rests of those whose bits equal `value` (s,)."""
+  early = [
+    jnp.where(x == v, rest, 0)
+    for x, v, rest in zip(bits, value, rests, strict=True)
+  ]
+  return _count(early, at)

@@ -103,9 +103,8 @@ def test_density_zero_gives_the_base_and_one_keeps_all(merge):
 def test_a_density_below_one_element_keeps_one():
   child = run('ties', [X[0], Y[0]], BASE[0], density=jnp.float32(0.1))
   assert np.sum(child != np.asarray(BASE[0])) in (1, 2)
-  deltas = [X[0] - BASE[0]]
-  (kept,) = sparsify.magnitude(deltas, [jnp.float32(0.1)])
-  np.testing.assert_array_equal(kept, [deltas[0][0], 0.0, 0.0])
+  (kept,) = sparsify.magnitude(X[:1], BASE[0], jnp.float32(0.1))
+  np.testing.assert_array_equal(kept, [X[0, 0] - BASE[0, 0], 0.0, 0.0])
 
 
 def test_breadcrumbs_without_outliers_is_trimming():
@@ -120,12 +119,12 @@ def test_breadcrumbs_without_outliers_is_trimming():
 
 
 def test_breadcrumbs_takes_fewer_outliers_rather_than_less_than_the_density():
-  deltas = [jnp.asarray([5.0, -4.0, 3.0, 2.0, 1.0], jnp.float32)]
-  gamma = [jnp.float32(0.6)]
-  (kept,) = sparsify.middle(deltas, [jnp.float32(0.6)], gamma)
+  parent = jnp.asarray([[5.0, -4.0, 3.0, 2.0, 1.0]], jnp.float32)
+  base, gamma = jnp.zeros(5, jnp.float32), jnp.float32(0.6)
+  (kept,) = sparsify.middle(parent, base, jnp.float32(0.6), gamma)
   np.testing.assert_array_equal(kept, [0.0, 0.0, 3.0, 2.0, 1.0])
-  (whole,) = sparsify.middle(deltas, [jnp.float32(1.0)], gamma)
-  np.testing.assert_array_equal(whole, deltas[0])
+  (whole,) = sparsify.middle(parent, base, jnp.float32(1.0), gamma)
+  np.testing.assert_array_equal(whole, parent[0])
 
 
 def test_della_of_one_element_has_the_chance_of_the_density():
@@ -226,10 +225,11 @@ def test_the_paper_elects_without_weights():
 
 
 def test_rescales():
-  delta = jnp.asarray([4.0, 2.0, 1.0, 1.0], jnp.float32)
+  parent = jnp.asarray([[4.0, 2.0, 1.0, 1.0]], jnp.float32)
+  base, half = jnp.zeros(4, jnp.float32), jnp.float32(0.5)
   expected = {'none': 1.0, 'density': 2.0, 'l1': 8.0 / 6.0}
   for rescale, factor in expected.items():
-    (kept,) = sparsify.magnitude([delta], [jnp.float32(0.5)], rescale=rescale)
+    (kept,) = sparsify.magnitude(parent, base, half, rescale=rescale)
     np.testing.assert_allclose(kept, factor * np.asarray([4.0, 2.0, 0, 0]))
 
 

@@ -8,7 +8,8 @@ from evojax_llm.operators.merges import thresholds
 
 @jax.jit
 def kept(values, k):
-  return thresholds.inside(values, thresholds.top(values, k))
+  ((cut,),) = thresholds.top(lambda x: [x], [values], [[k]])
+  return thresholds.inside(values, cut)
 
 
 def expected(values, k):
@@ -62,10 +63,42 @@ LARGE = {
 @pytest.mark.parametrize('name', LARGE)
 def test_keeps_exactly_the_k_largest_of_a_sampled_tensor(name):
   values = LARGE[name]
-  assert values.size > 2 * thresholds.SAMPLE
   for k in (0, 1, 70, 50_000, 99_990, 100_000):
     found = kept(jnp.asarray(values), jnp.int32(k))
     np.testing.assert_array_equal(found, expected(values, k), err_msg=str(k))
+
+
+@pytest.mark.parametrize('name', LARGE)
+def test_the_rows_of_the_candidates_tell_all(name, monkeypatch):
+  monkeypatch.setattr(thresholds, 'LARGE', 1)
+  values = LARGE[name][:, :384]
+  values = values.reshape(150, 512)
+  ks = (1, 70, 38_000, 76_799)
+
+  @jax.jit
+  def masks(values):
+    ranks = [jnp.int32(k) for k in ks]
+    (cuts,) = thresholds.top(lambda x: [x], [values], [ranks])
+    return [thresholds.inside(values, cut) for cut in cuts]
+
+  for k, found in zip(ks, masks(jnp.asarray(values)), strict=True):
+    np.testing.assert_array_equal(found, expected(values, k), err_msg=str(k))
+  largest = jax.jit(lambda x: thresholds.kth_largest(x, ks))(values)
+  ordered = np.sort(np.abs(values).reshape(-1))[::-1]
+  assert list(map(float, largest)) == [ordered[k - 1] for k in ks]
+
+
+def test_tensors_are_searched_together():
+  x, y = jnp.asarray(normal(40, 16)), jnp.asarray(normal(40, 16, seed=1))
+  k, few = jnp.int32(300), jnp.int32(5)
+  found = thresholds.top(lambda x, y: [x, y - x], [x, y], [[k], [few, k]])
+  for values, rank, cut in (
+    (x, 300, found[0][0]),
+    (y - x, 5, found[1][0]),
+    (y - x, 300, found[1][1]),
+  ):
+    mask = thresholds.inside(values, cut)
+    np.testing.assert_array_equal(mask, expected(values, rank))
 
 
 def test_under_vmap_each_has_its_own_k():
@@ -78,9 +111,9 @@ def test_under_vmap_each_has_its_own_k():
 def test_kth_largest():
   values = normal(20, 30)
   ordered = np.sort(np.abs(values).reshape(-1))[::-1]
-  for k in (1, 17, 600):
-    found = thresholds.kth_largest(jnp.asarray(values), jnp.int32(k))
-    assert float(found) == ordered[k - 1]
+  ranks = (1, 17, 600)
+  found = thresholds.kth_largest(jnp.asarray(values), ranks)
+  assert list(map(float, found)) == [ordered[k - 1] for k in ranks]
 
 
 def test_nan_counts_as_the_largest_and_stays_visible():
