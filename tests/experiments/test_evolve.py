@@ -225,7 +225,7 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
     ('--config.initial=experts,nobody', "Got recipe 'nobody'"),
     ('--config.initial=experts', 'makes 3 members'),
     ('--config.weights=1', 'a weight of at least 0'),
-    ('--config.space=weights', "config.space='weights'"),
+    ('--config.space=words', "config.space='words'"),
     ('--config.execution.form=fast', "execution.form='fast'"),
     ('--config.execution.memory_budget_gib=0.0001', 'budget is'),
     ('--config.execution.max_length=3', ''),
