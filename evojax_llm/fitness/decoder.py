@@ -17,9 +17,12 @@ from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.fitness.waves import Waves
 from evojax_llm.gemma.transformer import Gemma
 
-# Where texts may end at a stop string, the host looks at them this often.
-_SECONDS_BETWEEN_LOOKS = 0.03
-_FEWEST_STEPS, _MOST_STEPS = 4, 64
+# Where texts may end at a stop string, the host looks at them this often; at
+# other long work it looks for the sake of who waits for it.
+_SECONDS_BETWEEN_LOOKS = {True: 0.03, False: 1.0}
+_FEWEST_STEPS, _MOST_STEPS = 4, {True: 64, False: 1 << 16}
+# Steps that are not worth looking at in between.
+_SHORT = 256
 _NO_END = np.int32(1 << 30)
 
 
@@ -65,7 +68,8 @@ class Decoder:
     )
     self._decode, self._ledger = tokenizer.decode, ledger
     self._open: Run | None = None
-    self._steps_per_look = _FEWEST_STEPS
+    # By whether it is for stop strings.
+    self._steps_per_look = {True: _FEWEST_STEPS, False: _FEWEST_STEPS}
     # Seconds of a refill by shape, and when the device had last done its work.
     self._refill_seconds: dict[tuple, float] = {}
     self._done = 0.0
@@ -103,8 +107,8 @@ class Decoder:
     lora: Any,
     active: np.ndarray,
     ids: np.ndarray,
-  ) -> Iterator[list[Generated] | None]:
-    """Does the work; yields None before each wait, and the results at last."""
+  ) -> Iterator[list[Generated] | float]:
+    """Does the work; yields the share done at each wait, then the results."""
     results = [
       Generated(
         np.full((len(active), len(queue.owner), queue.new), -1, np.int32),
@@ -114,15 +118,19 @@ class Decoder:
     ]
     self._done = time.perf_counter()
     pending: list[tuple] = []
+    waves = self._waves.split(active)
+    done, parts = 0, len(waves) * len(queues)
 
     def collect(queue, wave, result, call, spent) -> None:
+      nonlocal done
       report = self._fetch(call)
       result.tokens[wave] = report['out']
       result.finite[wave] = report['finite']
       spent += report['seconds']
       self._count(queue, report, int(active[wave].sum()), spent)
+      done += 1
 
-    for wave in self._waves.split(active):
+    for wave in waves:
       weights = self._waves.weights(lora, wave)
       prefixes: dict[int, Any] = {}
       for queue, result in zip(queues, results, strict=True):
@@ -134,23 +142,28 @@ class Decoder:
           ids[wave],
         )
         begun = queue.shape in self._refill_seconds
-        if not begun or any(queue.stops):
+        watched = any(queue.stops) or queue.most_steps > _SHORT
+        if not begun or watched:
           while pending:
-            yield None
+            yield done / parts
             collect(*pending.pop(0))
         spent = 0.0 if begun else self._fill(queue, program)
-        if any(queue.stops):
-          last, more = yield from self._watch(queue, program, begun)
-          spent += more
-        else:
-          last = self._ask(program, begun, None, _NO_END)
+        if watched:
+          for call, more, share in self._watch(
+            queue, program, begun, int(active[wave].sum())
+          ):
+            last, spent = call, spent + more
+            yield (done + share) / parts
+          collect(queue, wave, result, last, spent)
+          continue
+        last = self._ask(program, begun, None, _NO_END)
         pending.append((queue, wave, result, last, spent))
         # One call stays in flight while the host takes in the one before.
         if len(pending) > 1:
-          yield None
+          yield done / parts
           collect(*pending.pop(0))
     while pending:
-      yield None
+      yield done / parts
       collect(*pending.pop(0))
     for queue, result in zip(queues, results, strict=True):
       self._cut(queue, result)
@@ -185,8 +198,10 @@ class Decoder:
     self._refill_seconds[queue.shape] = filled['seconds'] / refills
     return filled['seconds']
 
-  def _watch(self, queue: Queue, program: Callable, again: bool) -> Iterator:
-    """Works on a queue whose texts may end at stop strings.
+  def _watch(
+    self, queue: Queue, program: Callable, again: bool, members: int
+  ) -> Iterator[tuple['_Call', float, float]]:
+    """Works on a queue that takes long or may end at stop strings.
 
     One call is in flight while the host reads the texts of the one before; a
     slot is freed a call or two after its text has ended.
@@ -195,26 +210,32 @@ class Decoder:
       queue: of which the slots are.
       program: what works on it.
       again: whether to start at the beginning.
+      members: of the wave that are active.
 
-    Returns:
-      A call made when the work had ended, and the device's seconds before it.
+    Yields:
+      The last call made, the device's seconds for the one before, and the
+      share of the answers that are done. At the end that call has nothing to
+      do.
     """
-    call = self._ask(program, again, None, self._steps_per_look)
+    stops = any(queue.stops)
+    look = self._steps_per_look
+    call = self._ask(program, again, None, look[stops])
     stopped = np.zeros(call.report['out'].shape[:2], bool)
-    steps, spent = 0, 0.0
-    while True:
-      ahead = self._ask(program, False, stopped, self._steps_per_look)
-      yield None
+    steps, working = 0, True
+    while working:
+      ahead = self._ask(program, False, stopped, look[stops])
       seen = self._fetch(call)
-      spent += seen['seconds']
-      if not seen['working'].any():
-        return ahead, spent
+      working = seen['working'].any()
+      begun, busy = (seen['out'][..., 0] >= 0).sum(), (seen['entry'] >= 0).sum()
+      share = max(0, begun - busy) / (members * len(queue.owner))
+      yield ahead, seen['seconds'], float(share)
       done = max(1, int(seen['steps'].max()) - steps)
       steps += done
-      wanted = round(done * _SECONDS_BETWEEN_LOOKS / seen['seconds'])
-      self._steps_per_look = int(np.clip(wanted, _FEWEST_STEPS, _MOST_STEPS))
-      with self._ledger.time('host'):
-        self._look(queue, seen, stopped)
+      wanted = round(done * _SECONDS_BETWEEN_LOOKS[stops] / seen['seconds'])
+      look[stops] = int(np.clip(wanted, _FEWEST_STEPS, _MOST_STEPS[stops]))
+      if stops:
+        with self._ledger.time('host'):
+          self._look(queue, seen, stopped)
       call = ahead
 
   def _look(
@@ -226,7 +247,7 @@ class Decoder:
         if queue.stops[entry] and not stopped[member, entry]:
           ids = _made(seen['out'][member, entry])
           stops = queue.stops[entry]
-          late = stops_lib.recent(ids, 3 * _MOST_STEPS, stops)
+          late = stops_lib.recent(ids, 3 * _MOST_STEPS[True], stops)
           if stops_lib.has_stop(self._decode(late), stops):
             stopped[member, entry] = stops_lib.has_stop(
               self._decode(ids), stops
@@ -290,13 +311,20 @@ class _Call:
 class Run:
   """Work of a `Decoder` under way."""
 
-  def __init__(self, work: Iterator[list[Generated] | None]):
+  def __init__(self, work: Iterator[list[Generated] | float]):
     self._work = work
     self._results = next(work)
 
-  def finish(self) -> list[Generated]:
-    """Waits for the results, one a queue."""
-    while self._results is None:
+  def finish(
+    self, progress: Callable[[float], None] = lambda share: None
+  ) -> list[Generated]:
+    """Waits for the results, one a queue.
+
+    Args:
+      progress: called with the share that is done.
+    """
+    while isinstance(self._results, float):
+      progress(self._results)
       self._results = next(self._work)
     return self._results
 

@@ -160,11 +160,11 @@ class Engine:
     while start < len(indices):
       self._device_done = time.perf_counter()
       try:
-        done = self._pass(space, population, indices, ids, start, data, answers)
-        for finished, share in done:
+        done = self._pass(
+          space, population, indices, ids, start, data, answers, progress
+        )
+        for finished in done:
           start = finished
-          if progress:
-            progress(share)
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
@@ -185,23 +185,27 @@ class Engine:
     start: int,
     data: splits.Split,
     answers: Answers,
-  ) -> Iterator[tuple[int, float]]:
-    """Yields (members that are done, share of the work) as calls come in."""
+    progress: Callable[[float], None] | None,
+  ) -> Iterator[int]:
+    """Yields how many members are done, as calls come in."""
     params = self.groups.base(space)
     size = self.group_size(stack.size(population))
     per_group = max(1, len(data.jobs) + bool(data.queues))
-    running: list[Callable[[], None]] = []
+    running: list[Callable[[Callable[[float], None]], None]] = []
     taken = 0
 
-    def take_in() -> tuple[int, float]:
+    def report(share: float) -> None:
+      """So much of the call that is taken in is done."""
+      if progress:
+        groups = (taken + share) / per_group
+        progress(min(1.0, (start + groups * size) / len(indices)))
+
+    def take_in() -> int:
       nonlocal taken
-      running.pop(0)()
+      running.pop(0)(report)
       taken += 1
-      groups = taken / per_group
-      return (
-        min(start + int(groups) * size, len(indices)),
-        min(1.0, (start + groups * size) / len(indices)),
-      )
+      report(0.0)
+      return min(start + taken // per_group * size, len(indices))
 
     for first in range(start, len(indices), size):
       chosen = indices[first : first + size]
@@ -239,6 +243,7 @@ class Engine:
     result: tuple[jax.Array, float],
     span: slice,
     answers: Answers,
+    _: Callable[[float], None],
   ) -> None:
     """Waits for log-probabilities and takes them in."""
     logprobs, asked = result
@@ -254,10 +259,15 @@ class Engine:
       answers.add_options(job.batch.owner, span.start, logprobs)
 
   def _take_texts(
-    self, run: Run, queues: list[Any], span: slice, answers: Answers
+    self,
+    run: Run,
+    queues: list[Any],
+    span: slice,
+    answers: Answers,
+    report: Callable[[float], None],
   ) -> None:
-    """Waits for texts and takes them in."""
-    results = run.finish()
+    """Waits for texts and takes them in; tells how far they are."""
+    results = run.finish(report)
     self._device_done = time.perf_counter()
     count = span.stop - span.start
     with self._ledger.time('host'):

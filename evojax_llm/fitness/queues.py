@@ -79,6 +79,11 @@ class Queue:
   prefix_tokens: int
 
   @property
+  def most_steps(self) -> int:
+    """Tokens that a slot makes at most."""
+    return -(-len(self.owner) // self.slots) * self.new
+
+  @property
   def shape(self) -> tuple:
     """What a compiled program depends on."""
     prefix = self.prefix and self.prefix['tokens'].shape

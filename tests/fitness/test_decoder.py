@@ -196,7 +196,7 @@ def test_a_stop_string_frees_its_slot(models, monkeypatch):
   from evojax_llm.fitness import decoder as decoder_lib
 
   monkeypatch.setattr(decoder_lib, '_FEWEST_STEPS', 2)
-  monkeypatch.setattr(decoder_lib, '_MOST_STEPS', 2)
+  monkeypatch.setattr(decoder_lib, '_MOST_STEPS', {True: 2})
   letters = tuple('abcdefghijklmnopqrstuvwxyz')
   prompts = [Prompt((3 + i, 5), 100, letters) for i in range(6)]
   ledger = Ledger()

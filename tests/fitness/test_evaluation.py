@@ -1,12 +1,16 @@
 """The engine against a loop over members and items, one at a time."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from evojax_llm.fitness import batches
+from evojax_llm.fitness import decoder
 from evojax_llm.fitness import trees
 from evojax_llm.fitness.groups import Expressed
+from evojax_llm.fitness.items import Format
 from evojax_llm.gemma import lora as lora_lib
 from evojax_llm.gemma.transformer import Gemma
 from tests.fitness import setting
@@ -171,6 +175,27 @@ def test_progress_ends_at_one(config, params, population, tasks):
     Expressed(), population, progress=seen.append
   )
   assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 2
+
+
+def test_long_answers_are_told_of_and_are_the_same(
+  config, params, population, tasks, monkeypatch
+):
+  task = dataclasses.replace(tasks[1], format=Format(max_new_tokens=40))
+
+  def said():
+    seen = []
+    scores = make(config, params, [task], prompts_per_batch=4).evaluate(
+      Expressed(), population, [0, 1], progress=seen.append
+    )
+    assert seen == sorted(seen) and seen[-1] == 1.0
+    return scores.tasks[0].predictions, len(seen)
+
+  monkeypatch.setattr(decoder, '_SHORT', 1 << 20)
+  whole, few = said()
+  monkeypatch.setattr(decoder, '_SHORT', 10)
+  monkeypatch.setattr(decoder, '_MOST_STEPS', {False: 4})
+  watched, many = said()
+  assert watched == whole and many > few + 10
 
 
 def test_tokens_are_counted(config, params, population, tasks):
