@@ -10,10 +10,14 @@ Everything the project knows about orbax is in this file. The rules it keeps:
   checkpoint gives way to the one before it, with a message.
 """
 
+from collections.abc import Iterator
+import contextlib
 import fcntl
 import os
 import pathlib
+import re
 import shutil
+import socket
 from typing import Any
 
 from absl import logging
@@ -120,6 +124,8 @@ class Checkpoints:
     Raises:
       CheckpointError: the state has a leaf of size zero, which orbax cannot
         store, or orbax declined to save.
+      OSError: the disk is full, or will not be written; it may be the previous
+        checkpoint that could not be.
     """
     empty = [name for name, leaf in _named_leaves(state) if 0 in leaf.shape]
     if empty:
@@ -127,14 +133,14 @@ class Checkpoints:
         f'Leaves of size zero cannot be stored: {empty}. Leave them out of '
         'the state or give them one element.'
       )
-    checkpointer = self._writer()
-    response = checkpointer.save_async(
-      generation,
-      state,
-      force=True,
-      overwrite=True,
-      custom_metadata={'checksums': _checksums(state)},
-    )
+    with _errors_of_the_disk(self.folder):
+      response = self._writer().save_async(
+        generation,
+        state,
+        force=True,
+        overwrite=True,
+        custom_metadata={'checksums': _checksums(state)},
+      )
     if response is None:
       raise CheckpointError(
         f'The checkpoint of generation {generation} was not accepted for '
@@ -142,14 +148,21 @@ class Checkpoints:
       )
 
   def close(self) -> None:
-    """Waits until everything is written."""
+    """Waits until everything is written.
+
+    Raises:
+      OSError: the last checkpoint could not be.
+    """
     if self._checkpointer is not None:
-      self._checkpointer.close()
-      self._checkpointer = None
+      checkpointer, self._checkpointer = self._checkpointer, None
+      with _errors_of_the_disk(self.folder):
+        checkpointer.close()
 
   def _writer(self):
     if self._checkpointer is None:
       self.folder.mkdir(parents=True, exist_ok=True)
+      # What its threads raise is raised again by `save` and `close`.
+      logging.get_absl_logger().addFilter(_is_news)
       training = ocp.training
       self._checkpointer = training.Checkpointer(
         self.folder,
@@ -168,6 +181,24 @@ class Checkpoints:
       shutil.rmtree(target)
     os.replace(self.folder / str(generation), target)
     return target
+
+
+def _is_news(record: Any) -> bool:
+  """Whether a log record is anything but an error that orbax raises later."""
+  return not ('orbax' in record.pathname and record.exc_info)
+
+
+@contextlib.contextmanager
+def _errors_of_the_disk(folder: pathlib.Path) -> Iterator[None]:
+  """Tensorstore tells of a full disk in the text of a ValueError."""
+  try:
+    yield
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if found is None:
+      raise
+    number = int(found[1])
+    raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def _load(path: pathlib.Path, abstract: Any) -> Any:
@@ -274,7 +305,7 @@ class WorkdirLock:
         'it, or use another workdir.'
       ) from None
     self._file.truncate(0)
-    self._file.write(f'pid {os.getpid()}')
+    self._file.write(f'pid {os.getpid()} on {socket.gethostname()}')
     self._file.flush()
 
   def release(self) -> None:

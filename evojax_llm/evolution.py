@@ -2,21 +2,21 @@
 
 `evolve` is the whole algorithm. It knows neither the model nor the genome: a
 strategy proposes and selects, a function scores, and what must survive the
-process is in one pytree, `RunState`.
+process is in one pytree, `run_state.RunState`.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 from typing import Any
-from typing import Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import run_state
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
@@ -25,57 +25,6 @@ from evojax_llm.strategies.base import negate
 
 class EvolutionError(RuntimeError):
   """A run that cannot go on: not one member could be scored."""
-
-
-class Scored(Protocol):
-  """What the loop reads of `fitness.scores.Scores`, for M scored members."""
-
-  fitness: np.ndarray  # (M,) f32, NaN where the member failed
-  task_scores: np.ndarray  # (M, K) f32
-  reasons: list[str | None]  # why a member failed
-
-
-# score(population, members): scores the members at these indices into P.
-Score = Callable[[Any, np.ndarray], Scored]
-
-
-@flax.struct.dataclass
-class Best:
-  """The best member ever scored on `dev`.
-
-  Attributes:
-    genome: its genome.
-    id: () i32; -1 as long as no member could be scored.
-    fitness: () f32; -inf as long as there is none.
-    task_scores: (K,) f32.
-    generation: () i32, when it was born.
-  """
-
-  genome: Any
-  id: jax.Array
-  fitness: jax.Array
-  task_scores: jax.Array
-  generation: jax.Array
-
-
-@flax.struct.dataclass
-class RunState:
-  """All that a run needs to go on; nothing else matters.
-
-  Attributes:
-    strategy: the strategy's state: population, ids, fitness, memory.
-    best: the best member so far.
-    seed: () u32; every key is folded from it.
-    generation: () i32, generations that are over; the initial population is
-      generation 0.
-    evaluations: () i32, members scored so far.
-  """
-
-  strategy: Any
-  best: Best
-  seed: jax.Array
-  generation: jax.Array
-  evaluations: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +67,17 @@ class Generation:
 def evolve(
   strategy: Any,
   params: Any,
-  score: Score,
+  score: run_state.Score,
   population: Any,
   *,
   seed: int,
   generations: int,
   patience: int | None = None,
-  state: RunState | None = None,
+  state: run_state.RunState | None = None,
   redraw: Callable[[int], None] | None = None,
+  maximise: Sequence[bool] | None = None,
   phase: Callable[[str], Any] = contextlib.nullcontext,
-) -> Iterator[tuple[RunState, Generation]]:
+) -> Iterator[tuple[run_state.RunState, Generation]]:
   """Evolves a population; yields after each generation.
 
   Args:
@@ -144,6 +94,8 @@ def evolve(
       `score` use other items from then on. Who is alive or remembered is scored
       again on these before anybody is proposed, so that fitness compares within
       a generation (as EvoMerge does, arXiv 2402.00070).
+    maximise: K times whether more of a task's score is better, for strategies
+      that choose by the scores of the tasks; None where it is of all.
     phase: `with phase('score'):` surrounds each part, to time it.
 
   Yields:
@@ -158,13 +110,14 @@ def evolve(
       scored = score(population, members)
     _check_alive(scored)
     with phase('operators'):
-      state = begin(
+      state = run_state.begin(
         strategy,
         params,
         seed,
         population,
         jnp.asarray(scored.fitness),
         jnp.asarray(scored.task_scores),
+        maximise,
       )
     del population  # the strategy has its own copy
     yield state, _first_generation(state, members, scored)
@@ -175,7 +128,7 @@ def evolve(
     if redraw is not None:
       with phase('score'):
         redraw(int(number))
-        state = rescore(state, score)
+        state = run_state.rescore(state, score, maximise)
     ask_key = keys.key_for(seed_key, number, lineage.NOBODY, 'ask')
     tell_key = keys.key_for(seed_key, number, lineage.NOBODY, 'tell')
 
@@ -188,14 +141,21 @@ def evolve(
       members = np.flatnonzero(proposal.ids >= 0)
       scored = score(proposals, members)
     with phase('operators'):
-      fitness, task_scores = _spread(scored, members, proposal.ids.shape[0])
-      best = _succeed(
+      fitness, task_scores = run_state.spread(
+        scored, members, proposal.ids.shape[0]
+      )
+      best = run_state.succeed(
         state.best, proposals, proposal.ids, fitness, task_scores, number
       )
       inner, _ = strategy.tell(
-        tell_key, proposals, negate(fitness), inner, params
+        tell_key,
+        proposals,
+        negate(fitness),
+        inner,
+        params,
+        run_state.objectives_of(task_scores, maximise),
       )
-      state = RunState(
+      state = run_state.RunState(
         strategy=inner,
         best=best,
         seed=state.seed,
@@ -206,155 +166,9 @@ def evolve(
     yield state, generation
 
 
-def begin(
-  strategy: Any,
-  params: Any,
-  seed: int,
-  population: Any,
-  fitness: jax.Array,
-  task_scores: jax.Array,
-) -> RunState:
-  """The state after generation 0: P members and their scores.
-
-  Can be traced; `jax.eval_shape` of it tells what a checkpoint must hold.
-
-  Args:
-    strategy: see `evolve`.
-    params: see `evolve`.
-    seed: see `evolve`.
-    population: leaves (P, ...).
-    fitness: (P,) f32.
-    task_scores: (P, K) f32.
-  """
-  members, tasks = task_scores.shape
-  seed = jnp.uint32(seed)
-  zero = jnp.int32(0)
-  nobody = Best(
-    genome=jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population),
-    id=jnp.int32(lineage.NOBODY),
-    fitness=jnp.float32(-jnp.inf),
-    task_scores=jnp.full((tasks,), jnp.nan, jnp.float32),
-    generation=zero,
-  )
-  ids = jnp.arange(members, dtype=jnp.int32)
-  best = _succeed(nobody, population, ids, fitness, task_scores, zero)
-  key = keys.key_for(jax.random.key(seed), zero, lineage.NOBODY, 'init')
-  return RunState(
-    strategy=strategy.init(key, population, negate(fitness), params),
-    best=best,
-    seed=seed,
-    generation=zero,
-    evaluations=jnp.int32(members),
-  )
-
-
-def rescore(state: RunState, score: Score) -> RunState:
-  """The state with everybody alive or remembered scored again.
-
-  The best and the worst are chosen anew among them, and a member's own best
-  between that and what the member is now. All of it counts as evaluations.
-  """
-  inner, memory = state.strategy, state.strategy.memory
-  remembered = [memory.best, memory.worst, state.best.genome]
-  groups = [inner.population, stack.stack(remembered)]
-  ids = [inner.ids, memory.best_id, memory.worst_id, state.best.id]
-  if memory.personal is not None:
-    groups.append(memory.personal)
-    ids.append(memory.personal_ids)
-  everyone = stack.concatenate(*groups)
-  scored = score(everyone, np.arange(stack.size(everyone)))
-  ids = jnp.concatenate([jnp.atleast_1d(i) for i in ids])
-  return _rescored(
-    state,
-    everyone,
-    ids,
-    jnp.asarray(scored.fitness),
-    jnp.asarray(scored.task_scores),
-  )
-
-
-@jax.jit
-def _rescored(state, everyone, ids, fitness, task_scores) -> RunState:
-  inner, memory = state.strategy, state.strategy.memory
-  alive = inner.ids.shape[0]
-
-  def at(index):
-    return jax.tree.map(lambda leaf: leaf[index], everyone)
-
-  best = jnp.argmax(jnp.where(jnp.isnan(fitness), -jnp.inf, fitness))
-  worst = jnp.argmin(jnp.where(jnp.isnan(fitness), jnp.inf, fitness))
-  memory = memory.replace(
-    best=at(best),
-    best_fitness=fitness[best],
-    best_id=ids[best],
-    worst=at(worst),
-    worst_fitness=fitness[worst],
-    worst_id=ids[worst],
-  )
-  if memory.personal is not None:
-    own = jnp.arange(alive)
-    past = own + alive + 3
-    chosen = jnp.where(
-      jnp.nan_to_num(fitness[own], nan=-jnp.inf)
-      > jnp.nan_to_num(fitness[past], nan=-jnp.inf),
-      own,
-      past,
-    )
-    memory = memory.replace(
-      personal=at(chosen),
-      personal_fitness=fitness[chosen],
-      personal_ids=ids[chosen],
-    )
-  same = ids[best] == state.best.id
-  return state.replace(
-    strategy=inner.replace(fitness=fitness[:alive], memory=memory),
-    best=state.best.replace(
-      genome=at(best),
-      id=ids[best],
-      fitness=jnp.nan_to_num(fitness[best], nan=-jnp.inf),
-      task_scores=task_scores[best],
-      generation=jnp.where(same, state.best.generation, state.generation),
-    ),
-    evaluations=state.evaluations + jnp.int32(ids.shape[0]),
-  )
-
-
-def abstract_state(
-  strategy: Any, params: Any, population: Any, num_tasks: int
-) -> RunState:
-  """Shapes and dtypes of a run's state, without scoring anybody."""
-  members = stack.size(population)
-  return jax.eval_shape(
-    lambda *scores: begin(strategy, params, 0, *scores),
-    population,
-    jax.ShapeDtypeStruct((members,), jnp.float32),
-    jax.ShapeDtypeStruct((members, num_tasks), jnp.float32),
-  )
-
-
-@jax.jit
-def _succeed(best, population, ids, fitness, task_scores, generation) -> Best:
-  """The better of the best so far and the best of M members.
-
-  A failed member (NaN) or an empty slot never is; of equals the elder, then
-  the one with the lowest index, stays.
-  """
-  fitness = jnp.where(jnp.isnan(fitness) | (ids < 0), -jnp.inf, fitness)
-  winner = jnp.argmax(fitness)
-  challenger = Best(
-    genome=jax.tree.map(lambda leaf: leaf[winner], population),
-    id=ids[winner],
-    fitness=fitness[winner],
-    task_scores=task_scores[winner],
-    generation=generation,
-  )
-  wins = challenger.fitness > best.fitness
-  return jax.tree.map(
-    lambda new, old: jnp.where(wins, new, old), challenger, best
-  )
-
-
-def _is_over(state: RunState, generations: int, patience: int | None) -> bool:
+def _is_over(
+  state: run_state.RunState, generations: int, patience: int | None
+) -> bool:
   generation = int(state.generation)
   stale = generation - int(state.best.generation)
   return generation >= generations or (
@@ -362,19 +176,7 @@ def _is_over(state: RunState, generations: int, patience: int | None) -> bool:
   )
 
 
-def _spread(
-  scored: Scored, members: np.ndarray, slots: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scores of the members in their slots; NaN in the slots left empty."""
-  fitness = np.full((slots,), np.nan, np.float32)
-  task_scores = np.full(
-    (slots, scored.task_scores.shape[1]), np.nan, np.float32
-  )
-  fitness[members], task_scores[members] = scored.fitness, scored.task_scores
-  return fitness, task_scores
-
-
-def _check_alive(scored: Scored) -> None:
+def _check_alive(scored: run_state.Scored) -> None:
   if np.isnan(scored.fitness).all():
     raise EvolutionError(
       f'None of the {len(scored.fitness)} members of the initial population '

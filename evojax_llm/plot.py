@@ -1,4 +1,4 @@
-"""curve.png: fitness by generation."""
+"""The pictures of a run: curve.png and trajectory.png."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -21,14 +21,9 @@ def curve(
     levels: horizontal lines by label, the base's fitness for example.
     percent: whether fitness is a share, drawn in percent.
   """
-  # Drawing without a display, and without touching the caller's pyplot.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
   from matplotlib.ticker import MaxNLocator
 
-  figure = Figure(figsize=(7, 4.2), layout='constrained')
-  FigureCanvasAgg(figure)
-  axes = figure.subplots()
+  figure, axes = _axes()
   scale = 100 if percent else 1
   generations = [row['generation'] for row in metrics]
 
@@ -54,8 +49,62 @@ def curve(
   axes.set_xlabel('generation')
   axes.set_ylabel('fitness on dev (%)' if percent else 'fitness on dev')
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-  axes.spines[['top', 'right']].set_visible(False)
   axes.legend(frameon=False, fontsize=9)
+  _save(figure, axes, path)
+
+
+def trajectory(
+  path: str | os.PathLike,
+  points: Any,
+  generations: Any,
+  winners: Sequence[int],
+  explained: Sequence[float],
+) -> None:
+  """Draws members on the plane in which their answers differ most.
+
+  Args:
+    path: the PNG file.
+    points: (M, 2) places of the members.
+    generations: (M,) when each was scored, which gives its colour.
+    winners: indices into M of the best member and its first parents, the
+      initial one first.
+    explained: (2,) shares of the variance.
+  """
+  figure, axes = _axes()
+  dots = axes.scatter(
+    points[:, 0], points[:, 1], c=generations, cmap='viridis', s=18
+  )
+  bar = figure.colorbar(dots, ax=axes)
+  bar.set_label('generation')
+  line = points[list(winners)]
+  axes.plot(line[:, 0], line[:, 1], color='C3', linewidth=1.2, marker='.')
+  axes.scatter(*line[-1], marker='*', s=160, color='C3', label='best member')
+  axes.scatter(
+    *line[0],
+    marker='o',
+    s=50,
+    facecolors='none',
+    edgecolors='C3',
+    label='its origin',
+  )
+  axes.set_xlabel(f'first component ({100 * explained[0]:.0f} %)')
+  axes.set_ylabel(f'second component ({100 * explained[1]:.0f} %)')
+  axes.legend(frameon=False, fontsize=9)
+  _save(figure, axes, path)
+
+
+def _axes() -> tuple[Any, Any]:
+  # Drawing without a display, and without touching the caller's pyplot.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4.2), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure, figure.subplots()
+
+
+def _save(figure: Any, axes: Any, path: str | os.PathLike) -> None:
+  axes.spines[['top', 'right']].set_visible(False)
   part = pathlib.Path(path).with_suffix('.part.png')
   figure.savefig(part, dpi=150)
   os.replace(part, path)

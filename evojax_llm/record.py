@@ -87,9 +87,15 @@ class RunFolder:
     self.metrics.append([metrics])
 
   def close(self) -> None:
-    """Waits for the last checkpoint and lets others in."""
-    self.checkpoints.close()
-    self._lock.release()
+    """Waits for the last checkpoint and lets others in.
+
+    Raises:
+      OSError: the last checkpoint could not be written.
+    """
+    try:
+      self.checkpoints.close()
+    finally:
+      self._lock.release()
 
   def _claim(self, wanted: dict[str, Any]) -> None:
     path = self.path / 'config.json'
@@ -108,9 +114,15 @@ class RunFolder:
     differences = compare(read_json(path), wanted)
     if differences:
       shown = '\n  '.join(differences[:12])
+      hint = ''
+      if any(line.startswith('strategy.population:') for line in differences):
+        hint = (
+          ' A population does not grow or shrink within a run: begin another '
+          f'one from its members with --config.warm_start={self.path}.'
+        )
       raise CheckpointError(
         f'{self.path} belongs to a run with other settings:\n  {shown}\n'
-        'Give the same settings to go on with it, or another workdir.'
+        f'Give the same settings to go on with it, or another workdir.{hint}'
       )
 
 

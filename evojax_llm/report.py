@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
+import statistics
 from typing import Any
 
 import numpy as np
@@ -84,12 +85,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """The rows as Markdown that is also readable as text, in percent.
 
   Args:
-    rows: of summary.json: `name`, `detail`, `evaluations`, and `dev` and `test`
-      as `summarise` returns them; `test` may be None.
+    rows: of summary.json: `name`, `detail`, `evaluations`, and `dev`, `test`
+      and, where there are such tasks, `heldout` as `summarise` returns them;
+      `test` may be None.
 
   Returns:
-    A table of the fitness and one of the tasks, shares in percent. `dev` has no
-    interval: what was chosen by it cannot be judged by it.
+    A table of the fitness, one of the tasks and one of held-out tasks, shares
+    in percent. `dev` has no interval: what was chosen by it cannot be judged by
+    it.
   """
   means = [['model', 'dev', 'test [95 %]', 'evaluations']]
   for row in rows:
@@ -108,7 +111,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
       test = _shown(row['test']['tasks'][task]) if row['test'] else '-'
       cells.append(f'{_shown(dev)} / {test}')
     tasks.append(cells)
-  return _aligned(means) + '\n\n' + _aligned(tasks)
+  tables = [_aligned(means), _aligned(tasks)]
+  if 'heldout' in rows[0]:
+    tables.append(_aligned(_heldout(rows)))
+  return '\n\n'.join(tables)
+
+
+def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  """Cells of the table of the tasks that no search has seen."""
+  lines = [['held out', 'mean [95 %]', *rows[0]['heldout']['tasks']]]
+  for row in rows:
+    found = row['heldout']
+    cells = [_shown(entry) for entry in found['tasks'].values()]
+    lines.append([row['name'], _with_interval(found['fitness']), *cells])
+  return lines
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -159,12 +175,41 @@ def markdown(summary: Mapping[str, Any]) -> str:
       f'{summary["best"]["generation"]}; {summary["generations"]} generations, '
       f'{summary["evaluations"]} evaluations, {summary["failed"]} failed.',
       '',
+      *_oracles(summary),
       *_front(summary),
       *_ledger(summary.get('ledger')),
       '![fitness by generation](curve.png)',
       '',
     ]
   )
+
+
+def _oracles(summary: Mapping[str, Any]) -> list[str]:
+  """Who the ensembles are, and the bound that no vote can pass."""
+  lines = []
+  for row in summary['rows']:
+    made = (summary.get('ensembles') or {}).get(row['name'])
+    if made is None:
+      continue
+    bounds = [
+      f'{number(score, row[split]["fitness"]["percent"])} on {split}'
+      for split, score in made['oracle'].items()
+      if score is not None
+    ]
+    whose = 'experts' if row['name'].endswith('experts') else 'members'
+    lines += [
+      f'{row["name"].capitalize()}: {whose} '
+      f'{", ".join(map(str, made["members"]))}; dev chose how many of '
+      f'{len(made["dev_fitness_by_size"])}.'
+      + (
+        f' An oracle, who knows which of them is right, would have '
+        f'{", ".join(bounds)}: a bound, and no result.'
+        if bounds
+        else ''
+      ),
+      '',
+    ]
+  return lines
 
 
 def _front(summary: Mapping[str, Any]) -> list[str]:
@@ -216,3 +261,95 @@ def _shown(entry: Mapping[str, Any]) -> str:
 def number(score: float, percent: bool) -> str:
   """A score as tables show it: a share in percent, anything else as it is."""
   return f'{100 * score:.1f}' if percent else f'{score:.4g}'
+
+
+def over_seeds(
+  name: str, summaries: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """What runs that differ in their seed have in common.
+
+  Args:
+    name: of the runs.
+    summaries: content of summary.json by seed.
+
+  Returns:
+    Of each row of the tables, by split, the fitness of every seed with mean,
+    standard deviation (None for one seed), lowest and highest.
+  """
+  rows: dict[str, dict[str, Any]] = {}
+  for summary in summaries.values():
+    for row in summary['rows']:
+      found = rows.setdefault(
+        row['name'], {'name': row['name'], 'evaluations': []}
+      )
+      found['evaluations'].append(row['evaluations'])
+      for split in ('dev', 'test', 'heldout'):
+        if row.get(split):
+          fitness = row[split]['fitness']
+          entry = found.setdefault(
+            split, {'percent': fitness['percent'], 'scores': []}
+          )
+          entry['scores'].append(fitness['score'])
+  for row in rows.values():
+    for split in ('dev', 'test', 'heldout'):
+      if split in row:
+        row[split].update(_spread(row[split]['scores']))
+  return {'name': name, 'seeds': list(summaries), 'rows': list(rows.values())}
+
+
+def _spread(scores: Sequence[float | None]) -> dict[str, float | None]:
+  known = [score for score in scores if score is not None]
+  if not known:
+    return dict.fromkeys(('mean', 'sd', 'lowest', 'highest'))
+  return {
+    'mean': statistics.mean(known),
+    'sd': statistics.stdev(known) if len(known) > 1 else None,
+    'lowest': min(known),
+    'highest': max(known),
+  }
+
+
+def table_over_seeds(summary: Mapping[str, Any]) -> str:
+  """The rows of `over_seeds` as Markdown."""
+  splits = [
+    split
+    for split in ('dev', 'test', 'heldout')
+    if any(split in row for row in summary['rows'])
+  ]
+  head = ['model', 'runs']
+  for split in splits:
+    head += ['held out' if split == 'heldout' else split, 'sd']
+    head += ['range'] if split != 'dev' else []
+  lines = [head]
+  for row in summary['rows']:
+    cells = [row['name'], str(len(row['evaluations']))]
+    for split in splits:
+      entry = row.get(split, {})
+      values = [
+        '-'
+        if entry.get(part) is None
+        else number(entry[part], entry['percent'])
+        for part in ('mean', 'sd', 'lowest', 'highest')
+      ]
+      cells += values[:2]
+      cells += [f'{values[2]}-{values[3]}'] if split != 'dev' else []
+    lines.append(cells)
+  return _aligned(lines)
+
+
+def markdown_over_seeds(summary: Mapping[str, Any]) -> str:
+  """summary.md of several seeds."""
+  seeds = summary['seeds']
+  return '\n'.join(
+    [
+      f'# {summary["name"]}, seeds {seeds[0]} to {seeds[-1]}',
+      '',
+      table_over_seeds(summary),
+      '',
+      'Means over seeds, their standard deviation and range. The items are the '
+      'same for all seeds, so that the spread is that of the search alone; '
+      'baselines have no seed. Each run has its own report in '
+      'seed_N/summary.md.',
+      '',
+    ]
+  )

@@ -111,6 +111,8 @@ def make() -> config_dict.ConfigDict:
   # Part of the run folder's name.
   config.name = ''
   config.seed = 0
+  # So many runs, of this seed and those that follow, in one launch.
+  config.seeds = 1
 
   # A Hugging Face Gemma folder and PEFT adapter folders of it, the experts,
   # separated by commas. '' is the pocket model and its own experts.
@@ -121,6 +123,8 @@ def make() -> config_dict.ConfigDict:
   # Task files, or names of pocket tasks, or a pocket stage, separated by
   # commas; 'file.py:Name' and 'lm_eval:name' as well.
   config.tasks = 'main'
+  # Tasks that the search never sees: their test items are scored at the end.
+  config.heldout_tasks = ''
   # Of the tasks in the fitness; () for equal ones.
   config.weights = ()
   # What makes fitness of the tasks' scores: see evojax_llm.fitness.objectives.
@@ -151,6 +155,15 @@ def make() -> config_dict.ConfigDict:
   config.space = 'adapters'
   # Recipes of evojax_llm.genomes.initial, in order; the last one fills up.
   config.initial = ('experts', 'zero', 'scaled_average', 'extrapolants')
+
+  # Folder of a finished run, whose best members then come first.
+  config.warm_start = ''
+
+  # The best members vote in the end: at most so many, 0 for no vote. dev says
+  # how many; see evojax_llm.fitness.ensembles for rules other than 'auto'.
+  config.ensemble = config_dict.ConfigDict({'size': 5, 'rule': 'auto'})
+  # Read all experts on test, not only those that are in the table.
+  config.test_experts = False
 
   # Members are stopped when they can no longer matter (see fitness.racing):
   # 'paired' or 'halving', or '' to score all of them on everything.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ import time
 from typing import Any
 
 _SMALL_MODEL_BYTES = 1 << 28
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HAS_AFFINITY = hasattr(os, 'sched_getaffinity')
 
 
@@ -39,8 +41,24 @@ def clean_errors(main: Callable[[Sequence[str]], int | None]):
         raise
       print(f'error: {error}', file=sys.stderr)
       return 1
+    except OSError as error:
+      if not has_no_room(error):
+        raise
+      where = f' at {error.filename}' if error.filename else ''
+      print(
+        f'error: {error.strerror}{where}. Nothing that was complete is lost: '
+        'make room and give the same command again; with --workdir a run goes '
+        'on where it was.',
+        file=sys.stderr,
+      )
+      return 1
 
   return wrapped
+
+
+def has_no_room(error: BaseException) -> bool:
+  """Whether an error is that of a full disk, or of a quota that is used up."""
+  return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def _user_errors() -> tuple[type[ValueError], ...]:

@@ -22,6 +22,7 @@ from absl import app
 from absl import flags
 
 from experiments import command
+from experiments import inputs as inputs_lib
 from experiments import problem as problem_lib
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
@@ -45,6 +46,12 @@ def main(_: Sequence[str]) -> None:
     raise command.CommandError(
       f'--run={run} is not the folder of a run: it has no config.json.'
     )
+  seeds = sorted(path.name for path in run.glob('seed_*'))
+  if seeds:
+    raise command.CommandError(
+      f'--run={run} holds the runs of several seeds: name one of them, '
+      f'{", ".join(seeds)}.'
+    )
   finished = (run / 'summary.json').is_file()
   if not finished and not _ALLOW_UNFINISHED.value:
     raise command.CommandError(
@@ -60,7 +67,7 @@ def main(_: Sequence[str]) -> None:
   with problem_lib.asked_for(checkpoint.CheckpointError):
     config = record.read_json(run / 'config.json')['config']
     config = config_dict.ConfigDict(config)
-    files = problem_lib.locate(config)
+    files = inputs_lib.locate(config)
     with contextlib.ExitStack() as stack:
       best = run / 'best'
       if not finished:

@@ -1,8 +1,9 @@
 """From a configuration to what a run works with.
 
-In three steps, so that a mistake shows as early as it can: `locate` looks at
-names only, `load` reads the model, experts and tasks, `make_strategy` makes the
-search. All of them end in an error for people before anything is compiled.
+In three steps, so that a mistake shows as early as it can: `inputs.locate`
+looks at names only, `load` reads the model, experts and tasks, `make_strategy`
+makes the search. All of them end in an error for people before anything is
+compiled.
 """
 
 from collections.abc import Sequence
@@ -12,30 +13,13 @@ import math
 import pathlib
 from typing import Any
 
-from evojax_llm import pocket
+from ml_collections import config_dict
+
+from experiments import inputs as inputs_lib
 from experiments.command import CommandError
+from experiments.command import has_no_room
 
-SPACES = ('adapters', 'coefficients', 'weights')
 _GIB = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-  """Where the inputs of a run are.
-
-  Attributes:
-    name: of the model, for the run folder.
-    model: its folder.
-    adapters: folders of the experts that are adapters.
-    experts: folders of the experts that are models.
-    tasks: K files, or names of tasks that are no files.
-  """
-
-  name: str
-  model: pathlib.Path
-  adapters: tuple[pathlib.Path, ...]
-  experts: tuple[pathlib.Path, ...]
-  tasks: tuple[pathlib.Path | str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +34,7 @@ class Problem:
     space: genome space of the search; `experts` itself, or made of it.
     tasks: K tasks.
     weights: (K,) weights of the tasks; sum to one.
+    heldout: tasks that the search does not see.
   """
 
   config: Any
@@ -59,137 +44,14 @@ class Problem:
   space: Any
   tasks: tuple[Any, ...]
   weights: tuple[float, ...]
+  heldout: tuple[Any, ...] = ()
 
   @property
   def task_names(self) -> list[str]:
     return [task.name for task in self.tasks]
 
 
-def names(value: str | Sequence[str]) -> list[str]:
-  """The names in 'a,b' or ('a', 'b')."""
-  values = [value] if isinstance(value, str) else value
-  return [name.strip() for v in values for name in v.split(',') if name.strip()]
-
-
-def recipe(config: Any) -> list[Any]:
-  """config.initial, of which an override may be 'experts,pairs'."""
-  entries = []
-  for entry in config.initial:
-    entries += names(entry) if isinstance(entry, str) else [entry]
-  return entries
-
-
-def locate(config: Any) -> Files:
-  """Finds the inputs; loads nothing.
-
-  Raises:
-    CommandError: a name stands for nothing.
-  """
-  _check(config)
-  adapters = [pathlib.Path(name) for name in names(config.adapters)]
-  experts = [pathlib.Path(name) for name in names(config.experts)]
-  if experts and config.space != 'weights':
-    raise CommandError(
-      f'config.experts are whole models, and config.space={config.space} is '
-      'made of adapters: set config.space=weights.'
-    )
-  if experts and adapters:
-    raise CommandError(
-      'Got config.adapters and config.experts; expected one of them.'
-    )
-  if config.model in ('', 'pocket'):
-    name, model = 'pocket', pocket.base_folder()
-    if not experts:
-      adapters = adapters or list(pocket.expert_folders())
-  else:
-    model = pathlib.Path(config.model)
-    name = model.resolve().name
-  if not adapters and not experts:
-    raise CommandError(
-      f'No experts for {config.model}: name PEFT adapter folders of it, as in '
-      '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
-      'in --config.space=weights --config.experts=models/code,models/cot'
-    )
-  for folder in (model, *adapters, *experts):
-    if not folder.is_dir():
-      raise CommandError(f'{folder} is not a folder.')
-  return Files(
-    name, model, tuple(adapters), tuple(experts), tuple(_task_files(config))
-  )
-
-
-def _task_files(config: Any) -> list[pathlib.Path | str]:
-  files = []
-  for name in names(config.tasks):
-    if pathlib.Path(name).is_file():
-      files.append(pathlib.Path(name))
-    elif name.startswith('lm_eval:') or '.py:' in name:
-      files.append(name)
-    elif name in pocket.stage_names():
-      files += [pocket.task_file(task) for task in pocket.stage(name)]
-    elif name in pocket.task_names():
-      files.append(pocket.task_file(name))
-    else:
-      raise CommandError(
-        f'Got task {name!r}; expected a file, a pocket stage '
-        f'({", ".join(pocket.stage_names())}) or a pocket task '
-        f'({", ".join(pocket.task_names())}).'
-      )
-  if not files:
-    raise CommandError('No tasks: name one at least with --config.tasks.')
-  return files
-
-
-def _check(config: Any) -> None:
-  """Values that can be judged without loading anything."""
-  strategy, execution = config.strategy, config.execution
-  for name, value, least in (
-    ('strategy.population', strategy.population, 1),
-    ('strategy.generations', strategy.generations, 0),
-    ('strategy.patience', strategy.patience, 1),
-    ('seed', config.seed, 0),
-    ('dev_limit', config.dev_limit, 1),
-    ('test_limit', config.test_limit, 1),
-    ('shots', config.shots, 0),
-    ('execution.members_per_group', execution.members_per_group, 1),
-    ('execution.prompts_per_batch', execution.prompts_per_batch, 1),
-    ('execution.max_length', execution.max_length, 1),
-  ):
-    if value is not None and value < least:
-      raise CommandError(
-        f'Got config.{name}={value}; expected {least} or more.'
-      )
-  if config.space == 'weights' and execution.base_dtype:
-    raise CommandError(
-      'config.execution.base_dtype is of a base that members share; members of '
-      'config.space=weights share nothing: leave it off.'
-    )
-  if config.resample and not (config.dev_limit or any(config.dev_limits)):
-    raise CommandError(
-      'config.resample chooses other dev items in every generation: say how '
-      'many with config.dev_limit.'
-    )
-  if config.resample and config.racing.rule:
-    raise CommandError(
-      'config.resample and config.racing both choose dev items: leave one off.'
-    )
-  if config.seed >= 1 << 32:
-    raise CommandError(f'Got config.seed={config.seed}; expected 32 bits.')
-  for name, value, known in (
-    ('space', config.space, SPACES),
-    ('execution.dtype', execution.dtype, ('float32', 'bfloat16')),
-    ('execution.base_dtype', execution.base_dtype, (None, 'int8')),
-    ('racing.rule', config.racing.rule, ('', 'paired', 'halving')),
-    ('execution.form', execution.form, ('auto', 'batched', 'folded')),
-  ):
-    if value not in known:
-      raise CommandError(
-        f'Got config.{name}={value!r}; expected one of '
-        f'{", ".join(map(repr, known))}.'
-      )
-
-
-def load(config: Any, files: Files) -> Problem:
+def load(config: Any, files: inputs_lib.Files) -> Problem:
   """Reads tasks, experts and the base, the quick ones first.
 
   Raises:
@@ -204,7 +66,9 @@ def load(config: Any, files: Files) -> Problem:
     shots_seed=config.shots_seed,
     system=config.system,
   )
-  tasks = tasks_lib.load_tasks(files.tasks, rules)
+  # Together: what the search sees may not be tested as held out.
+  tasks = tasks_lib.load_tasks([*files.tasks, *files.heldout], rules)
+  tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
   weights = _weights(config.weights, tasks)
 
   import jax.numpy as jnp
@@ -224,7 +88,9 @@ def load(config: Any, files: Files) -> Problem:
     adapters = peft.load_adapters(files.adapters, model)
     _, params = hub.load_checkpoint(files.model, dtype)
     experts, space = make_space(config, adapters, params)
-  return Problem(model, params, tokenizer, experts, space, tasks, weights)
+  return Problem(
+    model, params, tokenizer, experts, space, tasks, weights, heldout
+  )
 
 
 def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
@@ -312,7 +178,10 @@ def make_strategy(config: Any, problem: Problem) -> Any:
       genome = jax.eval_shape(
         lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
       )
-      strategy = registry.make_strategy(name, size, genome, **options)
+      base = problem.space.base() if config.space == 'weights' else None
+      strategy = registry.make_strategy(
+        name, size, genome, base=base, **options
+      )
   if config.resample and isinstance(strategy, Stock):
     raise CommandError(
       f"{name} is one of evosax's algorithms, which keep scores of their own "
@@ -353,6 +222,31 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
     )
 
 
+def make_heldout(config: Any, problem: Problem) -> Any:
+  """An evaluator of the held-out tasks, or None where there are none.
+
+  Their test items, config.test_limit of them, stand in its `dev`, by which the
+  engine plans.
+  """
+  if not problem.heldout:
+    return None
+  tasks = tuple(
+    dataclasses.replace(
+      task,
+      dev=task.subset('test', config.test_limit, config.dev_draw),
+      test=(),
+    )
+    for task in problem.heldout
+  )
+  config = config_dict.ConfigDict(config.to_dict())
+  config.objective = 'weighted_mean'
+  config.dev_limit, config.dev_limits, config.test_limits = None, (), ()
+  weights = (1 / len(tasks),) * len(tasks)
+  return make_evaluator(
+    config, dataclasses.replace(problem, tasks=tasks, weights=weights)
+  )
+
+
 def make_racing(config: Any) -> Any:
   """The rules of a race, or None where everybody is scored on everything.
 
@@ -374,7 +268,7 @@ def asked_for(*kinds: type[Exception], what: str = ''):
   try:
     yield
   except kinds as error:
-    if isinstance(error, CommandError):
+    if isinstance(error, CommandError) or has_no_room(error):
       raise
     raise CommandError(f'{what}: {error}' if what else str(error)) from error
 

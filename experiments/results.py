@@ -1,244 +1,223 @@
-"""What stands around the loop of a run: its plan, its rivals, its result."""
+"""The end of a run: who won, on what, and by how much."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
+import pathlib
 import shutil
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import evojax_llm
-from evojax_llm import baselines as baselines_lib
-from evojax_llm import evolution
 from evojax_llm import plot
 from evojax_llm import progress
 from evojax_llm import record
 from evojax_llm import report
+from evojax_llm import run_state
+from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import objectives
-from evojax_llm.fitness import prompts
-from evojax_llm.fitness import splits
-from evojax_llm.fitness.groups import Expressed
+from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.fitness.scorers.table import scorer_of
-from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from experiments import ensemble as ensemble_lib
 from experiments import problem as problem_lib
 from experiments import quantised
+from experiments import rivals as rivals_lib
+from experiments import roster as roster_lib
+
+EVOLVED = 'evolved'
+OF_EXPERTS = 'ensemble of experts'
+OF_EVOLVED = 'ensemble of evolved'
 
 
-def plan(
-  evaluator: Any,
-  problem: problem_lib.Problem,
-  strategy: Any,
-  params: Any,
-  abstract: evolution.RunState,
-) -> Any:
-  """Plans the memory of a run, for the longest prompts of both splits.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What a run has to do with, and what of it the report needs.
 
-  Raises:
-    MemoryPlanError: it cannot fit.
-    TaskError: an item cannot be put to the model.
+  Attributes:
+    config: the configuration.
+    problem: what is evolved, and on what.
+    evaluator: of the problem's tasks.
+    heldout: an evaluator of tasks that the search knows nothing of, whose items
+      stand in its `dev`; None where there are none.
+    model: folder of the base.
+    name: of the run.
   """
-  asked = jax.eval_shape(
-    lambda state: strategy.ask(jax.random.key(0), state, params)[0],
-    abstract.strategy,
-  )
-  made = evaluator.prepare(
-    problem.space,
-    asked,
-    members=min(strategy.population_size, stack.size(asked)),
-    population_bytes=_bytes(abstract) + _bytes(asked),
-  )
-  if has_test(problem):
-    # An item that does not fit must show now and not when all is done.
-    encoded = [
-      prompts.encode_items(
-        task,
-        items,
-        problem.tokenizer,
-        chat=evaluator.chat,
-        max_length=evaluator.max_length,
-      )
-      for task, items in zip(
-        problem.tasks, evaluator.items('test'), strict=True
-      )
-    ]
-    for length, new_tokens in splits.longest_rows(encoded):
-      made.rows(length, new_tokens)
-  return made
 
+  config: Any
+  problem: problem_lib.Problem
+  evaluator: Any
+  heldout: Any
+  model: str
+  name: str
 
-def has_test(problem: problem_lib.Problem) -> bool:
-  """Whether every task has items for the final report."""
-  return all(task.test for task in problem.tasks)
-
-
-def origins(first: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
-  """Operator, parents and experts of each member of an initial population."""
-  rows = []
-  for operator, parents in zip(first.operators, first.parents, strict=True):
-    known = [int(p) for p in parents if p != lineage.NOBODY]
-    row = {'operator': operator}
-    row['parents'] = [p - len(experts) for p in known if p >= len(experts)]
-    row['experts'] = [experts[p] for p in known if p < len(experts)]
-    rows.append(row)
-  return rows
-
-
-def normalise(
-  run: record.RunFolder, evaluator: Any, problem: problem_lib.Problem
-) -> None:
-  """Scores the experts for an objective that is normalised by them.
-
-  Their scores are kept in experts.json, which a resumed run reads.
-
-  Raises:
-    CommandError: the objective cannot be normalised by these experts.
-  """
-  if not evaluator.objective.needs_experts:
-    return
-  path = run.path / 'experts.json'
-  if path.exists():
-    found = record.read_json(path)
-  else:
-    experts = problem.experts.experts()
-    slots = max(stack.size(experts), evaluator.plan.members_per_group)
-    members = np.arange(stack.size(experts))
-    scores = evaluator.evaluate(
-      problem.experts, stack.pad(experts, slots), members, 'dev'
-    )
-    record.write_json(path, scores.task_scores)
-    found = record.read_json(path)
-  with problem_lib.asked_for(ValueError, what='config.objective'):
-    evaluator.normalise_by(np.asarray(found, np.float64))
-
-
-def score_baselines(
-  run: record.RunFolder,
-  evaluator: Any,
-  problem: problem_lib.Problem,
-  bar: progress.Progress,
-) -> list[dict[str, Any]]:
-  """The baselines as rows of the table, without their test scores.
-
-  They are kept in baselines.json, which a resumed run reads.
-  """
-  path = run.path / 'baselines.json'
-  if path.exists():
-    return record.read_json(path)
-
-  def score(mixes):
-    mixed = baselines_lib.mix_experts(problem.experts, mixes)
-    # As many slots as a group of the search has, for which there is a program.
-    slots = max(len(mixes), evaluator.plan.members_per_group)
-    bar.begin(len(mixes), 'baselines')
-    return evaluator.evaluate(
-      problem.experts,
-      stack.pad(mixed, slots),
-      np.arange(len(mixes)),
-      'dev',
-      progress=bar.update,
-    )
-
-  rows = []
-  for baseline in baselines_lib.choose_baselines(problem.experts.names, score):
-    dev = _summary(evaluator, problem, 'dev', baseline.task_scores)
-    rows.append(
-      {
-        'name': baseline.name,
-        'detail': baseline.detail,
-        'mix': dataclasses.asdict(baseline.mix),
-        'evaluations': baseline.evaluations,
-        'dev': dev,
-      }
-    )
-    shown = _shown(dev['fitness'])
-    detail = f' ({baseline.detail})' if baseline.detail else ''
-    bar.line(f'{baseline.name}{detail}: {shown} on dev')
-  record.write_json(path, rows)
-  return record.read_json(path)
-
-
-def _shown(entry: Mapping[str, Any]) -> str:
-  if entry['score'] is None:
-    return 'failed'
-  sign = ' %' if entry['percent'] else ''
-  return report.number(entry['score'], entry['percent']) + sign
-
-
-def line(generation: evolution.Generation, percent: bool = True) -> str:
-  """A generation in a few words, its best apart."""
-  failed = f', {generation.failed} failed' if generation.failed else ''
-  mean = report.number(generation.mean_fitness, percent)
-  sign = ' %' if percent else ''
-  return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'
-
-
-def draw_of(draw: int, generation: int) -> int:
-  """The draw of dev items of a generation of a run that draws them anew."""
-  # The first one's is the run's own; no other run's is near.
-  return draw + (generation << 20)
-
-
-def on_first_items(
-  evaluator: Any, problem: problem_lib.Problem, state: evolution.RunState
-) -> evolution.RunState:
-  """The state with its best member scored on the items of the baselines.
-
-  Where every generation has other items, only this compares with them.
-  """
-  genome = jax.tree.map(lambda leaf: leaf[None], state.best.genome)
-  slots = evaluator.plan.members_per_group
-  scores = evaluator.evaluate(
-    problem.space, stack.pad(genome, slots), np.arange(1)
-  )
-  best = state.best.replace(
-    fitness=scores.fitness[0], task_scores=scores.task_scores[0]
-  )
-  return state.replace(best=best)
+  @property
+  def has_test(self) -> bool:
+    """Whether every task has items for the final report."""
+    return all(task.test for task in self.problem.tasks)
 
 
 def finish(
   run: record.RunFolder,
-  evaluator: Any,
-  problem: problem_lib.Problem,
-  model_folder: str,
-  baselines: Sequence[Mapping[str, Any]],
-  state: evolution.RunState,
-  name: str,
+  asked: Asked,
+  rivals: rivals_lib.Rivals,
+  state: run_state.RunState,
   bar: progress.Progress,
 ) -> None:
   """Exports the best member, reads test once, and writes the report."""
-  best = state.best
+  evaluator, problem, best = asked.evaluator, asked.problem, state.best
+  _export(run, problem, best.genome, asked.model)
+
+  groups = _ensembles(run, asked, rivals, state)
+  rows = [dict(row) for row in rivals.rows]
+  evolved = {
+    'name': EVOLVED,
+    'detail': f'member {int(best.id)}',
+    'evaluations': int(state.evaluations),
+    'dev': rivals_lib.summary(evaluator, problem, 'dev', best.task_scores),
+  }
+  # Experts stand with the baselines, members behind the best of them.
+  counts = {
+    OF_EXPERTS: len(problem.experts.names),
+    OF_EVOLVED: int(state.evaluations),
+  }
+  for name in (OF_EXPERTS, EVOLVED, OF_EVOLVED):
+    if name == EVOLVED:
+      rows.append(evolved)
+    elif name in groups:
+      made = groups[name]
+      rows.append(
+        {
+          'name': name,
+          'detail': made.detail,
+          'evaluations': counts[name] + made.evaluations,
+          'dev': rivals_lib.summary(evaluator, problem, 'dev', made.dev),
+        }
+      )
+  roster = _roster(asked, rivals, best, groups)
+  tested = {}
+  if asked.has_test:
+    bar.begin(len(roster.names), 'test')
+    scores = roster.read(evaluator, 'test', bar.update)
+    ItemLog(run.path / 'test_items').append(0, range(len(roster.names)), scores)
+    tested['test'] = (evaluator, 'test', scores)
+  if asked.heldout is not None:
+    bar.begin(len(roster.names), 'held-out tasks')
+    scores = roster.read(asked.heldout, 'dev', bar.update)
+    tested['heldout'] = (asked.heldout, 'dev', scores)
+  bounds = {name: {'dev': made.bound} for name, made in groups.items()}
+  for row in rows:
+    row['test'] = None
+    for split, (reader, items, scores) in tested.items():
+      made = groups.get(row['name'])
+      if made is None:
+        place = (
+          roster.member(int(best.id))
+          if row['name'] == EVOLVED
+          else roster.names.index(row['name'])
+        )
+        found = scores.task_scores[place]
+      else:
+        find = roster.expert if made.population is None else roster.member
+        found, bounds[row['name']][split] = ensemble_lib.score(
+          reader,
+          items,
+          made,
+          scores.task_scores,
+          scores.tasks,
+          [find(member) for member in made.members],
+        )
+      row[split] = report.summarise(
+        [task.name for task in reader.tasks],
+        found,
+        [len(chosen) for chosen in reader.items(items)],
+        [scorer_of(task) for task in reader.tasks],
+        reader.objective,
+      )
+  _write(run, asked, rows, state, roster.names, groups, bounds)
+
+
+def _export(run, problem, genome, model: str) -> None:
   folder = run.path / 'best'
   # What a process that was killed right here may have left.
   for left in [folder, *run.path.glob('.best.*.tmp')]:
     shutil.rmtree(left, ignore_errors=True)
-  problem.space.export(
-    best.genome, folder, problem.config, model_folder, model_folder
+  problem.space.export(genome, folder, problem.config, model, model)
+
+
+def _ensembles(run, asked, rivals, state) -> dict[str, ensemble_lib.Ensemble]:
+  """The best experts, and the best members that are alive or remembered."""
+  options = asked.config.ensemble
+  if not options.size:
+    return {}
+  found = run_state.best_members(state, options.size)
+  made = {
+    OF_EXPERTS: ensemble_lib.of_experts(
+      asked.evaluator,
+      rivals.expert_scores,
+      lambda experts: rivals_lib.expert_results(run, experts),
+      options,
+    ),
+    OF_EVOLVED: ensemble_lib.of_members(
+      asked.evaluator,
+      asked.problem.space,
+      found,
+      _known(run, found.ids, asked.config),
+      options,
+    ),
+  }
+  return {name: one for name, one in made.items() if one is not None}
+
+
+def _known(run, ids, config):
+  """Task scores and answers of members as the run has kept them."""
+  # In GENOME's released code a member moves and keeps its id and its score.
+  if not config.strategy.options.get('rescore', True):
+    return None
+  results = ensembles.gather(run.items.read(), ids)
+  if results is None:
+    return None
+  by_id = {row['id']: row['tasks'] for row in run.members.read()}
+  scores = [list(by_id[member].values()) for member in ids]
+  return np.asarray(scores, np.float32), results
+
+
+def _roster(asked, rivals, best, groups) -> roster_lib.Roster:
+  """All who are asked for their answers at the end."""
+  experts, ids = [], [int(best.id)]
+  genomes = [stack.stack([best.genome])]
+  if asked.config.test_experts:
+    experts = range(len(asked.problem.experts.names))
+  elif OF_EXPERTS in groups:
+    experts = groups[OF_EXPERTS].members
+  if OF_EVOLVED in groups:
+    made = groups[OF_EVOLVED]
+    others = [i for i, id_ in enumerate(made.members) if id_ != ids[0]]
+    if others:
+      ids += [made.members[i] for i in others]
+      rows = np.asarray(others, np.int32)
+      genomes.append(stack.take(made.population, rows))
+  return roster_lib.Roster(
+    asked.problem, rivals.rows, experts, ids, stack.concatenate(*genomes)
   )
 
-  rows = [dict(row) for row in baselines]
+
+def _write(
+  run: record.RunFolder,
+  asked: Asked,
+  rows: Sequence[Mapping[str, Any]],
+  state: run_state.RunState,
+  names: Sequence[str],
+  groups: Mapping[str, ensemble_lib.Ensemble],
+  bounds: Mapping[str, Mapping[str, float]],
+) -> None:
+  """curve.png, summary.md and summary.json."""
+  evaluator, best = asked.evaluator, state.best
   member_rows, metrics = run.members.read(), run.metrics.read()
-  rows.append(
-    {
-      'name': 'evolved',
-      'detail': f'member {int(best.id)}',
-      'evaluations': int(state.evaluations),
-      'dev': _summary(evaluator, problem, 'dev', best.task_scores),
-    }
-  )
-  tests = [None] * len(rows)
-  if has_test(problem):
-    tests = _read_test(evaluator, problem, baselines, best.genome, bar)
-  for row, test in zip(rows, tests, strict=True):
-    row['test'] = test
-
   summary = {
-    'name': name,
+    'name': asked.name,
     'version': evojax_llm.__version__,
     'objective': evaluator.objective.name,
     'rows': rows,
@@ -247,6 +226,17 @@ def finish(
       'generation': int(best.generation),
       'fitness': np.asarray(best.fitness)[()],
     },
+    'ensembles': {
+      name: {
+        'rule': made.rule,
+        'members': made.members,
+        'dev_fitness_by_size': made.by_size,
+        # Who knows which member is right: a bound, and no result.
+        'oracle': bounds[name],
+      }
+      for name, made in groups.items()
+    },
+    'tested': names if asked.has_test else [],
     'lineage': record.lineage_of(int(best.id), member_rows),
     'generations': int(state.generation),
     'evaluations': int(state.evaluations),
@@ -261,7 +251,7 @@ def finish(
     summary['front'] = _front(evaluator, member_rows)
   levels = {
     row['name']: row['dev']['fitness']['score']
-    for row in baselines
+    for row in rows
     if row['name'] in ('base', 'best expert', 'scaled average')
     and row['dev']['fitness']['score'] is not None
   }
@@ -275,44 +265,11 @@ def finish(
   record.write_json(run.path / 'summary.json', summary)
 
 
-def show(run: record.RunFolder) -> None:
+def show(folder: pathlib.Path) -> None:
   """Prints the table of a finished run."""
-  summary = record.read_json(run.path / 'summary.json')
+  summary = record.read_json(folder / 'summary.json')
   print(report.table(summary['rows']))
-  print(
-    f'\nbest member: {run.path / "best"}\nreport: {run.path / "summary.md"}'
-  )
-
-
-def _read_test(evaluator, problem, baselines, genome, bar):
-  """Test scores of the baselines and the best member, in one call."""
-  mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
-  mixed = baselines_lib.mix_experts(problem.experts, mixes)
-  space = problem.space
-  if space is not problem.experts:
-    # Members of two spaces are one population once they are adapters.
-    mixed = jax.vmap(problem.experts.express)(mixed)
-    genome, space = space.adapter(genome), Expressed()
-  evolved = jax.tree.map(lambda leaf: leaf[None], genome)
-  if space is not problem.space:
-    mixed, evolved = _to_one_rank(mixed, evolved)
-  both = stack.concatenate(mixed, evolved)
-  bar.begin(stack.size(both), 'test')
-  scores = evaluator.evaluate(space, both, split='test', progress=bar.update)
-  return [
-    _summary(evaluator, problem, 'test', task_scores)
-    for task_scores in scores.task_scores
-  ]
-
-
-def _summary(evaluator, problem, split, task_scores):
-  return report.summarise(
-    problem.task_names,
-    np.asarray(task_scores),
-    [len(items) for items in evaluator.items(split)],
-    [scorer_of(task) for task in problem.tasks],
-    evaluator.objective,
-  )
+  print(f'\nbest member: {folder / "best"}\nreport: {folder / "summary.md"}')
 
 
 def _front(evaluator, member_rows):
@@ -325,36 +282,9 @@ def _front(evaluator, member_rows):
   return [{k: member_rows[i][k] for k in ('id', 'tasks')} for i in kept]
 
 
-def _to_one_rank(*trees):
-  """Adapter populations with zero ranks added up to the largest rank."""
-
-  def rank_axis(path):
-    return -1 if path[-1].key == 'a' else -2
-
-  flat = [jax.tree_util.tree_flatten_with_path(tree) for tree in trees]
-  result = [[] for _ in trees]
-  for entries in zip(*(leaves for leaves, _ in flat), strict=True):
-    axis = rank_axis(entries[0][0])
-    rank = max(leaf.shape[axis] for _, leaf in entries)
-    for out, (_, leaf) in zip(result, entries, strict=True):
-      pad = [(0, 0)] * leaf.ndim
-      pad[axis] = (0, rank - leaf.shape[axis])
-      out.append(jnp.pad(leaf, pad))
-  return [
-    jax.tree.unflatten(structure, leaves)
-    for (_, structure), leaves in zip(flat, result, strict=True)
-  ]
-
-
 def _total_seconds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   total: dict[str, float] = {}
   for row in metrics:
     for part, seconds in row['seconds'].items():
       total[part] = round(total.get(part, 0.0) + seconds, 4)
   return total
-
-
-def _bytes(tree: Any) -> int:
-  return sum(
-    leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
-  )

@@ -24,6 +24,7 @@ RANKS = {
   'evojax_llm.operators': 2,
   'evojax_llm.fitness': 3,
   'evojax_llm.strategies': 4,
+  'evojax_llm.analysis': 5,
   'evojax_llm.baselines': 5,
   'evojax_llm.checkpoint': 5,
   'evojax_llm.evolution': 5,
@@ -31,6 +32,7 @@ RANKS = {
   'evojax_llm.progress': 5,
   'evojax_llm.record': 5,
   'evojax_llm.report': 5,
+  'evojax_llm.run_state': 5,
   'experiments': 6,
 }
 MAX_LINES = 420

@@ -228,6 +228,37 @@ def test_what_a_killed_save_left_is_cleaned_up(tmp_path):
   assert not list(folder.glob('*tmp*'))
 
 
+def test_a_disk_that_cannot_be_written_is_an_error_that_loses_nothing(tmp_path):
+  folder = tmp_path / 'c'
+  save(folder, 1)
+  # A limit on the size of files is the full disk that needs no disk.
+  code = (
+    'import resource, signal, sys\n'
+    'from evojax_llm import checkpoint\n'
+    'from tests import test_checkpoint as t\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n'
+    'checkpoints = checkpoint.Checkpoints(sys.argv[1])\n'
+    'try:\n'
+    '  checkpoints.save(1, t.make_state(1))\n'
+    '  checkpoints.close()\n'
+    'except OSError as error:\n'
+    '  print(error)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(folder)],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == f"[Errno 27] File too large: '{folder}'\n"
+  assert 'Traceback' not in done.stderr
+  generation, state = restore(folder)
+  assert generation == 0
+  assert_state(state, 0)
+
+
 def test_a_second_process_is_kept_out(tmp_path):
   lock = checkpoint.WorkdirLock(tmp_path)
   code = (

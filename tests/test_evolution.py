@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evojax_llm import evolution
+from evojax_llm import run_state
 from evojax_llm.strategies.genome import Genome
 
 P, D = 6, 4
@@ -183,7 +184,7 @@ def test_patience_ends_a_run_that_stands_still():
 
 def test_abstract_state_is_that_of_a_run():
   strategy = make_strategy()
-  abstract = evolution.abstract_state(
+  abstract = run_state.abstract_state(
     strategy, strategy.default_params, make_population(), num_tasks=2
   )
   for state, _ in run(strategy=strategy, generations=2):
@@ -241,6 +242,24 @@ def test_who_lives_on_is_scored_again_on_other_items():
       assert memory.personal_fitness[i] == pytest.approx(
         score.fitness(own), rel=1e-5
       )
+
+
+@pytest.mark.parametrize('other_items', (False, True))
+def test_the_scores_of_the_tasks_reach_who_chooses_by_them(other_items):
+  # More places than members: nobody is in the last ones, nor scored.
+  strategy = Genome(P, chosen_by='pareto', max_population=P + 4)
+  score = OtherTargets()
+  kwargs = {'redraw': score.redraw} if other_items else {}
+  steps = run(
+    score, strategy=strategy, generations=4, maximise=(True, False), **kwargs
+  )
+  assert all(-1 not in generation.ids for _, generation in steps)
+  inner = steps[-1][0].strategy
+  fitness = np.asarray(inner.fitness)
+  assert np.isnan(fitness[np.asarray(inner.ids) < 0]).all()
+  np.testing.assert_array_equal(
+    inner.objectives, np.stack([fitness, -fitness], axis=1)
+  )
 
 
 def test_the_same_items_again_change_nothing_but_the_count():

@@ -135,6 +135,7 @@ class Engine:
     data: splits.Split,
     answers: Answers,
     progress: Callable[[float], None] | None = None,
+    ids: np.ndarray | None = None,
   ) -> None:
     """Answers a split for some members of a population.
 
@@ -148,15 +149,18 @@ class Engine:
       data: what is to be answered.
       answers: where the answers of the M members go.
       progress: called with the share of the work that is done.
+      ids: (M,) i32 names of the members, which address random draws; their
+        indices by default.
 
     Raises:
       MemoryPlanError: a device is out of memory with the smallest group.
     """
+    ids = indices if ids is None else ids
     start = 0
     while start < len(indices):
       self._device_done = time.perf_counter()
       try:
-        done = self._pass(space, population, indices, start, data, answers)
+        done = self._pass(space, population, indices, ids, start, data, answers)
         for finished, share in done:
           start = finished
           if progress:
@@ -177,6 +181,7 @@ class Engine:
     space: Space,
     population: Any,
     indices: np.ndarray,
+    ids: np.ndarray,
     start: int,
     data: splits.Split,
     answers: Answers,
@@ -212,8 +217,8 @@ class Engine:
         if len(running) > 1:
           yield take_in()
       if data.queues:
-        ids = np.resize(chosen, size)
-        run = self._decoder(params).start(data.queues, members, active, ids)
+        own = np.resize(ids[first : first + size], size)
+        run = self._decoder(params).start(data.queues, members, active, own)
         running.append(
           functools.partial(self._take_texts, run, data.queues, span, answers)
         )

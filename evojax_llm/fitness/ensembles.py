@@ -13,10 +13,19 @@ answer on DROP; none of this is done here.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
+from typing import Any
 
 import numpy as np
+
+from evojax_llm.fitness.item_log import GenerationItems
+from evojax_llm.fitness.item_log import TaskItems
+from evojax_llm.fitness.items import Item
+from evojax_llm.fitness.scorers.base import Scorer
+from evojax_llm.fitness.scorers.base import Verdicts
 
 # M members, best by dev first; each a prediction an item, None for no answer.
 Predictions = Sequence[Sequence[str | None]]
@@ -92,6 +101,7 @@ def oracle(values: np.ndarray) -> np.ndarray:
   return np.argmax(values, axis=0).astype(np.int32)
 
 
+AUTO = 'auto'
 RULES: Mapping[str, Callable[[Predictions, np.ndarray], np.ndarray]] = {
   'majority': majority,
   'weighted': weighted,
@@ -104,40 +114,188 @@ def decided(values: np.ndarray, stands: np.ndarray) -> np.ndarray:
   return values[stands, np.arange(values.shape[1])]
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """M members, the best by dev first, and what they did on a split.
+
+  Attributes:
+    fitness: (M,) f32 fitness on dev, none of them NaN.
+    task_scores: (M, K) f32 scores on the split.
+    results: K results on the split, whose `values` (M, items) and
+      `predictions` are read: `scores.TaskScores` or `item_log.TaskItems`.
+  """
+
+  fitness: np.ndarray
+  task_scores: np.ndarray
+  results: Sequence[Any]
+
+  def take(self, rows: Sequence[int]) -> 'Group':
+    """The group of the members at these rows."""
+    rows = list(rows)
+    return Group(
+      self.fitness[rows],
+      self.task_scores[rows],
+      [
+        dataclasses.replace(
+          result,
+          values=result.values[rows],
+          predictions=[result.predictions[i] for i in rows],
+          asked=None if result.asked is None else result.asked[rows],
+        )
+        for result in self.results
+      ],
+    )
+
+
+def decide(
+  rule: str,
+  group: Group,
+  scorers: Sequence[Scorer],
+  items: Sequence[Sequence[Item]],
+) -> np.ndarray:
+  """Scores (K,) f32 of what a group decides.
+
+  Args:
+    rule: one of RULES, or 'auto': the medoid where items have more than two
+      values, so that answers are texts, and the majority elsewhere.
+    group: the members.
+    scorers: of the K tasks.
+    items: of each task, in the order of the values.
+
+  Returns:
+    The score of the answers that stand. A task without predictions, such as a
+    perplexity, has nothing to vote on: there the best member's score stands.
+
+  Raises:
+    ValueError: the rule is unknown.
+  """
+  check_rule(rule)
+  scores = group.task_scores[0].copy()
+  for k, (scorer, result) in enumerate(
+    zip(scorers, group.results, strict=True)
+  ):
+    predictions, values = result.predictions, np.asarray(result.values)
+    if all(said is None for answers in predictions for said in answers):
+      continue
+    chosen = rule
+    if rule == AUTO:
+      chosen = 'majority' if scorer.binary else 'medoid'
+    stands = RULES[chosen](predictions, group.fitness)
+    columns = np.arange(values.shape[1])
+    verdicts = Verdicts(
+      np.array(predictions, object).reshape(values.shape)[stands, columns],
+      decided(values, stands).astype(np.float64),
+      np.ones(values.shape[1]),
+    )
+    scores[k] = scorer.aggregate(items[k], verdicts)
+  return scores
+
+
 def choose_size(
   rule: str,
-  predictions: Sequence[Predictions],
-  values: Sequence[np.ndarray],
-  weights: Sequence[float],
-  fitness: np.ndarray,
+  group: Group,
+  scorers: Sequence[Scorer],
+  items: Sequence[Sequence[Item]],
+  objective: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[int, np.ndarray]:
   """The number of members that decides best on `dev`.
 
   Args:
-    rule: one of RULES.
-    predictions: for each of K tasks, M lists of dev answers, best member first.
-    values: for each task, (M, items) dev values.
-    weights: (K,) weights of the tasks.
-    fitness: (M,) dev fitness.
+    rule: see `decide`.
+    group: M members with what they did on `dev`.
+    scorers: of the K tasks.
+    items: dev items of each task.
+    objective: fitness (M,) of task scores (M, K).
 
   Returns:
-    k, the smallest of the best sizes, and (M,) the weighted mean dev value of
-    each size 1 .. M.
+    k, the smallest of the best sizes, and the task scores (M, K) f32 of the
+    sizes 1 .. M.
 
   Raises:
-    ValueError: if the rule is unknown.
+    ValueError: the rule is unknown.
   """
-  if rule not in RULES:
-    raise ValueError(f'Got ensemble {rule!r}; expected one of {tuple(RULES)}.')
-  by_size = np.zeros(len(fitness))
-  for size in range(1, len(fitness) + 1):
-    for weight, answers, value in zip(
-      weights, predictions, values, strict=True
-    ):
-      stands = RULES[rule](answers[:size], fitness[:size])
-      by_size[size - 1] += weight * decided(value[:size], stands).mean()
+  by_size = np.stack(
+    [
+      decide(rule, group.take(range(size)), scorers, items)
+      for size in range(1, len(group.fitness) + 1)
+    ]
+  )
   # Rounded, so that sums in another order cannot decide.
-  return int(np.argmax(np.round(by_size, 6))) + 1, by_size
+  fitness = np.round(np.nan_to_num(objective(by_size), nan=-np.inf), 6)
+  return int(np.argmax(fitness)) + 1, by_size
+
+
+def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
+  """Scores (K,) f32 if the best answer of any member stood: the oracle's.
+
+  An upper bound that knows the gold answers, never a result. NaN for a task
+  whose score is more than the mean of its items.
+  """
+  scores = np.full(len(scorers), np.nan, np.float32)
+  for k, (scorer, result) in enumerate(
+    zip(scorers, group.results, strict=True)
+  ):
+    if not scorer.corpus:
+      sign = 1 if scorer.maximise else -1
+      values = np.asarray(result.values)
+      scores[k] = decided(values, oracle(sign * values)).mean()
+  return scores
+
+
+def gather(
+  generations: Iterable[GenerationItems], members: Sequence[int]
+) -> list[TaskItems] | None:
+  """What members did when they were scored, from the log of items.
+
+  Args:
+    generations: of `item_log.ItemLog.read`.
+    members: M ids.
+
+  Returns:
+    K results of the M members in their order; None where the log has not all
+    of them, or had them on other items.
+  """
+  found: dict[int, list[TaskItems]] = {}
+  for generation in generations:
+    for row, member in enumerate(generation.members.tolist()):
+      if member in members:
+        found[member] = [
+          dataclasses.replace(
+            task,
+            values=task.values[row : row + 1],
+            predictions=task.predictions[row : row + 1],
+            asked=None if task.asked is None else task.asked[row : row + 1],
+          )
+          for task in generation.tasks
+        ]
+  if set(found) != set(members):
+    return None
+  rows = [found[member] for member in members]
+  if any(
+    one.ids != other.ids
+    for row in rows
+    for one, other in zip(row, rows[0], strict=True)
+  ):
+    return None
+  return [
+    dataclasses.replace(
+      same[0],
+      values=np.concatenate([task.values for task in same]),
+      predictions=np.concatenate([task.predictions for task in same]),
+      asked=None
+      if same[0].asked is None
+      else np.concatenate([task.asked for task in same]),
+    )
+    for same in zip(*rows, strict=True)
+  ]
+
+
+def check_rule(rule: str) -> None:
+  """Raises ValueError where there is no such rule."""
+  if rule not in (AUTO, *RULES):
+    raise ValueError(
+      f'Got ensemble rule {rule!r}; expected one of {(AUTO, *RULES)}.'
+    )
 
 
 def _check(predictions: Predictions, fitness: np.ndarray) -> int:

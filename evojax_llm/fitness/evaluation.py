@@ -195,6 +195,7 @@ class Evaluator:
     split: str = 'dev',
     progress: Callable[[float], None] | None = None,
     items: Sequence[Sequence[int]] | None = None,
+    ids: Sequence[int] | None = None,
   ) -> Scores:
     """Scores members of a population.
 
@@ -208,6 +209,8 @@ class Evaluator:
       progress: called with the share of the work that is done.
       items: of each task, indices of the items to use; all by default. What a
         choice needs is packed and compiled once and kept.
+      ids: of the M members, which address the draws of sampled answers; their
+        indices by default.
 
     Returns:
       The scores of the M members, in the order of `members`.
@@ -221,7 +224,10 @@ class Evaluator:
       self.prepare(space, population)
     data = self._split(split, items)
     answers = Answers(data, len(indices))
-    self._engine.answer(space, population, indices, data, answers, progress)
+    ids = None if ids is None else np.asarray(ids)
+    self._engine.answer(
+      space, population, indices, data, answers, progress, ids
+    )
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       return self._matcher.score(data, answers)

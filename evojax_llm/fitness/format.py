@@ -122,6 +122,11 @@ def read_format(
       f'{where}.choice: expected {" or ".join(CHOICE_STYLES)}, got '
       f'{shown(choice)}.{hint(choice, CHOICE_STYLES)}'
     )
+  if choice == 'letter' and options.get('norm') in ('characters', 'bytes'):
+    raise TaskError(
+      f"{where}.norm: {options['norm']} are those of an option's text, and the "
+      'options are scored by their keys. Set "choice" to "text" as well.'
+    )
   prompt = value.get('prompt')
   if prompt is not None:
     _check_template(prompt, scorer, choice, f'{where}.prompt')
@@ -203,10 +208,10 @@ def check_items(
   items: Sequence[Item], split: str, scorer: Any, path: str
 ) -> None:
   """Refuses items that the scorer cannot score, by their place."""
-  for item in items:
+  for row, item in enumerate(items):
     try:
       scorer.check(item)
     except TaskError as error:
       raise TaskError(
-        f"{path}, '{split}', item '{item.id}': {error}"
+        f"{path}, '{split}' row {row}, item '{item.id}': {error}"
       ) from error

@@ -39,14 +39,18 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
   wanted = ' or '.join(f"'{name}'" for name in names)
   if not found:
     given = ', '.join(map(str, row)) or 'nothing'
-    raise TaskError(f'{where}: no field {wanted}; the row has {given}.')
+    close = difflib.get_close_matches(names[0], list(map(str, row)), n=1)
+    advice = f" Rename '{close[0]}' to '{names[0]}'." if close else ''
+    raise TaskError(f'{where}: no field {wanted}; the row has {given}.{advice}')
   if len(found) > 1:
     raise TaskError(f'{where}: fields {wanted} say the same thing: keep one.')
   text = _text(row[found[0]])
   if text is None or not text.strip():
+    value = row[found[0]]
+    quoted = ' Put it in quotes.' if isinstance(value, bool) else ''
     raise TaskError(
       f"{where}, field '{found[0]}': expected text that is not empty, got "
-      f'{shown(row[found[0]])}.'
+      f'{shown(value)}.{quoted}'
     )
   return text
 
@@ -56,7 +60,7 @@ def _choices(value: Any, where: str) -> tuple[tuple[str, str], ...]:
   if not isinstance(value, Mapping):
     raise TaskError(
       f'{where}: expected an object {{"A": text, "B": text, ...}}, got '
-      f'{shown(value)}.'
+      f'{shown(value)}. Give each option a key, which the answer then names.'
     )
   if len(value) < 2:
     raise TaskError(f'{where}: expected at least 2 options, got {len(value)}.')
@@ -108,8 +112,15 @@ def _item(row: Any, index: int, where: str, scorer: Any) -> Item:
         f'{shown([answer, *also])}.'
       )
     if answer not in keys and scorer.gold:
-      texts = [key for key, text in choices if text == answer]
-      advice = f" Write its key, '{texts[0]}'." if texts else ''
+      folded = answer.strip().casefold()
+      meant = [
+        key
+        for key, text in choices
+        if text == answer or key.casefold() == folded
+      ]
+      advice = f" Write its key, '{meant[0]}'." if meant else ''
+      if not meant and answer.isdecimal():
+        advice = ' An option is named by its key, not by its place.'
       raise TaskError(
         f"{where}, field 'answer': expected one of the keys "
         f'{", ".join(keys)}, got {shown(answer)}.{advice}'

@@ -106,10 +106,22 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return result
 
 
-def _parse(text: str, where: str) -> Any:
+def _no_constant(name: str) -> None:
+  """NaN and Infinity, which JSON does not have."""
+  raise TaskError(f'{name} is no JSON value; write text in quotes')
+
+
+def _parse(text: str, where: str, advice: str) -> Any:
   try:
-    return json.loads(text, object_pairs_hook=_no_repeats)
-  except (json.JSONDecodeError, TaskError) as error:
+    return json.loads(
+      text, object_pairs_hook=_no_repeats, parse_constant=_no_constant
+    )
+  except json.JSONDecodeError as error:
+    near = text[max(0, error.pos - 20) : error.pos + 10]
+    raise TaskError(
+      f'{where}: not valid JSON: {error}, near {shown(near)}. {advice}'
+    ) from error
+  except TaskError as error:
     raise TaskError(f'{where}: not valid JSON: {error}.') from error
 
 
@@ -123,7 +135,8 @@ def _read_jsonl(text: str, path: str) -> dict[str, Any]:
   splits = {split: [] for split in SPLITS}
   marked = None
   for number, line in lines:
-    row = _parse(line, f'{path} line {number}')
+    advice = 'Each line is an object; a file that is one object ends in .json.'
+    row = _parse(line, f'{path} line {number}', advice)
     if not isinstance(row, dict):
       raise TaskError(
         f'{path} line {number}: expected an object, got {shown(row)}.'
@@ -131,8 +144,8 @@ def _read_jsonl(text: str, path: str) -> dict[str, Any]:
     split = row.get('split')
     if split not in (None, *SPLITS):
       raise TaskError(
-        f"{path} line {number}, field 'split': expected 'dev' or 'test', got "
-        f'{shown(split)}.'
+        f"{path} line {number}, field 'split': expected 'dev', which a search "
+        f"may see, or 'test', got {shown(split)}."
       )
     if marked is not None and marked != (split is not None):
       raise TaskError(
@@ -222,14 +235,21 @@ def _read(name: str, rules: Rules) -> Task:
       'task file.'
     ) from error
   except UnicodeDecodeError as error:
-    raise TaskError(f'{path}: not UTF-8 text: {error}.') from error
+    raise TaskError(
+      f'{path}: not UTF-8 text: {error}. Save it as UTF-8.'
+    ) from error
   if path.suffix == '.jsonl':
     top = _read_jsonl(text, str(path))
   elif path.suffix == '.json':
-    top = _parse(text, str(path))
+    advice = (
+      'Is there a comma too many, or is the file cut off? A file with an '
+      'object a line ends in .jsonl.'
+    )
+    top = _parse(text, str(path), advice)
   else:
     raise TaskError(
-      f"{path}: expected a file that ends in '.json' or '.jsonl'."
+      f"{path}: expected a file that ends in '.json' or '.jsonl'. Write the "
+      'rows of other tables as an object a line.'
     )
   return build(top, str(path), path.stem, rules)
 
@@ -253,15 +273,17 @@ def build(
     raise TaskError(
       f'{path}: expected an object with "dev" and "test", got {shown(top)}.'
     )
-  for key in top:
-    if key not in _TOP_KEYS:
-      if hint(key, _TOP_KEYS):
-        raise TaskError(f"{path}: unknown key '{key}'.{hint(key, _TOP_KEYS)}")
-      logging.warning("%s: key '%s' is ignored.", path, key)
+  unknown = [key for key in top if key not in _TOP_KEYS]
+  for key in unknown:
+    if hint(key, _TOP_KEYS):
+      raise TaskError(f"{path}: unknown key '{key}'.{hint(key, _TOP_KEYS)}")
   if 'dev' not in top:
     raise TaskError(
-      f'{path}: no "dev" rows; the file has {", ".join(top) or "nothing"}.'
+      f'{path}: no "dev" rows; the file has {", ".join(top) or "nothing"}. '
+      'Call the rows that a search may see "dev", and the sealed ones "test".'
     )
+  for key in unknown:
+    logging.warning("%s: key '%s' is ignored.", path, key)
   options = {} if top.get('format') is None else top['format']
   if not isinstance(options, dict):
     raise TaskError(

@@ -94,6 +94,10 @@ class WeightSpace:
     """The N experts as genomes on the host, leaves (N, ...)."""
     return jax.tree.map(lambda leaf: leaf[:-1], self._models)
 
+  def base(self) -> stack.Genome:
+    """The base that the experts were tuned from, on the host."""
+    return jax.tree.map(lambda leaf: leaf[-1], self._models)
+
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
     """Genomes (C, ...): base + factor sum_n w_n (expert_n - base).
 

@@ -3,8 +3,8 @@
 A merge that works on what parents change of a base takes the zero genome as
 base where that is the base model: for adapters, whose factors then count as
 the change themselves (as in PEFT and in GENOME's released code, arXiv
-2503.01155), and for coefficients of experts. Whole weights have no such base,
-and those merges are refused.
+2503.01155), and for coefficients of experts. Whole weights need to be given
+their base, or those merges are refused.
 """
 
 from collections.abc import Mapping
@@ -101,22 +101,26 @@ def parameters(
   return {name: jnp.float32(v) for name, v in {**known, **given}.items()}
 
 
-def check_genome(crossover: Crossover, genome: stack.Genome) -> None:
+def check_genome(
+  crossover: Crossover, genome: stack.Genome, base: stack.Genome | None
+) -> None:
   """Refuses genomes that lack the base which the merge needs.
 
   Args:
     crossover: from `make`.
     genome: one genome, or its shapes and types.
+    base: genome of the base, if it is known.
 
   Raises:
     ValueError: if so.
   """
-  if crossover.method.needs_base and not _has_zero_base(genome):
+  known = base is not None or _has_zero_base(genome)
+  if crossover.method.needs_base and not known:
     raise ValueError(
       f'Got merge {crossover.merge!r}, which works on what parents change of a '
-      'base; these genomes are whole weights, of which no base is known. Take '
-      "a merge without one, such as 'linear' or 'slerp', or evolve adapters or "
-      'coefficients.'
+      'base; these genomes are whole weights, of which no base is known. Give '
+      "the base's weights, take a merge without one, such as 'linear' or "
+      "'slerp', or evolve adapters or coefficients."
     )
 
 
@@ -129,6 +133,7 @@ def children(
   places: jax.Array,
   weights: jax.Array,
   values: Mapping[str, jax.Array],
+  base: stack.Genome | None,
 ) -> stack.Population:
   """The children of pairs.
 
@@ -141,6 +146,7 @@ def children(
     places: (C, 2) i32 of the parents.
     weights: (C, 2) f32 of the parents.
     values: hyperparameters of the merge, from `parameters`.
+    base: genome of the base; zeros by default.
 
   Returns:
     Leaves (C, ...).
@@ -151,8 +157,9 @@ def children(
     given['weights'] = weights
   elif 't' in method.parameters:
     given['t'] = weights[:, 1]
-  base = None
-  if method.needs_base:
+  if not method.needs_base:
+    base = None
+  elif base is None:
     base = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population)
   draws = keys.keys_for(key, generation, ids, 'merge') if method.draws else None
   return lift.population(

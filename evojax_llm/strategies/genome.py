@@ -37,7 +37,7 @@ OPERATORS = ('succession',) + variation_round.OPERATORS
 
 @flax.struct.dataclass
 class Params(succession_round.Params):
-  """Hyperparameters; every one a () f32 array that a sweep may vary.
+  """Hyperparameters; all but the base () f32 arrays that a sweep may vary.
 
   Attributes:
     cross_rate: probability that a slot for a child is used.
@@ -57,6 +57,7 @@ class Params(succession_round.Params):
     scale_low: by u ~ U(scale_low, scale_high).
     scale_high: see scale_low.
     elite_share: fraction of P that survives whatever selection draws.
+    base: genome that a merge takes the parents' changes from; None for zeros.
   """
 
   cross_rate: jax.Array
@@ -73,6 +74,7 @@ class Params(succession_round.Params):
   scale_low: jax.Array
   scale_high: jax.Array
   elite_share: jax.Array
+  base: Any
 
 
 DEFAULTS = {
@@ -102,6 +104,7 @@ DEFAULTS = {
 def make_params(
   merge: str = 'linear',
   merge_parameters: Mapping[str, float | None] | None = None,
+  merge_base: stack.Genome | None = None,
   **values: float,
 ) -> Params:
   """Params with `values` in place of defaults.
@@ -109,13 +112,14 @@ def make_params(
   Args:
     merge: a name of operators.merges.registry.
     merge_parameters: of that merge, in place of the registry's defaults.
+    merge_base: see Params.base.
     **values: all other hyperparameters to change.
 
   Raises:
     ValueError: if a name is unknown.
   """
   own = crossover.parameters(merge, merge_parameters or {})
-  kind = functools.partial(Params, merge=own)
+  kind = functools.partial(Params, merge=own, base=merge_base)
   return base.make_params(kind, DEFAULTS, values)
 
 
@@ -141,6 +145,7 @@ class Genome(base.Strategy):
     max_population: int | None = None,
     max_mutants: int | None = None,
     merge_parameters: Mapping[str, float | None] | None = None,
+    merge_base: stack.Genome | None = None,
     sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
@@ -154,6 +159,8 @@ class Genome(base.Strategy):
       max_population: P, places for members; population_size by default.
       max_mutants: slots for mutated copies; all P + P // 2 by default.
       merge_parameters: of the merge, to change in `default_params`.
+      merge_base: genome of the base, for whole weights and merges that work on
+        what parents change of it.
       sharding: of population leaves.
       **options: of variation_round.Options and succession_round.Options; the
         rest are hyperparameters to change in `default_params`.
@@ -184,9 +191,12 @@ class Genome(base.Strategy):
     )
     self.with_succession = with_succession
     self.spare_elites = spare_elites
+    if not self.crossover.method.needs_base:
+      merge_base = None
     self._params = options | {
       'merge': self.variation.merge,
       'merge_parameters': merge_parameters,
+      'merge_base': jax.tree.map(jnp.asarray, merge_base),
     }
     make_params(**self._params)
 
@@ -202,7 +212,7 @@ class Genome(base.Strategy):
 
   def check_genome(self, genome: stack.Genome) -> None:
     """See base.Strategy; merges may need a base that there is not."""
-    crossover.check_genome(self.crossover, genome)
+    crossover.check_genome(self.crossover, genome, self._params['merge_base'])
 
   def _start(self, key, population, fitness, params, objectives):
     ids = jnp.arange(self.population_size, dtype=jnp.int32)

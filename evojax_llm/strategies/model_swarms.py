@@ -90,6 +90,8 @@ class ModelSwarms(base.Strategy):
     *,
     restart: str = 'once',
     draws: str = 'particle',
+    decay: str = 'after',
+    personal: bool = True,
     velocity_start: str = 'random',
     sharding: jax.sharding.Sharding | None = None,
     **params: float,
@@ -102,6 +104,8 @@ class ModelSwarms(base.Strategy):
         'forever', every round until the particle improves, as in the released
         code; or 'never'.
       draws: whose random coefficients; see succession_round.Options.
+      decay: when lambda shrinks; likewise.
+      personal: whether a particle knows its own best; likewise.
       velocity_start: first velocities are 'random' (towards another particle),
         'zero', or towards the 'best'.
       sharding: of population leaves.
@@ -115,7 +119,10 @@ class ModelSwarms(base.Strategy):
     super().__init__(population_size, population_size, OPERATORS, sharding)
     self.restart = restart
     self.succession = succession_round.Options(
-      draws=draws, decay='after', velocity_start=velocity_start
+      draws=draws,
+      decay=decay,
+      personal=personal,
+      velocity_start=velocity_start,
     )
     self._params = dict(params)
     make_params(**self._params)

@@ -4,7 +4,8 @@
 algorithms with settings found on small models. Those named '_as_published' take
 every number and every option from the released code: from the scripts that come
 with it, or with '_cli' behind it its command-line defaults. 'moco' has what
-Model Swarms' authors ship in their later toolkit. What of the released code is
+Model Swarms' authors ship in their later toolkit, 'model_swarms_by_genome' what
+GENOME's authors compare with. What of the released code is
 not reproduced is listed in the README of each system below experiments/.
 """
 
@@ -185,6 +186,45 @@ PRESETS: Mapping[str, Preset] = {
     10,
     200,
     patience=9,
+  ),
+  # The light profile of the released code's own description.
+  'model_swarms_as_published_light': Preset(
+    'model_swarms',
+    _MODEL_SWARMS_AS_PUBLISHED
+    | {
+      'inertia': 0.2,
+      'cognitive': 0.3,
+      'social': 0.4,
+      'repel': 0.05,
+      'step_length': 0.75,
+      'restart_after': 2.0,
+      'drop_round': 0.5,
+      'drop_member': 0.5,
+    },
+    ('experts',),
+    10,
+    20,
+    patience=4,
+  ),
+  # The one that GENOME's released code is compared with (arXiv 2503.01155).
+  'model_swarms_by_genome': Preset(
+    'model_swarms',
+    {
+      'restart': 'never',
+      'personal': False,
+      'draws': 'run',
+      'decay': 'member',
+      'inertia': 0.2,
+      'cognitive': 0.2,
+      'social': 0.2,
+      'repel': 0.1,
+      'step_length': 0.1,
+      'step_decay': 0.95,
+      'step_floor': 0.0,
+    },
+    ('pairs',),
+    10,
+    10,
   ),
   'moco': Preset(
     'model_swarms',

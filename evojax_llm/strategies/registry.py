@@ -49,7 +49,12 @@ def strategy_names() -> tuple[str, ...]:
 
 
 def make_strategy(
-  name: str, population_size: int, genome: stack.Genome, **options: Any
+  name: str,
+  population_size: int,
+  genome: stack.Genome,
+  *,
+  base: stack.Genome | None = None,
+  **options: Any,
 ) -> Any:
   """Makes a strategy.
 
@@ -58,6 +63,7 @@ def make_strategy(
     population_size: P.
     genome: one genome, or its shapes and types; evosax's own algorithms need
       it, and the others tell by it what they cannot work on.
+    base: genome of the base where it is not zero; for merges of whole weights.
     **options: of the strategy's constructor: genome.Genome or stock.Stock.
 
   Returns:
@@ -69,6 +75,8 @@ def make_strategy(
   """
   if name in _OWN:
     module_name, class_name, implied = _OWN[name]
+    if module_name == 'genome':
+      implied = implied | {'merge_base': base}
     module = importlib.import_module(f'evojax_llm.strategies.{module_name}')
     strategy = getattr(module, class_name)(population_size, **implied | options)
     if genome is not None:

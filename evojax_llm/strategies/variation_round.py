@@ -293,6 +293,7 @@ def _cross(strategy, key, state, able, ids, params):
     places,
     weights,
     params.merge,
+    params.base,
   )
   children, scaled = _scale(scale_chance, mass, children, params)
   return children, wanted, state.ids[places], scaled

@@ -8,7 +8,9 @@ r"""Model Swarms (arXiv 2410.11163).
 
 The word after the colon is model_swarms (default), model_swarms_as_published
 (the released scripts), model_swarms_as_published_cli (the released command-line
-defaults) or moco (what its authors ship in their later toolkit). Options that
+defaults), model_swarms_as_published_light (their quicker profile), moco (what
+its authors ship in their later toolkit) or model_swarms_by_genome (the weaker
+one that GENOME's released code is compared with). Options that
 are to differ follow it, as in model_swarms+restart=forever; +draw=17 is the
 17th draw of the released scripts' random search over the coefficients.
 """
@@ -24,6 +26,8 @@ from experiments import base_config
 OPTIONS = {
   'restart': 'once',
   'draws': 'particle',
+  'decay': 'after',
+  'personal': True,
   'velocity_start': 'random',
   'inertia': 0.2,
   'cognitive': 0.3,

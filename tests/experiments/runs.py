@@ -14,6 +14,7 @@ from tests.experiments import running
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GENOME = ROOT / 'experiments' / 'genome' / 'config.py'
+MODEL_SWARMS = ROOT / 'experiments' / 'model_swarms' / 'config.py'
 
 
 def write_task(
@@ -74,7 +75,10 @@ def result(folder: pathlib.Path) -> dict:
     'members': (folder / 'members.jsonl').read_text(),
     'baselines': (folder / 'baselines.json').read_text(),
     'best': (folder / 'best' / 'adapter_model.safetensors').read_bytes(),
-    'items': {f.name: f.read_bytes() for f in (folder / 'items').iterdir()},
+    'items': {
+      f'{f.parent.name}/{f.name}': f.read_bytes()
+      for f in folder.glob('*items/*')
+    },
     'state': state(folder),
   }
 
@@ -93,3 +97,8 @@ def state(folder: pathlib.Path) -> dict:
 
   walk('', tree)
   return found
+
+
+def row(summary: dict, name: str = 'evolved') -> dict:
+  """The row of the table with a name."""
+  return next(row for row in summary['rows'] if row['name'] == name)

@@ -1,10 +1,14 @@
 """The compare program on the pocket population, a few items of it."""
 
+import itertools
 import json
+import shutil
 
 import pytest
 
 from evojax_llm import pocket
+from experiments import comparison as comparison_lib
+from experiments import contest
 from tests.experiments import running
 
 pytestmark = pytest.mark.skipif(
@@ -12,43 +16,134 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope='module')
-def comparison(tmp_path_factory):
-  out = tmp_path_factory.mktemp('compare') / 'out'
-  code = running.run_program(
+STAGE = '+'.join(pocket.stage('main')[:2])
+
+
+def compare(out, *more):
+  return running.run_program(
     'compare',
     '--configs=experiments/coefficients/config.py:random_search',
-    '--seeds=2',
-    '--draws=2',
     '--evaluations=25',
-    f'--tasks={pocket.stage("main")[0]}',
+    f'--stages={STAGE}',
+    f'--heldout={pocket.stage("prompt")[0]}',
     '--dev_limit=6',
     '--test_limit=8',
     f'--out={out}',
+    *more,
   )
-  assert not code
+
+
+def read(out):
+  return json.loads((out / 'comparison.json').read_text())['rows']
+
+
+@pytest.fixture(scope='module')
+def comparison(tmp_path_factory):
+  out = tmp_path_factory.mktemp('compare') / 'out'
+  assert not compare(out, '--seeds=2', '--draws=1', '--populations=10,20')
   return out
 
 
-def test_every_run_is_there_with_its_evaluations(comparison):
-  rows = json.loads((comparison / 'comparison.json').read_text())['rows']
-  runs = [row for row in rows if row['seed'] is not None]
-  assert len(runs) == 2 * 2
-  assert all(row['evaluations'] >= 25 for row in runs)
-  assert {row['draw'] for row in rows} == {0, 1}
+def test_every_part_is_there_with_as_many_evaluations(comparison):
+  rows = read(comparison)
+  searches = [
+    row for row in rows if row['seed'] is not None and 'vote' not in row['name']
+  ]
+  assert {(row['stage'], row['name'], row['seed']) for row in searches} == set(
+    itertools.product(
+      [STAGE],
+      ['random_search P=10', 'random_search P=20'],
+      [0, 1],
+    )
+  )
+  for row in searches:
+    assert row['evaluations'] == 25
+    assert row['items'] == 25 * 6 * len(row['test_by_task'])
   # Shares of eight items.
-  assert all((8 * row['test']) % 1 < 1e-6 for row in rows)
+  assert all((8 * row['heldout']) % 1 < 1e-6 for row in rows)
 
 
-def test_table_has_a_line_for_each_search_and_baseline(comparison):
+def test_votes_are_rows_of_their_own(comparison):
+  rows = read(comparison)
+  votes = [row for row in rows if row['name'].endswith(', vote')]
+  assert len(votes) == 4 and all(1 <= row['members'] <= 5 for row in votes)
+  alone = {
+    (row['stage'], row['name'], row['seed']): row
+    for row in rows
+    if row['seed'] is not None
+  }
+  for vote in votes:
+    name = vote['name'].removesuffix(', vote')
+    single = alone[vote['stage'], name, vote['seed']]
+    # dev chose its size, one member among them.
+    assert vote['dev'] >= single['dev'] - 1e-6
+    if vote['members'] == 1:
+      assert vote['test'] == pytest.approx(single['test'], abs=1e-6)
+
+
+def test_the_table_has_a_line_for_each_search_and_baseline(comparison):
   text = (comparison / 'comparison.md').read_text()
-  for name in ('base', 'best expert', 'scaled average', 'random_search'):
-    assert f'| {name} |' in text
+  for name in (
+    'base',
+    'best expert',
+    'scaled average',
+    'ensemble of experts',
+    'random_search P=10',
+    'random_search P=20, vote',
+  ):
+    assert text.count(f'| {name} |') == 1
 
 
-def test_folder_with_files_is_refused(comparison, capsys):
-  assert running.run_program('compare', f'--out={comparison}') == 1
-  assert 'not empty' in capsys.readouterr().err
+def test_every_stage_has_a_table_of_its_own(comparison):
+  rows = read(comparison)
+  other = [row | {'stage': 'other'} for row in rows]
+  text = comparison_lib.markdown(rows + other)
+  assert text.count('| base |') == 2
+  assert f'## {STAGE}' in text and '## other' in text
+
+
+def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
+  out = tmp_path / 'out'
+  shutil.copytree(comparison, out)
+  parts = (out / 'parts.jsonl').read_text().splitlines(keepends=True)
+  # Killed in the middle of a line, and a seed more is asked for.
+  (out / 'parts.jsonl').write_text(''.join(parts[:-1]) + parts[-1][:40])
+  asked = []
+  search = contest.Contest.search
+
+  def spy(self, *part):
+    asked.append(part)
+    return search(self, *part)
+
+  monkeypatch.setattr(contest.Contest, 'search', spy)
+  monkeypatch.setattr(contest.Contest, 'baselines', None)
+  options = '--seeds=3', '--draws=1', '--populations=20'
+  assert not compare(out, *options)
+  name = 'random_search P=20'
+  assert asked == [(0, name, 1), (0, name, 2)]
+
+  def comparable(rows):
+    return sorted(
+      json.dumps(row | {'seconds': None}, sort_keys=True) for row in rows
+    )
+
+  new = [row for row in read(out) if row['seed'] == 2]
+  kept = [row for row in read(out) if row['seed'] != 2]
+  assert comparable(kept) == comparable(read(comparison))
+  assert len(new) == 2
+
+
+def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
+  (tmp_path / 'file').write_text('')
+  for arguments, words in (
+    ([tmp_path], 'is not empty and no comparison'),
+    ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
+    ([tmp_path, '--populations=10,many'], "'many'"),
+    ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
+  ):
+    assert compare(*arguments) == 1
+    message = capsys.readouterr().err
+    assert words in message and 'Traceback' not in message
 
 
 def test_draws_differ_and_share_programs():

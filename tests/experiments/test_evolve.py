@@ -1,17 +1,13 @@
 """The evolve program from end to end on a tiny random model."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from evojax_llm import checkpoint
-from evojax_llm import record
 from evojax_llm.fitness.evaluation import Evaluator
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.gemma import hub
@@ -29,54 +25,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope='module')
-def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
-  """Flags of a small run, without --workdir."""
-  folder = tmp_path_factory.mktemp('tasks')
-  tasks = [
-    runs.write_task(folder / f'{n}.json', seed=i) for i, n in enumerate('ab')
-  ]
-  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
-  return [
-    f'--config={runs.GENOME}',
-    f'--config.model={tiny_gemma_folder("gemma2")}',
-    f'--config.adapters={",".join(map(str, adapters))}',
-    f'--config.tasks={",".join(map(str, tasks))}',
-    '--config.strategy.population=5',
-    '--config.strategy.generations=4',
-  ]
-
-
-@pytest.fixture(scope='module')
-def finished(settings, tmp_path_factory):
-  """(folder of a finished run, the calls of its evaluator)."""
-  folder = tmp_path_factory.mktemp('finished') / 'run'
-  calls = []
-  evaluate = Evaluator.evaluate
-
-  def spy(self, space, population, members=None, split='dev', progress=None):
-    calls.append((split, None if members is None else len(members)))
-    return evaluate(self, space, population, members, split, progress)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Evaluator, 'evaluate', spy)
-    assert runs.evolve(settings, folder) is None
-  return folder, calls
-
-
-def start(settings, folder):
-  """The same in a process of its own."""
-  return subprocess.Popen(
-    [sys.executable, '-m', 'experiments.evolve', *settings]
-    + [f'--workdir={folder}'],
-    cwd=runs.ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    start_new_session=True,
-  )
-
-
 def lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -86,6 +34,7 @@ def test_a_run_leaves_its_records(finished):
   names = {p.name for p in folder.iterdir()}
   assert names == {
     'best',
+    'baseline_items',
     'baselines.json',
     'checkpoints',
     'config.json',
@@ -96,6 +45,7 @@ def test_a_run_leaves_its_records(finished):
     'metrics.jsonl',
     'summary.json',
     'summary.md',
+    'test_items',
   }
   metrics = lines(folder / 'metrics.jsonl')
   assert [row['generation'] for row in metrics] == [0, 1, 2, 3, 4]
@@ -124,7 +74,9 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
     'average',
     'scaled average',
     'scaled best expert',
+    'ensemble of experts',
     'evolved',
+    'ensemble of evolved',
   ]
   for row in summary['rows']:
     assert set(row['dev']['tasks']) == set(row['test']['tasks']) == {'a', 'b'}
@@ -135,7 +87,7 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
   members = {row['id']: row for row in lines(folder / 'members.jsonl')}
   best = summary['best']['id']
   assert members[best]['fitness'] == max(m['fitness'] for m in members.values())
-  evolved = summary['rows'][-1]
+  evolved = runs.row(summary)
   assert evolved['dev']['fitness']['score'] == pytest.approx(
     members[best]['fitness'], abs=1e-5
   )
@@ -205,64 +157,6 @@ def test_a_folder_in_use_is_refused(finished, settings, capsys):
   lock.release()
 
 
-def test_killed_at_any_moment_a_run_ends_the_same(finished, settings, tmp_path):
-  folder = tmp_path / 'run'
-  metrics = folder / 'metrics.jsonl'
-
-  def rows():
-    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
-
-  # In the middle of generation 1, and at once after the lines of generation 3.
-  for wanted, delay in ((1, 0.05), (4, 0.0)):
-    process = start(settings, folder)
-    while rows() < wanted and process.poll() is None:
-      time.sleep(0.002)
-    time.sleep(delay)
-    assert process.poll() is None, process.communicate()[0]
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (folder / 'summary.json').exists()
-  process = start(settings, folder)
-  output, _ = process.communicate(timeout=900)
-  assert process.returncode == 0, output
-  assert 'going on after generation' in output
-  assert runs.result(folder) == runs.result(finished[0])
-
-
-class Killed(BaseException):
-  pass
-
-
-@pytest.mark.parametrize(
-  'owner, name, call',
-  [
-    (checkpoint.Checkpoints, 'save', 3),  # lines written, checkpoint not
-    (record.JsonLines, 'append', 4),  # members written, metrics not
-    (record, 'write_json', 1),  # the configuration
-    (record, 'write_text', 3),  # test read, report not written
-  ],
-)
-def test_interrupted_between_two_files_a_run_ends_the_same(
-  finished, settings, tmp_path, monkeypatch, owner, name, call
-):
-  calls = []
-  original = getattr(owner, name)
-
-  def fail(*args, **kwargs):
-    calls.append(args)
-    if len(calls) == call:
-      raise Killed
-    return original(*args, **kwargs)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(owner, name, fail)
-    with pytest.raises(Killed):
-      runs.evolve(settings, tmp_path / 'run')
-  assert len(calls) == call
-  assert runs.evolve(settings, tmp_path / 'run') is None
-  assert runs.result(tmp_path / 'run') == runs.result(finished[0])
-
-
 def test_members_that_cannot_be_scored_do_not_end_a_run(
   settings, tmp_path, tiny_gemma_folder
 ):
@@ -281,7 +175,7 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['failed'] > 0
   assert summary['rows'][1]['detail'] == 'good'
-  assert summary['rows'][-1]['dev']['fitness']['score'] is not None
+  assert runs.row(summary)['dev']['fitness']['score'] is not None
   failed = [
     row
     for row in lines(tmp_path / 'run' / 'members.jsonl')
@@ -313,7 +207,7 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
   assert code is None
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['evaluations'] == 10
-  assert summary['rows'][-1]['test'] is not None
+  assert runs.row(summary)['test'] is not None
 
 
 @pytest.mark.parametrize(
@@ -331,7 +225,7 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
     ('--config.initial=experts,nobody', "Got recipe 'nobody'"),
     ('--config.initial=experts', 'makes 3 members'),
     ('--config.weights=1', 'a weight of at least 0'),
-    ('--config.space=weights', "config.space='weights'"),
+    ('--config.space=layers', "config.space='layers'"),
     ('--config.execution.form=fast', "execution.form='fast'"),
     ('--config.execution.memory_budget_gib=0.0001', 'budget is'),
     ('--config.execution.max_length=3', ''),

@@ -84,7 +84,7 @@ def test_members_that_are_gates_are_reported_as_adapters(settings, tmp_path):
   options = ['--config.space=coefficients', '--config.strategy.generations=1']
   assert runs.evolve(settings, tmp_path / 'run', *options) is None
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
-  assert summary['rows'][-1]['test'] is not None
+  assert runs.row(summary)['test'] is not None
   seconds = summary['ledger']['seconds']
   assert {'compile', 'prefill', 'host', 'idle'} <= set(seconds)
 

@@ -78,7 +78,7 @@ def test_z_scores_over_tasks_of_other_units(inputs, tmp_path):
     z = ((scores - experts.mean(axis=0)) / spread).mean()
     assert row['fitness'] == pytest.approx(z, abs=1e-4)
   summary = json.loads((folder / 'summary.json').read_text())
-  tasks = summary['rows'][-1]['dev']['tasks']
+  tasks = runs.row(summary)['dev']['tasks']
   assert [task['items'] for task in tasks.values()] == [8, 4]
   assert [task['metric'] for task in tasks.values()] == ['accuracy', 'score']
   assert not tasks['short']['percent'] and tasks['short']['low'] is None
@@ -119,8 +119,7 @@ def test_other_items_in_every_generation(inputs, tmp_path):
   first, second = ItemLog(folder / 'items').read()
   assert first.tasks[0].ids != second.tasks[0].ids
   summary = json.loads((folder / 'summary.json').read_text())
-  rows = summary['rows']
-  assert rows[-1]['dev']['tasks']['choice']['items'] == 4
+  assert runs.row(summary)['dev']['tasks']['choice']['items'] == 4
   metrics = lines(folder / 'metrics.jsonl')
   assert metrics[1]['evaluations'] > metrics[0]['scored'] + metrics[1]['scored']
 

@@ -13,6 +13,7 @@ from evojax_llm.fitness.groups import Expressed
 from evojax_llm.fitness.items import Item
 from evojax_llm.fitness.items import Task
 from evojax_llm.fitness.racing import Racing
+from evojax_llm.fitness.sampling import Sampling
 from evojax_llm.gemma import hub
 from evojax_llm.gemma import peft
 from evojax_llm.gemma.tokenizer import Tokenizer
@@ -332,3 +333,21 @@ def test_what_tells_members_from_whole_models(experts):
   assert not groups.is_whole(gates)
   assert groups.is_whole(params)
   assert groups.num_bytes(stack.take(params, 0)) < groups.num_bytes(params)
+
+
+def test_sampled_answers_go_by_id_and_not_by_place(model):
+  config, params, population, tasks = model
+  engine = make(
+    config, params, tasks[1:], sampling=Sampling(temperature=1.0, seed=2)
+  )
+
+  def said(population, members, ids):
+    scores = engine.evaluate(Expressed(), population, members, ids=ids)
+    return scores.tasks[0].predictions
+
+  first = said(population, [1, 3], [7, 9])
+  turned = jax.tree.map(lambda leaf: leaf[::-1].copy(), population)
+  assert said(turned, [1, 3], [9, 7]) == first[::-1]
+  other = said(population, [1, 3], [8, 9])
+  assert other[0] != first[0] and other[1] == first[1]
+  assert said(population, [1], None) == said(population, [1], [1])

@@ -173,10 +173,31 @@ def test_what_cannot_be_is_refused(options, message):
     genome.Genome(P, **options)
 
 
-def test_the_registry_asks_for_the_base():
-  one = jax.tree.map(lambda leaf: leaf[0], weights())
-  with pytest.raises(ValueError, match='whole weights'):
-    registry.make_strategy('genome', P, one, merge='dare_ties')
+def test_whole_weights_are_merged_by_what_they_change_of_the_base():
+  members = weights()
+  one = jax.tree.map(lambda leaf: leaf[0], members)
+  options = {'merge': 'task_arithmetic', 'weighing': 'equal'}
+  with pytest.raises(ValueError, match='whole weights.*Give the base'):
+    registry.make_strategy('genome', P, one, **options)
+  base = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, one)
+  strategy = registry.make_strategy(
+    'genome',
+    P,
+    one,
+    base=base,
+    merge_parameters={'lambda_': 3.0},
+    cross_rate=1.0,
+    **options,
+  )
+  made, asked = children(strategy, members)
+  pairs = np.asarray(asked.proposal.parents[: P // 2])
+  for child, start, leaf in zip(
+    *map(jax.tree.leaves, (made, base, members)), strict=True
+  ):
+    mean = np.asarray(leaf)[pairs].mean(axis=1)
+    np.testing.assert_allclose(
+      child, start + 3.0 * (mean - start), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_configuration_names_what_merges_take():

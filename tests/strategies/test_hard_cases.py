@@ -114,6 +114,8 @@ ONE_EXPERT = {
   'model_swarms': None,
   'model_swarms_as_published': "possible parents for 'extrapolants'",
   'model_swarms_as_published_cli': _FEW,
+  'model_swarms_as_published_light': _FEW,
+  'model_swarms_by_genome': _PAIRS,
   'moco': _FEW,
 }
 

@@ -199,3 +199,30 @@ def test_unknown_options_are_refused():
     model_swarms.ModelSwarms(4, velocity_start='fast')
   with pytest.raises(ValueError, match='unknown hyperparameters'):
     model_swarms.ModelSwarms(4, sigma=0.1)
+
+
+def test_the_swarm_that_genome_is_compared_with():
+  strategy = make(
+    restart='never',
+    personal=False,
+    draws='run',
+    decay='member',
+    step_length=0.1,
+  )
+  params = strategy.default_params
+  state = problems.last(strategy, problems.start(strategy), 2)
+  length = float(state.step_length)
+  assert length == pytest.approx(0.1 * 0.95 ** (2 * P), rel=1e-4)
+  x, v = values(state.population), values(state.velocity)
+  g, w = values(state.memory.best), values(state.memory.worst)
+  a = np.asarray(state.run_blend)
+  members, _ = strategy.ask(problems.KEY, state, params)
+  for i in range(P):
+    # Nothing pulls a particle to its own best, and each steps less far.
+    speed = a[0] * v[i] + a[2] * (g - x[i]) + a[3] * (x[i] - w)
+    np.testing.assert_allclose(
+      values(members)[i],
+      x[i] + length * 0.95 ** (i + 1) * speed,
+      rtol=1e-4,
+      atol=1e-5,
+    )

@@ -9,7 +9,8 @@ prediction is never right.
   characters  by the characters of the option's text ('acc_norm' there)
   bytes       by its UTF-8 bytes ('acc_bytes' there)
   tokens      by its tokens
-What is divided by is what is read: the key with choice='letter', else the text.
+Characters and bytes are asked for with choice='text' alone: a key is not as
+long as its text.
 """
 
 import dataclasses

@@ -7,8 +7,10 @@ fails for good raises: it never becomes a score.
 
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
+import http.client
 import json
 import os
 import pathlib
@@ -68,7 +70,8 @@ class Endpoint:
       try:
         for job in concurrent.futures.as_completed(jobs):
           known.put(bodies[jobs[job]], job.result())
-      except JudgeError:
+      except BaseException:
+        # Also when the user ends it: what waits must not be asked first.
         pool.shutdown(cancel_futures=True)
         raise
     return [known.get(bodies[prompt]) for prompt in prompts]
@@ -103,15 +106,15 @@ class Endpoint:
       except urllib.error.HTTPError as error:
         said = f'HTTP {error.code} {error.reason}'
         after = error.headers.get('Retry-After', '')
-        error.close()
         if error.code not in _PASSING:
           raise JudgeError(
-            f'{self.url} refuses a request: {said}. Check the address, the '
-            'model name and the key.'
+            f'{self.url} refuses a request: {said}{_explanation(error)}. Check '
+            'the address, the model name and the key.'
           ) from error
+        error.close()
         wait = max(wait, float(after) if after.isdigit() else 0.0)
-      except (OSError, ValueError, LookupError, TypeError) as error:
-        # No connection, a time-out, or a reply that is not what it should be.
+      except (OSError, http.client.HTTPException, ValueError) as error:
+        # No connection, one that breaks, a time-out, or no reply of a model.
         said = f'{type(error).__name__}: {error}'
       if attempt < self.retries:
         time.sleep(min(wait, _LONGEST_WAIT))
@@ -124,10 +127,21 @@ class Endpoint:
 
 
 def _content(reply: Any) -> str:
-  content = reply['choices'][0]['message']['content']
+  try:
+    content = reply['choices'][0]['message']['content']
+  except (LookupError, TypeError):
+    content = None
   if not isinstance(content, str):
     raise ValueError(f'the reply has no text: {str(reply)[:200]}')
   return content
+
+
+def _explanation(error: urllib.error.HTTPError) -> str:
+  """What a server says about a refusal, in parentheses, or ''."""
+  with contextlib.closing(error), contextlib.suppress(OSError):
+    text = ' '.join(error.read(2000).decode(errors='replace').split())
+    return f' ({text[:200]})' if text else ''
+  return ''
 
 
 class _Cache:
@@ -137,13 +151,26 @@ class _Cache:
     self._path = pathlib.Path(path) if path else None
     self._lock = threading.Lock()
     self._replies: dict[str, str] = {}
-    if self._path is not None and self._path.exists():
-      for line in self._path.read_bytes().split(b'\n'):
+    if self._path is not None:
+      for line in self._lines():
         try:
           key, reply = json.loads(line)
         except ValueError:  # cut off by the end of a process
           continue
         self._replies[key] = reply
+
+  def _lines(self) -> list[bytes]:
+    """Lines of the file, which must be one that can be written."""
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      with open(self._path, 'ab'):
+        pass
+      return self._path.read_bytes().split(b'\n')
+    except OSError as error:
+      raise JudgeError(
+        f'The cache {self._path} cannot be used: {error.strerror}. Expected a '
+        'file that can be written; nothing was asked.'
+      ) from error
 
   def get(self, body: dict[str, Any]) -> str | None:
     return self._replies.get(_digest(body))
@@ -153,7 +180,6 @@ class _Cache:
     with self._lock:
       self._replies[key] = reply
       if self._path is not None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, 'a', encoding='utf-8') as file:
           # The line's end comes first: what a killed process left half
           # written spoils no other line.

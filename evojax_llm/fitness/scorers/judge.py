@@ -3,7 +3,8 @@
 `function` names a Python function (prompts, responses) -> scores, as
 'module:function' or 'file.py:function'; in a task written in Python it may be
 the function itself. Otherwise `endpoint` and `model` name an OpenAI-compatible
-server, which is asked with `template` and whose first number is the rating.
+server, which is asked with `template` and whose reply is the rating, or begins
+with it, or holds no other number.
 Model Swarms rates with a judge from 1 to 10 (arXiv 2410.11163).
 
 A judge that does not answer, or whose answer holds no rating in range, ends the
@@ -33,6 +34,12 @@ TEMPLATE = (
   'where {high:g} is best. Reply with the number alone.\n\nInstruction:\n'
   '{prompt}\n\nResponse:\n{response}\n\nRating:'
 )
+
+
+_LEAD_IN = (
+  r'[\s*_`"(\[]*(?:(?:the\s+)?(?:rating|score)(?:\s+is)?)?[\s*_`"(\[:]*'
+)
+_NUMBER = r'(?<![\w.])(-?\d+(?:\.\d+)?)'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,11 @@ class Judge(Scorer):
       )
     if self.endpoint and not self.model:
       raise TaskError("model: name the endpoint's model.")
+    if self.endpoint and not self.endpoint.startswith(('http://', 'https://')):
+      raise TaskError(
+        "endpoint: expected an address up to '/v1', such as "
+        f"'http://localhost:8000/v1', got {self.endpoint!r}."
+      )
     if not self.low < self.high:
       raise TaskError(f'low={self.low} is not below high={self.high}.')
     try:
@@ -152,12 +164,12 @@ class Judge(Scorer):
     ]
     scores = []
     for reply in server.replies(asked):
-      found = re.search(r'(?<![\w.])-?\d+(?:\.\d+)?', reply)
-      score = float(found.group()) if found else math.nan
+      score = rating(reply)
       if not self.low <= score <= self.high:
         raise JudgeError(
           f'{self.model} at {self.endpoint} replied {reply[:80]!r}; expected a '
-          f'rating from {self.low:g} to {self.high:g}. Change the template.'
+          f'rating from {self.low:g} to {self.high:g}, alone or first. Change '
+          'the template.'
         )
       scores.append(score)
     return scores
@@ -166,3 +178,16 @@ class Judge(Scorer):
     return self.template.format(
       prompt=prompt, response=response, low=self.low, high=self.high
     )
+
+
+def rating(reply: str) -> float:
+  """The number that a reply begins with, or its only one; NaN if none.
+
+  'Rating: 7', '**7**' and '7/10, because of 3 slips' are 7. 'From 1 to 10, a 7'
+  might be any of three.
+  """
+  first = re.match(_LEAD_IN + _NUMBER, reply, re.IGNORECASE)
+  if first:
+    return float(first.group(1))
+  numbers = re.findall(_NUMBER, reply)
+  return float(numbers[0]) if len(numbers) == 1 else math.nan

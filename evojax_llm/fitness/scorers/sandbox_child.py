@@ -21,25 +21,28 @@ import struct
 import sys
 
 # Numbers of the system calls that are refused, by machine; `open` and `openat`
-# are refused for writing only.
+# are refused for writing only, `prlimit64` where it sets a limit: root could
+# lift its own.
 _CALLS = {
   'x86_64': {
     'audit': 0xC000003E,
     'open': (2, 1),
     'openat': (257, 2),
+    'prlimit': 302,
     'refused': (
       41, 56, 57, 58, 59, 62, 76, 77, 82, 83, 84, 85, 86, 87, 88, 90, 91, 92,
-      93, 94, 101, 133, 165, 200, 234, 258, 259, 260, 263, 264, 265, 266, 268,
-      272, 308, 310, 311, 316, 317, 321, 322, 424, 425, 434, 435, 437,
+      93, 94, 101, 133, 160, 165, 200, 234, 258, 259, 260, 263, 264, 265, 266,
+      268, 272, 308, 310, 311, 316, 317, 321, 322, 424, 425, 434, 435, 437,
     ),
   },
   'aarch64': {
     'audit': 0xC00000B7,
     'open': None,
     'openat': (56, 2),
+    'prlimit': 261,
     'refused': (
       33, 34, 35, 36, 37, 38, 40, 45, 46, 52, 53, 54, 55, 97, 117, 129, 130,
-      131, 198, 220, 221, 268, 270, 271, 276, 277, 280, 281, 424, 425, 434,
+      131, 164, 198, 220, 221, 268, 270, 271, 276, 277, 280, 281, 424, 425, 434,
       435, 437,
     ),
   },
@@ -74,6 +77,13 @@ def _program(calls):
       (_RETURN, 0, 0, _REFUSE),
       (_RETURN, 0, 0, _ALLOW),
     ]
+  lines += [
+    (_EQUAL, 0, 4, calls['prlimit']),
+    (_LOAD, 0, 0, 16 + 8 * 2),  # where the new limit is, or nowhere
+    (_EQUAL, 1, 0, 0),
+    (_RETURN, 0, 0, _REFUSE),
+    (_RETURN, 0, 0, _ALLOW),
+  ]
   return [*lines, (_RETURN, 0, 0, _ALLOW)]
 
 

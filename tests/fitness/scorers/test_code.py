@@ -23,6 +23,8 @@ RIGHT = 'def double(x):\n  return 2 * x\n'
 
 
 def test_code_that_ends_has_passed():
+  code = 'import resource as r\nassert r.getrlimit(r.RLIMIT_AS)[0] > 0'
+  assert sandbox.run(code).passed
   assert sandbox.run('import math, re\nassert math.sqrt(4) == 2').passed
   assert sandbox.run('print("x" * 10**6)').passed
   outcome = sandbox.run('assert 1 == 2, "no"')
@@ -40,6 +42,22 @@ def test_code_that_ends_has_passed():
     ('open("x", "w")', 'not permitted'),
     ('import os; os.remove("/nothing")', 'not permitted'),
     ('import os; os.mkdir("x")', 'not permitted'),
+    ('import os; os.execv("/bin/true", ["true"])', 'not permitted'),
+    ('import os; os.rename("a", "b")', 'not permitted'),
+    ('import os; os.symlink("/etc/passwd", "x")', 'not permitted'),
+    ('import os; os.chmod(".", 0)', 'not permitted'),
+    ('open("/proc/self/mem", "r+b")', 'not permitted'),
+    ('import threading; threading.Thread(target=print).start()', "can't start"),
+    ('import urllib.request as u; u.urlopen("http://127.0.0.1:1")', 'permit'),
+    # Around Python, and out of the limits again.
+    (
+      'import ctypes\nraise OSError(ctypes.CDLL(None).socket(2, 1, 0))',
+      'OSError: -1',
+    ),
+    ('import resource as r; r.setrlimit(r.RLIMIT_AS, (-1, -1))', 'not allowed'),
+    ('import resource as r; r.setrlimit(r.RLIMIT_CPU, (1, 1))', 'not allowed'),
+    ('import ctypes; ctypes.string_at(0)', 'exit code -11'),
+    ('import mmap; mmap.mmap(-1, 10**10)', 'Cannot allocate'),
     ('x = bytearray(10**9)', 'MemoryError'),
     ('def f(): f()\nf()', 'RecursionError'),
     ('1 +', 'SyntaxError'),
@@ -55,7 +73,14 @@ def test_what_is_not_allowed_fails_the_code_alone(code, reason):
 
 
 @pytest.mark.parametrize(
-  'code', ['while True: pass', 'import time\ntime.sleep(9)']
+  'code',
+  [
+    'while True: pass',
+    'import time\ntime.sleep(9)',
+    'try:\n  while True: pass\nfinally:\n  while True: pass',
+    'import signal\nfor n in (2, 14, 15): signal.signal(n, signal.SIG_IGN)\n'
+    'while True: pass',
+  ],
 )
 def test_time_is_limited(code):
   assert sandbox.run(code, seconds=0.7).reason == 'timeout'

@@ -2,8 +2,11 @@
 
 import http.server
 import json
+import socket
 import threading
+import time
 
+import numpy as np
 import pytest
 
 from evojax_llm.fitness.items import TaskError
@@ -11,6 +14,7 @@ from evojax_llm.fitness.scorers.base import Answer
 from evojax_llm.fitness.scorers.endpoint import Endpoint
 from evojax_llm.fitness.scorers.endpoint import JudgeError
 from evojax_llm.fitness.scorers.judge import Judge
+from evojax_llm.fitness.scorers.judge import rating
 from tests.fitness.scorers.judging import judge
 from tests.fitness.scorers.judging import text_item
 
@@ -31,12 +35,20 @@ class Server:
       def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         outer.requests.append((self.path, dict(self.headers), body))
-        status, reply = outer.answers(body, len(outer.requests))
+        status, reply, *fault = outer.answers(body, len(outer.requests))
         reply = (
           reply if isinstance(reply, bytes) else json.dumps(reply).encode()
         )
+        if 'hangs' in fault:
+          time.sleep(0.3)
+        if 'resets' in fault:
+          self.connection.shutdown(socket.SHUT_RDWR)
+          return
         self.send_response(status)
-        self.send_header('Content-Length', str(len(reply)))
+        size = len(reply) + 9 * ('breaks' in fault)
+        self.send_header('Content-Length', str(size))
+        if 'waits' in fault:
+          self.send_header('Retry-After', '1')
         self.end_headers()
         self.wfile.write(reply)
 
@@ -130,6 +142,86 @@ def test_failures_that_pass_are_tried_again(serve):
   assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize(
+  'fault',
+  [
+    (200, b'', 'hangs'),
+    (200, b'', 'resets'),
+    (200, b'{"choices": [', 'breaks'),
+    (200, b''),
+    (200, b'<html>busy</html>'),
+    (200, {'error': 'loading'}),
+    (200, {'choices': []}),
+    (200, {'choices': [{'message': {'content': None}}]}),
+    (429, b''),
+    (502, b''),
+  ],
+  ids=lambda fault: f'{fault[0]} {fault[-1]}',
+)
+def test_whatever_breaks_is_tried_again(serve, fault):
+  server = serve(lambda _, count: fault if count == 1 else said('4'))
+  assert judge(ask(server.url, timeout=0.2), text_item(''), 'x')[1] == 4
+  assert len(server.requests) == 2
+  always = serve(lambda *_: fault)
+  with pytest.raises(JudgeError, match='gave no reply in 2 tries.*No score'):
+    judge(ask(always.url, timeout=0.2, retries=1), text_item(''), 'x')
+
+
+def test_a_server_says_how_long_to_wait(serve):
+  server = serve(lambda _, n: (429, b'', 'waits') if n == 1 else said('4'))
+  start = time.monotonic()
+  assert judge(ask(server.url), text_item(''), 'x')[1] == 4
+  assert time.monotonic() - start >= 1
+
+
+def test_what_was_replied_before_the_end_is_kept(serve, tmp_path):
+  def answers(body, _):
+    return (500, b'') if 'bad' in str(body) else said('4')
+
+  server = serve(answers)
+  cache = tmp_path / 'replies.jsonl'
+  scorer = ask(server.url, cache=str(cache), workers=1, retries=0)
+  pairs = [(text_item(''), Answer((t,))) for t in ('one', 'two', 'bad', 'end')]
+  with pytest.raises(JudgeError):
+    scorer.score_all(pairs)
+  assert len(server.requests) <= 4
+  server.answers = lambda *_: said('5')
+  before = len(server.requests)
+  values = [v.value for v in scorer.score_all(pairs)]
+  assert values[:2] == [4, 4] and values[2] == 5
+  assert len(server.requests) - before <= 2
+
+
+def test_a_cache_that_cannot_be_written_is_told_first(serve, tmp_path):
+  server = serve(lambda *_: said('4'))
+  with pytest.raises(JudgeError, match='cannot be used.*nothing was asked'):
+    judge(ask(server.url, cache=str(tmp_path)), text_item(''), 'x')
+  assert not server.requests
+
+
+@pytest.mark.parametrize(
+  ('reply', 'value'),
+  [
+    ('7', 7),
+    (' 7.5\n', 7.5),
+    ('**8**', 8),
+    ('Rating: 8/10', 8),
+    ('The score is 3.', 3),
+    ('[[9]]', 9),
+    ('6. It has 3 faults.', 6),
+    ('I would say 4', 4),
+    ('On a scale from 1 to 10: 7', None),
+    ('between 6 and 7', None),
+    ('seven', None),
+    ('v2', None),
+    ('', None),
+  ],
+)
+def test_the_rating_of_a_reply(reply, value):
+  found = rating(reply)
+  assert np.isnan(found) if value is None else found == value
+
+
 def test_a_server_that_stays_away_ends_the_run(serve):
   server = serve(lambda *_: (500, b''))
   with pytest.raises(JudgeError, match='no reply in 3 tries.*HTTP 500'):
@@ -141,8 +233,8 @@ def test_a_server_that_stays_away_ends_the_run(serve):
 
 
 def test_a_refusal_is_not_tried_again(serve):
-  server = serve(lambda *_: (401, b''))
-  with pytest.raises(JudgeError, match='HTTP 401.*the key'):
+  server = serve(lambda *_: (401, b'{"error": "no such key"}'))
+  with pytest.raises(JudgeError, match='HTTP 401.*no such key.*the key'):
     judge(ask(server.url), text_item(''), 'x')
   assert len(server.requests) == 1
 
@@ -186,6 +278,7 @@ def test_a_key_that_is_not_there(serve, monkeypatch):
     ({}, 'either'),
     ({'function': lengths, 'endpoint': 'http://x'}, 'either'),
     ({'endpoint': 'http://x'}, 'name the endpoint'),
+    ({'endpoint': 'localhost:8000', 'model': 'm'}, 'http://localhost:8000/v1'),
     ({'function': lengths, 'low': 3.0, 'high': 3.0}, 'not below'),
     ({'function': lengths, 'template': '{prompt}'}, 'are needed'),
     ({'function': lengths, 'template': '{promt}{response}'}, 'promt'),

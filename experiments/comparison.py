@@ -1,0 +1,158 @@
+"""The parts of a comparison: what is kept of them, and the table of all."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+import os
+import pathlib
+import statistics
+from typing import Any
+
+from evojax_llm import record
+from experiments.command import CommandError
+
+_LEVELS = ('best expert', 'scaled average')
+Row = dict[str, Any]
+
+
+class Parts:
+  """What is done of a comparison, a line a part, so that the rest can follow.
+
+  Args:
+    folder: new, or of a comparison with the same settings.
+    settings: JSON types; what must not change between its parts.
+
+  Raises:
+    CommandError: the folder holds something else, or other settings.
+  """
+
+  def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
+    self._path = folder / 'parts.jsonl'
+    known = folder / 'settings.json'
+    if folder.exists() and any(folder.iterdir()) and not known.exists():
+      raise CommandError(
+        f'--out={folder} is not empty and no comparison; name a new folder.'
+      )
+    settings = json.loads(json.dumps(settings))
+    if known.exists():
+      # More arms may join; what is there stays what it was.
+      there = record.read_json(known)
+      both = there['arms'].keys() & settings['arms'].keys()
+      differences = record.compare(
+        {**there, 'arms': {arm: there['arms'][arm] for arm in both}},
+        {**settings, 'arms': {arm: settings['arms'][arm] for arm in both}},
+      )
+      if differences:
+        shown = '\n  '.join(differences[:12])
+        raise CommandError(
+          f'--out={folder} is a comparison with other settings:\n  {shown}\n'
+          'Name a new folder, or give the same settings to go on.'
+        )
+      settings['arms'] = {**there['arms'], **settings['arms']}
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_json(known, settings)
+    self._done: dict[tuple, list[Row]] = {}
+    end = 0
+    for part, rows, after in self._read():
+      self._done[part] = rows
+      end = after
+    if self._path.exists():
+      os.truncate(self._path, end)
+
+  def __contains__(self, part: tuple) -> bool:
+    return part in self._done
+
+  def add(self, part: tuple, rows: Sequence[Row]) -> None:
+    """Keeps the rows of a part: all of them, or none if we are killed."""
+    line = json.dumps({'part': list(part), 'rows': record.plain(list(rows))})
+    with open(self._path, 'a', encoding='utf-8') as file:
+      file.write(line + '\n')
+    self._done[part] = json.loads(line)['rows']
+
+  @property
+  def rows(self) -> list[Row]:
+    """Rows of all parts, in the order in which they were done."""
+    return [row for rows in self._done.values() for row in rows]
+
+  def _read(self) -> Iterator[tuple[tuple, list[Row], int]]:
+    """(part, its rows, offset behind them) up to a line that was cut off."""
+    if not self._path.exists():
+      return
+    end = 0
+    for line in self._path.read_bytes().splitlines(keepends=True):
+      end += len(line)
+      try:
+        found = json.loads(line)
+      except ValueError:
+        return
+      if not line.endswith(b'\n'):
+        return
+      yield tuple(found['part']), found['rows'], end
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Mean and spread of each search or baseline of a stage, as Markdown.
+
+  `against best expert` and `against scaled average` are means of paired
+  differences on test: the same draw, and with it the same choice by dev.
+
+  Args:
+    rows: of one stage, with `name`, `draw`, `evaluations`, `items`, `dev`,
+      `test`, `test_by_task` and `heldout`, shares; `heldout` may be None.
+  """
+  named: dict[str, list[Row]] = {}
+  for row in rows:
+    named.setdefault(row['name'], []).append(row)
+  levels = {
+    name: {row['draw']: row['test'] for row in named[name]} for name in _LEVELS
+  }
+  tasks = list(rows[0]['test_by_task'])
+  with_heldout = rows[0]['heldout'] is not None
+  head = ['', 'runs', 'evaluations', 'items', 'dev', 'test', 'sd', 'lowest']
+  head += ['highest', *(f'against {name}' for name in levels)]
+  head += ['held out', 'sd'] if with_heldout else []
+  head += [*tasks, 'seconds']
+  lines = [head, ['-'] * len(head)]
+  for name, found in named.items():
+    test = [100 * row['test'] for row in found]
+    times = [row['seconds']['all'] for row in found if row['seconds']]
+    cells = [
+      name,
+      str(len(found)),
+      f'{statistics.mean(row["evaluations"] for row in found):.0f}',
+      f'{statistics.mean(row["items"] for row in found):.0f}',
+      f'{100 * statistics.mean(row["dev"] for row in found):.1f}',
+      f'**{statistics.mean(test):.1f}**',
+      _deviation(test),
+      f'{min(test):.1f}',
+      f'{max(test):.1f}',
+    ]
+    for level in levels.values():
+      gain = [100 * (row['test'] - level[row['draw']]) for row in found]
+      cells.append(f'{statistics.mean(gain):+.1f}')
+    if with_heldout:
+      heldout = [100 * row['heldout'] for row in found]
+      cells += [f'{statistics.mean(heldout):.1f}', _deviation(heldout)]
+    for task in tasks:
+      shares = [row['test_by_task'][task] for row in found]
+      cells.append(f'{100 * statistics.mean(shares):.1f}')
+    cells.append(f'{statistics.median(times):.1f}' if times else '-')
+    lines.append(cells)
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+  """The table of every stage."""
+  stages: dict[str, list[Row]] = {}
+  for row in rows:
+    stages.setdefault(row['stage'], []).append(row)
+  if len(stages) == 1:
+    return table(rows)
+  return '\n\n'.join(
+    f'## {stage}\n\n{table(found)}' for stage, found in stages.items()
+  )
+
+
+def _deviation(values: Sequence[float]) -> str:
+  return f'{statistics.stdev(values):.1f}' if len(values) > 1 else '-'

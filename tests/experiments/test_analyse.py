@@ -1,0 +1,60 @@
+"""The analyse program on a finished run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from evojax_llm.fitness.item_log import ItemLog
+from tests.experiments import running
+from tests.experiments import runs
+
+# How ml_collections reads a configuration file.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)
+
+
+def test_a_run_is_analysed_from_its_records(finished, tmp_path, capsys):
+  run = tmp_path / 'run'
+  shutil.copytree(finished[0], run)
+  assert not running.run_program('analyse', f'--run={run}')
+  assert 'no expert solved' in capsys.readouterr().out
+  found = json.loads((run / 'analysis.json').read_text())
+  assert (run / 'trajectory.png').stat().st_size > 1000
+  best = json.loads((run / 'summary.json').read_text())['best']['id']
+  unsolved = emerged = 0
+  for task in ('a', 'b'):
+    _, _, before = ItemLog(run / 'baseline_items').matrix(task)
+    ids, _, after = ItemLog(run / 'items').matrix(task)
+    nobody = before[1:4].sum(axis=0) == 0
+    unsolved += nobody.sum()
+    emerged += after[ids.tolist().index(best)][nobody].sum()
+  counts = found['emergence']['dev']
+  assert (counts['unsolved'], counts['emerged']) == (unsolved, emerged)
+  assert counts['items'] == 60
+  came = found['origin']
+  assert came['path'][-1] == best and came['path'][0] < 5
+  assert 1 <= came['rank'] <= came['of'] == 5
+  assert set(came['experts']) <= {'expert0', 'expert1', 'expert2'}
+  assert 0 < np.sum(found['explained']) <= 1 + 1e-6
+
+
+def test_test_is_analysed_where_all_experts_were_read(settings, tmp_path):
+  run = tmp_path / 'run'
+  code = runs.evolve(
+    settings,
+    run,
+    '--config.strategy.generations=0',
+    '--config.test_experts=True',
+  )
+  assert code is None
+  assert not running.run_program('analyse', f'--run={run}')
+  found = json.loads((run / 'analysis.json').read_text())['emergence']
+  assert found['test']['items'] == 24
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
+  assert running.run_program('analyse', f'--run={tmp_path}') == 1
+  assert 'not the folder of a finished run' in capsys.readouterr().err

@@ -1,0 +1,175 @@
+"""What may happen to a run, and that nothing is lost by it."""
+
+import errno
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from evojax_llm import checkpoint
+from evojax_llm import plot
+from evojax_llm import record
+from evojax_llm.fitness import item_log
+from evojax_llm.gemma import peft
+from tests.experiments import runs
+
+# How ml_collections reads a configuration file.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)
+
+# Ends the process, as a pulled plug would, behind the n-th part of a name.
+_DYING = """
+import contextlib, os, runpy, sys
+from evojax_llm import progress
+
+part, left = sys.argv.pop(1), int(sys.argv.pop(1))
+phase = progress.Stopwatch.phase
+
+@contextlib.contextmanager
+def dying(self, name):
+  global left
+  with phase(self, name):
+    yield
+  if name == part:
+    left -= 1
+    if not left:
+      os._exit(9)
+
+progress.Stopwatch.phase = dying
+runpy.run_module('experiments.evolve', run_name='__main__')
+"""
+
+
+def run_until(settings, folder, part='', count=0):
+  """Runs in a process of its own, up to the end of a part of a generation."""
+  return subprocess.run(
+    [sys.executable, '-c', _DYING, part, str(count), *settings]
+    + [f'--workdir={folder}'],
+    cwd=runs.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+    timeout=900,
+  )
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
+  finished, settings, tmp_path
+):
+  folder = tmp_path / 'run'
+  for part, count in (
+    ('operators', 2),  # generation 1 was asked for, not scored
+    ('score', 1),  # scored, not told
+    ('operators', 2),  # told, neither written nor saved
+    ('checkpoint', 2),  # generation 2 is being saved
+  ):
+    killed = run_until(settings, folder, part, count)
+    assert killed.returncode == 9, killed.stdout
+    assert not (folder / 'summary.json').exists()
+  *_, before, newest = checkpoint.Checkpoints(
+    folder / 'checkpoints'
+  ).generations()
+  files = (folder / 'checkpoints' / str(newest) / 'state').rglob('d/*')
+  max(files, key=lambda f: f.stat().st_size).write_bytes(b'nothing')
+  ended = run_until(settings, folder)
+  assert ended.returncode == 0, ended.stdout
+  assert f'generation {newest} is damaged' in ended.stdout
+  assert f'going on after generation {before}' in ended.stdout
+  assert runs.result(folder) == runs.result(finished[0])
+
+
+def _full(path):
+  """Takes half of what is written, as a disk that fills up does."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'a', encoding='utf-8') as file:
+    file.write('{"generation": 1, "id"')
+  raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+
+
+def _full_checkpoint(self, generation, state):
+  _full(self.folder / f'{generation}.orbax-checkpoint-tmp' / 'state')
+
+
+def _full_items(folder):
+  append = item_log.ItemLog.append
+
+  def fail(self, number, *rest):
+    if self.folder.name == folder:
+      _full(self.folder / f'{number:05}.part')
+    append(self, number, *rest)
+
+  return fail
+
+
+def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
+  finished, settings, tmp_path, monkeypatch, capsys
+):
+  folder = tmp_path / 'run'
+
+  def write_text(path, text):
+    _full(path.with_name(path.name + '.part'))
+
+  for owner, name, fail in (
+    (record, 'write_json', lambda path, value: write_text(path, '')),
+    (item_log.ItemLog, 'append', _full_items('baseline_items')),
+    (item_log.ItemLog, 'append', _full_items('items')),
+    (record.JsonLines, 'append', lambda self, rows: _full(self.path)),
+    (checkpoint.Checkpoints, 'save', _full_checkpoint),
+    (peft, 'save_adapter', lambda folder, *_: _full(f'{folder}/adapter.json')),
+    (item_log.ItemLog, 'append', _full_items('test_items')),
+    (plot, 'curve', lambda path, *_: _full(f'{path}.part.png')),
+    (record, 'write_text', write_text),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(owner, name, fail)
+      assert runs.evolve(settings, folder) == 1, name
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith('error: No space left on device at '), name
+    assert 'give the same command again' in message
+    assert not (folder / 'summary.json').exists()
+  assert runs.evolve(settings, folder) is None
+  assert runs.result(folder) == runs.result(finished[0])
+
+
+def test_a_population_of_another_size_is_refused_with_what_to_do(
+  finished, settings, capsys
+):
+  before = runs.result(finished[0])
+  for size in (4, 6):
+    flag = f'--config.strategy.population={size}'
+    assert runs.evolve(settings, finished[0], flag) == 1
+    message = capsys.readouterr().err
+    assert f'strategy.population: 5 there, {size} here' in message
+    assert f'--config.warm_start={finished[0]}' in message
+  assert runs.result(finished[0]) == before
+
+
+@pytest.mark.parametrize('config', [runs.GENOME, runs.MODEL_SWARMS])
+def test_one_expert_and_one_item(
+  settings, tmp_path, tiny_adapter_folders, config
+):
+  task = runs.write_task(tmp_path / 'one.json', dev=1, test=1)
+  code = runs.evolve(
+    [f'--config={config}', *settings[1:]],
+    tmp_path / 'run',
+    f'--config.adapters={tiny_adapter_folders(1)[0]}',
+    f'--config.tasks={task}',
+    '--config.strategy.population=4',
+    '--config.strategy.generations=2',
+  )
+  assert code is None
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['failed'] == 0
+  assert runs.row(summary)['test']['tasks']['one']['items'] == 1
+  # A single item tells few members apart: all fitness is 0 or 1.
+  members = lines(tmp_path / 'run' / 'members.jsonl')
+  assert {row['fitness'] for row in members} <= {0.0, 1.0}
