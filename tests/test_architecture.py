@@ -39,6 +39,7 @@ MAX_LINES = 420
 
 # Sites that documents may point to. A package index is none of them.
 HOSTS = {
+  '127.0.0.1',
   'aclanthology.org',
   'arxiv.org',
   'creativecommons.org',
