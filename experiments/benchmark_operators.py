@@ -8,7 +8,8 @@ reported:
 
   copy      negates every number, in place or into another buffer: the bytes a
             second that elementwise work can move
-  generator jax.random.bits: the random words a second of JAX's generator
+  generator jax.random.bits: the random words a second of JAX's generator, the
+            words stored or summed, whichever is faster
 
 What must move is every parent once (twice where a norm must be known first)
 and the child once. The peers, mergekit in its own python and PEFT, get random

@@ -27,6 +27,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MERGEKIT = _ROOT / 'third_party' / 'mergekit' / 'merge.py'
 # Ours and theirs, where the names differ.
 _NAMES = {'ramplus': 'ramplus_tl'}
+_UNWEIGHTED = ('karcher',)
 _PEFT = ('linear', 'ties', 'dare_linear', 'dare_ties', 'magnitude_prune')
 # Best of so many, but no other begins after so many seconds.
 _REPEATS = 3
@@ -98,11 +99,11 @@ def _asked(size, case, tensor):
   parameters = {
     name: value for name, value in case.chosen.items() if name in op.parameters
   }
-  if 'weights' in op.parameters:
+  method = op.peers['mergekit']
+  if 'weights' in op.parameters and method not in _UNWEIGHTED:
     parameters['weight'] = [1.0] * parents
   if 't' in op.parameters:
     parameters['t'] = op.parameters['t'].default
-  method = op.peers['mergekit']
   asked = {
     'name': f'{case.name} {tensor}',
     'row': case.name,

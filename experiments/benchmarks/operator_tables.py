@@ -45,8 +45,8 @@ def markdown(result: dict) -> str:
 def _size(size):
   lines = [f'## {size["size"]}: {size["note"]}', '']
   for name, limit in size['limits'].items():
-    unit = 'M words/s' if name == 'generator' else 'GB/s'
-    scale = 1e6 if name == 'generator' else 1e9
+    draws = name.startswith('generator')
+    unit, scale = ('M words/s', 1e6) if draws else ('GB/s', 1e9)
     lines.append(f'- {name}: {limit["per_second"] / scale:.1f} {unit}')
   lines += ['', f'| {" | ".join(_HEAD)} |', f'|{"---|" * len(_HEAD)}']
   for row in size['rows']:
@@ -64,7 +64,11 @@ def cells(row: dict, limits: dict) -> list[str]:
   taken = statistics.median(row['seconds'])
   speed, words = row['moved'] / taken, row['words'] / taken
   of_copy = speed / limits[row['copy']]['per_second']
-  of_generator = words / limits['generator']['per_second']
+  of_generator = words / max(
+    limit['per_second']
+    for name, limit in limits.items()
+    if name.startswith('generator')
+  )
   ratios = {
     peer: value / taken
     for peer, value in row['peers'].items()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
 import statistics
 import time
 
@@ -12,12 +13,13 @@ import jax.numpy as jnp
 
 from evojax_llm.operators import operator
 from evojax_llm.operators import table
+from evojax_llm.operators.merges import tensors
 from evojax_llm.population import stack
 from experiments.benchmarks import operator_peers
 from experiments.benchmarks import operator_sizes
 
 COPIES = ('copy, in place', 'copy, to another buffer')
-GENERATOR = 'generator'
+GENERATORS = ('generator, stored', 'generator, summed')
 # Words that are drawn to measure the generator; enough to leave the caches.
 _WORDS = 1 << 24
 
@@ -67,11 +69,20 @@ class Workbench:
     moved = 2 * 4 * operator_sizes.elements(self._populations[0])
     words = min(_WORDS, operator_sizes.elements(self._populations[0]))
     key = jax.random.key(0)
-    bits = jax.jit(lambda key: jax.random.bits(key, (words,), jnp.uint32))
+
+    def draw(key):
+      return jax.random.bits(key, (words,), jnp.uint32)
+
+    # Who draws in the loop that uses the words stores none of them.
+    stored = jax.jit(draw)
+    summed = jax.jit(lambda key: tensors.sums([draw(key)]))
     return [
       Row(COPIES[0], self._in_place(jax.vmap(negate), 1), moved),
       Row(COPIES[1], self._elsewhere(jax.vmap(negate), 1, 0), moved),
-      Row(GENERATOR, lambda: jax.block_until_ready(bits(key)), words=words),
+      *(
+        Row(name, functools.partial(_wait_for, function, key), words=words)
+        for name, function in zip(GENERATORS, (stored, summed), strict=True)
+      ),
     ]
 
   def row(self, case: operator.Case) -> Row:
@@ -136,6 +147,10 @@ class Workbench:
       jax.block_until_ready(self._result)
 
     return run
+
+
+def _wait_for(function, *args):
+  jax.block_until_ready(function(*args))
 
 
 def time_rows(rows: Sequence[Row], repeats: int) -> dict[str, list[float]]:
