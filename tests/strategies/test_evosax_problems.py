@@ -54,9 +54,12 @@ def test_genome_improves(fn_name, with_succession):
   assert last < (0.3 if with_succession else 0.1) * first
 
 
-@pytest.mark.parametrize('name', ('CMA_ES', 'PSO', 'DifferentialEvolution'))
-def test_stock_algorithms_improve(name):
-  strategy = registry.make_strategy(name, P, jnp.zeros(DIMS), sigma=1.0)
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [('CMA_ES', {'sigma': 1.0}), ('PSO', {}), ('DifferentialEvolution', {})],
+)
+def test_stock_algorithms_improve(name, options):
+  strategy = registry.make_strategy(name, P, jnp.zeros(DIMS), **options)
   first, last = run(strategy, 'sphere', 40)
   assert last < 0.2 * first
 
