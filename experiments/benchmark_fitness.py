@@ -351,7 +351,10 @@ def main(argv: list[str]) -> None:
     'command': shlex.join(
       ['python', '-m', 'experiments.benchmark_fitness', *sys.argv[1:]]
     ),
-    'workloads': [
+    'workloads': [],
+  }
+  for task in _tasks():
+    result['workloads'].append(
       measure(
         base,
         experts,
@@ -361,13 +364,11 @@ def main(argv: list[str]) -> None:
         peer_sizes=sizes,
         forms=_FORMS.value,
       )
-      for task in _tasks()
-    ],
-  }
-  text = tables.markdown(result)
-  print(text)
-  if _OUT.value:
-    tables.write(result, text, _OUT.value)
+    )
+    # Whatever becomes of the next, this one is kept.
+    if _OUT.value:
+      tables.write(result, tables.markdown(result), _OUT.value)
+  print(tables.markdown(result))
 
 
 if __name__ == '__main__':
