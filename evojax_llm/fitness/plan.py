@@ -143,18 +143,27 @@ def device_budget(device: jax.Device) -> int:
 
 
 def choose_form(
-  config: GemmaConfig, platform: str, itemsize: int
+  config: GemmaConfig, platform: str, itemsize: int, generates: bool
 ) -> tuple[str, bool]:
   """The execution form for a model on a platform, and whether that is clear.
 
   An accelerator wants one large product of the base for all members. A CPU
   is faster on one member's working set at a time, as long as folding a member
-  costs little.
+  costs little. A model beyond a CPU's caches is read once a step of decoding:
+  better for all members than for the few answers of one.
+
+  Args:
+    config: the model.
+    platform: of the devices.
+    itemsize: bytes of a parameter.
+    generates: whether answers are generated.
   """
   layers = config.num_params - config.vocab_size * config.embed_dim
   if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:
     return 'batched', True
-  return 'folded', layers * itemsize <= _FOLD_AT_MOST_BYTES
+  if layers * itemsize <= _FOLD_AT_MOST_BYTES:
+    return 'folded', True
+  return ('batched', True) if generates else ('folded', False)
 
 
 def make_plan(
@@ -195,7 +204,8 @@ def make_plan(
   itemsize = jnp.dtype(dtype).itemsize
   clear, reason = True, 'asked for'
   if form == 'auto':
-    form, clear = choose_form(config, device.platform, itemsize)
+    generates = any(new for _, new in lengths)
+    form, clear = choose_form(config, device.platform, itemsize, generates)
     reason = f'the rule for models of this size on {device.platform}'
   if budget is None:
     budget = device_budget(device)

@@ -320,6 +320,9 @@ def test_the_form_is_tried_where_sizes_do_not_tell(model, monkeypatch):
   scores = engine.evaluate(Expressed(), population)
   assert engine.plan.reason.startswith('measured tokens/s: batched')
   np.testing.assert_allclose(values_of(scores), values_of(expected), atol=1e-4)
+  # Where answers are generated they do: one look at the weights for everybody.
+  plan = make(config, params, tasks[1:]).prepare(Expressed(), population)
+  assert plan.form == 'batched' and 'the rule' in plan.describe()
   asked = make(config, params, tasks[:1], form='batched')
   plan = asked.prepare(Expressed(), population)
   assert plan.form == 'batched' and 'asked for' in plan.describe()
