@@ -12,6 +12,8 @@ continue the same prompt, and their likelihoods compare.
 from collections.abc import Sequence
 from typing import Protocol
 
+from evojax_llm.fitness.trees import common_start
+
 
 class Tokenizer(Protocol):
   """What is needed of evojax_llm.gemma.tokenizer.Tokenizer."""
@@ -58,15 +60,6 @@ def truncate(ids: Sequence[int], room: int) -> tuple[list[int], int]:
   return [ids[0], *ids[1 + cut :]], cut
 
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-  length = 0
-  for a, b in zip(first, second, strict=False):
-    if a != b:
-      break
-    length += 1
-  return length
-
-
 def encode_options(
   prompt: str, options: Sequence[str], tokenizer: Tokenizer
 ) -> tuple[list[int], list[list[int]]]:
@@ -88,5 +81,5 @@ def encode_options(
     options = [moved + option.removeprefix(' ') for option in options]
   ids = encode_prompt(stem, tokenizer)
   joint = [encode_prompt(stem + option, tokenizer) for option in options]
-  shared = min([len(ids)] + [_common_prefix(ids, whole) for whole in joint])
+  shared = common_start([ids, *joint])
   return ids[:shared], [whole[shared:] for whole in joint]
