@@ -77,6 +77,15 @@ _MODEL_SWARMS_AS_PUBLISHED = {
   'step_decay': 0.95,
   'step_floor': 0.1,
 }
+# The scripts draw phi and lambda from grids, run after run; this is their
+# middle.
+_MIDDLE_OF_GRIDS = {
+  'inertia': 0.2,
+  'cognitive': 0.3,
+  'social': 0.4,
+  'repel': 0.05,
+  'step_length': 0.75,
+}
 # Chosen on the pocket stage `mixed`, and on no other, among five settings: the
 # coefficients that Model Swarms' authors ship (arXiv 2410.11163), a whole step,
 # and members whose mass is changed now and then.
@@ -153,19 +162,9 @@ PRESETS: Mapping[str, Preset] = {
   ),
   'low_rank_es': Preset('low_rank_es', {'members': 32}, _RICH, 12, 6),
   'model_swarms': Preset('model_swarms', {}, _RICH, 20, 10),
-  # The scripts draw phi and lambda from grids, run after run; these are the
-  # middle of the grids.
   'model_swarms_as_published': Preset(
     'model_swarms',
-    _MODEL_SWARMS_AS_PUBLISHED
-    | {
-      'inertia': 0.2,
-      'cognitive': 0.3,
-      'social': 0.4,
-      'repel': 0.05,
-      'step_length': 0.75,
-      'restart_after': 6.0,
-    },
+    _MODEL_SWARMS_AS_PUBLISHED | _MIDDLE_OF_GRIDS | {'restart_after': 6.0},
     ('experts', 'extrapolants'),
     20,
     200,
@@ -191,12 +190,8 @@ PRESETS: Mapping[str, Preset] = {
   'model_swarms_as_published_light': Preset(
     'model_swarms',
     _MODEL_SWARMS_AS_PUBLISHED
+    | _MIDDLE_OF_GRIDS
     | {
-      'inertia': 0.2,
-      'cognitive': 0.3,
-      'social': 0.4,
-      'repel': 0.05,
-      'step_length': 0.75,
       'restart_after': 2.0,
       'drop_round': 0.5,
       'drop_member': 0.5,
