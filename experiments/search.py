@@ -73,6 +73,17 @@ class Search:
       )
     return made if self.warm is None else self.warm.before(made)
 
+  def open_folder(
+    self, workdir: str | os.PathLike, config: config_dict.ConfigDict
+  ) -> record.RunFolder:
+    """The folder of a run, new or to go on with; to be closed.
+
+    Raises:
+      CommandError: it is in use, or of another run.
+    """
+    with problem_lib.asked_for(checkpoint.CheckpointError, OSError):
+      return record.RunFolder(workdir, config.to_dict(), self.inputs)
+
   def configured(self, seed: int) -> config_dict.ConfigDict:
     """The configuration of the run of one seed."""
     config = config_dict.ConfigDict(self.config.to_dict())
@@ -147,9 +158,7 @@ def run(
       initial population could be scored.
   """
   config = search.configured(seed)
-  with problem_lib.asked_for(checkpoint.CheckpointError, OSError):
-    folder = record.RunFolder(workdir, config.to_dict(), search.inputs)
-  with contextlib.closing(folder):
+  with contextlib.closing(search.open_folder(workdir, config)) as folder:
     if folder.finished:
       command.say(f'{folder.path} is finished')
     else:

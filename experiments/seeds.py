@@ -4,11 +4,9 @@ import contextlib
 import os
 from typing import Any
 
-from evojax_llm import checkpoint
 from evojax_llm import record
 from evojax_llm import report
 from experiments import command
-from experiments import problem as problem_lib
 from experiments import search as search_lib
 
 
@@ -22,9 +20,7 @@ def run(search: search_lib.Search, workdir: str | os.PathLike) -> None:
     CommandError: as a run of one seed.
   """
   config = search.config
-  with problem_lib.asked_for(checkpoint.CheckpointError, OSError):
-    folder = record.RunFolder(workdir, config.to_dict(), search.inputs)
-  with contextlib.closing(folder):
+  with contextlib.closing(search.open_folder(workdir, config)) as folder:
     if folder.finished:
       command.say(f'{folder.path} is finished')
     else:
