@@ -112,7 +112,9 @@ def finish(
   if np.any(sigma):
     places = np.flatnonzero(sigma)
     noisy = jax.vmap(
-      lambda key, genome, s: mutation.gaussian(key, genome, s, 1.0)
+      lambda key, genome, s: mutation.gaussian(
+        key, genome, s, 1.0, rounding='stochastic'
+      )
     )(
       keys.keys_for(seed_key, 0, jnp.asarray(places, jnp.int32), 'noise'),
       stack.take(population, places),

@@ -57,8 +57,11 @@ class Operator:
     results: how many genomes are made.
     sees: for selection, 'fitness' (P,), 'objectives' (P, K) or 'scores'
       (P, items).
+    least: for merges, how many parents at least.
     most: for selection, how many places there are at most, for merges, how
       many parents; None for any number.
+    base: for merges, whether there is a base beside the parents: 'none',
+      'optional' or 'required'.
     tolerance: how far jit may be from eager in f32, relative.
     peers: name of the same in others' code, by 'mergekit' or 'peft'.
   """
@@ -79,7 +82,9 @@ class Operator:
   shared: int = 0
   results: int = 1
   sees: str = 'fitness'
+  least: int = 1
   most: int | None = None
+  base: str = 'none'
   tolerance: float = 1e-6
   peers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

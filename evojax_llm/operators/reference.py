@@ -15,8 +15,10 @@ lifted with `vmap`. This page is made from `table.py` by
 `python -m experiments.benchmark_operators`.
 
 Parameters are numbers that a sweep may vary without recompilation, with their
-default and the range that makes sense; with a star, one for each parent.
-Options are static; the first choice is the default.
+default and the range that makes sense; with a star, one for each parent. Those
+of merges have bounds as well (a density is a share): what is beyond is refused
+where it is known, and cut inside of a program. Options are static; the first
+choice is the default.
 """
 _KINDS = {
   'merge': (
@@ -66,7 +68,7 @@ def _kind(kind, ops):
   for op in ops:
     cells = [f'`{op.name}`', _text(op.doc)]
     if kind == 'merge':
-      cells += [_parents(op), 'required' if op.shared else '']
+      cells += [_parents(op), '' if op.base == 'none' else op.base]
     elif kind == 'selection':
       cells += [op.sees]
     cells += [
@@ -80,7 +82,9 @@ def _kind(kind, ops):
 
 
 def _parents(op):
-  return 'any' if op.most is None else str(op.most)
+  if op.most is None:
+    return 'any' if op.least == 1 else f'{op.least} or more'
+  return str(op.most)
 
 
 def _parameter(name, parameter):

@@ -83,7 +83,12 @@ def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
 def truncation(
   fitness: jax.Array, count: int, ids: jax.Array | None = None
 ) -> jax.Array:
-  """The `count` fittest, (count,) i32 places, best first."""
+  """The `count` fittest, (count,) i32 places, best first.
+
+  Raises:
+    ValueError: if more members are asked for than there are.
+  """
+  _check_count(count, fitness)
   return ranking(fitness, ids)[:count]
 
 
@@ -177,8 +182,8 @@ def tournament(
     (count,) i32 places in the order drawn.
 
   Raises:
-    ValueError: if more members are asked for than there are, unless with
-      replacement.
+    ValueError: if nobody enters, or if more members are asked for than there
+      are, unless with replacement.
   """
   if not replace:
     _check_count(count, fitness)
@@ -219,7 +224,14 @@ def tournaments(
 
   Returns:
     (count,) i32 places in the order drawn.
+
+  Raises:
+    ValueError: if nobody enters.
   """
+  if entrants < 1:
+    raise ValueError(
+      f'Got tournaments of {entrants} entrants; expected at least one.'
+    )
   order = ranking(fitness, ids)
   strength = places_of(order)
 

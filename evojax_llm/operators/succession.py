@@ -162,8 +162,8 @@ def coefficients(
     normalise: whether to divide by the sum, as both papers do.
 
   Returns:
-    (..., 4) f32. Normalised, they sum to one, or are zero if every product
-    is.
+    (..., 4) f32. Normalised, they sum to one, or are zero where the products
+    do not sum to more than zero.
   """
   products = draws * weights
   if not normalise:

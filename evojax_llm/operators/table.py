@@ -113,7 +113,9 @@ def _merge(merge: Merge) -> Operator:
     merge.options,
     cases=(tried,),
     draws=bool(merge.draws),
+    least=merge.least,
     most=merge.most,
+    base=merge.base,
     shared=based,
     peers=peers,
   )
@@ -231,6 +233,7 @@ OPERATORS: tuple[Operator, ...] = (
     Cost('algebra', other='decompositions of small matrices'),
     {'weights': Parameter(0.5, -1.0, 2.0, 'of each parent', True)},
     draws=False,
+    least=2,
     most=2,
     tolerance=1e-4,
     peers={'peft': 'svd'},

@@ -84,7 +84,8 @@ def parameters(
     values: those to change; None leaves the registry's default.
 
   Raises:
-    ValueError: if the merge has no such parameter.
+    ValueError: if the merge has no such parameter, or it cannot have such a
+      value.
   """
   known = {
     name: parameter.default
@@ -98,6 +99,7 @@ def parameters(
       f'Got unknown parameters {unknown} of {merge}; expected some of '
       f'{sorted(known)}.'
     )
+  check.check_values(check.find(merge), given)
   return {name: jnp.float32(v) for name, v in {**known, **given}.items()}
 
 

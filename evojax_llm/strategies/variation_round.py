@@ -128,6 +128,8 @@ def propose(
       params.gene_rate,
       relative=options.relative_sigma,
       mask=options.mask,
+      # Of bf16 alone: most changes by a small sigma would be rounded away.
+      rounding='stochastic',
     )
 
   mutants = jax.vmap(mutate)(

@@ -1,10 +1,12 @@
 """What a merge was given, held against the table before compilation."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.operators.merges import registry
 from evojax_llm.operators.merges.method import Merge
@@ -29,8 +31,8 @@ def checked(
   count = stack.size(parents)
   _check_arity(merge, count)
   _check_base(merge, parents, base)
-  if merge.draws and key is None:
-    raise ValueError(f'{method} draws; got no key. Give a typed key.')
+  if merge.draws:
+    _check_key(merge, key)
   check_options(merge, options)
   by_leaf = [n for n, v in (parameters or {}).items() if isinstance(v, Mapping)]
   if options.get('span') == 'genome' and by_leaf:
@@ -38,7 +40,8 @@ def checked(
       f'Got values by leaf for {by_leaf} of {method} over the whole genome; '
       "expected one value. Take span='tensor', or one number."
     )
-  _check_parameters(merge, parents, parameters or {}, count)
+  check_values(merge, parameters or {})
+  _check_shapes(merge, parents, parameters or {}, count)
   return merge
 
 
@@ -75,6 +78,64 @@ def check_options(merge: Merge, options: Mapping[str, Any]) -> None:
       raise ValueError(
         f'Got {name}={choice!r} for {merge.name}; expected {wanted}.'
       )
+
+
+def check_values(merge: Merge, parameters: Mapping[str, Any]) -> None:
+  """Refuses parameters that there are not, and values that they cannot have.
+
+  Args:
+    merge: from `find`.
+    parameters: by name, an array of any shape, or such by leaf. What is traced
+      is known to the program only, and passes.
+
+  Raises:
+    ValueError: naming the parameter, the value and its range.
+  """
+  for name, value in parameters.items():
+    if name not in merge.parameters:
+      raise ValueError(
+        f'{merge.name} has no parameter {name!r}; expected some of '
+        f'{sorted(merge.parameters)}.'
+      )
+    parameter = merge.parameters[name]
+    for one in jax.tree.leaves(value):
+      if isinstance(one, jax.core.Tracer):
+        continue
+      known = np.asarray(one, np.float32)
+      outside = (known < parameter.least) | (known > parameter.most)
+      wrong = known[outside | ~np.isfinite(known)]
+      if wrong.size:
+        raise ValueError(
+          f'Got {name}={wrong.flat[0]:g} for {merge.name}; expected a finite '
+          f'number {_range(parameter)}: {parameter.doc}.'
+        )
+
+
+def _range(parameter):
+  low, high = (
+    f'{bound:g}' if math.isfinite(bound) else ''
+    for bound in (parameter.least, parameter.most)
+  )
+  if low and high:
+    return f'from {low} to {high}'
+  return f'of at least {low}' if low else 'of any size'
+
+
+def _check_key(merge, key):
+  wanted = (
+    'Give one typed key for each child, such as the fold_in of '
+    "jax.random.key(seed, impl='threefry2x32')."
+  )
+  if key is None:
+    raise ValueError(f'{merge.name} draws; got no key. {wanted}')
+  kind = getattr(key, 'dtype', type(key).__name__)
+  if not hasattr(key, 'dtype') or not jnp.issubdtype(kind, jax.dtypes.prng_key):
+    raise ValueError(f'{merge.name} draws; got a key of {kind}. {wanted}')
+  impl = str(jax.random.key_impl(key))
+  if key.shape or impl != 'threefry2x32':
+    raise ValueError(
+      f'{merge.name} draws; got a key of {impl} of shape {key.shape}. {wanted}'
+    )
 
 
 def _check_arity(merge, count):
@@ -118,14 +179,9 @@ def _check_base(merge, parents, base):
   jax.tree_util.tree_map_with_path(check_leaf, parents, base)
 
 
-def _check_parameters(merge, parents, parameters, count):
+def _check_shapes(merge, parents, parameters, count):
   shapes = _tensor_shapes(parents)
   for name, value in parameters.items():
-    if name not in merge.parameters:
-      raise ValueError(
-        f'{merge.name} has no parameter {name!r}; expected some of '
-        f'{sorted(merge.parameters)}.'
-      )
     allowed = [()]
     if merge.parameters[name].per_model:
       allowed.append((count,))

@@ -17,7 +17,9 @@ def sce(
   """Select, calculate, erase (FuseChat 3, arXiv 2408.07990).
 
   Keeps the positions where the deltas vary most, weighs each delta by its mean
-  square, and averages those of the sign of the sum.
+  square, and averages those of the sign of the sum. As in mergekit, the weights
+  are equal where the mean squares sum to less than 1e-6 (deltas of small
+  factors of adapters may), and the divisor is at least 1e-6.
 
   Args:
     parents: (k, ...).
@@ -51,7 +53,7 @@ def sce(
     for e in energy
   ]
   positive = tensors.total(deltas) >= 0.0
-  agree = [jnp.where(positive, d > 0.0, d < 0.0) for d in deltas]
+  agree = [tensors.agrees(delta, positive) for delta in deltas]
   shares = [
     jnp.where(yes, weight, 0.0)
     for yes, weight in zip(agree, weights, strict=True)
@@ -76,7 +78,7 @@ def ram(
   """
   deltas = tensors.deltas(parents, base)
   epsilon = jnp.asarray(epsilon, jnp.float32)
-  kept = [jnp.where(jnp.abs(d) > epsilon, d, 0.0) for d in deltas]
+  kept = [jnp.where(_changes(d, epsilon), d, 0.0) for d in deltas]
   count = tensors.total([jnp.where(d != 0.0, 1.0, 0.0) for d in kept])
   mixed = tensors.total(kept) / jnp.maximum(count, 1.0)
   return (base.astype(jnp.float32) + mixed).astype(base.dtype)
@@ -104,7 +106,7 @@ def ramplus(
   epsilon, r, alpha = (
     jnp.asarray(value, jnp.float32) for value in (epsilon, r, alpha)
   )
-  there = [jnp.abs(delta) > epsilon for delta in deltas]
+  there = [_changes(delta, epsilon) for delta in deltas]
   count = tensors.total([mine.astype(jnp.float32) for mine in there])
   alone = [mine & (count == 1.0) for mine in there]
   both = [mine & (count > 1.0) for mine in there]
@@ -122,6 +124,11 @@ def ramplus(
   return merged.astype(base.dtype)
 
 
+def _changes(delta, epsilon):
+  """Whether a delta is one; NaN is, so that it is seen in the child."""
+  return ~(jnp.abs(delta) <= epsilon)
+
+
 def model_stock(
   parents: jax.Array,
   base: jax.Array,
@@ -134,7 +141,8 @@ def model_stock(
 
   With c the mean cosine between deltas, t = k c / (1 + (k - 1) c) and the
   child is t mean + (1 - t) base. Where 1 + (k - 1) c is zero (within 1e-6),
-  deltas that cancel, it is the base. A zero delta has cosine zero.
+  deltas that cancel, it is the base. A zero delta has cosine zero; a product of
+  lengths below 1e-6 counts as that, as in mergekit.
 
   Args:
     parents: (k, ...), k of at least two.
@@ -149,7 +157,7 @@ def model_stock(
     (...) in the base's type.
   """
   deltas = tensors.deltas(parents, base)
-  along = {'tensor': None, 'row': axis}[span]
+  along = {'tensor': None, 'row': axis if base.ndim else None}[span]
   k = len(deltas)
 
   inner = tensors.inner_products(deltas, along)

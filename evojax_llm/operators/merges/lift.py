@@ -15,6 +15,7 @@ name and the layer folded in.
 
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 import jax
@@ -53,11 +54,13 @@ def genome(
 
   Raises:
     ValueError: if arity, base, key, a parameter or an option is not what the
-      table says, or shapes do not fit.
+      table says, or shapes do not fit. Values of parameters are looked at where
+      they are known; in a program they are cut to their range.
   """
+  parents, base = jax.tree.map(jnp.asarray, (parents, base))
   merge = check.checked(method, parents, base, key, parameters, options)
   given = {
-    name: (parameters or {}).get(name, jnp.float32(parameter.default))
+    name: _cut(parameter, (parameters or {}).get(name, parameter.default))
     for name, parameter in merge.parameters.items()
   }
   if merge.whole and options.pop('span', 'tensor') == 'genome':
@@ -97,20 +100,51 @@ def population(
     M genomes, leaves (M, ...).
 
   Raises:
-    ValueError: as in `genome`, or if an array does not have M in front.
+    ValueError: as in `genome`, or if rows, keys or an array do not have M in
+      front.
   """
+
+  pool, rows = jax.tree.map(jnp.asarray, (pool, rows))
+  children = _check_children(rows, keys)
+  check.check_values(check.find(method), parameters or {})
 
   def child(row, key, values):
     parents = jax.tree.map(lambda leaf: leaf[row], pool)
     return genome(method, parents, base, key=key, parameters=values, **options)
 
   values = jax.tree.map(
-    lambda value: _by_child(value, rows.shape[0]), dict(parameters or {})
+    lambda value: _by_child(value, children), dict(parameters or {})
   )
   each = (rows, keys, values)
   if batch is None:
     return jax.vmap(child)(*each)
   return jax.lax.map(lambda one: child(*one), each, batch_size=batch)
+
+
+def _cut(parameter, value):
+  """The value as f32, or by leaf, kept to what the parameter can be."""
+  if isinstance(value, Mapping):
+    return {leaf: _cut(parameter, one) for leaf, one in value.items()}
+  value = jnp.asarray(value, jnp.float32)
+  if math.isinf(parameter.least) and math.isinf(parameter.most):
+    return value
+  return jnp.clip(value, parameter.least, parameter.most)
+
+
+def _check_children(rows, keys):
+  """The number of children."""
+  shape = jnp.shape(rows)
+  if len(shape) != 2 or not jnp.issubdtype(rows.dtype, jnp.integer):
+    raise ValueError(
+      f'Got rows of {rows.dtype}{list(shape)}; expected whole numbers (M, k), '
+      'the places of the k parents of each of M children.'
+    )
+  if keys is not None and jnp.shape(keys)[:1] != shape[:1]:
+    raise ValueError(
+      f'Got keys of shape {jnp.shape(keys)} for {shape[0]} children; expected '
+      'one typed key for each.'
+    )
+  return shape[0]
 
 
 def _by_child(value, children):

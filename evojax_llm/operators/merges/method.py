@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 
@@ -15,6 +16,8 @@ class Parameter:
     low, high: the range that makes sense, for a search; nothing is refused.
     doc: what it is.
     per_model: whether it may be (k,), one for each parent, instead of ().
+    least, most: what it can be at all. A value outside is refused where it is
+      known, and cut where it is known to a running program only.
   """
 
   default: float
@@ -22,6 +25,8 @@ class Parameter:
   high: float
   doc: str
   per_model: bool = False
+  least: float = -math.inf
+  most: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -49,18 +49,20 @@ def resolve(
     has it.
 
   Raises:
-    ValueError: if a parameter or a value is not of this kind, or no entry
-      matches a leaf.
+    ValueError: if a parameter or a value is not of this kind or out of its
+      range, or no entry matches a leaf.
   """
   merge = check.find(method)
   flat = jax.tree_util.tree_flatten_with_path(genome)[0]
-  return {
+  arrays = {
     name: {
       leaves.name(path): _for_leaf(merge, name, value, path, leaf)
       for path, leaf in flat
     }
     for name, value in values.items()
   }
+  check.check_values(merge, arrays)
+  return arrays
 
 
 def _for_leaf(merge: Merge, name, value, path, leaf):

@@ -18,13 +18,23 @@ from evojax_llm.operators.merges.method import Merge
 from evojax_llm.operators.merges.method import Parameter
 
 _WEIGHTS = Parameter(1.0, 0.0, 1.0, 'weight of each parent', True)
-_DENSITY = Parameter(1.0, 0.0, 1.0, 'share of each delta that is kept', True)
-_EPSILON = Parameter(0.15, 0.0, 0.5, 'half the range of keep chances', True)
-_GAMMA = Parameter(0.01, 0.0, 0.5, 'share of outliers taken off', True)
+_DENSITY = Parameter(
+  1.0, 0.0, 1.0, 'share of each delta that is kept', True, least=0.0, most=1.0
+)
+_EPSILON = Parameter(
+  0.15, 0.0, 0.5, 'half the range of keep chances', True, least=0.0, most=0.5
+)
+_GAMMA = Parameter(
+  0.01, 0.0, 0.5, 'share of outliers taken off', True, least=0.0, most=1.0
+)
 _LAMBDA = Parameter(1.0, 0.0, 2.0, 'factor on the merged delta')
 _T = Parameter(0.5, 0.0, 1.0, 'place between parent one, 0, and two, 1')
-_SPLIT = Parameter(0.5, 0.0, 1.0, 'share of the elements before the split')
-_CHANGE = Parameter(1e-5, 0.0, 1e-2, 'a change not above this is none')
+_SPLIT = Parameter(
+  0.5, 0.0, 1.0, 'share of the elements before the split', least=0.0, most=1.0
+)
+_CHANGE = Parameter(
+  1e-5, 0.0, 1e-2, 'a change not above this is none', least=0.0
+)
 
 _BY_WEIGHTS = {'normalize': ('weights', 'none')}
 _ROWS = {'span': ('tensor', 'row')}
@@ -95,7 +105,7 @@ _ALL = (
     'mergekit',
     {
       'weights': _WEIGHTS,
-      'eps': Parameter(1e-8, 0.0, 1e-4, 'added to lengths'),
+      'eps': Parameter(1e-8, 0.0, 1e-4, 'added to lengths', least=0.0),
     },
     _BY_WEIGHTS,
     base='optional',
@@ -108,7 +118,9 @@ _ALL = (
     'arXiv 2603.04972',
     {
       'weights': _WEIGHTS,
-      'tol': Parameter(1e-5, 0.0, 1e-2, 'lengths and angles below are zero'),
+      'tol': Parameter(
+        1e-5, 0.0, 1e-2, 'lengths and angles below are zero', least=0.0
+      ),
     },
     {'iterations': (10, 5, 20)},
     chooses=True,
@@ -208,7 +220,11 @@ _ALL = (
     consensus.sce,
     _ANY,
     'FuseChat 3, arXiv 2408.07990',
-    {'select_topk': Parameter(1.0, 0.0, 1.0, 'share of positions that count')},
+    {
+      'select_topk': Parameter(
+        1.0, 0.0, 1.0, 'share of positions that count', least=0.0, most=1.0
+      )
+    },
     idempotent=True,
   ),
   _judged('ram', consensus.ram, _ANY, 'arXiv 2601.13572', {'epsilon': _CHANGE}),
@@ -220,7 +236,9 @@ _ALL = (
     {
       'epsilon': _CHANGE,
       'r': Parameter(0.1, 0.0, 1.0, 'enlargement of what one parent changes'),
-      'alpha': Parameter(0.2, 0.0, 1.0, 'bound of the share it grows with'),
+      'alpha': Parameter(
+        0.2, 0.0, 1.0, 'bound of the share it grows with', least=0.0
+      ),
     },
   ),
   _judged(
@@ -238,7 +256,9 @@ _ALL = (
     pairs.nearswap,
     _ONE,
     'QuartetAnemoi-70B-t0.0001',
-    {'t': Parameter(1e-4, 0.0, 1e-2, 'largest change of an element')},
+    {
+      't': Parameter(1e-4, 0.0, 1e-2, 'largest change of an element', least=0.0)
+    },
   ),
   _judged(
     'arcee_fusion', pairs.arcee_fusion, _ONE, 'mergekit', {}, by_row=True
@@ -270,7 +290,7 @@ _ALL = (
     'BLX-alpha; GENOME, arXiv 2503.01155',
     {
       'weights': _WEIGHTS,
-      'alpha': Parameter(0.5, 0.0, 2.0, 'reach beyond the parents'),
+      'alpha': Parameter(0.5, 0.0, 2.0, 'reach beyond the parents', least=0.0),
     },
     {'form': ('sample', 'clamp')},
     draws='tensor',

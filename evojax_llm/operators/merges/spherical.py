@@ -67,8 +67,8 @@ def nuslerp(
     axis: the axis that runs along a row.
     span: what is one vector: the whole 'tensor', a 'row' (one output's
       inputs; mergekit's flatten=False), or a 'column' (row_wise=True there,
-      whose documents say the opposite of what it does). A vector is its own
-      row and its own column.
+      whose documents say the opposite of what it does). A vector, or a number,
+      is its own row and its own column.
   """
   first, second = tensors.each(weights, 2)
   weight = first + second
@@ -78,7 +78,8 @@ def nuslerp(
     x, y = tensors.unstacked(parents)
   else:
     x, y = tensors.deltas(parents, base)
-  vector = {'tensor': None, 'row': axis, 'column': _other_axis(x, axis)}[span]
+  row = axis if x.ndim else None
+  vector = {'tensor': None, 'row': row, 'column': _other_axis(x, row)}[span]
   cosine = jnp.clip(_cosine(x, y, vector, 1e-7), -1.0, 1.0)
   # In f32 the test is whether the cosine is one or minus one to rounding.
   one, two = _angle_weights(cosine, t, 1.0 - jnp.square(cosine) <= 1e-16)
@@ -90,7 +91,7 @@ def nuslerp(
 
 def _other_axis(x, axis):
   """The axis across rows; the same where there is only one."""
-  return axis if x.ndim < 2 else {-1: -2, -2: -1}[axis]
+  return axis if axis is None or x.ndim < 2 else {-1: -2, -2: -1}[axis]
 
 
 def multislerp(

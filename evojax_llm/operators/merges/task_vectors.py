@@ -11,7 +11,8 @@ Options:
     PEFT; 'none'. A divisor of zero counts as one.
   election: whose sign wins. 'weighted': that of sum w delta (mergekit);
     'unweighted': that of sum delta (the paper and PEFT); 'frequency': more
-    deltas than not. Zero is a plus. An element that is zero never agrees.
+    weighted deltas than not. Zero is a plus. An element that is zero never
+    agrees; one that is NaN always does, so that it is seen in the child.
 
 Arguments of all: parents (k, ...); base (...); weights, density, gamma and
 epsilon (k,), or () for all parents alike; lambda_ (); key () typed; axis, the
@@ -43,7 +44,7 @@ def _elected(base, deltas, weights, lambda_, normalize, election):
   if election == 'frequency':
     votes = [jnp.sign(vote) for vote in votes]
   positive = tensors.total(votes) >= 0.0
-  agree = [jnp.where(positive, vote > 0.0, vote < 0.0) for vote in votes]
+  agree = [tensors.agrees(vote, positive) for vote in votes]
 
   def sum_agreeing(values):
     pairs = zip(agree, values, strict=True)

@@ -51,6 +51,11 @@ def weighted(terms: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
   return total([w * x for w, x in zip(weights, terms, strict=True)])
 
 
+def agrees(vote: jax.Array, positive: jax.Array) -> jax.Array:
+  """Whether a vote has the elected sign; zero never has it, NaN always."""
+  return jnp.where(positive, ~(vote <= 0.0), ~(vote >= 0.0))
+
+
 def divisor(value: jax.Array, least: float = 0.0) -> jax.Array:
   """The value, or one where its size is not above `least`."""
   return jnp.where(jnp.abs(value) > least, value, jnp.float32(1.0))
@@ -75,6 +80,8 @@ def row_counts(masks: list[jax.Array], row: int) -> jax.Array:
 def _sums(terms, row):
   """Sums of rows, of rows of these sums, and so on."""
   terms = [term.reshape(-1) for term in terms]
+  if not terms[0].size:  # Halving nothing never ends.
+    return [jnp.zeros((), term.dtype) for term in terms]
   while (length := math.gcd(terms[0].size, row)) > 1:
     terms = _added([term.reshape(-1, length) for term in terms])
     row = _INTEGERS
