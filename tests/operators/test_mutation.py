@@ -152,6 +152,12 @@ def test_a_single_number_keeps_its_shape():
     assert mutant['x'].shape == () and mutant['x'] != 1.0
 
 
+def test_nothing_mutates_to_nothing():
+  genome = {'x': jnp.zeros((0, 3)), 'layers': {'b': jnp.zeros((2, 0, 3))}}
+  mutant = mutation.gaussian(KEY, genome, 0.1, 0.5)
+  assert jax.tree.map(jnp.shape, mutant) == jax.tree.map(jnp.shape, genome)
+
+
 def test_no_two_leaves_share_their_noise():
   genome = {'x': jnp.zeros(100), 'y': jnp.zeros(100)}
   mutant = mutation.gaussian(KEY, genome, 1.0, 1.0, relative=False)

@@ -139,3 +139,7 @@ def test_wrong_requests_are_refused():
     selection.roulette(key, fitness, 3)
   with pytest.raises(ValueError, match='3 members to draw out of 2'):
     selection.universal(key, fitness, 3, replace=False)
+  with pytest.raises(ValueError, match='3 members to draw out of 2'):
+    selection.truncation(fitness, 3)
+  with pytest.raises(ValueError, match='tournaments of 0 entrants'):
+    selection.tournament(key, fitness, 1, entrants=0)

@@ -161,6 +161,10 @@ def test_weighings_bear_failures(weighing):
     ({'merge': 'nearswap'}, "'nearswap', which is of 1 parents"),
     ({'merge': 'nonsense'}, "'nonsense'; expected one of"),
     ({'merge_parameters': {'density': 0.5}}, r"\['density'\] of linear"),
+    (
+      {'merge': 'ties', 'merge_parameters': {'density': 1.5}},
+      'density=1.5 for ties; expected .* from 0 to 1',
+    ),
     ({'merge_options': {'election': 'weighted'}}, "no option 'election'"),
     (
       {'merge': 'ties', 'merge_options': {'election': 'most'}},

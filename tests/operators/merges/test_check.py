@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from evojax_llm.operators.merges import lift
+from evojax_llm.operators.merges import registry
 from tests.operators import genomes
 
+KEY, NAN = jax.random.key(0), float('nan')
 TWO = genomes.population(2)
 BASE = genomes.member(seed=9)
 
@@ -39,6 +42,17 @@ def test_refuses_the_wrong_number_of_parents(method, members, word):
     ('linear', None, {'normalize': 'sum'}, "normalize='sum'"),
     ('linear', None, {'rescale': 'l1'}, "no option 'rescale'"),
     ('karcher', None, {'iterations': 0}, 'positive whole number'),
+    ('ties', BASE, {'parameters': {'density': 1.5}}, '=1.5 .* from 0 to 1'),
+    ('ties', BASE, {'parameters': {'density': (0.5, -0.1)}}, '=-0.1 for ties'),
+    ('ties', BASE, {'parameters': {'lambda_': NAN}}, 'lambda_=nan .* any size'),
+    ('linear', None, {'parameters': {'weights': (1.0, NAN)}}, 'weights=nan'),
+    ('karcher', None, {'parameters': {'tol': -1e-3}}, 'at least 0'),
+    (
+      'della',
+      BASE,
+      {'key': KEY, 'parameters': {'epsilon': -0.1}},
+      'epsilon=-0.1 for della; expected a finite number from 0 to 0.5',
+    ),
   ],
 )
 def test_refuses(method, base, given, word):
@@ -69,6 +83,53 @@ def test_refuses_values_by_leaf_over_a_whole_genome():
   values = {'t': {'coefficients': jnp.float32(0.5)}}
   with pytest.raises(ValueError, match='over the whole genome'):
     lift.genome('split_slerp', TWO, parameters=values, span='genome')
+
+
+@pytest.mark.parametrize(
+  'key, word',
+  [
+    (jax.random.key(0, impl='rbg'), 'a key of rbg'),
+    (jax.random.split(KEY, 2), r'of shape \(2,\)'),
+    (jax.random.PRNGKey(0), 'a key of uint32'),
+    (3, 'a key of int'),
+  ],
+  ids=('generator', 'several', 'old', 'number'),
+)
+@pytest.mark.parametrize('method', ('dare_ties', 'uniform_matrix'))
+def test_refuses_keys_that_do_not_fit(method, key, word):
+  base = BASE if registry.MERGES[method].needs_base else None
+  with pytest.raises(ValueError, match=f'{word}.*threefry2x32'):
+    lift.genome(method, TWO, base, key=key)
+
+
+@pytest.mark.parametrize(
+  'rows, given, word',
+  [
+    ([0, 1], {}, r'rows of int32\[2\]; expected .*\(M, k\)'),
+    ([[0.0, 1.0]], {}, 'rows of float32'),
+    ([[0, 1]], {'parameters': {'density': 2.0}}, 'density=2 for dare_ties'),
+    ([[0, 1]], {'parameters': {'p': 2.0}}, "no parameter 'p'"),
+    ([[0, 1]], {'keys': jax.random.split(KEY, 3)}, r'\(3,\) for 1 children'),
+    ([[0, 1]], {}, 'got no key'),
+  ],
+)
+def test_refuses_children_that_cannot_be(rows, given, word):
+  with pytest.raises(ValueError, match=word):
+    lift.population('dare_ties', TWO, jnp.asarray(rows), BASE, **given)
+
+
+@pytest.mark.parametrize(
+  'parameter, value, bound', [('density', 1.5, 1.0), ('density', -1.0, 0.0)]
+)
+def test_what_only_the_program_knows_is_cut(parameter, value, bound):
+  @jax.jit
+  def run(value):
+    given = {parameter: value}
+    return lift.genome(
+      'magnitude_linear', TWO, BASE, parameters=given, rescale='density'
+    )
+
+  jax.tree.map(np.testing.assert_array_equal, run(value), run(bound))
 
 
 def test_refuses_while_tracing():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.operators.merges import draws
 from evojax_llm.operators.merges import registry
 from evojax_llm.operators.merges import sparsify
 
@@ -97,6 +98,48 @@ def test_density_zero_gives_the_base_and_one_keeps_all(merge):
   whole = run(merge.name, [X, Y], BASE, normalize='none')
   same = run(plain, [X, Y], BASE, normalize='none')
   np.testing.assert_allclose(whole, same, rtol=1e-6)
+
+
+@ALL
+def test_what_is_not_a_number_in_a_parent_is_seen_in_the_child(merge):
+  if merge.name in ('uniform_matrix', 'uniform_layer'):
+    pytest.skip('they may take the other parent')
+  if merge.name == 'arcee_fusion':
+    pytest.skip('importance that is not a number takes nothing')
+  child = run(merge.name, [X * jnp.nan, Y], base_for(merge.name, BASE))
+  assert np.any(np.isnan(child))
+
+
+@pytest.mark.parametrize('name', ('nuslerp', 'model_stock'))
+@pytest.mark.parametrize('span', ('row', 'column', 'tensor'))
+def test_a_number_is_its_own_row(name, span):
+  if span not in registry.MERGES[name].options['span']:
+    pytest.skip(f'{name} knows no {span}')
+  one, two, base = (jnp.float32(x) for x in (0.5, -0.2, 0.1))
+  child = run(name, [one, two], base, span=span)
+  assert child.shape == ()
+  vectors = run(name, [one[None], two[None]], base[None], span=span)
+  np.testing.assert_allclose(child, vectors[0], rtol=1e-6)
+
+
+def test_the_ninth_parent_is_drawn_and_rescaled_on_its_own():
+  parents = [(i + 1.0) * X for i in range(9)]
+  weights, half = jnp.eye(9, dtype=jnp.float32)[8], jnp.float32(0.5)
+  kept = draws.decisions(KEY, X.shape, 9)[8] < draws.STEPS // 2
+  delta = np.asarray(parents[8] - BASE)
+  for rescale in ('none', 'l1'):
+    child = run(
+      'dare_linear',
+      parents,
+      BASE,
+      weights=weights,
+      density=half,
+      rescale=rescale,
+    )
+    wanted = np.where(kept, delta, 0.0)
+    if rescale == 'l1':
+      wanted = wanted * np.abs(delta).sum() / np.abs(wanted).sum()
+    np.testing.assert_allclose(child, BASE + wanted, rtol=1e-5, atol=1e-6)
 
 
 # The traps: small tensors lose everything, or stop the merge.

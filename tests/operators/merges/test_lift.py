@@ -129,6 +129,50 @@ def test_split_at_the_end_is_slerp():
   )
 
 
+@pytest.mark.parametrize('method', ('nuslerp', 'multislerp'))
+def test_with_a_base_deltas_are_merged_and_without_one_parents(method):
+  deltas, base = genomes.population(2), genomes.member(seed=9)
+  parents = jax.tree.map(lambda x, b: x + b, deltas, base)
+  values = {'weights': jnp.asarray([0.7, 0.4])}
+
+  @jax.jit
+  def run(parents, base):
+    return lift.genome(method, parents, base, parameters=values)
+
+  jax.tree.map(
+    lambda moved, b, still: np.testing.assert_allclose(
+      moved, b + still, rtol=1e-5, atol=1e-5
+    ),
+    run(parents, base),
+    base,
+    run(deltas, None),
+  )
+
+
+def test_arrays_of_the_host_are_taken_as_well():
+  pool = genomes.population(3)
+  rows = np.asarray([[0, 1], [2, 0]], np.int32)
+  made, same = (
+    lift.population('linear', members, rows)
+    for members in (jax.tree.map(np.asarray, pool), pool)
+  )
+  jax.tree.map(np.testing.assert_array_equal, made, same)
+
+
+@pytest.mark.parametrize('method', ('linear', 'ties'))
+def test_the_pool_may_be_given_up_to_the_children(method):
+  base = genomes.member(seed=9) if method == 'ties' else None
+  rows = jnp.asarray([[0, 1], [2, 0], [1, 2]])
+  run = jax.jit(
+    lambda pool: lift.population(method, pool, rows, base), donate_argnums=0
+  )
+  kept = jax.jit(lambda pool: lift.population(method, pool, rows, base))
+  pool = genomes.population(3)
+  expected = kept(pool)
+  jax.tree.map(np.testing.assert_array_equal, run(pool), expected)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(pool))
+
+
 def test_a_sweep_does_not_recompile():
   parents, base = genomes.population(2), genomes.member(seed=9)
   traced = []

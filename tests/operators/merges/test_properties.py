@@ -214,6 +214,92 @@ def test_permuting_members_commutes(merge):
   )
 
 
+@merges
+def test_same_key_same_bits_whatever_the_chunking(merge):
+  keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(member_keys(), 0)
+  run = jax.jit(functools.partial(lift.population, merge.name, batch=2))
+  chunked = run(
+    population(5),
+    rows(merge),
+    base_for(merge),
+    keys=keys,
+    parameters=parameters(merge, P),
+  )
+  # What is drawn differs by far more than sums that are rounded otherwise.
+  assert_close(chunked, children(merge))
+
+
+@pytest.mark.parametrize(
+  'merge', [m for m in MERGES if m.parameters], ids=lambda m: m.name
+)
+def test_every_layer_has_its_own_values(merge):
+  one = jax.tree.map(lambda x: x[0], parameters(merge, P))
+  two = jax.tree.map(lambda x: 0.6 * x, one)
+  run = functools.partial(
+    single(merge),
+    population(arity(merge)),
+    base_for(merge),
+    key=member_keys()[0],
+  )
+  by_leaf = {
+    name: {
+      'layers/kernel': jnp.stack([one[name], two[name]]),
+      'plain': two[name],
+    }
+    for name in one
+  }
+  made, first, second = (
+    run(parameters=values) for values in (by_leaf, one, two)
+  )
+  assert_close(made['layers']['kernel'][0], first['layers']['kernel'][0])
+  assert_close(made['layers']['kernel'][1], second['layers']['kernel'][1])
+  assert_close(made['plain'], second['plain'])
+
+
+def is_shaped(merge, count, shapes, **options):
+  """Whether the child of `count` parents in bf16 has their shapes and types."""
+  base, parents = (
+    jax.tree.map(
+      lambda shape, front=front: jax.ShapeDtypeStruct(
+        (*front, *shape), jnp.bfloat16
+      ),
+      shapes,
+      is_leaf=lambda node: isinstance(node, tuple),
+    )
+    for front in ((), (count,))
+  )
+  made = jax.eval_shape(
+    functools.partial(
+      lift.genome, merge.name, key=jax.random.key(0), **options
+    ),
+    parents,
+    base if merge.needs_base else None,
+  )
+  return made == base
+
+
+@merges
+def test_takes_leaves_of_any_size(merge):
+  shapes = {'nothing': (0,), 'no rows': (0, 3), 'layers': {'number': (2,)}}
+  assert is_shaped(merge, arity(merge), shapes)
+
+
+@merges
+def test_takes_every_option(merge):
+  shapes = {'number': (), 'layers': {'kernel': (2, 4, 3)}}
+  for name, choices in merge.options.items():
+    for choice in choices[1:]:
+      assert is_shaped(merge, arity(merge), shapes, **{name: choice})
+
+
+@pytest.mark.parametrize(
+  'merge', [m for m in MERGES if m.most is None], ids=lambda m: m.name
+)
+def test_takes_few_and_many_parents(merge):
+  for count in (merge.least, 9):
+    assert is_shaped(merge, count, {'x': (3, 4)})
+
+
 @pytest.mark.parametrize(
   'merge', [m for m in MERGES if m.draws], ids=lambda m: m.name
 )
