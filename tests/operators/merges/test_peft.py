@@ -1,10 +1,13 @@
 """PEFT's own merges of factors, where they mean the same as ours."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import lift
+from evojax_llm.population import stack
 from tests.operators.merges import test_edges
 
 merge_utils = pytest.importorskip(
@@ -94,3 +97,51 @@ def test_dare_ties(our_masks):
   np.testing.assert_allclose(
     made, theirs('dare_ties', DENSITY, 'total'), rtol=1e-4, atol=1e-6
   )
+
+
+@pytest.mark.filterwarnings('ignore')  # what torch and PEFT warn of.
+@pytest.mark.parametrize(
+  'combination, method, options',
+  [
+    ('linear', 'task_arithmetic', {}),
+    ('magnitude_prune', 'magnitude_linear', {}),
+    ('ties', 'ties', {'normalize': 'count', 'election': 'unweighted'}),
+  ],
+)
+def test_add_weighted_adapter(combination, method, options):
+  """Factor by factor, with the roots of weight and scale (PEFT's own)."""
+  import peft
+
+  torch.manual_seed(0)
+  config = peft.LoraConfig(
+    r=4, lora_alpha=6, target_modules=['0'], init_lora_weights=False
+  )
+  base = torch.nn.Sequential(torch.nn.Linear(20, 12, bias=False))
+  model = peft.get_peft_model(base, config, adapter_name='one')
+  model.add_adapter('two', config)
+  weights = [0.7, 0.4]
+  model.add_weighted_adapter(
+    ['one', 'two'], weights, 'sum', combination, density=DENSITY
+  )
+  layer = model.base_model.model[0]
+
+  def factors(name):
+    one, two = (
+      getattr(layer, f'lora_{x}')[name].weight.detach().numpy().T for x in 'AB'
+    )
+    return {'a': jnp.asarray(one), 'b': jnp.asarray(two)}
+
+  parents = stack.stack([factors('one'), factors('two')])
+  values = {'weights': jnp.sqrt(jnp.asarray(weights) * layer.scaling['one'])}
+  if combination != 'linear':
+    values['density'] = density()
+  ours = lift.genome(
+    method,
+    parents,
+    jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), parents),
+    parameters=values,
+    **options,
+  )
+  theirs = factors('sum')
+  for name in ('a', 'b'):
+    np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6)

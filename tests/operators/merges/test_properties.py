@@ -196,12 +196,12 @@ def test_jit_is_eager(merge):
   base = base_for(merge)
   eager = lift.genome(
     merge.name,
-    {'plain': population(5)['plain'][rows(merge)[0]]},
-    base and {'plain': base['plain']},
+    {'layers': stack.take(population(5)['layers'], rows(merge)[0])},
+    base and {'layers': base['layers']},
     key=jax.random.fold_in(member_keys()[0], 0),
     parameters=jax.tree.map(lambda x: x[0], parameters(merge, P)),
   )
-  assert_close(eager['plain'], compiled['plain'])
+  assert_close(eager['layers'], compiled['layers'])
 
 
 @merges
