@@ -62,21 +62,6 @@ def test_nobody_is_scored_twice_and_scores_are_never_stale(with_succession):
     del members, costs
 
 
-def test_mutants_of_bf16_are_changed_by_a_small_sigma():
-  strategy = make(
-    with_succession=False, cross_rate=0.0, mutation_rate=1.0, sigma=1e-3
-  )
-  state = problems.start(strategy, jnp.bfloat16)
-  for members, _, before, _ in problems.play(strategy, state, 1):
-    slots = np.flatnonzero(before.proposal.ids >= 0)
-    assert len(slots)
-    first = np.asarray(before.proposal.parents)[slots, 0]
-    parents = values(stack.take(problems.population(jnp.bfloat16), first))
-    changed = values(stack.take(members, slots)) != parents
-    # Half a step of these is nearly three sigma, or more.
-    assert np.any(changed[np.abs(parents) > 3.0 * np.std(parents) / 2.0])
-
-
 def test_parents_are_alive_or_made_in_the_same_round():
   strategy = make(with_succession=False, mutation_rate=0.9)
   children_copied = False

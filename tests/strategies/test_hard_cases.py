@@ -7,6 +7,7 @@
 | all fitness equal | the first member stays the best; finite proposals |
 | one expert only | as `ONE_EXPERT` says: a run, or an error that says why |
 | more members than pairs | pairs return with weights of their own |
+| a small sigma on bf16 | rounded at random: kept on average |
 """
 
 import functools
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 from evojax_llm.genomes import initial
+from evojax_llm.population import stack
+from evojax_llm.strategies import genome
 from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
 from tests.strategies import problems
@@ -162,3 +165,22 @@ def test_more_members_than_pairs():
     experts(3), preset.recipe, preset.population_size, problems.KEY
   )
   assert len(made.rows) == preset.population_size
+
+
+def test_mutants_of_bf16_are_changed_by_a_small_sigma():
+  strategy = genome.Genome(
+    P, with_succession=False, cross_rate=0.0, mutation_rate=1.0, sigma=1e-3
+  )
+  state = problems.start(strategy, jnp.bfloat16)
+  ((members, _, before, _),) = problems.play(strategy, state, 1)
+  slots = np.flatnonzero(before.proposal.ids >= 0)
+  assert len(slots)
+  first = np.asarray(before.proposal.parents)[slots, 0]
+  sources = stack.take(problems.population(jnp.bfloat16, P), first)
+  old, new = (
+    np.asarray(population['layers']['mlp']['a'], np.float32)
+    for population in (sources, stack.take(members, slots))
+  )
+  # Half a step of these is nearly three sigma, or more.
+  large = np.abs(old) > 1.5 * np.std(old)
+  assert np.any((new != old)[large])

@@ -38,18 +38,19 @@ def test_steps_are_within_their_resolution(density):
   assert abs(steps / draws.STEPS - density) <= 0.5 / draws.STEPS
 
 
-def masks_mean(rescale, density, base, parents, keys):
+def masks_mean(function, density, base, parents, keys, **given):
   """Mean child over many masks."""
 
   def child(key):
-    return task_vectors.dare_linear(
+    return function(
       parents,
       base,
       key=key,
       weights=1.0,
       density=density,
       lambda_=1.0,
-      rescale=rescale,
+      rescale='density',
+      **given,
     )
 
   return jnp.mean(jax.jit(jax.vmap(child))(keys), axis=0)
@@ -61,12 +62,29 @@ def test_dare_is_unbiased(density):
   base = jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)
   parents = base + jnp.asarray(rng.normal(size=(2, 6, 8)), jnp.float32)
   keys = jax.random.split(jax.random.key(0), 20_000)
-  mean = masks_mean('density', jnp.float32(density), base, parents, keys)
+  mean = masks_mean(
+    task_vectors.dare_linear, jnp.float32(density), base, parents, keys
+  )
   whole = jnp.sum(parents - base, axis=0) + base
   # Deviation of a rescaled element: |delta| sqrt((1 - d) / d).
   spread = np.sqrt((1 - density) / density / len(keys))
   scale = np.sqrt(np.sum(np.square(np.asarray(parents - base)), axis=0))
   assert np.all(np.abs(mean - whole) < 5.0 * spread * scale + 1e-5)
+
+
+def test_della_by_the_chance_of_each_element_is_unbiased():
+  rng = np.random.default_rng(1)
+  base = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)
+  parents = base + jnp.asarray(rng.normal(size=(2, 3, 8)), jnp.float32)
+  keys = jax.random.split(jax.random.key(0), 20_000)
+  half, width = jnp.float32(0.5), jnp.float32(0.3)
+  mean = masks_mean(
+    task_vectors.della_linear, half, base, parents, keys, epsilon=width
+  )
+  whole = jnp.sum(parents - base, axis=0) + base
+  # The least chance is 0.2, and so no deviation larger than twice the delta.
+  scale = np.sqrt(np.sum(np.square(np.asarray(parents - base)), axis=0))
+  assert np.all(np.abs(mean - whole) < 5.0 * 2.0 * scale / np.sqrt(len(keys)))
 
 
 def test_models_are_masked_on_their_own():
