@@ -86,6 +86,16 @@ def test_one_element(merge):
 
 @pytest.mark.parametrize(
   'merge',
+  [m for m in registry.MERGES.values() if m.least == 1 and m.most is None],
+  ids=lambda m: m.name,
+)
+def test_a_parent_alone_is_the_child(merge):
+  child = run(merge.name, [X], base_for(merge.name, BASE))
+  np.testing.assert_allclose(child, X, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'merge',
   [m for m in registry.MERGES.values() if 'density' in m.parameters],
   ids=lambda m: m.name,
 )
