@@ -142,7 +142,12 @@ class Evaluator:
     return self._matcher.objective
 
   def normalise_by(self, experts: np.ndarray) -> None:
-    """Gives the objective the experts' scores (N, K), where it needs them."""
+    """Gives the objective the experts' scores (N, K), where it needs them.
+
+    Holds for this evaluator and for those that are drawn from it from then on.
+    """
+    # A matcher of its own: other draws have other items, and scores on them.
+    self._matcher = copy.copy(self._matcher)
     self._matcher.objective = self.objective.normalised_by(experts)
 
   def items(self, split: str) -> list[tuple[Item, ...]]:
