@@ -13,6 +13,7 @@ import abc
 from collections.abc import Callable
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 from evosax.algorithms.population_based import base as evosax_base
@@ -324,10 +325,16 @@ def metrics(
   }
 
 
+# What hyperparameters may be: from, to.
+SHARE = (0.0, 1.0)
+NOT_NEGATIVE = (0.0, math.inf)
+
+
 def make_params(
   kind: Callable[..., Any],
   defaults: Mapping[str, float],
   values: Mapping[str, float],
+  ranges: Mapping[str, tuple[float, float]],
 ) -> Any:
   """Hyperparameters of a flax.struct class, each a () f32 array.
 
@@ -335,9 +342,10 @@ def make_params(
     kind: makes it of its fields by name.
     defaults: all its fields.
     values: those to change.
+    ranges: what some of them may be; the others may be any finite number.
 
   Raises:
-    ValueError: if a name is unknown.
+    ValueError: if a name is unknown, or a number is not in its range.
   """
   unknown = sorted(set(values) - set(defaults))
   if unknown:
@@ -345,6 +353,15 @@ def make_params(
       f'Got unknown hyperparameters {unknown}; expected some of '
       f'{sorted(defaults)}.'
     )
+  for name, value in values.items():
+    low, high = ranges.get(name, (-math.inf, math.inf))
+    if not (math.isfinite(value) and low <= value <= high):
+      limits = 'a finite number'
+      if low > -math.inf:
+        limits = (
+          f'{low:g} or more' if high == math.inf else f'{low:g} to {high:g}'
+        )
+      raise ValueError(f'Got {name} {value}; expected {limits}.')
   return kind(
     **{
       name: jnp.float32(value) for name, value in {**defaults, **values}.items()

@@ -99,6 +99,16 @@ DEFAULTS = {
   'step_decay': 0.95,
   'step_floor': 0.0,
 }
+RANGES = succession_round.RANGES | {
+  'cross_rate': base.SHARE,
+  'temperature': base.NOT_NEGATIVE,
+  'parent_share': base.SHARE,
+  'mutation_rate': base.SHARE,
+  'gene_rate': base.SHARE,
+  'sigma': base.NOT_NEGATIVE,
+  'scale_rate': base.SHARE,
+  'elite_share': base.SHARE,
+}
 
 
 def make_params(
@@ -116,11 +126,11 @@ def make_params(
     **values: all other hyperparameters to change.
 
   Raises:
-    ValueError: if a name is unknown.
+    ValueError: if a name is unknown or a number out of range.
   """
   own = crossover.parameters(merge, merge_parameters or {})
   kind = functools.partial(Params, merge=own, base=merge_base)
-  return base.make_params(kind, DEFAULTS, values)
+  return base.make_params(kind, DEFAULTS, values, RANGES)
 
 
 class Genome(base.Strategy):

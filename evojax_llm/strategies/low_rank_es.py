@@ -75,9 +75,10 @@ def make_params(**values: float) -> Params:
   """Params with `values` in place of defaults.
 
   Raises:
-    ValueError: if a name is unknown.
+    ValueError: if a name is unknown or a number out of range.
   """
-  return base.make_params(Params, DEFAULTS, values)
+  ranges = dict.fromkeys(DEFAULTS, base.NOT_NEGATIVE)
+  return base.make_params(Params, DEFAULTS, values, ranges)
 
 
 @flax.struct.dataclass

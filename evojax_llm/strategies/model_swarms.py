@@ -9,6 +9,8 @@ The defaults are the corrected algorithm. What the released code does instead
 is reached by options; see presets.py and experiments/model_swarms/README.md.
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -56,15 +58,21 @@ DEFAULTS = {
   'drop_round': 0.0,
   'drop_member': 0.0,
 }
+RANGES = succession_round.RANGES | {
+  'restart_after': (1.0, math.inf),
+  'refractory': base.NOT_NEGATIVE,
+  'drop_round': base.SHARE,
+  'drop_member': base.SHARE,
+}
 
 
 def make_params(**values: float) -> Params:
   """Params with `values` in place of defaults.
 
   Raises:
-    ValueError: if a name is unknown.
+    ValueError: if a name is unknown or a number out of range.
   """
-  return base.make_params(Params, DEFAULTS, values)
+  return base.make_params(Params, DEFAULTS, values, RANGES)
 
 
 @flax.struct.dataclass
