@@ -19,6 +19,7 @@ more seeds, draws, sizes, stages or configurations may be asked for then.
 """
 
 from collections.abc import Sequence
+import contextlib
 import importlib.util
 import pathlib
 import sys
@@ -59,9 +60,11 @@ _ENSEMBLE = flags.DEFINE_integer(
   'ensemble', 5, 'Members that vote at most; 0 for no vote.', 0
 )
 _DEV_LIMIT = flags.DEFINE_integer(
-  'dev_limit', None, "Dev items of a task, in place of the configuration's."
+  'dev_limit', None, "Dev items of a task, in place of the configuration's.", 1
 )
-_TEST_LIMIT = flags.DEFINE_integer('test_limit', None, 'Test items of a task.')
+_TEST_LIMIT = flags.DEFINE_integer(
+  'test_limit', None, 'Test items of a task.', 1
+)
 _OUT = flags.DEFINE_string(
   'out', None, 'Folder, new or of a comparison to go on with.', required=True
 )
@@ -81,7 +84,8 @@ def main(_: Sequence[str]) -> None:
       arms[name].strategy.population = size
   stages = _STAGES.value or [configs[0].tasks]
   for stage in stages:
-    inputs_lib.locate(_of_stage(configs[0], stage))
+    for arm in (configs[0], *arms.values()):
+      inputs_lib.locate(_of_stage(arm, stage))
 
   from evojax_llm import record
   from experiments import comparison
@@ -119,31 +123,33 @@ def main(_: Sequence[str]) -> None:
       out / 'comparison.md', comparison.markdown(parts.rows) + '\n'
     )
 
-  for stage in stages:
-    wanted = [
-      (stage, draw, name, seed)
-      for draw in range(_DRAWS.value)
-      for name, seed in [
-        ('', None),
-        *((a, s) for a in arms for s in range(_SEEDS.value)),
+  with contextlib.closing(parts):
+    for stage in stages:
+      wanted = [
+        (stage, draw, name, seed)
+        for draw in range(_DRAWS.value)
+        for name, seed in [
+          ('', None),
+          *((a, s) for a in arms for s in range(_SEEDS.value)),
+        ]
+        if (stage, draw, name, seed) not in parts
       ]
-      if (stage, draw, name, seed) not in parts
-    ]
-    if not wanted:
-      continue
-    contest = contest_lib.Contest(
-      _of_stage(configs[0], stage),
-      stage,
-      arms,
-      budget=_EVALUATIONS.value,
-      ensemble=_ENSEMBLE.value,
-    )
-    for part in wanted:
-      _, draw, name, seed = part
-      if seed is None:
-        add(part, contest.baselines(draw))
-      else:
-        add(part, contest.search(draw, name, seed))
+      if not wanted:
+        continue
+      contest = contest_lib.Contest(
+        _of_stage(configs[0], stage),
+        stage,
+        arms,
+        budget=_EVALUATIONS.value,
+        ensemble=_ENSEMBLE.value,
+      )
+      contest.check_draws(_DRAWS.value)
+      for part in wanted:
+        _, draw, name, seed = part
+        if seed is None:
+          add(part, contest.baselines(draw))
+        else:
+          add(part, contest.search(draw, name, seed))
   print(comparison.markdown(parts.rows))
 
 
@@ -165,15 +171,35 @@ def _size(value: str) -> int:
 def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
   path, _, argument = source.partition(':')
-  if not pathlib.Path(path).is_file():
-    raise command.CommandError(f'--configs names {path}, which is no file.')
+  if not path.endswith('.py') or not pathlib.Path(path).is_file():
+    raise command.CommandError(
+      f'--configs names {path}, which is no Python file.'
+    )
   spec = importlib.util.spec_from_file_location('_compared_config', path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
   try:
+    spec.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
-  except ValueError as error:
+  except (
+    AttributeError,
+    ImportError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise command.CommandError(f'--configs={source}: {error}') from error
+  for name, value in (
+    ('racing', config.racing.rule),
+    ('resample', config.resample),
+    ('warm_start', config.warm_start),
+  ):
+    if value:
+      raise command.CommandError(
+        f'--configs={source} sets config.{name}, which has no part in a '
+        'comparison: all searches score their members on the same items, and '
+        'begin alike.'
+      )
   if _DEV_LIMIT.value:
     config.dev_limit = _DEV_LIMIT.value
   if _TEST_LIMIT.value:

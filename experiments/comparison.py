@@ -9,7 +9,9 @@ import pathlib
 import statistics
 from typing import Any
 
+from evojax_llm import checkpoint
 from evojax_llm import record
+from experiments import problem as problem_lib
 from experiments.command import CommandError
 
 _LEVELS = ('best expert', 'scaled average')
@@ -19,22 +21,50 @@ Row = dict[str, Any]
 class Parts:
   """What is done of a comparison, a line a part, so that the rest can follow.
 
+  The folder is this process's alone until `close`.
+
   Args:
     folder: new, or of a comparison with the same settings.
     settings: JSON types; what must not change between its parts.
 
   Raises:
-    CommandError: the folder holds something else, or other settings.
+    CommandError: the folder is in use, cannot be made, or holds something else
+      or other settings.
   """
 
   def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
     self._path = folder / 'parts.jsonl'
-    known = folder / 'settings.json'
-    if folder.exists() and any(folder.iterdir()) and not known.exists():
-      raise CommandError(
-        f'--out={folder} is not empty and no comparison; name a new folder.'
-      )
-    settings = json.loads(json.dumps(settings))
+    self._known = folder / 'settings.json'
+    with problem_lib.asked_for(
+      checkpoint.CheckpointError, OSError, what=f'--out={folder}'
+    ):
+      if folder.is_dir() and not self._known.exists():
+        if any(file.name != 'lock' for file in folder.iterdir()):
+          raise CommandError(
+            f'--out={folder} is not empty and no comparison; name a new folder.'
+          )
+      folder.mkdir(parents=True, exist_ok=True)
+      self._lock = checkpoint.WorkdirLock(folder)
+    try:
+      self._settings = self._joined(json.loads(json.dumps(settings)))
+    except BaseException:
+      self.close()
+      raise
+    self._done: dict[tuple, list[Row]] = {}
+    end = 0
+    for part, rows, after in self._read():
+      self._done[part] = rows
+      end = after
+    if self._path.exists():
+      os.truncate(self._path, end)
+
+  def close(self) -> None:
+    """Lets other processes in."""
+    self._lock.release()
+
+  def _joined(self, settings: dict[str, Any]) -> dict[str, Any]:
+    """These settings, with the arms that are there already."""
+    known, folder = self._known, self._known.parent
     if known.exists():
       # More arms may join; what is there stays what it was.
       there = record.read_json(known)
@@ -50,21 +80,15 @@ class Parts:
           'Name a new folder, or give the same settings to go on.'
         )
       settings['arms'] = {**there['arms'], **settings['arms']}
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_json(known, settings)
-    self._done: dict[tuple, list[Row]] = {}
-    end = 0
-    for part, rows, after in self._read():
-      self._done[part] = rows
-      end = after
-    if self._path.exists():
-      os.truncate(self._path, end)
+    return settings
 
   def __contains__(self, part: tuple) -> bool:
     return part in self._done
 
   def add(self, part: tuple, rows: Sequence[Row]) -> None:
     """Keeps the rows of a part: all of them, or none if we are killed."""
+    # With the first part: what was refused before it leaves no settings.
+    record.write_json(self._known, self._settings)
     line = json.dumps({'part': list(part), 'rows': record.plain(list(rows))})
     with open(self._path, 'a', encoding='utf-8') as file:
       file.write(line + '\n')

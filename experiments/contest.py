@@ -16,10 +16,12 @@ from evojax_llm import run_state
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import item_log
 from evojax_llm.gemma import peft
+from evojax_llm.genomes import initial
 from evojax_llm.population import stack
 from experiments import ensemble as ensemble_lib
 from experiments import inputs as inputs_lib
 from experiments import problem as problem_lib
+from experiments.command import CommandError
 
 _Row = dict[str, Any]
 _ROUNDS = 10
@@ -53,6 +55,31 @@ class Contest:
     self._adapters = peft.load_adapters(files.adapters, self._problem.config)
     self._evaluators: dict[int, Any] = {}
     self._spaces: dict[str, tuple[Any, Any]] = {}
+    for name in arms:
+      self._check(name)
+
+  def _check(self, name: str) -> None:
+    """Refuses an arm that cannot begin, before any other has run."""
+    config, experts = self._arms[name], self._problem.experts.names
+    try:
+      self._made(name)
+      initial.make_rows(
+        len(experts),
+        inputs_lib.recipe(config),
+        config.strategy.population,
+        jax.random.key(0),
+      )
+    except ValueError as error:
+      raise CommandError(f'{name}: {error}') from error
+
+  def check_draws(self, count: int) -> None:
+    """Refuses several draws of dev items where all of them are the same."""
+    drawn = [self._whole.redraw(draw).items('dev') for draw in range(count)]
+    if count > 1 and all(items == drawn[0] for items in drawn):
+      raise CommandError(
+        f'--draws={count} of {self._stage} are all the same, as a draw has all '
+        'dev items: ask for fewer items with --dev_limit, or for one draw.'
+      )
 
   def _evaluator(self, draw: int) -> Any:
     """The evaluator on a draw of dev items."""
@@ -128,29 +155,29 @@ class Contest:
     """Rows of a search: its best member, and the vote of its best."""
     evaluator, config = self._evaluator(draw), self._arms[name]
     space, strategy = self._made(name)
-    with problem_lib.asked_for(ValueError, what=name):
-      initial = space.initial(
-        inputs_lib.recipe(config),
-        config.strategy.population,
-        jax.random.key(seed),
-      )
+    first = space.initial(
+      inputs_lib.recipe(config),
+      config.strategy.population,
+      jax.random.key(seed),
+    )
     before, began = dict(evaluator.ledger.seconds), time.perf_counter()
     budgeted = _Budgeted(evaluator, space, self._budget)
     rounds = evolution.evolve(
       strategy,
       strategy.default_params,
       budgeted,
-      initial.population,
+      first.population,
       seed=seed,
       # A search that proposes nobody any more spends nothing and must end.
       generations=_ROUNDS * self._budget,
       maximise=evaluator.objective.maximise,
     )
-    for state, done in rounds:
-      budgeted.keep(done.ids)
-      best, last = state.best, state
-      if not budgeted.left:
-        break
+    with problem_lib.asked_for(evolution.EvolutionError, what=name):
+      for state, done in rounds:
+        budgeted.keep(done.ids)
+        best, last = state.best, state
+        if not budgeted.left:
+          break
     seconds = {
       part: round(spent - before.get(part, 0.0), 3)
       for part, spent in evaluator.ledger.seconds.items()

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from evojax_llm import checkpoint
 from evojax_llm import pocket
 from experiments import comparison as comparison_lib
 from experiments import contest
@@ -140,10 +141,54 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
     ([tmp_path, '--populations=10,many'], "'many'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
+    ([tmp_path / 'file'], 'File exists'),
+    ([tmp_path / 'a', '--configs=README.md'], 'which is no Python file'),
+    ([tmp_path / 'a', '--configs=experiments/seeds.py'], "'get_config'"),
   ):
     assert compare(*arguments) == 1
     message = capsys.readouterr().err
     assert words in message and 'Traceback' not in message
+  assert not (tmp_path / 'a').exists()
+
+
+SWARMS = 'experiments/model_swarms/config.py'
+
+
+def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(contest.Contest, 'baselines', None)
+  good = 'experiments/coefficients/config.py:random_search'
+  config = tmp_path / 'config.py'
+  config.write_text(
+    'from experiments.genome import config\n'
+    'def get_config():\n'
+    '  made = config.get_config()\n'
+    "  made.racing.rule = 'paired'\n"
+    '  return made\n'
+  )
+  for bad, more, words in (
+    (f'{SWARMS}:moco', ['--populations=20'], 'moco P=20: The recipe'),
+    (f'{SWARMS}:moco+step_decay=-1', [], 'step_decay -1.0; expected 0 or more'),
+    (config, [], 'sets config.racing'),
+    (good, [], "names 'random_search' twice"),
+    (SWARMS, ['--dev_limit=200', '--draws=2'], 'are all the same'),
+  ):
+    arguments = f'--configs={good},{bad}', '--draws=1', *more
+    assert compare(tmp_path / 'out', *arguments) == 1
+    message = capsys.readouterr().err
+    assert words in message and 'Traceback' not in message
+    # So what is corrected may be given the same folder.
+    assert not (tmp_path / 'out' / 'settings.json').exists()
+
+
+def test_one_process_at_a_time(comparison, capsys):
+  lock = checkpoint.WorkdirLock(comparison)
+  options = '--seeds=2', '--draws=1', '--populations=10,20'
+  assert compare(comparison, *options) == 1
+  assert 'Another process' in capsys.readouterr().err
+  lock.release()
+  assert not compare(comparison, *options)
 
 
 def test_draws_differ_and_share_programs():
