@@ -222,15 +222,13 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
     )
 
 
-def make_heldout(config: Any, problem: Problem) -> Any:
-  """An evaluator of the held-out tasks, or None where there are none.
+def heldout_tasks(config: Any, problem: Problem) -> tuple[Any, ...]:
+  """The held-out tasks with config.test_limit test items for their `dev`.
 
-  Their test items, config.test_limit of them, stand in its `dev`, by which the
-  engine plans.
+  Raises:
+    TaskError: one has no test items.
   """
-  if not problem.heldout:
-    return None
-  tasks = tuple(
+  return tuple(
     dataclasses.replace(
       task,
       dev=task.subset('test', config.test_limit, config.dev_draw),
@@ -238,6 +236,16 @@ def make_heldout(config: Any, problem: Problem) -> Any:
     )
     for task in problem.heldout
   )
+
+
+def make_heldout(config: Any, problem: Problem) -> Any:
+  """An evaluator of the held-out tasks, or None where there are none.
+
+  Their test items stand in its `dev`, by which the engine plans.
+  """
+  if not problem.heldout:
+    return None
+  tasks = heldout_tasks(config, problem)
   config = config_dict.ConfigDict(config.to_dict())
   config.objective = 'weighted_mean'
   config.dev_limit, config.dev_limits, config.test_limits = None, (), ()
@@ -247,19 +255,21 @@ def make_heldout(config: Any, problem: Problem) -> Any:
   )
 
 
-def make_racing(config: Any) -> Any:
+def make_racing(config: Any, problem: Problem) -> Any:
   """The rules of a race, or None where everybody is scored on everything.
 
   Raises:
-    CommandError: a value that cannot be.
+    CommandError: a value that cannot be, or tasks that cannot be raced for.
   """
-  from evojax_llm.fitness.racing import Racing
+  from evojax_llm.fitness import racing
+  from evojax_llm.fitness.scorers.table import scorer_of
 
   options = config.racing.to_dict()
   if not options['rule']:
     return None
   with asked_for(ValueError, what='config.racing'):
-    return Racing(**options)
+    racing.check([scorer_of(t) for t in problem.tasks], config.objective)
+    return racing.Racing(**options)
 
 
 @contextlib.contextmanager

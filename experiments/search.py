@@ -120,7 +120,7 @@ def prepare(config: Any, files: inputs_lib.Files) -> Search:
     problem=problem,
     evaluator=evaluator,
     strategy=strategy,
-    racing=problem_lib.make_racing(config),
+    racing=problem_lib.make_racing(config, problem),
     abstract=None,
     warm=warm,
     inputs=inputs,
@@ -130,7 +130,8 @@ def prepare(config: Any, files: inputs_lib.Files) -> Search:
   abstract = run_state.abstract_state(
     strategy, params, first.population, len(problem.tasks)
   )
-  plan = _plan(evaluator, problem, strategy, params, abstract)
+  heldout = problem_lib.heldout_tasks(config, problem)
+  plan = _plan(evaluator, problem, heldout, strategy, params, abstract)
   command.say(plan.describe())
   return dataclasses.replace(search, abstract=abstract)
 
@@ -275,11 +276,12 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
 def _plan(
   evaluator: Any,
   problem: problem_lib.Problem,
+  heldout: Sequence[Any],
   strategy: Any,
   params: Any,
   abstract: run_state.RunState,
 ) -> Any:
-  """Plans the memory of a run, for the longest prompts of both splits.
+  """Plans the memory of a run, for the longest prompts that it will read.
 
   Raises:
     MemoryPlanError: it cannot fit.
@@ -295,22 +297,22 @@ def _plan(
     members=min(strategy.population_size, stack.size(asked)),
     population_bytes=_bytes(abstract) + _bytes(asked),
   )
+  # An item that does not fit must show now and not when all is done.
+  late = [(task, task.dev) for task in heldout]
   if all(task.test for task in problem.tasks):
-    # An item that does not fit must show now and not when all is done.
-    encoded = [
-      prompts.encode_items(
-        task,
-        items,
-        problem.tokenizer,
-        chat=evaluator.chat,
-        max_length=evaluator.max_length,
-      )
-      for task, items in zip(
-        problem.tasks, evaluator.items('test'), strict=True
-      )
-    ]
-    for length, new_tokens in splits.longest_rows(encoded):
-      made.rows(length, new_tokens)
+    late += zip(problem.tasks, evaluator.items('test'), strict=True)
+  encoded = [
+    prompts.encode_items(
+      task,
+      items,
+      problem.tokenizer,
+      chat=evaluator.chat,
+      max_length=evaluator.max_length,
+    )
+    for task, items in late
+  ]
+  for length, new_tokens in splits.longest_rows(encoded):
+    made.rows(length, new_tokens)
   return made
 
 
