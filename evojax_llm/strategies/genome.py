@@ -28,6 +28,7 @@ from evojax_llm.operators import succession
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
+from evojax_llm.strategies import choice
 from evojax_llm.strategies import crossover
 from evojax_llm.strategies import succession_round
 from evojax_llm.strategies import variation_round
@@ -301,12 +302,19 @@ class Genome(base.Strategy):
     return members, changes | {'velocity': velocity, 'proposal': proposal}
 
   def _elites(self, state, params):
-    """(P,) bool, the fittest that a selection would keep in any case."""
+    """(P,) bool, the worthiest that a selection would keep in any case."""
     count = variation_round.elite_count(
       self.variation, params, jnp.sum(state.ids >= 0), self.capacity
     )
-    position = selection.places_of(selection.ranking(state.fitness, state.ids))
-    return (position < count) & jnp.isfinite(state.fitness)
+    value = choice.worth(
+      self.variation.chosen_by,
+      state.fitness,
+      state.objectives,
+      state.ids,
+      params.share_alpha,
+    )
+    position = selection.places_of(selection.ranking(value, state.ids))
+    return (position < count) & jnp.isfinite(value)
 
   def _vary(self, key, state, params):
     members, changes = variation_round.propose(self, key, state, params)

@@ -33,7 +33,8 @@ class Params(succession_round.Params):
   Attributes:
     restart_after: rounds without a better position after which a particle is
       restarted.
-    refractory: rounds after a restart in which a particle has no other.
+    refractory: rounds, that of a restart among them, in which a particle has no
+      other.
     drop_round: probability that nobody is scored in a round (Dropout-K).
     drop_member: probability that a particle is not scored in a round
       (Dropout-N).
