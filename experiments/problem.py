@@ -286,7 +286,8 @@ def asked_for(*kinds: type[Exception], what: str = ''):
 def _weights(
   values: Sequence[float], tasks: Sequence[Any]
 ) -> tuple[float, ...]:
-  weights = [float(v) for v in values] or [1.0] * len(tasks)
+  with asked_for(TypeError, ValueError, what='config.weights'):
+    weights = [float(v) for v in values] or [1.0] * len(tasks)
   if (
     len(weights) != len(tasks)
     or not all(math.isfinite(w) and w >= 0 for w in weights)

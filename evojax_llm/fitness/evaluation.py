@@ -370,7 +370,9 @@ def _limits(
 ) -> tuple[int | None, ...]:
   """One limit for each task."""
   limits = limit if isinstance(limit, Sequence) else (limit,) * count
-  if len(limits) != count or any(n is not None and n < 1 for n in limits):
+  if len(limits) != count or not all(
+    n is None or (isinstance(n, int) and n > 0) for n in limits
+  ):
     raise ValueError(
       f'limits are {limit}; expected a number of at least 1 for all {count} '
       'tasks, or one for each.'
