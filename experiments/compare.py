@@ -8,10 +8,11 @@ experiments/coefficients/config.py --evaluations=260 --populations=10,20,40 \
 Every search runs once for each stage (tasks that are searched on together),
 draw of dev items, size of the population and seed, in one process that compiles
 once a stage. A search scores exactly --evaluations members, each on the same
-items: what its last generation has beyond that counts as failed. Its best
-member by dev is scored on test, and so is the vote of its best members, whose
-number dev chooses. Nothing else is read. The first configuration gives model,
-experts and, without --stages, tasks.
+items: what its last generation has beyond that counts as failed. One that ends
+with its last population (keep_best=False) ends before a generation for which
+too few are left. Its best member by dev is scored on test, and so is the vote
+of its best members, whose number dev chooses. Nothing else is read. The first
+configuration gives model, experts and, without --stages, tasks.
 
 Writes parts.jsonl as it goes, and comparison.json and comparison.md after each
 part. A comparison that was stopped goes on when the command is given again;

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import time
 import types
@@ -20,6 +21,7 @@ from evojax_llm.genomes import initial
 from evojax_llm.population import stack
 from experiments import ensemble as ensemble_lib
 from experiments import inputs as inputs_lib
+from experiments import outcome
 from experiments import problem as problem_lib
 from experiments.command import CommandError
 
@@ -152,7 +154,7 @@ class Contest:
     return rows
 
   def search(self, draw: int, name: str, seed: int) -> list[_Row]:
-    """Rows of a search: its best member, and the vote of its best."""
+    """Rows of a search: the member it ends with, and the vote of its best."""
     evaluator, config = self._evaluator(draw), self._arms[name]
     space, strategy = self._made(name)
     first = space.initial(
@@ -161,7 +163,9 @@ class Contest:
       jax.random.key(seed),
     )
     before, began = dict(evaluator.ledger.seconds), time.perf_counter()
-    budgeted = _Budgeted(evaluator, space, self._budget)
+    budgeted = _Budgeted(
+      evaluator, space, self._budget, whole=not strategy.keep_best
+    )
     rounds = evolution.evolve(
       strategy,
       strategy.default_params,
@@ -172,10 +176,13 @@ class Contest:
       generations=_ROUNDS * self._budget,
       maximise=evaluator.objective.maximise,
     )
-    with problem_lib.asked_for(evolution.EvolutionError, what=name):
+    with (
+      contextlib.suppress(_Spent),
+      problem_lib.asked_for(evolution.EvolutionError, what=name),
+    ):
       for state, done in rounds:
         budgeted.keep(done.ids)
-        best, last = state.best, state
+        last = state
         if not budgeted.left:
           break
     seconds = {
@@ -184,10 +191,14 @@ class Contest:
     }
     seconds['all'] = round(time.perf_counter() - began, 3)
 
+    last = outcome.settle(last, strategy, evaluator, space)
+    best = last.best
     genomes, ids = [stack.stack([best.genome])], [int(best.id)]
     made = None
     if self._options.size:
-      found = run_state.best_members(last, self._options.size)
+      found = run_state.best_members(
+        last, self._options.size, strategy.keep_best
+      )
       known = None
       # In GENOME's released code a member moves and keeps its id and score.
       if config.strategy.options.get('rescore', True):
@@ -202,7 +213,7 @@ class Contest:
         genomes.append(stack.take(made.population, rows))
         ids += [made.members[i] for i in others]
     tested = self._read(evaluator, space, stack.concatenate(*genomes))
-    count = self._budget
+    count = self._budget - budgeted.left
     rows = [
       self._row(
         draw, name, seed, count, best.task_scores, tested, [0], None, seconds
@@ -280,23 +291,34 @@ class Contest:
     }
 
 
+class _Spent(Exception):
+  """Not enough is left for a generation."""
+
+
 class _Budgeted:
   """Scores members as long as there is budget, and remembers their answers.
 
   Who comes when nothing is left has failed: so all searches score as many
-  members, whatever the size of their generations.
+  members, whatever the size of their generations. A search whose result is its
+  last population has `whole` generations instead, and ends before one that is
+  more than is left.
 
   Attributes:
     left: members that may still be scored.
   """
 
-  def __init__(self, evaluator: Any, space: Any, budget: int):
+  def __init__(
+    self, evaluator: Any, space: Any, budget: int, whole: bool = False
+  ):
     self._evaluator, self._space, self.left = evaluator, space, budget
+    self._whole = whole
     self._last: Any = None
     self._log: list[item_log.GenerationItems] = []
     self._task_scores: dict[int, np.ndarray] = {}
 
   def __call__(self, population: Any, members: np.ndarray) -> Any:
+    if self._whole and self._log and len(members) > self.left:
+      raise _Spent
     chosen = members[: self.left]
     self.left -= len(chosen)
     scores = self._evaluator.evaluate(self._space, population, chosen)

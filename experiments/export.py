@@ -85,22 +85,27 @@ def main(_: Sequence[str]) -> None:
 def _export_so_far(run, config, files, folder: pathlib.Path) -> None:
   """Writes the best member of a run's last checkpoint."""
   from evojax_llm import checkpoint
+  from evojax_llm import run_state
   from evojax_llm.gemma import hub
   from evojax_llm.gemma import peft
+  from evojax_llm.population import stack
 
   generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
   model = hub.load_config(files.model)[0]
-  best = state['best']
+  # As evolve chooses it at the end.
+  keep_best = config.strategy.options.get('keep_best', True)
+  best = run_state.best_members(state, 1, keep_best)
+  genome = stack.take(best.population, 0)
   like = str(files.model)
   if config.space == 'weights':
-    hub.save_checkpoint(folder, best['genome'], model, like=like)
+    hub.save_checkpoint(folder, genome, model, like=like)
   else:
     adapters = peft.load_adapters(files.adapters, model)
     _, space = problem_lib.make_space(config, adapters)
-    space.export(best['genome'], folder, model, like, like)
+    space.export(genome, folder, model, like, like)
   command.say(
-    f'member {int(best["id"])}, the best after generation {generation}: '
-    f'{100 * float(best["fitness"]):.1f} % on dev'
+    f'member {best.ids[0]}, the best after generation {generation}: '
+    f'{100 * float(best.fitness[0]):.1f} % on dev'
   )
 
 

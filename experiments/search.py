@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
-import numpy as np
 
 from evojax_llm import checkpoint
 from evojax_llm import evolution
@@ -25,6 +24,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from experiments import command
 from experiments import inputs as inputs_lib
+from experiments import outcome
 from experiments import problem as problem_lib
 from experiments import quantised
 from experiments import results
@@ -260,8 +260,9 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
       line = _line(done, evaluator.objective.percent)
       bar.generation(done.number, done.best_fitness, line)
 
-  if config.resample:
-    state = _on_first_items(evaluator, problem, state)
+  state = outcome.settle(
+    state, strategy, evaluator, problem.space, other_items=config.resample
+  )
   asked = results.Asked(
     config=config,
     problem=problem,
@@ -269,6 +270,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
     heldout=problem_lib.make_heldout(config, problem),
     model=str(search.files.model),
     name=search.name,
+    keep_best=strategy.keep_best,
   )
   results.finish(run, asked, rivals, state, bar)
 
@@ -340,24 +342,6 @@ def _draw_of(draw: int, generation: int) -> int:
   """The draw of dev items of a generation of a run that draws them anew."""
   # The first one's is the run's own; no other run's is near.
   return draw + (generation << 20)
-
-
-def _on_first_items(
-  evaluator: Any, problem: problem_lib.Problem, state: run_state.RunState
-) -> run_state.RunState:
-  """The state with its best member scored on the items of the baselines.
-
-  Where every generation has other items, only this compares with them.
-  """
-  genome = jax.tree.map(lambda leaf: leaf[None], state.best.genome)
-  slots = evaluator.plan.members_per_group
-  scores = evaluator.evaluate(
-    problem.space, stack.pad(genome, slots), np.arange(1)
-  )
-  best = state.best.replace(
-    fitness=scores.fitness[0], task_scores=scores.task_scores[0]
-  )
-  return state.replace(best=best)
 
 
 def _bytes(tree: Any) -> int:

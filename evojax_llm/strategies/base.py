@@ -95,6 +95,9 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
       recompiles, and a multiple of the devices of `sharding`.
     operator_names: what `state.proposal.operator` counts.
     sharding: of population leaves, or None to leave it to the compiler.
+    keep_best: whether a run ends with the best member of all time; else with
+      the best of its last population, by the fitness that stands there. The
+      memory, and patience with it, knows the best of all time either way.
   """
 
   def __init__(
@@ -104,6 +107,7 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     operator_names: tuple[str, ...],
     sharding: jax.sharding.Sharding | None = None,
     capacity: int | None = None,
+    keep_best: bool = True,
   ):
     # evosax's constructors ravel a genome; they are left out on purpose.
     if population_size < 1:
@@ -127,6 +131,7 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     self.num_proposals = -(-num_proposals // devices) * devices
     self.operator_names = operator_names
     self.sharding = sharding
+    self.keep_best = keep_best
     self.elite_ratio = 1.0
     self.metrics_fn = metrics
 

@@ -153,6 +153,7 @@ class Genome(base.Strategy):
     *,
     with_succession: bool = True,
     spare_elites: bool = False,
+    keep_best: bool = True,
     max_population: int | None = None,
     max_mutants: int | None = None,
     merge_parameters: Mapping[str, float | None] | None = None,
@@ -167,6 +168,8 @@ class Genome(base.Strategy):
       with_succession: alternate with succession rounds (GENOME+).
       spare_elites: in a succession round the elites stay where they are, with
         their ids and their fitness.
+      keep_best: whether a run ends with the best member of all time; see
+        base.Strategy.
       max_population: P, places for members; population_size by default.
       max_mutants: slots for mutated copies; all P + P // 2 by default.
       merge_parameters: of the merge, to change in `default_params`.
@@ -198,7 +201,7 @@ class Genome(base.Strategy):
     varied = self.num_children + self.num_mutants
     num_proposals = max(varied, places) if with_succession else varied
     super().__init__(
-      population_size, num_proposals, OPERATORS, sharding, places
+      population_size, num_proposals, OPERATORS, sharding, places, keep_best
     )
     self.with_succession = with_succession
     self.spare_elites = spare_elites

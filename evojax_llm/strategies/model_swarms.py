@@ -102,6 +102,7 @@ class ModelSwarms(base.Strategy):
     decay: str = 'after',
     personal: bool = True,
     velocity_start: str = 'random',
+    keep_best: bool = True,
     sharding: jax.sharding.Sharding | None = None,
     **params: float,
   ):
@@ -117,6 +118,8 @@ class ModelSwarms(base.Strategy):
       personal: whether a particle knows its own best; likewise.
       velocity_start: first velocities are 'random' (towards another particle),
         'zero', or towards the 'best'.
+      keep_best: whether a run ends with the best particle of all time; see
+        base.Strategy.
       sharding: of population leaves.
       **params: hyperparameters to change in `default_params`.
 
@@ -125,7 +128,13 @@ class ModelSwarms(base.Strategy):
     """
     if restart not in RESTARTS:
       raise ValueError(f'Got restart {restart!r}; expected one of {RESTARTS}.')
-    super().__init__(population_size, population_size, OPERATORS, sharding)
+    super().__init__(
+      population_size,
+      population_size,
+      OPERATORS,
+      sharding,
+      keep_best=keep_best,
+    )
     self.restart = restart
     self.succession = succession_round.Options(
       draws=draws,

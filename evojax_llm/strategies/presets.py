@@ -49,6 +49,7 @@ _GENOME_AS_PUBLISHED = {
   'mask': 'element',
   'least_elites': 0,
   'elite_rounding': 'floor',
+  'keep_best': False,
 }
 _GENOME_PLUS_AS_PUBLISHED = {
   'weighing': 'fitness',
@@ -67,6 +68,7 @@ _GENOME_PLUS_AS_PUBLISHED = {
   'step_floor': 0.0,
   'personal': False,
   'rescore': False,
+  'keep_best': False,
   'draws': 'run',
   'decay': 'member',
 }
@@ -195,6 +197,7 @@ PRESETS: Mapping[str, Preset] = {
     {
       'restart': 'never',
       'personal': False,
+      'keep_best': False,
       'draws': 'run',
       'decay': 'member',
       'inertia': 0.2,
