@@ -67,15 +67,6 @@ RANGES = succession_round.RANGES | {
 }
 
 
-def make_params(**values: float) -> Params:
-  """Params with `values` in place of defaults.
-
-  Raises:
-    ValueError: if a name is unknown or a number out of range.
-  """
-  return base.make_params(Params, DEFAULTS, values, RANGES)
-
-
 @flax.struct.dataclass
 class State(succession_round.State):
   """State of a swarm.
@@ -143,11 +134,11 @@ class ModelSwarms(base.Strategy):
       velocity_start=velocity_start,
     )
     self._params = dict(params)
-    make_params(**self._params)
+    base.make_params(Params, DEFAULTS, params, RANGES)
 
   @property
   def _default_params(self) -> Params:
-    return make_params(**self._params)
+    return base.make_params(Params, DEFAULTS, self._params, RANGES)
 
   def _start(self, key, population, fitness, params, objectives):
     del objectives
