@@ -6,7 +6,8 @@ Writes into the run folder analysis.json, analysis.md and trajectory.png:
 
 * correctness emergence: of the items that no expert solved, those that the
   evolved member solves, and what it forgot of what the best expert could; on
-  dev, and on test where the run read all experts (--config.test_experts);
+  dev, unless members move without being scored (rescore=False), and on test
+  where the run read all experts (--config.test_experts);
 * the winner's origin: the rank of the initial member that it descends from,
   and of the experts in its ancestry, where the algorithm tells of parents;
 * the trajectory: all members on the plane in which their answers differ most.
@@ -52,6 +53,9 @@ def main(_: Sequence[str]) -> None:
     experts = record.read_json(run / 'baselines.json')['fitness']
     # None stands for an expert that could not be scored.
     fitness = {n: -math.inf if f is None else f for n, f in experts.items()}
+    strategy = record.read_json(run / 'config.json')['config']['strategy']
+    # Where members move and keep their scores, the log has answers of before.
+    as_scored = strategy['options'].get('rescore', True)
     best = summary['best']['id']
     rows = _rows(summary['tested'], list(experts), best)
     emerged = {}
@@ -60,6 +64,8 @@ def main(_: Sequence[str]) -> None:
       ('test', *[ItemLog(run / 'test_items')] * 2),
     ):
       those = range(1, 1 + len(experts)), best
+      if split == 'dev' and not as_scored:
+        continue
       if split == 'test':
         if rows is None:
           continue

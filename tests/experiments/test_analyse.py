@@ -60,6 +60,16 @@ def test_experts_are_ranked_by_the_fitness_of_the_run(finished, tmp_path):
     assert rank == 1 + order.index(kept['fitness'][name])
 
 
+def test_answers_of_before_a_move_are_not_counted(finished, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(finished[0], run)
+  config = json.loads((run / 'config.json').read_text())
+  config['config']['strategy']['options']['rescore'] = False
+  (run / 'config.json').write_text(json.dumps(config))
+  assert not running.run_program('analyse', f'--run={run}')
+  assert not json.loads((run / 'analysis.json').read_text())['emergence']
+
+
 def test_members_of_nobody_have_no_origin(finished, tmp_path, capsys):
   run = tmp_path / 'run'
   shutil.copytree(finished[0], run)
