@@ -199,10 +199,6 @@ def test_unknown_options_are_refused():
     model_swarms.ModelSwarms(4, velocity_start='fast')
   with pytest.raises(ValueError, match='unknown hyperparameters'):
     model_swarms.ModelSwarms(4, sigma=0.1)
-  with pytest.raises(ValueError, match='restart_after 0.0; expected 1 or more'):
-    model_swarms.ModelSwarms(4, restart_after=0.0)
-  with pytest.raises(ValueError, match='drop_round 1.1; expected 0 to 1'):
-    model_swarms.ModelSwarms(4, drop_round=1.1)
 
 
 def test_the_swarm_that_genome_is_compared_with():
