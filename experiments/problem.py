@@ -111,15 +111,15 @@ def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
 
 def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
   """The space of whole models."""
+  from evojax_llm.gemma import folders as folders_lib
   from evojax_llm.gemma import hub
-  from evojax_llm.gemma import peft
   from evojax_llm.genomes.weights import WeightSpace
 
   experts = [
     hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
     for folder in folders
   ]
-  return WeightSpace(peft.expert_names(folders), experts, params)
+  return WeightSpace(folders_lib.expert_names(folders), experts, params)
 
 
 def make_space(
