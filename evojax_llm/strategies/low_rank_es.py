@@ -71,15 +71,6 @@ DEFAULTS = {
 }
 
 
-def make_params(**values: float) -> Params:
-  """Params with `values` in place of defaults.
-
-  Raises:
-    ValueError: if a name is unknown.
-  """
-  return base.make_params(Params, DEFAULTS, values)
-
-
 @flax.struct.dataclass
 class State(base.State):
   """State of the strategy.
@@ -163,11 +154,11 @@ class LowRankES(base.Strategy):
     self.relative_sigma = relative_sigma
     self.optimizer = _OPTIMIZERS[optimizer]()
     self._params = dict(params)
-    make_params(**self._params)
+    base.make_params(Params, DEFAULTS, params)
 
   @property
   def _default_params(self) -> Params:
-    return make_params(**self._params)
+    return base.make_params(Params, DEFAULTS, self._params)
 
   def _start(self, key, population, fitness, params, objectives):
     del params, objectives

@@ -58,15 +58,6 @@ DEFAULTS = {
 }
 
 
-def make_params(**values: float) -> Params:
-  """Params with `values` in place of defaults.
-
-  Raises:
-    ValueError: if a name is unknown.
-  """
-  return base.make_params(Params, DEFAULTS, values)
-
-
 @flax.struct.dataclass
 class State(succession_round.State):
   """State of a swarm.
@@ -134,11 +125,11 @@ class ModelSwarms(base.Strategy):
       velocity_start=velocity_start,
     )
     self._params = dict(params)
-    make_params(**self._params)
+    base.make_params(Params, DEFAULTS, params)
 
   @property
   def _default_params(self) -> Params:
-    return make_params(**self._params)
+    return base.make_params(Params, DEFAULTS, self._params)
 
   def _start(self, key, population, fitness, params, objectives):
     del objectives
