@@ -13,6 +13,7 @@ import math
 import pathlib
 from typing import Any
 
+from absl import logging
 from ml_collections import config_dict
 
 from experiments import inputs as inputs_lib
@@ -20,6 +21,8 @@ from experiments.command import CommandError
 from experiments.command import has_no_room
 
 _GIB = 1 << 30
+# Below this many items one standard error is over 5.5 points.
+_FEW_ITEMS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +114,15 @@ def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
 
 def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
   """The space of whole models."""
+  from evojax_llm.gemma import folders as folders_lib
   from evojax_llm.gemma import hub
-  from evojax_llm.gemma import peft
   from evojax_llm.genomes.weights import WeightSpace
 
   experts = [
     hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
     for folder in folders
   ]
-  return WeightSpace(peft.expert_names(folders), experts, params)
+  return WeightSpace(folders_lib.expert_names(folders), experts, params)
 
 
 def make_space(
@@ -191,7 +194,25 @@ def make_strategy(config: Any, problem: Problem) -> Any:
 
 
 def make_evaluator(config: Any, problem: Problem) -> Any:
-  """The fitness engine of a configuration."""
+  """The fitness engine of a configuration.
+
+  That the search scores few dev items is logged as a warning.
+  """
+  from evojax_llm.fitness import intervals
+
+  evaluator = _evaluator(config, problem)
+  scored = sum(len(items) for items in evaluator.items('dev'))
+  if scored < _FEW_ITEMS:
+    logging.warning(
+      'The search scores only %d dev items: the standard error of an accuracy '
+      'is up to %.1f points, and a search fits the luck of the draw.',
+      scored,
+      100 * intervals.standard_error(scored),
+    )
+  return evaluator
+
+
+def _evaluator(config: Any, problem: Problem) -> Any:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
@@ -250,7 +271,7 @@ def make_heldout(config: Any, problem: Problem) -> Any:
   config.objective = 'weighted_mean'
   config.dev_limit, config.dev_limits, config.test_limits = None, (), ()
   weights = (1 / len(tasks),) * len(tasks)
-  return make_evaluator(
+  return _evaluator(
     config, dataclasses.replace(problem, tasks=tasks, weights=weights)
   )
 
