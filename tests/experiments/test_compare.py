@@ -87,6 +87,7 @@ def test_the_table_has_a_line_for_each_search_and_baseline(comparison):
   for name in (
     'base',
     'best expert',
+    'soup',
     'scaled average',
     'ensemble of experts',
     'random_search P=10',

@@ -72,6 +72,7 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
     'base',
     'best expert',
     'average',
+    'soup',
     'scaled average',
     'scaled best expert',
     'ensemble of experts',
