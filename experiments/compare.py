@@ -89,6 +89,7 @@ def main(_: Sequence[str]) -> None:
       inputs_lib.locate(_of_stage(arm, stage))
 
   from evojax_llm import record
+  from evojax_llm import report
   from experiments import comparison
   from experiments import contest as contest_lib
 
@@ -109,9 +110,11 @@ def main(_: Sequence[str]) -> None:
     parts.add(part, rows)
     for row in rows:
       seed = '' if row['seed'] is None else f' seed {row["seed"]}'
+      percent = row['percent']['fitness']
+      dev, test = (report.number(row[at], percent) for at in ('dev', 'test'))
       command.say(
         f'{row["stage"]} draw {row["draw"]}{seed} {row["name"]}: '
-        f'dev {100 * row["dev"]:.1f} test {100 * row["test"]:.1f}'
+        f'dev {dev} test {test}'
       )
     record.write_json(
       out / 'comparison.json',

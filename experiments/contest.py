@@ -16,6 +16,7 @@ from evojax_llm import evolution
 from evojax_llm import run_state
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import item_log
+from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.gemma import peft
 from evojax_llm.genomes import initial
 from evojax_llm.population import stack
@@ -287,7 +288,20 @@ class Contest:
         zip(self._problem.task_names, found['test'].tolist(), strict=True)
       ),
       'heldout': heldout,
+      'percent': self._percent(),
       'seconds': seconds,
+    }
+
+  def _percent(self) -> dict[str, Any]:
+    """Which scores of a row are shares; of `heldout` None if it has none."""
+    scorers = [scorer_of(task) for task in self._problem.tasks]
+    return {
+      'fitness': self._whole.objective.percent,
+      'heldout': self._heldout and self._heldout.objective.percent,
+      'tasks': {
+        name: scorer.percent
+        for name, scorer in zip(self._problem.task_names, scorers, strict=True)
+      },
     }
 
 

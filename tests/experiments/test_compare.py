@@ -96,6 +96,39 @@ def test_the_table_has_a_line_for_each_search_and_baseline(comparison):
     assert text.count(f'| {name} |') == 1
 
 
+def test_scores_that_are_no_shares_are_shown_as_they_are():
+  def row(name, seed, test):
+    return {
+      'name': name,
+      'draw': 0,
+      'seed': seed,
+      'evaluations': 5,
+      'items': 50,
+      'dev': 2.5,
+      'test': test,
+      'test_by_task': {'texts': test, 'sums': 0.5},
+      'heldout': 0.25,
+      'percent': {
+        'fitness': False,
+        'heldout': True,
+        'tasks': {'texts': False, 'sums': True},
+      },
+      'seconds': None,
+    }
+
+  levels = [row('best expert', None, 2.0), row('scaled average', None, 3.0)]
+  searches = [row('one', 0, 4.0), row('one', 1, 6.0), row('two', 0, None)]
+  lines = comparison_lib.table([*levels, *searches]).splitlines()
+  cells = {
+    (found := [cell.strip() for cell in line.split('|')[1:-1]])[0]: found[1:]
+    for line in lines
+  }
+  assert cells['one'] == (
+    '2 5 50 2.5 **5** 1.414 4 6 +3 +2 25.0 0.0 5 50.0 -'.split()
+  )
+  assert cells['two'][4:10] == ['**nan**', '-', 'nan', 'nan', 'nan', 'nan']
+
+
 def test_every_stage_has_a_table_of_its_own(comparison):
   rows = read(comparison)
   other = [row | {'stage': 'other'} for row in rows]
