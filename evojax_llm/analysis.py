@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -60,16 +61,18 @@ class Origin:
   """Where a member comes from.
 
   Attributes:
-    path: ids from the initial member to it, along first parents.
+    path: ids from the initial member to it, along first parents; it alone
+      where it was made of nobody, as members of random search and CMA-ES are.
     rank: of the initial member among all of them by dev fitness, 1 for the
-      best; of equals all have the best rank.
+      best; of equals all have the best rank. None where there is no such
+      member.
     of: number of initial members that could be scored.
     experts: names of the experts in its whole ancestry, by their rank.
     expert_ranks: their ranks among the experts, likewise.
   """
 
   path: list[int]
-  rank: int
+  rank: int | None
   of: int
   experts: list[str]
   expert_ranks: list[int]
@@ -99,7 +102,11 @@ def origin(
     for row in rows
     if row['generation'] == 0 and row['fitness'] is not None
   ]
-  started = by_id[path[0]]['fitness']
+  rank, start = None, by_id[path[0]]
+  if start['generation'] == 0:
+    # Who could not be scored comes behind all who could.
+    worth = -math.inf if start['fitness'] is None else start['fitness']
+    rank = 1 + sum(fitness > worth for fitness in first)
   found, queue, names = set(), [member], set()
   while queue:
     current = queue.pop()
@@ -111,9 +118,7 @@ def origin(
   ordered = sorted(names, key=lambda name: (ranks[name], name))
   return Origin(
     path=path,
-    rank=1 + sum(fitness > started for fitness in first)
-    if started is not None
-    else len(first) + 1,
+    rank=rank,
     of=len(first),
     experts=ordered,
     expert_ranks=[ranks[name] for name in ordered],

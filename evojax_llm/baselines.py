@@ -4,9 +4,12 @@ Evolution is judged against the base, the best expert, and their average with
 and without a larger mass. Convex merging can only dilute what the experts
 learnt, so an average whose second factors B are scaled up is often stronger
 than either (task arithmetic, arXiv 2212.04089, scales a sum in the same way); a
-table without it proves little.
+table without it proves little. The soup is the average of the best few experts:
+as the greedy one of arXiv 2203.05482 it takes them in the order of their
+fitness, but all its sizes are scored together and the best is taken.
 
-Which expert and which factor is chosen on `dev` alone.
+Which expert, which factor and how many are in the soup is chosen on `dev`
+alone.
 """
 
 from collections.abc import Callable
@@ -70,7 +73,7 @@ def choose_baselines(
     score: scores C mixes on `dev` and returns a `Scores` of C members.
 
   Returns:
-    base, best expert, average, scaled average and scaled best expert.
+    base, best expert, average, soup, scaled average and scaled best expert.
   """
   n = len(names)
   even = (1.0 / n,) * n
@@ -80,34 +83,52 @@ def choose_baselines(
   scores = score(first)
   expert = 1 + _best(scores.fitness[1 : 1 + n])
   average = 1 + n + _best(scores.fitness[1 + n :])
+  soups = _soups(scores.fitness[1 : 1 + n])
   scaled = [Mix(first[expert].weights, f) for f in EXPERT_FACTORS]
-  scaled_scores = score(scaled)
-  rescaled = _best(scaled_scores.fitness)
-  name = names[expert - 1]
-  best, task_scores = first[expert], scores.task_scores[expert]
-  # A factor of 1 is the best expert itself, which has been scored.
-  if scaled_scores.fitness[rescaled] > scores.fitness[expert]:
-    best, task_scores = scaled[rescaled], scaled_scores.task_scores[rescaled]
+  second = score(scaled + soups)
+  mixes = first + scaled + soups
+  fitness = np.concatenate([scores.fitness, second.fitness])
+  task_scores = np.concatenate([scores.task_scores, second.task_scores])
 
   def row(name, detail, index, evaluations):
-    return Baseline(
-      name, detail, first[index], scores.task_scores[index], evaluations
-    )
+    return Baseline(name, detail, mixes[index], task_scores[index], evaluations)
 
-  factor = first[average].factor
+  def choose(places):
+    return places[_best(fitness[places])]
+
+  # One expert, all of them and a factor of 1 have been scored before.
+  behind = len(first) + len(scaled)
+  soup = choose([expert, 1 + n, *range(behind, len(mixes))])
+  rescaled = choose([expert, *range(len(first), behind)])
+  name, size = names[expert - 1], np.count_nonzero(mixes[soup].weights)
   return [
     row('base', '', 0, 1),
     row('best expert', name, expert, n),
     row('average', '', 1 + n, 1),
-    row('scaled average', f'x {factor:g}', average, len(averages)),
-    Baseline(
+    row('soup', f'best {size}', soup, n + 1 + len(soups)),
+    row(
+      'scaled average', f'x {first[average].factor:g}', average, len(averages)
+    ),
+    row(
       'scaled best expert',
-      f'{name}, x {best.factor:g}',
-      best,
-      task_scores,
+      f'{name}, x {mixes[rescaled].factor:g}',
+      rescaled,
       n + len(scaled),
     ),
   ]
+
+
+def _soups(fitness: np.ndarray) -> list[Mix]:
+  """Averages of the best 2, 3, ... experts by fitness (N,), but not of all."""
+  n = len(fitness)
+  alive = np.flatnonzero(~np.isnan(fitness))
+  order = alive[np.argsort(-fitness[alive], kind='stable')]
+  mixes = []
+  for size in range(2, len(order) + 1):
+    weights = np.zeros(n)
+    weights[order[:size]] = 1.0 / size
+    mixes.append(Mix(tuple(weights.tolist())))
+  return mixes[: max(n - 2, 0)]
 
 
 def _one_hot(index: int, length: int) -> tuple[float, ...]:

@@ -173,12 +173,14 @@ class Members:
   population: Any
 
 
-def best_members(state: Any, count: int) -> Members:
+def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
   """The best members that a state still holds: alive or remembered.
 
   Args:
     state: a `RunState`, or one as nested dicts, as checkpoints are read.
     count: M at most; fewer where the state holds fewer that could be scored.
+    keep_best: see `strategies.base.Strategy`; without, who is only remembered
+      is left out, unless nobody alive could be scored.
 
   Returns:
     The members by fitness, of equals the elder first.
@@ -187,15 +189,18 @@ def best_members(state: Any, count: int) -> Members:
   inner, best = tree['strategy'], tree['best']
   memory = inner['memory']
   alone = jax.tree.map(lambda leaf: leaf[None], best['genome'])
+  alive = (inner['population'], inner['ids'], inner['fitness'])
   sources = [
     (alone, best['id'], best['fitness']),
-    (inner['population'], inner['ids'], inner['fitness']),
+    alive,
     (
       memory.get('personal'),
       memory.get('personal_ids'),
       memory.get('personal_fitness'),
     ),
   ]
+  if not keep_best and np.isfinite(inner['fitness']).any():
+    sources = [alive]
   held: dict[int, tuple[np.float32, Any, int]] = {}
   for population, ids, fitness in sources:
     if population is None:

@@ -6,9 +6,10 @@ Writes into the run folder analysis.json, analysis.md and trajectory.png:
 
 * correctness emergence: of the items that no expert solved, those that the
   evolved member solves, and what it forgot of what the best expert could; on
-  dev, and on test where the run read all experts (--config.test_experts);
+  dev, unless members move without being scored (rescore=False), and on test
+  where the run read all experts (--config.test_experts);
 * the winner's origin: the rank of the initial member that it descends from,
-  and of the experts in its ancestry;
+  and of the experts in its ancestry, where the algorithm tells of parents;
 * the trajectory: all members on the plane in which their answers differ most.
 
 Only records are read; no model is loaded.
@@ -49,9 +50,12 @@ def main(_: Sequence[str]) -> None:
 
   with problem_lib.asked_for(checkpoint.CheckpointError, ValueError):
     summary = record.read_json(run / 'summary.json')
-    config = record.read_json(run / 'config.json')['config']
-    experts = record.read_json(run / 'baselines.json')['experts']
-    fitness = _fitness(experts, config['weights'])
+    experts = record.read_json(run / 'baselines.json')['fitness']
+    # None stands for an expert that could not be scored.
+    fitness = {n: -math.inf if f is None else f for n, f in experts.items()}
+    strategy = record.read_json(run / 'config.json')['config']['strategy']
+    # Where members move and keep their scores, the log has answers of before.
+    as_scored = strategy['options'].get('rescore', True)
     best = summary['best']['id']
     rows = _rows(summary['tested'], list(experts), best)
     emerged = {}
@@ -60,6 +64,8 @@ def main(_: Sequence[str]) -> None:
       ('test', *[ItemLog(run / 'test_items')] * 2),
     ):
       those = range(1, 1 + len(experts)), best
+      if split == 'dev' and not as_scored:
+        continue
       if split == 'test':
         if rows is None:
           continue
@@ -88,21 +94,6 @@ def main(_: Sequence[str]) -> None:
   text = _markdown(record.plain(found))
   record.write_text(run / 'analysis.md', text)
   print(text)
-
-
-def _fitness(
-  experts: dict[str, list[float | None]], weights: Sequence[float]
-) -> dict[str, float]:
-  """Weighted means of dev scores by expert; -inf where one failed."""
-  found = {}
-  for name, scores in experts.items():
-    shares = list(weights) or [1.0] * len(scores)
-    found[name] = (
-      -math.inf
-      if None in scores
-      else sum(w * s for w, s in zip(shares, scores, strict=True)) / sum(shares)
-    )
-  return found
 
 
 def _rows(
@@ -164,12 +155,15 @@ def _markdown(found: dict[str, Any]) -> str:
       '',
     ]
   came = found['origin']
-  lines += [
-    f'It descends from initial member {came["path"][0]}, number '
-    f'{came["rank"]} of {came["of"]} by dev, in {len(came["path"]) - 1} steps '
-    'along first parents.',
-    '',
-  ]
+  if came['rank'] is None:
+    lines += ['Its algorithm tells of no parents, so it has no origin.', '']
+  else:
+    lines += [
+      f'It descends from initial member {came["path"][0]}, number '
+      f'{came["rank"]} of {came["of"]} by dev, in {len(came["path"]) - 1} '
+      'steps along first parents.',
+      '',
+    ]
   if came['experts']:
     told = ', '.join(
       f'{name} (number {rank})'

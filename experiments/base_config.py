@@ -20,7 +20,8 @@ def of_preset(
 
   Args:
     name: one of `presets.PRESETS` with one of the strategies; options that are
-      to differ may follow, as in 'genome_plus+rescore=False+draws=run'.
+      to differ may follow, as in 'genome_plus+rescore=False+draws=run' or
+      'genome+merge=ties+merge_parameters.density=0.5'.
     strategies: names in `registry` that belong to the system.
     options: all options of the strategy's constructor, with defaults.
     unset: types of those, or of more of them by name, that have none.
@@ -58,18 +59,26 @@ def of_preset(
 
 
 def _change(options: config_dict.ConfigDict, name: str, text: str) -> None:
-  """Sets one option from text, of the type it has."""
-  if name not in options or not text:
+  """Sets one option from text, of the type it has; 'group.option' nests."""
+  *groups, last = name.split('.')
+  part = options
+  for group in groups:
+    part = part.get(group) if isinstance(part, config_dict.ConfigDict) else {}
+  known = part or {}
+  if last not in known or not text:
+    among = sorted(known if groups and known else options)
     raise ValueError(
       f"Got the change '{name}={text}' of a preset; expected 'option=value' "
-      f'with one of {", ".join(sorted(options))}.'
+      f'with one of {", ".join(among)}.'
     )
   try:
     value = ast.literal_eval(text)
   except (SyntaxError, ValueError):
     value = text  # a name, without quotes
   try:
-    options[name] = value
+    if value is None and known[last] is not None:
+      raise TypeError('it cannot be left unset.')
+    known[last] = value
   except TypeError as error:
     raise ValueError(f"Got the change '{name}={text}': {error}") from error
 

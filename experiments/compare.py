@@ -8,10 +8,11 @@ experiments/coefficients/config.py --evaluations=260 --populations=10,20,40 \
 Every search runs once for each stage (tasks that are searched on together),
 draw of dev items, size of the population and seed, in one process that compiles
 once a stage. A search scores exactly --evaluations members, each on the same
-items: what its last generation has beyond that counts as failed. Its best
-member by dev is scored on test, and so is the vote of its best members, whose
-number dev chooses. Nothing else is read. The first configuration gives model,
-experts and, without --stages, tasks.
+items: what its last generation has beyond that counts as failed. One that ends
+with its last population (keep_best=False) ends before a generation for which
+too few are left. Its best member by dev is scored on test, and so is the vote
+of its best members, whose number dev chooses. Nothing else is read. The first
+configuration gives model, experts and, without --stages, tasks.
 
 Writes parts.jsonl as it goes, and comparison.json and comparison.md after each
 part. A comparison that was stopped goes on when the command is given again;
@@ -19,6 +20,7 @@ more seeds, draws, sizes, stages or configurations may be asked for then.
 """
 
 from collections.abc import Sequence
+import contextlib
 import importlib.util
 import pathlib
 import sys
@@ -59,9 +61,11 @@ _ENSEMBLE = flags.DEFINE_integer(
   'ensemble', 5, 'Members that vote at most; 0 for no vote.', 0
 )
 _DEV_LIMIT = flags.DEFINE_integer(
-  'dev_limit', None, "Dev items of a task, in place of the configuration's."
+  'dev_limit', None, "Dev items of a task, in place of the configuration's.", 1
 )
-_TEST_LIMIT = flags.DEFINE_integer('test_limit', None, 'Test items of a task.')
+_TEST_LIMIT = flags.DEFINE_integer(
+  'test_limit', None, 'Test items of a task.', 1
+)
 _OUT = flags.DEFINE_string(
   'out', None, 'Folder, new or of a comparison to go on with.', required=True
 )
@@ -81,9 +85,11 @@ def main(_: Sequence[str]) -> None:
       arms[name].strategy.population = size
   stages = _STAGES.value or [configs[0].tasks]
   for stage in stages:
-    inputs_lib.locate(_of_stage(configs[0], stage))
+    for arm in (configs[0], *arms.values()):
+      inputs_lib.locate(_of_stage(arm, stage))
 
   from evojax_llm import record
+  from evojax_llm import report
   from experiments import comparison
   from experiments import contest as contest_lib
 
@@ -104,9 +110,11 @@ def main(_: Sequence[str]) -> None:
     parts.add(part, rows)
     for row in rows:
       seed = '' if row['seed'] is None else f' seed {row["seed"]}'
+      percent = row['percent']['fitness']
+      dev, test = (report.number(row[at], percent) for at in ('dev', 'test'))
       command.say(
         f'{row["stage"]} draw {row["draw"]}{seed} {row["name"]}: '
-        f'dev {100 * row["dev"]:.1f} test {100 * row["test"]:.1f}'
+        f'dev {dev} test {test}'
       )
     record.write_json(
       out / 'comparison.json',
@@ -119,31 +127,33 @@ def main(_: Sequence[str]) -> None:
       out / 'comparison.md', comparison.markdown(parts.rows) + '\n'
     )
 
-  for stage in stages:
-    wanted = [
-      (stage, draw, name, seed)
-      for draw in range(_DRAWS.value)
-      for name, seed in [
-        ('', None),
-        *((a, s) for a in arms for s in range(_SEEDS.value)),
+  with contextlib.closing(parts):
+    for stage in stages:
+      wanted = [
+        (stage, draw, name, seed)
+        for draw in range(_DRAWS.value)
+        for name, seed in [
+          ('', None),
+          *((a, s) for a in arms for s in range(_SEEDS.value)),
+        ]
+        if (stage, draw, name, seed) not in parts
       ]
-      if (stage, draw, name, seed) not in parts
-    ]
-    if not wanted:
-      continue
-    contest = contest_lib.Contest(
-      _of_stage(configs[0], stage),
-      stage,
-      arms,
-      budget=_EVALUATIONS.value,
-      ensemble=_ENSEMBLE.value,
-    )
-    for part in wanted:
-      _, draw, name, seed = part
-      if seed is None:
-        add(part, contest.baselines(draw))
-      else:
-        add(part, contest.search(draw, name, seed))
+      if not wanted:
+        continue
+      contest = contest_lib.Contest(
+        _of_stage(configs[0], stage),
+        stage,
+        arms,
+        budget=_EVALUATIONS.value,
+        ensemble=_ENSEMBLE.value,
+      )
+      contest.check_draws(_DRAWS.value)
+      for part in wanted:
+        _, draw, name, seed = part
+        if seed is None:
+          add(part, contest.baselines(draw))
+        else:
+          add(part, contest.search(draw, name, seed))
   print(comparison.markdown(parts.rows))
 
 
@@ -165,15 +175,35 @@ def _size(value: str) -> int:
 def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
   path, _, argument = source.partition(':')
-  if not pathlib.Path(path).is_file():
-    raise command.CommandError(f'--configs names {path}, which is no file.')
+  if not path.endswith('.py') or not pathlib.Path(path).is_file():
+    raise command.CommandError(
+      f'--configs names {path}, which is no Python file.'
+    )
   spec = importlib.util.spec_from_file_location('_compared_config', path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
   try:
+    spec.loader.exec_module(module)
     config = module.get_config(*([argument] if argument else []))
-  except ValueError as error:
+  except (
+    AttributeError,
+    ImportError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise command.CommandError(f'--configs={source}: {error}') from error
+  for name, value in (
+    ('racing', config.racing.rule),
+    ('resample', config.resample),
+    ('warm_start', config.warm_start),
+  ):
+    if value:
+      raise command.CommandError(
+        f'--configs={source} sets config.{name}, which has no part in a '
+        'comparison: all searches score their members on the same items, and '
+        'begin alike.'
+      )
   if _DEV_LIMIT.value:
     config.dev_limit = _DEV_LIMIT.value
   if _TEST_LIMIT.value:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import time
 import types
@@ -15,11 +16,15 @@ from evojax_llm import evolution
 from evojax_llm import run_state
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import item_log
+from evojax_llm.fitness.scorers.table import scorer_of
 from evojax_llm.gemma import peft
+from evojax_llm.genomes import initial
 from evojax_llm.population import stack
 from experiments import ensemble as ensemble_lib
 from experiments import inputs as inputs_lib
+from experiments import outcome
 from experiments import problem as problem_lib
+from experiments.command import CommandError
 
 _Row = dict[str, Any]
 _ROUNDS = 10
@@ -53,6 +58,31 @@ class Contest:
     self._adapters = peft.load_adapters(files.adapters, self._problem.config)
     self._evaluators: dict[int, Any] = {}
     self._spaces: dict[str, tuple[Any, Any]] = {}
+    for name in arms:
+      self._check(name)
+
+  def _check(self, name: str) -> None:
+    """Refuses an arm that cannot begin, before any other has run."""
+    config, experts = self._arms[name], self._problem.experts.names
+    try:
+      self._made(name)
+      initial.make_rows(
+        len(experts),
+        inputs_lib.recipe(config),
+        config.strategy.population,
+        jax.random.key(0),
+      )
+    except ValueError as error:
+      raise CommandError(f'{name}: {error}') from error
+
+  def check_draws(self, count: int) -> None:
+    """Refuses several draws of dev items where all of them are the same."""
+    drawn = [self._whole.redraw(draw).items('dev') for draw in range(count)]
+    if count > 1 and all(items == drawn[0] for items in drawn):
+      raise CommandError(
+        f'--draws={count} of {self._stage} are all the same, as a draw has all '
+        'dev items: ask for fewer items with --dev_limit, or for one draw.'
+      )
 
   def _evaluator(self, draw: int) -> Any:
     """The evaluator on a draw of dev items."""
@@ -125,42 +155,51 @@ class Contest:
     return rows
 
   def search(self, draw: int, name: str, seed: int) -> list[_Row]:
-    """Rows of a search: its best member, and the vote of its best."""
+    """Rows of a search: the member it ends with, and the vote of its best."""
     evaluator, config = self._evaluator(draw), self._arms[name]
     space, strategy = self._made(name)
-    with problem_lib.asked_for(ValueError, what=name):
-      initial = space.initial(
-        inputs_lib.recipe(config),
-        config.strategy.population,
-        jax.random.key(seed),
-      )
+    first = space.initial(
+      inputs_lib.recipe(config),
+      config.strategy.population,
+      jax.random.key(seed),
+    )
     before, began = dict(evaluator.ledger.seconds), time.perf_counter()
-    budgeted = _Budgeted(evaluator, space, self._budget)
+    budgeted = _Budgeted(
+      evaluator, space, self._budget, whole=not strategy.keep_best
+    )
     rounds = evolution.evolve(
       strategy,
       strategy.default_params,
       budgeted,
-      initial.population,
+      first.population,
       seed=seed,
       # A search that proposes nobody any more spends nothing and must end.
       generations=_ROUNDS * self._budget,
       maximise=evaluator.objective.maximise,
     )
-    for state, done in rounds:
-      budgeted.keep(done.ids)
-      best, last = state.best, state
-      if not budgeted.left:
-        break
+    with (
+      contextlib.suppress(_Spent),
+      problem_lib.asked_for(evolution.EvolutionError, what=name),
+    ):
+      for state, done in rounds:
+        budgeted.keep(done.ids)
+        last = state
+        if not budgeted.left:
+          break
     seconds = {
       part: round(spent - before.get(part, 0.0), 3)
       for part, spent in evaluator.ledger.seconds.items()
     }
     seconds['all'] = round(time.perf_counter() - began, 3)
 
+    last = outcome.settle(last, strategy, evaluator, space)
+    best = last.best
     genomes, ids = [stack.stack([best.genome])], [int(best.id)]
     made = None
     if self._options.size:
-      found = run_state.best_members(last, self._options.size)
+      found = run_state.best_members(
+        last, self._options.size, strategy.keep_best
+      )
       known = None
       # In GENOME's released code a member moves and keeps its id and score.
       if config.strategy.options.get('rescore', True):
@@ -175,7 +214,7 @@ class Contest:
         genomes.append(stack.take(made.population, rows))
         ids += [made.members[i] for i in others]
     tested = self._read(evaluator, space, stack.concatenate(*genomes))
-    count = self._budget
+    count = self._budget - budgeted.left
     rows = [
       self._row(
         draw, name, seed, count, best.task_scores, tested, [0], None, seconds
@@ -249,27 +288,51 @@ class Contest:
         zip(self._problem.task_names, found['test'].tolist(), strict=True)
       ),
       'heldout': heldout,
+      'percent': self._percent(),
       'seconds': seconds,
     }
+
+  def _percent(self) -> dict[str, Any]:
+    """Which scores of a row are shares; of `heldout` None if it has none."""
+    scorers = [scorer_of(task) for task in self._problem.tasks]
+    return {
+      'fitness': self._whole.objective.percent,
+      'heldout': self._heldout and self._heldout.objective.percent,
+      'tasks': {
+        name: scorer.percent
+        for name, scorer in zip(self._problem.task_names, scorers, strict=True)
+      },
+    }
+
+
+class _Spent(Exception):
+  """Not enough is left for a generation."""
 
 
 class _Budgeted:
   """Scores members as long as there is budget, and remembers their answers.
 
   Who comes when nothing is left has failed: so all searches score as many
-  members, whatever the size of their generations.
+  members, whatever the size of their generations. A search whose result is its
+  last population has `whole` generations instead, and ends before one that is
+  more than is left.
 
   Attributes:
     left: members that may still be scored.
   """
 
-  def __init__(self, evaluator: Any, space: Any, budget: int):
+  def __init__(
+    self, evaluator: Any, space: Any, budget: int, whole: bool = False
+  ):
     self._evaluator, self._space, self.left = evaluator, space, budget
+    self._whole = whole
     self._last: Any = None
     self._log: list[item_log.GenerationItems] = []
     self._task_scores: dict[int, np.ndarray] = {}
 
   def __call__(self, population: Any, members: np.ndarray) -> Any:
+    if self._whole and self._log and len(members) > self.left:
+      raise _Spent
     chosen = members[: self.left]
     self.left -= len(chosen)
     scores = self._evaluator.evaluate(self._space, population, chosen)

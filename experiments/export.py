@@ -68,13 +68,13 @@ def main(_: Sequence[str]) -> None:
     config = record.read_json(run / 'config.json')['config']
     config = config_dict.ConfigDict(config)
     files = inputs_lib.locate(config)
+    whole = config.space == 'weights'
     with contextlib.ExitStack() as stack:
       best = run / 'best'
       if not finished:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         best = pathlib.Path(folder) / 'best'
-        _export_so_far(run, config, files, best)
-      whole = config.space == 'weights'
+        _export_so_far(run, config, files, whole, best)
       if _MERGED.value and not whole:
         _merge(files.model, best, out)
       else:
@@ -82,25 +82,32 @@ def main(_: Sequence[str]) -> None:
   print(f'{"model" if whole or _MERGED.value else "adapter"} written to {out}')
 
 
-def _export_so_far(run, config, files, folder: pathlib.Path) -> None:
+def _export_so_far(
+  run, config, files, whole: bool, folder: pathlib.Path
+) -> None:
   """Writes the best member of a run's last checkpoint."""
   from evojax_llm import checkpoint
+  from evojax_llm import run_state
   from evojax_llm.gemma import hub
   from evojax_llm.gemma import peft
+  from evojax_llm.population import stack
 
   generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
   model = hub.load_config(files.model)[0]
-  best = state['best']
+  # As evolve chooses it at the end.
+  keep_best = config.strategy.options.get('keep_best', True)
+  best = run_state.best_members(state, 1, keep_best)
+  genome = stack.take(best.population, 0)
   like = str(files.model)
-  if config.space == 'weights':
-    hub.save_checkpoint(folder, best['genome'], model, like=like)
+  if whole:
+    hub.save_checkpoint(folder, genome, model, like=like)
   else:
     adapters = peft.load_adapters(files.adapters, model)
     _, space = problem_lib.make_space(config, adapters)
-    space.export(best['genome'], folder, model, like, like)
+    space.export(genome, folder, model, like, like)
   command.say(
-    f'member {int(best["id"])}, the best after generation {generation}: '
-    f'{100 * float(best["fitness"]):.1f} % on dev'
+    f'member {best.ids[0]}, the best after generation {generation}: '
+    f'{100 * float(best.fitness[0]):.1f} % on dev'
   )
 
 

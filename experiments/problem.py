@@ -13,6 +13,7 @@ import math
 import pathlib
 from typing import Any
 
+from absl import logging
 from ml_collections import config_dict
 
 from experiments import inputs as inputs_lib
@@ -20,6 +21,8 @@ from experiments.command import CommandError
 from experiments.command import has_no_room
 
 _GIB = 1 << 30
+# Below this many items one standard error is over 5.5 points.
+_FEW_ITEMS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +114,15 @@ def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
 
 def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
   """The space of whole models."""
+  from evojax_llm.gemma import folders as folders_lib
   from evojax_llm.gemma import hub
-  from evojax_llm.gemma import peft
   from evojax_llm.genomes.weights import WeightSpace
 
   experts = [
     hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
     for folder in folders
   ]
-  return WeightSpace(peft.expert_names(folders), experts, params)
+  return WeightSpace(folders_lib.expert_names(folders), experts, params)
 
 
 def make_space(
@@ -191,7 +194,25 @@ def make_strategy(config: Any, problem: Problem) -> Any:
 
 
 def make_evaluator(config: Any, problem: Problem) -> Any:
-  """The fitness engine of a configuration."""
+  """The fitness engine of a configuration.
+
+  That the search scores few dev items is logged as a warning.
+  """
+  from evojax_llm.fitness import intervals
+
+  evaluator = _evaluator(config, problem)
+  scored = sum(len(items) for items in evaluator.items('dev'))
+  if scored < _FEW_ITEMS:
+    logging.warning(
+      'The search scores only %d dev items: the standard error of an accuracy '
+      'is up to %.1f points, and a search fits the luck of the draw.',
+      scored,
+      100 * intervals.standard_error(scored),
+    )
+  return evaluator
+
+
+def _evaluator(config: Any, problem: Problem) -> Any:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluation import Evaluator
@@ -222,15 +243,13 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
     )
 
 
-def make_heldout(config: Any, problem: Problem) -> Any:
-  """An evaluator of the held-out tasks, or None where there are none.
+def heldout_tasks(config: Any, problem: Problem) -> tuple[Any, ...]:
+  """The held-out tasks with config.test_limit test items for their `dev`.
 
-  Their test items, config.test_limit of them, stand in its `dev`, by which the
-  engine plans.
+  Raises:
+    TaskError: one has no test items.
   """
-  if not problem.heldout:
-    return None
-  tasks = tuple(
+  return tuple(
     dataclasses.replace(
       task,
       dev=task.subset('test', config.test_limit, config.dev_draw),
@@ -238,28 +257,40 @@ def make_heldout(config: Any, problem: Problem) -> Any:
     )
     for task in problem.heldout
   )
+
+
+def make_heldout(config: Any, problem: Problem) -> Any:
+  """An evaluator of the held-out tasks, or None where there are none.
+
+  Their test items stand in its `dev`, by which the engine plans.
+  """
+  if not problem.heldout:
+    return None
+  tasks = heldout_tasks(config, problem)
   config = config_dict.ConfigDict(config.to_dict())
   config.objective = 'weighted_mean'
   config.dev_limit, config.dev_limits, config.test_limits = None, (), ()
   weights = (1 / len(tasks),) * len(tasks)
-  return make_evaluator(
+  return _evaluator(
     config, dataclasses.replace(problem, tasks=tasks, weights=weights)
   )
 
 
-def make_racing(config: Any) -> Any:
+def make_racing(config: Any, problem: Problem) -> Any:
   """The rules of a race, or None where everybody is scored on everything.
 
   Raises:
-    CommandError: a value that cannot be.
+    CommandError: a value that cannot be, or tasks that cannot be raced for.
   """
-  from evojax_llm.fitness.racing import Racing
+  from evojax_llm.fitness import racing
+  from evojax_llm.fitness.scorers.table import scorer_of
 
   options = config.racing.to_dict()
   if not options['rule']:
     return None
   with asked_for(ValueError, what='config.racing'):
-    return Racing(**options)
+    racing.check([scorer_of(t) for t in problem.tasks], config.objective)
+    return racing.Racing(**options)
 
 
 @contextlib.contextmanager
@@ -276,7 +307,8 @@ def asked_for(*kinds: type[Exception], what: str = ''):
 def _weights(
   values: Sequence[float], tasks: Sequence[Any]
 ) -> tuple[float, ...]:
-  weights = [float(v) for v in values] or [1.0] * len(tasks)
+  with asked_for(TypeError, ValueError, what='config.weights'):
+    weights = [float(v) for v in values] or [1.0] * len(tasks)
   if (
     len(weights) != len(tasks)
     or not all(math.isfinite(w) and w >= 0 for w in weights)

@@ -44,6 +44,7 @@ class Asked:
       stand in its `dev`; None where there are none.
     model: folder of the base.
     name: of the run.
+    keep_best: of the strategy.
   """
 
   config: Any
@@ -52,6 +53,7 @@ class Asked:
   heldout: Any
   model: str
   name: str
+  keep_best: bool
 
   @property
   def has_test(self) -> bool:
@@ -66,7 +68,7 @@ def finish(
   state: run_state.RunState,
   bar: progress.Progress,
 ) -> None:
-  """Exports the best member, reads test once, and writes the report."""
+  """Exports the state's best member, reads test once, writes the report."""
   evaluator, problem, best = asked.evaluator, asked.problem, state.best
   _export(run, problem, best.genome, asked.model)
 
@@ -152,7 +154,7 @@ def _ensembles(run, asked, rivals, state) -> dict[str, ensemble_lib.Ensemble]:
   options = asked.config.ensemble
   if not options.size:
     return {}
-  found = run_state.best_members(state, options.size)
+  found = run_state.best_members(state, options.size, asked.keep_best)
   made = {
     OF_EXPERTS: ensemble_lib.of_experts(
       asked.evaluator,

@@ -120,8 +120,12 @@ def _scored(run, evaluator, problem, bar) -> dict[str, Any]:
   first = asked[0]
   _log(run).append(0, range(len(first.fitness)), first)
   names = problem.experts.names
-  these = first.task_scores[1 : 1 + len(names)]
-  return {'rows': rows, 'experts': dict(zip(names, these, strict=True))}
+  these = slice(1, 1 + len(names))
+  return {
+    'rows': rows,
+    'experts': dict(zip(names, first.task_scores[these], strict=True)),
+    'fitness': dict(zip(names, first.fitness[these], strict=True)),
+  }
 
 
 def expert_results(

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
-import numpy as np
 
 from evojax_llm import checkpoint
 from evojax_llm import evolution
@@ -25,6 +24,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from experiments import command
 from experiments import inputs as inputs_lib
+from experiments import outcome
 from experiments import problem as problem_lib
 from experiments import quantised
 from experiments import results
@@ -120,7 +120,7 @@ def prepare(config: Any, files: inputs_lib.Files) -> Search:
     problem=problem,
     evaluator=evaluator,
     strategy=strategy,
-    racing=problem_lib.make_racing(config),
+    racing=problem_lib.make_racing(config, problem),
     abstract=None,
     warm=warm,
     inputs=inputs,
@@ -130,7 +130,8 @@ def prepare(config: Any, files: inputs_lib.Files) -> Search:
   abstract = run_state.abstract_state(
     strategy, params, first.population, len(problem.tasks)
   )
-  plan = _plan(evaluator, problem, strategy, params, abstract)
+  heldout = problem_lib.heldout_tasks(config, problem)
+  plan = _plan(evaluator, problem, heldout, strategy, params, abstract)
   command.say(plan.describe())
   return dataclasses.replace(search, abstract=abstract)
 
@@ -259,8 +260,9 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
       line = _line(done, evaluator.objective.percent)
       bar.generation(done.number, done.best_fitness, line)
 
-  if config.resample:
-    state = _on_first_items(evaluator, problem, state)
+  state = outcome.settle(
+    state, strategy, evaluator, problem.space, other_items=config.resample
+  )
   asked = results.Asked(
     config=config,
     problem=problem,
@@ -268,6 +270,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
     heldout=problem_lib.make_heldout(config, problem),
     model=str(search.files.model),
     name=search.name,
+    keep_best=strategy.keep_best,
   )
   results.finish(run, asked, rivals, state, bar)
 
@@ -275,11 +278,12 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
 def _plan(
   evaluator: Any,
   problem: problem_lib.Problem,
+  heldout: Sequence[Any],
   strategy: Any,
   params: Any,
   abstract: run_state.RunState,
 ) -> Any:
-  """Plans the memory of a run, for the longest prompts of both splits.
+  """Plans the memory of a run, for the longest prompts that it will read.
 
   Raises:
     MemoryPlanError: it cannot fit.
@@ -295,22 +299,22 @@ def _plan(
     members=min(strategy.population_size, stack.size(asked)),
     population_bytes=_bytes(abstract) + _bytes(asked),
   )
+  # An item that does not fit must show now and not when all is done.
+  late = [(task, task.dev) for task in heldout]
   if all(task.test for task in problem.tasks):
-    # An item that does not fit must show now and not when all is done.
-    encoded = [
-      prompts.encode_items(
-        task,
-        items,
-        problem.tokenizer,
-        chat=evaluator.chat,
-        max_length=evaluator.max_length,
-      )
-      for task, items in zip(
-        problem.tasks, evaluator.items('test'), strict=True
-      )
-    ]
-    for length, new_tokens in splits.longest_rows(encoded):
-      made.rows(length, new_tokens)
+    late += zip(problem.tasks, evaluator.items('test'), strict=True)
+  encoded = [
+    prompts.encode_items(
+      task,
+      items,
+      problem.tokenizer,
+      chat=evaluator.chat,
+      max_length=evaluator.max_length,
+    )
+    for task, items in late
+  ]
+  for length, new_tokens in splits.longest_rows(encoded):
+    made.rows(length, new_tokens)
   return made
 
 
@@ -338,24 +342,6 @@ def _draw_of(draw: int, generation: int) -> int:
   """The draw of dev items of a generation of a run that draws them anew."""
   # The first one's is the run's own; no other run's is near.
   return draw + (generation << 20)
-
-
-def _on_first_items(
-  evaluator: Any, problem: problem_lib.Problem, state: run_state.RunState
-) -> run_state.RunState:
-  """The state with its best member scored on the items of the baselines.
-
-  Where every generation has other items, only this compares with them.
-  """
-  genome = jax.tree.map(lambda leaf: leaf[None], state.best.genome)
-  slots = evaluator.plan.members_per_group
-  scores = evaluator.evaluate(
-    problem.space, stack.pad(genome, slots), np.arange(1)
-  )
-  best = state.best.replace(
-    fitness=scores.fitness[0], task_scores=scores.task_scores[0]
-  )
-  return state.replace(best=best)
 
 
 def _bytes(tree: Any) -> int:

@@ -42,6 +42,13 @@ def test_origin_follows_first_parents_and_ranks_all_experts():
   assert analysis.origin(3, rows, {}).rank == 4
 
 
+def test_who_was_made_of_nobody_has_no_origin():
+  rows = [row(0, 0, fitness=0.6, experts=['a']), row(1, 1), row(2, 2)]
+  found = analysis.origin(2, rows, {'a': 0.3})
+  assert (found.path, found.rank, found.of) == ([2], None, 1)
+  assert not found.experts
+
+
 def generation(number, ids, values, names):
   values = np.asarray(values, np.float32)
   task = TaskItems(

@@ -145,6 +145,29 @@ def test_no_utils():
   assert not [f for f in _files('.py') if f.stem in stems]
 
 
+def _private_names(tree: ast.Module) -> set[str]:
+  """Names with an underscore that the top level of a module defines."""
+  names = set()
+  for node in tree.body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      names.add(node.name)
+    targets = getattr(node, 'targets', [getattr(node, 'target', None)])
+    names |= {t.id for t in targets if isinstance(t, ast.Name)}
+  return {n for n in names if n.startswith('_') and not n.startswith('__')}
+
+
+def test_what_a_module_keeps_to_itself_it_uses():
+  unused = []
+  for name, tree in _modules().items():
+    read = {
+      node.id
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    unused += [f'{name}.{n}' for n in sorted(_private_names(tree) - read)]
+  assert not unused, 'defined and never used: ' + ', '.join(unused)
+
+
 def test_library_defines_no_flags():
   defining = [
     module

@@ -39,7 +39,8 @@ class Score:
     return types.SimpleNamespace(fitness=fitness, task_scores=fitness[:, None])
 
   def _one(self, mix):
-    who = NAMES[np.argmax(mix.weights)] if max(mix.weights) == 1 else 'even'
+    parts = [NAMES[i] for i in np.flatnonzero(mix.weights)]
+    who = 'even' if len(parts) == len(NAMES) else ''.join(parts)
     return self.known.get(f'{who}_{mix.factor:g}', 0.1)
 
 
@@ -71,6 +72,7 @@ def test_the_best_by_dev_are_chosen():
     'base',
     'best expert',
     'average',
+    'soup',
     'scaled average',
     'scaled best expert',
   ]
@@ -78,7 +80,7 @@ def test_the_best_by_dev_are_chosen():
   assert rows['scaled average'].mix.factor == 3.0
   assert rows['scaled best expert'].mix == baselines.Mix((0.0, 1.0, 0.0), 2.0)
   found = [float(r.task_scores[0]) for r in rows.values()]
-  assert found == pytest.approx([0.2, 0.6, 0.4, 0.5, 0.7])
+  assert found == pytest.approx([0.2, 0.6, 0.4, 0.6, 0.5, 0.7])
   # Nothing is scored twice, and what was scored to choose a row is counted.
   assert len(score.scored) == len(set(score.scored))
   assert rows['best expert'].evaluations == 3
@@ -88,6 +90,26 @@ def test_the_best_by_dev_are_chosen():
   assert rows['scaled average'].evaluations == 1 + len(
     baselines.AVERAGE_FACTORS
   )
+
+
+def test_a_soup_is_of_the_best_experts_and_as_large_as_dev_says():
+  known = {'x_1': 0.3, 'y_1': 0.6, 'z_1': 0.5, 'yz_1': 0.7, 'even_1': 0.4}
+  soup = {r.name: r for r in baselines.choose_baselines(NAMES, Score(**known))}
+  row = soup['soup']
+  assert row.mix == baselines.Mix((0.0, 0.5, 0.5)) and row.detail == 'best 2'
+  assert float(row.task_scores[0]) == pytest.approx(0.7)
+  # Three experts, their average, and the best two.
+  assert row.evaluations == 5
+  for changed, detail in (
+    ({'even_1': 0.8}, 'best 3'),
+    ({'y_1': 0.9}, 'best 1'),
+  ):
+    score = Score(**known | changed)
+    rows = {r.name: r for r in baselines.choose_baselines(NAMES, score)}
+    assert rows['soup'].detail == detail
+    assert len(score.scored) == len(set(score.scored))
+  alone = baselines.choose_baselines(('x',), Score(x_1=0.3))
+  assert [r.detail for r in alone if r.name == 'soup'] == ['best 1']
 
 
 def test_no_scaling_is_chosen_where_it_does_not_help():

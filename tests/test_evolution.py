@@ -271,3 +271,33 @@ def test_the_same_items_again_change_nothing_but_the_count():
     plain[-1][0].strategy.population['x'], again[-1][0].strategy.population['x']
   )
   assert int(again[-1][0].evaluations) > int(plain[-1][0].evaluations)
+
+
+def test_who_is_only_remembered_can_be_left_out():
+  # The elites move too, so the best of all time is lost sooner or later.
+  strategy = make_strategy()
+  rounds = evolution.evolve(
+    strategy,
+    strategy.default_params,
+    Score(),
+    make_population(),
+    seed=0,
+    generations=9,
+  )
+  states = [host(state) for state, _ in rounds]
+  lost = [s for s in states if int(s.best.id) not in s.strategy.ids]
+  assert lost
+  for state in lost:
+    inner = state.strategy
+    assert run_state.best_members(state, 1).ids == [int(state.best.id)]
+    found = run_state.best_members(state, P, keep_best=False)
+    assert sorted(found.ids) == sorted(inner.ids.tolist())
+    assert found.fitness[0] == inner.fitness.max() < state.best.fitness
+    winner = inner.fitness.argmax()
+    np.testing.assert_array_equal(
+      found.population['x'][0], inner.population['x'][winner]
+    )
+  failed = inner.replace(fitness=np.full_like(inner.fitness, np.nan))
+  nobody = state.replace(strategy=failed)
+  found = run_state.best_members(nobody, 1, keep_best=False)
+  assert found.ids == [int(state.best.id)]

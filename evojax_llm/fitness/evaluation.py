@@ -142,7 +142,12 @@ class Evaluator:
     return self._matcher.objective
 
   def normalise_by(self, experts: np.ndarray) -> None:
-    """Gives the objective the experts' scores (N, K), where it needs them."""
+    """Gives the objective the experts' scores (N, K), where it needs them.
+
+    Holds for this evaluator and for those that are drawn from it from then on.
+    """
+    # A matcher of its own: other draws have other items, and scores on them.
+    self._matcher = copy.copy(self._matcher)
     self._matcher.objective = self.objective.normalised_by(experts)
 
   def items(self, split: str) -> list[tuple[Item, ...]]:
@@ -365,7 +370,9 @@ def _limits(
 ) -> tuple[int | None, ...]:
   """One limit for each task."""
   limits = limit if isinstance(limit, Sequence) else (limit,) * count
-  if len(limits) != count or any(n is not None and n < 1 for n in limits):
+  if len(limits) != count or not all(
+    n is None or (isinstance(n, int) and n > 0) for n in limits
+  ):
     raise ValueError(
       f'limits are {limit}; expected a number of at least 1 for all {count} '
       'tasks, or one for each.'

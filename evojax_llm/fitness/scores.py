@@ -178,7 +178,7 @@ class Matcher:
 
   Args:
     tasks: K tasks.
-    objective: makes fitness of task scores; may be replaced.
+    objective: makes fitness of task scores; may be replaced, in a copy too.
     tokenizer: decodes generated tokens.
   """
 

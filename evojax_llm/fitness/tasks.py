@@ -40,7 +40,6 @@ from typing import Any
 from absl import logging
 
 from evojax_llm.fitness import format as format_lib
-from evojax_llm.fitness import intervals
 from evojax_llm.fitness import overlap
 from evojax_llm.fitness.items import SPLITS
 from evojax_llm.fitness.items import Item
@@ -63,8 +62,6 @@ _TOP_KEYS = (
   'icl_prompt',
   'format',
 )
-# Below this many items one standard error is over 5.5 points.
-_SMALL_DEV = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +161,7 @@ def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
     rules: what is allowed.
 
   Returns:
-    The task. A small dev split is logged as a warning.
+    The task.
 
   Raises:
     TaskError: a file that cannot be read, a row, field or option that cannot
@@ -179,14 +176,6 @@ def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
       'on a machine where that is fine.'
     )
   _check_overlap(task, task, rules.allow_overlap)
-  if 0 < len(task.dev) < _SMALL_DEV:
-    logging.warning(
-      '%s: only %d dev items; the standard error of an accuracy is up to %.1f '
-      'points, and a search fits the luck of the draw.',
-      task.source,
-      len(task.dev),
-      100 * intervals.standard_error(len(task.dev)),
-    )
   return task
 
 

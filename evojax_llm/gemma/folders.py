@@ -6,6 +6,7 @@ pickle is ever opened and nothing is ever downloaded.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import json
 import os
@@ -55,6 +56,19 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
       'fetch it first and give the path of the local folder.'
     )
   return path
+
+
+def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
+  """The shortest ends of the paths that tell the folders apart."""
+  paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
+  for depth in range(1, max(len(p.parts) for p in paths) + 1):
+    names = ['/'.join(p.parts[-depth:]) for p in paths]
+    if len(set(names)) == len(set(paths)):
+      break
+  # The same folder given twice is told apart by its place.
+  return tuple(
+    n if names.index(n) == i else f'{n}#{i}' for i, n in enumerate(names)
+  )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

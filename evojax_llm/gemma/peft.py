@@ -20,6 +20,7 @@ from evojax_llm.gemma.adapter_files import read_adapter
 from evojax_llm.gemma.config import GemmaConfig
 from evojax_llm.gemma.errors import GemmaError
 from evojax_llm.gemma.folders import existing_folder
+from evojax_llm.gemma.folders import expert_names
 from evojax_llm.gemma.folders import new_folder
 from evojax_llm.gemma.folders import read_json
 from evojax_llm.gemma.folders import write_json
@@ -113,19 +114,6 @@ def _common_scale(
         scale[layer] = expert[module, layer].scale
   given = scale[scale != 0]
   return np.where(scale == 0, given[0], scale) if given.size else scale
-
-
-def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
-  """The shortest ends of the paths that tell the folders apart."""
-  paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
-  for depth in range(1, max(len(p.parts) for p in paths) + 1):
-    names = ['/'.join(p.parts[-depth:]) for p in paths]
-    if len(set(names)) == len(set(paths)):
-      break
-  # The same folder given twice is told apart by its place.
-  return tuple(
-    n if names.index(n) == i else f'{n}#{i}' for i, n in enumerate(names)
-  )
 
 
 def save_adapter(

@@ -184,7 +184,13 @@ def make_rows(
     raise ValueError(f'Got a population of {size}; expected at least one.')
   rows: list[Row] = []
   for entry in recipe:
-    name, options = (entry, {}) if isinstance(entry, str) else entry
+    try:
+      name, options = (entry, {}) if isinstance(entry, str) else entry
+    except (TypeError, ValueError):
+      raise ValueError(
+        f'Got the entry {entry!r} of a recipe; expected a name, or a pair of a '
+        "name and options such as ('noise', {'sigma': 0.1})."
+      ) from None
     if name not in RECIPES:
       raise ValueError(
         f'Got recipe {name!r}; expected one of {tuple(RECIPES)}.'

@@ -3,8 +3,8 @@
 In Model Swarms (arXiv 2410.11163) a particle that found no better position for
 some rounds goes back to its own best, at rest. In the released code it stays
 stale there, so that it is sent back in every round from then on: `forever`.
-Here a restart begins the count anew, and for a refractory period there is no
-other (the authors' later toolkit counts three rounds).
+Here a restart begins the count anew, and for a refractory period, which begins
+with its round, there is no other (the authors' later toolkit counts three).
 """
 
 import flax.struct
@@ -55,7 +55,8 @@ def due(
   Args:
     patience: before.
     limit: () i32, rounds without improvement after which to restart.
-    refractory: () i32, rounds after a restart in which there is no other.
+    refractory: () i32, rounds from a restart on, its own among them, in which
+      there is no other.
     forever: as released: neither the count begins anew nor is there a
       refractory period, and a stale particle is restarted every round until it
       improves.

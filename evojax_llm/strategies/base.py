@@ -13,6 +13,7 @@ import abc
 from collections.abc import Callable
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any
 
 from evosax.algorithms.population_based import base as evosax_base
@@ -94,6 +95,9 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
       recompiles, and a multiple of the devices of `sharding`.
     operator_names: what `state.proposal.operator` counts.
     sharding: of population leaves, or None to leave it to the compiler.
+    keep_best: whether a run ends with the best member of all time; else with
+      the best of its last population, by the fitness that stands there. The
+      memory, and patience with it, knows the best of all time either way.
   """
 
   def __init__(
@@ -103,6 +107,7 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     operator_names: tuple[str, ...],
     sharding: jax.sharding.Sharding | None = None,
     capacity: int | None = None,
+    keep_best: bool = True,
   ):
     # evosax's constructors ravel a genome; they are left out on purpose.
     if population_size < 1:
@@ -126,6 +131,7 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     self.num_proposals = -(-num_proposals // devices) * devices
     self.operator_names = operator_names
     self.sharding = sharding
+    self.keep_best = keep_best
     self.elite_ratio = 1.0
     self.metrics_fn = metrics
 
@@ -324,10 +330,16 @@ def metrics(
   }
 
 
+# What hyperparameters may be: from, to.
+SHARE = (0.0, 1.0)
+NOT_NEGATIVE = (0.0, math.inf)
+
+
 def make_params(
   kind: Callable[..., Any],
   defaults: Mapping[str, float],
   values: Mapping[str, float],
+  ranges: Mapping[str, tuple[float, float]],
 ) -> Any:
   """Hyperparameters of a flax.struct class, each a () f32 array.
 
@@ -335,9 +347,10 @@ def make_params(
     kind: makes it of its fields by name.
     defaults: all its fields.
     values: those to change.
+    ranges: what some of them may be; the others may be any finite number.
 
   Raises:
-    ValueError: if a name is unknown.
+    ValueError: if a name is unknown, or a number is not in its range.
   """
   unknown = sorted(set(values) - set(defaults))
   if unknown:
@@ -345,6 +358,15 @@ def make_params(
       f'Got unknown hyperparameters {unknown}; expected some of '
       f'{sorted(defaults)}.'
     )
+  for name, value in values.items():
+    low, high = ranges.get(name, (-math.inf, math.inf))
+    if not (math.isfinite(value) and low <= value <= high):
+      limits = 'a finite number'
+      if low > -math.inf:
+        limits = (
+          f'{low:g} or more' if high == math.inf else f'{low:g} to {high:g}'
+        )
+      raise ValueError(f'Got {name} {value}; expected {limits}.')
   return kind(
     **{
       name: jnp.float32(value) for name, value in {**defaults, **values}.items()

@@ -28,6 +28,7 @@ from evojax_llm.operators import succession
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
+from evojax_llm.strategies import choice
 from evojax_llm.strategies import crossover
 from evojax_llm.strategies import succession_round
 from evojax_llm.strategies import variation_round
@@ -99,6 +100,16 @@ DEFAULTS = {
   'step_decay': 0.95,
   'step_floor': 0.0,
 }
+RANGES = succession_round.RANGES | {
+  'cross_rate': base.SHARE,
+  'temperature': base.NOT_NEGATIVE,
+  'parent_share': base.SHARE,
+  'mutation_rate': base.SHARE,
+  'gene_rate': base.SHARE,
+  'sigma': base.NOT_NEGATIVE,
+  'scale_rate': base.SHARE,
+  'elite_share': base.SHARE,
+}
 
 
 def make_params(
@@ -116,11 +127,11 @@ def make_params(
     **values: all other hyperparameters to change.
 
   Raises:
-    ValueError: if a name is unknown.
+    ValueError: if a name is unknown or a number out of range.
   """
   own = crossover.parameters(merge, merge_parameters or {})
   kind = functools.partial(Params, merge=own, base=merge_base)
-  return base.make_params(kind, DEFAULTS, values)
+  return base.make_params(kind, DEFAULTS, values, RANGES)
 
 
 class Genome(base.Strategy):
@@ -142,6 +153,7 @@ class Genome(base.Strategy):
     *,
     with_succession: bool = True,
     spare_elites: bool = False,
+    keep_best: bool = True,
     max_population: int | None = None,
     max_mutants: int | None = None,
     merge_parameters: Mapping[str, float | None] | None = None,
@@ -156,6 +168,8 @@ class Genome(base.Strategy):
       with_succession: alternate with succession rounds (GENOME+).
       spare_elites: in a succession round the elites stay where they are, with
         their ids and their fitness.
+      keep_best: whether a run ends with the best member of all time; see
+        base.Strategy.
       max_population: P, places for members; population_size by default.
       max_mutants: slots for mutated copies; all P + P // 2 by default.
       merge_parameters: of the merge, to change in `default_params`.
@@ -187,7 +201,7 @@ class Genome(base.Strategy):
     varied = self.num_children + self.num_mutants
     num_proposals = max(varied, places) if with_succession else varied
     super().__init__(
-      population_size, num_proposals, OPERATORS, sharding, places
+      population_size, num_proposals, OPERATORS, sharding, places, keep_best
     )
     self.with_succession = with_succession
     self.spare_elites = spare_elites
@@ -291,12 +305,19 @@ class Genome(base.Strategy):
     return members, changes | {'velocity': velocity, 'proposal': proposal}
 
   def _elites(self, state, params):
-    """(P,) bool, the fittest that a selection would keep in any case."""
+    """(P,) bool, the worthiest that a selection would keep in any case."""
     count = variation_round.elite_count(
       self.variation, params, jnp.sum(state.ids >= 0), self.capacity
     )
-    position = selection.places_of(selection.ranking(state.fitness, state.ids))
-    return (position < count) & jnp.isfinite(state.fitness)
+    value = choice.worth(
+      self.variation.chosen_by,
+      state.fitness,
+      state.objectives,
+      state.ids,
+      params.share_alpha,
+    )
+    position = selection.places_of(selection.ranking(value, state.ids))
+    return (position < count) & jnp.isfinite(value)
 
   def _vary(self, key, state, params):
     members, changes = variation_round.propose(self, key, state, params)

@@ -69,15 +69,7 @@ DEFAULTS = {
   'learning_rate': 0.1,
   'learning_decay': 1.0,
 }
-
-
-def make_params(**values: float) -> Params:
-  """Params with `values` in place of defaults.
-
-  Raises:
-    ValueError: if a name is unknown.
-  """
-  return base.make_params(Params, DEFAULTS, values)
+RANGES = dict.fromkeys(DEFAULTS, base.NOT_NEGATIVE)
 
 
 @flax.struct.dataclass
@@ -163,11 +155,11 @@ class LowRankES(base.Strategy):
     self.relative_sigma = relative_sigma
     self.optimizer = _OPTIMIZERS[optimizer]()
     self._params = dict(params)
-    make_params(**self._params)
+    base.make_params(Params, DEFAULTS, params, RANGES)
 
   @property
   def _default_params(self) -> Params:
-    return make_params(**self._params)
+    return base.make_params(Params, DEFAULTS, self._params, RANGES)
 
   def _start(self, key, population, fitness, params, objectives):
     del params, objectives

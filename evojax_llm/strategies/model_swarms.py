@@ -9,6 +9,8 @@ The defaults are the corrected algorithm. What the released code does instead
 is reached by options; see presets.py and experiments/model_swarms/README.md.
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,8 @@ class Params(succession_round.Params):
   Attributes:
     restart_after: rounds without a better position after which a particle is
       restarted.
-    refractory: rounds after a restart in which a particle has no other.
+    refractory: rounds, that of a restart among them, in which a particle has no
+      other.
     drop_round: probability that nobody is scored in a round (Dropout-K).
     drop_member: probability that a particle is not scored in a round
       (Dropout-N).
@@ -56,15 +59,12 @@ DEFAULTS = {
   'drop_round': 0.0,
   'drop_member': 0.0,
 }
-
-
-def make_params(**values: float) -> Params:
-  """Params with `values` in place of defaults.
-
-  Raises:
-    ValueError: if a name is unknown.
-  """
-  return base.make_params(Params, DEFAULTS, values)
+RANGES = succession_round.RANGES | {
+  'restart_after': (1.0, math.inf),
+  'refractory': base.NOT_NEGATIVE,
+  'drop_round': base.SHARE,
+  'drop_member': base.SHARE,
+}
 
 
 @flax.struct.dataclass
@@ -93,6 +93,7 @@ class ModelSwarms(base.Strategy):
     decay: str = 'after',
     personal: bool = True,
     velocity_start: str = 'random',
+    keep_best: bool = True,
     sharding: jax.sharding.Sharding | None = None,
     **params: float,
   ):
@@ -108,6 +109,8 @@ class ModelSwarms(base.Strategy):
       personal: whether a particle knows its own best; likewise.
       velocity_start: first velocities are 'random' (towards another particle),
         'zero', or towards the 'best'.
+      keep_best: whether a run ends with the best particle of all time; see
+        base.Strategy.
       sharding: of population leaves.
       **params: hyperparameters to change in `default_params`.
 
@@ -116,7 +119,13 @@ class ModelSwarms(base.Strategy):
     """
     if restart not in RESTARTS:
       raise ValueError(f'Got restart {restart!r}; expected one of {RESTARTS}.')
-    super().__init__(population_size, population_size, OPERATORS, sharding)
+    super().__init__(
+      population_size,
+      population_size,
+      OPERATORS,
+      sharding,
+      keep_best=keep_best,
+    )
     self.restart = restart
     self.succession = succession_round.Options(
       draws=draws,
@@ -125,11 +134,11 @@ class ModelSwarms(base.Strategy):
       velocity_start=velocity_start,
     )
     self._params = dict(params)
-    make_params(**self._params)
+    base.make_params(Params, DEFAULTS, params, RANGES)
 
   @property
   def _default_params(self) -> Params:
-    return make_params(**self._params)
+    return base.make_params(Params, DEFAULTS, self._params, RANGES)
 
   def _start(self, key, population, fitness, params, objectives):
     del objectives

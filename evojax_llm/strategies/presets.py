@@ -1,12 +1,12 @@
 """Settings of GENOME, GENOME+ and Model Swarms by name, published ones too.
 
 'genome', 'genome_plus' and 'model_swarms' are this package's corrected
-algorithms with settings found on small models. Those named '_as_published' take
-every number and every option from the released code: from the scripts that come
-with it, or with '_cli' behind it its command-line defaults. 'moco' has what
-Model Swarms' authors ship in their later toolkit, 'model_swarms_by_genome' what
-GENOME's authors compare with. What of the released code is
-not reproduced is listed in the README of each system below experiments/.
+algorithms with the defaults of their strategies. Those named '_as_published'
+take every number and every option from the released code: from the scripts that
+come with it, or with '_cli' behind it its command-line defaults. 'moco' has
+what Model Swarms' authors ship in their later toolkit, 'model_swarms_by_genome'
+what GENOME's authors compare with. What of the released code is not reproduced
+is listed in the README of each system below experiments/.
 """
 
 from collections.abc import Mapping
@@ -49,6 +49,7 @@ _GENOME_AS_PUBLISHED = {
   'mask': 'element',
   'least_elites': 0,
   'elite_rounding': 'floor',
+  'keep_best': False,
 }
 _GENOME_PLUS_AS_PUBLISHED = {
   'weighing': 'fitness',
@@ -67,6 +68,7 @@ _GENOME_PLUS_AS_PUBLISHED = {
   'step_floor': 0.0,
   'personal': False,
   'rescore': False,
+  'keep_best': False,
   'draws': 'run',
   'decay': 'member',
 }
@@ -85,18 +87,6 @@ _MIDDLE_OF_GRIDS = {
   'social': 0.4,
   'repel': 0.05,
   'step_length': 0.75,
-}
-# Chosen on the pocket stage `mixed`, and on no other, among five settings: the
-# coefficients that Model Swarms' authors ship (arXiv 2410.11163), a whole step,
-# and members whose mass is changed now and then.
-_GENOME_PLUS = {
-  'mutation_rate': 0.2,
-  'scale_rate': 0.3,
-  'inertia': 0.2,
-  'cognitive': 0.3,
-  'social': 0.4,
-  'repel': 0.05,
-  'step_length': 1.0,
 }
 _RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
 
@@ -207,6 +197,7 @@ PRESETS: Mapping[str, Preset] = {
     {
       'restart': 'never',
       'personal': False,
+      'keep_best': False,
       'draws': 'run',
       'decay': 'member',
       'inertia': 0.2,

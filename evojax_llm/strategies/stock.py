@@ -65,7 +65,8 @@ class Stock(base.Strategy):
         stock_options.STOCK_OPTIONS.
 
     Raises:
-      ValueError: if the algorithm has no such option.
+      ValueError: if the algorithm has no such option, or cannot work with such
+        a population.
     """
     made = algorithms.algorithms[name]
     arguments = inspect.signature(made).parameters
@@ -91,15 +92,21 @@ class Stock(base.Strategy):
     self._kinds = jax.tree.map(lambda leaf: leaf.dtype, genome)
     with jax.numpy_dtype_promotion('standard'):
       # evosax mixes integers and floats.
-      self.inner = made(
-        population_size=population_size,
-        # Only its shapes matter, and shapes alone may be what is given.
-        solution=jax.tree.map(
-          lambda leaf: jnp.zeros(leaf.shape, jnp.float32), genome
-        ),
-        metrics_fn=_no_metrics,
-        **constructed,
-      )
+      try:
+        self.inner = made(
+          population_size=population_size,
+          # Only its shapes matter, and shapes alone may be what is given.
+          solution=jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, jnp.float32), genome
+          ),
+          metrics_fn=_no_metrics,
+          **constructed,
+        )
+      except (AssertionError, ZeroDivisionError) as error:
+        raise ValueError(
+          f'Got a population of {population_size} for {name!r}, which evosax '
+          f'refuses: {error}'
+        ) from error
       params = self.inner.default_params
     if sigma is not None and hasattr(params, 'std_init'):
       given['std_init'] = sigma

@@ -49,6 +49,20 @@ class Params:
     return jnp.stack([self.inertia, self.cognitive, self.social, self.repel])
 
 
+RANGES = dict.fromkeys(
+  (
+    'inertia',
+    'cognitive',
+    'social',
+    'repel',
+    'step_length',
+    'step_decay',
+    'step_floor',
+  ),
+  base.NOT_NEGATIVE,
+)
+
+
 @flax.struct.dataclass
 class State(base.State):
   """State of a strategy whose members move.

@@ -71,6 +71,11 @@ class Options:
         raise ValueError(
           f'Got {name} {getattr(self, name)!r}; expected one of {known}.'
         )
+    for name, least in (('entrants', 1), ('least_elites', 0)):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f'Got {name} {getattr(self, name)}; expected {least} or more.'
+        )
 
   def crossover(self) -> crossover.Crossover:
     """What makes a child of two parents.

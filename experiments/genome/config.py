@@ -37,6 +37,7 @@ OPTIONS = {
   'rescore': True,
   'velocity_start': 'random',
   'spare_elites': False,
+  'keep_best': True,
   'cross_rate': 0.8,
   'cross_low': 0.0,
   'cross_high': 2.0,

@@ -29,6 +29,7 @@ OPTIONS = {
   'decay': 'after',
   'personal': True,
   'velocity_start': 'random',
+  'keep_best': True,
   'inertia': 0.2,
   'cognitive': 0.3,
   'social': 0.4,

@@ -17,10 +17,9 @@ from ml_collections import config_dict
 
 from experiments.genome import config as genome_config
 
-# Chosen, as the space was, on the stage `mixed` among four settings. Mutation
-# reaches as far as the weights of experts do, and mass needs no operator of its
-# own where the weights are free.
-_COEFFICIENTS = {'sigma': 0.3, 'scale_rate': 0.0}
+# Chosen, as the space was, on the stage `mixed` among four settings: mutation
+# reaches as far as the weights of experts do.
+_COEFFICIENTS = {'sigma': 0.3}
 
 
 def get_config(space: str = 'coefficients') -> config_dict.ConfigDict:

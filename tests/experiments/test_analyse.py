@@ -41,6 +41,60 @@ def test_a_run_is_analysed_from_its_records(finished, tmp_path, capsys):
   assert 0 < np.sum(found['explained']) <= 1 + 1e-6
 
 
+def test_experts_are_ranked_by_the_fitness_of_the_run(finished, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(finished[0], run)
+  path = run / 'baselines.json'
+  kept = json.loads(path.read_text())
+  scores = [list(tasks) for tasks in kept['experts'].values()]
+  np.testing.assert_allclose(
+    list(kept['fitness'].values()), np.mean(scores, axis=1), atol=1e-6
+  )
+  # As of a metric of which less is better, or another objective.
+  kept['fitness'] = {n: -f for n, f in kept['fitness'].items()}
+  path.write_text(json.dumps(kept))
+  assert not running.run_program('analyse', f'--run={run}')
+  came = json.loads((run / 'analysis.json').read_text())['origin']
+  order = sorted(kept['fitness'].values(), reverse=True)
+  for name, rank in zip(came['experts'], came['expert_ranks'], strict=True):
+    assert rank == 1 + order.index(kept['fitness'][name])
+
+
+def test_answers_of_before_a_move_are_not_counted(finished, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(finished[0], run)
+  config = json.loads((run / 'config.json').read_text())
+  config['config']['strategy']['options']['rescore'] = False
+  (run / 'config.json').write_text(json.dumps(config))
+  assert not running.run_program('analyse', f'--run={run}')
+  assert not json.loads((run / 'analysis.json').read_text())['emergence']
+
+
+def test_members_of_nobody_have_no_origin(finished, tmp_path, capsys):
+  run = tmp_path / 'run'
+  shutil.copytree(finished[0], run)
+  rows = _members(run)
+  for row in rows:
+    row['parents'] = []
+  (run / 'members.jsonl').write_text(
+    ''.join(json.dumps(r) + '\n' for r in rows)
+  )
+  summary = json.loads((run / 'summary.json').read_text())
+  summary['best']['id'] = rows[-1]['id']
+  (run / 'summary.json').write_text(json.dumps(summary))
+  assert rows[-1]['generation'] > 0
+  assert not running.run_program('analyse', f'--run={run}')
+  assert 'tells of no parents' in capsys.readouterr().out
+  assert (
+    json.loads((run / 'analysis.json').read_text())['origin']['rank'] is None
+  )
+
+
+def _members(run):
+  text = (run / 'members.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
 def test_test_is_analysed_where_all_experts_were_read(settings, tmp_path):
   run = tmp_path / 'run'
   code = runs.evolve(

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from evojax_llm import checkpoint
 from evojax_llm import pocket
 from experiments import comparison as comparison_lib
 from experiments import contest
@@ -86,12 +87,46 @@ def test_the_table_has_a_line_for_each_search_and_baseline(comparison):
   for name in (
     'base',
     'best expert',
+    'soup',
     'scaled average',
     'ensemble of experts',
     'random_search P=10',
     'random_search P=20, vote',
   ):
     assert text.count(f'| {name} |') == 1
+
+
+def test_scores_that_are_no_shares_are_shown_as_they_are():
+  def row(name, seed, test):
+    return {
+      'name': name,
+      'draw': 0,
+      'seed': seed,
+      'evaluations': 5,
+      'items': 50,
+      'dev': 2.5,
+      'test': test,
+      'test_by_task': {'texts': test, 'sums': 0.5},
+      'heldout': 0.25,
+      'percent': {
+        'fitness': False,
+        'heldout': True,
+        'tasks': {'texts': False, 'sums': True},
+      },
+      'seconds': None,
+    }
+
+  levels = [row('best expert', None, 2.0), row('scaled average', None, 3.0)]
+  searches = [row('one', 0, 4.0), row('one', 1, 6.0), row('two', 0, None)]
+  lines = comparison_lib.table([*levels, *searches]).splitlines()
+  cells = {
+    (found := [cell.strip() for cell in line.split('|')[1:-1]])[0]: found[1:]
+    for line in lines
+  }
+  assert cells['one'] == (
+    '2 5 50 2.5 **5** 1.414 4 6 +3 +2 25.0 0.0 5 50.0 -'.split()
+  )
+  assert cells['two'][4:10] == ['**nan**', '-', 'nan', 'nan', 'nan', 'nan']
 
 
 def test_every_stage_has_a_table_of_its_own(comparison):
@@ -140,10 +175,54 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
     ([tmp_path, '--populations=10,many'], "'many'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
+    ([tmp_path / 'file'], 'File exists'),
+    ([tmp_path / 'a', '--configs=README.md'], 'which is no Python file'),
+    ([tmp_path / 'a', '--configs=experiments/seeds.py'], "'get_config'"),
   ):
     assert compare(*arguments) == 1
     message = capsys.readouterr().err
     assert words in message and 'Traceback' not in message
+  assert not (tmp_path / 'a').exists()
+
+
+SWARMS = 'experiments/model_swarms/config.py'
+
+
+def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(contest.Contest, 'baselines', None)
+  good = 'experiments/coefficients/config.py:random_search'
+  config = tmp_path / 'config.py'
+  config.write_text(
+    'from experiments.genome import config\n'
+    'def get_config():\n'
+    '  made = config.get_config()\n'
+    "  made.racing.rule = 'paired'\n"
+    '  return made\n'
+  )
+  for bad, more, words in (
+    (f'{SWARMS}:moco', ['--populations=20'], 'moco P=20: The recipe'),
+    (f'{SWARMS}:moco+step_decay=-1', [], 'step_decay -1.0; expected 0 or more'),
+    (config, [], 'sets config.racing'),
+    (good, [], "names 'random_search' twice"),
+    (SWARMS, ['--dev_limit=200', '--draws=2'], 'are all the same'),
+  ):
+    arguments = f'--configs={good},{bad}', '--draws=1', *more
+    assert compare(tmp_path / 'out', *arguments) == 1
+    message = capsys.readouterr().err
+    assert words in message and 'Traceback' not in message
+    # So what is corrected may be given the same folder.
+    assert not (tmp_path / 'out' / 'settings.json').exists()
+
+
+def test_one_process_at_a_time(comparison, capsys):
+  lock = checkpoint.WorkdirLock(comparison)
+  options = '--seeds=2', '--draws=1', '--populations=10,20'
+  assert compare(comparison, *options) == 1
+  assert 'Another process' in capsys.readouterr().err
+  lock.release()
+  assert not compare(comparison, *options)
 
 
 def test_draws_differ_and_share_programs():

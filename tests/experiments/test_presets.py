@@ -34,11 +34,26 @@ def test_a_preset_is_changed_option_by_option():
     ('genome+scores=False', "'scores=False' of a preset; expected 'option=va"),
     ('genome+rescore', "'rescore='"),
     ('genome+rescore=perhaps', "'rescore=perhaps'"),
+    ('genome+sigma=None', "'sigma=None': it cannot be left unset"),
+    ('genome+merge_options.norm=count', 'one of election, form, iterations'),
+    ('genome+merge_parameters.r.s=1', "'merge_parameters.r.s=1' of a preset"),
+    ('genome+merges.density=1', "'merges.density=1' of a preset"),
   ],
 )
 def test_what_is_no_preset_or_option_is_refused(name, message):
   with pytest.raises(ValueError, match=message):
     genome_config.get_config(name)
+
+
+def test_what_a_merge_takes_is_changed_as_well():
+  config = genome_config.get_config(
+    'genome+merge=ties+merge_parameters.density=0.5+merge_options.normalize=count'
+    '+max_population=None'
+  )
+  options = config.strategy.options
+  assert options.merge_parameters.density == 0.5
+  assert options.merge_options.normalize == 'count'
+  assert options.merge_options.election is None
 
 
 def test_a_sweep_draws_coefficients_from_the_grids():

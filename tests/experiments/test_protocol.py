@@ -186,6 +186,7 @@ def test_what_does_not_match_is_refused_with_words(
 ):
   old, _ = finished
   other = tiny_adapter_folders(3, 'gemma2', alpha=16)
+  untested = runs.write_task(tmp_path / 'untested.json', dev=4, test=0, seed=9)
   for flags, words in (
     (
       [f'--config.warm_start={tmp_path}'],
@@ -205,6 +206,11 @@ def test_what_does_not_match_is_refused_with_words(
       'which the search sees',
     ),
     (['--config.seeds=0'], 'config.seeds=0'),
+    ([f'--config.heldout_tasks={untested}'], 'has no test items'),
+    (
+      ['--config.racing.rule=halving', '--config.objective=minimum'],
+      'leave racing off',
+    ),
   ):
     assert runs.evolve(settings, tmp_path / 'run', *flags) == 1
     message = capsys.readouterr().err

@@ -169,6 +169,20 @@ def test_weights_of_tasks(config, params, population, tasks):
     make(config, params, tasks, weights=[1.0])
 
 
+def test_draws_of_items_are_normalised_apart(config, params, tasks):
+  first = make(
+    config, params, tasks, objective='z_score', limits={'dev': 3}
+  ).redraw(0)
+  other = first.redraw(1)
+  first.normalise_by(np.array([[0.1, 0.2], [0.3, 0.6]]))
+  assert other.objective.needs_experts
+  other.normalise_by(np.array([[0.5, 0.5], [0.9, 0.7]]))
+  one, two = (e.objective(np.array([[0.3, 0.6]]))[0] for e in (first, other))
+  assert one == pytest.approx(1.0) and two == pytest.approx(-1.0)
+  # Within a run the experts' scores of the beginning stay.
+  assert first.redraw(2).objective is first.objective
+
+
 def test_progress_ends_at_one(config, params, population, tasks):
   seen = []
   make(config, params, tasks, members_per_group=2).evaluate(

@@ -186,15 +186,6 @@ def test_jsonl_without_splits_is_all_dev(write):
     task.subset('test', 2)
 
 
-def test_small_dev_split_is_a_warning(write, caplog):
-  load_task(write({'dev': [exact_row(i) for i in range(79)]}))
-  assert 'only 79 dev items' in caplog.text
-  assert 'up to 5.6 points' in caplog.text
-  caplog.clear()
-  load_task(write({'dev': [exact_row(i) for i in range(80)]}))
-  assert not caplog.text
-
-
 @pytest.mark.parametrize(
   ('change', 'words'),
   [

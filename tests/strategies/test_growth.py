@@ -142,3 +142,18 @@ def test_spared_elites_stay_where_they_are_and_are_not_scored():
     np.testing.assert_allclose(
       after.fitness, problems.fitness(after.population), rtol=1e-5
     )
+
+
+def test_the_elites_that_stay_are_those_that_selection_would_keep():
+  # On the second task nobody else scores: shared, that is worth the most.
+  objectives = jnp.asarray([[0.9, 0.0], [0.8, 0.0], [0.8, 0.0], [0.0, 0.6]])
+  strategy = genome.Genome(
+    4, spare_elites=True, elite_share=0.25, chosen_by='shared'
+  )
+  members = problems.population(members=4)
+  params = strategy.default_params
+  cost = -jnp.mean(objectives, axis=1)
+  state = strategy.init(problems.KEY, members, cost, params, objectives)
+  _, state = strategy.ask(problems.KEY, state, params)
+  spared = np.asarray(state.proposal.ids[:4]) < 0
+  assert spared.tolist() == [False, False, False, True]

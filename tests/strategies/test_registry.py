@@ -138,10 +138,12 @@ def test_presets_make_their_strategies(name):
     return
   if preset.strategy == 'model_swarms':
     assert (strategy.restart == 'forever') == published
+    assert strategy.keep_best == (name != 'model_swarms_by_genome')
     assert preset.rounds == preset.generations
     return
   assert (strategy.variation.least_elites == 0) == published
   assert (strategy.variation.weighing == 'fitness') == published
+  assert strategy.keep_best != published
   quirks = published and strategy.with_succession
   assert (strategy.succession.draws == 'run') == quirks
   assert strategy.succession.rescore != quirks

@@ -123,3 +123,18 @@ def test_the_configuration_has_all_options_of_an_algorithm():
     config.strategy.options.std_rate = 0.2
   # Refused with the reason where the strategy is made.
   assert not stock_config.get_config('EvoTF_ES').strategy.options
+
+
+@pytest.mark.parametrize(
+  'name, size, message',
+  [
+    ('ARS', 3, 'must be even'),
+    ('DifferentialEvolution', 3, 'population_size >= 4'),
+    ('iAMaLGaM_Full', 1, 'division by zero'),
+  ],
+)
+def test_populations_that_evosax_refuses_are_refused_with_words(
+  name, size, message
+):
+  with pytest.raises(ValueError, match=f'population of {size}.*{message}'):
+    make(name, size)

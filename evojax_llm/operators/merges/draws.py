@@ -74,3 +74,8 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def steps(chance: jax.Array) -> jax.Array:
   """A chance as the nearest number of steps, i32 in [0, STEPS]."""
   return jnp.round(jnp.clip(chance, 0.0, 1.0) * STEPS).astype(jnp.int32)
+
+
+def chance(steps_kept: jax.Array) -> jax.Array:
+  """What a number of steps is as a chance, f32 in [0, 1]."""
+  return steps_kept.astype(jnp.float32) / STEPS

@@ -10,6 +10,8 @@ arXiv 2311.03099), 'l1' restores the sum of absolute values (mergekit's), and
 'none' leaves it.
 """
 
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -83,7 +85,12 @@ def bernoulli(
   taken, so that the mean over masks is the delta exactly.
   """
   steps = [draws.steps(x) for x in tensors.each(density, len(parents))]
-  return _drawn(tensors.deltas(parents, base), steps, key, rescale)
+  numbers = draws.decisions(key, base.shape, len(parents))
+  masks = [n < step for n, step in zip(numbers, steps, strict=True)]
+  if rescale == 'l1':
+    masks = _stored(masks)  # Read twice, or all would be drawn twice.
+  chances = [draws.chance(step) for step in steps]
+  return _kept(tensors.deltas(parents, base), masks, chances, rescale)
 
 
 def by_rank(
@@ -98,17 +105,31 @@ def by_rank(
 ) -> list[jax.Array]:
   """By chance, the larger the likelier in its row (DELLA, arXiv 2406.11617).
 
-  'density' divides each element by its own chance, as in the paper. epsilon is
-  (k,), or () for all alike.
+  The chances are those of `keep_chances` to within 2^-16. 'density' divides
+  each element by its own, as in the paper. epsilon is (k,), or () for all
+  alike.
   """
   deltas = tensors.deltas(parents, base)
   shares = tensors.each(density, len(parents))
   widths = tensors.each(epsilon, len(parents))
-  steps = [
-    draws.steps(keep_chances(delta, share, width, axis))
-    for delta, share, width in zip(deltas, shares, widths, strict=True)
-  ]
-  return _drawn(deltas, steps, key, rescale)
+  numbers = draws.decisions(key, base.shape, len(parents))
+  # Stored with rows side by side in memory, as they are made.
+  masks = _stored(
+    [
+      _high_enough(_rows(jnp.abs(delta), axis), share, width, _rows(n, axis))
+      for delta, share, width, n in zip(
+        deltas, shares, widths, numbers, strict=True
+      )
+    ]
+  )
+  masks = [jnp.moveaxis(m, -1, axis).reshape(base.shape) for m in masks]
+  chances = shares
+  if rescale == 'density':
+    chances = [
+      keep_chances(delta, share, width, axis)
+      for delta, share, width in zip(deltas, shares, widths, strict=True)
+    ]
+  return _kept(deltas, masks, chances, rescale)
 
 
 def _cuts(parents, base, ranks):
@@ -120,15 +141,9 @@ def _cuts(parents, base, ranks):
   )
 
 
-def _drawn(deltas, steps, key, rescale):
-  """The deltas where a number in [0, STEPS) is below their steps."""
-  numbers = draws.decisions(key, deltas[0].shape, len(deltas))
-  masks = [n < step for n, step in zip(numbers, steps, strict=True)]
-  if rescale == 'l1':
-    # Read twice: stored as bits, or all would be drawn twice.
-    masks = _unpacked(lax.optimization_barrier(_packed(masks)), len(masks))
-  chances = [step.astype(jnp.float32) / draws.STEPS for step in steps]
-  return _kept(deltas, masks, chances, rescale)
+def _stored(masks):
+  """The masks, made once however often they are read, as bits."""
+  return _unpacked(lax.optimization_barrier(_packed(masks)), len(masks))
 
 
 def _packed(masks):
@@ -171,33 +186,75 @@ def keep_chances(
   """DELLA's chances: density - epsilon + 2 epsilon (r - 1) / (n - 1).
 
   r is the rank of an element's size among the n of its row, the smallest
-  first and equals in their order; n = 1 counts as the middle. Chances are
-  cut to [0, 1]; at density 0 and 1 all are 0 or 1 whatever the epsilon.
+  first. Equals have the mean of what the first and the last of them would
+  have, and n = 1 counts as the middle. Chances are cut to [0, 1]; at density 0
+  and 1 all are 0 or 1 whatever the epsilon.
 
   Args:
     delta: (...).
-    density, epsilon: ().
+    density, epsilon: (), not negative.
     axis: the axis that runs along a row.
   """
-  n = delta.shape[axis] if delta.ndim else 1
-  if n == 1:
-    height = jnp.full(delta.shape, 0.5, jnp.float32)
-  else:
-    height = _ranks(delta, axis).astype(jnp.float32) / (n - 1)
+  sizes = _ordinals(_rows(jnp.abs(delta), axis))
+  ordered = lax.sort(sizes, is_stable=False)
+  ends = [
+    jnp.vectorize(
+      functools.partial(jnp.searchsorted, side=side), signature='(n),(n)->(n)'
+    )(ordered, sizes)
+    for side in ('left', 'right')
+  ]
+  n = sizes.shape[-1]
+  first, last = (
+    _chances(rank, n, density, epsilon) for rank in (ends[0], ends[1] - 1)
+  )
+  return jnp.moveaxis((first + last) / 2.0, -1, axis).reshape(delta.shape)
+
+
+def _chances(rank, n, density, epsilon):
+  """What `keep_chances` says of ranks (...), from 0 on, in a row of n."""
+  rank = rank.astype(jnp.float32)
+  height = rank / (n - 1) if n > 1 else rank + 0.5
   chance = jnp.clip(density + epsilon * (2.0 * height - 1.0), 0.0, 1.0)
   settled = (density <= 0.0) | (density >= 1.0)
   return jnp.where(settled, jnp.clip(density, 0.0, 1.0), chance)
 
 
-def _ranks(delta, axis):
-  """Each element's place in its row by size, i32 from 0."""
-  # Rows side by side in memory are sorted faster. Integers compare faster than
-  # floats, whose order has to place NaN.
-  size = lax.bitcast_convert_type(jnp.abs(delta), jnp.int32)
-  size = jnp.moveaxis(size, axis, -1)
-  place = lax.broadcasted_iota(jnp.int32, size.shape, size.ndim - 1)
-  _, order = lax.sort((size, place), dimension=size.ndim - 1, num_keys=1)
-  ranks = jnp.put_along_axis(
-    jnp.zeros_like(place), order, place, -1, inplace=False
+def _high_enough(sizes, density, epsilon, numbers):
+  """Where numbers in [0, STEPS) are below the steps of an element's chance.
+
+  Nobody's rank is found for that, which takes a sort of pairs. A number keeps
+  whom it keeps from some rank on: an element is compared with the one that has
+  that rank in its row. Of equals an even number keeps all if it keeps the last,
+  an odd number if it keeps the first.
+
+  Args:
+    sizes: (..., n) f32, not negative, in rows.
+    density, epsilon: ().
+    numbers: (..., n) i32.
+  """
+  n = sizes.shape[-1]
+  steps = draws.steps(_chances(jnp.arange(n), n, density, epsilon))
+  lowest = jnp.searchsorted(steps, jnp.arange(draws.STEPS), side='right')
+  lowest = lowest.astype(jnp.int32)[numbers]
+  odd = numbers & 1
+  ordinals = _ordinals(sizes)
+  other = jnp.take_along_axis(
+    lax.sort(ordinals, is_stable=False),
+    jnp.clip(lowest - odd, 0, n - 1),
+    axis=-1,
+    mode='promise_in_bounds',
   )
-  return jnp.moveaxis(ranks, -1, axis)
+  return (lowest == 0) | ((lowest < n) & (other <= ordinals - odd))
+
+
+def _ordinals(sizes):
+  """I32 that order as sizes that are not negative: compared and sorted faster.
+
+  The order of floats has to place NaN and two zeros.
+  """
+  return lax.bitcast_convert_type(sizes, jnp.int32)
+
+
+def _rows(values, axis):
+  """The axis last, so that rows lie side by side; of one number, a row."""
+  return jnp.moveaxis(jnp.atleast_1d(values), axis, -1)

@@ -195,6 +195,56 @@ def test_della_cuts_chances_to_zero_and_one():
   np.testing.assert_allclose(chances, [0.6, 0.75, 0.9, 1.0, 1.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize('shape,axis', [((7, 300), -1), ((300, 7), -2)])
+def test_della_keeps_whom_the_chance_of_the_rank_keeps(shape, axis):
+  rng, key = np.random.default_rng(0), jax.random.key(5)
+  deltas = jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)
+  density, epsilon = jnp.float32(0.5), jnp.asarray([0.3, 0.0], jnp.float32)
+  kept = sparsify.by_rank(
+    deltas,
+    jnp.zeros(shape, jnp.float32),
+    density,
+    epsilon,
+    key,
+    axis=axis,
+    rescale='none',
+  )
+  numbers = draws.decisions(key, shape, 2)
+  for delta, width, number, mine in zip(
+    deltas, epsilon, numbers, kept, strict=True
+  ):
+    chances = sparsify.keep_chances(delta, density, width, axis)
+    np.testing.assert_array_equal(mine != 0.0, number < draws.steps(chances))
+
+
+def test_equals_have_one_chance_in_della():
+  rng = np.random.default_rng(0)
+  sizes = rng.integers(1, 4, size=(40_000, 6)).astype(np.float32)
+  delta, (density, epsilon) = jnp.asarray(sizes), jnp.full(2, 0.4)
+  kept = sparsify.by_rank(
+    delta[None],
+    jnp.zeros_like(delta),
+    density,
+    epsilon,
+    jax.random.key(0),
+    rescale='none',
+  )
+  kept = np.asarray(kept[0]) != 0.0
+  chances = np.asarray(sparsify.keep_chances(delta, density, epsilon))
+  np.testing.assert_allclose(chances[0], _mean_chances(sizes[0]), rtol=1e-5)
+  for size in (1.0, 2.0, 3.0):
+    alike = sizes == size
+    assert np.mean(kept[alike]) == pytest.approx(
+      np.mean(chances[alike]), abs=0.01
+    )
+
+
+def _mean_chances(sizes):
+  """By definition: that of the mean rank of its equals, at 0.4 +- 0.4."""
+  ranks = [np.mean(np.flatnonzero(np.sort(sizes) == one)) for one in sizes]
+  return 0.8 * np.asarray(ranks) / (len(sizes) - 1)
+
+
 def test_arcee_fusion_draws_nothing():
   rng = np.random.default_rng(0)
   base = jnp.asarray(rng.normal(size=(1100, 1000)), jnp.float32)

@@ -1,0 +1,58 @@
+"""Every system in every space of genomes, traced and not compiled."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from evojax_llm import run_state
+from experiments import inputs as inputs_lib
+from experiments import problem as problem_lib
+from experiments.genome import config as genome_config
+from experiments.low_rank_es import config as low_rank_config
+from experiments.model_swarms import config as swarms_config
+from tests.experiments import runs
+
+CONFIGS = (
+  (genome_config, 'genome_plus+merge=ties+chosen_by=pareto+max_population=24'),
+  (swarms_config, 'model_swarms_as_published_light'),
+  (low_rank_config, 'low_rank_es'),
+)
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
+  task = tmp_path_factory.mktemp('tasks') / 'a.json'
+  return {
+    'model': str(tiny_gemma_folder('gemma2')),
+    'adapters': ','.join(map(str, tiny_adapter_folders(3, 'gemma2'))),
+    'tasks': str(runs.write_task(task, dev=4, test=2)),
+  }
+
+
+@pytest.mark.parametrize('space', inputs_lib.SPACES)
+def test_a_round_leaves_a_state_of_the_same_shapes(inputs, space):
+  first = genome_config.get_config()
+  first.update(inputs, space=space)
+  problem = problem_lib.load(first, inputs_lib.locate(first))
+  key, tasks = jax.random.key(0), len(problem.tasks)
+  for module, name in CONFIGS:
+    config = module.get_config(name)
+    config.space = space
+    strategy = problem_lib.make_strategy(config, problem)
+    params, size = strategy.default_params, config.strategy.population
+    population = jax.tree.map(
+      lambda leaf, size=size: jax.ShapeDtypeStruct(
+        (size, *leaf.shape[1:]), leaf.dtype
+      ),
+      jax.eval_shape(problem.space.experts),
+    )
+    before = run_state.abstract_state(strategy, params, population, tasks)
+
+    def play(state, strategy=strategy, params=params):
+      members, asked = strategy.ask(key, state, params)
+      slots = strategy.num_proposals
+      costs, objectives = jnp.zeros((slots,)), jnp.zeros((slots, tasks))
+      return strategy.tell(key, members, costs, asked, params, objectives)[0]
+
+    after = jax.eval_shape(play, before.strategy)
+    assert after == before.strategy, name
