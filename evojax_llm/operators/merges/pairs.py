@@ -49,7 +49,8 @@ def arcee_fusion(
   """
   (delta,) = tensors.deltas(parents, base)
   score = importance(parents[0], base, axis)
-  taken = score >= outlying(score)
+  # Not `>=`: what is not a number is to be seen in the child.
+  taken = ~(score < outlying(score))
   merged = base.astype(jnp.float32) + jnp.where(taken, delta, 0.0)
   return merged.astype(base.dtype)
 

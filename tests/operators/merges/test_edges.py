@@ -114,8 +114,6 @@ def test_density_zero_gives_the_base_and_one_keeps_all(merge):
 def test_what_is_not_a_number_in_a_parent_is_seen_in_the_child(merge):
   if merge.name in ('uniform_matrix', 'uniform_layer'):
     pytest.skip('they may take the other parent')
-  if merge.name == 'arcee_fusion':
-    pytest.skip('importance that is not a number takes nothing')
   child = run(merge.name, [X * jnp.nan, Y], base_for(merge.name, BASE))
   assert np.any(np.isnan(child))
 
