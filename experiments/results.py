@@ -254,7 +254,7 @@ def _write(
   levels = {
     row['name']: row['dev']['fitness']['score']
     for row in rows
-    if row['name'] in ('base', 'best expert', 'scaled average')
+    if row['name'] in ('base', 'best expert', 'soup', 'scaled average')
     and row['dev']['fitness']['score'] is not None
   }
   plot.curve(
