@@ -135,6 +135,7 @@ def table(rows: Sequence[Row]) -> str:
   for row in rows:
     named.setdefault(row['name'], []).append(row)
   percent = rows[0]['percent']
+  shown = functools.partial(report.number, percent=percent['fitness'])
   levels = {
     name: {row['draw']: row['test'] for row in named[name]} for name in _LEVELS
   }
@@ -147,7 +148,6 @@ def table(rows: Sequence[Row]) -> str:
   for name, found in named.items():
     times = [row['seconds']['all'] for row in found if row['seconds']]
     test = _numbers(row['test'] for row in found)
-    shown = functools.partial(report.number, percent=percent['fitness'])
     cells = [
       name,
       str(len(found)),

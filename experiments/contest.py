@@ -64,7 +64,7 @@ class Contest:
   def _check(self, name: str) -> None:
     """Refuses an arm that cannot begin, before any other has run."""
     config, experts = self._arms[name], self._problem.experts.names
-    try:
+    with problem_lib.asked_for(ValueError, what=name):
       self._made(name)
       initial.make_rows(
         len(experts),
@@ -72,8 +72,6 @@ class Contest:
         config.strategy.population,
         jax.random.key(0),
       )
-    except ValueError as error:
-      raise CommandError(f'{name}: {error}') from error
 
   def check_draws(self, count: int) -> None:
     """Refuses several draws of dev items where all of them are the same."""

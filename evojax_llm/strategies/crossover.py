@@ -87,9 +87,10 @@ def parameters(
     ValueError: if the merge has no such parameter, or it cannot have such a
       value.
   """
+  method = check.find(merge)
   known = {
     name: parameter.default
-    for name, parameter in check.find(merge).parameters.items()
+    for name, parameter in method.parameters.items()
     if name not in _WEIGHED
   }
   given = {name: value for name, value in values.items() if value is not None}
@@ -99,7 +100,7 @@ def parameters(
       f'Got unknown parameters {unknown} of {merge}; expected some of '
       f'{sorted(known)}.'
     )
-  check.check_values(check.find(merge), given)
+  check.check_values(method, given)
   return {name: jnp.float32(v) for name, v in {**known, **given}.items()}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from evojax_llm.operators.merges import registry
 from evojax_llm.operators.merges.method import Merge
+from evojax_llm.operators.merges.method import Parameter
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
@@ -58,6 +59,24 @@ def find(method: str) -> Merge:
   return registry.MERGES[method]
 
 
+def find_parameter(merge: Merge, name: str) -> Parameter:
+  """The merge's parameter of that name.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  return _entry(merge, 'parameter', name, merge.parameters)
+
+
+def _entry(merge, kind, name, known, hint=''):
+  if name not in known:
+    raise ValueError(
+      f'{merge.name} has no {kind} {name!r}; expected some of '
+      f'{sorted(known)}.{hint}'
+    )
+  return known[name]
+
+
 def check_options(merge: Merge, options: Mapping[str, Any]) -> None:
   """Refuses options and choices that are not in the table.
 
@@ -65,12 +84,8 @@ def check_options(merge: Merge, options: Mapping[str, Any]) -> None:
     ValueError: naming what there is.
   """
   for name, choice in options.items():
-    if name not in merge.options:
-      raise ValueError(
-        f'{merge.name} has no option {name!r}; expected some of '
-        f'{sorted(merge.options)}. Parameters go into `parameters`.'
-      )
-    choices = merge.options[name]
+    hint = ' Parameters go into `parameters`.'
+    choices = _entry(merge, 'option', name, merge.options, hint)
     number = isinstance(choices[0], int)
     fits = isinstance(choice, int) and choice > 0 if number else False
     if not fits and choice not in choices:
@@ -92,22 +107,17 @@ def check_values(merge: Merge, parameters: Mapping[str, Any]) -> None:
     ValueError: naming the parameter, the value and its range.
   """
   for name, value in parameters.items():
-    if name not in merge.parameters:
-      raise ValueError(
-        f'{merge.name} has no parameter {name!r}; expected some of '
-        f'{sorted(merge.parameters)}.'
-      )
-    parameter = merge.parameters[name]
+    entry = find_parameter(merge, name)
     for one in jax.tree.leaves(value):
       if isinstance(one, jax.core.Tracer):
         continue
       known = np.asarray(one, np.float32)
-      outside = (known < parameter.least) | (known > parameter.most)
+      outside = (known < entry.least) | (known > entry.most)
       wrong = known[outside | ~np.isfinite(known)]
       if wrong.size:
         raise ValueError(
           f'Got {name}={wrong.flat[0]:g} for {merge.name}; expected a finite '
-          f'number {_range(parameter)}: {parameter.doc}.'
+          f'number {_range(entry)}: {entry.doc}.'
         )
 
 

@@ -103,7 +103,6 @@ def population(
     ValueError: as in `genome`, or if rows, keys or an array do not have M in
       front.
   """
-
   pool, rows = jax.tree.map(jnp.asarray, (pool, rows))
   children = _check_children(rows, keys)
   check.check_values(check.find(method), parameters or {})

@@ -66,15 +66,11 @@ def resolve(
 
 
 def _for_leaf(merge: Merge, name, value, path, leaf):
-  if name not in merge.parameters:
-    raise ValueError(
-      f'{merge.name} has no parameter {name!r}; expected some of '
-      f'{sorted(merge.parameters)}.'
-    )
+  per_model = check.find_parameter(merge, name).per_model
   depths = _depths(path, leaf)
   if not isinstance(value, PerModel):
     return _read(name, value, leaves.name(path), depths)
-  if not merge.parameters[name].per_model:
+  if not per_model:
     raise ValueError(
       f'Got a value for each model for {name!r} of {merge.name}; expected one '
       'for all.'
