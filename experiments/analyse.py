@@ -25,8 +25,8 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from evojax_llm.runs import errors
 from experiments import command
-from experiments import problem as problem_lib
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 
@@ -37,18 +37,18 @@ def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
   run = pathlib.Path(_RUN.value)
   if not (run / 'summary.json').is_file() or not (run / 'items').is_dir():
-    raise command.CommandError(
+    raise command.UserError(
       f'--run={run} is not the folder of a finished run, with summary.json and '
       'items. Finish it first; of several seeds, name the folder of one.'
     )
 
-  from evojax_llm import analysis
-  from evojax_llm import checkpoint
-  from evojax_llm import plot
-  from evojax_llm import record
   from evojax_llm.fitness.item_log import ItemLog
+  from evojax_llm.runs import analysis
+  from evojax_llm.runs import checkpoint
+  from evojax_llm.runs import plots
+  from evojax_llm.runs import record
 
-  with problem_lib.asked_for(checkpoint.CheckpointError, ValueError):
+  with errors.asked_for(checkpoint.CheckpointError, ValueError):
     summary = record.read_json(run / 'summary.json')
     experts = record.read_json(run / 'baselines.json')['fitness']
     # None stands for an expert that could not be scored.
@@ -77,7 +77,7 @@ def main(_: Sequence[str]) -> None:
     came = analysis.origin(best, members, fitness)
     path = analysis.trajectory(ItemLog(run / 'items').read())
   places = {id_: place for place, id_ in enumerate(path.ids)}
-  plot.trajectory(
+  plots.trajectory(
     run / 'trajectory.png',
     path.points,
     path.generations,
@@ -119,8 +119,8 @@ def _emergence(
   """Counts over the tasks whose items are right or wrong; None without any."""
   import numpy as np
 
-  from evojax_llm import analysis
   from evojax_llm.fitness import ensembles
+  from evojax_llm.runs import analysis
 
   old = ensembles.gather(before.read(), list(experts))
   new = ensembles.gather(after.read(), [best])

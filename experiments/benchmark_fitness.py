@@ -41,20 +41,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import pocket
-from evojax_llm.fitness import batches
-from evojax_llm.fitness import prompts
-from evojax_llm.fitness.evaluation import Evaluator
-from evojax_llm.fitness.evaluation import Scores
-from evojax_llm.fitness.forms import FORMS
-from evojax_llm.fitness.items import Task
-from evojax_llm.fitness.scorers.table import score_text
-from evojax_llm.fitness.tasks import Rules
-from evojax_llm.fitness.tasks import load_task
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import peft
-from evojax_llm.gemma.tokenizer import Tokenizer
+from evojax_llm.engine import batches
+from evojax_llm.engine.forms import FORMS
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.fitness.evaluator import Scores
 from evojax_llm.genomes.adapters import AdapterSpace
-from evojax_llm.genomes.coefficients import CoefficientSpace
+from evojax_llm.genomes.gates import GateSpace
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.tasks import prompts
+from evojax_llm.tasks.scorers.registry import score_text
+from evojax_llm.tasks.task import Task
+from evojax_llm.tasks.task_files import Rules
+from evojax_llm.tasks.task_files import load_task
 from experiments import command
 from experiments.benchmarks import tables
 from experiments.benchmarks.static import pack_static
@@ -127,7 +127,7 @@ class Workload:
     adapters = peft.load_adapters(experts, self._config)
     self._space = AdapterSpace(adapters)
     self._population = jax.device_put(adapters.factors)
-    self._gates = CoefficientSpace(adapters)
+    self._gates = GateSpace(adapters)
     weights = np.random.default_rng(0).dirichlet(
       np.ones(self.members), self.members
     )

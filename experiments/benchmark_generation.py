@@ -30,17 +30,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import pocket
-from evojax_llm.fitness import forms
-from evojax_llm.fitness.decoder import Decoder
-from evojax_llm.fitness.ledger import Ledger
-from evojax_llm.fitness.queues import Prompt
-from evojax_llm.fitness.queues import Queue
-from evojax_llm.fitness.queues import pack_queues
-from evojax_llm.gemma import hub
-from evojax_llm.gemma.config import GemmaConfig
-from evojax_llm.gemma.config import Rope
-from evojax_llm.gemma.transformer import Gemma
-from evojax_llm.gemma.transformer import init_params
+from evojax_llm.engine import forms
+from evojax_llm.engine.decoder import Decoder
+from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.queues import Prompt
+from evojax_llm.engine.queues import Queue
+from evojax_llm.engine.queues import pack_queues
+from evojax_llm.models import hub
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import Rope
+from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import init_params
 from evojax_llm.population import sharding
 from experiments.benchmarks import tables
 

@@ -1,6 +1,6 @@
 """How fast operators are, beside what the machine and others can do.
 
-Every operator of evojax_llm.operators.table that makes genomes is applied to a
+Every operator of `operators.registry` that makes genomes is applied to a
 population, compiled, with the buffers of its result given to it: mutations and
 succession work in place, merges write over an older population. The limits are
 measured in the same run and the same way, all taking turns, and medians are

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -12,13 +11,12 @@ import sys
 import time
 from typing import Any
 
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.errors import has_no_room
+from evojax_llm.runs.errors import say
+
 _SMALL_MODEL_BYTES = 1 << 28
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HAS_AFFINITY = hasattr(os, 'sched_getaffinity')
-
-
-class CommandError(ValueError):
-  """What the user asked for cannot be done; shown without a traceback."""
 
 
 def clean_errors(main: Callable[[Sequence[str]], int | None]):
@@ -31,7 +29,7 @@ def clean_errors(main: Callable[[Sequence[str]], int | None]):
   def wrapped(argv: Sequence[str]) -> int | None:
     try:
       if len(argv) > 1:
-        raise CommandError(
+        raise UserError(
           f"Unexpected argument '{argv[1]}': all options have the form "
           '--name=value. See --help.'
         )
@@ -56,24 +54,19 @@ def clean_errors(main: Callable[[Sequence[str]], int | None]):
   return wrapped
 
 
-def has_no_room(error: BaseException) -> bool:
-  """Whether an error is that of a full disk, or of a quota that is used up."""
-  return isinstance(error, OSError) and error.errno in _NO_ROOM
-
-
 def _user_errors() -> tuple[type[ValueError], ...]:
   # Not at import: these load jax, and --help should answer at once.
-  from evojax_llm.fitness.items import TaskError
-  from evojax_llm.fitness.plan import MemoryPlanError
-  from evojax_llm.fitness.scorers.endpoint import JudgeError
-  from evojax_llm.fitness.scorers.sandbox import SandboxError
-  from evojax_llm.gemma.errors import GemmaError
+  from evojax_llm.engine.plan import MemoryPlanError
+  from evojax_llm.models.errors import ModelError
+  from evojax_llm.tasks.scorers.endpoint import JudgeError
+  from evojax_llm.tasks.scorers.sandbox import SandboxError
+  from evojax_llm.tasks.task import TaskError
 
   return (
-    CommandError,
+    UserError,
     TaskError,
     MemoryPlanError,
-    GemmaError,
+    ModelError,
     JudgeError,
     SandboxError,
   )
@@ -111,18 +104,18 @@ def check_out(path: str, overwrite: bool) -> pathlib.Path:
   """The path of a file to be written; refuses before any work is done."""
   out = pathlib.Path(path).expanduser()
   if out.is_dir():
-    raise CommandError(f'--out={path} is a folder; expected a file name.')
+    raise UserError(f'--out={path} is a folder; expected a file name.')
   if out.exists() and not overwrite:
-    raise CommandError(
+    raise UserError(
       f'--out={path} exists. Name another file, or allow to replace it with '
       '--overwrite.'
     )
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise CommandError(f'--out={path} cannot be written: {error}.') from error
+    raise UserError(f'--out={path} cannot be written: {error}.') from error
   if not os.access(out.parent, os.W_OK):
-    raise CommandError(f'--out={path} cannot be written: no permission.')
+    raise UserError(f'--out={path} cannot be written: no permission.')
   return out
 
 
@@ -132,11 +125,6 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
   partial.write_text(text + '\n', encoding='utf-8')
   partial.replace(path)
-
-
-def say(text: str) -> None:
-  """A line about what is going on, apart from the results."""
-  print(text, file=sys.stderr, flush=True)
 
 
 class Progress:

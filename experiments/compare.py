@@ -29,8 +29,8 @@ from typing import Any
 from absl import app
 from absl import flags
 
+from evojax_llm.runs import inputs as inputs_lib
 from experiments import command
-from experiments import inputs as inputs_lib
 
 _CONFIGS = flags.DEFINE_list(
   'configs',
@@ -80,7 +80,7 @@ def main(_: Sequence[str]) -> None:
     for size in sizes or (config.strategy.population,):
       name = f'{config.name} P={size}' if sizes else config.name
       if name in arms:
-        raise command.CommandError(f'--configs names {config.name!r} twice.')
+        raise command.UserError(f'--configs names {config.name!r} twice.')
       arms[name] = config.copy_and_resolve_references()
       arms[name].strategy.population = size
   stages = _STAGES.value or [configs[0].tasks]
@@ -88,10 +88,10 @@ def main(_: Sequence[str]) -> None:
     for arm in (configs[0], *arms.values()):
       inputs_lib.locate(_of_stage(arm, stage))
 
-  from evojax_llm import record
-  from evojax_llm import report
-  from experiments import comparison
-  from experiments import contest as contest_lib
+  from evojax_llm.runs import comparison
+  from evojax_llm.runs import contest as contest_lib
+  from evojax_llm.runs import record
+  from evojax_llm.runs import report
 
   out = pathlib.Path(_OUT.value)
   parts = comparison.Parts(
@@ -166,7 +166,7 @@ def _of_stage(config: Any, stage: str) -> Any:
 
 def _size(value: str) -> int:
   if not value.isdigit() or int(value) < 1:
-    raise command.CommandError(
+    raise command.UserError(
       f'--populations has {value!r}; expected sizes such as 10,20,40.'
     )
   return int(value)
@@ -176,9 +176,7 @@ def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
   path, _, argument = source.partition(':')
   if not path.endswith('.py') or not pathlib.Path(path).is_file():
-    raise command.CommandError(
-      f'--configs names {path}, which is no Python file.'
-    )
+    raise command.UserError(f'--configs names {path}, which is no Python file.')
   spec = importlib.util.spec_from_file_location('_compared_config', path)
   module = importlib.util.module_from_spec(spec)
   try:
@@ -192,14 +190,14 @@ def _read_config(source: str) -> Any:
     TypeError,
     ValueError,
   ) as error:
-    raise command.CommandError(f'--configs={source}: {error}') from error
+    raise command.UserError(f'--configs={source}: {error}') from error
   for name, value in (
     ('racing', config.racing.rule),
     ('resample', config.resample),
     ('warm_start', config.warm_start),
   ):
     if value:
-      raise command.CommandError(
+      raise command.UserError(
         f'--configs={source} sets config.{name}, which has no part in a '
         'comparison: all searches score their members on the same items, and '
         'begin alike.'

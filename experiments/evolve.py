@@ -28,8 +28,8 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from evojax_llm.runs import inputs as inputs_lib
 from experiments import command
-from experiments import inputs as inputs_lib
 from experiments import settings
 
 _CONFIG, _parse_flags = settings.define(
@@ -49,17 +49,17 @@ def main(_: Sequence[str]) -> None:
   command.use_cores(files.model, config.strategy.population)
 
   # Only now, so that --help and misspelt names are answered at once.
-  from evojax_llm import record
-  from experiments import results
-  from experiments import search as search_lib
-  from experiments import seeds
+  from evojax_llm.runs import final_table
+  from evojax_llm.runs import record
+  from evojax_llm.runs import run as search_lib
+  from evojax_llm.runs import seeds
 
   search = search_lib.prepare(config, files)
   workdir = _WORKDIR.value or record.new_workdir('runs', search.name)
   if config.seeds > 1:
     seeds.run(search, workdir)
   else:
-    results.show(search_lib.run(search, config.seed, workdir))
+    final_table.show(search_lib.run(search, config.seed, workdir))
 
 
 if __name__ == '__main__':

@@ -21,9 +21,10 @@ import tempfile
 from absl import app
 from absl import flags
 
+from evojax_llm.runs import errors
+from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import setup as problem_lib
 from experiments import command
-from experiments import inputs as inputs_lib
-from experiments import problem as problem_lib
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 _OUT = flags.DEFINE_string(
@@ -39,32 +40,32 @@ _ALLOW_UNFINISHED = flags.DEFINE_bool(
 def main(_: Sequence[str]) -> None:
   run, out = pathlib.Path(_RUN.value), pathlib.Path(_OUT.value)
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise command.CommandError(
+    raise command.UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )
   if not (run / 'config.json').is_file():
-    raise command.CommandError(
+    raise command.UserError(
       f'--run={run} is not the folder of a run: it has no config.json.'
     )
   seeds = sorted(path.name for path in run.glob('seed_*'))
   if seeds:
-    raise command.CommandError(
+    raise command.UserError(
       f'--run={run} holds the runs of several seeds: name one of them, '
       f'{", ".join(seeds)}.'
     )
   finished = (run / 'summary.json').is_file()
   if not finished and not _ALLOW_UNFINISHED.value:
-    raise command.CommandError(
+    raise command.UserError(
       f'The run in {run} has not finished. Go on with it, or take its best so '
       'far with --allow_unfinished.'
     )
 
   from ml_collections import config_dict
 
-  from evojax_llm import checkpoint
-  from evojax_llm import record
+  from evojax_llm.runs import checkpoint
+  from evojax_llm.runs import record
 
-  with problem_lib.asked_for(checkpoint.CheckpointError):
+  with errors.asked_for(checkpoint.CheckpointError):
     config = record.read_json(run / 'config.json')['config']
     config = config_dict.ConfigDict(config)
     files = inputs_lib.locate(config)
@@ -86,11 +87,11 @@ def _export_so_far(
   run, config, files, whole: bool, folder: pathlib.Path
 ) -> None:
   """Writes the best member of a run's last checkpoint."""
-  from evojax_llm import checkpoint
-  from evojax_llm import run_state
-  from evojax_llm.gemma import hub
-  from evojax_llm.gemma import peft
+  from evojax_llm.models import hub
+  from evojax_llm.models import peft
   from evojax_llm.population import stack
+  from evojax_llm.runs import checkpoint
+  from evojax_llm.runs import run_state
 
   generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
   model = hub.load_config(files.model)[0]
@@ -117,10 +118,10 @@ def _merge(
   """Writes the model with the adapter folded into its weights."""
   import jax.numpy as jnp
 
-  from evojax_llm.gemma import hub
-  from evojax_llm.gemma import lora
-  from evojax_llm.gemma import peft
   from evojax_llm.genomes.adapters import AdapterSpace
+  from evojax_llm.models import hub
+  from evojax_llm.models import lora
+  from evojax_llm.models import peft
   from evojax_llm.population import stack
 
   # Summed in f32; every tensor is then stored in the type that it had.

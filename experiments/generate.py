@@ -73,15 +73,15 @@ def main(_: Sequence[str]) -> None:
   # Only now, so that --help and a wrong file are answered at once.
   import jax.numpy as jnp
 
-  from evojax_llm.fitness.generation import generate_texts
-  from evojax_llm.fitness.sampling import Sampling
-  from experiments import members as members_lib
+  from evojax_llm.engine.generation import generate_texts
+  from evojax_llm.engine.sampling import Sampling
+  from evojax_llm.runs import base_and_adapters as members_lib
 
   dtype = jnp.dtype(_DTYPE.value)
   try:
     how = Sampling(**sampling)
   except ValueError as error:
-    raise command.CommandError(str(error)) from error
+    raise command.UserError(str(error)) from error
   command.say(f'loading {_MODEL.value}')
   members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(
@@ -129,20 +129,20 @@ def read_prompts(path: str) -> list[str | list[dict[str, str]]]:
   try:
     value = json.loads(pathlib.Path(path).read_text(encoding='utf-8-sig'))
   except OSError as error:
-    raise command.CommandError(
+    raise command.UserError(
       f'--prompts={path} cannot be read ({error.strerror}).'
     ) from error
   except ValueError as error:  # broken JSON, or not UTF-8
-    raise command.CommandError(
+    raise command.UserError(
       f'--prompts={path} is not valid JSON: {error}.'
     ) from error
   if not isinstance(value, list) or not value:
-    raise command.CommandError(
+    raise command.UserError(
       f'--prompts={path}: expected a JSON list with at least one prompt.'
     )
   for index, prompt in enumerate(value):
     if not isinstance(prompt, str) and not _is_chat(prompt):
-      raise command.CommandError(
+      raise command.UserError(
         f'--prompts={path}, prompt {index}: expected a text, or a list of '
         'messages {"role": "user" or "assistant", "content": text}, got '
         f'{json.dumps(prompt)[:80]}.'

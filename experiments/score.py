@@ -21,7 +21,7 @@ counts prompts that were cut from the left to fit the context or --max_length.
 
 Task files are JSON objects with "dev" and "test" lists of rows, or JSONL; rows
 have a "question", an "answer" and, for multiple choice, "choices" {"A": ...,
-"B": ...}. evojax_llm/fitness/README.md has the kinds of tasks.
+"B": ...}. evojax_llm/tasks/README.md has the kinds of tasks.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ _OVERWRITE = flags.DEFINE_bool(
 @command.clean_errors
 def main(_: Sequence[str]) -> None:
   out = command.check_out(_OUT.value, _OVERWRITE.value)
-  from evojax_llm.fitness import tasks as tasks_lib
+  from evojax_llm.tasks import task_files as tasks_lib
 
   rules = tasks_lib.Rules(
     allow_overlap=_ALLOW_OVERLAP.value,
@@ -117,11 +117,11 @@ def main(_: Sequence[str]) -> None:
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp
 
-  from evojax_llm.fitness.evaluation import Evaluator
-  from evojax_llm.fitness.groups import Expressed
-  from evojax_llm.fitness.scorers.table import scorer_of
-  from experiments import members as members_lib
-  from experiments import quantised
+  from evojax_llm.engine.groups import Expressed
+  from evojax_llm.fitness.evaluator import Evaluator
+  from evojax_llm.runs import base_and_adapters as members_lib
+  from evojax_llm.runs import int8_base
+  from evojax_llm.tasks.scorers.registry import scorer_of
 
   dtype = jnp.dtype(_DTYPE.value)
   command.say(f'loading {_MODEL.value}')
@@ -144,8 +144,8 @@ def main(_: Sequence[str]) -> None:
   changed = None
   if _BASE_DTYPE.value:
     eight = make(base_dtype=_BASE_DTYPE.value)
-    changed = quantised.difference(make(), eight, members.config)
-    command.say(quantised.describe(changed))
+    changed = int8_base.difference(make(), eight, members.config)
+    command.say(int8_base.describe(changed))
   space = Expressed()
   command.say(evaluator.prepare(space, members.population).describe())
   scores = evaluator.evaluate(

@@ -17,23 +17,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A part may import from its own rank and from lower ones, never from higher.
 RANKS = {
   'evojax_llm': 0,
-  'evojax_llm.gemma': 0,
+  'evojax_llm.models': 0,
   'evojax_llm.pocket': 0,
   'evojax_llm.population': 1,
-  'evojax_llm.genomes': 2,
   'evojax_llm.operators': 2,
-  'evojax_llm.fitness': 3,
-  'evojax_llm.strategies': 4,
-  'evojax_llm.analysis': 5,
-  'evojax_llm.baselines': 5,
-  'evojax_llm.checkpoint': 5,
-  'evojax_llm.evolution': 5,
-  'evojax_llm.plot': 5,
-  'evojax_llm.progress': 5,
-  'evojax_llm.record': 5,
-  'evojax_llm.report': 5,
-  'evojax_llm.run_state': 5,
-  'experiments': 6,
+  'evojax_llm.tasks': 2,
+  'evojax_llm.genomes': 3,
+  'evojax_llm.engine': 4,
+  'evojax_llm.fitness': 5,
+  'evojax_llm.strategies': 6,
+  'evojax_llm.runs': 7,
+  'experiments': 8,
 }
 MAX_LINES = 420
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from evojax_llm.fitness.item_log import GenerationItems
 from evojax_llm.fitness.item_log import TaskItems
-from evojax_llm.fitness.items import Item
-from evojax_llm.fitness.scorers.base import Scorer
-from evojax_llm.fitness.scorers.base import Verdicts
+from evojax_llm.tasks.scorers.base import Scorer
+from evojax_llm.tasks.scorers.base import Verdicts
+from evojax_llm.tasks.task import Item
 
 # M members, best by dev first; each a prediction an item, None for no answer.
 Predictions = Sequence[Sequence[str | None]]

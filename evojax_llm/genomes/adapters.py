@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.gemma import config as gemma_config
-from evojax_llm.gemma import lora as gemma_lora
-from evojax_llm.gemma import peft
 from evojax_llm.genomes import initial
+from evojax_llm.models import config as gemma_config
+from evojax_llm.models import lora as gemma_lora
+from evojax_llm.models import peft
 from evojax_llm.population import stack
 
 

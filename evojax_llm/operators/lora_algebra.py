@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.gemma import lora
+from evojax_llm.models import lora
 from evojax_llm.operators.merges import linear as linear_merge
 from evojax_llm.population import stack
 

@@ -3,7 +3,7 @@
 import pathlib
 
 from evojax_llm.operators import operator
-from evojax_llm.operators import table
+from evojax_llm.operators import registry
 
 PAGE = pathlib.Path(__file__).with_name('README.md')
 
@@ -55,7 +55,7 @@ def page() -> str:
   for kind in operator.KINDS:
     title, words = _KINDS[kind]
     lines += [f'## {title}', '', words, '']
-    ops = [op for op in table.OPERATORS if op.kind == kind]
+    ops = [op for op in registry.OPERATORS if op.kind == kind]
     lines += _kind(kind, ops)
   return '\n'.join(lines)
 

@@ -1,6 +1,6 @@
 """Baselines that search N expert coefficients: random search and CMA-ES.
 
-Both work on `genomes.coefficients.CoefficientSpace` and are scored like any
+Both work on `genomes.coefficients.GateSpace` and are scored like any
 other strategy, so they can be given the same number of evaluations. The mass
 of a member is free in both: convex mixes can only dilute.
 """
@@ -8,7 +8,7 @@ of a member is free in both: convex mixes can only dilute.
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.genomes import coefficients
+from evojax_llm.genomes import gates
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
@@ -27,7 +27,7 @@ def sample_coefficients(
     mix_key, jnp.full((num_experts,), concentration, jnp.float32)
   )
   mass = jax.random.uniform(mass_key, (), jnp.float32, low, high)
-  return {coefficients.COEFFICIENTS: mix * mass}
+  return {gates.COEFFICIENTS: mix * mass}
 
 
 def random_search(
@@ -61,4 +61,4 @@ def cma_es(
 
 
 def _genome(num_experts):
-  return {coefficients.COEFFICIENTS: jnp.zeros((num_experts,), jnp.float32)}
+  return {gates.COEFFICIENTS: jnp.zeros((num_experts,), jnp.float32)}

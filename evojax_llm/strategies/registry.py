@@ -11,12 +11,12 @@ import warnings
 import jax
 
 from evojax_llm.population import stack
-from evojax_llm.strategies.stock_options import STOCK_OPTIONS
+from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
 
 # Our own: name to module and class, and options that the name implies.
 _OWN = {
-  'genome': ('genome', 'Genome', {'with_succession': False}),
-  'genome_plus': ('genome', 'Genome', {'with_succession': True}),
+  'genome': ('genome.algorithm', 'Genome', {'with_succession': False}),
+  'genome_plus': ('genome.algorithm', 'Genome', {'with_succession': True}),
   'model_swarms': ('model_swarms', 'ModelSwarms', {}),
   'low_rank_es': ('low_rank_es', 'LowRankES', {}),
 }
@@ -75,7 +75,7 @@ def make_strategy(
   """
   if name in _OWN:
     module_name, class_name, implied = _OWN[name]
-    if module_name == 'genome':
+    if module_name == 'genome.algorithm':
       implied = implied | {'merge_base': base}
     module = importlib.import_module(f'evojax_llm.strategies.{module_name}')
     strategy = getattr(module, class_name)(population_size, **implied | options)
@@ -89,7 +89,7 @@ def make_strategy(
       f'Got strategy {name!r}; expected one of {strategy_names()}.'
     )
   _check_size(name, population_size, genome, options)
-  module = importlib.import_module('evojax_llm.strategies.stock')
+  module = importlib.import_module('evojax_llm.strategies.evosax')
   return module.Stock(name, population_size, genome, **options)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators import operator
-from evojax_llm.operators import table
+from evojax_llm.operators import registry
 from evojax_llm.operators.merges import tensors
 from evojax_llm.population import stack
 from experiments.benchmarks import operator_peers
@@ -230,7 +230,7 @@ def chosen_cases(
   Raises:
     ValueError: if a name is unknown.
   """
-  makers = [op for op in table.OPERATORS if op.kind != 'selection']
+  makers = [op for op in registry.OPERATORS if op.kind != 'selection']
   unknown = sorted({*(names or ()), *without} - {op.name for op in makers})
   if unknown:
     raise ValueError(

@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from evojax_llm.fitness import batches
+from evojax_llm.engine import batches
 from experiments.benchmarks.static import StaticBatch
 
 

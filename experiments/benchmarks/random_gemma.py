@@ -17,8 +17,8 @@ import pathlib
 from absl import app
 from absl import flags
 
-from evojax_llm.fitness.tasks import Rules
-from evojax_llm.fitness.tasks import load_task
+from evojax_llm.tasks.task_files import Rules
+from evojax_llm.tasks.task_files import load_task
 
 # The published widths; layers are chosen by the caller.
 SHAPES = {

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from evojax_llm.fitness.batches import by_bucket
+from evojax_llm.engine.batches import by_bucket
 
 
 @dataclasses.dataclass(frozen=True)

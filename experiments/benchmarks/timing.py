@@ -9,7 +9,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.fitness.ledger import Ledger
+from evojax_llm.engine.ledger import Ledger
 
 # Large enough that every device reaches its rate.
 _MATRIX = 2048

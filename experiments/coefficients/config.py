@@ -10,7 +10,7 @@ Give them as many evaluations as the system they stand beside: population x
 
 from ml_collections import config_dict
 
-from experiments import base_config
+from evojax_llm.runs import run_config
 
 _OPTIONS = {
   'cma_es': {'sigma': 0.3},
@@ -23,8 +23,8 @@ def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
     raise ValueError(
       f'Got search {name!r}; expected one of {", ".join(_OPTIONS)}.'
     )
-  config = base_config.make()
+  config = run_config.make()
   config.name = name
   config.space = 'coefficients'
-  config.strategy = base_config.strategy(name, 20, 12, _OPTIONS[name])
+  config.strategy = run_config.strategy(name, 20, 12, _OPTIONS[name])
   return config

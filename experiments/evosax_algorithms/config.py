@@ -8,24 +8,24 @@ r"""evosax's own algorithms, on the weights of the experts or on adapters.
       --config.strategy.options.crossover_rate=0.5
 
 The word after the colon is a name of evosax.algorithms, whose options are those
-of evojax_llm.strategies.stock_options. It works on flat f32 vectors: those that
+of `strategies.evosax_options`. It works on flat f32 vectors: those that
 hold matrices of their square are refused on adapters. `sigma` is the first
 standard deviation, of the algorithms that have one.
 """
 
 from ml_collections import config_dict
 
-from evojax_llm.strategies.stock_options import STOCK_OPTIONS
-from experiments import base_config
+from evojax_llm.runs import run_config
+from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
 
 
 def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:
-  config = base_config.make()
+  config = run_config.make()
   config.name = name
   config.space = 'coefficients'
   # What is not there is refused with the reason where the strategy is made.
-  options = base_config.placeholders(STOCK_OPTIONS.get(name, {}))
-  config.strategy = base_config.strategy(name, 20, 9, options)
+  options = run_config.placeholders(STOCK_OPTIONS.get(name, {}))
+  config.strategy = run_config.strategy(name, 20, 9, options)
   if 'sigma' in options:
     config.strategy.options.sigma = 0.3
   return config

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from evojax_llm import pocket
-from evojax_llm.gemma import hub
+from evojax_llm.models import hub
 from experiments.pocket import data
 from experiments.pocket import folders
 from experiments.pocket import slices

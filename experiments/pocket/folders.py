@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import names
-from evojax_llm.gemma import peft
-from evojax_llm.gemma.config import GemmaConfig
+from evojax_llm.models import hub
+from evojax_llm.models import names
+from evojax_llm.models import peft
+from evojax_llm.models.config import GemmaConfig
 from experiments.pocket import tokenizer_files as tok
 
 _BASE_NAME = 'evojax_llm/pocket'

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import pocket
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import peft
+from evojax_llm.models import hub
+from evojax_llm.models import peft
 from experiments.pocket import score
 
 AVERAGE_FACTORS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)

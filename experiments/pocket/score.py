@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.gemma.config import GemmaConfig
-from evojax_llm.gemma.lora import fold
-from evojax_llm.gemma.transformer import Gemma
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.lora import fold
+from evojax_llm.models.transformer import Gemma
 from experiments.pocket import data
 from experiments.pocket.families import Example
 

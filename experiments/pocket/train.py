@@ -19,12 +19,12 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
-from evojax_llm.gemma.config import GemmaConfig
-from evojax_llm.gemma.linear import RMSNorm
-from evojax_llm.gemma.transformer import Embedder
-from evojax_llm.gemma.transformer import Gemma
-from evojax_llm.gemma.transformer import Layer
-from evojax_llm.gemma.transformer import init_params
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.linear import RMSNorm
+from evojax_llm.models.transformer import Embedder
+from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Layer
+from evojax_llm.models.transformer import init_params
 from experiments.pocket import data
 
 

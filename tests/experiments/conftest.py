@@ -2,7 +2,7 @@
 
 import pytest
 
-from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.evaluator import Evaluator
 from tests.experiments import runs
 
 

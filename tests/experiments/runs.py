@@ -9,7 +9,7 @@ from absl import flags
 import numpy as np
 import pytest
 
-from evojax_llm.checkpoint import Checkpoints
+from evojax_llm.runs.checkpoint import Checkpoints
 from tests.experiments import running
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

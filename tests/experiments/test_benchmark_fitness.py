@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from evojax_llm.fitness.items import Format
-from evojax_llm.fitness.items import Item
-from evojax_llm.fitness.items import Task
+from evojax_llm.tasks.task import Format
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
 from experiments import benchmark_fitness
 from experiments.benchmarks import tables
 

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from evojax_llm import checkpoint
 from evojax_llm import pocket
-from experiments import comparison as comparison_lib
-from experiments import contest
+from evojax_llm.runs import checkpoint
+from evojax_llm.runs import comparison as comparison_lib
+from evojax_llm.runs import contest
 from tests.experiments import running
 
 pytestmark = pytest.mark.skipif(
@@ -177,7 +177,7 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
     ([tmp_path / 'file'], 'File exists'),
     ([tmp_path / 'a', '--configs=README.md'], 'which is no Python file'),
-    ([tmp_path / 'a', '--configs=experiments/seeds.py'], "'get_config'"),
+    ([tmp_path / 'a', '--configs=evojax_llm/runs/seeds.py'], "'get_config'"),
   ):
     assert compare(*arguments) == 1
     message = capsys.readouterr().err
@@ -226,15 +226,15 @@ def test_one_process_at_a_time(comparison, capsys):
 
 
 def test_draws_differ_and_share_programs():
-  from evojax_llm.fitness import tasks as tasks_lib
-  from evojax_llm.fitness.evaluation import Evaluator
-  from evojax_llm.fitness.groups import Expressed
-  from evojax_llm.gemma import hub
-  from evojax_llm.gemma.tokenizer import Tokenizer
-  from experiments import members
+  from evojax_llm.engine.groups import Expressed
+  from evojax_llm.fitness.evaluator import Evaluator
+  from evojax_llm.models import hub
+  from evojax_llm.models.tokenizer import Tokenizer
+  from evojax_llm.runs import base_and_adapters
+  from evojax_llm.tasks import task_files as tasks_lib
 
   base = pocket.base_folder()
-  found = members.load(str(base))
+  found = base_and_adapters.load(str(base))
   config, params = hub.load_checkpoint(base)
   evaluator = Evaluator(
     config,

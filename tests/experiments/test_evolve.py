@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from evojax_llm import checkpoint
-from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.fitness.item_log import ItemLog
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import peft
-from evojax_llm.strategies import genome
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.runs import checkpoint
 from evojax_llm.strategies import model_swarms
+from evojax_llm.strategies.genome import algorithm
 from experiments.genome import config as genome_config
 from experiments.model_swarms import config as model_swarms_config
 from tests import tiny
@@ -284,7 +284,7 @@ def test_help_loads_nothing_heavy():
 @pytest.mark.parametrize(
   'module, options, make',
   (
-    (genome, genome_config.OPTIONS, genome.Genome),
+    (algorithm, genome_config.OPTIONS, algorithm.Genome),
     (
       model_swarms,
       model_swarms_config.OPTIONS,

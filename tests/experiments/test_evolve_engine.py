@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from evojax_llm import checkpoint
 from evojax_llm.fitness.item_log import ItemLog
-from evojax_llm.gemma import hub
+from evojax_llm.models import hub
+from evojax_llm.runs import checkpoint
 from tests.experiments import running
 from tests.experiments import runs
 

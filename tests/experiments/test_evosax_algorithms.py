@@ -2,7 +2,7 @@
 
 import pytest
 
-from evojax_llm import record
+from evojax_llm.runs import record
 from tests.experiments import runs
 
 CONFIG = runs.ROOT / 'experiments' / 'evosax_algorithms' / 'config.py'

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import peft
-from evojax_llm.gemma.transformer import Gemma
 from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.models.transformer import Gemma
 from tests.experiments import running
 from tests.experiments import runs
 

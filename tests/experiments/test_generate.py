@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from evojax_llm.gemma.tokenizer import Tokenizer
+from evojax_llm.models.tokenizer import Tokenizer
 from tests import tiny
 from tests.experiments.running import run_program
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 TASK = '''
-from evojax_llm.fitness.python_task import PythonTask
+from evojax_llm.tasks.python_task import PythonTask
 
 class Short(PythonTask):
   """Short answers are better; this is no share."""

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from evojax_llm import checkpoint
-from evojax_llm.fitness.evaluation import Evaluator
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.runs import checkpoint
 from tests.experiments import running
 from tests.experiments import runs
 

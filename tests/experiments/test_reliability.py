@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from evojax_llm import checkpoint
-from evojax_llm import plot
-from evojax_llm import record
 from evojax_llm.fitness import item_log
-from evojax_llm.gemma import peft
+from evojax_llm.models import peft
+from evojax_llm.runs import checkpoint
+from evojax_llm.runs import plots
+from evojax_llm.runs import record
 from tests.experiments import runs
 
 # How ml_collections reads a configuration file.
@@ -126,7 +126,7 @@ def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
     (checkpoint.Checkpoints, 'save', _full_checkpoint),
     (peft, 'save_adapter', lambda folder, *_: _full(f'{folder}/adapter.json')),
     (item_log.ItemLog, 'append', _full_items('test_items')),
-    (plot, 'curve', lambda path, *_: _full(f'{path}.part.png')),
+    (plots, 'curve', lambda path, *_: _full(f'{path}.part.png')),
     (record, 'write_text', write_text),
   ):
     with monkeypatch.context() as patch:

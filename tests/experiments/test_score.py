@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from evojax_llm.fitness.prompts import encode_item
-from evojax_llm.fitness.tasks import load_task
-from evojax_llm.gemma.tokenizer import Tokenizer
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.tasks.prompts import encode_item
+from evojax_llm.tasks.task_files import load_task
 from tests import tiny
 from tests.experiments.running import fresh_program
 from tests.experiments.running import run_program

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from evojax_llm import run_state
-from experiments import inputs as inputs_lib
-from experiments import problem as problem_lib
+from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import run_state
+from evojax_llm.runs import setup as problem_lib
 from experiments.genome import config as genome_config
 from experiments.low_rank_es import config as low_rank_config
 from experiments.model_swarms import config as swarms_config

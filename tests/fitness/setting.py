@@ -5,13 +5,13 @@ import functools
 import jax
 import numpy as np
 
-from evojax_llm.fitness.evaluation import Evaluator
-from evojax_llm.fitness.items import Format
-from evojax_llm.fitness.items import Item
-from evojax_llm.fitness.items import Task
-from evojax_llm.gemma.config import GemmaConfig
-from evojax_llm.gemma.config import Rope
-from evojax_llm.gemma.transformer import init_params
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import Rope
+from evojax_llm.models.transformer import init_params
+from evojax_llm.tasks.task import Format
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
 
 MEMBERS = 5
 

@@ -6,10 +6,10 @@ import pytest
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.item_log import GenerationItems
 from evojax_llm.fitness.item_log import TaskItems
-from evojax_llm.fitness.items import Item
-from evojax_llm.fitness.scorers import exact
-from evojax_llm.fitness.scorers import perplexity
-from evojax_llm.fitness.scorers import rouge
+from evojax_llm.tasks.scorers import exact
+from evojax_llm.tasks.scorers import perplexity
+from evojax_llm.tasks.scorers import rouge
+from evojax_llm.tasks.task import Item
 
 FITNESS = np.asarray([0.9, 0.5, 0.45])
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evojax_llm.gemma import peft
+from evojax_llm.models import peft
 
 LAYERS, RANK = 3, 2
 SHAPES = {'q_proj': (6, 5), 'o_proj': (5, 6)}

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.gemma import config as gemma_config
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import peft
 from evojax_llm.genomes import adapters as adapter_genomes
+from evojax_llm.models import config as gemma_config
+from evojax_llm.models import hub
+from evojax_llm.models import peft
 from evojax_llm.population import stack
 from tests.genomes import experts
 

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import lora
-from evojax_llm.gemma import peft
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.weights import WeightSpace
+from evojax_llm.models import hub
+from evojax_llm.models import lora
+from evojax_llm.models import peft
 from evojax_llm.population import stack
 
 

@@ -12,8 +12,8 @@ import tempfile
 import numpy as np
 import torch
 
-from tests.gemma import cases
-from tests.gemma import oracle
+from tests.models import cases
+from tests.models import oracle
 
 FILE = pathlib.Path(__file__).with_name('gemma.npz')
 

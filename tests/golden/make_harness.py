@@ -11,7 +11,7 @@ import pathlib
 import sys
 import tempfile
 
-from tests.fitness import harness
+from tests.tasks import harness
 
 FILE = pathlib.Path(__file__).with_name('harness.json')
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.gemma import lora
+from evojax_llm.models import lora
 from evojax_llm.operators import low_rank
 from evojax_llm.population import keys
 

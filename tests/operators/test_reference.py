@@ -1,5 +1,5 @@
 from evojax_llm.operators import reference
-from evojax_llm.operators import table
+from evojax_llm.operators import registry
 
 
 def test_the_page_is_up_to_date():
@@ -10,7 +10,7 @@ def test_the_page_is_up_to_date():
 
 def test_every_operator_and_parameter_is_on_the_page():
   page = reference.page()
-  for op in table.OPERATORS:
+  for op in registry.OPERATORS:
     (row,) = (r for r in page.split('\n') if r.startswith(f'| `{op.name}` |'))
     for name in (*op.parameters, *op.options):
       assert f'`{name}`' in row

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import peft
+from evojax_llm.models import hub
+from evojax_llm.models import peft
 from experiments.pocket import data
 from experiments.pocket import folders
 from experiments.pocket import score

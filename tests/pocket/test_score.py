@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from evojax_llm import pocket
-from evojax_llm.fitness import tasks as tasks_lib
-from evojax_llm.fitness.evaluation import Evaluator
-from evojax_llm.fitness.groups import Expressed
-from experiments import members
+from evojax_llm.engine.groups import Expressed
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.runs import base_and_adapters
+from evojax_llm.tasks import task_files as tasks_lib
 from experiments.pocket import data
 from experiments.pocket import measure as measure_lib
 from experiments.pocket import score
@@ -22,7 +22,7 @@ _TASKS = ('zip', 'sor.swp', 'max')
 @pytest.fixture(scope='module')
 def loaded():
   folders = [str(f) for f in pocket.expert_folders()[2:4]]
-  return members.load(str(pocket.base_folder()), folders)
+  return base_and_adapters.load(str(pocket.base_folder()), folders)
 
 
 def test_teacher_forcing_agrees_with_the_engine(loaded):

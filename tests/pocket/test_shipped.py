@@ -8,10 +8,10 @@ import pytest
 import transformers
 
 from evojax_llm import pocket
-from evojax_llm.fitness import tasks as tasks_lib
-from evojax_llm.gemma import hub
-from evojax_llm.gemma import peft
-from evojax_llm.gemma.tokenizer import Tokenizer
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.tasks import task_files as tasks_lib
 from experiments.pocket import data
 from experiments.pocket import slices
 from experiments.pocket import tokenizer_files

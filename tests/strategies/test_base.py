@@ -9,13 +9,13 @@ import pytest
 
 from evojax_llm.population import sharding
 from evojax_llm.strategies import base
-from evojax_llm.strategies import genome
+from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
 
 
 @functools.cache
 def make(**options):
-  return genome.Genome(problems.P, **options)
+  return algorithm.Genome(problems.P, **options)
 
 
 def test_it_is_an_evosax_algorithm():
@@ -67,7 +67,7 @@ def test_states_keep_their_types_under_scan(with_succession, dtype):
 
 
 def test_nothing_recompiles_when_hyperparameters_change():
-  strategy = genome.Genome(problems.P)
+  strategy = algorithm.Genome(problems.P)
   state = problems.start(strategy)
   state = problems.last(strategy, state, 2)
 
@@ -126,15 +126,17 @@ def test_wrong_sizes_are_refused():
       problems.KEY, members, problems.cost(members), strategy.default_params
     )
   with pytest.raises(ValueError, match='population_size 0'):
-    genome.Genome(0)
+    algorithm.Genome(0)
   four = sharding.population_sharding(sharding.population_mesh())
   with pytest.raises(ValueError, match='6 on 4 devices'):
-    genome.Genome(6, sharding=four)
+    algorithm.Genome(6, sharding=four)
 
 
 def test_sharded_is_unsharded():
   mesh = sharding.population_mesh()
-  split = genome.Genome(problems.P, sharding=sharding.population_sharding(mesh))
+  split = algorithm.Genome(
+    problems.P, sharding=sharding.population_sharding(mesh)
+  )
   whole = make()
   assert split.num_proposals % 4 == 0
   one = problems.last(whole, problems.start(whole), 5)

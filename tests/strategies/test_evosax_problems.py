@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.strategies import genome
 from evojax_llm.strategies import model_swarms
 from evojax_llm.strategies import registry
+from evojax_llm.strategies.genome import algorithm
 
 P, DIMS = 16, 4
 
@@ -48,7 +48,9 @@ def run(strategy, fn_name, rounds, dims=DIMS):
 @pytest.mark.parametrize('fn_name', ('sphere', 'rosenbrock'))
 @pytest.mark.parametrize('with_succession', (True, False))
 def test_genome_improves(fn_name, with_succession):
-  strategy = genome.Genome(P, with_succession=with_succession, step_floor=0.3)
+  strategy = algorithm.Genome(
+    P, with_succession=with_succession, step_floor=0.3
+  )
   first, last = run(strategy, fn_name, 60)
   # Moves give up places that variation keeps, so they pay later.
   assert last < (0.3 if with_succession else 0.1) * first

@@ -19,9 +19,9 @@ import pytest
 
 from evojax_llm.genomes import initial
 from evojax_llm.population import stack
-from evojax_llm.strategies import genome
 from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
+from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
 
 P = 6
@@ -168,7 +168,7 @@ def test_more_members_than_pairs():
 
 
 def test_mutants_of_bf16_are_changed_by_a_small_sigma():
-  strategy = genome.Genome(
+  strategy = algorithm.Genome(
     P, with_succession=False, cross_rate=0.0, mutation_rate=1.0, sigma=1e-3
   )
   state = problems.start(strategy, jnp.bfloat16)

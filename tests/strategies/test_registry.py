@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.genomes import coefficients
+from evojax_llm.genomes import gates
 from evojax_llm.strategies import coefficient_search
-from evojax_llm.strategies import genome
 from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
+from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
 
 
 def test_own_strategies_by_name():
   plain = registry.make_strategy('genome', 4, None)
   plus = registry.make_strategy('genome_plus', 4, None, sigma=0.2)
-  assert isinstance(plain, genome.Genome) and not plain.with_succession
+  assert isinstance(plain, algorithm.Genome) and not plain.with_succession
   assert plus.with_succession
   assert float(plus.default_params.sigma) == pytest.approx(0.2)
 
@@ -98,14 +98,14 @@ def test_stock_names_are_evosax_names():
 
 def coefficient_cost(members):
   target = jnp.asarray([1.5, 0.0, 0.5], jnp.float32)
-  gap = members[coefficients.COEFFICIENTS] - target
+  gap = members[gates.COEFFICIENTS] - target
   return jnp.sum(jnp.square(gap), axis=1)
 
 
 @pytest.mark.parametrize('search', ('cma_es', 'random_search'))
 def test_coefficient_searches_improve_on_the_experts(search):
   strategy = getattr(coefficient_search, search)(8, 3)
-  members = {coefficients.COEFFICIENTS: jnp.tile(jnp.eye(3), (3, 1))[:8]}
+  members = {gates.COEFFICIENTS: jnp.tile(jnp.eye(3), (3, 1))[:8]}
   first = coefficient_cost(members)
   state = strategy.init(problems.KEY, members, first, strategy.default_params)
   state = problems.last(strategy, state, 20, score=coefficient_cost)
@@ -116,7 +116,7 @@ def test_random_coefficients_have_free_mass():
   keys = jax.random.split(problems.KEY, 500)
   drawn = jax.vmap(
     lambda key: coefficient_search.sample_coefficients(key, 5, high=3.0)
-  )(keys)[coefficients.COEFFICIENTS]
+  )(keys)[gates.COEFFICIENTS]
   mass = np.asarray(drawn.sum(axis=1))
   assert drawn.min() >= 0 and mass.max() <= 3.0001
   assert mass.mean() == pytest.approx(1.5, abs=0.15)

@@ -9,8 +9,8 @@ only dilute what the parents know, an extrapolating one need not.
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import parent_weights as merge_weights
 from evojax_llm.operators.merges import tensors
-from evojax_llm.operators.merges import weights as merge_weights
 from evojax_llm.population import stack
 
 

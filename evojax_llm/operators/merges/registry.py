@@ -6,10 +6,10 @@ and the reference page walk this table.
 
 from collections.abc import Mapping
 
-from evojax_llm.operators.merges import choice
 from evojax_llm.operators.merges import consensus
 from evojax_llm.operators.merges import linear
 from evojax_llm.operators.merges import pairs
+from evojax_llm.operators.merges import recombination
 from evojax_llm.operators.merges import sparsify
 from evojax_llm.operators.merges import spherical
 from evojax_llm.operators.merges import split
@@ -285,7 +285,7 @@ _ALL = (
   ),
   _blend(
     'blx',
-    choice.blx,
+    recombination.blx,
     _ANY,
     'BLX-alpha; GENOME, arXiv 2503.01155',
     {
@@ -306,9 +306,9 @@ _ALL = (
       linear_in_parents=True,
     )
     for name, function, scope in (
-      ('element', choice.uniform_element, 'tensor'),
-      ('matrix', choice.uniform_whole, 'matrix'),
-      ('layer', choice.uniform_whole, 'layer'),
+      ('element', recombination.uniform_element, 'tensor'),
+      ('matrix', recombination.uniform_whole, 'matrix'),
+      ('layer', recombination.uniform_whole, 'layer'),
     )
   ),
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators.merges import linear
-from evojax_llm.operators.merges import weights as merge_weights
+from evojax_llm.operators.merges import parent_weights as merge_weights
 from evojax_llm.population import stack
 from tests.operators import genomes
 

@@ -1,0 +1,1 @@
+"""Compiled programs that answer prompts for a population."""

@@ -1,0 +1,245 @@
+"""Packs encoded items into a few fixed shapes.
+
+Rows are sorted into length buckets and cut into batches of one size each, so
+that a run needs one compiled program a bucket. All of it happens once, on the
+host; the arrays then stay on the device for the whole run.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from evojax_llm.engine import prefix_tree
+from evojax_llm.tasks.tokens import common_start
+
+# One more bucket is opened only if it saves at least this share of the padded
+# tokens; a program costs seconds to compile.
+_WORTH_A_PROGRAM = 0.25
+_MAX_BUCKETS = 4
+# Rows of a likelihood program have at least one of these lengths, and short
+# items share one; longer ones for the sake of a shared start stop at the last.
+_SHORTEST_ROWS = (32, 48, 64, 80, 96, 128)
+_LONGEST_TO_SHARE = 1024
+# Where attention costs a token as much as everything else (a model of a million
+# parameters, measured on a CPU; larger models get there later).
+_ATTENTION_DOUBLES_AT = 320
+# Most batches of a call: enough for what a member costs once a call, few enough
+# to see a run move.
+_BATCHES_PER_CALL = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodBatch:
+  """J batches of rows, to be read by one call of a likelihood program.
+
+  Attributes:
+    tokens: (J, B, T) i32, padded right.
+    positions: (J, B, T) i32, -1 where padded.
+    until: (J, B, T) i32, which columns see a token (see `trees`); 0 where
+      padded.
+    row: (J, Q) i32 row of each read.
+    column: (J, Q) i32 column of each read; its logits predict the next token.
+    target: (J, Q) i32 token whose log-probability is read.
+    owner: (J, Q) i32 index of the continuation a read belongs to; -1 is
+      padding.
+  """
+
+  tokens: np.ndarray
+  positions: np.ndarray
+  until: np.ndarray
+  row: np.ndarray
+  column: np.ndarray
+  target: np.ndarray
+  owner: np.ndarray
+
+
+def length_buckets(lengths: Sequence[int]) -> list[int]:
+  """A few row lengths that hold all rows with little padding.
+
+  Lengths are rounded up to multiples of 8. Buckets are merged while a merge
+  adds less than a quarter of padding, and until at most four are left.
+  """
+  rounded = np.maximum(8, -(-np.asarray(lengths) // 8) * 8)
+  tops, counts = np.unique(rounded, return_counts=True)
+  tops, counts = list(map(int, tops)), list(map(int, counts))
+  total = sum(t * c for t, c in zip(tops, counts, strict=True))
+  while len(tops) > 1:
+    added = [(tops[i + 1] - tops[i]) * counts[i] for i in range(len(tops) - 1)]
+    cheapest = int(np.argmin(added))
+    small = added[cheapest] < _WORTH_A_PROGRAM * total
+    if not small and len(tops) <= _MAX_BUCKETS:
+      break
+    tops.pop(cheapest)
+    moved = counts.pop(cheapest)
+    counts[cheapest] += moved
+    total += added[cheapest]
+  return tops
+
+
+def by_bucket(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """(T, indices of the rows) of each length bucket that is not empty."""
+  if not len(lengths):
+    return []
+  tops = length_buckets(lengths)
+  buckets = [
+    (top, [i for i, n in enumerate(lengths) if low < max(n, 1) <= top])
+    for low, top in zip([0, *tops], tops, strict=False)
+  ]
+  return [(top, rows) for top, rows in buckets if rows]
+
+
+def pack_likelihood(
+  continuations: Sequence[prefix_tree.Continuation],
+  rows_per_batch,
+  pad_id: int = 0,
+  *,
+  families: Sequence[int] | None = None,
+  share: bool = True,
+) -> list[LikelihoodBatch]:
+  """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
+
+  A row holds the prompts of one or more items as a forest (see `trees`), each
+  with its continuations branching off behind it.
+
+  Args:
+    continuations: token ids of each prompt and of what follows it; the prompt
+      has at least one token.
+    rows_per_batch: most rows of a batch, as a function of T.
+    pad_id: token that stands where there is none.
+    families: of each continuation; prompts of one family share a row, and what
+      they all begin with. One family by default.
+    share: False for rows of one text each, as a model without `until` needs
+      them: only continuations that differ in their last token share a row.
+  """
+  for owner, (prompt, continuation) in enumerate(continuations):
+    if not prompt or not continuation:
+      raise ValueError(
+        f'continuation {owner} has {len(prompt)} prompt and '
+        f'{len(continuation)} continuation tokens; expected one of each.'
+      )
+  rows, lengths = (_forests if share else _texts)(continuations, families)
+  packed = []
+  for top, indices in by_bucket(lengths):
+    calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
+    most_reads = max(
+      sum(len(row.reads) for row in batch) for call in calls for batch in call
+    )
+    packed += [_stack(call, top, most_reads, pad_id) for call in calls]
+  return packed
+
+
+def _cut(
+  rows: list[prefix_tree.Row], most: int
+) -> list[list[list[prefix_tree.Row]]]:
+  """Calls of J batches of at most B rows, J and B the same for all of them."""
+  # Somewhat smaller batches, where that leaves fewer rows empty.
+  fewest = -(-len(rows) // max(1, most))
+  batches = min(
+    range(fewest, 2 * fewest + 1), key=lambda n: n * -(-len(rows) // n)
+  )
+  calls = -(-batches // _BATCHES_PER_CALL)
+  per_call = -(-batches // calls)
+  size = -(-len(rows) // (calls * per_call))
+  cut = [rows[i * size : (i + 1) * size] for i in range(calls * per_call)]
+  return [cut[i : i + per_call] for i in range(0, len(cut), per_call)]
+
+
+def _stack(
+  call: list[list[prefix_tree.Row]], length: int, reads: int, pad_id: int
+) -> LikelihoodBatch:
+  """The arrays of one call, padded to (B, length) tokens and Q = reads."""
+  size = max(map(len, call))
+  arrays = [prefix_tree.arrays(batch, size, length, pad_id) for batch in call]
+  # (row, column, target, owner) of each read; what is left is padding.
+  table = np.zeros((len(call), reads, 4), np.int32)
+  table[:, :, 3] = -1
+  for own, batch in zip(table, call, strict=True):
+    found = [(r, *read) for r, row in enumerate(batch) for read in row.reads]
+    own[: len(found)] = np.reshape(found, (-1, 4))
+  return LikelihoodBatch(
+    *map(np.stack, zip(*arrays, strict=True)),
+    *np.moveaxis(table, -1, 0).copy(),
+  )
+
+
+def _texts(
+  continuations: Sequence[prefix_tree.Continuation], _: Sequence[int] | None
+) -> tuple[list[prefix_tree.Row], list[int]]:
+  """Rows of one text each, and their lengths."""
+  owners: dict[tuple[int, ...], list[int]] = {}
+  for owner, (prompt, scored) in enumerate(continuations):
+    owners.setdefault((*prompt, *scored[:-1]), []).append(owner)
+  rows = [
+    prefix_tree.lay_out([continuations[o] for o in group], group)
+    for group in owners.values()
+  ]
+  return rows, [len(row.tokens) for row in rows]
+
+
+def _forests(
+  continuations: Sequence[prefix_tree.Continuation],
+  families: Sequence[int] | None,
+) -> tuple[list[prefix_tree.Row], list[int]]:
+  """Rows of as many items as there is room for, and how long they may be."""
+  items: dict[int, dict[tuple[int, ...], list[int]]] = {}
+  for owner, (prompt, _) in enumerate(continuations):
+    family = items.setdefault(families[owner] if families else 0, {})
+    family.setdefault(tuple(prompt), []).append(owner)
+  rows, lengths = [], []
+  for family in items.values():
+    shared = common_start(list(family))
+    groups = list(family.values())
+    sizes = [
+      prefix_tree.size([continuations[owner] for owner in group])
+      for group in groups
+    ]
+    for together in _fill_rows(sizes, shared):
+      filled = []
+      for members in together:
+        owners = [owner for m in members for owner in groups[m]]
+        filled.append(
+          prefix_tree.lay_out([continuations[o] for o in owners], owners)
+        )
+      rows += filled
+      lengths += [max(len(row.tokens) for row in filled)] * len(filled)
+  return rows, lengths
+
+
+def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
+  """The items of each row, rows of one length together.
+
+  Short rows are cheap to attend to and long ones leave less room empty. Of a
+  few lengths, the one with the least work for all rows is taken.
+  """
+  best, least = [], math.inf
+  for shortest in _SHORTEST_ROWS:
+    floor = max(shortest, _row_to_share(shared))
+    made, work = [], 0.0
+    for top, indices in by_bucket([max(size, floor) for size in sizes]):
+      rows = prefix_tree.fill([sizes[i] for i in indices], top, shared)
+      made.append([[indices[i] for i in row] for row in rows])
+      work += len(rows) * top * (1 + top / _ATTENTION_DOUBLES_AT)
+    if work < least:
+      best, least = made, work
+  return best
+
+
+def _row_to_share(shared: int) -> int:
+  """Columns of a row for the sake of a start of so many columns.
+
+  What the items of a family begin with is read once a row: the longer it is,
+  the longer the row.
+  """
+  return min(3 * shared, _LONGEST_TO_SHARE)
+
+
+def longest_row(sizes: Sequence[int], shared: int) -> int:
+  """Columns that the rows of a family have at most.
+
+  Args:
+    sizes: columns of each item.
+    shared: columns that all items begin with.
+  """
+  return max(*sizes, _SHORTEST_ROWS[-1], _row_to_share(shared))

@@ -1,0 +1,334 @@
+"""Continues prompts for groups of members, and watches for stop strings."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from evojax_llm.engine.decode_programs import Waves
+from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.queues import Queue
+from evojax_llm.engine.sampling import Sampling
+from evojax_llm.models.transformer import Gemma
+from evojax_llm.tasks import stop_strings as stops_lib
+
+# Where texts may end at a stop string, the host looks at them this often; at
+# other long work it looks for the sake of who waits for it.
+_SECONDS_BETWEEN_LOOKS = {True: 0.03, False: 1.0}
+_FEWEST_STEPS, _MOST_STEPS = 4, {True: 64, False: 1 << 16}
+# Steps that are not worth looking at in between.
+_SHORT = 256
+_NO_END = np.int32(1 << 30)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+  """What P members made of a queue of N prompts.
+
+  Attributes:
+    tokens: (P, N, new) i32, -1 behind the end.
+    finite: (P,) bool, whether all logits that were read were finite.
+  """
+
+  tokens: np.ndarray
+  finite: np.ndarray
+
+
+class Decoder:
+  """Continues the prompts of queues for a group of members at a time.
+
+  Args:
+    model: the module.
+    params: its parameters, on all devices of the mesh.
+    mesh: devices that the members are spread over.
+    form: 'batched' or 'folded' (see `forms`).
+    tokenizer: its `stop_ids` end an answer; its `decode` is asked where there
+      are stop strings.
+    ledger: counts.
+    sampling: how tokens are chosen; greedy by default.
+  """
+
+  def __init__(
+    self,
+    model: Gemma,
+    params: Any,
+    mesh: jax.sharding.Mesh,
+    form: str,
+    tokenizer: Any,
+    ledger: Ledger,
+    sampling: Sampling | None = None,
+  ):
+    self._waves = Waves(
+      model, params, mesh, form, tuple(tokenizer.stop_ids), ledger, sampling
+    )
+    self._decode, self._ledger = tokenizer.decode, ledger
+    self._open: Run | None = None
+    # By whether it is for stop strings.
+    self._steps_per_look = {True: _FEWEST_STEPS, False: _FEWEST_STEPS}
+    # Seconds of a refill by shape, and when the device had last done its work.
+    self._refill_seconds: dict[tuple, float] = {}
+    self._done = 0.0
+
+  def start(
+    self,
+    queues: Sequence[Queue],
+    lora: Any,
+    active: jax.Array,
+    ids: Sequence[int] | None = None,
+  ) -> 'Run':
+    """Begins to continue the prompts of some queues.
+
+    Args:
+      queues: the work of each member.
+      lora: adapter trees of the group, as `forms.arrange` left them, placed.
+      active: (P,) bool; the others' results mean nothing.
+      ids: P ids of the members, which address random draws; their places in
+        the group by default.
+
+    Returns:
+      The work under way; one is under way at a time.
+    """
+    if self._open is not None:
+      self._open.finish()
+    active = np.asarray(active)
+    ids = np.arange(len(active)) if ids is None else np.asarray(ids)
+    work = self._work(list(queues), lora, active, ids.astype(np.int32))
+    self._open = Run(work)
+    return self._open
+
+  def _work(
+    self,
+    queues: list[Queue],
+    lora: Any,
+    active: np.ndarray,
+    ids: np.ndarray,
+  ) -> Iterator[list[Generated] | float]:
+    """Does the work; yields the share done at each wait, then the results."""
+    results = [
+      Generated(
+        np.full((len(active), len(queue.owner), queue.new), -1, np.int32),
+        np.ones(len(active), bool),
+      )
+      for queue in queues
+    ]
+    self._done = time.perf_counter()
+    pending: list[tuple] = []
+    waves = self._waves.split(active)
+    done, parts = 0, len(waves) * len(queues)
+
+    def collect(queue, wave, result, call, spent) -> None:
+      nonlocal done
+      report = self._fetch(call)
+      result.tokens[wave] = report['out']
+      result.finite[wave] = report['finite']
+      spent += report['seconds']
+      self._count(queue, report, int(active[wave].sum()), spent)
+      done += 1
+
+    for wave in waves:
+      weights = self._waves.weights(lora, wave)
+      prefixes: dict[int, Any] = {}
+      for queue, result in zip(queues, results, strict=True):
+        program = self._waves.calls(
+          queue,
+          weights,
+          self._prefix(queue, weights, active[wave], prefixes),
+          active[wave],
+          ids[wave],
+        )
+        begun = queue.shape in self._refill_seconds
+        watched = any(queue.stops) or queue.most_steps > _SHORT
+        if not begun or watched:
+          while pending:
+            yield done / parts
+            collect(*pending.pop(0))
+        spent = 0.0 if begun else self._fill(queue, program)
+        if watched:
+          for call, more, share in self._watch(
+            queue, program, begun, int(active[wave].sum())
+          ):
+            last, spent = call, spent + more
+            yield (done + share) / parts
+          collect(queue, wave, result, last, spent)
+          continue
+        last = self._ask(program, begun, None, _NO_END)
+        pending.append((queue, wave, result, last, spent))
+        # One call stays in flight while the host takes in the one before.
+        if len(pending) > 1:
+          yield done / parts
+          collect(*pending.pop(0))
+    while pending:
+      yield done / parts
+      collect(*pending.pop(0))
+    for queue, result in zip(queues, results, strict=True):
+      self._cut(queue, result)
+    yield results
+
+  def _prefix(
+    self,
+    queue: Queue,
+    weights: Any,
+    active: np.ndarray,
+    found: dict[int, Any],
+  ) -> Any:
+    """The common beginning of a queue, read once for the members of a wave."""
+    if queue.prefix is None:
+      return None
+    if id(queue.prefix) not in found:
+      found[id(queue.prefix)] = self._waves.read_prefix(
+        queue, weights, len(active)
+      )
+      self._ledger.prompt_tokens += queue.prefix_tokens * int(active.sum())
+    return found[id(queue.prefix)]
+
+  def _fill(self, queue: Queue, program: Callable) -> float:
+    """Begins a queue of a new shape, to learn what a refill takes.
+
+    Returns:
+      The device's seconds.
+    """
+    self._fetch(self._ask(program, True, None, 0))  # touches memory first.
+    filled = self._fetch(self._ask(program, True, None, 0))
+    refills = max(1, int(filled['refills'].max()))
+    self._refill_seconds[queue.shape] = filled['seconds'] / refills
+    return filled['seconds']
+
+  def _watch(
+    self, queue: Queue, program: Callable, again: bool, members: int
+  ) -> Iterator[tuple['_Call', float, float]]:
+    """Works on a queue that takes long or may end at stop strings.
+
+    One call is in flight while the host reads the texts of the one before; a
+    slot is freed a call or two after its text has ended.
+
+    Args:
+      queue: of which the slots are.
+      program: what works on it.
+      again: whether to start at the beginning.
+      members: of the wave that are active.
+
+    Yields:
+      The last call made, the device's seconds for the one before, and the
+      share of the answers that are done. At the end that call has nothing to
+      do.
+    """
+    stops = any(queue.stops)
+    look = self._steps_per_look
+    call = self._ask(program, again, None, look[stops])
+    stopped = np.zeros(call.report['out'].shape[:2], bool)
+    steps, working = 0, True
+    while working:
+      ahead = self._ask(program, False, stopped, look[stops])
+      seen = self._fetch(call)
+      working = seen['working'].any()
+      begun, busy = (seen['out'][..., 0] >= 0).sum(), (seen['entry'] >= 0).sum()
+      share = max(0, begun - busy) / (members * len(queue.owner))
+      yield ahead, seen['seconds'], float(share)
+      done = max(1, int(seen['steps'].max()) - steps)
+      steps += done
+      wanted = round(done * _SECONDS_BETWEEN_LOOKS[stops] / seen['seconds'])
+      look[stops] = int(np.clip(wanted, _FEWEST_STEPS, _MOST_STEPS[stops]))
+      if stops:
+        with self._ledger.time('host'):
+          self._look(queue, seen, stopped)
+      call = ahead
+
+  def _look(
+    self, queue: Queue, seen: dict[str, np.ndarray], stopped: np.ndarray
+  ) -> None:
+    """Marks the prompts in work whose text has come to a stop string."""
+    for member, entries in enumerate(seen['entry']):
+      for entry in entries[entries >= 0].tolist():
+        if queue.stops[entry] and not stopped[member, entry]:
+          ids = _made(seen['out'][member, entry])
+          stops = queue.stops[entry]
+          late = stops_lib.recent(ids, 3 * _MOST_STEPS[True], stops)
+          if stops_lib.has_stop(self._decode(late), stops):
+            stopped[member, entry] = stops_lib.has_stop(
+              self._decode(ids), stops
+            )
+
+  def _cut(self, queue: Queue, result: Generated) -> None:
+    """Drops what was made behind a stop string."""
+    if not any(queue.stops):
+      return
+    with self._ledger.time('host'):
+      for tokens in result.tokens:
+        for row, stops in zip(tokens, queue.stops, strict=True):
+          if stops:
+            ids = stops_lib.cut_ids(_made(row), stops, self._decode)
+            row[len(ids) :] = -1
+
+  def _ask(self, program: Callable, *arguments: Any) -> '_Call':
+    """Has the device do something, without waiting for it."""
+    programs = self._ledger.programs
+    report = program(*arguments)
+    now = time.perf_counter()
+    if self._ledger.programs > programs:
+      self._done = now  # a device that waits for the compiler is not idle.
+    return _Call(report, now)
+
+  def _fetch(self, call: '_Call') -> dict[str, Any]:
+    """Waits for a report; adds the `seconds` of the device."""
+    with self._ledger.time('score'):
+      report = jax.device_get(call.report)
+    self._ledger.add('idle', max(0.0, call.asked - self._done))
+    since = max(call.asked, self._done)
+    self._done = time.perf_counter()
+    return {**report, 'seconds': self._done - since}
+
+  def _count(
+    self, queue: Queue, report: dict[str, Any], members: int, spent: float
+  ) -> None:
+    """Adds the work of a wave, for which the device has spent seconds."""
+    ledger = self._ledger
+    ledger.prompt_tokens += queue.prompt_tokens * members
+    ledger.new_tokens += int((report['out'] >= 0).sum())
+    ledger.refills += int(report['refills'].sum())
+    ledger.steps += int(report['steps'].sum())
+    per_step = queue.slots * report['entry'].shape[0] // len(report['steps'])
+    ledger.slot_steps += int(report['steps'].sum()) * per_step
+    ledger.busy_slot_steps += int(report['busy'].sum())
+    refill = self._refill_seconds[queue.shape]
+    prefill = min(spent, int(report['refills'].max()) * refill)
+    ledger.add('prefill', prefill)
+    ledger.add('decode', spent - prefill)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+  """What was asked of the device, and when."""
+
+  report: dict[str, jax.Array]
+  asked: float
+
+
+class Run:
+  """Work of a `Decoder` under way."""
+
+  def __init__(self, work: Iterator[list[Generated] | float]):
+    self._work = work
+    self._results = next(work)
+
+  def finish(
+    self, progress: Callable[[float], None] = lambda share: None
+  ) -> list[Generated]:
+    """Waits for the results, one a queue.
+
+    Args:
+      progress: called with the share that is done.
+    """
+    while isinstance(self._results, float):
+      progress(self._results)
+      self._results = next(self._work)
+    return self._results
+
+
+def _made(row: np.ndarray) -> list[int]:
+  """The tokens of a row up to its end."""
+  return row[: int((row >= 0).sum())].tolist()

@@ -1,0 +1,157 @@
+"""Forms of execution: how a program is run for a group of members.
+
+  batched: all members of the group in one batch. Mapping over the members with
+    the base not mapped leaves ONE product of the base for all members and
+    prompts, with each member's low rank added to it.
+  folded: member after member inside one program, the member's low rank folded
+    into the base. One more product a matrix, then nothing but the base's own
+    work; the working set stays that of one member. Members that are whole
+    parameters have this form alone.
+
+Both give the same results up to rounding. Which one is faster depends on sizes
+and device (`plan.choose_form`).
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.models.cache import Cache
+from evojax_llm.models.lora import fold
+from evojax_llm.models.transformer import Gemma
+from evojax_llm.population import sharding
+
+FORMS = ('batched', 'folded')
+
+
+def member_axis(form: str) -> int:
+  """Where P stands in the leaves of expressed members."""
+  return 1 if form == 'batched' else 0
+
+
+def arrange(form: str, lora: Any) -> Any:
+  """Moves the axes of expressed members (P, L, ...) to suit the form.
+
+  Done once a generation: the batched form scans over L, and scanning leaves
+  with P first would transpose the whole population in every call.
+  """
+  axis = member_axis(form)
+  return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), lora)
+
+
+def run_group(
+  program: Callable,
+  form: str,
+  model: Gemma,
+  params: Any,
+  members: Any,
+  active: jax.Array,
+  batch: dict[str, jax.Array],
+) -> dict[str, jax.Array]:
+  """Runs a program for a group of members.
+
+  Args:
+    program: of (forward, unembed, batch), such as `likelihood`.
+    form: 'batched' or 'folded'.
+    model: the module.
+    params: shared base parameters.
+    members: expressed members of the group, as `arrange` left them.
+    active: (P,) bool; the folded form spends nothing on the others, whose
+      results mean nothing in either form.
+    batch: arrays of the batch, the same prompts for all members.
+
+  Returns:
+    The program's results with a leading P.
+  """
+
+  def unembed_with(params):
+    return lambda hidden: model.apply(
+      {'params': params}, hidden, method='unembed'
+    )
+
+  if form == 'batched':
+    forward = batched_forward(model, params, members, active.shape[0])
+    return program(forward, unembed_with(params), batch)
+
+  def run(member):
+    folded = fold(params, member)
+    return program(
+      lambda *args: model.apply({'params': folded}, *args),
+      unembed_with(folded),
+      batch,
+    )
+
+  def skip(member):
+    return jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, member)
+    )
+
+  return jax.lax.map(
+    lambda member: jax.lax.cond(member[1], run, skip, member[0]),
+    (members, active),
+  )
+
+
+def batched_forward(
+  model: Gemma, params: Any, lora: Any, members: int
+) -> Callable:
+  """The forward pass of a group in the batched form.
+
+  Args:
+    model: the module.
+    params: shared base parameters.
+    lora: adapter trees of the group, as `arrange` left them.
+    members: P.
+
+  Returns:
+    forward(tokens, positions, cache, until, prefix) of `Gemma`, with a leading
+    P but for `cache.index` and `until`; tokens without one are the same for all
+    members.
+  """
+  # The slot index is the same for all members and stays a scalar: mapped, it
+  # would turn each cache write into a scatter.
+  cache_axes = Cache(k=0, v=0, positions=0, index=None)
+
+  def forward(tokens, positions, cache, until=None, prefix=None):
+    mapped = 0 if tokens.ndim == 3 else None
+    axes = None if cache is None else cache_axes
+    return jax.vmap(
+      lambda lora, *args: model.apply({'params': params, 'lora': lora}, *args),
+      in_axes=(1, mapped, mapped, axes, None, None if prefix is None else 0),
+      out_axes=(0, axes),
+      axis_size=members,
+    )(lora, tokens, positions, cache, until, prefix)
+
+  return forward
+
+
+def group_program(
+  program: Callable,
+  form: str,
+  model: Gemma,
+  mesh: jax.sharding.Mesh,
+) -> Callable:
+  """`run_group` of (params, members, active, batch), spread over devices.
+
+  Every device runs its own members; nothing is communicated.
+  """
+  run = functools.partial(run_group, program, form, model)
+  if mesh.size == 1:
+    return run
+  whole = jax.sharding.PartitionSpec()
+  members = sharding.population_spec()
+  return jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=(
+      whole,
+      sharding.population_spec(member_axis(form)),
+      members,
+      whole,
+    ),
+    out_specs=members,
+    check_vma=False,
+  )

@@ -1,0 +1,130 @@
+"""Text of every member of a population for every prompt."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.engine import packed_split
+from evojax_llm.engine.answers import Answers
+from evojax_llm.engine.engine import Engine
+from evojax_llm.engine.groups import Expressed
+from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.sampling import Sampling
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.transformer import Gemma
+from evojax_llm.population import sharding
+from evojax_llm.population import stack
+from evojax_llm.tasks.prompts import EncodedItem
+from evojax_llm.tasks.scorers.answers import cut_at_stop
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.tokens import encode_prompt
+
+
+def generate_texts(
+  config: GemmaConfig,
+  params: Any,
+  tokenizer: Any,
+  population: Any,
+  prompts: Sequence[str | Sequence[dict[str, str]]],
+  max_new_tokens: int,
+  *,
+  stop: Sequence[str] = (),
+  sampling: Sampling | None = None,
+  dtype: Any = jnp.float32,
+  devices: Sequence[jax.Device] | None = None,
+  progress: Callable[[float], None] | None = None,
+  **plan_options: Any,
+) -> list[list[str] | None]:
+  """Continues prompts, each member in its own way.
+
+  Args:
+    config: the model.
+    params: its parameters, shared by all members.
+    tokenizer: of the model.
+    population: adapter trees with a leading P, b scaled.
+    prompts: texts, which are read as they are, or lists of chat messages,
+      which go through the chat template.
+    max_new_tokens: tokens to generate at most; an end token ends a text
+      before.
+    stop: strings that end a text and are not part of it.
+    sampling: how tokens are chosen; greedy by default. A draw is addressed by
+      seed, member, prompt and step.
+    dtype: type of activations and cache.
+    devices: devices to spread the members over; all by default.
+    progress: called with the share of the work that is done.
+    **plan_options: form, members_per_group, prompts_per_batch and budget of
+      `plan.make_plan`.
+
+  Returns:
+    P lists of a text a prompt, or None for a member whose logits were not
+    finite.
+
+  Raises:
+    TaskError: a prompt does not fit in the context with its new tokens, or has
+      no tokens; an empty text is the token that begins one.
+    MemoryPlanError: not even one prompt of one member fits in the memory.
+  """
+  items = _encode(prompts, tokenizer, max_new_tokens, config, stop)
+  mesh = sharding.population_mesh(devices)
+  whole = sharding.replicated(mesh)
+  engine = Engine(
+    Gemma(config, dtype),
+    jax.device_put(params, whole),
+    mesh,
+    tokenizer,
+    Ledger(),
+    sampling,
+  )
+  space = Expressed()
+  lengths = packed_split.longest_rows([items])
+  plan = engine.prepare(space, population, lengths, **plan_options)
+  work = packed_split.pack(
+    [items], plan.rows, plan.slots, whole, tokenizer.pad_id
+  )
+  members = np.arange(stack.size(population))
+  answers = Answers(work, len(members))
+  engine.answer(space, population, members, work, answers, progress)
+  decode = functools.cache(tokenizer.decode)
+  return [
+    [cut_at_stop(decode(ids), stop) for ids in made] if finite else None
+    for made, finite in zip(answers.generated, answers.finite, strict=True)
+  ]
+
+
+def _encode(
+  prompts: Sequence[Any],
+  tokenizer: Any,
+  max_new_tokens: int,
+  config: GemmaConfig,
+  stop: Sequence[str],
+) -> list[EncodedItem]:
+  """Prompts as items to be continued; refuses those that are too long."""
+  if not prompts or max_new_tokens < 1:
+    raise TaskError(
+      f'Got {len(prompts)} prompts and max_new_tokens={max_new_tokens}; '
+      'expected at least one of each.'
+    )
+  room = config.max_position_embeddings - max_new_tokens
+  encoded = []
+  for index, prompt in enumerate(prompts):
+    ids = tuple(encode_prompt(prompt, tokenizer))
+    if not ids:
+      raise TaskError(
+        f'Prompt {index} has no tokens, and the tokenizer has none that begins '
+        'a text. Write something.'
+      )
+    if len(ids) > room:
+      raise TaskError(
+        f'Prompt {index} has {len(ids)} tokens; with {max_new_tokens} new ones '
+        f'that is more than the {config.max_position_embeddings} that the '
+        'model was made for. Shorten it, or generate fewer tokens.'
+      )
+    item = Item(id=str(index), question='', answer='')
+    encoded.append(EncodedItem(item, ids, None, max_new_tokens, tuple(stop)))
+  return encoded

@@ -1,0 +1,256 @@
+"""Decides, before anything is compiled, how work is cut to fit the memory."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.models.cache import bytes_per_token
+from evojax_llm.models.config import GemmaConfig
+
+# Tokens of one program call: enough to keep the matrix units busy, few enough
+# for a CPU's caches.
+_TOKENS_PER_CALL = {'cpu': 1024}
+_TOKENS_PER_CALL_ELSEWHERE = 131_072
+# Tokens made in one step: enough that reading the weights is shared by many.
+_SLOTS_PER_CALL = {'cpu': 256}
+_SLOTS_PER_CALL_ELSEWHERE = 512
+# On a CPU, folding pays while a copy of the layers is small against the work of
+# one member. Between these sizes it is tried.
+_FOLD_AT_MOST_BYTES = 1 << 28
+_FOLD_NEVER_BYTES = 1 << 32
+_SHARE_OF_MEMORY = 0.8
+_MIB = 1 << 20
+
+
+class MemoryPlanError(ValueError):
+  """What is asked for cannot fit; says the sizes and what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How members and prompts are cut into program calls.
+
+  Attributes:
+    form: 'batched' or 'folded' (see `forms`).
+    form_is_clear: whether sizes and device tell that it is the faster one.
+    reason: why it was taken.
+    members_per_group: members of one program call.
+    device: platform that the plan is for.
+    budget: bytes that may be used on one device.
+    base: bytes of the shared parameters.
+    population: bytes of the genomes, as far as known.
+    fixed: bytes of everything that does not grow with the prompts.
+    row_fixed: bytes that one prompt of one member takes, whatever its length.
+    row_token: bytes that one token of it takes.
+    row_token_pair: bytes that one (query, key) pair of it takes.
+    tokens_per_call: padded tokens that one program call aims at.
+    slots_per_call: prompts that one step of decoding aims at.
+    prompts_per_batch: given by the user; None to choose by size.
+  """
+
+  form: str
+  form_is_clear: bool
+  reason: str
+  members_per_group: int
+  device: str
+  budget: int
+  base: int
+  population: int
+  fixed: int
+  row_fixed: int
+  row_token: int
+  row_token_pair: int
+  tokens_per_call: int
+  slots_per_call: int
+  prompts_per_batch: int | None = None
+
+  def row_bytes(self, length: int, new_tokens: int = 0) -> int:
+    """Bytes that one prompt of one member takes while a program runs."""
+    slots = length + new_tokens
+    return (
+      self.row_fixed
+      + self.row_token * slots
+      + self.row_token_pair * length * slots
+    )
+
+  @property
+  def members_at_once(self) -> int:
+    """Members whose activations are alive together in a program call."""
+    return self.members_per_group if self.form == 'batched' else 1
+
+  def rows(self, length: int, new_tokens: int = 0) -> int:
+    """Most prompts of a batch of rows of this length."""
+    row = self.members_at_once * self.row_bytes(length, new_tokens)
+    fit = max(0, self.budget - self.fixed) // row
+    if fit < 1:
+      raise MemoryPlanError(
+        f'A prompt of {length} + {new_tokens} tokens for '
+        f'{self.members_at_once} members takes {row / _MIB:.0f} MiB beside '
+        f'{self.fixed / _MIB:.0f} MiB that are fixed; the budget is '
+        f'{self.budget / _MIB:.0f} MiB. Use fewer members_per_group, a '
+        'shorter context, or a larger memory budget.'
+      )
+    if self.prompts_per_batch:
+      return min(fit, self.prompts_per_batch)
+    wanted = self.tokens_per_call // (self.members_at_once * length)
+    return max(1, min(fit, wanted))
+
+  def slots(self, length: int, new_tokens: int) -> int:
+    """Most prompts of a member whose continuations are in work at a time."""
+    rows = self.rows(length, new_tokens)
+    if self.prompts_per_batch:
+      return rows
+    row = self.members_at_once * self.row_bytes(length, new_tokens)
+    fit = (self.budget - self.fixed) // row
+    return min(fit, max(rows, self.slots_per_call // self.members_at_once))
+
+  def describe(self) -> str:
+    """The plan in a few lines, for people."""
+
+    def mib(n: int) -> str:
+      return f'{n / _MIB:,.0f} MiB'
+
+    return '\n'.join(
+      [
+        f'plan: {self.form} execution on {self.device} ({self.reason}), '
+        f'{self.members_per_group} members a group',
+        f'  base {mib(self.base)}, population {mib(self.population)}, '
+        f'fixed in all {mib(self.fixed)} of {mib(self.budget)}',
+        f'  a 256-token prompt of one member {mib(self.row_bytes(256))}',
+      ]
+    )
+
+
+def device_budget(device: jax.Device) -> int:
+  """Bytes that may be used on a device: four fifths of what it has.
+
+  A CPU is asked for the memory that is free now; without an answer, 4 GiB.
+  """
+  stats = None
+  if device.platform != 'cpu':
+    stats = device.memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return int(_SHARE_OF_MEMORY * stats['bytes_limit'])
+  try:
+    pages, size = os.sysconf('SC_AVPHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
+    # CPU devices are parts of one machine and share its memory.
+    return int(_SHARE_OF_MEMORY * pages * size / device.client.device_count())
+  except (ValueError, OSError):
+    return 4 << 30
+
+
+def choose_form(
+  config: GemmaConfig, platform: str, itemsize: int, generates: bool
+) -> tuple[str, bool]:
+  """The execution form for a model on a platform, and whether that is clear.
+
+  An accelerator wants one large product of the base for all members. A CPU
+  is faster on one member's working set at a time, as long as folding a member
+  costs little. A model beyond a CPU's caches is read once a step of decoding:
+  better for all members than for the few answers of one.
+
+  Args:
+    config: the model.
+    platform: of the devices.
+    itemsize: bytes of a parameter.
+    generates: whether answers are generated.
+  """
+  layers = config.num_params - config.vocab_size * config.embed_dim
+  if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:
+    return 'batched', True
+  if layers * itemsize <= _FOLD_AT_MOST_BYTES:
+    return 'folded', True
+  return ('batched', True) if generates else ('folded', False)
+
+
+def make_plan(
+  config: GemmaConfig,
+  *,
+  members: int,
+  base_bytes: int,
+  member_bytes: int,
+  population_bytes: int | None = None,
+  lengths: Sequence[tuple[int, int]],
+  dtype=jnp.float32,
+  device: jax.Device,
+  form: str = 'auto',
+  members_per_group: int | None = None,
+  prompts_per_batch: int | None = None,
+  budget: int | None = None,
+) -> Plan:
+  """Chooses form, group and batch sizes.
+
+  Args:
+    config: the model.
+    members: most members that are scored at a time.
+    base_bytes: bytes of the shared parameters.
+    member_bytes: bytes of one expressed member.
+    population_bytes: bytes of all genomes that are kept, memory and velocity
+      included; by default those of the members.
+    lengths: (prompt tokens, new tokens) of the longest rows of each kind.
+    dtype: type of activations and cache.
+    device: one of the devices that the members are spread over.
+    form: 'auto', 'batched' or 'folded'.
+    members_per_group: fixed by the user, or None.
+    prompts_per_batch: fixed by the user, or None.
+    budget: bytes on one device, or None to ask the device.
+
+  Raises:
+    MemoryPlanError: nothing fits.
+  """
+  itemsize = jnp.dtype(dtype).itemsize
+  clear, reason = True, 'asked for'
+  if form == 'auto':
+    generates = any(new for _, new in lengths)
+    form, clear = choose_form(config, device.platform, itemsize, generates)
+    reason = f'the rule for models of this size on {device.platform}'
+  if budget is None:
+    budget = device_budget(device)
+  if population_bytes is None:
+    population_bytes = members * member_bytes
+  heads = config.num_heads + 2 * config.num_kv_heads
+  # Widths that are alive together at the worst point of a layer; products
+  # accumulate in f32 whatever the type of the activations.
+  widest = (
+    4 * config.embed_dim + 3 * config.ffn_dim + 2 * heads * config.head_dim
+  )
+  layers = base_bytes - config.vocab_size * config.embed_dim * itemsize
+  common = dict(
+    form=form,
+    form_is_clear=clear,
+    reason=reason,
+    device=device.platform,
+    budget=budget,
+    base=base_bytes,
+    population=population_bytes,
+    row_fixed=2 * 4 * config.vocab_size,
+    row_token=4 * widest + bytes_per_token(config, dtype),
+    row_token_pair=2 * 4 * config.num_heads,
+    tokens_per_call=_TOKENS_PER_CALL.get(
+      device.platform, _TOKENS_PER_CALL_ELSEWHERE
+    ),
+    slots_per_call=_SLOTS_PER_CALL.get(
+      device.platform, _SLOTS_PER_CALL_ELSEWHERE
+    ),
+    prompts_per_batch=prompts_per_batch,
+  )
+
+  def attempt(group: int) -> Plan:
+    copies = max(0, layers) if form == 'folded' else 0
+    fixed = base_bytes + population_bytes + group * member_bytes + copies
+    return Plan(members_per_group=group, fixed=fixed, **common)
+
+  group = members_per_group or members
+  while True:
+    plan = attempt(group)
+    try:
+      for length, new_tokens in lengths:
+        plan.rows(length, new_tokens)
+      return plan
+    except MemoryPlanError:
+      if group == 1 or members_per_group:
+        raise
+      group = -(-group // 2)

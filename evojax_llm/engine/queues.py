@@ -1,0 +1,239 @@
+"""Queues of prompts that are to be continued, in a few fixed shapes.
+
+A queue holds prompts of one length bucket that begin alike. Its prompts are
+read a few at a time into slots, as slots become free, so that no long answer
+holds up the others. All of this happens once, on the host; the arrays then stay
+on the device for the whole run.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import zlib
+
+import jax
+import numpy as np
+
+from evojax_llm.engine.batches import by_bucket
+from evojax_llm.tasks.tokens import common_start
+
+# A common beginning is worth a program of its own from this length on.
+_WORTH_SHARING = 16
+# Prefixes are padded to a multiple, so that tasks may share a program.
+_PREFIX_STEP = 16
+# Prompts of a queue: what it makes is kept on the device for all of them.
+_MOST_PROMPTS = 4096
+# A refill reads a part of the slots: often enough to keep them busy, and with
+# enough tokens at a time to be worth a call.
+_REFILL_SHARE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A prompt to be continued.
+
+  Attributes:
+    ids: its tokens, at least one.
+    limit: tokens to make at most, at least one.
+    stops: strings that end the text; the tokens that hold one are kept.
+    item: name of the item, which addresses its random draws.
+    group: prompts of a group may begin alike, those of others are not compared.
+  """
+
+  ids: tuple[int, ...]
+  limit: int
+  stops: tuple[str, ...] = ()
+  item: str = ''
+  group: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Queue:
+  """N prompts in the order in which they are read.
+
+  Attributes:
+    owner: (N,) i32 index of each prompt.
+    stops: N tuples of the strings that end each text.
+    slots: B, prompts that are in work at a time.
+    refill: R, prompts that are read at a time.
+    columns: S, tokens of a prompt and its continuation that a slot holds.
+    new: most tokens that a prompt makes.
+    inputs: arrays on the device: tokens (N, T) i32, padded left, without the
+      common beginning; positions (N, T) i32, -1 where padded; limits (N,) i32;
+      items (N,) i32 ids that address random draws.
+    prefix: tokens and positions (1, T) i32 of the common beginning, on the
+      device, or None.
+    prompt_tokens: tokens of the prompts, padding and prefix not counted.
+    prefix_tokens: of the common beginning.
+  """
+
+  owner: np.ndarray
+  stops: list[tuple[str, ...]]
+  slots: int
+  refill: int
+  columns: int
+  new: int
+  inputs: dict[str, jax.Array]
+  prefix: dict[str, jax.Array] | None
+  prompt_tokens: int
+  prefix_tokens: int
+
+  @property
+  def most_steps(self) -> int:
+    """Tokens that a slot makes at most."""
+    return -(-len(self.owner) // self.slots) * self.new
+
+  @property
+  def shape(self) -> tuple:
+    """What a compiled program depends on."""
+    prefix = self.prefix and self.prefix['tokens'].shape
+    tokens = self.inputs['tokens'].shape
+    return (tokens, prefix, self.slots, self.refill, self.columns, self.new)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+  """Tokens that all prompts begin with and that are worth sharing, or 0.
+
+  Every prompt keeps one token of its own at least: the last one is read anew
+  for the token that follows it.
+  """
+  if len(prompts) < 2:
+    return 0
+  length = min(common_start(prompts), min(map(len, prompts)) - 1)
+  return length if length >= _WORTH_SHARING else 0
+
+
+def pack_queues(
+  prompts: Sequence[Prompt],
+  slots: Callable[[int, int], int],
+  rows: Callable[[int, int], int],
+  sharding: jax.sharding.Sharding,
+  pad_id: int = 0,
+) -> list[Queue]:
+  """Packs prompts into queues and puts them on the device.
+
+  Args:
+    prompts: in any order; the queues' `owner` refers to it.
+    slots: most prompts in work at a time, by the tokens of a prompt and the
+      tokens that it makes.
+    rows: most prompts read at a time, likewise.
+    sharding: where the arrays go.
+    pad_id: token that stands where there is none.
+
+  Raises:
+    ValueError: a prompt without a token, or a limit below one.
+  """
+  for index, prompt in enumerate(prompts):
+    if not prompt.ids or prompt.limit < 1:
+      raise ValueError(
+        f'prompt {index} has {len(prompt.ids)} tokens and may make '
+        f'{prompt.limit}; expected at least one of each.'
+      )
+  queues = []
+  for indices, shared in _groups(prompts):
+    prefix = None
+    if shared:
+      prefix = jax.device_put(
+        _prefix(prompts[indices[0]].ids[:shared], pad_id), sharding
+      )
+    lengths = [len(prompts[i].ids) - shared for i in indices]
+    for top, bucket in by_bucket(lengths):
+      # Long answers first: they would be the last to end.
+      bucket = sorted(
+        (indices[i] for i in bucket), key=lambda i: -prompts[i].limit
+      )
+      for part in _parts(bucket):
+        queues.append(
+          _queue(
+            [prompts[i] for i in part],
+            np.array(part, np.int32),
+            top,
+            shared,
+            prefix,
+            slots,
+            rows,
+            sharding,
+            pad_id,
+          )
+        )
+  return queues
+
+
+def _groups(prompts: Sequence[Prompt]) -> list[tuple[list[int], int]]:
+  """(indices, tokens of the common beginning) of prompts to go together."""
+  by_group: dict[int, list[int]] = {}
+  for index, prompt in enumerate(prompts):
+    by_group.setdefault(prompt.group, []).append(index)
+  rest, found = [], []
+  for indices in by_group.values():
+    shared = common_prefix([prompts[i].ids for i in indices])
+    if shared:
+      found.append((indices, shared))
+    else:
+      rest += indices
+  return found + ([(rest, 0)] if rest else [])
+
+
+def _parts(bucket: list[int]) -> list[list[int]]:
+  """The indices in parts of one size, but for the last."""
+  count = -(-len(bucket) // _MOST_PROMPTS)
+  size = -(-len(bucket) // max(1, count))
+  return [bucket[i : i + size] for i in range(0, len(bucket), max(1, size))]
+
+
+def _prefix(ids: Sequence[int], pad_id: int) -> dict[str, np.ndarray]:
+  length = -(-len(ids) // _PREFIX_STEP) * _PREFIX_STEP
+  tokens = np.full((1, length), pad_id, np.int32)
+  positions = np.full((1, length), -1, np.int32)
+  tokens[0, : len(ids)] = ids
+  positions[0, : len(ids)] = np.arange(len(ids))
+  return {'tokens': tokens, 'positions': positions}
+
+
+def _queue(
+  prompts: list[Prompt],
+  owner: np.ndarray,
+  top: int,
+  shared: int,
+  prefix: dict[str, jax.Array] | None,
+  slots: Callable[[int, int], int],
+  rows: Callable[[int, int], int],
+  sharding: jax.sharding.Sharding,
+  pad_id: int,
+) -> Queue:
+  count = len(prompts)
+  new = max(prompt.limit for prompt in prompts)
+  tokens = np.full((count, top), pad_id, np.int32)
+  positions = np.full((count, top), -1, np.int32)
+  for row, prompt in enumerate(prompts):
+    own = prompt.ids[shared:]
+    tokens[row, top - len(own) :] = own
+    positions[row, top - len(own) :] = shared + np.arange(len(own))
+  inputs = {
+    'tokens': tokens,
+    'positions': positions,
+    'limits': np.array([prompt.limit for prompt in prompts], np.int32),
+    'items': np.array(
+      [zlib.crc32(prompt.item.encode()) & 0x7FFFFFFF for prompt in prompts],
+      np.int32,
+    ),
+  }
+  most = _even(count, slots(top, new))
+  share = most if count <= most else -(-most // _REFILL_SHARE)
+  return Queue(
+    owner=owner,
+    stops=[prompt.stops for prompt in prompts],
+    slots=most,
+    refill=_even(share, rows(top, new)),
+    columns=top + new,
+    new=new,
+    inputs=jax.device_put(inputs, sharding),
+    prefix=prefix,
+    prompt_tokens=sum(len(prompt.ids) for prompt in prompts) - shared * count,
+    prefix_tokens=shared,
+  )
+
+
+def _even(count: int, most: int) -> int:
+  """The size of parts of at most `most` that leave the last one nearly full."""
+  return -(-count // -(-count // most))

@@ -1,0 +1,380 @@
+"""Scores a population on tasks: the fitness engine.
+
+`Evaluator` holds the base, the tokenizer and the tasks. It encodes and packs a
+split once, compiles one program a length bucket, and then scores any number of
+populations without compiling again.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import copy
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.engine import forms
+from evojax_llm.engine import packed_split
+from evojax_llm.engine import plan as planning
+from evojax_llm.engine.answers import Answers
+from evojax_llm.engine.engine import Engine
+from evojax_llm.engine.groups import Space
+from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.sampling import Sampling
+from evojax_llm.fitness import objectives
+from evojax_llm.fitness import racing
+from evojax_llm.fitness.scores import Matcher
+from evojax_llm.fitness.scores import Scores
+from evojax_llm.fitness.scores import Sheets
+from evojax_llm.models import quantize
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.transformer import Gemma
+from evojax_llm.population import sharding
+from evojax_llm.population import stack
+from evojax_llm.tasks import prompts
+from evojax_llm.tasks.scorers.registry import scorer_of
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
+
+
+class Evaluator:
+  """Scores populations on tasks.
+
+  Args:
+    config: the model.
+    params: its parameters, shared by all members.
+    tokenizer: encodes prompts and decodes answers.
+    tasks: K tasks with distinct names.
+    weights: (K,) weights of the tasks in the fitness; equal by default.
+    objective: what makes fitness of the tasks' scores: a name of `objectives`.
+    chat: put prompts through the chat template.
+    limits: items of each task to use, by split: one number for all tasks, or
+      one for each; None for all items.
+    draw: seed of the choice of items where there is a limit.
+    dtype: type of activations and cache.
+    base_dtype: 'int8' for a base with kernels of eight bits (see
+      `gemma.quantize`); None to take the parameters as they are.
+    form: 'auto', 'batched' or 'folded' (see `forms`).
+    members_per_group: members of one program call; chosen by default.
+    prompts_per_batch: most prompts of a program call; chosen by default.
+    memory_budget: bytes to use on a device; asked from it by default.
+    max_length: longest prompt in tokens, new tokens included; by default the
+      context that the model was made for.
+    sampling: how tokens of generated answers are chosen; greedy by default.
+    devices: devices to spread the members over; all by default.
+
+  Raises:
+    ValueError: no tasks, repeated names, bad weights, limits or objective.
+  """
+
+  def __init__(
+    self,
+    config: GemmaConfig,
+    params: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    *,
+    weights: Sequence[float] | None = None,
+    objective: str = 'weighted_mean',
+    chat: bool = False,
+    limits: Mapping[str, int | None | Sequence[int | None]] | None = None,
+    draw: int = 0,
+    dtype: Any = jnp.float32,
+    base_dtype: str | None = None,
+    form: str = 'auto',
+    members_per_group: int | None = None,
+    prompts_per_batch: int | None = None,
+    memory_budget: int | None = None,
+    max_length: int | None = None,
+    sampling: Sampling | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) != len(names):
+      raise ValueError(f'tasks are {names}; expected some, named differently.')
+    if form not in ('auto', *forms.FORMS):
+      raise ValueError(
+        f'form is {form!r}; expected auto, {", ".join(forms.FORMS)}.'
+      )
+    if base_dtype not in (None, 'int8'):
+      raise ValueError(
+        f"base_dtype is {base_dtype!r}; expected None or 'int8'."
+      )
+    self.config, self.tokenizer, self.tasks = config, tokenizer, list(tasks)
+    self.weights = _weights(weights, len(tasks))
+    self.chat, self.draw = chat, draw
+    self.limits = {
+      split: _limits(limit, len(tasks))
+      for split, limit in (limits or {}).items()
+    }
+    self.max_length = max_length or config.max_position_embeddings
+    self.ledger = Ledger()
+    self._choices = dict(
+      form=form,
+      members_per_group=members_per_group,
+      prompts_per_batch=prompts_per_batch,
+      budget=memory_budget,
+    )
+    self._mesh = sharding.population_mesh(devices)
+    self._model = Gemma(config, dtype)
+    if base_dtype == 'int8':
+      params = quantize.quantize(params)
+    self._params = jax.device_put(params, sharding.replicated(self._mesh))
+    self._engine = Engine(
+      self._model, self._params, self._mesh, tokenizer, self.ledger, sampling
+    )
+    self._items: dict[str, list] = {}
+    self._splits: dict[tuple, packed_split.Split] = {}
+    metrics = [scorer_of(task) for task in self.tasks]
+    self._matcher = Matcher(
+      self.tasks,
+      objectives.make_objective(objective, self.weights, metrics),
+      tokenizer,
+    )
+
+  @property
+  def objective(self) -> objectives.Objective:
+    """What makes fitness of the tasks' scores."""
+    return self._matcher.objective
+
+  def normalise_by(self, experts: np.ndarray) -> None:
+    """Gives the objective the experts' scores (N, K), where it needs them.
+
+    Holds for this evaluator and for those that are drawn from it from then on.
+    """
+    # A matcher of its own: other draws have other items, and scores on them.
+    self._matcher = copy.copy(self._matcher)
+    self._matcher.objective = self.objective.normalised_by(experts)
+
+  def items(self, split: str) -> list[tuple[Item, ...]]:
+    """The items of each task that are scored: its limit's choice of a split."""
+    limits = self.limits.get(split, (None,) * len(self.tasks))
+    return [
+      task.subset(split, limit, self.draw)
+      for task, limit in zip(self.tasks, limits, strict=True)
+    ]
+
+  def prepare(
+    self,
+    space: Space,
+    population: Any,
+    members: int | None = None,
+    population_bytes: int | None = None,
+  ) -> planning.Plan:
+    """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
+
+    Called by the first `evaluate`, or earlier to print the plan.
+
+    Args:
+      space: of the population.
+      population: genomes (P, ...), or their shapes and types.
+      members: most members that are scored at a time; P by default.
+      population_bytes: see `plan.make_plan`.
+
+    Raises:
+      MemoryPlanError: what is asked for cannot fit.
+    """
+    return self._engine.prepare(
+      space,
+      population,
+      packed_split.longest_rows(self._encoded('dev')),
+      members=members,
+      population_bytes=population_bytes,
+      **self._choices,
+    )
+
+  @property
+  def plan(self) -> planning.Plan | None:
+    """How work is cut for the devices; None before it is prepared."""
+    return self._engine.plan
+
+  def evaluate(
+    self,
+    space: Space,
+    population: Any,
+    members: Sequence[int] | None = None,
+    split: str = 'dev',
+    progress: Callable[[float], None] | None = None,
+    items: Sequence[Sequence[int]] | None = None,
+    ids: Sequence[int] | None = None,
+  ) -> Scores:
+    """Scores members of a population.
+
+    Args:
+      space: expresses genomes (see `groups.Space`).
+      population: genomes stacked on a leading axis; only the chosen members
+        are scored. Where its leaves are numpy arrays it stays on the host, and
+        a group at a time goes to the devices.
+      members: M indices into that axis; all by default.
+      split: 'dev' or 'test'.
+      progress: called with the share of the work that is done.
+      items: of each task, indices of the items to use; all by default. What a
+        choice needs is packed and compiled once and kept.
+      ids: of the M members, which address the draws of sampled answers; their
+        indices by default.
+
+    Returns:
+      The scores of the M members, in the order of `members`.
+
+    Raises:
+      MemoryPlanError: the device is out of memory with a single member.
+    """
+    slots = stack.size(population)
+    indices = np.arange(slots) if members is None else np.asarray(members)
+    if self.plan is None:
+      self.prepare(space, population)
+    data = self._split(split, items)
+    answers = Answers(data, len(indices))
+    ids = None if ids is None else np.asarray(ids)
+    self._engine.answer(
+      space, population, indices, data, answers, progress, ids
+    )
+    self.ledger.members += len(indices)
+    with self.ledger.time('host'):
+      return self._matcher.score(data, answers)
+
+  def race(
+    self,
+    space: Space,
+    population: Any,
+    members: Sequence[int],
+    rules: racing.Racing,
+    seed_key: jax.Array,
+    generation: int,
+    progress: Callable[[float], None] | None = None,
+  ) -> racing.Raced:
+    """Scores members on `dev` as long as they can matter; see `racing`.
+
+    Args:
+      space: expresses genomes.
+      population: genomes stacked on a leading axis.
+      members: M indices into that axis.
+      rules: of the race.
+      seed_key: () typed key of the run; the items are dealt by it.
+      generation: which orders the blocks of items.
+      progress: called with the share of the work that is done or saved.
+
+    Returns:
+      What was found about the M members, in the order of `members`.
+
+    Raises:
+      ValueError: fitness is no weighted mean over items to be maximised.
+    """
+    racing.check([scorer_of(task) for task in self.tasks], self.objective.name)
+    members = np.asarray(members)
+    lengths = [
+      [sum(len(part.prompt) for part in item) for item in _by_item(task)]
+      for task in self._encoded('dev')
+    ]
+    blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
+    sheets = Sheets(self.items('dev'), len(members))
+    done = 0
+
+    def score(running, items):
+      nonlocal done
+      scores = self.evaluate(space, population, members[running], items=items)
+      sheets.add(running, items, scores)
+      done += 1
+      if progress:
+        progress(done / len(blocks))
+      values = [task.values.astype(np.float64) for task in scores.tasks]
+      return values, scores.reasons
+
+    raced = racing.race(
+      score, len(members), blocks, self.weights, rules, seed_key, generation
+    )
+    self.ledger.items_saved += raced.saved
+    return dataclasses.replace(raced, tasks=sheets.tasks())
+
+  def redraw(self, draw: int) -> 'Evaluator':
+    """The same engine on another choice of items.
+
+    Base, compiled programs, plan and ledger are shared; so is a split of which
+    all items are used.
+    """
+    other = copy.copy(self)
+    other.draw = draw
+    other._items, other._splits = {}, {}
+    for split, items in self._items.items():
+      if not any(self.limits.get(split, ())):
+        other._items[split] = items
+    for key, packed in self._splits.items():
+      if key[0] in other._items:
+        other._splits[key] = packed
+    return other
+
+  def _encoded(self, split: str) -> list[list[prompts.EncodedItem]]:
+    if split not in self._items:
+      self._items[split] = [
+        list(
+          prompts.encode_items(
+            task, items, self.tokenizer, self.chat, self.max_length
+          )
+        )
+        for task, items in zip(self.tasks, self.items(split), strict=True)
+      ]
+      self.ledger.truncated += sum(
+        item.truncated > 0 for task in self._items[split] for item in task
+      )
+    return self._items[split]
+
+  def _split(
+    self, split: str, items: Sequence[Sequence[int]] | None = None
+  ) -> packed_split.Split:
+    chosen = items and tuple(tuple(map(int, task)) for task in items)
+    key = (split, chosen)
+    if key not in self._splits:
+      encoded = self._encoded(split)
+      with self.ledger.time('host'):
+        if chosen:
+          by_item = [_by_item(task) for task in encoded]
+          encoded = [
+            [part for i in picked for part in items[i]]
+            for items, picked in zip(by_item, chosen, strict=True)
+          ]
+        self._splits[key] = packed_split.pack(
+          encoded,
+          self.plan.rows,
+          self.plan.slots,
+          sharding.replicated(self._mesh),
+          self.tokenizer.pad_id,
+        )
+    return self._splits[key]
+
+
+def _by_item(
+  encoded: Sequence[prompts.EncodedItem],
+) -> list[list[prompts.EncodedItem]]:
+  """What one item has become, which stands in a row, together."""
+  groups = itertools.groupby(encoded, key=lambda entry: id(entry.item))
+  return [list(group) for _, group in groups]
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
+  """Weights (K,) f32 that sum to one."""
+  w = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+  if w.shape != (count,) or not (w >= 0).all() or not w.sum() > 0:
+    raise ValueError(
+      f'weights are {weights}; expected {count} numbers of at least 0, not '
+      'all 0.'
+    )
+  return (w / w.sum()).astype(np.float32)
+
+
+def _limits(
+  limit: int | None | Sequence[int | None], count: int
+) -> tuple[int | None, ...]:
+  """One limit for each task."""
+  limits = limit if isinstance(limit, Sequence) else (limit,) * count
+  if len(limits) != count or not all(
+    n is None or (isinstance(n, int) and n > 0) for n in limits
+  ):
+    raise ValueError(
+      f'limits are {limit}; expected a number of at least 1 for all {count} '
+      'tasks, or one for each.'
+    )
+  return tuple(limits)

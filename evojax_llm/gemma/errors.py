@@ -1,5 +1,0 @@
-"""The error that every refusal of a model or adapter folder raises."""
-
-
-class GemmaError(ValueError):
-  """A folder or configuration cannot be used; says what, where and why."""

@@ -1,0 +1,285 @@
+"""Folders on disk: JSON, safetensors and writing a folder all at once.
+
+What is refused here is refused for model and for adapter folders alike. No
+pickle is ever opened and nothing is ever downloaded.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+import uuid
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from evojax_llm.models.errors import ModelError
+
+# Stored types that are read; anything else is a quantised or a damaged file.
+FLOAT_TYPES = {
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+_LFS = b'version https://git-lfs'
+
+
+def import_transformers():
+  """transformers, without its advice to install PyTorch."""
+  name = 'TRANSFORMERS_NO_ADVISORY_WARNINGS'
+  before = os.environ.get(name)
+  os.environ[name] = '1'
+  try:
+    import transformers
+
+    return transformers
+  finally:
+    if before is None:
+      del os.environ[name]
+    else:
+      os.environ[name] = before
+
+
+def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
+  """The path of a folder on this machine, or a refusal."""
+  path = pathlib.Path(folder).expanduser()
+  if not path.is_dir():
+    kind = 'is a file' if path.exists() else 'does not exist'
+    raise ModelError(
+      f'{path}: {kind}; expected {what}. Nothing is downloaded: '
+      'fetch it first and give the path of the local folder.'
+    )
+  return path
+
+
+def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
+  """The shortest ends of the paths that tell the folders apart."""
+  paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
+  for depth in range(1, max(len(p.parts) for p in paths) + 1):
+    names = ['/'.join(p.parts[-depth:]) for p in paths]
+    if len(set(names)) == len(set(paths)):
+      break
+  # The same folder given twice is told apart by its place.
+  return tuple(
+    n if names.index(n) == i else f'{n}#{i}' for i, n in enumerate(names)
+  )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The JSON object in a file, or a refusal."""
+  try:
+    text = path.read_text(encoding='utf-8')
+  except FileNotFoundError:
+    raise ModelError(
+      f'{path}: no such file; the folder is incomplete, fetch it again.'
+    ) from None
+  except (OSError, UnicodeDecodeError) as error:
+    raise ModelError(f'{path}: cannot be read as UTF-8: {error}.') from error
+  if text.startswith(_LFS.decode()):
+    raise ModelError(f'{path}: a Git LFS pointer; run `git lfs pull` there.')
+  try:
+    value = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ModelError(
+      f'{path}: broken JSON at line {error.lineno}, column {error.colno}: '
+      f'{error.msg}. Fetch the file again.'
+    ) from error
+  if not isinstance(value, dict):
+    raise ModelError(
+      f'{path}: holds a JSON {type(value).__name__}; expected an object.'
+    )
+  return value
+
+
+def listing(names: Iterable[str]) -> str:
+  """The first five names and how many there are beside them."""
+  names = list(names)
+  more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+  return ', '.join(names[:5]) + more
+
+
+class TensorFiles:
+  """Named tensors of one or several safetensors files, read one at a time.
+
+  Headers are read at once, so shapes and types are known before any data is.
+  Use as a context manager.
+
+  Attributes:
+    path: the file or index that names the tensors, for messages.
+    names: names of the stored tensors.
+  """
+
+  def __init__(self, path: pathlib.Path, files: dict[str, pathlib.Path]):
+    """Opens the files.
+
+    Args:
+      path: the file or index, for messages.
+      files: the file of each tensor, or {'': file} for all tensors of a file.
+
+    Raises:
+      ModelError: a file is missing, truncated, or lacks a tensor.
+    """
+    self.path = path
+    self._files = {}
+    self._handles = {}
+    with contextlib.ExitStack() as stack:
+      for file in sorted(set(files.values())):
+        self._handles[file] = stack.enter_context(_open(file))
+      self._stack = stack.pop_all()
+    if set(files) == {''}:
+      self._files = dict.fromkeys(self._handles[path].keys(), path)
+    else:
+      self._files = files
+      held = {f: set(h.keys()) for f, h in self._handles.items()}
+      absent = [n for n, f in files.items() if n not in held[f]]
+      if absent:
+        self._stack.close()
+        raise ModelError(
+          f'{path}: names tensors that their file lacks: {listing(absent)} '
+          f'({len(absent)} in all). Index and shards do not belong together; '
+          'fetch the folder again.'
+        )
+    self.names = tuple(self._files)
+
+  @classmethod
+  def of_model(cls, folder: pathlib.Path) -> 'TensorFiles':
+    """The tensors of a model folder: one file, or shards with an index."""
+    single = folder / 'model.safetensors'
+    if single.is_file():
+      return cls(single, {'': single})
+    index = folder / 'model.safetensors.index.json'
+    if not index.is_file():
+      _refuse_pickle(folder, 'pytorch_model*.bin', 'model.safetensors')
+      raise ModelError(
+        f'{folder}: has neither model.safetensors nor '
+        'model.safetensors.index.json; expected the weights in one of them.'
+      )
+    weight_map = read_json(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+      raise ModelError(
+        f'{index}: has no weight_map; expected an object that gives the file '
+        'of each tensor. Fetch the file again.'
+      )
+    files = {}
+    for name, file in weight_map.items():
+      if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+        raise ModelError(
+          f'{index}: weight_map[{name!r}] is {file!r}; expected the name of a '
+          'file in the same folder.'
+        )
+      files[name] = folder / file
+    return cls(index, files)
+
+  @classmethod
+  def of_adapter(cls, folder: pathlib.Path) -> 'TensorFiles':
+    """The tensors of a PEFT adapter folder."""
+    file = folder / 'adapter_model.safetensors'
+    if not file.is_file():
+      for pattern in ('adapter_model*.bin', 'pytorch_model*.bin', '*.pt'):
+        _refuse_pickle(folder, pattern, file.name)
+      raise ModelError(
+        f"{file}: no such file; expected the adapter's tensors there."
+      )
+    return cls(file, {'': file})
+
+  def file(self, name: str) -> pathlib.Path:
+    """The file that holds a tensor."""
+    return self._files[name]
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Shape of a tensor, from the header."""
+    return tuple(self._slice(name).get_shape())
+
+  def dtype(self, name: str) -> np.dtype:
+    """Type of a tensor, from the header; refuses one that is not a float."""
+    stored = self._slice(name).get_dtype()
+    if stored not in FLOAT_TYPES:
+      raise ModelError(
+        f'{self.file(name)}: tensor {name} is stored as {stored}; expected '
+        f'one of {", ".join(FLOAT_TYPES)}. Quantised weights must be '
+        'converted back first.'
+      )
+    return FLOAT_TYPES[stored]
+
+  def read(self, name: str) -> np.ndarray:
+    """A tensor's data."""
+    return self._handles[self.file(name)].get_tensor(name)
+
+  def _slice(self, name: str):
+    return self._handles[self.file(name)].get_slice(name)
+
+  def __enter__(self) -> 'TensorFiles':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._stack.close()
+
+
+def _open(file: pathlib.Path):
+  """A handle on a safetensors file, or a refusal."""
+  try:
+    with file.open('rb') as f:
+      if f.read(len(_LFS)) == _LFS:
+        raise ModelError(
+          f'{file}: a Git LFS pointer; run `git lfs pull` there.'
+        )
+    return safetensors.safe_open(file, framework='numpy')
+  except FileNotFoundError:
+    raise ModelError(
+      f'{file}: no such file; the folder is incomplete, fetch it again.'
+    ) from None
+  except (OSError, safetensors.SafetensorError) as error:
+    raise ModelError(
+      f'{file}: not a whole safetensors file ({error}); it is truncated or '
+      'damaged, fetch it again.'
+    ) from error
+
+
+def _refuse_pickle(folder: pathlib.Path, pattern: str, wanted: str) -> None:
+  for file in sorted(folder.glob(pattern)):
+    raise ModelError(
+      f'{file}: a pickle, which can run code and is never opened; expected '
+      f'{wanted}. Save it again with safe_serialization=True.'
+    )
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A folder that appears whole or not at all.
+
+  Yields a temporary sibling, renamed to `folder` when the block ends without
+  an error and removed when it does not.
+
+  Raises:
+    ModelError: `folder` exists and is not empty, or is a file.
+  """
+  target = pathlib.Path(folder).expanduser()
+  if target.exists() and not target.is_dir():
+    raise ModelError(f'{target}: is a file; expected a new folder.')
+  if target.is_dir() and any(target.iterdir()):
+    raise ModelError(
+      f'{target}: exists and is not empty; nothing is overwritten, give '
+      'another folder or remove this one.'
+    )
+  target = target.absolute()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  temporary = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}.tmp'
+  temporary.mkdir()
+  try:
+    yield temporary
+    os.rename(temporary, target)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes an object the way transformers does."""
+  text = json.dumps(value, indent=2, sort_keys=True) + '\n'
+  path.write_text(text, encoding='utf-8')

@@ -1,0 +1,232 @@
+"""PEFT LoRA adapter folders in and out.
+
+A stored adapter has, for a module of weight (out, in), `lora_A` (R, in) and
+`lora_B` (out, R); its effect is scale * lora_B lora_A. Here the factors are
+a = lora_A' (in, R) and b = lora_B' (R, out), stacked on the layers L, and all
+experts on N (LoRA, arXiv 2106.09685).
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from evojax_llm.models.adapter_files import Module
+from evojax_llm.models.adapter_files import read_adapter
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.errors import ModelError
+from evojax_llm.models.folders import existing_folder
+from evojax_llm.models.folders import expert_names
+from evojax_llm.models.folders import new_folder
+from evojax_llm.models.folders import read_json
+from evojax_llm.models.folders import write_json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdapterSet:
+  """Adapters of one base, brought to one rank and one scale.
+
+  Attributes:
+    names: (N,) names of the experts.
+    factors: adapter tree with leading N, f32 numpy: a (N, L, in, R), b
+      (N, L, R, out), b not scaled. Modules and layers that an expert lacks
+      are zero, and so are ranks above its own.
+    scale: tree of the same modules, (L,) f32: what b is multiplied by. It is
+      that of the first expert that has the module; where another expert's
+      scale differs, its b carries the ratio, so that every expert is exactly
+      a (scale b).
+    rank: R, the largest rank of all.
+  """
+
+  names: tuple[str, ...]
+  factors: dict[str, Any]
+  scale: dict[str, Any]
+  rank: int
+
+
+def load_adapters(
+  folders: Sequence[str | os.PathLike], config: GemmaConfig
+) -> AdapterSet:
+  """Loads PEFT LoRA folders that belong to one base.
+
+  Args:
+    folders: N adapter folders, of any rank, alpha and modules.
+    config: the base's.
+
+  Raises:
+    ModelError: no folder is given; a folder or file is missing, truncated or
+      a pickle; the adapter is not plain LoRA on linear modules, belongs to
+      another base, or its tensors do not fit its configuration.
+  """
+  if isinstance(folders, str | os.PathLike):
+    raise ModelError(
+      f'folders is {str(folders)!r}; expected a list of adapter folders.'
+    )
+  if not folders:
+    raise ModelError('No adapter folder is given; expected one or more.')
+  experts = [read_adapter(folder, config) for folder in folders]
+  rank = max(f.a.shape[0] for e in experts for f in e.values())
+  factors: dict[str, Any] = {}
+  scales: dict[str, Any] = {}
+  for module, (d_in, d_out) in config.linear_shapes().items():
+    if not any(m == module for e in experts for m, _ in e):
+      continue
+    scale = _common_scale(experts, module, config.num_layers)
+    a = np.zeros((len(experts), config.num_layers, d_in, rank), np.float32)
+    b = np.zeros((len(experts), config.num_layers, rank, d_out), np.float32)
+    for n, expert in enumerate(experts):
+      for layer in range(config.num_layers):
+        f = expert.get((module, layer))
+        if f is None:
+          continue
+        r = f.a.shape[0]
+        a[n, layer, :, :r] = f.a.T
+        b[n, layer, :r] = f.b.T
+        if f.scale != scale[layer]:
+          b[n, layer] *= np.float32(f.scale / scale[layer])
+    block, projection = module
+    factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
+    scales.setdefault(block, {})[projection] = scale.astype(np.float32)
+  return AdapterSet(
+    names=expert_names(folders),
+    factors={'layers': factors},
+    scale={'layers': scales},
+    rank=rank,
+  )
+
+
+def _common_scale(
+  experts: list[dict], module: Module, num_layers: int
+) -> np.ndarray:
+  """(L,) f64 scale of the first expert that has the module in a layer.
+
+  A scale of 0 can carry no other expert's, so the first that is not 0 counts.
+  A layer that no expert adapts gets the scale of the first that one does.
+  """
+  scale = np.zeros(num_layers, np.float64)
+  for layer in range(num_layers):
+    for expert in experts:
+      if scale[layer] == 0 and (module, layer) in expert:
+        scale[layer] = expert[module, layer].scale
+  given = scale[scale != 0]
+  return np.where(scale == 0, given[0], scale) if given.size else scale
+
+
+def save_adapter(
+  folder: str | os.PathLike,
+  factors: dict[str, Any],
+  scale: dict[str, Any],
+  config: GemmaConfig,
+  base_model_name: str,
+  base_folder: str | os.PathLike | None = None,
+) -> pathlib.Path:
+  """Writes one adapter as a folder that PEFT loads.
+
+  Args:
+    folder: a new or empty folder; appears whole or not at all.
+    factors: adapter tree of one member: a (L, in, R) and b (L, R, out), b not
+      scaled. Written as f32.
+    scale: tree of the same modules, (L,); becomes alpha / r.
+    config: the base's.
+    base_model_name: what PEFT is to call the base.
+    base_folder: the base's folder; tells whether it is multimodal, where PEFT
+      finds the layers under another name.
+
+  Returns:
+    The folder's path.
+
+  Raises:
+    ModelError: `folder` is not empty, or the factors do not fit the base.
+  """
+  prefix = 'model.'
+  if base_folder is not None:
+    path = existing_folder(base_folder, 'the folder of the base')
+    if read_json(path / 'config.json').get('model_type') == 'gemma3':
+      prefix = 'model.language_model.'
+  ranks, alphas, tensors = {}, {}, {}
+  for block, projections in factors['layers'].items():
+    for projection, pair in projections.items():
+      name = f'{block}.{projection}'
+      a, b = (np.asarray(pair[x], np.float32) for x in 'ab')
+      rank = _check_factors(config, (block, projection), a, b)
+      s = np.asarray(scale['layers'][block][projection], np.float64)
+      alpha = np.broadcast_to(s * rank, (config.num_layers,)).tolist()
+      for layer in range(config.num_layers):
+        module = f'{prefix}layers.{layer}.{name}'
+        key = f'base_model.model.{module}'
+        tensors[f'{key}.lora_A.weight'] = np.ascontiguousarray(a[layer].T)
+        tensors[f'{key}.lora_B.weight'] = np.ascontiguousarray(b[layer].T)
+        ranks[module], alphas[module] = rank, alpha[layer]
+  if not tensors:
+    raise ModelError('The adapter has no factors; expected one module or more.')
+  raw = _adapter_json(factors, ranks, alphas, base_model_name, prefix)
+  with new_folder(folder) as path:
+    save_file(
+      tensors, path / 'adapter_model.safetensors', metadata={'format': 'pt'}
+    )
+    write_json(path / 'adapter_config.json', raw)
+  return pathlib.Path(folder)
+
+
+def _check_factors(
+  config: GemmaConfig, module: Module, a: np.ndarray, b: np.ndarray
+) -> int:
+  """Rank of a module's factors; refuses those that do not fit the base."""
+  name = '.'.join(module)
+  shapes = config.linear_shapes()
+  if module not in shapes:
+    raise ModelError(
+      f'The adapter has factors of {name}; the base has only '
+      f'{", ".join(map(".".join, shapes))}.'
+    )
+  d_in, d_out = shapes[module]
+  rank = a.shape[-1]
+  expected = (config.num_layers, d_in, rank), (config.num_layers, rank, d_out)
+  if (a.shape, b.shape) != expected:
+    raise ModelError(
+      f'The factors of {name} have shapes {a.shape} and {b.shape}; the base '
+      f'expects (L, in, R) and (L, R, out) = {expected[0]} and {expected[1]}.'
+    )
+  return rank
+
+
+def _adapter_json(
+  factors: dict[str, Any],
+  ranks: dict[str, int],
+  alphas: dict[str, float],
+  base_model_name: str,
+  prefix: str,
+) -> dict[str, Any]:
+  """adapter_config.json; patterns name the modules that differ."""
+  rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+  projections = [p for block in factors['layers'].values() for p in block]
+  return {
+    'alpha_pattern': {m: v for m, v in alphas.items() if v != alpha},
+    'auto_mapping': None,
+    'base_model_name_or_path': base_model_name,
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'inference_mode': True,
+    'init_lora_weights': True,
+    'layers_pattern': None,
+    'layers_to_transform': None,
+    'lora_alpha': alpha,
+    'lora_dropout': 0.0,
+    'modules_to_save': None,
+    'peft_type': 'LORA',
+    'r': rank,
+    'rank_pattern': {m: v for m, v in ranks.items() if v != rank},
+    # Names alone would pick the vision side of a multimodal base as well.
+    'target_modules': (
+      projections
+      if prefix == 'model.'
+      else rf'.*language_model\..*\.({"|".join(projections)})'
+    ),
+    'task_type': 'CAUSAL_LM',
+    'use_dora': False,
+    'use_rslora': False,
+  }

@@ -1,0 +1,348 @@
+"""Gemma 1, 2 and 3: one forward pass for scoring, prefill and decode.
+
+The module is written for one member. A member's adapter is the collection
+`lora`, so a population is `jax.vmap` of `apply` over that collection with the
+parameters not mapped. Layers are stacked on `L` and scanned: compile time does
+not grow with depth. Under a population the scanned factors must be stored as
+(L, P, ...) and mapped with `in_axes=1`; with P first, XLA would transpose the
+whole population in every call.
+
+Sources: Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118), Gemma 3
+(arXiv 2503.19786).
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.models.cache import Cache
+from evojax_llm.models.cache import Prefix
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.linear import Linear
+from evojax_llm.models.linear import RMSNorm
+from evojax_llm.models.linear import rope_tables
+from evojax_llm.models.linear import rotate
+from evojax_llm.models.linear import softcap
+
+# Finite, so that a row that may look at nothing (padding) stays finite.
+_MASKED = -1e30
+
+
+@flax.struct.dataclass
+class Tokens:
+  """What all layers share about the tokens in hand and the keys they see.
+
+  Attributes:
+    cos: (S, B, T, 1, h / 2) f32 for each of the S rotary embeddings.
+    sin: likewise.
+    visible: (B, T, keys) bool, the keys that a query may look at; those of a
+      prefix stand first.
+    distance: (B, T, keys) i32, query position minus key position.
+    index: () i32, first cache slot of these tokens; 0 without a cache.
+    prefix: keys and values that all rows begin with, or None.
+  """
+
+  cos: jax.Array
+  sin: jax.Array
+  visible: jax.Array
+  distance: jax.Array
+  index: jax.Array
+  prefix: Prefix | None
+
+
+@flax.struct.dataclass
+class LayerKind:
+  """What tells one layer from another; leaves are scanned over L.
+
+  Attributes:
+    layer: i32 index of the layer.
+    rope: i32 index of its rotary embedding.
+    window: i32 number of keys it sees, itself included.
+  """
+
+  layer: jax.Array
+  rope: jax.Array
+  window: jax.Array
+
+
+class Attention(nn.Module):
+  """Grouped-query attention with rotary embedding and optional soft cap."""
+
+  config: GemmaConfig
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, kv: tuple | None, kind: LayerKind, tokens: Tokens
+  ) -> tuple[jax.Array, tuple | None]:
+    c = self.config
+    batch, length, _ = x.shape
+    groups = c.num_heads // c.num_kv_heads
+
+    def heads(name: str, count: int) -> jax.Array:
+      y = Linear(count * c.head_dim, name=name)(x)
+      return y.reshape(batch, length, count, c.head_dim)
+
+    q = heads('q_proj', c.num_heads)
+    k = heads('k_proj', c.num_kv_heads)
+    v = heads('v_proj', c.num_kv_heads)
+    if c.qk_norm:
+      q = RMSNorm(c.norm_eps, name='q_norm')(q)
+      k = RMSNorm(c.norm_eps, name='k_norm')(k)
+    cos, sin = tokens.cos[kind.rope], tokens.sin[kind.rope]
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if kv is not None:
+      start = (kind.layer, 0, tokens.index, 0, 0)
+      kv = tuple(
+        jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
+        for old, new in zip(kv, (k, v), strict=True)
+      )
+      k, v = (
+        jax.lax.dynamic_index_in_dim(old, kind.layer, keepdims=False).astype(
+          x.dtype
+        )
+        for old in kv
+      )
+    # The query heads of a key head stand beside the tokens, so that each
+    # product is one plain matrix product per row and key head.
+    q = q.reshape(batch, length, c.num_kv_heads, groups, c.head_dim)
+    q = q.swapaxes(1, 2).reshape(batch, c.num_kv_heads, -1, c.head_dim)
+    parts = [('bskh', k, v)]
+    if tokens.prefix is not None:
+      # What all rows share is read once and copied into none of them.
+      shared = (
+        jax.lax.dynamic_index_in_dim(leaf, kind.layer, keepdims=False).astype(
+          x.dtype
+        )
+        for leaf in (tokens.prefix.k, tokens.prefix.v)
+      )
+      parts.insert(0, ('skh', *shared))
+    scores = [
+      jnp.einsum(
+        f'bkqh,{axes}->bkqs', q, keys, preferred_element_type=jnp.float32
+      )
+      for axes, keys, _ in parts
+    ]
+    scores = jnp.concatenate(scores, axis=-1)
+    scores = softcap(scores * c.query_pre_attn_scalar**-0.5, c.attn_softcap)
+    visible = tokens.visible
+    if 'sliding_attention' in c.layer_types:
+      visible = visible & (tokens.distance < kind.window)
+    visible = jnp.repeat(visible, groups, axis=1)[:, None]
+    scores = jnp.where(visible, scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+    border = weights.shape[-1] - k.shape[1]
+    weights = [weights[..., border:]] + [weights[..., :border]] * (border > 0)
+    y = sum(
+      jnp.einsum(
+        f'bkqs,{axes}->bkqh', part, values, preferred_element_type=jnp.float32
+      )
+      for part, (axes, _, values) in zip(weights, parts[::-1], strict=True)
+    ).astype(x.dtype)
+    y = y.reshape(batch, c.num_kv_heads, length, -1).swapaxes(1, 2)
+    y = y.reshape(batch, length, c.num_heads * c.head_dim)
+    return Linear(c.embed_dim, name='o_proj')(y), kv
+
+
+class FeedForward(nn.Module):
+  """down(act(gate(x)) * up(x))."""
+
+  config: GemmaConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = self.config
+    gate = Linear(c.ffn_dim, name='gate_proj')(x)
+    up = Linear(c.ffn_dim, name='up_proj')(x)
+    gate = jax.nn.gelu(gate, approximate=c.activation == 'gelu_tanh')
+    return Linear(c.embed_dim, name='down_proj')(gate * up)
+
+
+class Layer(nn.Module):
+  """One layer; the carry is (hidden, keys and values of the cache)."""
+
+  config: GemmaConfig
+
+  @nn.compact
+  def __call__(
+    self, carry: tuple, kind: LayerKind, tokens: Tokens
+  ) -> tuple[tuple, None]:
+    c = self.config
+    x, kv = carry
+
+    def norm(name: str, y: jax.Array) -> jax.Array:
+      return RMSNorm(c.norm_eps, name=name)(y)
+
+    y, kv = Attention(c, name='self_attn')(
+      norm('input_layernorm', x), kv, kind, tokens
+    )
+    if c.post_norms:
+      x = x + norm('post_attention_layernorm', y)
+      y = FeedForward(c, name='mlp')(norm('pre_feedforward_layernorm', x))
+      x = x + norm('post_feedforward_layernorm', y)
+    else:
+      # Gemma 1 gives this name to the norm before the feed-forward block.
+      x = x + y
+      y = FeedForward(c, name='mlp')(norm('post_attention_layernorm', x))
+      x = x + y
+    return (x, kv), None
+
+
+class Gemma(nn.Module):
+  """A Gemma text model.
+
+  Attributes:
+    config: shape and mathematics.
+    dtype: type of activations; products accumulate in f32.
+  """
+
+  config: GemmaConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    c = self.config
+    self.embedder = Embedder(c, self.dtype)
+    self.layers = nn.scan(
+      Layer,
+      variable_axes={'params': 0, 'lora': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast),
+      length=c.num_layers,
+    )(c)
+    self.final_norm = RMSNorm(c.norm_eps)
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: Cache | None = None,
+    until: jax.Array | None = None,
+    prefix: Prefix | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Hidden states after the final norm.
+
+    Args:
+      tokens: (B, T) i32; any valid id where there is padding.
+      positions: (B, T) i32: 0, 1, 2, ... for the tokens of a row, -1 for
+        padding, which may stand left or right. A query sees keys with
+        0 <= key position <= its own, within the window on sliding layers.
+      cache: earlier tokens; these are written behind them at `cache.index`,
+        and must not reach over the end of the ring.
+      until: (B, T) i32, for rows that hold several texts as a tree (see
+        `fitness.trees`): the token in column c is seen by the queries in
+        columns c to until - 1, whatever their positions; 0 for padding. Not
+        together with a cache.
+      prefix: tokens that all rows begin with; positions go on behind them.
+        Not together with `until`.
+
+    Returns:
+      hidden (B, T, D) in `dtype` (`unembed` makes logits of those that are
+      read), and the cache with these tokens in it, or None.
+    """
+    c = self.config
+    ropes, kinds = _layer_kinds(c)
+    cos, sin = rope_tables(positions, ropes, c.head_dim)
+    key_positions, index, kv = positions, jnp.zeros((), jnp.int32), None
+    if cache is not None:
+      index = cache.index
+      key_positions = jax.lax.dynamic_update_slice(
+        cache.positions, positions, (0, index)
+      )
+      kv = (cache.k, cache.v)
+    seen = key_positions
+    if prefix is not None:
+      shape = (tokens.shape[0], prefix.positions.shape[0])
+      first = jnp.broadcast_to(prefix.positions, shape)
+      seen = jnp.concatenate([first, seen], axis=-1)
+    distance = positions[:, :, None] - seen[:, None, :]
+    if until is None:
+      visible = (seen[:, None, :] >= 0) & (distance >= 0)
+    else:
+      column = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+      visible = column <= column[:, None]
+      visible = visible & (column[:, None] < until[:, None, :])
+    shared = Tokens(
+      cos=cos,
+      sin=sin,
+      visible=visible,
+      distance=distance,
+      index=index,
+      prefix=prefix,
+    )
+    (x, kv), _ = self.layers((self.embedder(tokens), kv), kinds, shared)
+    if cache is not None:
+      cache = Cache(
+        k=kv[0],
+        v=kv[1],
+        positions=key_positions,
+        index=(index + tokens.shape[1]) % cache.positions.shape[1],
+      )
+    return self.final_norm(x), cache
+
+  def unembed(self, hidden: jax.Array) -> jax.Array:
+    """Logits (..., V) f32 of hidden states (..., D), soft-capped."""
+    return softcap(self.embedder.unembed(hidden), self.config.final_softcap)
+
+
+class Embedder(nn.Module):
+  """The tied embedding (V, D)."""
+
+  config: GemmaConfig
+  dtype: Any
+
+  def setup(self):
+    self.embedding = self.param(
+      'embedding',
+      nn.initializers.normal(0.02),
+      (self.config.vocab_size, self.config.embed_dim),
+      jnp.float32,
+    )
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    # The factor is rounded to the activations' type, as Gemma was trained.
+    return x * jnp.asarray(self.config.embed_dim**0.5, self.dtype)
+
+  def unembed(self, hidden: jax.Array) -> jax.Array:
+    """Logits (..., V) f32 of hidden states (..., D), before the soft cap."""
+    return jnp.einsum(
+      '...d,vd->...v',
+      hidden,
+      self.embedding.astype(hidden.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+
+def _layer_kinds(config: GemmaConfig) -> tuple[tuple, LayerKind]:
+  """The distinct rotary embeddings, and what tells the L layers apart."""
+  of_type = {
+    'full_attention': config.rope_full,
+    'sliding_attention': config.rope_sliding,
+  }
+  ropes = tuple(dict.fromkeys(of_type[t] for t in config.layer_types))
+  no_window = jnp.iinfo(jnp.int32).max
+  return ropes, LayerKind(
+    layer=jnp.arange(config.num_layers, dtype=jnp.int32),
+    rope=jnp.array([ropes.index(of_type[t]) for t in config.layer_types]),
+    window=jnp.array(
+      [
+        config.sliding_window if t == 'sliding_attention' else no_window
+        for t in config.layer_types
+      ]
+    ),
+  )
+
+
+def positions_of(valid: jax.Array) -> jax.Array:
+  """Positions (B, T) i32 of a padding mask (B, T): -1 where not valid."""
+  counts = jnp.cumsum(valid.astype(jnp.int32), axis=-1)
+  return jnp.where(valid.astype(bool), counts - 1, -1)
+
+
+def init_params(config: GemmaConfig, key: jax.Array) -> dict[str, Any]:
+  """Random f32 parameters: normal(0, 0.02) weights and zero norms."""
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  positions = jnp.arange(2, dtype=jnp.int32)[None]
+  return jax.jit(Gemma(config).init)(key, tokens, positions)['params']

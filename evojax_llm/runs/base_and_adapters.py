@@ -1,0 +1,98 @@
+"""The base and its adapters as one population, for programs that compare them.
+
+The first member is the base itself, as the adapter that changes nothing; one
+member for each adapter folder follows.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.runs.errors import UserError
+
+BASE = 'base'
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+  """The base and its adapters.
+
+  Attributes:
+    config: the base's.
+    params: its parameters.
+    tokenizer: its tokenizer.
+    names: P names: 'base', then what tells the adapter folders apart.
+    population: adapter trees with leading P, f32, b scaled.
+  """
+
+  config: GemmaConfig
+  params: Any
+  tokenizer: Tokenizer
+  names: tuple[str, ...]
+  population: Any
+
+
+def load(
+  model: str, adapters: Sequence[str] = (), dtype: Any = jnp.float32
+) -> Members:
+  """Loads a model folder and adapter folders; `dtype` is that of the base.
+
+  Raises:
+    ModelError: a folder cannot be used.
+    UserError: an adapter folder is called 'base'.
+  """
+  # The small files first: what is wrong with them shows at once.
+  tokenizer = Tokenizer.from_folder(model)
+  config, _ = hub.load_config(model)
+  names, population = _population(config, adapters)
+  config, params = hub.load_checkpoint(model, dtype)
+  return Members(config, params, tokenizer, names, population)
+
+
+def _population(
+  config: GemmaConfig, adapters: Sequence[str]
+) -> tuple[tuple[str, ...], Any]:
+  if not adapters:
+    (block, name), (fan_in, fan_out) = next(
+      iter(config.linear_shapes().items())
+    )
+    zero = {
+      'a': jnp.zeros((1, config.num_layers, fan_in, 1), jnp.float32),
+      'b': jnp.zeros((1, config.num_layers, 1, fan_out), jnp.float32),
+    }
+    return (BASE,), {'layers': {block: {name: zero}}}
+  loaded = peft.load_adapters(adapters, config)
+  if BASE in loaded.names:
+    folder = adapters[loaded.names.index(BASE)]
+    raise UserError(
+      f"The adapter folder {folder} is called '{BASE}', as the model without "
+      'an adapter is in the results. Rename it.'
+    )
+
+  def with_base(factors: np.ndarray) -> jax.Array:
+    return jnp.asarray(np.concatenate([np.zeros_like(factors[:1]), factors]))
+
+  population = {
+    'layers': {
+      block: {
+        name: {
+          'a': with_base(module['a']),
+          # (L,) scale on b (N, L, R, out).
+          'b': with_base(
+            module['b'] * loaded.scale['layers'][block][name][:, None, None]
+          ),
+        }
+        for name, module in modules.items()
+      }
+      for block, modules in loaded.factors['layers'].items()
+    }
+  }
+  return (BASE, *loaded.names), population

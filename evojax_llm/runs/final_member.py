@@ -1,0 +1,47 @@
+"""The member that a search ends with, and its scores on dev."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from evojax_llm.population import stack
+from evojax_llm.runs import run_state
+
+
+def settle(
+  state: run_state.RunState,
+  strategy: Any,
+  evaluator: Any,
+  space: Any,
+  other_items: bool = False,
+) -> run_state.RunState:
+  """The state of a search that is over, its `best` the member it ends with.
+
+  That member is scored on dev wherever its scores are not those of this genome
+  on these items. Nothing is chosen by it, so it is no evaluation.
+
+  Args:
+    state: after the last generation.
+    strategy: says whether the best of all time is kept.
+    evaluator: of the items that baselines are scored on.
+    space: of the members.
+    other_items: whether generations were scored on other items.
+  """
+  best = state.best
+  if not strategy.keep_best:
+    found = run_state.best_members(state, 1, keep_best=False)
+    best = best.replace(
+      genome=jax.tree.map(lambda leaf: leaf[0], found.population),
+      id=np.int32(found.ids[0]),
+      generation=state.generation,
+    )
+  elif not other_items:
+    return state
+  genome = jax.tree.map(lambda leaf: leaf[None], best.genome)
+  slots = evaluator.plan.members_per_group
+  scores = evaluator.evaluate(space, stack.pad(genome, slots), np.arange(1))
+  best = best.replace(
+    fitness=scores.fitness[0], task_scores=scores.task_scores[0]
+  )
+  return state.replace(best=best)

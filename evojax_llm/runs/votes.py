@@ -1,0 +1,185 @@
+"""The group decisions at the end of a run, and what they are worth.
+
+Members, their order and their number are chosen on `dev`; the test answers of
+those chosen are read with everybody else's, once.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from evojax_llm.fitness import ensembles
+from evojax_llm.population import stack
+from evojax_llm.runs import run_state
+from evojax_llm.tasks.scorers.registry import scorer_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+  """A group that dev chose.
+
+  Attributes:
+    rule: how it decides.
+    members: k ids of members or indices of experts, the best by dev first.
+    fitness: (k,) f32 of the members on dev.
+    by_size: fitness on dev of the best 1, 2, ... candidates together.
+    dev: (K,) f32 task scores on dev.
+    bound: fitness on dev of the oracle, who knows which member is right.
+    evaluations: members scored on dev for it, the search's not counted.
+    population: genomes of the members, leaves (k, ...); None for experts.
+  """
+
+  rule: str
+  members: list[int]
+  fitness: np.ndarray
+  by_size: list[float]
+  dev: np.ndarray
+  bound: float
+  evaluations: int = 0
+  population: Any = None
+
+  @property
+  def detail(self) -> str:
+    """In a few words, for the table."""
+    rule = 'vote' if self.rule == ensembles.AUTO else self.rule
+    return f'{rule} of {len(self.members)}'
+
+
+def of_experts(
+  evaluator: Any,
+  task_scores: np.ndarray,
+  read: Callable[[Sequence[int]], Sequence[Any]],
+  options: Any,
+) -> Ensemble | None:
+  """The best experts together; None where fewer than two could be scored.
+
+  Args:
+    evaluator: of the tasks.
+    task_scores: (N, K) f32 of the experts on dev.
+    read: what the experts of some indices did on the dev items, task by task.
+    options: `size` and `rule` of the configuration.
+  """
+  fitness = evaluator.objective(task_scores)
+  order = _ranked(fitness)[: options.size]
+  if len(order) < 2:
+    return None
+  group = ensembles.Group(fitness[order], task_scores[order], read(order))
+  return _chosen(evaluator, options.rule, order, group)
+
+
+def of_members(
+  evaluator: Any,
+  space: Any,
+  found: run_state.Members,
+  known: tuple[np.ndarray, Sequence[Any]] | None,
+  options: Any,
+) -> Ensemble | None:
+  """Members together.
+
+  Args:
+    evaluator: of the run's tasks and dev items.
+    space: of the members.
+    found: M candidates.
+    known: their task scores (M, K) f32 and what they did, task by task; None,
+      or answers to other items or to some, to score them once more.
+    options: `rule` of the configuration.
+
+  Returns:
+    The group, or None where fewer than two could be scored.
+  """
+  if len(found.ids) < 2:
+    return None
+  wanted = [[item.id for item in task] for task in evaluator.items('dev')]
+  evaluations = 0
+  if known is None or not _complete(known[1], wanted):
+    slots = max(len(found.ids), evaluator.plan.members_per_group)
+    scores = evaluator.evaluate(
+      space, stack.pad(found.population, slots), np.arange(len(found.ids))
+    )
+    known = scores.task_scores, scores.tasks
+    evaluations = len(found.ids)
+  task_scores, results = known
+  fitness = evaluator.objective(task_scores)
+  order = _ranked(fitness)
+  if len(order) < 2:
+    return None
+  made = _chosen(
+    evaluator,
+    options.rule,
+    [found.ids[i] for i in order],
+    ensembles.Group(fitness, task_scores, results).take(order),
+  )
+  chosen = np.asarray(order[: len(made.members)], np.int32)
+  return dataclasses.replace(
+    made,
+    evaluations=evaluations,
+    population=stack.take(found.population, chosen),
+  )
+
+
+def score(
+  evaluator: Any,
+  split: str,
+  ensemble: Ensemble,
+  task_scores: np.ndarray,
+  results: Sequence[Any],
+  rows: Sequence[int],
+) -> tuple[np.ndarray, float]:
+  """What an ensemble decides on the items of a split.
+
+  Args:
+    evaluator: of the tasks.
+    split: of the items.
+    ensemble: k members.
+    task_scores: (M, K) of all who were scored.
+    results: K results of them.
+    rows: k places of the ensemble's members among the M.
+
+  Returns:
+    (K,) f32 task scores, and the fitness of the oracle.
+  """
+  everybody = ensembles.Group(np.zeros(len(task_scores)), task_scores, results)
+  group = dataclasses.replace(everybody.take(rows), fitness=ensemble.fitness)
+  scorers = [scorer_of(task) for task in evaluator.tasks]
+  decided = ensembles.decide(
+    ensemble.rule, group, scorers, evaluator.items(split)
+  )
+  return decided, _bound(evaluator, group, scorers)
+
+
+def _chosen(
+  evaluator: Any, rule: str, members: Sequence[int], group: ensembles.Group
+) -> Ensemble:
+  scorers = [scorer_of(task) for task in evaluator.tasks]
+  size, by_size = ensembles.choose_size(
+    rule, group, scorers, evaluator.items('dev'), evaluator.objective
+  )
+  return Ensemble(
+    rule=rule,
+    members=list(members[:size]),
+    fitness=group.fitness[:size],
+    by_size=evaluator.objective(by_size).tolist(),
+    dev=by_size[size - 1],
+    bound=_bound(evaluator, group.take(range(size)), scorers),
+  )
+
+
+def _complete(results: Sequence[Any], wanted: Sequence[list[str]]) -> bool:
+  """Whether everybody was scored on the wanted items, and on all of them."""
+  return [result.ids for result in results] == wanted and not any(
+    np.isnan(result.values).any() for result in results
+  )
+
+
+def _bound(evaluator, group, scorers) -> float:
+  scores = ensembles.bound(group, scorers)
+  return float(evaluator.objective(scores[None])[0])
+
+
+def _ranked(fitness: np.ndarray) -> list[int]:
+  """Places of those who have a fitness, the best first, then the elder."""
+  places = np.flatnonzero(np.isfinite(fitness))
+  return sorted(places.tolist(), key=lambda i: (-fitness[i], i))

@@ -1,0 +1,1 @@
+"""GENOME and GENOME+ (arXiv 2503.01155)."""

@@ -1,0 +1,211 @@
+"""How two parents make a child: a merge of the registry, and its weights.
+
+A merge that works on what parents change of a base takes the zero genome as
+base where that is the base model: for adapters, whose factors then count as
+the change themselves (as in PEFT and in GENOME's released code, arXiv
+2503.01155), and for coefficients of experts. Whole weights need to be given
+their base, or those merges are refused.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.operators.merges import check
+from evojax_llm.operators.merges import lift
+from evojax_llm.operators.merges import parent_weights as merge_weights
+from evojax_llm.operators.merges.method import Merge
+from evojax_llm.population import keys
+from evojax_llm.population import leaves
+from evojax_llm.population import stack
+
+WEIGHINGS = ('line', 'fitness', 'softmax', 'random', 'equal')
+# Weights and place between the parents come from the weighing.
+_WEIGHED = ('weights', 't')
+_COEFFICIENTS = 'coefficients'
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossover:
+  """What a child is made by.
+
+  Attributes:
+    merge: a name of operators.merges.registry that takes two parents.
+    weighing: weights of the parents: t and 1 - t with t ~ U(low, high) on the
+      'line' through them; 'fitness', f_a / (f_a + f_b), as in GENOME's
+      released code; 'softmax' of fitness over a temperature; 'random', u and
+      1 - u with u = U1 / (U1 + U2); or 'equal'. A merge with a place t between
+      the parents has it at the second one's weight; some merges take neither.
+    options: of the merge, such as 'normalize' or 'election', by name.
+  """
+
+  merge: str
+  weighing: str
+  options: tuple[tuple[str, Any], ...]
+
+  @property
+  def method(self) -> Merge:
+    """The entry of the registry."""
+    return check.find(self.merge)
+
+
+def make(merge: str, weighing: str, options: Mapping[str, Any]) -> Crossover:
+  """A crossover; options that are None are left as they are.
+
+  Raises:
+    ValueError: if a name is unknown or the merge is not one of two parents.
+  """
+  method = check.find(merge)
+  if method.least > 2 or (method.most or 2) < 2:
+    raise ValueError(
+      f'Got merge {merge!r}, which is of {method.most or method.least} '
+      'parents; expected one that takes two.'
+    )
+  if weighing not in WEIGHINGS:
+    raise ValueError(f'Got weighing {weighing!r}; expected one of {WEIGHINGS}.')
+  chosen = {name: value for name, value in options.items() if value is not None}
+  check.check_options(method, chosen)
+  if merge == 'linear':
+    # Weights are on a line already; dividing by their sum would only round.
+    chosen = {'normalize': 'none'} | chosen
+  return Crossover(merge, weighing, tuple(sorted(chosen.items())))
+
+
+def parameters(
+  merge: str, values: Mapping[str, float | None]
+) -> dict[str, jax.Array]:
+  """The hyperparameters of a merge, each a () f32 array.
+
+  Args:
+    merge: a name of the registry.
+    values: those to change; None leaves the registry's default.
+
+  Raises:
+    ValueError: if the merge has no such parameter, or it cannot have such a
+      value.
+  """
+  method = check.find(merge)
+  known = {
+    name: parameter.default
+    for name, parameter in method.parameters.items()
+    if name not in _WEIGHED
+  }
+  given = {name: value for name, value in values.items() if value is not None}
+  unknown = sorted(set(given) - set(known))
+  if unknown:
+    raise ValueError(
+      f'Got unknown parameters {unknown} of {merge}; expected some of '
+      f'{sorted(known)}.'
+    )
+  check.check_values(method, given)
+  return {name: jnp.float32(v) for name, v in {**known, **given}.items()}
+
+
+def check_genome(
+  crossover: Crossover, genome: stack.Genome, base: stack.Genome | None
+) -> None:
+  """Refuses genomes that lack the base which the merge needs.
+
+  Args:
+    crossover: from `make`.
+    genome: one genome, or its shapes and types.
+    base: genome of the base, if it is known.
+
+  Raises:
+    ValueError: if so.
+  """
+  known = base is not None or _has_zero_base(genome)
+  if crossover.method.needs_base and not known:
+    raise ValueError(
+      f'Got merge {crossover.merge!r}, which works on what parents change of a '
+      'base; these genomes are whole weights, of which no base is known. Give '
+      "the base's weights, take a merge without one, such as 'linear' or "
+      "'slerp', or evolve adapters or coefficients."
+    )
+
+
+def children(
+  crossover: Crossover,
+  key: jax.Array,
+  generation: jax.Array,
+  ids: jax.Array,
+  population: stack.Population,
+  places: jax.Array,
+  weights: jax.Array,
+  values: Mapping[str, jax.Array],
+  base: stack.Genome | None,
+) -> stack.Population:
+  """The children of pairs.
+
+  Args:
+    crossover: from `make`.
+    key: () typed key.
+    generation: () i32.
+    ids: (C,) i32 of the children, which address what the merge draws.
+    population: leaves (P, ...).
+    places: (C, 2) i32 of the parents.
+    weights: (C, 2) f32 of the parents.
+    values: hyperparameters of the merge, from `parameters`.
+    base: genome of the base; zeros by default.
+
+  Returns:
+    Leaves (C, ...).
+  """
+  method = crossover.method
+  given = dict(values)
+  if 'weights' in method.parameters:
+    given['weights'] = weights
+  elif 't' in method.parameters:
+    given['t'] = weights[:, 1]
+  if not method.needs_base:
+    base = None
+  elif base is None:
+    base = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population)
+  draws = keys.keys_for(key, generation, ids, 'merge') if method.draws else None
+  return lift.population(
+    crossover.merge,
+    population,
+    places,
+    base,
+    keys=draws,
+    parameters=given,
+    **dict(crossover.options),
+  )
+
+
+def weigh(
+  weighing: str, draws: jax.Array, fitness: jax.Array, params: Any
+) -> jax.Array:
+  """Weights of two parents, (2,) f32.
+
+  Args:
+    weighing: one of WEIGHINGS.
+    draws: (2,) f32 uniform in [0, 1).
+    fitness: (2,) f32.
+    params: with cross_low, cross_high and temperature.
+  """
+  if weighing == 'line':
+    reach = params.cross_high - params.cross_low
+    return merge_weights.line_weights(params.cross_low + reach * draws[0])
+  if weighing == 'fitness':
+    return merge_weights.fitness_weights(fitness)
+  if weighing == 'softmax':
+    alive = jnp.isfinite(fitness)
+    alive = alive | ~jnp.any(alive)
+    known = jnp.where(jnp.isfinite(fitness), fitness, 0.0)
+    scaled = known / jnp.maximum(params.temperature, 1e-6)
+    return jax.nn.softmax(jnp.where(alive, scaled, -jnp.inf))
+  if weighing == 'random':
+    positive = draws + 1e-12
+    return positive / jnp.sum(positive)
+  return jnp.full((2,), 0.5, jnp.float32)
+
+
+def _has_zero_base(genome):
+  """Whether the zero genome is the base model."""
+  return leaves.has_factors(genome) or (
+    isinstance(genome, Mapping) and set(genome) == {_COEFFICIENTS}
+  )

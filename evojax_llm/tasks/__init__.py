@@ -1,0 +1,1 @@
+"""Task files, prompts and scorers; nothing here needs jax."""

@@ -1,0 +1,289 @@
+"""Tasks of lm-evaluation-harness: 'lm_eval:task' or 'lm_eval:task:metric'.
+
+A task may also be a YAML file of one's own ('lm_eval:my_task.yaml'). The
+harness makes the prompts, options and stop strings and judges the answers; only
+the model is ours. The metric is the first of the task's list unless one is
+named. Tasks of options, of the likelihood of a text or of rolling likelihoods
+are read by likelihood, generate_until by decoding. Refused are metrics that are
+no number for each document, and those that ask whether greedy decoding gives a
+text ('acc' of a loglikelihood task, 'exact_match' of options).
+
+A rolling text has no BOS but the one that it begins after. The windows of one
+that is longer than the context are a token shorter than the harness's.
+
+Splits: dev is the training split where there is one, else the validation split;
+test is the test split, else the validation split where it is not dev. Worked
+examples are the harness's own choice, from the split that the task names; the
+harness leaves out the document in question.
+
+The package is an extra of this project, `lm_eval`, and some of its tasks
+download their data.
+"""
+
+from collections.abc import Sequence
+import copy
+import dataclasses
+import functools
+from typing import Any
+from typing import ClassVar
+
+import numpy as np
+
+from evojax_llm.tasks.scorers.base import Answer
+from evojax_llm.tasks.scorers.base import Scorer
+from evojax_llm.tasks.scorers.base import Verdict
+from evojax_llm.tasks.scorers.base import Verdicts
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
+from evojax_llm.tasks.task import TaskError
+
+_BINARY = ('acc', 'acc_norm', 'acc_bytes', 'acc_mutual_info', 'exact_match')
+# (gold, predicted) for each document.
+_PAIRS = ('f1', 'mcc')
+# What the harness reads of the model for each kind of task.
+_READS = {
+  'multiple_choice': 'options',
+  'loglikelihood': 'gold',
+  'loglikelihood_rolling': 'gold',
+  'generate_until': 'text',
+}
+# Whether greedy decoding would give a text is not read here.
+_GREEDY = (('multiple_choice', 'exact_match'), ('loglikelihood', 'acc'))
+_PLACES = ('training', 'validation', 'test')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LmEvalScorer(Scorer):
+  """The harness's verdict on an answer.
+
+  Attributes:
+    task: of the harness.
+    docs: its documents by item id, each with its requests.
+    metric: one of the task's metrics.
+    maximise: whether more of it is better.
+    corpus: whether it is more than the mean of the documents.
+    reads: 'options', 'gold' or 'text'.
+    rolls: whether whole texts are read.
+  """
+
+  task: Any = None
+  docs: Any = None
+  metric: str = 'acc'
+  maximise: bool = True
+  corpus: bool = False
+  reads: str = 'options'
+  rolls: bool = False
+
+  choices: ClassVar[bool | None] = None
+  gold: ClassVar[bool] = False
+  stop: ClassVar[bool] = False
+
+  @property
+  def binary(self) -> bool:
+    """Whether a document is right or wrong."""
+    return self.metric in _BINARY
+
+  @property
+  def percent(self) -> bool:
+    """Whether the score is a share."""
+    return self.binary or self.metric == 'f1'
+
+  @property
+  def question(self) -> bool:
+    """Whether a document is more than the text that is read."""
+    return not self.rolls
+
+  def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
+    """The harness's pairs; those with the same context are read together."""
+    if self.reads == 'text' or self.rolls:
+      return None
+    pairs: list[tuple[str, list[str]]] = []
+    for request in self.docs[item.id][1]:
+      context, continuation = request.args[:2]
+      # All white space at the end of a context belongs to what follows.
+      stem = context.rstrip()
+      continuation = context[len(stem) :] + continuation
+      if not pairs or pairs[-1][0] != stem:
+        pairs.append((stem, []))
+      pairs[-1][1].append(continuation)
+    return pairs
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """Asks the harness."""
+    doc, requests = self.docs[item.id]
+    prediction = None
+    if self.rolls:
+      results = [sum(answer.loglik)]
+    elif self.reads == 'text':
+      request = copy.copy(requests[0])
+      request.resps, request.filtered_resps = [answer.text], {}
+      for ensemble in self.task._filters:
+        ensemble.apply([request])
+      prediction = next(iter(request.filtered_resps.values()), answer.text)
+      results = [prediction]
+    else:
+      results = [(value, False) for value in answer.loglik]
+      if item.choices is not None:
+        own = answer.loglik[: len(item.choices)]
+        prediction = item.choices[int(np.argmax(own))][1]
+    value = self.task.process_results(doc, results).get(self.metric)
+    weight = 1.0
+    if self.rolls and isinstance(value, tuple):
+      total, weight = map(float, value)
+      value = total / weight
+    elif self.metric in _PAIRS and isinstance(value, tuple):
+      value = float(value[0] == value[1])
+    if not isinstance(value, int | float | np.number):
+      raise TaskError(
+        f"lm_eval:{self.task.config.task}: '{self.metric}' of a document is "
+        f'{value!r}; expected a number. Name another metric.'
+      )
+    prediction = None if prediction is None else str(prediction)
+    return Verdict(prediction, float(value), weight)
+
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
+    """The harness's aggregate of the documents."""
+    aggregate = self.task.aggregation()[self.metric]
+    values = verdicts.values.tolist()
+    if self.rolls:
+      totals = (verdicts.values * verdicts.weights).tolist()
+      values = list(zip(totals, verdicts.weights.tolist(), strict=True))
+    elif self.metric in _PAIRS and items[0].choices is not None:
+      values = [
+        (int(item.answer), [text for _, text in item.choices].index(said))
+        for item, said in zip(items, verdicts.predictions, strict=True)
+      ]
+    return float(aggregate(values))
+
+
+def load(name: str, rules: Any) -> Task:
+  """The task 'name' or 'name:metric' of the harness.
+
+  Raises:
+    TaskError: the package is not installed, there is no such task or metric,
+      or the task is of a kind that cannot be scored here.
+  """
+  from evojax_llm.tasks import task_files
+
+  try:
+    from lm_eval.api.metrics import mean
+  except ImportError as error:
+    raise TaskError(
+      f'lm_eval:{name}: lm-evaluation-harness is not installed; expected the '
+      "extra 'lm_eval' (pip install 'evojax_llm[lm_eval]')."
+    ) from error
+  where, _, metric = name.partition(':')
+  try:
+    found = _task_manager().load([where])['tasks']
+    ((title, task),) = found.items()
+  except Exception as error:
+    raise TaskError(
+      f'lm_eval:{name}: not one task that the harness can load: '
+      f'{type(error).__name__}: {str(error)[:200]}.'
+    ) from error
+  source = f'lm_eval:{name}'
+  kind = task.OUTPUT_TYPE
+  if kind not in _READS:
+    raise TaskError(
+      f'{source}: asks for {kind}; expected one of {", ".join(_READS)}.'
+    )
+  known = list(task.higher_is_better())
+  metric = metric or known[0]
+  if metric not in known:
+    raise TaskError(
+      f"{source}: has no metric '{metric}'; it has {', '.join(known)}."
+    )
+  if (kind, metric) in _GREEDY:
+    others = [name for name in known if (kind, name) not in _GREEDY]
+    raise TaskError(
+      f"{source}: '{metric}' of a {kind} task is whether greedy decoding gives "
+      'a text, which is not read here. Name another metric, as in '
+      f"'lm_eval:{where}:{(others or ['...'])[0]}'"
+      f'{"" if others else " (it has none)"}.'
+    )
+  docs: dict[str, Any] = {}
+  shots = task.config.num_fewshot or 0
+  if rules.shots is not None:
+    shots = rules.shots
+  top = {'name': title, 'format': _format(task)}
+  for split, place in _splits(task, source).items():
+    rows = []
+    for index, doc in enumerate(_docs(task, place)):
+      context = task.fewshot_context(doc, num_fewshot=shots)
+      requests = task.construct_requests(doc=doc, ctx=context)
+      requests = requests if isinstance(requests, list) else [requests]
+      key = f'{place} {index}'
+      docs[key] = doc, requests
+      rows.append({'id': key, **_row(task, doc, requests)})
+    top[split] = rows
+  scorer = LmEvalScorer(
+    task=task,
+    docs=docs,
+    metric=metric,
+    maximise=bool(task.higher_is_better()[metric]),
+    corpus=task.aggregation()[metric] is not mean,
+    reads=_READS[kind],
+    rolls=kind == 'loglikelihood_rolling',
+  )
+  # The harness's shots are in the prompts already.
+  rules = dataclasses.replace(rules, shots=None, shots_seed=None)
+  return task_files.build(top, source, title, rules, scorer)
+
+
+@functools.cache
+def _task_manager() -> Any:
+  """The harness's index of its tasks, which takes seconds to make."""
+  from lm_eval.tasks import TaskManager
+
+  return TaskManager()
+
+
+def _splits(task: Any, source: str) -> dict[str, str]:
+  """Which of the harness's splits are dev and test."""
+  there = [place for place in _PLACES if getattr(task, f'has_{place}_docs')()]
+  dev = next((p for p in there if p != 'test'), None)
+  test = next((p for p in reversed(there) if p != dev), None)
+  if not there:
+    raise TaskError(f'{source}: the task has no documents.')
+  # What is searched on is not reported as unseen: one split alone is test.
+  if test is None:
+    return {'test': dev}
+  return {'dev': dev, 'test': test}
+
+
+def _docs(task: Any, place: str) -> list[Any]:
+  return list(getattr(task, f'{place}_docs')())
+
+
+def _row(task: Any, doc: Any, requests: list[Any]) -> dict[str, Any]:
+  """A document as a row; what is read of it are its requests."""
+  target = task.doc_to_target(doc)
+  if task.OUTPUT_TYPE == 'loglikelihood_rolling':
+    return {'answer': str(target)}
+  context = requests[0].args[0]
+  if task.OUTPUT_TYPE != 'multiple_choice':
+    return {'question': context, 'answer': str(target) or '-'}
+  texts = task.doc_to_choice(doc)
+  if getattr(task, 'multiple_input', False):
+    # The options are contexts, and the target what follows each of them.
+    context, target = str(target), task.doc_to_text(doc)
+  target = target[0] if isinstance(target, list) else target
+  target = texts.index(target) if isinstance(target, str) else target
+  return {
+    'question': context,
+    'choices': {str(i): text for i, text in enumerate(texts)},
+    'answer': str(target),
+  }
+
+
+def _format(task: Any) -> dict[str, Any]:
+  if task.OUTPUT_TYPE != 'generate_until':
+    return {}
+  settings = task.config.generation_kwargs or {}
+  stop = settings.get('until') or []
+  stop = [stop] if isinstance(stop, str) else [text for text in stop if text]
+  return {
+    'prompt': '{question}',
+    'stop': stop,
+    'max_new_tokens': settings.get('max_gen_toks', 256),
+  }

@@ -1,0 +1,344 @@
+"""Items as token ids: what the model reads, and what is scored after it.
+
+Default prompts, raw (no chat template):
+  multiple choice, letters   as Model Swarms (arXiv 2410.11163): an instruction
+                             line, 'Question: ...', a line 'A: ...' per option,
+                             'The answer is'; the options are ' A', ' B', ...
+  multiple choice, texts     'Question: ...', 'Answer:'; the options are their
+                             texts.
+  all other kinds            the question as it is; of a kind that generates and
+                             has options, the multiple-choice prompt above.
+Before it come, in this order, the system text, the task's own worked examples
+(icl_prompt, which then replace the instruction line), and the task's shots:
+items with their answers, a blank line apart, the instruction once above them.
+With chat=True each shot is a turn of the user and one of the model, the system
+text opens the first turn (Gemma's template has no role for it), and the options
+begin the model's turn.
+
+Shots are dev items, chosen by a seed when the task is read; dev no longer holds
+them or a copy of them, and none of them is in test. What is scored has thus
+never been shown with its answer.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from absl import logging
+
+from evojax_llm.tasks.scorers import abstain
+from evojax_llm.tasks.scorers.registry import scorer_of
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
+from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.tokens import Tokenizer
+from evojax_llm.tasks.tokens import encode_options
+from evojax_llm.tasks.tokens import encode_prompt
+from evojax_llm.tasks.tokens import truncate
+
+_INSTRUCTION = 'Please choose an option that best answers the question.'
+_COMPLETION = 'Please choose an option that best completes the sentence.'
+_CHAT_REPLY = ' Reply with the letter of the option alone.'
+# Sentences to be continued, not questions.
+_COMPLETION_TASKS = ('hellaswag',)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedItem:
+  """An item as token ids.
+
+  Attributes:
+    item: the item.
+    prompt: ids that the model reads, first of them BOS.
+    options: ids of each option that continue the prompt, in the order of
+      `item.choices`; None where the answer is generated.
+    max_new_tokens: tokens to decode at most; 0 where the options are scored.
+    stop: strings that end the answer.
+    truncated: tokens cut from the left of the prompt (after BOS) to fit.
+  """
+
+  item: Item
+  prompt: tuple[int, ...]
+  options: tuple[tuple[int, ...], ...] | None
+  max_new_tokens: int
+  stop: tuple[str, ...]
+  truncated: int = 0
+
+
+def write_prompt(task: Task, item: Item, chat: bool = False) -> str:
+  """The text that an item's model reads, before any chat template.
+
+  Args:
+    task: gives the template, the instruction and the worked examples.
+    item: one of its items.
+    chat: for the chat template: the prompt asks for a reply, and does not end
+      in the middle of a sentence; system text and shots are other turns.
+
+  Returns:
+    The text.
+  """
+  head = _instruction(task, item, chat)
+  if chat:
+    text = head + _block(task, item, chat)
+    text = f'{task.icl_prompt}\n{text}' if task.icl_prompt else text
+    return text if task.shots else _after_system(task, text)
+  blocks = [
+    _joined(_block(task, shot), shown_answer(task, shot)) for shot in task.shots
+  ]
+  text = head + '\n\n'.join([*blocks, _block(task, item)])
+  text = f'{task.icl_prompt}\n{text}' if task.icl_prompt else text
+  return _after_system(task, text)
+
+
+def _after_system(task: Task, text: str) -> str:
+  return f'{task.format.system}\n\n{text}' if task.format.system else text
+
+
+def write_messages(task: Task, item: Item) -> list[dict[str, str]]:
+  """The turns of a conversation that ends with the item's question."""
+  messages = []
+  for shot in task.shots:
+    question = _instruction(task, shot, True) + _block(task, shot, True)
+    messages += _turn(question)
+    messages.append({'role': 'assistant', 'content': shown_answer(task, shot)})
+  messages += _turn(write_prompt(task, item, chat=True))
+  if task.shots:
+    messages[0] = _turn(_after_system(task, messages[0]['content']))[0]
+  return messages
+
+
+def shown_answer(task: Task, item: Item) -> str:
+  """A gold answer as a shot shows it: the key, text or answer to be given."""
+  if item.choices is not None and task.format.choice == 'text':
+    return dict(item.choices)[item.answer]
+  return item.answer
+
+
+def _joined(prompt: str, answer: str) -> str:
+  """A prompt and what follows it, a space between where one belongs."""
+  stem = prompt.rstrip(' ')
+  return stem + _parted([answer], stem)[0]
+
+
+def _block(task: Task, item: Item, chat: bool = False) -> str:
+  """The question of an item up to where its answer begins."""
+  choices = '\n'.join(f'{key}: {text}' for key, text in item.choices or ())
+  if task.format.prompt is not None:
+    return task.format.prompt.format(question=item.question, choices=choices)
+  if item.choices is None:
+    return item.question
+  if task.format.choice == 'text' and scorer_of(task).reads == 'options':
+    return f'Question: {item.question}' + ('' if chat else '\nAnswer:')
+  ending = '' if chat else '\nThe answer is'
+  return f'Question: {item.question}\n{choices}{ending}'
+
+
+def _instruction(task: Task, item: Item, chat: bool) -> str:
+  """The line above a multiple-choice question, with its line end, or ''."""
+  if item.choices is None or task.format.prompt is not None:
+    return ''
+  if task.format.choice == 'text' and scorer_of(task).reads == 'options':
+    return ''
+  text = task.format.instruction
+  if text is None:
+    if task.icl_prompt:
+      return ''
+    completes = task.name.lower() in _COMPLETION_TASKS
+    text = _COMPLETION if completes else _INSTRUCTION
+    text += _CHAT_REPLY if chat else ''
+  return f'{text}\n' if text else ''
+
+
+def _continuations(task: Task, item: Item, prompt: str) -> list[str]:
+  """What is read after the raw prompt: the options, or the gold answer."""
+  if scorer_of(task).reads == 'gold':
+    texts = [item.answer]
+  else:
+    letters = task.format.choice == 'letter'
+    texts = [key if letters else text for key, text in item.choices]
+  return _parted(texts, prompt)
+
+
+def _parted(texts: Sequence[str], prompt: str) -> list[str]:
+  """Continuations with the space that parts them from the prompt."""
+  # Nothing parts an option from a line's start or an opening bracket.
+  close = not prompt or prompt[-1] in '\n\t([{"'
+  return [text if close else f' {text}' for text in texts]
+
+
+def encode_item(
+  task: Task,
+  item: Item,
+  tokenizer: Tokenizer,
+  chat: bool = False,
+  max_length: int | None = None,
+) -> EncodedItem:
+  """Encodes an item of a task.
+
+  Args:
+    task: gives the prompt and the way to answer.
+    item: one of its items.
+    tokenizer: of the model.
+    chat: put the prompt through the tokenizer's chat template.
+    max_length: tokens that prompt and continuation may have together; a longer
+      prompt is cut from the left, which `truncated` tells.
+
+  Returns:
+    The encoded item; an empty prompt is BOS alone.
+
+  Raises:
+    TaskError: the continuation alone does not fit in `max_length`.
+  """
+  text = write_prompt(task, item, chat)
+  turns = write_messages(task, item) if chat else None
+  starts = None
+  if scorer_of(task).reads != 'text':
+    starts = _continuations(task, item, '' if chat else text)
+  return _encode(task, item, text, turns, starts, tokenizer, max_length)
+
+
+def encode_passes(
+  task: Task,
+  item: Item,
+  tokenizer: Tokenizer,
+  chat: bool = False,
+  max_length: int | None = None,
+) -> list[EncodedItem]:
+  """An item as all that is asked about it; see `encode_item`."""
+  scorer = scorer_of(task)
+  if scorer.rolls and not item.question:
+    return _windows(task, item, tokenizer, max_length)
+  requests = scorer.requests(item)
+  if requests is None:
+    passes = [encode_item(task, item, tokenizer, chat, max_length)]
+  else:
+    passes = []
+    for text, starts in requests:
+      turns = _turn(text) if chat and text else None
+      starts = [start.lstrip() for start in starts] if turns else starts
+      passes.append(
+        _encode(task, item, text, turns, starts, tokenizer, max_length)
+      )
+  if not hasattr(scorer, 'second_prompts'):
+    return passes
+  for text in scorer.second_prompts(item):
+    turns = _turn(text) if chat else None
+    starts = None
+    if scorer.reads != 'text':
+      starts = _parted(abstain.REPLIES, '' if chat else text)
+    passes.append(
+      _encode(task, item, text, turns, starts, tokenizer, max_length)
+    )
+  return passes
+
+
+def _windows(
+  task: Task, item: Item, tokenizer: Tokenizer, max_length: int | None
+) -> list[EncodedItem]:
+  """The text of an item from its start, in windows of `max_length` tokens."""
+  ids = tokenizer.encode(item.answer, bos=False)
+  most = max(1, (max_length or len(ids) + 1) - 1)
+  windows = []
+  # An empty text has one window, which is refused.
+  for start in range(0, max(1, len(ids)), most):
+    window = ids[start : start + most]
+    before = ids[max(0, start + len(window) - most - 1) : start]
+    prompt = before or encode_prompt('', tokenizer)
+    windows.append(_encoded(task, item, prompt, [window], 0, None))
+  return windows
+
+
+def _encode(
+  task: Task,
+  item: Item,
+  text: str,
+  turns: list[dict[str, str]] | None,
+  starts: list[str] | None,
+  tokenizer: Tokenizer,
+  max_length: int | None,
+) -> EncodedItem:
+  """Encodes a prompt, as text or turns, and what is read after it."""
+  options, new = None, 0
+  if starts is None:
+    # A space at the end would be its own token, where the model expects to
+    # begin the next word with it.
+    prompt = encode_prompt(turns or text.rstrip(' '), tokenizer)
+    new = task.format.max_new_tokens
+  elif turns:
+    # The template ends with a special token or a line's end, which joins with
+    # nothing that follows.
+    prompt = encode_prompt(turns, tokenizer)
+    options = [tokenizer.encode(start, bos=False) for start in starts]
+  else:
+    prompt, options = encode_options(text, starts, tokenizer)
+  return _encoded(task, item, prompt, options, new, max_length)
+
+
+def _encoded(
+  task: Task,
+  item: Item,
+  prompt: list[int],
+  options: list[list[int]] | None,
+  new: int,
+  max_length: int | None,
+) -> EncodedItem:
+  """Token ids as they are read, the prompt cut where it is too long."""
+  if options is not None and not all(options):
+    raise TaskError(
+      f"Task '{task.name}', item '{item.id}': an option has no tokens of its "
+      'own, so that it cannot be scored.'
+    )
+  truncated = 0
+  if max_length is not None:
+    longest = max(map(len, options)) if options else new
+    room = max_length - longest
+    if room < 1:
+      what = 'max_new_tokens' if options is None else 'its longest option'
+      raise TaskError(
+        f"Task '{task.name}', item '{item.id}': {what} takes {longest} tokens, "
+        f'which leaves no room for a prompt within {max_length}. Raise the '
+        'length limit, or lower max_new_tokens in the task\'s "format".'
+      )
+    prompt, truncated = truncate(prompt, room)
+  return EncodedItem(
+    item=item,
+    prompt=tuple(prompt),
+    options=None if options is None else tuple(map(tuple, options)),
+    max_new_tokens=new,
+    stop=task.format.stop,
+    truncated=truncated,
+  )
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+  return [{'role': 'user', 'content': text}]
+
+
+def encode_items(
+  task: Task,
+  items: Sequence[Item],
+  tokenizer: Tokenizer,
+  chat: bool = False,
+  max_length: int | None = None,
+) -> tuple[EncodedItem, ...]:
+  """Encodes items, and logs how many prompts had to be cut, if any.
+
+  An item about which more than one thing is asked gives as many entries, one
+  after the other.
+  """
+  encoded = tuple(
+    encoded
+    for item in items
+    for encoded in encode_passes(task, item, tokenizer, chat, max_length)
+  )
+  cut = [entry.truncated for entry in encoded if entry.truncated]
+  if cut:
+    logging.warning(
+      "Task '%s': %d of %d prompts are longer than the context of %d tokens "
+      'and were cut from the left, by up to %d tokens.',
+      task.name,
+      len(cut),
+      len(encoded),
+      max_length,
+      max(cut),
+    )
+  return encoded

@@ -1,0 +1,224 @@
+"""What a scorer is, and what it is given.
+
+A scorer is a frozen dataclass whose fields are the options that a task's
+`format` may set. The defaults are strict; what a published system does
+otherwise is a named value of an option. An answer is always extracted without a
+look at the gold answer, so that predictions can be compared and put to a vote;
+the scorers of published code that look at it say so.
+
+A new scorer is a file with such a class, and its line in `table`.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+from typing import ClassVar
+
+import numpy as np
+
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import TaskError
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What a member answered to the prompts of one item.
+
+  Attributes:
+    texts: what it wrote after each prompt that was continued, cut at the first
+      stop string.
+    loglik: (C,) f64 log-likelihoods of the continuations that were read.
+    tokens: (C,) tokens of each of them.
+  """
+
+  texts: tuple[str, ...] = ()
+  loglik: tuple[float, ...] = ()
+  tokens: tuple[int, ...] = ()
+
+  @property
+  def text(self) -> str:
+    """The text after the first prompt."""
+    return self.texts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """The score of one answer.
+
+  Attributes:
+    prediction: the answer in one spelling, or None where there is none.
+    value: the item's score in the scorer's unit; 0 or 1 where it is binary.
+      NaN fails the member.
+    weight: what the item counts for where an aggregate weighs items, such as
+      its tokens in a perplexity.
+  """
+
+  prediction: str | None
+  value: float
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+  """Verdicts on I items, of one member or with a leading axis of members.
+
+  Attributes:
+    predictions: (..., I) objects, a string or None.
+    values: (..., I) f64.
+    weights: (..., I) f64.
+  """
+
+  predictions: np.ndarray
+  values: np.ndarray
+  weights: np.ndarray
+
+  @classmethod
+  def of(
+    cls, verdicts: Iterable[Verdict], shape: tuple[int, ...] = (-1,)
+  ) -> 'Verdicts':
+    """Single verdicts, in the order of an array of this shape."""
+    verdicts = list(verdicts)
+    predictions = np.empty(len(verdicts), object)
+    predictions[:] = [verdict.prediction for verdict in verdicts]
+    return cls(
+      predictions.reshape(shape),
+      np.array([v.value for v in verdicts], np.float64).reshape(shape),
+      np.array([v.weight for v in verdicts], np.float64).reshape(shape),
+    )
+
+  def member(self, m: int) -> 'Verdicts':
+    """Those on one member."""
+    return Verdicts(self.predictions[m], self.values[m], self.weights[m])
+
+  def item(self, i: int) -> Verdict:
+    """That of one member on one item."""
+    prediction, value = self.predictions[i], float(self.values[i])
+    return Verdict(prediction, value, float(self.weights[i]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """Base of all scorers.
+
+  Class attributes:
+    reads: what the engine has to provide: the likelihoods of the 'options',
+      generated 'text', or the likelihood of the 'gold' answer.
+    metric: what the aggregate is called in results.
+    maximise: whether more is better.
+    binary: whether values are 0 or 1, so that an interval of a proportion
+      holds.
+    corpus: whether the aggregate is more than the mean of the items.
+    percent: whether the aggregate is a share, shown in percent.
+    choices: whether items have options: True, False, or None for either.
+    question: whether items need a question.
+    gold: whether items need a gold answer.
+    max_new_tokens: tokens to decode where the task says nothing.
+    stop: whether an answer ends where a base model would go on with the next
+      question.
+    rolls: whether a gold answer without a question is read from its start, in
+      windows where it is longer than the context.
+  """
+
+  reads: ClassVar[str] = 'text'
+  metric: ClassVar[str] = 'accuracy'
+  maximise: ClassVar[bool] = True
+  binary: ClassVar[bool] = True
+  corpus: ClassVar[bool] = False
+  percent: ClassVar[bool] = True
+  choices: ClassVar[bool | None] = False
+  question: ClassVar[bool] = True
+  gold: ClassVar[bool] = True
+  max_new_tokens: ClassVar[int] = 32
+  stop: ClassVar[bool] = True
+  rolls: ClassVar[bool] = False
+  # Known values of options that are words, for messages before a run.
+  words: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      known = self.words.get(field.name)
+      if known is not None and value not in known:
+        raise TaskError(
+          f'{field.name}: expected {" or ".join(known)}, got {value!r}.'
+        )
+      _check_type(field, value)
+
+  def check(self, item: Item) -> None:
+    """Refuses an item that the scorer cannot score.
+
+    Raises:
+      TaskError: says what was expected; the caller adds the place.
+    """
+
+  def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
+    """What is read about an item where that is not its prompt and options.
+
+    Returns:
+      (prompt, continuations) pairs, each continuation with the white space that
+      parts it from the prompt; None for what the task's format says.
+    """
+    del item
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """Scores one answer."""
+    raise NotImplementedError
+
+  def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
+    """Scores many answers, of whichever members; one at a time by default."""
+    return [self.score(item, answer) for item, answer in pairs]
+
+  def score_options(self, table: Any, loglik: np.ndarray) -> Verdicts:
+    """Scores all that was read of a task; one answer at a time by default.
+
+    Args:
+      table: an `options.OptionTable` of the task's I items.
+      loglik: (M, continuations) f64 log-likelihoods of what M members read.
+
+    Returns:
+      Verdicts (M, I).
+    """
+    ends = np.cumsum([len(tokens) for tokens in table.tokens]).tolist()
+    places = list(
+      zip(table.items, [0, *ends[:-1]], ends, table.tokens, strict=True)
+    )
+    return Verdicts.of(
+      (
+        self.score(item, Answer(loglik=tuple(row[start:end]), tokens=tokens))
+        for row in loglik.tolist()
+        for item, start, end, tokens in places
+      ),
+      (len(loglik), len(places)),
+    )
+
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
+    """The task's score from a member's verdicts; their mean by default."""
+    del items
+    return float(np.mean(verdicts.values))
+
+  def labels(self, item: Item, count: int) -> list[str]:
+    """Names of the `count` continuations that are read, for results."""
+    names = [key for key, _ in item.choices or ()] or ['gold']
+    return names + [str(i) for i in range(len(names), count)]
+
+
+_PLAIN = {'str': str, 'int': int, 'float': (int, float), 'bool': bool}
+
+
+def _check_type(field: dataclasses.Field, value: Any) -> None:
+  """Refuses an option of another type, or a number below its least value."""
+  name = getattr(field.type, '__name__', field.type)
+  kind = _PLAIN.get(name)
+  if kind is not None and (
+    not isinstance(value, kind) or (isinstance(value, bool) and name != 'bool')
+  ):
+    raise TaskError(f'{field.name}: expected {name}, got {value!r}.')
+  least = field.metadata.get('least')
+  if least is not None and value < least:
+    raise TaskError(f'{field.name}: expected at least {least}, got {value!r}.')
+
+
+def at_least(least: float, default: float) -> Any:
+  """A numeric option with a least value."""
+  return dataclasses.field(default=default, metadata={'least': least})

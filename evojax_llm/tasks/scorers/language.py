@@ -1,0 +1,113 @@
+"""A language gate: an answer in another language is wrong.
+
+Sakana's MGSM multiplies correctness by whether fastText takes the output for
+Japanese (arXiv 2403.13187); so does MERGE3. `Gated` wraps any scorer of text.
+A detector is a function (text, language) -> probability in [0, 1]; the default
+looks at the scripts of the letters, needs no model, and tells languages apart
+only where they are written differently.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+import unicodedata
+
+from evojax_llm.tasks.scorers import plugins
+from evojax_llm.tasks.scorers.base import Answer
+from evojax_llm.tasks.scorers.base import Scorer
+from evojax_llm.tasks.scorers.base import Verdict
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import TaskError
+
+# First words of the Unicode names of a language's letters; the second list is
+# of scripts that it shares with others and does not tell it from them.
+_SCRIPTS = {
+  'ja': (('HIRAGANA', 'KATAKANA'), ('CJK',)),
+  'zh': (('CJK',), ()),
+  'ko': (('HANGUL',), ('CJK',)),
+  'ru': (('CYRILLIC',), ()),
+  'el': (('GREEK',), ()),
+  'ar': (('ARABIC',), ()),
+  'he': (('HEBREW',), ()),
+  'hi': (('DEVANAGARI',), ()),
+  'bn': (('BENGALI',), ()),
+  'th': (('THAI',), ()),
+  'te': (('TELUGU',), ()),
+  'ta': (('TAMIL',), ()),
+}
+
+
+def by_script(text: str, language: str) -> float:
+  """Share of a text's letters that are of a language's scripts.
+
+  0 where none of its own scripts occurs: Chinese is not Japanese.
+
+  Raises:
+    TaskError: the language shares its script with others.
+  """
+  if language not in _SCRIPTS:
+    raise TaskError(
+      f'language: the detector by script knows {", ".join(_SCRIPTS)}; got '
+      f"{language!r}. Name another detector, as 'module:function'."
+    )
+  own, shared = _SCRIPTS[language]
+  names = [
+    unicodedata.name(c, '?').split(' ')[0].split('-')[0]
+    for c in text
+    if c.isalpha()
+  ]
+  if not any(name in own for name in names):
+    return 0.0
+  return sum(name in own + shared for name in names) / len(names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated:
+  """A scorer of text whose values count only in one language.
+
+  Attributes:
+    scorer: what is wrapped; all else is asked of it.
+    language: such as 'ja'.
+    detector: 'script', or 'module:function' of (text, language) -> probability.
+    threshold: the probability that the language must exceed.
+  """
+
+  scorer: Scorer
+  language: str
+  detector: str = 'script'
+  threshold: float = 0.5
+
+  def __post_init__(self):
+    if self.scorer.reads != 'text':
+      raise TaskError(
+        f'language: expected a kind that generates text, and this one reads '
+        f"'{self.scorer.reads}'."
+      )
+    if not self.scorer.maximise:
+      raise TaskError('language: a metric to be minimised cannot be gated.')
+    self._probability('')
+
+  def __getattr__(self, name: str) -> Any:
+    if name == 'scorer':  # not set yet, as while it is unpickled
+      raise AttributeError(name)
+    return getattr(self.scorer, name)
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """The scorer's verdict; 0 in another language."""
+    return self.score_all([(item, answer)])[0]
+
+  def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
+    """As `score`, for many answers."""
+    return [
+      verdict
+      if self._probability(answer.text) > self.threshold
+      else dataclasses.replace(verdict, value=0.0)
+      for verdict, (_, answer) in zip(
+        self.scorer.score_all(pairs), pairs, strict=True
+      )
+    ]
+
+  def _probability(self, text: str) -> float:
+    if self.detector == 'script':
+      return by_script(text, self.language)
+    return float(plugins.function(self.detector)(text, self.language))

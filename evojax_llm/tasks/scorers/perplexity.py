@@ -1,0 +1,80 @@
+"""perplexity: exp of the mean negative log-likelihood of the gold answers.
+
+The mean is over all units of the task, not over its items: a long answer counts
+for more than a short one. A text without a question is read from its start, in
+windows where it is longer than the context: of each the first token is read
+after the one before it, and the last window after as many as there is room for,
+as lm-evaluation-harness rolls.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+from typing import ClassVar
+
+import numpy as np
+
+from evojax_llm.tasks.scorers.base import Verdicts
+from evojax_llm.tasks.scorers.options import OptionScorer
+from evojax_llm.tasks.scorers.options import OptionTable
+from evojax_llm.tasks.task import Item
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity(OptionScorer):
+  """Perplexity of the gold answers; less is better.
+
+  An item's value is its negative log-likelihood in nats per unit, its weight
+  the number of units.
+
+  Attributes:
+    unit: 'token'; or 'byte' or 'word', which compare across tokenizers.
+  """
+
+  unit: str = 'token'
+
+  reads: ClassVar[str] = 'gold'
+  maximise: ClassVar[bool] = False
+  binary: ClassVar[bool] = False
+  corpus: ClassVar[bool] = True
+  percent: ClassVar[bool] = False
+  question: ClassVar[bool] = False
+  max_new_tokens: ClassVar[int] = 0
+  stop: ClassVar[bool] = False
+  rolls: ClassVar[bool] = True
+  words: ClassVar[dict[str, Any]] = {'unit': ('token', 'byte', 'word')}
+
+  @property
+  def metric(self) -> str:
+    """'perplexity' per token, else with its unit."""
+    return 'perplexity' if self.unit == 'token' else f'{self.unit}_perplexity'
+
+  def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
+    """Negative log-likelihood per unit of each gold answer."""
+    units = np.array(
+      [
+        {
+          'token': sum(tokens),
+          'byte': len(item.answer.encode()),
+          'word': len(item.answer.split()),
+        }[self.unit]
+        for item, tokens in zip(table.items, table.tokens, strict=True)
+      ],
+      np.float64,
+    )
+    # The windows of a long text follow one another.
+    starts = np.cumsum([0, *(len(tokens) for tokens in table.tokens[:-1])])
+    loglik = np.add.reduceat(loglik, starts, axis=1)
+    return Verdicts(
+      np.full(loglik.shape, None, object),
+      -loglik / units,
+      np.broadcast_to(units, loglik.shape),
+    )
+
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
+    """Perplexity of the task; inf where it is beyond a double."""
+    del items
+    nats = sum((verdicts.values * verdicts.weights).tolist())
+    mean = nats / sum(verdicts.weights.tolist())
+    return math.exp(mean) if mean < 700 else math.inf

@@ -1,0 +1,193 @@
+"""reward: a Gemma sequence-classification model scores the responses.
+
+The reward of (prompt, response) is the model's only logit at the last token of
+the conversation, put through its chat template, or of the two texts one after
+the other with `chat=False`.
+
+`mode` mixes it with the length of the response, as Model Swarms does (arXiv
+2410.11163). With r = clip((reward - low) / (high - low)) and
+l = clip((tokens - 10) / (201 - 10)), both in [0, 1]:
+  plain                   the reward itself
+  default                 r
+  verbose                 (r + l) / 2
+  concise                 (r + 1 - l) / 2
+  reverse                 1 - r
+  reverse_as_published    -(r + min(tokens, 1)) / 2: a slip, the raw length is
+                          clipped to 1 in place of being normalised first
+low and high are by default the constants of the paper's reward model.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+from typing import Any
+from typing import ClassVar
+
+from absl import logging
+import numpy as np
+
+from evojax_llm.tasks.scorers.base import Answer
+from evojax_llm.tasks.scorers.base import Scorer
+from evojax_llm.tasks.scorers.base import Verdict
+from evojax_llm.tasks.scorers.base import at_least
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import TaskError
+
+MODES = (
+  'plain',
+  'default',
+  'verbose',
+  'concise',
+  'reverse',
+  'reverse_as_published',
+)
+_SHORT, _LONG = 10, 201
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel(Scorer):
+  """The reward of a response.
+
+  Attributes:
+    folder: a Gemma2ForSequenceClassification checkpoint and its tokenizer.
+    mode: how reward and length are mixed: see the module.
+    low: reward that becomes 0.
+    high: reward that becomes 1.
+    chat: whether the two texts go through the chat template.
+    dtype: of the model: 'float32' or 'bfloat16'.
+    rows: conversations at a time.
+  """
+
+  folder: str = ''
+  mode: str = 'plain'
+  low: float = -3.06
+  high: float = 2.656
+  chat: bool = True
+  dtype: str = 'float32'
+  rows: int = at_least(1, 8)
+
+  metric: ClassVar[str] = 'reward'
+  binary: ClassVar[bool] = False
+  percent: ClassVar[bool] = False
+  choices: ClassVar[bool | None] = None
+  gold: ClassVar[bool] = False
+  max_new_tokens: ClassVar[int] = 200
+  stop: ClassVar[bool] = False
+  words: ClassVar[dict[str, Any]] = {
+    'mode': MODES,
+    'dtype': ('float32', 'bfloat16'),
+  }
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.folder:
+      raise TaskError('folder: name the folder of the reward model.')
+    if not self.low < self.high:
+      raise TaskError(f'low={self.low} is not below high={self.high}.')
+
+  def score(self, item: Item, answer: Answer) -> Verdict:
+    """The reward of one response."""
+    return self.score_all([(item, answer)])[0]
+
+  def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
+    """The rewards of many responses."""
+    if not pairs:
+      return []
+    model = _load(self.folder, self.dtype)
+    texts = [(item.question, answer.text) for item, answer in pairs]
+    rewards = model.score([self._encode(model, *t) for t in texts], self.rows)
+    return [
+      Verdict(
+        response,
+        mixed(
+          self.mode,
+          float(reward),
+          len(model.tokenizer.encode(response, bos=False)),
+          self.low,
+          self.high,
+        ),
+      )
+      for (_, response), reward in zip(texts, rewards, strict=True)
+    ]
+
+  def _encode(self, model: Any, prompt: str, response: str) -> list[int]:
+    tokenizer = model.tokenizer
+    if not self.chat:
+      return tokenizer.encode(prompt + response, bos=True)
+    ids = tokenizer.encode_chat(
+      [
+        {'role': 'user', 'content': prompt},
+        {'role': 'assistant', 'content': response},
+      ],
+      reply=False,
+    )
+    bos = tokenizer.bos_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def mixed(
+  mode: str, reward: float, tokens: int, low: float, high: float
+) -> float:
+  """A reward mixed with the length of the response; see the module."""
+  if mode == 'plain' or math.isnan(reward):
+    return reward
+  r = min(max((reward - low) / (high - low), 0.0), 1.0)
+  length = min(max((tokens - _SHORT) / (_LONG - _SHORT), 0.0), 1.0)
+  return {
+    'default': r,
+    'verbose': (r + length) / 2,
+    'concise': (r + 1 - length) / 2,
+    'reverse': 1 - r,
+    'reverse_as_published': -(r + min(tokens, 1)) / 2,
+  }[mode]
+
+
+@functools.lru_cache(maxsize=2)
+def _load(folder: str, dtype: str) -> '_Loaded':
+  return _Loaded(folder, dtype)
+
+
+class _Loaded:
+  """A reward model in memory."""
+
+  def __init__(self, folder: str, dtype: str):
+    # Not at import: task files are checked before jax is loaded.
+    from evojax_llm.models import classifier
+    from evojax_llm.models.tokenizer import Tokenizer
+
+    self.tokenizer = Tokenizer.from_folder(folder)
+    self.model = classifier.load_classifier(folder, dtype)
+    if self.model.labels != 1:
+      raise TaskError(
+        f'{folder}: {self.model.labels} labels; expected a reward model, which '
+        'has one.'
+      )
+
+  def score(self, rows: Sequence[Sequence[int]], at_once: int) -> np.ndarray:
+    """Rewards of token sequences, in their order."""
+    longest = self.model.config.max_position_embeddings
+    cut = sum(len(ids) > longest for ids in rows)
+    if cut:
+      logging.warning(
+        '%d of %d conversations are longer than the %d tokens of the reward '
+        'model and were cut from the left.',
+        cut,
+        len(rows),
+        longest,
+      )
+    rows = [list(ids[-longest:]) for ids in rows]
+    rewards = np.zeros(len(rows), np.float32)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), at_once):
+      chosen = order[start : start + at_once]
+      # Few shapes: whole batches, and lengths in steps of 64.
+      length = -(-len(rows[chosen[-1]]) // 64) * 64
+      tokens = np.full((at_once, length), self.tokenizer.pad_id, np.int32)
+      positions = np.full((at_once, length), -1, np.int32)
+      for i, row in enumerate(chosen):
+        tokens[i, : len(rows[row])] = rows[row]
+        positions[i, : len(rows[row])] = np.arange(len(rows[row]))
+      positions[len(chosen) :, 0] = 0  # a row without any key has no result
+      rewards[chosen] = self.model.logits(tokens, positions)[: len(chosen), 0]
+    return rewards

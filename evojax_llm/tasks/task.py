@@ -1,0 +1,161 @@
+"""What a task is: items in two splits, and how they are put to a model."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+SPLITS = ('dev', 'test')
+CHOICE_STYLES = ('letter', 'text')
+
+
+class TaskError(ValueError):
+  """A task file, or a use of a task, that cannot be right.
+
+  The message says what was given, what was expected and what to do.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One question with its gold answer.
+
+  Attributes:
+    id: unique within its split.
+    question: the text of the question, as in the file.
+    answer: the gold answer; for multiple choice the *key* of the right option;
+      '' where a kind needs none, such as a judge.
+    choices: ((key, text), ...) in file order, or None.
+    also: other gold answers, of which any is as good as the first.
+  """
+
+  id: str
+  question: str
+  answer: str
+  choices: tuple[tuple[str, str], ...] | None = None
+  also: tuple[str, ...] = ()
+
+  @property
+  def golds(self) -> tuple[str, ...]:
+    """All gold answers, the first one first."""
+    return (self.answer, *self.also)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """How items become prompts, and outputs become answers.
+
+  Attributes:
+    prompt: template with {question} and, if wanted, {choices}; None for the
+      default of the kind (evojax_llm/tasks/prompts.py).
+    instruction: the line above a multiple-choice question; None for the
+      default, '' for none.
+    choice: 'letter' scores the keys of the options (' A'), 'text' their texts.
+    max_new_tokens: tokens to decode at most, for the kinds that are generated.
+    stop: the output is cut at the first of these strings.
+    system: text that stands before everything else, or ''.
+  """
+
+  prompt: str | None = None
+  instruction: str | None = None
+  choice: str = 'letter'
+  max_new_tokens: int = 32
+  stop: tuple[str, ...] = ()
+  system: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Items in two splits: `dev` for the search, `test` for the final report.
+
+  Attributes:
+    name: from the file, else the file's name.
+    kind: how it is scored: a name of evojax_llm.tasks.scorers.registry.
+    dev: items that a search may see.
+    test: sealed items, read once at the end; may be empty.
+    format: prompt and answer options.
+    icl_prompt: worked examples put before every question, or ''.
+    source: the file it was read from, for messages.
+    options: (name, value) pairs for the scorer of `kind`; its strict defaults
+      hold for the others.
+    scorer: an instance that takes the place of the table's, as tasks written
+      in Python have it.
+    shots: items of dev that are shown with their answers before every
+      question, and that `dev` no longer holds.
+  """
+
+  name: str
+  kind: str
+  dev: tuple[Item, ...]
+  test: tuple[Item, ...] = ()
+  format: Format = Format()
+  icl_prompt: str = ''
+  source: str = ''
+  options: tuple[tuple[str, Any], ...] = ()
+  scorer: Any = None
+  shots: tuple[Item, ...] = ()
+
+  def items(self, split: str) -> tuple[Item, ...]:
+    """All items of a split; raises TaskError where there are none."""
+    if split not in SPLITS:
+      raise TaskError(f"Split '{split}' does not exist: use 'dev' or 'test'.")
+    items = self.dev if split == 'dev' else self.test
+    if not items:
+      where = f' ({self.source})' if self.source else ''
+      raise TaskError(
+        f"Task '{self.name}'{where} has no {split} items. Add them to the "
+        f'file (\'{split}\': [...], or "split": "{split}" on lines of a '
+        'JSONL file), or use the other split.'
+      )
+    return items
+
+  def fingerprint(self) -> str:
+    """A digest of all that decides scores, wherever it was read from."""
+    fields = [
+      (field.name, getattr(self, field.name))
+      for field in dataclasses.fields(self)
+      if field.name not in ('source', 'scorer')
+    ]
+    digest = hashlib.sha256(repr(fields).encode())
+    if self.source.endswith('.py'):
+      with open(self.source, 'rb') as file:
+        digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+  def subset(
+    self, split: str, limit: int | None = None, draw: int = 0
+  ) -> tuple[Item, ...]:
+    """A seeded choice of `limit` items, in file order.
+
+    An item's rank in a draw depends on the draw, the task's name and the
+    item's id alone: the same draw gives the same items on every machine, and
+    a smaller limit gives a part of what a larger one gives.
+
+    Args:
+      split: 'dev' or 'test'.
+      limit: number of items; None, or more than there are, for all.
+      draw: seed of the choice.
+
+    Returns:
+      The items, in file order.
+
+    Raises:
+      TaskError: empty or unknown split, or a limit below 1.
+    """
+    items = self.items(split)
+    if limit is not None and limit < 1:
+      raise TaskError(f'limit={limit} leaves no items: it must be at least 1.')
+    if limit is None or limit >= len(items):
+      return items
+
+    chosen = ranked(items, f'{draw}\0{self.name}\0{split}')[:limit]
+    return tuple(items[index] for index in sorted(chosen))
+
+
+def ranked(items: tuple[Item, ...], seed: str) -> list[int]:
+  """Indices of the items in a random order that a text and the ids decide."""
+
+  def rank(index: int) -> bytes:
+    text = f'{seed}\0{items[index].id}'
+    return hashlib.sha256(text.encode()).digest()
+
+  return sorted(range(len(items)), key=rank)

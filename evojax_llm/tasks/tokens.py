@@ -1,0 +1,95 @@
+"""Prompts and their continuations as token ids.
+
+The border between prompt and continuation follows lm-evaluation-harness:
+spaces at the end of the prompt belong to the continuation, and the two are
+encoded together, since a tokenizer may join characters across the border. The
+continuation is what follows the encoding of the prompt alone. Where an option
+changes the last tokens of the prompt, the prompt of all the item's options
+ends before these tokens, which become part of every option: the options still
+continue the same prompt, and their likelihoods compare.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+  """What is needed of evojax_llm.models.tokenizer.Tokenizer."""
+
+  bos_id: int | None
+
+  def encode(self, text: str, bos: bool = True) -> list[int]:
+    """Token ids of a text."""
+
+  def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation, up to the start of the model's turn."""
+
+
+def encode_prompt(
+  prompt: str | Sequence[dict[str, str]], tokenizer: Tokenizer
+) -> list[int]:
+  """Token ids of a text, or of a list of chat messages, with one BOS."""
+  if isinstance(prompt, str):
+    return _one_bos(tokenizer.encode(prompt, bos=True), tokenizer)
+  return _one_bos(tokenizer.encode_chat(list(prompt)), tokenizer)
+
+
+def _one_bos(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+  """Ids that begin with exactly one BOS, whatever a template has written."""
+  if tokenizer.bos_id is None:
+    return list(ids)
+  start = 0
+  while start < len(ids) and ids[start] == tokenizer.bos_id:
+    start += 1
+  return [tokenizer.bos_id, *ids[start:]]
+
+
+def truncate(ids: Sequence[int], room: int) -> tuple[list[int], int]:
+  """Cuts a prompt from the left, but for its BOS.
+
+  Args:
+    ids: the prompt, BOS first.
+    room: ids that may stay, at least 1.
+
+  Returns:
+    (ids, number of ids cut).
+  """
+  cut = max(0, len(ids) - room)
+  return [ids[0], *ids[1 + cut :]], cut
+
+
+def encode_options(
+  prompt: str, options: Sequence[str], tokenizer: Tokenizer
+) -> tuple[list[int], list[list[int]]]:
+  """A prompt and its continuations, tokenised right at the border.
+
+  Args:
+    prompt: text; spaces at its end move into the continuations.
+    options: texts that continue it; each begins with the space that parts it
+      from the prompt, if there is one.
+    tokenizer: encodes text.
+
+  Returns:
+    (ids of the prompt, ids of each option), such that prompt + option is the
+    encoding of the joined text.
+  """
+  stem = prompt.rstrip(' ')
+  moved = prompt[len(stem) :]
+  if moved:  # one space parts the two, not two
+    options = [moved + option.removeprefix(' ') for option in options]
+  ids = encode_prompt(stem, tokenizer)
+  joint = [encode_prompt(stem + option, tokenizer) for option in options]
+  shared = common_start([ids, *joint])
+  return ids[:shared], [whole[shared:] for whole in joint]
+
+
+def common_start(texts: Sequence[Sequence[int]]) -> int:
+  """How many ids all texts begin with alike."""
+  # Of all texts, the first and the last in order have the least in common.
+  first, last = min(texts), max(texts)
+  length = 0
+  for a, b in zip(first, last, strict=False):
+    if a != b:
+      break
+    length += 1
+  return length

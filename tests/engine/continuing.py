@@ -1,0 +1,72 @@
+"""Continues prompts through the decoder, as its tests do."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from evojax_llm.engine import forms
+from evojax_llm.engine import queues as queues_lib
+from evojax_llm.engine.decoder import Decoder
+from evojax_llm.engine.ledger import Ledger
+from evojax_llm.models.transformer import Gemma
+from evojax_llm.population import sharding
+from evojax_llm.population import stack
+
+STOP_IDS = tuple(range(5, 300, 15))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """A tokenizer whose tokens are letters, two of which make a character."""
+
+  stop_ids: tuple[int, ...] = STOP_IDS
+
+  def decode(self, ids):
+    return bytes(97 + i % 26 for i in ids).decode()
+
+
+def run(model, prompts, form='folded', slots=3, refill=2, **options):
+  """Tokens of each member and prompt, or None for a member that failed.
+
+  Args:
+    model: (config, params, population).
+    prompts: to be continued.
+    form: of execution.
+    slots: prompts in work at a time.
+    refill: prompts read at a time.
+    **options: devices, ids, ledger, sampling, active, stop_ids.
+  """
+  config, params, population = model
+  mesh = sharding.population_mesh(jax.devices()[: options.pop('devices', 1)])
+  ids = options.pop('ids', range(stack.size(population)))
+  ledger = options.pop('ledger', Ledger())
+  whole = sharding.replicated(mesh)
+  queues = queues_lib.pack_queues(
+    prompts, lambda *_: slots, lambda *_: refill, whole
+  )
+  decoder = Decoder(
+    Gemma(config),
+    jax.device_put(params, whole),
+    mesh,
+    form,
+    Bytes(options.pop('stop_ids', STOP_IDS)),
+    ledger,
+    options.pop('sampling', None),
+  )
+  lora = jax.device_put(
+    forms.arrange(form, population),
+    sharding.population_sharding(mesh, forms.member_axis(form)),
+  )
+  active = np.asarray(options.pop('active', [True] * len(ids)))
+  assert not options
+  results = decoder.start(queues, lora, active, list(ids)).finish()
+  texts = []
+  for m in range(len(ids)):
+    made = [None] * len(prompts)
+    for queue, result in zip(queues, results, strict=True):
+      for owner, row in zip(queue.owner, result.tokens[m], strict=True):
+        made[owner] = tuple(row[row >= 0].tolist())
+    finite = all(result.finite[m] for result in results)
+    texts.append(made if finite else None)
+  return texts

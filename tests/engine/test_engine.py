@@ -1,0 +1,356 @@
+"""What kinds of members the engine takes, and what it does at the edges."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.engine import groups
+from evojax_llm.engine import plan as planning
+from evojax_llm.engine.groups import Expressed
+from evojax_llm.engine.sampling import Sampling
+from evojax_llm.fitness.racing import Racing
+from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.gates import GateSpace
+from evojax_llm.genomes.weights import WeightSpace
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import stack
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
+from tests.fitness import setting
+from tests.fitness.setting import make
+
+
+@pytest.fixture(scope='module')
+def model():
+  return (
+    setting.tiny_config(),
+    setting.tiny_params(),
+    setting.population_of(setting.MEMBERS),
+    setting.tiny_tasks(),
+  )
+
+
+def values_of(scores, member=None):
+  rows = scores.tasks[0].loglikelihoods
+  rows = rows if member is None else [rows[member]]
+  return np.array([list(v.values()) for row in rows for v in row])
+
+
+@pytest.fixture(scope='module')
+def experts(tiny_gemma_folder, tiny_adapter_folders):
+  base, folders = tiny_gemma_folder(), tiny_adapter_folders(3)
+  config, params = hub.load_checkpoint(base)
+  tokenizer = Tokenizer.from_folder(base)
+  choices = (('A', 'yes'), ('B', 'no'), ('C', 'no way'))
+  items = [Item(str(i), f'is it {i}?', 'A', choices) for i in range(5)]
+  tasks = [Task('choice', 'multiple_choice', tuple(items))]
+  return config, params, tokenizer, tasks, peft.load_adapters(folders, config)
+
+
+@pytest.mark.parametrize('form', ['batched', 'folded'])
+def test_gates_are_the_adapters_they_stand_for(experts, form):
+  config, params, tokenizer, tasks, adapters = experts
+  space = GateSpace(adapters)
+  rows = np.array([[1, 0, 0], [0.5, -1, 2], [0, 0, 0], [0.3] * 3], np.float32)
+  population = {'coefficients': jnp.asarray(rows)}
+  engine = make(config, params, tasks, tokenizer, form=form)
+  gated = engine.evaluate(space, population)
+  lora = jax.vmap(space.adapter)(population)
+  plain = engine.evaluate(Expressed(), lora)
+  np.testing.assert_allclose(values_of(gated), values_of(plain), atol=2e-4)
+  expert = engine.evaluate(AdapterSpace(adapters), adapters.factors, [0])
+  np.testing.assert_allclose(values_of(gated, 0), values_of(expert), atol=2e-4)
+  assert np.ptp(values_of(gated, 1) - values_of(gated, 2)) > 1e-2
+
+
+@pytest.mark.parametrize('where', ['host', 'device'])
+def test_whole_models_are_scored_as_when_they_are_loaded(experts, where):
+  config, params, tokenizer, tasks, _ = experts
+  models = [
+    jax.tree.map(lambda leaf, f=f: np.asarray(leaf) * f, params)
+    for f in (1.0, 0.9, 1.2)
+  ]
+  space = WeightSpace(['a', 'b', 'c'], models, params)
+  population = space.experts()
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(population))
+  if where == 'device':
+    population = jax.device_put(population)
+  # The base of the engine is that of none of them.
+  other = jax.tree.map(jnp.zeros_like, params)
+  engine = make(config, other, tasks, tokenizer, members_per_group=2)
+  scores = engine.evaluate(space, population)
+  assert engine.plan.form == 'folded'
+  zero = jax.tree.map(
+    jnp.zeros_like,
+    jax.vmap(AdapterSpace(experts[-1]).express)(experts[-1].factors),
+  )
+  for m, loaded in enumerate(models):
+    alone = make(config, loaded, tasks, tokenizer)
+    expected = alone.evaluate(Expressed(), zero, [0])
+    np.testing.assert_allclose(
+      values_of(scores, m), values_of(expected), atol=1e-5
+    )
+
+
+def test_whole_models_of_two_kinds_are_refused(experts):
+  _, params, *_ = experts
+  half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+  with pytest.raises(ValueError, match='Expert b differs from the base'):
+    WeightSpace(['a', 'b'], [params, half], params)
+
+
+def test_a_whole_member_comes_back_from_its_folder(
+  experts, tiny_gemma_folder, tmp_path
+):
+  config, params, *_ = experts
+  space = WeightSpace(['a', 'b'], [params, params], params)
+  genome = jax.tree.map(lambda leaf: leaf * 0.5, params)
+  out = space.export(
+    genome, tmp_path / 'out', config, 'base', tiny_gemma_folder()
+  )
+  _, back = hub.load_checkpoint(out)
+  jax.tree.map(np.testing.assert_array_equal, back, genome)
+
+
+@pytest.mark.parametrize('form', ['batched', 'folded'])
+def test_an_int8_base_is_nearly_the_base(experts, form):
+  config, params, tokenizer, tasks, adapters = experts
+  space = AdapterSpace(adapters)
+  whole = make(config, params, tasks, tokenizer, form=form)
+  eight = make(config, params, tasks, tokenizer, form=form, base_dtype='int8')
+  expected = values_of(whole.evaluate(space, adapters.factors))
+  found = values_of(eight.evaluate(space, adapters.factors))
+  assert 1e-5 < np.abs(found - expected).max() < 0.5
+  assert np.abs(found - expected).mean() < 0.1
+  kernels = {
+    leaf.dtype
+    for path, leaf in jax.tree.leaves_with_path(eight._params)
+    if path[-1].key == 'kernel'
+  }
+  assert kernels == {np.dtype(np.int8)}
+  with pytest.raises(ValueError, match='base_dtype'):
+    make(config, params, tasks, tokenizer, base_dtype='int3')
+
+
+def test_nothing_compiles_after_the_first_generation(model):
+  config, params, population, tasks = model
+  compiled = []
+
+  def listen(event, *_, **__):
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  engine = make(config, params, tasks)
+  engine.evaluate(Expressed(), population, [0, 1, 2, 3, 4])
+  programs, first = engine.ledger.programs, len(compiled)
+  assert programs and first
+  space = Expressed()
+  engine.evaluate(space, population, [1])
+  known = len(compiled)  # a space of its own is traced once.
+  for members in ([4], [3, 1], range(5)):
+    changed = jax.tree.map(lambda leaf: leaf * 1.5, population)
+    engine.evaluate(space, changed, list(members))
+  assert (engine.ledger.programs, len(compiled)) == (programs, known)
+
+
+def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
+  config, params, population, tasks = model
+  tasks = tasks[:1]
+  whole = make(config, params, tasks).evaluate(Expressed(), population)
+  engine = make(config, params, tasks, members_per_group=4)
+  program = engine._engine._program
+  calls = []
+
+  def run_out(params, members, active, job):
+    run = program(params, members, active, job)
+    calls.append(active.shape[0])
+    if active.shape[0] > 2 and len(calls) == 2:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+    if active.shape[0] > 1 and len(calls) > 2:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+    return run
+
+  monkeypatch.setattr(engine._engine, '_program', run_out)
+  scores = engine.evaluate(Expressed(), population)
+  assert calls[:3] == [4, 4, 2] and set(calls[3:]) == {1}
+  np.testing.assert_allclose(values_of(scores), values_of(whole), atol=1e-5)
+  assert engine.plan.members_per_group == 1
+  assert 'going on with 2' in caplog.text and 'going on with 1' in caplog.text
+
+  def never(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+  monkeypatch.setattr(engine._engine, '_program', never)
+  with pytest.raises(planning.MemoryPlanError, match='with one member'):
+    engine.evaluate(Expressed(), population)
+
+  def broken(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: something else')
+
+  monkeypatch.setattr(engine._engine, '_program', broken)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
+    engine.evaluate(Expressed(), population)
+
+
+def test_some_items_have_the_scores_that_they_have_among_all(model):
+  config, params, population, tasks = model
+  engine = make(config, params, tasks)
+  whole = engine.evaluate(Expressed(), population)
+  some = engine.evaluate(Expressed(), population, [3], items=[[5, 0], [8, 2]])
+  assert [task.ids for task in some.tasks] == [['5', '0'], ['8', '2']]
+  for k, picked in enumerate(([5, 0], [8, 2])):
+    np.testing.assert_array_equal(
+      some.tasks[k].correct[0], whole.tasks[k].correct[3, picked]
+    )
+  found = values_of(some)
+  np.testing.assert_allclose(found, values_of(whole, 3)[[5, 0]], atol=1e-5)
+
+
+def test_a_race_ends_as_scoring_everything_does_for_those_that_finish(model):
+  config, params, population, tasks = model
+  tasks = tasks[:1]
+  engine = make(config, params, tasks)
+  whole = engine.evaluate(Expressed(), population)
+  shares = []
+  raced = engine.race(
+    Expressed(),
+    population,
+    [4, 0, 2],
+    Racing('halving', rounds=2),
+    jax.random.key(0),
+    generation=3,
+    progress=shares.append,
+  )
+  items = sum(len(task.dev) for task in tasks)
+  finished = raced.seen == items
+  assert 1 <= finished.sum() < 3 and shares[-1] == 1.0
+  np.testing.assert_allclose(
+    raced.fitness[finished], whole.fitness[[4, 0, 2]][finished], rtol=1e-6
+  )
+  assert (
+    engine.ledger.items_saved == raced.saved == 3 * items - raced.seen.sum()
+  )
+  # What was asked is kept in its place, and the rest is known to be a gap.
+  (found,) = raced.tasks
+  assert found.ids == [item.id for item in tasks[0].dev]
+  np.testing.assert_array_equal(found.asked.sum(axis=1), raced.seen)
+  expected = whole.tasks[0].values[[4, 0, 2]]
+  np.testing.assert_array_equal(
+    found.values, np.where(found.asked, expected, np.nan)
+  )
+  for m, member in enumerate([4, 0, 2]):
+    for i, asked in enumerate(found.asked[m]):
+      said = whole.tasks[0].predictions[member][i] if asked else None
+      assert found.predictions[m][i] == said
+
+
+def test_one_member_and_256(model):
+  config, params, _, tasks = model
+  few = [dataclasses.replace(tasks[0], dev=tasks[0].dev[:2])]
+  population = setting.population_of(256)
+  for form in ('folded', 'batched'):
+    engine = make(config, params, few, form=form, members_per_group=64)
+    many = engine.evaluate(Expressed(), population)
+    assert many.fitness.shape == (256,) and np.isfinite(many.fitness).all()
+    one = jax.tree.map(lambda leaf: leaf[200:201], population)
+    alone = make(config, params, few, form=form).evaluate(Expressed(), one)
+    np.testing.assert_allclose(
+      values_of(many, 200), values_of(alone), atol=1e-5
+    )
+
+
+def test_ten_thousand_items(model):
+  config, params, population, _ = model
+  choices = (('A', 'x'), ('B', 'yz'))
+  items = tuple(Item(str(i), f'{i:04d}', 'A', choices) for i in range(10_000))
+  task = Task('many', 'multiple_choice', items)
+  task = dataclasses.replace(
+    task,
+    format=dataclasses.replace(task.format, prompt='{question}', choice='text'),
+  )
+  engine = make(config, params, [task])
+  scores = engine.evaluate(Expressed(), population, [2])
+  assert scores.tasks[0].correct.shape == (1, 10_000)
+  assert engine.ledger.programs == 1
+  few = make(config, params, [dataclasses.replace(task, dev=items[7000:7003])])
+  np.testing.assert_allclose(
+    values_of(scores)[7000:7003],
+    values_of(few.evaluate(Expressed(), population, [2])),
+    atol=1e-5,
+  )
+
+
+def test_an_empty_prompt_is_bos_and_a_long_one_is_cut(model, caplog):
+  config, params, population, _ = model
+  choices = (('A', 'x'), ('B', 'yz'))
+  task = Task(
+    'odd',
+    'multiple_choice',
+    (Item('empty', '', 'A', choices), Item('long', 'q' * 500, 'B', choices)),
+  )
+  task = dataclasses.replace(
+    task,
+    format=dataclasses.replace(task.format, prompt='{question}', choice='text'),
+  )
+  engine = make(config, params, [task])
+  values = values_of(engine.evaluate(Expressed(), population))
+  assert np.isfinite(values).all()
+  assert 'cut from the left' in caplog.text
+  short = dataclasses.replace(
+    task, dev=(Item('short', 'q' * 124, 'B', choices),)
+  )
+  again = make(config, params, [short]).evaluate(Expressed(), population)
+  # BOS, what fits of the question, and a space with two letters.
+  np.testing.assert_allclose(values[1::2], values_of(again), atol=1e-5)
+
+
+def test_the_form_is_tried_where_sizes_do_not_tell(model, monkeypatch):
+  config, params, population, tasks = model
+  known = make(config, params, tasks[:1])
+  expected = known.evaluate(Expressed(), population)
+  assert known.plan.form == 'folded' and 'the rule' in known.plan.describe()
+  monkeypatch.setattr(planning, '_FOLD_AT_MOST_BYTES', 0)
+  engine = make(config, params, tasks[:1])
+  scores = engine.evaluate(Expressed(), population)
+  assert engine.plan.reason.startswith('measured tokens/s: batched')
+  np.testing.assert_allclose(values_of(scores), values_of(expected), atol=1e-4)
+  # Where answers are generated they do: one look at the weights for everybody.
+  plan = make(config, params, tasks[1:]).prepare(Expressed(), population)
+  assert plan.form == 'batched' and 'the rule' in plan.describe()
+  asked = make(config, params, tasks[:1], form='batched')
+  plan = asked.prepare(Expressed(), population)
+  assert plan.form == 'batched' and 'asked for' in plan.describe()
+
+
+def test_what_tells_members_from_whole_models(experts):
+  _, params, _, _, adapters = experts
+  gates = groups.abstract_member(
+    GateSpace(adapters), {'coefficients': np.zeros((2, 3), np.float32)}
+  )
+  assert not groups.is_whole(gates)
+  assert groups.is_whole(params)
+  assert groups.num_bytes(stack.take(params, 0)) < groups.num_bytes(params)
+
+
+def test_sampled_answers_go_by_id_and_not_by_place(model):
+  config, params, population, tasks = model
+  engine = make(
+    config, params, tasks[1:], sampling=Sampling(temperature=1.0, seed=2)
+  )
+
+  def said(population, members, ids):
+    scores = engine.evaluate(Expressed(), population, members, ids=ids)
+    return scores.tasks[0].predictions
+
+  first = said(population, [1, 3], [7, 9])
+  turned = jax.tree.map(lambda leaf: leaf[::-1].copy(), population)
+  assert said(turned, [1, 3], [9, 7]) == first[::-1]
+  other = said(population, [1, 3], [8, 9])
+  assert other[0] != first[0] and other[1] == first[1]
+  assert said(population, [1], None) == said(population, [1], [1])

@@ -1,0 +1,104 @@
+"""Free generation against the engine that scores tasks."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from evojax_llm.engine.generation import generate_texts
+from evojax_llm.engine.groups import Expressed
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.tasks.task import Format
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
+from evojax_llm.tasks.task import TaskError
+
+PROMPTS = ['the tin', 'a', 'her other tea is in the inn', 'rather', 'Hi!']
+NEW = 4
+
+
+@pytest.fixture(scope='module')
+def model(tiny_gemma_folder, tiny_adapter_folders):
+  folder = tiny_gemma_folder('gemma2')
+  config, params = hub.load_checkpoint(folder)
+  adapters = peft.load_adapters(tiny_adapter_folders(3), config)
+  population = jax.device_put(adapters.factors)
+  return config, params, Tokenizer.from_folder(folder), population
+
+
+@pytest.fixture(scope='module')
+def whole(model):
+  """Texts of all members, made in one group on all devices."""
+  return generate_texts(*model, PROMPTS, NEW)
+
+
+def test_texts_are_those_that_the_engine_scores(model, whole):
+  config, params, tokenizer, population = model
+  items = tuple(Item(str(i), text, 'x') for i, text in enumerate(PROMPTS))
+  task = Task('t', 'exact_match', items, format=Format(max_new_tokens=NEW))
+  evaluator = Evaluator(config, params, tokenizer, [task])
+  scores = evaluator.evaluate(Expressed(), population)
+  # A first line without anything around it is its own answer.
+  plain = 0
+  for found, predictions in zip(
+    whole, scores.tasks[0].predictions, strict=True
+  ):
+    for text, prediction in zip(found, predictions, strict=True):
+      if text.isalnum() and text.isascii():
+        plain += 1
+        assert text == prediction
+  assert plain > 3 and len({tuple(found) for found in whole}) == 3
+
+
+@pytest.mark.parametrize(
+  ('devices', 'options'),
+  [
+    (1, {'members_per_group': 2, 'prompts_per_batch': 2}),
+    (2, {'form': 'batched'}),
+  ],
+)
+def test_cutting_the_work_changes_nothing(model, whole, devices, options):
+  shares = []
+  texts = generate_texts(
+    *model,
+    PROMPTS,
+    NEW,
+    devices=jax.devices()[:devices],
+    progress=shares.append,
+    **options,
+  )
+  assert texts == whole
+  assert shares == sorted(shares) and shares[-1] == 1
+
+
+def test_a_broken_member_has_no_texts(model, whole):
+  *rest, population = model
+  broken = jax.tree.map(lambda leaf: leaf.at[1].set(np.nan), population)
+  texts = generate_texts(*rest, broken, PROMPTS, NEW)
+  assert texts == [whole[0], None, whole[2]]
+
+
+def test_what_does_not_fit_is_refused(model):
+  with pytest.raises(TaskError, match='Prompt 1 has 301 tokens'):
+    generate_texts(*model, ['a', 'x' * 300], 3)
+  with pytest.raises(TaskError, match='0 prompts'):
+    generate_texts(*model, [], 3)
+  config, params, tokenizer, population = model
+  bare = dataclasses.replace(tokenizer, bos_id=None)
+  with pytest.raises(TaskError, match='Prompt 1 has no tokens'):
+    generate_texts(config, params, bare, population, ['a', ''], 3)
+
+
+def test_an_empty_prompt_and_unicode(model):
+  """An empty prompt is BOS alone; stop strings may be any characters."""
+  texts = generate_texts(*model, ['', 'été à 東京'], NEW)
+  assert [found[1] for found in texts] == [
+    found[0] for found in generate_texts(*model, ['été à 東京'], NEW)
+  ]
+  stop = texts[0][1][1:3]  # may be half a character, as it is decoded.
+  cut = generate_texts(*model, ['', 'été à 東京'], NEW, stop=[stop, '東'])
+  assert cut == [[t.split(stop)[0] for t in found] for found in texts]

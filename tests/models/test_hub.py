@@ -1,0 +1,352 @@
+"""Model folders: what is read, what is written, what is refused."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+
+from evojax_llm.models import hub
+from evojax_llm.models.errors import ModelError
+from evojax_llm.models.transformer import init_params
+from tests import tiny
+from tests.models import cases
+
+ROOT = pathlib.Path(__file__).parents[2]
+Q_PROJ = 'model.layers.1.self_attn.q_proj.weight'
+
+
+@pytest.fixture
+def folder(tiny_gemma_folder, tmp_path):
+  """A copy of a tiny Gemma 2 that a test may damage."""
+  return _copy(tiny_gemma_folder('gemma2'), tmp_path)
+
+
+@pytest.fixture
+def shards(tiny_gemma_folder, tmp_path):
+  """The same in three shards."""
+  return _copy(tiny_gemma_folder('gemma2', shards=3), tmp_path)
+
+
+def _copy(source, tmp_path):
+  return pathlib.Path(shutil.copytree(source, tmp_path / 'model'))
+
+
+def _edit_config(folder, **changes):
+  path = folder / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _edit_tensors(folder, edit):
+  path = folder / 'model.safetensors'
+  stored = load_file(path)
+  edit(stored)
+  save_file(stored, path, metadata={'format': 'pt'})
+
+
+def _refused(folder, *parts, load=hub.load_checkpoint):
+  """Loads a folder, and checks that the refusal says what it must."""
+  with pytest.raises(ModelError) as caught:
+    load(folder)
+  message = str(caught.value)
+  for part in parts:
+    assert str(part) in message, message
+  return message
+
+
+def _same(x, y):
+  jax.tree.map(np.testing.assert_array_equal, x, y)
+
+
+@pytest.mark.parametrize('model_type', tiny.MODEL_TYPES)
+def test_tree_is_that_of_the_model(model_type, tiny_gemma_folder):
+  config, params = hub.load_checkpoint(tiny_gemma_folder(model_type))
+  expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  assert jax.tree.structure(params) == jax.tree.structure(expected)
+  for leaf, like in zip(
+    jax.tree.leaves(params), jax.tree.leaves(expected), strict=True
+  ):
+    assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
+    assert isinstance(leaf, jax.Array)
+
+
+def test_kernels_are_transposed_and_stacked(folder):
+  _, params = hub.load_checkpoint(folder)
+  stored = load_file(folder / 'model.safetensors')
+  np.testing.assert_array_equal(
+    params['layers']['self_attn']['q_proj']['kernel'][1], stored[Q_PROJ].T
+  )
+  np.testing.assert_array_equal(
+    params['embedder']['embedding'], stored['model.embed_tokens.weight']
+  )
+
+
+def test_shards_are_one_file(tiny_gemma_folder):
+  _same(
+    hub.load_checkpoint(tiny_gemma_folder('gemma2'))[1],
+    hub.load_checkpoint(tiny_gemma_folder('gemma2', shards=3))[1],
+  )
+
+
+@pytest.mark.parametrize('stored', ['float32', 'bfloat16', 'float16'])
+def test_dtypes(stored, tiny_gemma_folder):
+  folder = tiny_gemma_folder('gemma3_text', dtype=stored)
+  _, kept = hub.load_checkpoint(folder, dtype=None)
+  _, as_f32 = hub.load_checkpoint(folder)
+  _, as_bf16 = hub.load_checkpoint(folder, dtype=jnp.bfloat16)
+  for k, f, b in zip(
+    *map(jax.tree.leaves, (kept, as_f32, as_bf16)), strict=True
+  ):
+    assert (k.dtype, f.dtype) == (np.dtype(cases.DTYPES[stored]), np.float32)
+    np.testing.assert_array_equal(f, np.asarray(k).astype(np.float32))
+    np.testing.assert_array_equal(b, np.asarray(k).astype(jnp.bfloat16))
+
+
+def test_place_gets_each_leaf(tiny_gemma_folder):
+  seen = []
+  _, params = hub.load_checkpoint(
+    tiny_gemma_folder('gemma'), place=lambda x: seen.append(x.shape) or x
+  )
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
+  assert sorted(seen) == sorted(x.shape for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+  'prefix',
+  ['', 'model.', 'language_model.model.', 'model.language_model.'],
+)
+def test_spellings_of_the_prefix(prefix, folder):
+  _, expected = hub.load_checkpoint(folder)
+
+  def edit(stored):
+    for name in list(stored):
+      stored[prefix + name.removeprefix('model.')] = stored.pop(name)
+    for name in ('vision_tower.x.weight', 'model.multi_modal_projector.y'):
+      stored[name] = np.zeros(3, np.float32)
+
+  _edit_tensors(folder, edit)
+  _same(hub.load_checkpoint(folder)[1], expected)
+
+
+def test_tied_lm_head_is_ignored(folder):
+  _, expected = hub.load_checkpoint(folder)
+
+  def edit(stored):
+    stored['lm_head.weight'] = stored['model.embed_tokens.weight']
+    stored['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.ones(
+      8, np.float32
+    )
+
+  _edit_tensors(folder, edit)
+  _same(hub.load_checkpoint(folder)[1], expected)
+
+
+def test_old_configurations_are_read(tmp_path):
+  """Keys that transformers 4 wrote mean the same."""
+  case = cases.CASES[4]
+  folder = cases.write_model(tmp_path / 'm', case)
+  config = hub.load_config(folder)[0]
+  path = folder / 'config.json'
+  raw = json.loads(path.read_text())
+  del raw['rope_parameters'], raw['dtype']
+  raw |= dict(
+    rope_theta=20_000.0,
+    rope_scaling={'rope_type': 'linear', 'factor': 8.0},
+    rope_local_base_freq=100.0,
+    torch_dtype='float32',
+  )
+  path.write_text(json.dumps(raw))
+  assert hub.load_config(folder)[0] == config
+
+
+_LOADING = """
+import sys
+from evojax_llm.models import hub, peft, tokenizer
+assert not {'transformers', 'torch'} & set(sys.modules)
+hub.load_config(sys.argv[1])
+"""
+
+
+def test_transformers_is_imported_late_and_quietly(tiny_gemma_folder):
+  environment = dict(os.environ, PYTHONPATH=str(ROOT))
+  del environment['TRANSFORMERS_NO_ADVISORY_WARNINGS']
+  done = subprocess.run(
+    [sys.executable, '-c', _LOADING, str(tiny_gemma_folder('gemma2'))],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+# Refusals.
+
+
+def test_no_folder(tmp_path):
+  _refused(
+    tmp_path / 'absent', tmp_path / 'absent', 'does not exist', 'downloaded'
+  )
+  _refused('google/gemma-2-2b', 'google/gemma-2-2b', 'does not exist')
+
+
+def test_a_file_is_no_folder(folder):
+  _refused(folder / 'config.json', 'is a file', 'expected a Gemma folder')
+
+
+def test_no_config(folder):
+  (folder / 'config.json').unlink()
+  _refused(folder, folder / 'config.json', 'no such file')
+
+
+def test_broken_json(folder):
+  (folder / 'config.json').write_text('{"model_type": "gemma2",')
+  _refused(folder, 'config.json', 'broken JSON at line 1')
+  (folder / 'config.json').write_text('[]')
+  _refused(folder, 'config.json', 'JSON list', 'expected an object')
+
+
+@pytest.mark.parametrize('model_type', ['llama', 'gemma9', None, 'paligemma'])
+def test_other_model_types(model_type, folder):
+  _edit_config(folder, model_type=model_type)
+  _refused(folder, 'config.json', repr(model_type), 'gemma3_text')
+
+
+def test_adapter_given_as_base(folder):
+  _edit_config(folder, model_type=None, peft_type='LORA')
+  _refused(folder, 'adapter folder')
+
+
+@pytest.mark.parametrize(
+  'change, part',
+  [
+    (dict(hidden_size='wide'), 'hidden_size'),
+    (dict(hidden_activation='relu'), "'relu'"),
+    (dict(attention_bias=True), 'attention_bias'),
+    (dict(tie_word_embeddings=False), 'tie_word_embeddings'),
+    (dict(use_bidirectional_attention=True), 'use_bidirectional_attention'),
+    (dict(sliding_window=None), 'sliding_window'),
+    (dict(num_key_value_heads=3), 'num_key_value_heads'),
+    (dict(layer_types=['full_attention']), 'layer'),
+    (
+      dict(
+        rope_parameters={'rope_type': 'yarn', 'factor': 2.0, 'rope_theta': 9.0}
+      ),
+      "'yarn'",
+    ),
+    (dict(quantization_config={'quant_method': 'x'}), 'quantization_config'),
+  ],
+  ids=str,
+)
+def test_configurations_refused(change, part, folder):
+  _edit_config(folder, **change)
+  _refused(folder, folder / 'config.json', part, load=hub.load_config)
+
+
+def test_no_weights(folder):
+  (folder / 'model.safetensors').unlink()
+  _refused(folder, folder, 'neither model.safetensors nor')
+
+
+def test_pickle_is_never_opened(folder):
+  (folder / 'model.safetensors').unlink()
+  (folder / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n(S"exit"\ntR.')
+  _refused(folder, 'pytorch_model.bin', 'never opened', 'safe_serialization')
+
+
+@pytest.mark.parametrize('keep', [0, 4, 100, -1])
+def test_truncated(keep, folder):
+  path = folder / 'model.safetensors'
+  path.write_bytes(path.read_bytes()[:keep])
+  _refused(folder, path, 'truncated or damaged')
+
+
+def test_lfs_pointer(folder):
+  path = folder / 'model.safetensors'
+  path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:1\n')
+  _refused(folder, path, 'git lfs pull')
+  (folder / 'config.json').write_text('version https://git-lfs.github.com/...')
+  _refused(folder, folder / 'config.json', 'git lfs pull')
+
+
+def test_missing_tensors(folder):
+  def edit(stored):
+    for name in [n for n in stored if 'layers.1' in n]:
+      del stored[name]
+
+  _edit_tensors(folder, edit)
+  message = _refused(
+    folder, 'model.safetensors', 'layers.1.self_attn.q_proj.weight', 'of 24'
+  )
+  assert '(11 of 24)' in message and message.count('layers.1') == 5
+
+
+def test_extra_tensors(folder):
+  _edit_config(folder, num_hidden_layers=1, layer_types=['sliding_attention'])
+  _refused(folder, 'model.safetensors', 'extra tensors', '1 layers of gemma2')
+
+
+def test_unknown_tensors(folder):
+  _edit_tensors(folder, lambda s: s.update(score=np.zeros(2, np.float32)))
+  _refused(folder, 'model.safetensors', 'score')
+
+
+def test_misshapen_tensor(folder):
+  def edit(stored):
+    stored[Q_PROJ] = np.ascontiguousarray(stored[Q_PROJ].T)
+
+  _edit_tensors(folder, edit)
+  _refused(folder, 'model.safetensors', Q_PROJ, '(32, 64)', '(64, 32)')
+
+
+def test_config_of_another_width(folder):
+  _edit_config(folder, intermediate_size=40)
+  _refused(folder, 'model.safetensors', 'proj.weight', '40', '48')
+
+
+def test_integer_tensor(folder):
+  _edit_tensors(folder, lambda s: s.update({Q_PROJ: s[Q_PROJ].astype(np.int8)}))
+  _refused(folder, Q_PROJ, 'I8', 'expected one of F32, F16, BF16')
+
+
+def test_untied_lm_head(folder):
+  def edit(stored):
+    stored['lm_head.weight'] = stored['model.embed_tokens.weight'] * 2
+
+  _edit_tensors(folder, edit)
+  _refused(folder, 'lm_head.weight', 'differs from the embedding')
+
+
+def test_the_same_tensor_twice(folder):
+  def edit(stored):
+    stored['language_model.model.norm.weight'] = stored['model.norm.weight']
+
+  _edit_tensors(folder, edit)
+  _refused(folder, 'language_model.model.norm.weight', 'are the same tensor')
+
+
+def test_missing_shard(shards):
+  file = sorted(shards.glob('model-*'))[1]
+  file.unlink()
+  _refused(shards, file, 'no such file')
+
+
+def test_index_of_other_shards(shards):
+  first, second, _ = sorted(shards.glob('model-*'))
+  shutil.copyfile(first, second)
+  _refused(shards, 'model.safetensors.index.json', 'file lacks')
+
+
+def test_broken_index(shards):
+  path = shards / 'model.safetensors.index.json'
+  path.write_text('{"weight_map": {"a": "../../secret"}}')
+  _refused(shards, path, '../../secret')
+  path.write_text('{}')
+  _refused(shards, path, 'no weight_map')

@@ -1,0 +1,137 @@
+"""Model folders that are written: round trips, shards, refusals."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from evojax_llm.models import hub
+from evojax_llm.models.errors import ModelError
+
+
+@pytest.fixture
+def folder(tiny_gemma_folder, tmp_path):
+  """A copy of a tiny Gemma 2."""
+  source = tiny_gemma_folder('gemma2')
+  return pathlib.Path(shutil.copytree(source, tmp_path / 'model'))
+
+
+def _same(x, y):
+  jax.tree.map(np.testing.assert_array_equal, x, y)
+
+
+def test_round_trip_keeps_bits_and_files(tiny_gemma_folder, tmp_path):
+  source = tiny_gemma_folder('gemma3_text', dtype='bfloat16')
+  config, params = hub.load_checkpoint(source)
+  out = hub.save_checkpoint(tmp_path / 'out', params, config, source)
+  assert {p.name for p in out.iterdir()} == {p.name for p in source.iterdir()}
+  for name in (
+    'tokenizer.json',
+    'chat_template.jinja',
+    'generation_config.json',
+  ):
+    assert (out / name).read_bytes() == (source / name).read_bytes()
+  given = load_file(source / 'model.safetensors')
+  written = load_file(out / 'model.safetensors')
+  assert given.keys() == written.keys()
+  for name, tensor in given.items():
+    assert written[name].dtype == tensor.dtype
+    np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_dtype_asked_for(tiny_gemma_folder, tmp_path):
+  source = tiny_gemma_folder('gemma2')
+  config, params = hub.load_checkpoint(source)
+  out = tmp_path / 'out'
+  hub.save_checkpoint(out, params, config, source, dtype=jnp.bfloat16)
+  assert json.loads((out / 'config.json').read_text())['dtype'] == 'bfloat16'
+  _same(
+    hub.load_checkpoint(out, dtype=None)[1],
+    hub.load_checkpoint(source, dtype=jnp.bfloat16)[1],
+  )
+
+
+def test_shards_are_written(tiny_gemma_folder, tmp_path):
+  source = tiny_gemma_folder('gemma2')
+  config, params = hub.load_checkpoint(source)
+  out = tmp_path / 'out'
+  hub.save_checkpoint(out, params, config, source, max_shard_bytes=30_000)
+  files = sorted(p.name for p in out.glob('*.safetensors'))
+  assert (
+    len(files) > 2
+    and files[0] == f'model-00001-of-{len(files):05d}.safetensors'
+  )
+  index = json.loads((out / 'model.safetensors.index.json').read_text())
+  assert index['metadata']['total_size'] == 4 * config.num_params
+  _same(hub.load_checkpoint(out)[1], params)
+
+
+def test_other_layers_are_written(tiny_gemma_folder, tmp_path):
+  """A path through the layers is a folder of another depth."""
+  source = tiny_gemma_folder('gemma3_text')
+  config, params = hub.load_checkpoint(source)
+  path = np.array([2, 0, 1, 1])
+  config = dataclasses.replace(
+    config,
+    num_layers=4,
+    layer_types=tuple(config.layer_types[i] for i in path),
+  )
+  params = params | {
+    'layers': jax.tree.map(lambda x: x[path], params['layers'])
+  }
+  out = hub.save_checkpoint(tmp_path / 'out', params, config, source)
+  again, reloaded = hub.load_checkpoint(out)
+  assert again == config
+  _same(reloaded, params)
+
+
+def test_nothing_is_overwritten(folder, tmp_path):
+  config, params = hub.load_checkpoint(folder)
+  before = sorted(folder.iterdir())
+  with pytest.raises(ModelError, match='not empty'):
+    hub.save_checkpoint(folder, params, config, folder)
+  assert sorted(folder.iterdir()) == before
+  (tmp_path / 'empty').mkdir()
+  hub.save_checkpoint(tmp_path / 'empty', params, config, folder)
+  assert (tmp_path / 'empty' / 'model.safetensors').is_file()
+
+
+def test_a_failed_write_leaves_nothing(folder, tmp_path, monkeypatch):
+  config, params = hub.load_checkpoint(folder)
+
+  def fail(*args, **kwargs):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(hub, 'save_file', fail)
+  before = sorted(os.listdir(tmp_path))
+  with pytest.raises(OSError, match='disk full'):
+    hub.save_checkpoint(tmp_path / 'out', params, config, folder)
+  assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_params_must_fit(folder, tmp_path):
+  config, params = hub.load_checkpoint(folder)
+  short = jax.tree.map(lambda x: x[:1], params['layers'])
+  with pytest.raises(ModelError, match=r'kernel.*\(1, 32, 64\).*\(2, 32, 64\)'):
+    hub.save_checkpoint(
+      tmp_path / 'o', params | {'layers': short}, config, folder
+    )
+  del params['final_norm']
+  with pytest.raises(ModelError, match='final_norm/scale.*None'):
+    hub.save_checkpoint(tmp_path / 'o', params, config, folder)
+  assert not (tmp_path / 'o').exists()
+
+
+def test_config_must_be_of_the_same_family(folder, tmp_path):
+  config, params = hub.load_checkpoint(folder)
+  other = dataclasses.replace(config, attn_softcap=7.0)
+  with pytest.raises(ModelError, match=r'attn_softcap 7.0, there 50'):
+    hub.save_checkpoint(tmp_path / 'o', params, other, folder)
+  assert not (tmp_path / 'o').exists()

@@ -1,0 +1,411 @@
+"""Adapter folders: what is read, what is written, what is refused."""
+
+import json
+import math
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+
+from evojax_llm.models import hub
+from evojax_llm.models.errors import ModelError
+from evojax_llm.models.peft import load_adapters
+from evojax_llm.models.peft import save_adapter
+from tests import tiny
+
+KEY = 'base_model.model.model.layers.1.self_attn.q_proj'
+
+
+@pytest.fixture(scope='module')
+def base(tiny_gemma_folder):
+  return tiny_gemma_folder('gemma2')
+
+
+@pytest.fixture(scope='module')
+def config(base):
+  return hub.load_config(base)[0]
+
+
+@pytest.fixture
+def folder(base, tmp_path):
+  """An adapter of the tiny Gemma 2 that a test may damage."""
+  return tiny.write_adapter(tmp_path / 'adapter', base, rank=4, alpha=8)
+
+
+def _edit_config(folder, **changes):
+  path = folder / 'adapter_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _edit_tensors(folder, edit):
+  path = folder / 'adapter_model.safetensors'
+  stored = load_file(path)
+  edit(stored)
+  save_file(stored, path)
+
+
+def _refused(folder, config, *parts):
+  with pytest.raises(ModelError) as caught:
+    load_adapters([folder], config)
+  message = str(caught.value)
+  for part in parts:
+    assert str(part) in message, message
+
+
+def _deltas(adapters, n):
+  """scale * A B of one expert, by module: (L, in, out)."""
+  out = {}
+  for block, modules in adapters.factors['layers'].items():
+    for name, pair in modules.items():
+      scale = adapters.scale['layers'][block][name][:, None, None]
+      out[name] = pair['a'][n] @ (scale * pair['b'][n])
+  return out
+
+
+def test_factors_are_transposed_and_stacked(folder, config):
+  adapters = load_adapters([folder], config)
+  assert adapters.names == ('adapter',) and adapters.rank == 4
+  stored = load_file(folder / 'adapter_model.safetensors')
+  pair = adapters.factors['layers']['self_attn']['q_proj']
+  assert pair['a'].shape == (1, 2, 32, 4) and pair['b'].shape == (1, 2, 4, 64)
+  assert pair['a'].dtype == pair['b'].dtype == np.float32
+  np.testing.assert_array_equal(
+    pair['a'][0, 1], stored[f'{KEY}.lora_A.weight'].T
+  )
+  np.testing.assert_array_equal(
+    pair['b'][0, 1], stored[f'{KEY}.lora_B.weight'].T
+  )
+  scale = adapters.scale['layers']['self_attn']['q_proj']
+  assert scale.dtype == np.float32
+  np.testing.assert_array_equal(scale, [2.0, 2.0])
+
+
+def test_experts_of_other_rank_scale_and_modules(base, config, tmp_path):
+  first = tiny.write_adapter(
+    tmp_path / 'x' / 'final', base, rank=2, alpha=6, modules=('q_proj',)
+  )
+  second = tiny.write_adapter(
+    tmp_path / 'y' / 'final', base, rank=5, alpha=4, seed=1,
+    modules=('q_proj', 'up_proj'), layers_to_transform=[1],
+  )  # fmt: skip
+  _edit_tensors(
+    second,
+    lambda s: [s.pop(n) for n in list(s) if 'layers.0' in n],
+  )
+  both = load_adapters([first, second], config)
+  assert both.names == ('x/final', 'y/final') and both.rank == 5
+  assert _deltas(both, 0).keys() == {'q_proj', 'up_proj'}
+  np.testing.assert_array_equal(
+    both.scale['layers']['self_attn']['q_proj'], [3.0, 3.0]
+  )
+  np.testing.assert_array_equal(
+    both.scale['layers']['mlp']['up_proj'], np.float32([0.8, 0.8])
+  )
+  for n, folder in enumerate((first, second)):
+    alone = load_adapters([folder], config)
+    together = _deltas(both, n)
+    for name, delta in _deltas(alone, 0).items():
+      np.testing.assert_allclose(
+        together.pop(name), delta, rtol=1e-6, atol=1e-7
+      )
+    assert not any(np.any(delta) for delta in together.values())
+  q_proj = both.factors['layers']['self_attn']['q_proj']
+  # Padding is exactly nothing, and the first expert keeps its bits.
+  assert not q_proj['a'][0, :, :, 2:].any() and not q_proj['b'][0, :, 2:].any()
+  assert not q_proj['a'][1, 0].any() and not q_proj['b'][1, 0].any()
+  stored = load_file(first / 'adapter_model.safetensors')
+  np.testing.assert_array_equal(
+    q_proj['b'][0, 1, :2], stored[f'{KEY}.lora_B.weight'].T
+  )
+
+
+def test_equal_scales_keep_every_bit(base, config, tmp_path):
+  """3 / 5 has no exact binary form: multiplying and dividing would show."""
+  folders = [
+    tiny.write_adapter(tmp_path / str(i), base, rank=5, alpha=3, seed=i)
+    for i in range(2)
+  ]
+  both = load_adapters(folders, config)
+  for n, folder in enumerate(folders):
+    alone = load_adapters([folder], config)
+    jax.tree.map(
+      lambda x, y, n=n: np.testing.assert_array_equal(x[n], y[0]),
+      both.factors,
+      alone.factors,
+    )
+
+
+def test_a_silent_expert_gives_no_scale(base, config, tmp_path):
+  folders = [
+    tiny.write_adapter(tmp_path / str(i), base, rank=2, alpha=alpha, seed=i)
+    for i, alpha in enumerate([0, 6])
+  ]
+  adapters = load_adapters(folders, config)
+  np.testing.assert_array_equal(
+    adapters.scale['layers']['mlp']['up_proj'], [3.0, 3.0]
+  )
+  assert not _deltas(adapters, 0)['up_proj'].any()
+  assert _deltas(adapters, 1)['up_proj'].any()
+
+
+@pytest.mark.parametrize(
+  'options, expected',
+  [
+    (dict(), 2.0),
+    (dict(use_rslora=True), 4.0),
+    (dict(alpha_pattern={'q_proj': 2}), 0.5),
+    (dict(alpha_pattern={'layers.0.self_attn.q_proj': 2}), [0.5, 2.0]),
+    (dict(alpha_pattern={'model.layers.1..*': 12, 'q_proj': 2}), [0.5, 3.0]),
+    (dict(alpha_pattern={'proj': 2, 'self_attn': 2}), 2.0),
+    (dict(lora_alpha=3), 0.75),
+    (dict(lora_alpha=math.pi), math.pi / 4),
+  ],
+  ids=str,
+)
+def test_scales(options, expected, base, config, tmp_path):
+  folder = tiny.write_adapter(tmp_path / 'a', base, **{'alpha': 8} | options)
+  scale = load_adapters([folder], config).scale
+  np.testing.assert_array_equal(
+    scale['layers']['self_attn']['q_proj'],
+    np.broadcast_to(np.float32(expected), 2),
+  )
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_half_precision_is_read_exactly(dtype, base, config, tmp_path):
+  folder = tiny.write_adapter(tmp_path / 'a', base, dtype=dtype)
+  pair = load_adapters([folder], config).factors['layers']['self_attn'][
+    'q_proj'
+  ]
+  stored = load_file(folder / 'adapter_model.safetensors')
+  expected = stored[f'{KEY}.lora_A.weight'].astype(np.float32).T
+  np.testing.assert_array_equal(pair['a'][0, 1], expected)
+
+
+def test_adapters_of_the_vision_side_are_ignored(folder, config):
+  expected = load_adapters([folder], config)
+
+  def edit(stored):
+    for name in list(stored):
+      to = name.replace('model.layers', 'model.language_model.layers')
+      stored[to] = stored.pop(name)
+    stored['base_model.model.model.vision_tower.x.lora_A.weight'] = np.ones(2)
+
+  _edit_tensors(folder, edit)
+  got = load_adapters([folder], config)
+  jax.tree.map(np.testing.assert_array_equal, got.factors, expected.factors)
+
+
+def test_the_same_folder_twice(folder, config):
+  assert load_adapters([folder] * 2, config).names == ('adapter', 'adapter#1')
+
+
+# Refusals.
+
+
+def test_no_folder(config, tmp_path):
+  _refused(tmp_path / 'absent', config, 'does not exist', 'PEFT adapter folder')
+  with pytest.raises(ModelError, match='expected a list'):
+    load_adapters(str(tmp_path), config)
+  with pytest.raises(ModelError, match='No adapter'):
+    load_adapters([], config)
+
+
+def test_no_config(folder, config):
+  outer = folder.parent / 'outer'
+  shutil.copytree(folder, outer / 'default')
+  _refused(outer, config, 'no such file', f'Did you mean {outer / "default"}')
+  (folder / 'adapter_config.json').write_text('{')
+  _refused(folder, config, folder / 'adapter_config.json', 'broken JSON')
+
+
+@pytest.mark.parametrize('name', ['adapter_model.bin', 'pytorch_model.bin'])
+def test_pickle_is_never_opened(name, folder, config):
+  (folder / 'adapter_model.safetensors').rename(folder / name)
+  _refused(folder, config, folder / name, 'pickle', 'adapter_model.safetensors')
+
+
+def test_no_tensors(folder, config):
+  (folder / 'adapter_model.safetensors').unlink()
+  _refused(folder, config, 'adapter_model.safetensors', 'no such file')
+
+
+def test_truncated(folder, config):
+  path = folder / 'adapter_model.safetensors'
+  path.write_bytes(path.read_bytes()[:-7])
+  _refused(folder, config, path, 'truncated or damaged')
+
+
+@pytest.mark.parametrize(
+  'changes, parts',
+  [
+    (dict(peft_type='IA3'), ['peft_type', "'IA3'", "'LORA'"]),
+    (dict(peft_type=None), ['peft_type']),
+    (dict(use_dora=True), ['use_dora', 'DoRA']),
+    (dict(use_qalora=True), ['use_qalora']),
+    (dict(bias='all'), ['bias', "'all'", "'none'"]),
+    (dict(lora_bias=True), ['lora_bias']),
+    (dict(modules_to_save=['lm_head']), ['modules_to_save', 'lm_head']),
+    (dict(fan_in_fan_out=True), ['fan_in_fan_out']),
+    (dict(layer_replication=[[0, 2]]), ['layer_replication']),
+    (dict(trainable_token_indices=[1]), ['trainable_token_indices']),
+    (dict(init_lora_weights='pissa_niter_4'), ['init_lora_weights', 'pissa']),
+    (dict(r='4'), ['r is', "'4'"]),
+    (dict(r=0), ['r is 0']),
+    (dict(lora_alpha=None), ['lora_alpha', 'None']),
+    (dict(alpha_pattern={'q_proj': 'big'}), ['q_proj', 'alpha_pattern']),
+    (dict(rank_pattern={'(': 2}), ['rank_pattern', 'regular expression']),
+    (dict(rank_pattern=[2]), ['rank_pattern', 'object']),
+    (dict(target_modules='('), ['target_modules', 'regular expression']),
+    (dict(target_modules=7), ['target_modules', '7']),
+  ],
+  ids=str,
+)
+def test_configurations_refused(changes, parts, folder, config):
+  _edit_config(folder, **changes)
+  _refused(folder, config, folder / 'adapter_config.json', *parts)
+
+
+@pytest.mark.parametrize('part', ['r', 'lora_alpha', 'peft_type'])
+def test_missing_field(part, folder, config):
+  path = folder / 'adapter_config.json'
+  raw = json.loads(path.read_text())
+  del raw[part]
+  path.write_text(json.dumps(raw))
+  _refused(folder, config, path, part, 'None')
+
+
+def test_rank_of_file_and_configuration(folder, config):
+  _edit_config(folder, r=3)
+  _refused(
+    folder, config, 'down_proj.lora_A.weight', '(4, 48)', '(3, 48)', 'rank 3'
+  )
+  _edit_config(folder, r=4, rank_pattern={'up_proj': 8})
+  _refused(folder, config, 'up_proj.lora_A.weight', '(8, 32)', 'rank 8')
+
+
+def test_adapter_of_a_wider_base(folder, tiny_gemma_folder):
+  other = hub.load_config(tiny_gemma_folder('gemma2', hidden_size=40))[0]
+  _refused(
+    folder, other, 'down_proj.lora_B', '(32, 4)', '(40, 4)', 'another base'
+  )
+
+
+def test_adapter_of_other_heads(folder, tiny_gemma_folder):
+  other = hub.load_config(tiny_gemma_folder('gemma2', head_dim=8))[0]
+  _refused(folder, other, 'k_proj.lora_B', '(32, 4)', '(16, 4)', 'another base')
+
+
+def test_adapter_of_a_deeper_base(folder, tiny_gemma_folder):
+  other = hub.load_config(tiny_gemma_folder('gemma2', num_hidden_layers=1))[0]
+  _refused(folder, other, 'layer 1', '1 layers', 'another base')
+
+
+def test_adapter_of_a_shallower_base(folder, tiny_gemma_folder):
+  other = hub.load_config(tiny_gemma_folder('gemma2', num_hidden_layers=4))[0]
+  _refused(folder, other, 'model.layers.2', '14 of 28', 'another base')
+
+
+def test_missing_factors(folder, config):
+  _edit_tensors(folder, lambda s: s.pop(f'{KEY}.lora_B.weight'))
+  _refused(folder, config, 'model.layers.1.self_attn.q_proj', 'expected both')
+  _edit_tensors(folder, lambda s: s.pop(f'{KEY}.lora_A.weight'))
+  _refused(folder, config, 'model.layers.1.self_attn.q_proj', '1 of 14')
+
+
+def test_factors_that_the_configuration_does_not_name(folder, config):
+  _edit_config(folder, target_modules=['q_proj'])
+  _refused(folder, config, 'k_proj', '(12 in all)', 'does not name')
+
+
+@pytest.mark.parametrize(
+  'name, part',
+  [
+    ('base_model.model.lm_head.lora_A.weight', 'lm_head'),
+    ('base_model.model.model.embed_tokens.lora_embedding_A', 'embed_tokens'),
+    ('base_model.model.model.embed_tokens.weight', 'Embeddings'),
+    (f'{KEY}.lora_magnitude_vector', 'DoRA'),
+    (f'{KEY}.lora_B.bias', 'lora_B.bias'),
+    ('base_model.model.model.layers.0.mlp.router.lora_A.weight', 'router'),
+  ],
+)
+def test_other_tensors(name, part, folder, config):
+  def edit(stored):
+    stored[name] = np.zeros((4, 32), np.float32)
+    if name.endswith('lora_A.weight'):
+      stored[name.replace('_A', '_B')] = np.zeros((32, 4), np.float32)
+
+  _edit_tensors(folder, edit)
+  _refused(folder, config, 'adapter_model.safetensors', part)
+
+
+def test_no_factors(folder, config):
+  save_file({}, folder / 'adapter_model.safetensors')
+  _refused(folder, config, 'has no lora_A')
+
+
+def test_integer_factors(folder, config):
+  _edit_tensors(
+    folder,
+    lambda s: s.update({f'{KEY}.lora_A.weight': np.ones((4, 32), np.int8)}),
+  )
+  _refused(folder, config, f'{KEY}.lora_A.weight', 'I8')
+
+
+# Writing.
+
+
+def _one(folder, config):
+  adapters = load_adapters([folder], config)
+  return jax.tree.map(lambda x: x[0], adapters.factors), adapters.scale
+
+
+def test_round_trip_keeps_bits(folder, config, tmp_path, base):
+  factors, scale = _one(folder, config)
+  out = save_adapter(tmp_path / 'out', factors, scale, config, 'base', base)
+  again, again_scale = _one(out, config)
+  jax.tree.map(np.testing.assert_array_equal, again, factors)
+  jax.tree.map(np.testing.assert_array_equal, again_scale, scale)
+  raw = json.loads((out / 'adapter_config.json').read_text())
+  assert (raw['r'], raw['lora_alpha']) == (4, 8)
+  assert raw['alpha_pattern'] == raw['rank_pattern'] == {}
+  assert raw['base_model_name_or_path'] == 'base'
+
+
+def test_scales_and_ranks_of_their_own(folder, config, tmp_path):
+  factors, scale = _one(folder, config)
+  factors['layers']['mlp']['up_proj'] = {
+    'a': np.ones((2, 32, 7), np.float32),
+    'b': np.ones((2, 7, 48), np.float32),
+  }
+  scale['layers']['mlp']['up_proj'] = np.float32([0.3, 5.0])
+  out = save_adapter(tmp_path / 'out', factors, scale, config, 'base')
+  again = load_adapters([out], config)
+  assert again.rank == 7
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-7),
+    again.scale,
+    scale,
+  )
+
+
+def test_nothing_is_overwritten(folder, config):
+  factors, scale = _one(folder, config)
+  before = (folder / 'adapter_config.json').read_bytes()
+  with pytest.raises(ModelError, match='not empty'):
+    save_adapter(folder, factors, scale, config, 'base')
+  assert (folder / 'adapter_config.json').read_bytes() == before
+
+
+def test_factors_must_fit(folder, config, tmp_path):
+  factors, scale = _one(folder, config)
+  factors['layers']['mlp']['up_proj']['b'] = np.ones((2, 4, 9), np.float32)
+  with pytest.raises(ModelError, match=r'mlp.up_proj.*9.*\(2, 4, 48\)'):
+    save_adapter(tmp_path / 'o', factors, scale, config, 'base')
+  with pytest.raises(ModelError, match='no factors'):
+    save_adapter(tmp_path / 'o', {'layers': {}}, {}, config, 'base')
+  assert not pathlib.Path(tmp_path / 'o').exists()

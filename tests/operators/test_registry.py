@@ -1,0 +1,295 @@
+"""Properties that every operator of the table must have.
+
+Those of merges are seen in merges/test_properties.py, through the registry
+that the table takes them from.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.operators import operator
+from evojax_llm.operators import registry
+from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.population import sharding
+from evojax_llm.population import stack
+from tests.operators import genomes
+
+P = 4
+CASES = operator.cases(registry.OPERATORS)
+ALL_MAKERS = [case for case in CASES if case.operator.kind != 'selection']
+MAKERS = [case for case in ALL_MAKERS if case.operator.name not in MERGES]
+SELECTIONS = [case for case in CASES if case.operator.kind == 'selection']
+FITNESS = jnp.asarray([0.3, jnp.nan, 0.0, 0.9, 0.3, 0.5, 0.0, 0.7], jnp.float32)
+IDS = jnp.asarray([4, 9, 2, 17, 30, 11, 8, 25], jnp.int32)
+MEMBERS = len(IDS)
+
+
+def over(cases):
+  return pytest.mark.parametrize('case', cases, ids=lambda case: case.name)
+
+
+def parents(case, dtype=jnp.float32):
+  """Genomes of P members, then those that all of them share."""
+  op = case.operator
+  own = [
+    genomes.population(P, dtype, seed) for seed in range(op.arity - op.shared)
+  ]
+  return own, [genomes.member(dtype, 50 + seed) for seed in range(op.shared)]
+
+
+@functools.cache
+def lifted(case):
+  """One program for all tests of an operator."""
+  op = case.operator
+  mapped = [0] * (1 + op.arity - op.shared) + [None] * op.shared
+  return jax.jit(jax.vmap(case.apply, in_axes=tuple(mapped)))
+
+
+@functools.cache
+def single(case):
+  return jax.jit(case.apply)
+
+
+@functools.cache
+def made(case):
+  """What P members make of their parents, on which the properties are seen."""
+  own, shared = parents(case)
+  return lifted(case)(keys(), *own, *shared)
+
+
+def one(case, place=0):
+  own, shared = parents(case)
+  return [*(stack.take(p, place) for p in own), *shared]
+
+
+def keys():
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+    jax.random.key(5), jnp.arange(P, dtype=jnp.uint32)
+  )
+
+
+def results(case, found):
+  return found if case.operator.results > 1 else (found,)
+
+
+def assert_same(first, second):
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def assert_close(first, second, tolerance):
+  def check(x, y):
+    x, y = (np.asarray(z, np.float32) for z in (x, y))
+    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+  jax.tree.map(check, first, second)
+
+
+def test_names_are_unique_and_all_merges_are_there():
+  names = [op.name for op in registry.OPERATORS]
+  assert len(set(names)) == len(names)
+  assert set(MERGES) <= set(names)
+  assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_entries_say_what_is_true():
+  for op in registry.OPERATORS:
+    assert op.kind in operator.KINDS and op.doc, op.name
+    known = set(op.parameters) | set(op.options)
+    for chosen in op.cases:
+      assert set(chosen) <= known, op.name
+    assert set(op.peers) <= {'mergekit', 'peft'}, op.name
+    if op.cost.group == 'random':
+      assert op.draws and op.cost.words, op.name
+
+
+@pytest.mark.parametrize('dtype', genomes.DTYPES)
+@over(ALL_MAKERS)
+def test_keeps_structure_shapes_and_types(case, dtype):
+  own, shared = parents(case, dtype)
+  shapes = jax.eval_shape(lifted(case), keys(), *own, *shared)
+  found = results(case, shapes)
+  assert len(found) == case.operator.results
+  for genome in found:
+    assert jax.tree.structure(genome) == jax.tree.structure(own[0])
+    for new, old in zip(*map(jax.tree.leaves, (genome, own[0])), strict=True):
+      assert (new.shape, new.dtype) == (old.shape, old.dtype)
+
+
+@over(MAKERS)
+def test_values_are_finite_and_move(case):
+  own, _ = parents(case)
+  found = results(case, made(case))
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+  assert not jax.tree.all(jax.tree.map(np.array_equal, found[-1], own[0]))
+
+
+@over(MAKERS)
+def test_jit_is_eager(case):
+  # One leaf: without jit, every operation on every shape is a program.
+  key, given = keys()[0], one(case)
+  if case.operator.cost.group != 'algebra':
+    given = [{'layers': {'b': g['layers']['mlp']['b']}} for g in given]
+  assert_close(
+    jax.jit(case.apply)(key, *given),
+    case.apply(key, *given),
+    case.operator.tolerance,
+  )
+
+
+@over(MAKERS)
+def test_vmap_is_a_loop(case):
+  looped = [single(case)(keys()[i], *one(case, i)) for i in range(P)]
+  together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
+  assert_close(made(case), together, case.operator.tolerance)
+
+
+@over(MAKERS)
+def test_permuting_members_commutes(case):
+  own, shared = parents(case)
+  order = jnp.asarray([3, 1, 0, 2])
+  before = lifted(case)(
+    keys()[order], *(stack.take(p, order) for p in own), *shared
+  )
+  assert_same(before, stack.take(made(case), order))
+
+
+@over([case for case in MAKERS if case.operator.draws])
+def test_same_key_same_bits_whatever_the_chunking(case):
+  own, shared = parents(case)
+  halves = [
+    lifted(case)(
+      keys()[part], *(stack.take(p, jnp.asarray(part)) for p in own), *shared
+    )
+    for part in (np.arange(2), np.arange(2, 4))
+  ]
+  assert_same(made(case), stack.concatenate(*halves))
+
+
+@over(MAKERS)
+def test_another_key_matters_only_to_those_that_draw(case):
+  first, second = (
+    single(case)(jax.random.key(seed), *one(case)) for seed in (1, 2)
+  )
+  equal = jax.tree.all(jax.tree.map(np.array_equal, first, second))
+  assert equal != case.operator.draws
+
+
+@over(MAKERS)
+def test_sharded_is_unsharded(case):
+  mesh = sharding.population_mesh()
+  assert mesh.size == 4, 'the tests run on four virtual devices'
+  own, shared = parents(case)
+  split = lifted(case)(
+    sharding.place(keys(), mesh),
+    *(sharding.place(p, mesh) for p in own),
+    *shared,
+  )
+  for leaf in jax.tree.leaves(split):
+    assert leaf.sharding.spec[0] == sharding.POP
+  assert_close(split, made(case), case.operator.tolerance)
+
+
+def seen(case, fitness):
+  """What a selection sees, made of one number a member."""
+  if case.operator.sees == 'fitness':
+    return fitness
+  if case.operator.sees == 'objectives':
+    return jnp.stack([fitness, -fitness, jnp.zeros_like(fitness)], axis=1)
+  columns = jnp.linspace(0.0, 1.0, 6)
+  return jnp.where(
+    jnp.isfinite(fitness)[:, None],
+    (fitness[:, None] >= columns).astype(jnp.float32),
+    jnp.nan,
+  )
+
+
+def wanted(case, count=5):
+  return min(count, case.operator.most or count)
+
+
+@functools.cache
+def choosing(case, count):
+  return jax.jit(lambda key, fitness, ids: case.apply(key, fitness, count, ids))
+
+
+def choose(case, key, fitness, ids=IDS, count=5):
+  run = choosing(case, wanted(case, count))
+  return np.asarray(run(key, seen(case, fitness), ids))
+
+
+@over(SELECTIONS)
+def test_selection_is_total(case):
+  hostile = {
+    'zeros': jnp.zeros(MEMBERS),
+    'equal': jnp.full(MEMBERS, 0.4),
+    'negative': jnp.linspace(-3.0, -1.0, MEMBERS),
+    'mixed signs': jnp.linspace(-1.0, 1.0, MEMBERS),
+    'far apart': jnp.asarray([1e-30, 1e30, 1.0, 0, 1e-38, 3, 1e20, 2]),
+    'one lives': jnp.full(MEMBERS, jnp.nan).at[3].set(0.5),
+    'nobody lives': jnp.full(MEMBERS, jnp.nan),
+    'infinite': jnp.linspace(0.0, 1.0, MEMBERS).at[0].set(jnp.inf),
+  }
+  for name, fitness in hostile.items():
+    for seed in range(5):
+      places = choose(case, jax.random.key(seed), fitness.astype(jnp.float32))
+      assert places.shape == (wanted(case),), name
+      assert places.dtype == jnp.int32, name
+      assert np.all((0 <= places) & (places < MEMBERS)), name
+      if not case.chosen.get('replace'):
+        assert len(set(places.tolist())) == wanted(case), name
+      elif name == 'one lives' and case.operator.name != 'tournament':
+        assert np.all(places == 3)
+
+
+@over(SELECTIONS)
+def test_selection_takes_failed_members_last(case):
+  if case.operator.name == 'tournament':
+    pytest.skip('three failed entrants of a tournament have a winner too')
+  for seed in range(20):
+    places = choose(case, jax.random.key(seed), FITNESS, count=MEMBERS - 1)
+    assert 1 not in places
+
+
+@over(SELECTIONS)
+def test_selection_jit_is_eager(case):
+  key = jax.random.key(3)
+  np.testing.assert_array_equal(
+    choose(case, key, FITNESS),
+    case.apply(key, seen(case, FITNESS), wanted(case), IDS),
+  )
+
+
+@over(SELECTIONS)
+def test_selection_follows_members_not_places(case):
+  order = jnp.asarray([3, 1, 7, 0, 2, 6, 5, 4])
+  for seed in range(5):
+    key = jax.random.key(seed)
+    chosen = IDS[choose(case, key, FITNESS)]
+    reordered = IDS[order][choose(case, key, FITNESS[order], IDS[order])]
+    np.testing.assert_array_equal(chosen, reordered)
+
+
+@over(SELECTIONS)
+def test_selection_draws_if_it_says_so(case):
+  if case.chosen.get('method') == 'truncation':
+    pytest.skip('elites and truncation leave nothing to be drawn')
+  drawn = {
+    tuple(choose(case, jax.random.key(seed), FITNESS, count=4).tolist())
+    for seed in range(12)
+  }
+  assert (len(drawn) > 1) == case.operator.draws
+
+
+@over(SELECTIONS)
+def test_selection_of_sharded_fitness(case):
+  mesh = sharding.population_mesh()
+  key, fitness = jax.random.key(3), seen(case, FITNESS)
+  run = choosing(case, wanted(case))
+  np.testing.assert_array_equal(
+    run(key, sharding.place(fitness, mesh), sharding.place(IDS, mesh)),
+    run(key, fitness, IDS),
+  )

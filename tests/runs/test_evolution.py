@@ -1,0 +1,303 @@
+"""The loop, with a real strategy on a toy genome."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.runs import evolution
+from evojax_llm.runs import run_state
+from evojax_llm.strategies.genome.algorithm import Genome
+
+P, D = 6, 4
+
+
+def make_population():
+  return {'x': jax.random.normal(jax.random.key(3), (P, D))}
+
+
+class Score:
+  """Fitness is the (negative) distance to the ones; two tasks of equal worth.
+
+  Members whose first gene is above `fails_above` cannot be scored.
+  """
+
+  def __init__(self, fails_above=np.inf):
+    self.fails_above = fails_above
+    self.calls = []
+
+  def __call__(self, population, members):
+    self.calls.append(np.asarray(members))
+    x = np.asarray(population['x'])[members]
+    fitness = -np.abs(x - 1).mean(axis=1).astype(np.float32)
+    failed = x[:, 0] > self.fails_above
+    fitness[failed] = np.nan
+    return types.SimpleNamespace(
+      fitness=fitness,
+      task_scores=np.stack([fitness, fitness], axis=1),
+      reasons=['too large' if bad else None for bad in failed],
+    )
+
+
+# One instance compiles once.
+make_strategy = functools.cache(lambda: Genome(P))
+
+
+def run(score=None, seed=0, generations=6, strategy=None, **kwargs):
+  strategy = strategy or make_strategy()
+  params = strategy.default_params
+  return list(
+    evolution.evolve(
+      strategy,
+      params,
+      score or Score(),
+      make_population(),
+      seed=seed,
+      generations=generations,
+      **kwargs,
+    )
+  )
+
+
+def assert_same(tree, other):
+  assert jax.tree.structure(tree) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def host(state):
+  return jax.tree.map(np.array, state)
+
+
+def test_a_run_counts_and_remembers_what_it_scored():
+  score = Score()
+  rounds = run(score)
+  assert [g.number for _, g in rounds] == list(range(7))
+  state, last = rounds[-1]
+  scored = [i for _, g in rounds for i in g.ids]
+  assert len(scored) == len(set(scored)), 'a member was scored twice'
+  assert last.evaluations == len(scored) == sum(map(len, score.calls))
+  assert int(state.evaluations) == len(scored)
+  fitness = np.concatenate([g.fitness for _, g in rounds])
+  assert last.best_fitness == fitness.max()
+  assert last.best_id == scored[int(fitness.argmax())]
+  best = np.asarray(state.best.genome['x'])
+  np.testing.assert_allclose(-np.abs(best - 1).mean(), fitness.max(), rtol=1e-6)
+
+
+def test_best_fitness_never_falls_and_the_search_gets_somewhere():
+  best = [g.best_fitness for _, g in run(generations=20)]
+  assert all(a <= b for a, b in zip(best[:-1], best[1:], strict=True))
+  assert best[-1] > best[0] + 0.1
+
+
+def test_empty_slots_are_not_scored():
+  score = Score()
+  strategy = Genome(P, with_succession=False, mutation_rate=0.1)
+  rounds = run(score, strategy=strategy)
+  assert all(len(c) < strategy.num_proposals for c in score.calls[1:])
+  assert all(i >= 0 for _, g in rounds for i in g.ids)
+
+
+def test_parents_are_known_members():
+  seen = set()
+  for _, generation in run():
+    born = set(generation.ids)
+    for parents in generation.parents:
+      assert set(parents) - {-1} <= seen | born
+    seen |= born
+
+
+def test_same_seed_same_bits():
+  first, again, other = run(seed=5), run(seed=5), run(seed=6)
+  assert_same(first[-1][0], again[-1][0])
+  x = [np.asarray(r[-1][0].best.genome['x']) for r in (first, other)]
+  assert not np.array_equal(*x)
+
+
+@pytest.mark.parametrize('stop', [0, 1, 2, 5])
+def test_going_on_from_a_state_changes_nothing(stop):
+  strategy = make_strategy()
+  whole, kept = [], None
+  for state, generation in evolution.evolve(
+    strategy,
+    strategy.default_params,
+    Score(),
+    make_population(),
+    seed=1,
+    generations=6,
+  ):
+    # Copied at once: the strategy gives up the buffers of its last state.
+    whole.append((host(state), generation))
+    if generation.number == stop:
+      kept = jax.tree.map(jnp.array, state)
+  rest = run(seed=99, state=kept)
+  assert [g.number for _, g in rest] == list(range(stop + 1, 7))
+  assert_same(host(rest[-1][0]), whole[-1][0])
+  for (_, a), (_, b) in zip(rest, whole[stop + 1 :], strict=True):
+    assert (a.ids, a.parents, a.operators) == (b.ids, b.parents, b.operators)
+    np.testing.assert_array_equal(a.fitness, b.fitness)
+
+
+def test_failed_members_are_counted_and_never_win():
+  limit = float(np.median(make_population()['x'][:, 0]))
+  rounds = run(Score(fails_above=limit), generations=8)
+  assert sum(g.failed for _, g in rounds) > 0
+  for _, generation in rounds:
+    assert np.isfinite(generation.best_fitness)
+    assert np.isfinite(generation.mean_fitness)
+  state = rounds[-1][0]
+  assert float(state.best.genome['x'][0]) <= limit
+
+
+def test_all_members_failing_is_an_error_with_the_reason():
+  with pytest.raises(evolution.EvolutionError, match='too large'):
+    run(Score(fails_above=-np.inf))
+
+
+def test_of_equals_the_elder_stays_best():
+  def flat(population, members):
+    fitness = np.full(len(members), 0.5, np.float32)
+    return types.SimpleNamespace(
+      fitness=fitness,
+      task_scores=fitness[:, None],
+      reasons=[None] * len(members),
+    )
+
+  assert run(flat)[-1][1].best_id == 0
+
+
+def test_patience_ends_a_run_that_stands_still():
+  def flat(population, members):
+    fitness = np.full(len(members), 0.5, np.float32)
+    return types.SimpleNamespace(
+      fitness=fitness,
+      task_scores=fitness[:, None],
+      reasons=[None] * len(members),
+    )
+
+  assert run(flat, patience=3)[-1][1].number == 3
+
+
+def test_abstract_state_is_that_of_a_run():
+  strategy = make_strategy()
+  abstract = run_state.abstract_state(
+    strategy, strategy.default_params, make_population(), num_tasks=2
+  )
+  for state, _ in run(strategy=strategy, generations=2):
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for a, b in zip(
+      jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
+    ):
+      assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+class OtherTargets(Score):
+  """A score whose target moves with every draw."""
+
+  target = 1.0
+
+  def redraw(self, number):
+    self.target = 1.0 + number
+    self.calls.append(f'draw {number}')
+
+  def __call__(self, population, members):
+    x = np.asarray(population['x']) / self.target
+    return super().__call__({'x': x}, members)
+
+  def fitness(self, genome):
+    one = {'x': np.asarray(genome['x'])[None]}
+    return Score()({'x': one['x'] / self.target}, [0]).fitness[0]
+
+
+def test_who_lives_on_is_scored_again_on_other_items():
+  score = OtherTargets()
+  steps = run(score, generations=3, redraw=score.redraw)
+  assert [c for c in score.calls if isinstance(c, str)] == [
+    'draw 1',
+    'draw 2',
+    'draw 3',
+  ]
+  last = steps[-1][0]
+  counted = sum(len(c) for c in score.calls if not isinstance(c, str))
+  assert int(last.evaluations) == counted
+  # Everything that the state says holds for the items of the last draw.
+  inner, memory = last.strategy, last.strategy.memory
+  for i in range(P):
+    member = {'x': inner.population['x'][i]}
+    assert inner.fitness[i] == pytest.approx(score.fitness(member), rel=1e-5)
+  assert memory.best_fitness == pytest.approx(
+    score.fitness(memory.best), rel=1e-5
+  )
+  assert last.best.fitness == pytest.approx(
+    score.fitness(last.best.genome), rel=1e-5
+  )
+  assert float(last.best.fitness) >= float(np.max(inner.fitness))
+  if memory.personal is not None:
+    for i in range(P):
+      own = {'x': memory.personal['x'][i]}
+      assert memory.personal_fitness[i] == pytest.approx(
+        score.fitness(own), rel=1e-5
+      )
+
+
+@pytest.mark.parametrize('other_items', (False, True))
+def test_the_scores_of_the_tasks_reach_who_chooses_by_them(other_items):
+  # More places than members: nobody is in the last ones, nor scored.
+  strategy = Genome(P, chosen_by='pareto', max_population=P + 4)
+  score = OtherTargets()
+  kwargs = {'redraw': score.redraw} if other_items else {}
+  steps = run(
+    score, strategy=strategy, generations=4, maximise=(True, False), **kwargs
+  )
+  assert all(-1 not in generation.ids for _, generation in steps)
+  inner = steps[-1][0].strategy
+  fitness = np.asarray(inner.fitness)
+  assert np.isnan(fitness[np.asarray(inner.ids) < 0]).all()
+  np.testing.assert_array_equal(
+    inner.objectives, np.stack([fitness, -fitness], axis=1)
+  )
+
+
+def test_the_same_items_again_change_nothing_but_the_count():
+  plain, again = run(), run(redraw=lambda number: None)
+  for (_, a), (_, b) in zip(plain, again, strict=True):
+    assert a.best_fitness == pytest.approx(b.best_fitness, rel=1e-6)
+    np.testing.assert_allclose(a.fitness, b.fitness, rtol=1e-6)
+  np.testing.assert_array_equal(
+    plain[-1][0].strategy.population['x'], again[-1][0].strategy.population['x']
+  )
+  assert int(again[-1][0].evaluations) > int(plain[-1][0].evaluations)
+
+
+def test_who_is_only_remembered_can_be_left_out():
+  # The elites move too, so the best of all time is lost sooner or later.
+  strategy = make_strategy()
+  rounds = evolution.evolve(
+    strategy,
+    strategy.default_params,
+    Score(),
+    make_population(),
+    seed=0,
+    generations=9,
+  )
+  states = [host(state) for state, _ in rounds]
+  lost = [s for s in states if int(s.best.id) not in s.strategy.ids]
+  assert lost
+  for state in lost:
+    inner = state.strategy
+    assert run_state.best_members(state, 1).ids == [int(state.best.id)]
+    found = run_state.best_members(state, P, keep_best=False)
+    assert sorted(found.ids) == sorted(inner.ids.tolist())
+    assert found.fitness[0] == inner.fitness.max() < state.best.fitness
+    winner = inner.fitness.argmax()
+    np.testing.assert_array_equal(
+      found.population['x'][0], inner.population['x'][winner]
+    )
+  failed = inner.replace(fitness=np.full_like(inner.fitness, np.nan))
+  nobody = state.replace(strategy=failed)
+  found = run_state.best_members(nobody, 1, keep_best=False)
+  assert found.ids == [int(state.best.id)]

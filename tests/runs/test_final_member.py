@@ -1,0 +1,96 @@
+"""Searches that end with the best of their last population."""
+
+import json
+import shutil
+
+from ml_collections import config_dict
+import numpy as np
+import pytest
+
+from evojax_llm.runs import contest
+from evojax_llm.runs import inputs
+from evojax_llm.runs import setup
+from evojax_llm.runs.checkpoint import Checkpoints
+from experiments.genome import config as genome_config
+from tests.experiments import running
+from tests.experiments import runs
+
+# How ml_collections reads a configuration file.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)
+ADAPTER = 'adapter_model.safetensors'
+
+
+@pytest.fixture(scope='module')
+def forgetful(settings, tmp_path_factory):
+  """A run whose last round moves everybody, the best too, and scores nobody."""
+  folder = tmp_path_factory.mktemp('outcome') / 'run'
+  runs.evolve(
+    settings,
+    folder,
+    '--config.strategy.options.keep_best=False',
+    '--config.strategy.options.rescore=False',
+    '--config.strategy.generations=3',
+  )
+  return folder
+
+
+def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
+  summary = json.loads((forgetful / 'summary.json').read_text())
+  _, state = Checkpoints(forgetful / 'checkpoints').read()
+  alive, ever = state['strategy'], state['best']
+  place = np.lexsort((alive['ids'], -alive['fitness']))[0]
+  row = runs.row(summary)
+  assert row['detail'] == f'member {int(alive["ids"][place])}'
+  assert row['evaluations'] == int(state['evaluations'])
+  voters = summary['ensembles']['ensemble of evolved']['members']
+  assert set(voters) <= set(alive['ids'].tolist())
+  last = json.loads((forgetful / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert last['best_id'] == int(ever['id'])
+
+  # What is exported is who moved, and its row says what that one scores.
+  config = json.loads((forgetful / 'config.json').read_text())['config']
+  config = config_dict.ConfigDict(config)
+  config.adapters = str(forgetful / 'best')
+  best = setup.load(config, inputs.locate(config))
+  exported = best.experts.experts()['layers']['mlp']['up_proj']['a'][0]
+  for tree, index, same in (
+    (alive['population'], place, True),
+    (ever['genome'], ..., False),
+  ):
+    found = tree['layers']['mlp']['up_proj']['a'][index]
+    assert np.array_equal(exported, found) == same
+  evaluator = setup.make_evaluator(config, best)
+  scores = evaluator.evaluate(best.experts, best.experts.experts())
+  dev = float(scores.fitness[0])
+  assert row['dev']['fitness']['score'] == pytest.approx(dev, abs=1e-6)
+  assert dev != pytest.approx(float(alive['fitness'][place]), abs=1e-6)
+
+
+def test_so_does_what_is_exported_before_the_end(forgetful, tmp_path):
+  folder, out = tmp_path / 'unfinished', tmp_path / 'out'
+  shutil.copytree(forgetful, folder)
+  (folder / 'summary.json').unlink()
+  flags = f'--run={folder}', f'--out={out}', '--allow_unfinished'
+  assert running.run_program('export', *flags) is None
+  assert (out / ADAPTER).read_bytes() == (
+    forgetful / 'best' / ADAPTER
+  ).read_bytes()
+
+
+def test_a_search_of_a_comparison_ends_with_whole_generations(settings):
+  values = dict(flag.split('=', 1) for flag in settings[1:])
+  arms = {}
+  for name in ('genome_plus', 'genome_plus+keep_best=False'):
+    arms[name] = genome_config.get_config(name)
+    for part in ('model', 'adapters', 'tasks'):
+      arms[name][part] = values[f'--config.{part}']
+    arms[name].strategy.population = 5
+  # The first population, everybody moved, and not all of what varies.
+  made = contest.Contest(arms['genome_plus'], 'ab', arms, 11, 3)
+  kept, _ = made.search(0, 'genome_plus', 1)
+  lost, lost_vote = made.search(0, 'genome_plus+keep_best=False', 1)
+  assert (kept['evaluations'], lost['evaluations']) == (11, 10)
+  assert kept['dev'] > lost['dev']
+  assert lost_vote['evaluations'] == 10

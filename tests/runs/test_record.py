@@ -1,0 +1,166 @@
+"""The run folder and its files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evojax_llm.runs import record
+from evojax_llm.runs.checkpoint import CheckpointError
+from evojax_llm.runs.evolution import Generation
+
+CONFIG = {'name': 'a', 'strategy': {'population': 10, 'rates': (0.1, 0.2)}}
+
+
+def make_generation(number=0, **changes):
+  values = dict(
+    number=number,
+    ids=[4, 6],
+    parents=[(1, 3), (2, -1)],
+    operators=[1, 0],
+    fitness=np.array([0.775, np.nan], np.float32),
+    task_scores=np.array([[0.75, 0.8], [np.nan, np.nan]], np.float32),
+    reasons=[None, 'logits are not finite'],
+    mean_fitness=np.float32(0.5),
+    best_id=4,
+    best_fitness=np.float32(0.775),
+    best_task_scores=np.array([0.75, 0.8], np.float32),
+    evaluations=7,
+  )
+  return Generation(**{**values, **changes})
+
+
+def test_the_same_settings_find_their_run_again(tmp_path):
+  record.RunFolder(tmp_path / 'r', CONFIG, {'x': '1'}).close()
+  run = record.RunFolder(tmp_path / 'r', CONFIG, {'x': '1'})
+  assert not run.finished
+  run.close()
+
+
+@pytest.mark.parametrize(
+  'config, inputs, message',
+  [
+    (
+      {**CONFIG, 'strategy': {'population': 20, 'rates': (0.1, 0.2)}},
+      {'x': '1'},
+      r'  strategy\.population: 10 there, 20 here',
+    ),
+    ({'name': 'a'}, {'x': '1'}, r'strategy: .* there, None here'),
+    (CONFIG, {'x': '2'}, r"  inputs\.x: '1' there, '2' here"),
+  ],
+)
+def test_other_settings_are_refused(tmp_path, config, inputs, message):
+  record.RunFolder(tmp_path / 'r', CONFIG, {'x': '1'}).close()
+  with pytest.raises(CheckpointError, match=message):
+    record.RunFolder(tmp_path / 'r', config, inputs)
+  # The refusal lets go of the lock.
+  record.RunFolder(tmp_path / 'r', CONFIG, {'x': '1'}).close()
+
+
+def test_a_folder_in_use_or_of_something_else_is_refused(tmp_path):
+  run = record.RunFolder(tmp_path / 'r', CONFIG)
+  with pytest.raises(CheckpointError, match='Another process'):
+    record.RunFolder(tmp_path / 'r', CONFIG)
+  run.close()
+  (tmp_path / 'thesis.tex').touch()
+  with pytest.raises(CheckpointError, match=r'thesis\.tex'):
+    record.RunFolder(tmp_path, CONFIG)
+
+
+def test_a_damaged_config_is_an_error(tmp_path):
+  record.RunFolder(tmp_path, CONFIG).close()
+  (tmp_path / 'config.json').write_text('{"config": ')
+  with pytest.raises(CheckpointError, match='damaged'):
+    record.RunFolder(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+  'tail', ['', '{"generation": 2, "x"', '{"generation": 2}', 'null\n', '\0\0\n']
+)
+def test_rewind_cuts_later_and_broken_lines(tmp_path, tail):
+  lines = record.JsonLines(tmp_path / 'm.jsonl')
+  lines.append({'generation': g, 'i': i} for g in range(3) for i in range(2))
+  whole = lines.path.read_text()
+  lines.path.write_text(whole + tail)
+  lines.rewind(2)
+  assert lines.path.read_text() == whole
+  lines.rewind(1)
+  assert [r['generation'] for r in lines.read()] == [0, 0, 1, 1]
+  lines.rewind(-1)
+  assert lines.path.read_text() == ''
+
+
+def test_member_rows_name_operators_parents_and_failures():
+  rows = record.member_rows(
+    make_generation(3), ('mutate', 'cross'), ('rev', 'nth')
+  )
+  assert json.loads(json.dumps(record.plain(rows))) == [
+    {
+      'generation': 3,
+      'id': 4,
+      'operator': 'cross',
+      'parents': [1, 3],
+      'fitness': 0.775,
+      'tasks': {'rev': 0.75, 'nth': 0.8},
+      'reason': None,
+    },
+    {
+      'generation': 3,
+      'id': 6,
+      'operator': 'mutate',
+      'parents': [2],
+      'fitness': None,
+      'tasks': {'rev': None, 'nth': None},
+      'reason': 'logits are not finite',
+    },
+  ]
+
+
+def test_rows_of_the_initial_population_say_where_members_come_from():
+  rows = record.member_rows(
+    make_generation(),
+    ('mutate',),
+    ('rev', 'nth'),
+    [{'operator': 'expert', 'experts': ['x']}],
+  )
+  assert rows[0]['operator'] == 'expert' and rows[0]['experts'] == ['x']
+  assert rows[1]['operator'] == 'initial' and rows[1]['parents'] == []
+
+
+def test_metrics_row_counts_failures():
+  row = record.metrics_row(make_generation(2), ('rev', 'nth'), {'score': 1.0})
+  assert (row['generation'], row['scored'], row['failed']) == (2, 2, 1)
+  assert record.plain(row)['best_fitness'] == 0.775
+
+
+def test_lineage_holds_all_ancestors_once_eldest_first():
+  parents = {0: [], 1: [], 2: [], 3: [0, 1], 4: [3], 5: [3, 4], 6: [2]}
+  rows = [
+    {'id': i, 'generation': 0, 'operator': 'o', 'parents': p, 'fitness': 0.0}
+    for i, p in parents.items()
+  ]
+  ids = [row['id'] for row in record.lineage_of(5, rows)]
+  assert ids == [0, 1, 3, 4, 5]
+
+
+def test_floats_keep_their_bits_and_nan_becomes_null():
+  value = {'a': np.float32(0.1), 'b': [np.nan, np.inf, np.int32(3)]}
+  plain = json.loads(json.dumps(record.plain(value)))
+  assert plain == {'a': 0.1, 'b': [None, None, 3]}
+  for x in np.random.default_rng(0).normal(size=200).astype(np.float32):
+    assert np.float32(record.plain(x)) == x
+
+
+def test_a_fingerprint_is_of_the_content(tmp_path):
+  (tmp_path / 'folder').mkdir()
+  (tmp_path / 'folder' / 'x').write_text('abc')
+  before = record.fingerprint(tmp_path / 'folder')
+  (tmp_path / 'folder').rename(tmp_path / 'moved')
+  assert record.fingerprint(tmp_path / 'moved') == before
+  (tmp_path / 'moved' / 'x').write_text('abd')
+  assert record.fingerprint(tmp_path / 'moved') != before
+
+
+def test_new_workdirs_do_not_collide(tmp_path):
+  made = [record.new_workdir(tmp_path / 'runs', 'x').name for _ in range(3)]
+  assert made == ['x', 'x_2', 'x_3']

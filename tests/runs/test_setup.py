@@ -1,0 +1,37 @@
+"""From a configuration to an evaluator."""
+
+import pytest
+
+from evojax_llm.runs import inputs
+from evojax_llm.runs import setup
+from experiments.genome import config as genome_config
+from tests.experiments import runs
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
+  """(configuration, what it reads): two tasks and one that is held out."""
+  folder = tmp_path_factory.mktemp('problem')
+  tasks = [
+    str(runs.write_task(folder / f'{n}.json', dev=100, test=12, seed=i))
+    for i, n in enumerate('abc')
+  ]
+  config = genome_config.get_config()
+  config.model = str(tiny_gemma_folder('gemma2'))
+  config.adapters = ','.join(map(str, tiny_adapter_folders(2, 'gemma2')))
+  config.tasks, config.heldout_tasks = ','.join(tasks[:2]), tasks[2]
+  config.dev_limit = 40
+  return config, setup.load(config, inputs.locate(config))
+
+
+def test_few_items_to_search_on_are_a_warning(made, caplog):
+  config, loaded = made
+  setup.make_evaluator(config, loaded)
+  # Twelve items, but nothing is fitted to them.
+  setup.make_heldout(config, loaded)
+  assert not caplog.text
+  config = config.copy_and_resolve_references()
+  config.dev_limits = (40, 39)
+  setup.make_evaluator(config, loaded)
+  assert 'scores only 79 dev items' in caplog.text
+  assert 'up to 5.6 points' in caplog.text

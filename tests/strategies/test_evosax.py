@@ -1,0 +1,140 @@
+"""evosax's algorithms by name: their options, and their size."""
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.strategies import registry
+from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
+from experiments.evosax_algorithms import config as stock_config
+from tests.strategies import problems
+
+ONE = {'x': jnp.zeros(3)}
+OURS = {'sigma', 'optimizer', 'learning_rate'}
+
+
+def make(name, size=8, **options):
+  if name == 'RandomSearch':
+    options['sampling_fn'] = lambda key: {'x': jax.random.normal(key, (3,))}
+  if name == 'GESMR_GA':
+    size = 9
+  return registry.make_strategy(name, size, ONE, **options)
+
+
+@pytest.mark.parametrize('name', STOCK_OPTIONS)
+def test_the_table_is_what_evosax_has(name):
+  strategy = make(name)
+  options = set(STOCK_OPTIONS[name])
+  arguments = set(inspect.signature(type(strategy.inner)).parameters)
+  params = strategy.default_params
+  numbers = {
+    field.name
+    for field in dataclasses.fields(params)
+    if isinstance(getattr(params, field.name), bool | int | float | jax.Array)
+    and jnp.ndim(getattr(params, field.name)) == 0
+  }
+  has_sigma = 'std_init' in numbers or 'std_schedule' in arguments
+  assert ('sigma' in options) == has_sigma
+  assert ('optimizer' in options) == ('optimizer' in arguments)
+  assert numbers - {'std_init'} == options - OURS - arguments
+  constructed = options - OURS - numbers
+  assert constructed <= arguments
+  for argument in constructed:
+    kind = STOCK_OPTIONS[name][argument]
+    default = inspect.signature(type(strategy.inner)).parameters[argument]
+    assert kind in (int, bool) and isinstance(default.default, kind | None)
+
+
+@pytest.mark.parametrize('name', ('SimpleGA', 'CMA_ES', 'Open_ES', 'SNES'))
+def test_sigma_is_the_spread_of_what_is_asked_first(name):
+  strategy = make(name, 512, sigma=0.25)
+  members = {'x': jnp.full((strategy.population_size, 3), 2.0)}
+  params = strategy.default_params
+  costs = jnp.zeros(strategy.population_size)
+  state = strategy.init(problems.KEY, members, costs, params)
+  asked, _ = strategy.ask(problems.KEY, state, params)
+  assert float(jnp.std(asked['x'])) == pytest.approx(0.25, rel=0.15)
+
+
+def test_hyperparameters_are_set_and_recompile_nothing():
+  strategy = make('PSO', inertia_coeff=0.5, social_coeff=None)
+  params = strategy.default_params
+  assert float(params.inertia_coeff) == 0.5 and float(params.social_coeff) == 2
+  members = {'x': jax.random.normal(problems.KEY, (8, 3))}
+  state = strategy.init(problems.KEY, members, jnp.arange(8.0), params)
+  strategy.ask(problems.KEY, state, params)
+  compiled = type(strategy)._ask._cache_size()
+  strategy.ask(
+    problems.KEY, state, params.replace(inertia_coeff=jnp.float32(0.1))
+  )
+  assert type(strategy)._ask._cache_size() == compiled
+  assert bool(make('DifferentialEvolution').default_params.elitism)
+  eager = make('DifferentialEvolution', elitism=False, num_diff=2)
+  assert not bool(eager.default_params.elitism) and eager.inner.num_diff == 2
+
+
+def test_an_optimiser_by_name_moves_the_mean_as_far_as_it_says():
+  means = {}
+  for rate in (0.01, 0.1):
+    strategy = make('Open_ES', optimizer='sgd', learning_rate=rate, sigma=0.5)
+    params = strategy.default_params
+    members = {'x': jnp.zeros((8, 3))}
+    state = strategy.init(problems.KEY, members, jnp.zeros(8), params)
+    members, state = strategy.ask(problems.KEY, state, params)
+    state, _ = strategy.tell(
+      problems.KEY, members, jnp.sum(members['x'] ** 2, 1), state, params
+    )
+    means[rate] = np.asarray(state.inner.mean)
+  np.testing.assert_allclose(means[0.1], 10 * means[0.01], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'name, options, message',
+  [
+    ('PSO', {'inertia': 0.5}, r"\['inertia'\] of PSO.*'inertia_coeff'"),
+    ('PSO', {'sigma': 0.5}, r"\['sigma'\] of PSO"),
+    ('SimpleGA', {'learning_rate': 0.5}, r"\['learning_rate'\] of SimpleGA"),
+    ('SNES', {'optimizer': 'best', 'learning_rate': 0.1}, "'best'"),
+    ('SNES', {'optimizer': 'sgd'}, 'learning_rate None'),
+  ],
+)
+def test_unknown_options_are_refused_with_the_list(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    make(name, **options)
+
+
+def test_large_flat_populations_are_warned_of():
+  large = jax.ShapeDtypeStruct((1 << 22,), 'f4')
+  with pytest.warns(UserWarning, match='SimpleGA ravels.*0.3 GiB'):
+    registry.make_strategy('SimpleGA', 20, large)
+
+
+def test_the_configuration_has_all_options_of_an_algorithm():
+  config = stock_config.get_config('PGPE')
+  assert set(config.strategy.options) == set(STOCK_OPTIONS['PGPE'])
+  assert config.strategy.options.sigma == 0.3
+  config.lock()
+  config.strategy.options.std_lr = 0.2
+  with pytest.raises(AttributeError):
+    config.strategy.options.std_rate = 0.2
+  # Refused with the reason where the strategy is made.
+  assert not stock_config.get_config('EvoTF_ES').strategy.options
+
+
+@pytest.mark.parametrize(
+  'name, size, message',
+  [
+    ('ARS', 3, 'must be even'),
+    ('DifferentialEvolution', 3, 'population_size >= 4'),
+    ('iAMaLGaM_Full', 1, 'division by zero'),
+  ],
+)
+def test_populations_that_evosax_refuses_are_refused_with_words(
+  name, size, message
+):
+  with pytest.raises(ValueError, match=f'population of {size}.*{message}'):
+    make(name, size)
