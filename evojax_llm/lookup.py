@@ -1,0 +1,86 @@
+"""Objects by name: those of the package's tables, and a user's own.
+
+Wherever a name is looked up (strategy, merge, space, scorer, objective, task),
+'package.module:Object' and 'file.py:Object' name an object outside of the
+package. The tables hold such names too, so that a module is imported only when
+somebody asks for what it holds.
+"""
+
+from collections.abc import Mapping
+import difflib
+import functools
+import importlib
+import importlib.util
+import pathlib
+from typing import Any
+
+
+def find(name: str, table: Mapping[str, Any], what: str) -> Any:
+  """Returns the entry of a table, or the object that a dotted name stands for.
+
+  Args:
+    name: a key of the table, 'package.module:Object' or 'file.py:Object'.
+    table: objects by name, or 'package.module:Object' in place of an object.
+    what: the kind of thing, for messages: 'strategy', 'merge', ...
+
+  Raises:
+    ValueError: the name is neither in the table nor that of an object.
+  """
+  if name in table:
+    entry = table[name]
+    return load(entry, what) if isinstance(entry, str) else entry
+  if isinstance(name, str) and ':' in name:
+    return load(name, what)
+  raise ValueError(
+    f'Got {what} {name!r}; expected one of {", ".join(table)}, or '
+    f"'package.module:Object'.{did_you_mean(name, table)}"
+  )
+
+
+def load(name: str, what: str) -> Any:
+  """Imports the object 'package.module:Object' or 'file.py:Object'.
+
+  Raises:
+    ValueError: there is no such module, it fails when it is imported, or it
+      has no such object.
+  """
+  where, _, attribute = name.rpartition(':')
+  try:
+    module = load_module(where)
+  except Exception as error:
+    raise ValueError(
+      f'Got {what} {name!r}, but {where!r} cannot be imported: '
+      f'{type(error).__name__}: {error}.'
+    ) from error
+  if not hasattr(module, attribute):
+    known = [n for n in vars(module) if not n.startswith('_')]
+    raise ValueError(
+      f'Got {what} {name!r}, but {where!r} has no {attribute!r}.'
+      f'{did_you_mean(attribute, known)}'
+    )
+  return getattr(module, attribute)
+
+
+@functools.cache
+def load_module(where: str) -> Any:
+  """Imports a module by its dotted name, or a Python file by its path.
+
+  Raises:
+    Exception: whatever the import raises; FileNotFoundError for no file.
+  """
+  if not where.endswith('.py'):
+    return importlib.import_module(where)
+  path = pathlib.Path(where).expanduser()
+  if not path.is_file():
+    raise FileNotFoundError(f'there is no file {where}')
+  name = f'_evojax_llm_extension_{path.stem}'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def did_you_mean(name: object, known: Any) -> str:
+  """Returns " Did you mean 'x'?" where a known name is close, else ''."""
+  close = difflib.get_close_matches(str(name), list(known), n=1)
+  return f' Did you mean {close[0]!r}?' if close else ''

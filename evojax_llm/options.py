@@ -1,0 +1,144 @@
+"""Options that are declared once, as fields of a dataclass.
+
+A field made by `option` has a default, a range or choices, and one line of
+text. Checks, configurations, error messages and tables of documentation are
+all made from it:
+
+    @dataclasses.dataclass(frozen=True)
+    class Tournament:
+      entrants: int = option(3, 'members of a tournament', low=1)
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+from evojax_llm.lookup import did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """What is known of an option.
+
+  Attributes:
+    name: of the field.
+    default: its value where none is given; None for an option that is unset.
+    text: one line that says what it does, without a full stop.
+    low: least value of a number.
+    high: largest value of a number.
+    choices: the values that it may have; () for any.
+    kind: type of the value, which a default of None does not tell.
+  """
+
+  name: str
+  default: Any
+  text: str
+  low: float = -math.inf
+  high: float = math.inf
+  choices: tuple[Any, ...] = ()
+  kind: type = float
+
+  @property
+  def allowed(self) -> str:
+    """What values are allowed, in words; '' where anything of the type is."""
+    if self.choices:
+      return 'one of ' + ', '.join(map(repr, self.choices))
+    low, high = (
+      f'{bound:g}' if math.isfinite(bound) else ''
+      for bound in (self.low, self.high)
+    )
+    if low and high:
+      return f'{low} to {high}'
+    if low:
+      return f'{low} or more'
+    return f'{high} or less' if high else ''
+
+  def check(self, value: Any) -> None:
+    """Refuses a value that the option cannot have.
+
+    Raises:
+      ValueError: saying what was given and what was expected.
+    """
+    if self.choices:
+      fits = value in self.choices
+    elif value is None:
+      fits = self.default is None
+    elif self.kind in (int, float):
+      number = isinstance(value, (int, float)) and not isinstance(value, bool)
+      fits = number and math.isfinite(value) and self.low <= value <= self.high
+      fits = fits and (self.kind is float or value == int(value))
+    else:
+      fits = isinstance(value, self.kind)
+    if not fits:
+      finite = self.kind is float and not self.choices and not self.allowed
+      wanted = self.allowed or (
+        'a finite number' if finite else self.kind.__name__
+      )
+      raise ValueError(f'Got {self.name} {value!r}; expected {wanted}.')
+
+
+def option(
+  default: Any,
+  text: str,
+  *,
+  low: float = -math.inf,
+  high: float = math.inf,
+  choices: tuple[Any, ...] = (),
+  kind: type | None = None,
+) -> Any:
+  """Makes a dataclass field that declares an option; see `Option`."""
+  kind = kind or (float if default is None else type(default))
+  metadata = {'option': Option('', default, text, low, high, choices, kind)}
+  if isinstance(default, (dict, list)):
+    return dataclasses.field(
+      default_factory=lambda: type(default)(default), metadata=metadata
+    )
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def declared(*classes: type) -> dict[str, Option]:
+  """Returns the options of some dataclasses by name, in order of their fields."""
+  return {
+    field.name: dataclasses.replace(field.metadata['option'], name=field.name)
+    for cls in classes
+    for field in dataclasses.fields(cls)
+    if 'option' in field.metadata
+  }
+
+
+def defaults(*classes: type) -> dict[str, Any]:
+  """Returns the default of every option of some dataclasses by name."""
+  return {name: known.default for name, known in declared(*classes).items()}
+
+
+def check(values: Mapping[str, Any], *classes: type, what: str = '') -> None:
+  """Refuses names that no option has, and values that an option cannot have.
+
+  Args:
+    values: by name.
+    *classes: dataclasses that declare the options.
+    what: whose options they are, for messages.
+
+  Raises:
+    ValueError: naming the option, the value and what was expected.
+  """
+  known = declared(*classes)
+  for name, value in values.items():
+    if name not in known:
+      of = f' of {what}' if what else ''
+      raise ValueError(
+        f'Got unknown option {name!r}{of}; expected some of '
+        f'{", ".join(sorted(known))}.{did_you_mean(name, known)}'
+      )
+    known[name].check(value)
+
+
+def table(*classes: type) -> str:
+  """Returns the options of some dataclasses as a Markdown table."""
+  lines = ['| option | default | allowed | what it does |', '|---|---|---|---|']
+  for known in declared(*classes).values():
+    default = 'unset' if known.default is None else f'`{known.default!r}`'
+    allowed = known.allowed or known.kind.__name__
+    lines.append(f'| `{known.name}` | {default} | {allowed} | {known.text} |')
+  return '\n'.join(lines) + '\n'
