@@ -98,7 +98,7 @@ def option(
 
 
 def declared(*classes: type) -> dict[str, Option]:
-  """Returns the options of some dataclasses by name, in order of their fields."""
+  """Returns the options that dataclasses declare, by name, in their order."""
   return {
     field.name: dataclasses.replace(field.metadata['option'], name=field.name)
     for cls in classes

@@ -10,6 +10,7 @@ Give them as many evaluations as the system they stand beside: population x
 
 from ml_collections import config_dict
 
+from evojax_llm.runs import presets
 from evojax_llm.runs import run_config
 
 _OPTIONS = {
@@ -26,5 +27,5 @@ def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
   config = run_config.make()
   config.name = name
   config.space = 'coefficients'
-  config.strategy = run_config.strategy(name, 20, 12, _OPTIONS[name])
+  config.strategy = presets.strategy(name, 20, 12, _OPTIONS[name])
   return config

@@ -15,6 +15,7 @@ standard deviation, of the algorithms that have one.
 
 from ml_collections import config_dict
 
+from evojax_llm.runs import presets
 from evojax_llm.runs import run_config
 from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
 
@@ -24,8 +25,8 @@ def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:
   config.name = name
   config.space = 'coefficients'
   # What is not there is refused with the reason where the strategy is made.
-  options = run_config.placeholders(STOCK_OPTIONS.get(name, {}))
-  config.strategy = run_config.strategy(name, 20, 9, options)
+  options = presets.placeholders(STOCK_OPTIONS.get(name, {}))
+  config.strategy = presets.strategy(name, 20, 9, options)
   if 'sigma' in options:
     config.strategy.options.sigma = 0.3
   return config

@@ -15,7 +15,7 @@ _cli behind it (its command-line defaults).
 
 from ml_collections import config_dict
 
-from evojax_llm.runs import run_config
+from evojax_llm.runs import presets
 
 # What a preset does not say. tests/experiments/test_evolve.py holds the
 # hyperparameters against those of strategies.genome.
@@ -91,4 +91,4 @@ UNSET = {
 
 
 def get_config(name: str = 'genome_plus') -> config_dict.ConfigDict:
-  return run_config.of_preset(name, ('genome', 'genome_plus'), OPTIONS, UNSET)
+  return presets.of_preset(name, ('genome', 'genome_plus'), OPTIONS, UNSET)

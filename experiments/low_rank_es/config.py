@@ -10,7 +10,7 @@ first centre; `members` are scored in every generation after that.
 
 from ml_collections import config_dict
 
-from evojax_llm.runs import run_config
+from evojax_llm.runs import presets
 
 # What a preset does not say. tests/experiments/test_low_rank_es.py holds them
 # against strategies.low_rank_es.
@@ -28,4 +28,4 @@ OPTIONS = {
 
 
 def get_config(name: str = 'low_rank_es') -> config_dict.ConfigDict:
-  return run_config.of_preset(name, ('low_rank_es',), OPTIONS, {'members': int})
+  return presets.of_preset(name, ('low_rank_es',), OPTIONS, {'members': int})

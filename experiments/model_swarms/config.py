@@ -19,7 +19,7 @@ import random
 
 from ml_collections import config_dict
 
-from evojax_llm.runs import run_config
+from evojax_llm.runs import presets
 
 # What a preset does not say. tests/experiments/test_evolve.py holds them
 # against strategies.model_swarms.
@@ -58,7 +58,7 @@ def get_config(name: str = 'model_swarms') -> config_dict.ConfigDict:
   preset, *changes = name.split('+')
   draws = [change for change in changes if change.startswith('draw=')]
   kept = [change for change in changes if change not in draws]
-  config = run_config.of_preset(
+  config = presets.of_preset(
     '+'.join([preset, *kept]), ('model_swarms',), OPTIONS
   )
   config.name = name

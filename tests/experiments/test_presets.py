@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from evojax_llm.runs import run_config
+from evojax_llm.runs import presets
 from evojax_llm.strategies import low_rank_es
 from experiments.genome import config as genome_config
 from experiments.low_rank_es import config as low_rank_config
@@ -95,5 +95,5 @@ def test_placeholders_nest_and_take_their_type_alone():
   merge.density = 0.5
   with pytest.raises(TypeError):
     merge.density = 'half'
-  kinds = run_config.placeholders({'a': int, 'b': {'c': float}})
+  kinds = presets.placeholders({'a': int, 'b': {'c': float}})
   assert list(itertools.chain(kinds, kinds['b'])) == ['a', 'b', 'c']
