@@ -322,7 +322,7 @@ def _origins(first: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
   """Operator, parents and experts of each member of an initial population."""
   rows = []
   for operator, parents in zip(first.operators, first.parents, strict=True):
-    known = [int(p) for p in parents if p != lineage.NOBODY]
+    known = [int(p) for p in parents if p != lineage.NO_MEMBER]
     row = {'operator': operator}
     row['parents'] = [p - len(experts) for p in known if p >= len(experts)]
     row['experts'] = [experts[p] for p in known if p < len(experts)]

@@ -46,7 +46,7 @@ class WarmStart:
     if count < size:
       rest = stack.take(made.population, np.arange(size - count))
       warm = stack.concatenate(warm, rest)
-    nobody = np.full((count, 2), lineage.NOBODY, np.int32)
+    no_parents = np.full((count, 2), lineage.NO_MEMBER, np.int32)
     parents = made.parents[: size - count]
     # Parents of the initial population are numbered by their place behind the
     # experts, and all of them have moved on.
@@ -55,7 +55,7 @@ class WarmStart:
     return initial.Initial(
       population=warm,
       operators=(OPERATOR,) * count + made.operators[: size - count],
-      parents=np.concatenate([nobody, parents]),
+      parents=np.concatenate([no_parents, parents]),
       rows=made.rows,
     )
 
