@@ -69,13 +69,14 @@ def main(_: Sequence[str]) -> None:
     config = record.read_json(run / 'config.json')['config']
     config = config_dict.ConfigDict(config)
     files = inputs_lib.locate(config)
-    whole = config.space == 'weights'
+    space = problem_lib.load_space(config, files, with_params=False)
+    whole = space.exports == 'model'
     with contextlib.ExitStack() as stack:
       best = run / 'best'
       if not finished:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         best = pathlib.Path(folder) / 'best'
-        _export_so_far(run, config, files, whole, best)
+        _export_so_far(run, config, space, best)
       if _MERGED.value and not whole:
         _merge(files.model, best, out)
       else:
@@ -83,29 +84,18 @@ def main(_: Sequence[str]) -> None:
   print(f'{"model" if whole or _MERGED.value else "adapter"} written to {out}')
 
 
-def _export_so_far(
-  run, config, files, whole: bool, folder: pathlib.Path
-) -> None:
+def _export_so_far(run, config, space, folder: pathlib.Path) -> None:
   """Writes the best member of a run's last checkpoint."""
-  from evojax_llm.models import hub
-  from evojax_llm.models import peft
   from evojax_llm.population import stack
   from evojax_llm.runs import checkpoint
   from evojax_llm.runs import run_state
 
   generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
-  model = hub.load_config(files.model)[0]
   # As evolve chooses it at the end.
   keep_best = config.strategy.options.get('keep_best', True)
   best = run_state.best_members(state, 1, keep_best)
   genome = stack.take(best.population, 0)
-  like = str(files.model)
-  if whole:
-    hub.save_checkpoint(folder, genome, model, like=like)
-  else:
-    adapters = peft.load_adapters(files.adapters, model)
-    _, space = problem_lib.make_space(config, adapters)
-    space.export(genome, folder, model, like, like)
+  space.export(genome, folder)
   command.say(
     f'member {best.ids[0]}, the best after generation {generation}: '
     f'{100 * float(best.fitness[0]):.1f} % on dev'
@@ -118,18 +108,17 @@ def _merge(
   """Writes the model with the adapter folded into its weights."""
   import jax.numpy as jnp
 
-  from evojax_llm.genomes.adapters import AdapterSpace
+  from evojax_llm.genomes import space as space_lib
+  from evojax_llm.models import expression
   from evojax_llm.models import hub
-  from evojax_llm.models import lora
-  from evojax_llm.models import peft
   from evojax_llm.population import stack
 
   # Summed in f32; every tensor is then stored in the type that it had.
-  config, params = hub.load_checkpoint(model, jnp.float32)
-  space = AdapterSpace(peft.load_adapters([adapter], config))
-  member = stack.take(space.experts(), jnp.int32(0))
-  merged = lora.fold(params, space.express(member))
-  hub.save_checkpoint(out, merged, config, like=model)
+  space = space_lib.make_space('adapters', model, [adapter], dtype=jnp.float32)
+  base = space.model()
+  member = space.express(stack.take(space.experts(), jnp.int32(0)))
+  merged = expression.fold(base.params, member)
+  hub.save_checkpoint(out, merged, base.config, like=model)
 
 
 if __name__ == '__main__':

@@ -70,7 +70,7 @@ def finish(
 ) -> None:
   """Exports the state's best member, reads test once, writes the report."""
   evaluator, problem, best = asked.evaluator, asked.problem, state.best
-  _export(run, problem, best.genome, asked.model)
+  _export(run, problem, best.genome)
 
   groups = _ensembles(run, asked, rivals, state)
   rows = [dict(row) for row in rivals.rows]
@@ -141,12 +141,12 @@ def finish(
   _write(run, asked, rows, state, roster.names, groups, bounds)
 
 
-def _export(run, problem, genome, model: str) -> None:
+def _export(run, problem, genome) -> None:
   folder = run.path / 'best'
   # What a process that was killed right here may have left.
   for left in [folder, *run.path.glob('.best.*.tmp')]:
     shutil.rmtree(left, ignore_errors=True)
-  problem.space.export(genome, folder, problem.config, model, model)
+  problem.space.export(genome, folder)
 
 
 def _ensembles(run, asked, rivals, state) -> dict[str, ensemble_lib.Ensemble]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.engine.groups import Expressed
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.models import expression
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import setup as problem_lib
 
@@ -62,10 +62,10 @@ class Roster:
     self._space = problem.space
     if problem.space is not problem.experts:
       # Members of two spaces are one population once they are adapters.
-      mixed = jax.vmap(problem.experts.express)(mixed)
-      genomes = jax.vmap(problem.space.adapter)(genomes)
-      mixed, genomes = _to_one_rank(mixed, genomes)
-      self._space = Expressed()
+      mixed, genomes = expression.of_one_rank(
+        _low_rank(problem.experts, mixed), _low_rank(problem.space, genomes)
+      )
+      self._space = Expressed(problem.experts.model())
     # On the host, from where a group at a time goes to the devices.
     self._population = jax.tree.map(
       lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
@@ -93,22 +93,8 @@ class Roster:
     )
 
 
-def _to_one_rank(*trees):
-  """Adapter populations with zero ranks added up to the largest rank."""
-
-  def rank_axis(path):
-    return -1 if path[-1].key == 'a' else -2
-
-  flat = [jax.tree_util.tree_flatten_with_path(tree) for tree in trees]
-  result = [[] for _ in trees]
-  for entries in zip(*(leaves for leaves, _ in flat), strict=True):
-    axis = rank_axis(entries[0][0])
-    rank = max(leaf.shape[axis] for _, leaf in entries)
-    for out, (_, leaf) in zip(result, entries, strict=True):
-      pad = [(0, 0)] * leaf.ndim
-      pad[axis] = (0, rank - leaf.shape[axis])
-      out.append(jnp.pad(leaf, pad))
-  return [
-    jax.tree.unflatten(structure, leaves)
-    for (_, structure), leaves in zip(flat, result, strict=True)
-  ]
+def _low_rank(space, population):
+  params = space.model().params
+  return jax.vmap(
+    lambda genome: expression.as_low_rank(space.express(genome), params)
+  )(population)

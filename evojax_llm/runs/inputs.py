@@ -9,9 +9,9 @@ import pathlib
 from typing import Any
 
 from evojax_llm import pocket
+from evojax_llm.genomes.space import find_space
 from evojax_llm.runs.errors import UserError
-
-SPACES = ('adapters', 'coefficients', 'weights')
+from evojax_llm.runs.errors import asked_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,16 @@ def locate(config: Any) -> Files:
     UserError: a name stands for nothing.
   """
   _check(config)
+  with asked_for(ValueError, what='config.space'):
+    space = find_space(config.space)
+  if not space.shares_base and config.execution.base_dtype:
+    raise UserError(
+      'config.execution.base_dtype is of a base that members share; members of '
+      f'config.space={config.space} share nothing: leave it off.'
+    )
   adapters = [pathlib.Path(name) for name in names(config.adapters)]
   experts = [pathlib.Path(name) for name in names(config.experts)]
-  if experts and config.space != 'weights':
+  if experts and 'models' not in space.takes:
     raise UserError(
       f'config.experts are whole models, and config.space={config.space} is '
       'made of adapters: set config.space=weights.'
@@ -135,11 +142,6 @@ def _check(config: Any) -> None:
   ):
     if value is not None and value < least:
       raise UserError(f'Got config.{name}={value}; expected {least} or more.')
-  if config.space == 'weights' and execution.base_dtype:
-    raise UserError(
-      'config.execution.base_dtype is of a base that members share; members of '
-      'config.space=weights share nothing: leave it off.'
-    )
   if config.resample and not (config.dev_limit or any(config.dev_limits)):
     raise UserError(
       'config.resample chooses other dev items in every generation: say how '
@@ -152,7 +154,6 @@ def _check(config: Any) -> None:
   if config.seed + config.seeds > 1 << 32:
     raise UserError(f'Got config.seed={config.seed}; expected 32 bits.')
   for name, value, known in (
-    ('space', config.space, SPACES),
     ('execution.dtype', execution.dtype, ('float32', 'bfloat16')),
     ('execution.base_dtype', execution.base_dtype, (None, 'int8')),
     ('racing.rule', config.racing.rule, ('', 'paired', 'halving')),

@@ -309,7 +309,7 @@ def _plan(
       items,
       problem.tokenizer,
       chat=evaluator.chat,
-      max_length=evaluator.max_length,
+      max_length=evaluator.max_length(problem.space),
     )
     for task, items in late
   ]

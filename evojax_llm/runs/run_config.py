@@ -48,7 +48,7 @@ def make() -> config_dict.ConfigDict:
   # Put prompts through the model's chat template.
   config.chat = False
 
-  # 'adapters' evolves LoRA factors, 'coefficients' the weights of experts,
+  # 'adapters' evolves LoRA factors, 'gates' the weights of experts,
   # 'weights' all parameters of models.
   config.space = 'adapters'
   # Recipes of evojax_llm.genomes.initial, in order; the last one fills up.

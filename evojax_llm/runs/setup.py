@@ -9,7 +9,6 @@ compiled.
 from collections.abc import Sequence
 import dataclasses
 import math
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -29,24 +28,23 @@ class Problem:
   """What is evolved, and on what.
 
   Attributes:
-    config: of the model.
-    params: of the base.
     tokenizer: of the base.
-    experts: the experts' own space; the baselines are made in it.
-    space: genome space of the search; `experts` itself, or made of it.
+    space: genome space of the search.
     tasks: K tasks.
     weights: (K,) weights of the tasks; sum to one.
     heldout: tasks that the search does not see.
   """
 
-  config: Any
-  params: Any
   tokenizer: Any
-  experts: Any
   space: Any
   tasks: tuple[Any, ...]
   weights: tuple[float, ...]
   heldout: tuple[Any, ...] = ()
+
+  @property
+  def experts(self) -> Any:
+    """The space in which baselines are made."""
+    return self.space.plain
 
   @property
   def task_names(self) -> list[str]:
@@ -74,81 +72,43 @@ def load(config: Any, files: inputs_lib.Files) -> Problem:
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
   weights = _weights(config.weights, tasks)
 
-  import jax.numpy as jnp
-
-  from evojax_llm.models import hub
-  from evojax_llm.models import peft
   from evojax_llm.models.tokenizer import Tokenizer
 
   tokenizer = Tokenizer.from_folder(files.model)
-  dtype = jnp.dtype(config.execution.dtype)
-  model, _ = hub.load_config(files.model)
-  if files.experts:
-    _check_models(files.experts, model)
-    _, params = hub.load_checkpoint(files.model, dtype)
-    experts = space = _of_models(files.experts, params, dtype)
-  else:
-    adapters = peft.load_adapters(files.adapters, model)
-    _, params = hub.load_checkpoint(files.model, dtype)
-    experts, space = make_space(config, adapters, params)
-  return Problem(
-    model, params, tokenizer, experts, space, tasks, weights, heldout
-  )
+  space = load_space(config, files)
+  return Problem(tokenizer, space, tasks, weights, heldout)
 
 
-def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
-  """Refuses models that are not of the base's configuration."""
-  from evojax_llm.models import hub
-
-  for folder in folders:
-    found, _ = hub.load_config(folder)
-    for field in dataclasses.fields(expected):
-      theirs = getattr(found, field.name)
-      own = getattr(expected, field.name)
-      if theirs != own:
-        raise UserError(
-          f'{folder}/config.json: {field.name} is {theirs}, and {own} in the '
-          'base; expected a model that was tuned from it.'
-        )
-
-
-def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
-  """The space of whole models."""
-  from evojax_llm.genomes.weights import WeightSpace
-  from evojax_llm.models import folders as folders_lib
-  from evojax_llm.models import hub
-
-  experts = [
-    hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
-    for folder in folders
-  ]
-  return WeightSpace(folders_lib.expert_names(folders), experts, params)
-
-
-def make_space(
-  config: Any, adapters: Any, params: Any = None
-) -> tuple[Any, Any]:
-  """Spaces made of adapters.
+def load_space(
+  config: Any,
+  files: inputs_lib.Files,
+  base: Any = None,
+  with_params: bool = True,
+) -> Any:
+  """Makes the genome space of a configuration.
 
   Args:
-    config: says which space is searched.
-    adapters: the experts.
-    params: of their base; read for the space 'weights' alone.
+    config: says which.
+    files: base and experts.
+    base: a `space.Model` that is loaded already; the one of the files if None.
+    with_params: False for a space that only exports.
 
-  Returns:
-    (the experts' own space, the space of the search).
+  Raises:
+    ModelError: a folder cannot be used.
+    UserError: the space does not take such experts.
   """
-  from evojax_llm.genomes.adapters import AdapterSpace
-  from evojax_llm.genomes.gates import GateSpace
-  from evojax_llm.genomes.weights import WeightSpace
+  import jax.numpy as jnp
 
-  if config.space == 'weights':
-    space = WeightSpace.of_adapters(adapters, params)
-    return space, space
-  experts = AdapterSpace(adapters)
-  if config.space == 'adapters':
-    return experts, experts
-  return experts, GateSpace(adapters)
+  from evojax_llm.genomes import space as space_lib
+
+  with asked_for(ValueError, what='config.space'):
+    return space_lib.make_space(
+      config.space,
+      str(files.model) if base is None else base,
+      files.adapters,
+      files.experts,
+      jnp.dtype(config.execution.dtype) if with_params else None,
+    )
 
 
 def make_strategy(config: Any, problem: Problem) -> Any:
@@ -159,6 +119,7 @@ def make_strategy(config: Any, problem: Problem) -> Any:
   """
   import jax
 
+  from evojax_llm.genomes import gates
   from evojax_llm.strategies import coefficient_search
   from evojax_llm.strategies import registry
   from evojax_llm.strategies.evosax import Stock
@@ -171,19 +132,16 @@ def make_strategy(config: Any, problem: Problem) -> Any:
   }
   with asked_for(TypeError, ValueError, what='config.strategy'):
     if name in searches:
-      if config.space != 'coefficients':
-        raise UserError(
-          f'{name} searches coefficients: set config.space=coefficients.'
-        )
+      if not isinstance(problem.space, gates.GateSpace):
+        raise UserError(f'{name} searches gates: set config.space=gates.')
       num_experts = len(problem.space.names)
       strategy = searches[name](size, num_experts, **options)
     else:
       genome = jax.eval_shape(
         lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
       )
-      base = problem.space.base() if config.space == 'weights' else None
       strategy = registry.make_strategy(
-        name, size, genome, base=base, **options
+        name, size, genome, base=problem.space.base(), **options
       )
   if config.resample and isinstance(strategy, Stock):
     raise UserError(
@@ -221,8 +179,6 @@ def _evaluator(config: Any, problem: Problem) -> Any:
   budget = execution.memory_budget_gib
   with asked_for(ValueError, what='config'):
     return Evaluator(
-      problem.config,
-      problem.params,
       problem.tokenizer,
       problem.tasks,
       weights=problem.weights,
