@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evojax_llm.engine.packed_split import Split
+from evojax_llm.engine.packed_split import PackedSplit
 
 
 class Answers:
@@ -14,7 +14,7 @@ class Answers:
     finite: (M,) bool, whether all logits that were read were finite.
   """
 
-  def __init__(self, split: Split, members: int):
+  def __init__(self, split: PackedSplit, members: int):
     self.loglikelihoods = np.zeros((members, len(split.options)), np.float64)
     self.generated = [[()] * len(split.prompts) for _ in range(members)]
     self.finite = np.ones(members, bool)
