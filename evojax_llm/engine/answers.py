@@ -1,4 +1,4 @@
-"""What members answered, as it comes in from the devices."""
+"""Answers of members, collected from the devices."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from evojax_llm.engine.packed_split import PackedSplit
 
 
 class Answers:
-  """What M members answered to the prompts of a split, as it comes in.
+  """Answers of M members to the prompts of a split.
 
   Attributes:
     loglikelihoods: (M, continuations) f64 sums of log-probabilities.
@@ -27,7 +27,7 @@ class Answers:
   def add_options(
     self, owner: np.ndarray, start: int, logprobs: np.ndarray
   ) -> None:
-    """Takes in log-probabilities (M, Q) of members `start` and following."""
+    """Adds log-probabilities (M, Q) of members `start` and following."""
     span = slice(start, start + len(logprobs))
     read = owner >= 0
     values = logprobs[:, read].astype(np.float64)
@@ -37,7 +37,7 @@ class Answers:
   def add_texts(
     self, owner: np.ndarray, start: int, tokens: np.ndarray, finite: np.ndarray
   ) -> None:
-    """Takes in tokens (M, N, new) of members `start` and following."""
+    """Adds tokens (M, N, new) of members `start` and following."""
     self.finite[start : start + len(finite)] &= finite
     lengths = (tokens >= 0).sum(axis=2)
     for m, rows in enumerate(tokens.tolist()):

@@ -144,40 +144,33 @@ class DecodePrograms:
       `working`; scalars are there for each device.
     """
     along = sharding.population_sharding(self._mesh)
-    active, ids = jax.device_put((active, ids), along)
-    nothing = jax.device_put(
-      np.zeros((len(ids), len(queue.owner)), bool), along
+    own = jax.device_put(
+      {
+        'active': active,
+        'ids': ids,
+        'stopped': np.zeros((len(ids), len(queue.owner)), bool),
+      },
+      along,
     )
-    specs = (
-      _WHOLE,  # params
-      self._members_spec,  # weights
-      _WHOLE,  # inputs
-      *(_ALONG,) * 4,  # prefix, slots, active, ids
-      _WHOLE,  # sampling
-      _WHOLE,  # again
-      _ALONG,  # stopped
-      _WHOLE,  # most_steps
-    )
+    own['prefix'] = prefix
+    shared = {
+      'params': self._params,
+      'inputs': queue.inputs,
+      'sampling': self._runtime.sampling,
+    }
 
     def call(again: bool, stopped: np.ndarray | None, most_steps: int):
+      slots = self._take_slots(queue, len(ids))
+      inputs = own
+      if stopped is not None:
+        inputs = own | {'stopped': jax.device_put(stopped, along)}
+      orders = {'again': np.bool_(again), 'most_steps': np.int32(most_steps)}
       slots, report = self._run(
         ('advance', queue.refill, self._stop_ids),
         functools.partial(self._advance, queue.refill),
-        (
-          self._params,
-          weights,
-          queue.inputs,
-          prefix,
-          self._take_slots(queue, len(ids)),
-          active,
-          ids,
-          self._runtime.sampling,
-          np.bool_(again),
-          nothing if stopped is None else jax.device_put(stopped, along),
-          np.int32(most_steps),
-        ),
-        specs,
-        donate=(4,),
+        (slots, weights, inputs, shared | orders),
+        (_ALONG, self._members_spec, _ALONG, _WHOLE),
+        donate=(0,),
       )
       self._slots = (_slots_key(queue, len(ids)), slots)
       return report
@@ -186,38 +179,30 @@ class DecodePrograms:
 
   def _advance(
     self,
-    refill,
-    params,
-    weights,
-    inputs,
-    prefix,
-    slots,
-    active,
-    ids,
-    sampling,
-    again,
-    stopped,
-    most_steps,
-  ):
+    refill: int,
+    slots: Slots,
+    weights: Any,
+    own: dict[str, Any],
+    shared: dict[str, Any],
+  ) -> tuple[Slots, dict[str, jax.Array]]:
     """Works on the slots of a part; see `continuous_batching.advance`."""
     slots = _scalars(slots, lambda leaf: leaf[0])
-    members = ids.shape[0]
-    fresh = continuous_batching.restart(slots, active)
+    fresh = continuous_batching.restart(slots, own['active'])
     slots = jax.tree.map(
-      lambda new, old: jnp.where(again, new, old),
+      lambda new, old: jnp.where(shared['again'], new, old),
       fresh.replace(cache=None),
       slots.replace(cache=None),
     ).replace(cache=slots.cache)
-    slots = continuous_batching.stop_entries(slots, stopped)
+    slots = continuous_batching.stop_entries(slots, own['stopped'])
     slots = continuous_batching.advance(
-      self._forward(params, weights, prefix),
-      self._unembed(params, weights),
-      lambda rows, length: self._new_cache(members, rows, length),
-      inputs,
+      self._forward(shared['params'], weights, own['prefix']),
+      self._unembed(shared['params'], weights),
+      functools.partial(self._new_cache, len(own['ids'])),
+      shared['inputs'],
       slots,
-      ids,
-      sampling,
-      most_steps,
+      own['ids'],
+      shared['sampling'],
+      shared['most_steps'],
       refill=refill,
       stop_ids=self._stop_ids,
     )

@@ -17,11 +17,11 @@ from evojax_llm.models.expression import Expression
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.tasks import stop_strings as stops_lib
 
-# Where texts may end at a stop string, the host looks at them this often; at
-# other long work it looks for the sake of who waits for it.
+# Where texts may end at a stop string, the host reads them this often; other
+# long work is read for its progress.
 _SECONDS_BETWEEN_LOOKS = {True: 0.03, False: 1.0}
 _FEWEST_STEPS, _MOST_STEPS = 4, {True: 64, False: 1 << 16}
-# Steps that are not worth looking at in between.
+# Up to so many steps are not read in between.
 _SHORT = 256
 _NO_END = np.int32(1 << 30)
 
@@ -52,12 +52,7 @@ class Decoder:
   """
 
   def __init__(
-    self,
-    runtime: Runtime,
-    model: Gemma,
-    params: Any,
-    form: str,
-    tokenizer: Any,
+    self, runtime: Runtime, model: Gemma, params: Any, form: str, tokenizer: Any
   ):
     self._programs = DecodePrograms(
       runtime, model, params, form, tuple(tokenizer.stop_ids)
@@ -166,11 +161,7 @@ class Decoder:
     yield results
 
   def _prefix(
-    self,
-    queue: Queue,
-    weights: Any,
-    active: np.ndarray,
-    known: dict[int, Any],
+    self, queue: Queue, weights: Any, active: np.ndarray, known: dict[int, Any]
   ) -> Any:
     """The common beginning of a queue, read once for the members of a part."""
     if queue.prefix is None:
@@ -183,7 +174,7 @@ class Decoder:
     return known[id(queue.prefix)]
 
   def _fill(self, queue: Queue, program: Callable) -> float:
-    """Begins a queue of a new shape, to learn what a refill takes.
+    """Begins a queue of a new shape, to measure a refill.
 
     Returns:
       The device's seconds.
@@ -290,7 +281,7 @@ class Decoder:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-  """What was asked of the device, and when."""
+  """A call of a program, and when it was made."""
 
   report: dict[str, jax.Array]
   asked: float

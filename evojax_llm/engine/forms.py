@@ -131,11 +131,7 @@ def batched_forward(
 
 
 def group_program(
-  runtime: Runtime,
-  program: Callable,
-  form: str,
-  model: Gemma,
-  *arguments: Any,
+  runtime: Runtime, program: Callable, form: str, model: Gemma, *arguments: Any
 ) -> Callable:
   """Returns the compiled `run_group` of (params, members, active, batch).
 
