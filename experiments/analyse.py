@@ -48,7 +48,7 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm.runs import plots
   from evojax_llm.runs import record
 
-  with errors.asked_for(checkpoint.CheckpointError, ValueError):
+  with errors.as_user_error(checkpoint.CheckpointError, ValueError):
     summary = record.read_json(run / 'summary.json')
     experts = record.read_json(run / 'baselines.json')['fitness']
     # None stands for an expert that could not be scored.

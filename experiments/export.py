@@ -60,14 +60,13 @@ def main(_: Sequence[str]) -> None:
       'far with --allow_unfinished.'
     )
 
-  from ml_collections import config_dict
-
   from evojax_llm.runs import checkpoint
   from evojax_llm.runs import record
+  from evojax_llm.runs.run_config import RunConfig
 
-  with errors.asked_for(checkpoint.CheckpointError):
+  with errors.as_user_error(checkpoint.CheckpointError):
     config = record.read_json(run / 'config.json')['config']
-    config = config_dict.ConfigDict(config)
+    config = RunConfig.from_config(config)
     files = inputs_lib.locate(config)
     whole = config.space == 'weights'
     with contextlib.ExitStack() as stack:

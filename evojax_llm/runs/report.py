@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evojax_llm.fitness.intervals import wilson_interval
+from evojax_llm.tasks.scorers.registry import scorer_of
 
 
 def summarise(
@@ -66,6 +67,19 @@ def summarise(
   return {'fitness': whole, 'tasks': by_task}
 
 
+def of_split(
+  evaluator: Any, split: str, task_scores: Sequence[float]
+) -> dict[str, Any]:
+  """Summarises a member's task scores (K,) on a split of an evaluator."""
+  return summarise(
+    [task.name for task in evaluator.tasks],
+    task_scores,
+    [len(items) for items in evaluator.items(split)],
+    [scorer_of(task) for task in evaluator.tasks],
+    evaluator.objective,
+  )
+
+
 def _interval(
   score: float, items: float | None, percent: bool
 ) -> dict[str, Any]:
@@ -99,7 +113,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     means.append(
       [
         f'{row["name"]} ({row["detail"]})' if row['detail'] else row['name'],
-        _shown(row['dev']['fitness']),
+        shown(row['dev']['fitness']),
         _with_interval(row['test'] and row['test']['fitness']),
         str(row['evaluations']),
       ]
@@ -108,8 +122,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   for row in rows:
     cells = [row['name']]
     for task, dev in row['dev']['tasks'].items():
-      test = _shown(row['test']['tasks'][task]) if row['test'] else '-'
-      cells.append(f'{_shown(dev)} / {test}')
+      test = shown(row['test']['tasks'][task]) if row['test'] else '-'
+      cells.append(f'{shown(dev)} / {test}')
     tasks.append(cells)
   tables = [_aligned(means), _aligned(tasks)]
   if 'heldout' in rows[0]:
@@ -122,7 +136,7 @@ def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   lines = [['held out', 'mean [95 %]', *rows[0]['heldout']['tasks']]]
   for row in rows:
     found = row['heldout']
-    cells = [_shown(entry) for entry in found['tasks'].values()]
+    cells = [shown(entry) for entry in found['tasks'].values()]
     lines.append([row['name'], _with_interval(found['fitness']), *cells])
   return lines
 
@@ -247,19 +261,21 @@ def _with_interval(entry: Mapping[str, Any] | None) -> str:
   if entry is None:
     return '-'
   if entry['low'] is None:
-    return _shown(entry)
+    return shown(entry)
   low, high = 100 * entry['low'], 100 * entry['high']
-  return f'{_shown(entry)} [{low:.1f}, {high:.1f}]'
+  return f'{shown(entry)} [{low:.1f}, {high:.1f}]'
 
 
-def _shown(entry: Mapping[str, Any]) -> str:
+def shown(entry: Mapping[str, Any], unit: str = '') -> str:
+  """Returns a score as tables show it, with a unit behind a percentage."""
   if entry['score'] is None:
     return 'failed'
-  return number(entry['score'], entry['percent'])
+  percent = entry['percent']
+  return number(entry['score'], percent) + (unit if percent else '')
 
 
 def number(score: float, percent: bool) -> str:
-  """A score as tables show it: a share in percent, anything else as it is."""
+  """Returns a share in percent, and any other score as it is."""
   return f'{100 * score:.1f}' if percent else f'{score:.4g}'
 
 

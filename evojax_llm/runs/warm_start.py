@@ -16,7 +16,7 @@ from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import run_state
-from evojax_llm.runs import setup as problem_lib
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.errors import UserError
 
 OPERATOR = 'warm_start'
@@ -61,7 +61,7 @@ class WarmStart:
 
 
 def load(
-  config: Any, problem: problem_lib.Problem, inputs: Mapping[str, Any]
+  config: Any, setup: setup_lib.Setup, inputs: Mapping[str, Any]
 ) -> WarmStart:
   """Reads the members of the run at config.warm_start.
 
@@ -82,7 +82,7 @@ def load(
       'checkpoints. Finish that run first; of several seeds, name the folder '
       'of one.'
     )
-  with errors.asked_for(checkpoint.CheckpointError, what=told):
+  with errors.as_user_error(checkpoint.CheckpointError, what=told):
     known = record.read_json(folder / 'config.json')
     _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
   for what, there, here in (
@@ -98,7 +98,7 @@ def load(
         'space.'
       )
   members = run_state.best_members(state, config.strategy.population)
-  wanted = jax.eval_shape(problem.space.experts)
+  wanted = jax.eval_shape(setup.space.experts)
   found = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
   if found != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):
     raise UserError(
