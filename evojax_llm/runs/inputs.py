@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from evojax_llm import pocket
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
@@ -69,6 +68,9 @@ def locate(config: RunConfig) -> Files:
       'Got config.adapters and config.experts; expected one of them.'
     )
   if config.model in ('', 'pocket'):
+    # Other models are evolved without the package's own.
+    from evojax_llm import pocket
+
     name, model = 'pocket', pocket.base_folder()
     if not experts:
       adapters = adapters or list(pocket.expert_folders())
@@ -104,14 +106,20 @@ def _task_files(value: str) -> Sequence[pathlib.Path | str]:
       files.append(pathlib.Path(name))
     elif name.startswith('lm_eval:') or '.py:' in name:
       files.append(name)
-    elif name in pocket.stage_names():
-      files += [pocket.task_file(task) for task in pocket.stage(name)]
-    elif name in pocket.task_names():
-      files.append(pocket.task_file(name))
     else:
-      raise UserError(
-        f'Got task {name!r}; expected a file, a pocket stage '
-        f'({", ".join(pocket.stage_names())}) or a pocket task '
-        f'({", ".join(pocket.task_names())}).'
-      )
+      files += _pocket_tasks(name)
   return files
+
+
+def _pocket_tasks(name: str) -> list[pathlib.Path]:
+  from evojax_llm import pocket
+
+  if name in pocket.stage_names():
+    return [pocket.task_file(task) for task in pocket.stage(name)]
+  if name in pocket.task_names():
+    return [pocket.task_file(name)]
+  raise UserError(
+    f'Got task {name!r}; expected a file, a pocket stage '
+    f'({", ".join(pocket.stage_names())}) or a pocket task '
+    f'({", ".join(pocket.task_names())}).'
+  )

@@ -70,11 +70,11 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
-    key = _setup_key(self.config, self.files), _evaluator_key(self.config)
+    config, key = self.config, _setup_key(self.config, self.files)
     return _kept(
       self.cache,
-      ('heldout', *key),
-      lambda: setup_lib.make_heldout(self.config, self.setup),
+      ('heldout', key, _evaluator_key(config), config.dev_draw),
+      lambda: setup_lib.make_heldout(config, self.setup),
     )
 
   def open_folder(

@@ -151,7 +151,7 @@ def make_space(
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:
-  """The strategy of a configuration, made for genomes of its space.
+  """Makes the strategy of a configuration, for genomes of its space.
 
   Raises:
     UserError: its name or one of its options is unknown or out of range.
@@ -193,10 +193,7 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
 
 
 def make_evaluator(config: RunConfig, setup: Setup) -> Any:
-  """The fitness engine of a configuration.
-
-  That the search scores few dev items is logged as a warning.
-  """
+  """Makes the evaluator of a configuration; warns where dev items are few."""
   from evojax_llm.fitness import intervals
 
   evaluator = _evaluator(config, setup)
@@ -243,7 +240,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
 
 
 def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
-  """The held-out tasks with config.test_limit test items for their `dev`.
+  """Returns the held-out tasks with their test items as `dev`.
 
   Raises:
     TaskError: one has no test items.
@@ -259,7 +256,7 @@ def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
 
 
 def make_heldout(config: RunConfig, setup: Setup) -> Any:
-  """An evaluator of the held-out tasks, or None where there are none.
+  """Makes the evaluator of the held-out tasks; None without any.
 
   Their test items stand in its `dev`, by which the engine plans.
   """
@@ -281,10 +278,10 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
 
 
 def make_racing(config: RunConfig, setup: Setup) -> Any:
-  """The rules of a race, or None where everybody is scored on everything.
+  """Makes the rules of a race; None where all are scored on everything.
 
   Raises:
-    UserError: a value that cannot be, or tasks that cannot be raced for.
+    UserError: a value is out of range, or the tasks cannot be raced for.
   """
   from evojax_llm.fitness import racing
   from evojax_llm.tasks.scorers.registry import scorer_of
