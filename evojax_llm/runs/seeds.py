@@ -28,7 +28,7 @@ def run(search: preparation.Prepared, workdir: str | os.PathLike) -> None:
       rivals_of, summaries = None, {}
       for seed in range(config.seed, config.seed + config.seeds):
         path = runner.run_prepared(
-          search, seed, folder.path / f'seed_{seed}', rivals_of
+          search, folder.path / f'seed_{seed}', seed, rivals_of
         )
         rivals_of = rivals_of or path
         summaries[seed] = record.read_json(path / 'summary.json')
