@@ -114,8 +114,6 @@ def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
 
 def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
   """The space of whole models."""
-  from evojax_llm.genomes.weights import WeightSpace
-
   experts = [
     hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
     for folder in folders
