@@ -1,9 +1,13 @@
 """From a configuration to an evaluator."""
 
+import dataclasses
+
 import pytest
 
+from evojax_llm.runs import errors
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
+from evojax_llm.runs.run_config import RunConfig
 from experiments.genome import config as genome_config
 from tests.experiments import runs
 
@@ -21,6 +25,7 @@ def made(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   config.adapters = ','.join(map(str, tiny_adapter_folders(2, 'gemma2')))
   config.tasks, config.heldout_tasks = ','.join(tasks[:2]), tasks[2]
   config.dev_limit = 40
+  config = RunConfig.from_config(config)
   return config, setup.load(config, inputs.locate(config))
 
 
@@ -30,8 +35,23 @@ def test_few_items_to_search_on_are_a_warning(made, caplog):
   # Twelve items, but nothing is fitted to them.
   setup.make_heldout(config, loaded)
   assert not caplog.text
-  config = config.copy_and_resolve_references()
-  config.dev_limits = (40, 39)
+  config = dataclasses.replace(config, dev_limits=(40, 39))
   setup.make_evaluator(config, loaded)
   assert 'scores only 79 dev items' in caplog.text
   assert 'up to 5.6 points' in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    (
+      {'space': 'weights', 'execution': {'base_dtype': 'int8'}},
+      'members of config.space=weights share nothing',
+    ),
+    ({'space': 'coefficients'}, "Did you mean 'gates'"),
+    ({'experts': 'model', 'space': 'gates'}, 'set config.space=weights'),
+  ],
+)
+def test_spaces_that_cannot_be_made_are_refused(values, message):
+  with pytest.raises(errors.UserError, match=message):
+    inputs.locate(RunConfig.from_config(values))
