@@ -1,8 +1,8 @@
 """Two generations of every preset leave the members that they left before.
 
 What is proposed, from which parents, by what operator and with what scores is
-compared with digests.json. The runs are small ones of the evolve program on the pocket
-stage `main`, and only their flags and their folders are read, so that anything
+compared with digests.json. The runs are small ones of the evolve program on the
+pocket stage `main`, and only their flags and their folders are read, so that anything
 behind them may be rebuilt.
 
 Last bits differ from one jax to another and may turn a greedy answer. Under
