@@ -95,7 +95,7 @@ def test_its_scores_are_those_of_a_vote(finished, name):
 
 def test_the_oracle_is_called_what_it_is(finished):
   text = (finished[0] / 'summary.md').read_text()
-  assert text.count('An oracle, who knows which of them is right') == 2
+  assert text.count('An oracle that knows which of them is right') == 2
   assert text.count('a bound, and no result') == 2
 
 
