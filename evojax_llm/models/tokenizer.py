@@ -22,7 +22,7 @@ class Tokenizer:
     backend: the transformers tokenizer.
     path: its folder, for messages.
     bos_id: begins a text; None if the tokenizer has none.
-    eos_ids: end a generation: those of the tokenizer and of the model's
+    stop_ids: end a generation: those of the tokenizer and of the model's
       configuration files, and the end of a chat turn.
     pad_id: fills rows; any valid id.
     vocab_size: number of ids.
@@ -31,7 +31,7 @@ class Tokenizer:
   backend: Any
   path: str
   bos_id: int | None
-  eos_ids: tuple[int, ...]
+  stop_ids: tuple[int, ...]
   pad_id: int
   vocab_size: int
 
@@ -65,21 +65,16 @@ class Tokenizer:
         ids = read_json(path / name).get('eos_token_id')
         ends += ids if isinstance(ids, list) else [ids]
     ends.append(backend.get_vocab().get(END_OF_TURN))
-    eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
+    stop_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
     pad_id = backend.pad_token_id
     return cls(
       backend=backend,
       path=str(path),
       bos_id=backend.bos_token_id,
-      eos_ids=eos_ids,
+      stop_ids=stop_ids,
       pad_id=0 if pad_id is None else pad_id,
       vocab_size=len(backend),
     )
-
-  @property
-  def stop_ids(self) -> tuple[int, ...]:
-    """Ids that end a generation."""
-    return self.eos_ids
 
   def encode(self, text: str, bos: bool = True) -> list[int]:
     """Returns the token ids of a text, `bos_id` first if `bos`."""
