@@ -50,16 +50,19 @@ _KEPT = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-  """A model as loaded from its folder.
+  """A model, with what is known of where it comes from.
 
   Attributes:
     config: its configuration.
-    params: its parameter tree.
-    tokenizer: None where none is needed.
+    params: parameter tree of `models.transformer`.
+    folder: that it was loaded from; gives tokenizer, stored types and the name
+      of the base to what is exported. None for a model without files.
+    tokenizer: None if it was not asked for.
   """
 
   config: GemmaConfig
   params: dict[str, Any]
+  folder: str | os.PathLike | None = None
   tokenizer: Tokenizer | None = None
 
 
@@ -75,7 +78,7 @@ def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
   """
   # A folder without a tokenizer is refused before its weights are read.
   tokenizer = Tokenizer.from_folder(folder)
-  return Model(*load_checkpoint(folder, dtype), tokenizer)
+  return Model(*load_checkpoint(folder, dtype), folder, tokenizer)
 
 
 def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
