@@ -1,10 +1,9 @@
-"""Kernels in eight bits: the base of a search is read and never written.
+"""Kernels in eight bits, for a base that is read and never written.
 
-Every column of a kernel, that is every output, has a step of its own: the
-largest of its weights is 127 steps. Activations, embedding and norms keep their
-types, and products accumulate in f32, so that memory and the reading of weights
-shrink and nothing else changes (weight-only quantisation as in LLM.int8(),
-arXiv 2208.07339, without its outliers).
+Every column of a kernel (one output) has its own step, 1/127 of its largest
+weight. Activations, embedding and norms keep their types and products
+accumulate in f32: weight-only quantisation as in LLM.int8() (arXiv 2208.07339),
+without its outliers.
 """
 
 from collections.abc import Callable
@@ -21,8 +20,7 @@ def round_kernel(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Rounds a kernel (..., in, out) to int8 and steps (..., out) f32."""
   kernel = kernel.astype(jnp.float32)
   step = jnp.max(jnp.abs(kernel), axis=-2) / _STEPS
-  # A column of zeros has any step.
-  step = jnp.where(step > 0, step, 1.0)
+  step = jnp.where(step > 0, step, 1.0)  # Any step fits a column of zeros.
   rounded = jnp.round(kernel / step[..., None, :])
   return rounded.astype(jnp.int8), step
 

@@ -13,11 +13,6 @@ from experiments.genome import config as genome_config
 from experiments.model_swarms import config as model_swarms_config
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
 
 def test_a_finished_run_is_shown_and_not_run_again(
   finished, settings, capsys, monkeypatch
