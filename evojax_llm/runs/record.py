@@ -31,8 +31,9 @@ from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
 from evojax_llm.runs.evolution import Generation
 
-# What a process killed right after it made the folder may have left.
-_OURS = ('lock', 'config.json.part')
+# What a process killed right after it made the folder may have left, or a sweep
+# whose trial could not begin.
+_OURS = ('lock', 'config.json.part', 'error.txt')
 _READ_AT_MOST = 1 << 28
 
 

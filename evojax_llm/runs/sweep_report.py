@@ -1,0 +1,321 @@
+"""The table and the pictures of a sweep, and the table over seeds."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import itertools
+import statistics
+from typing import Any
+
+from evojax_llm.runs import plots
+from evojax_llm.runs import record
+from evojax_llm.runs import report
+from evojax_llm.runs import sweep_changes
+
+SPLITS = {'dev': 'dev', 'test': 'test', 'heldout': 'held out'}
+_EVOLVED = 'evolved'
+_LEVELS = ('base', 'best expert', 'soup', 'scaled average')
+
+
+def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
+  """Writes summary.json, summary.md and pictures of a `sweeps.Folder`.
+
+  Returns:
+    The content of summary.json: `trials` with their scores or their error,
+    `settings` with mean, standard deviation, lowest and highest over trials
+    that differ in their seed alone, `best`, the setting with the highest mean
+    on dev, and, where all trials have the same ones, `baselines`.
+  """
+  summaries = {name: folder.summary(name) for name in folder.trials}
+  rows = [
+    _trial(name, trial.changes, summaries[name], folder.error(name))
+    for name, trial in folder.trials.items()
+  ]
+  groups: dict[str, list[dict[str, Any]]] = {}
+  for row in rows:
+    groups.setdefault(repr(_setting(row)), []).append(row)
+  settings = [_over(found) for found in groups.values()]
+  names = sweep_changes.names([one['changes'] for one in settings])
+  for name, one in zip(names, settings, strict=True):
+    one['name'] = name
+  means = {
+    one['name']: one['dev']['mean']
+    for one in settings
+    if 'dev' in one and one['dev']['mean'] is not None
+  }
+  summary = {
+    'name': folder.path.name,
+    'best': max(means, key=means.__getitem__) if means else None,
+    'settings': settings,
+    'baselines': _baselines([found for found in summaries.values() if found]),
+    'trials': rows,
+  }
+  summary = record.plain(summary)
+  if pictures:
+    _draw(folder.path, settings, summary['baselines'])
+  record.write_text(folder.path / 'summary.md', _markdown(summary))
+  record.write_json(folder.path / 'summary.json', summary)
+  return summary
+
+
+def _trial(
+  name: str,
+  changes: Mapping[str, Any],
+  summary: Mapping[str, Any] | None,
+  error: str | None,
+) -> dict[str, Any]:
+  if summary is None:
+    status = 'failed' if error else 'unfinished'
+    return {'name': name, 'changes': changes, 'status': status, 'error': error}
+  evolved = next(row for row in summary['rows'] if row['name'] == _EVOLVED)
+  return {
+    'name': name,
+    'changes': changes,
+    'status': 'finished',
+    'evaluations': evolved['evaluations'],
+    'seconds': round(sum(summary['seconds'].values()), 3),
+    **{s: evolved[s]['fitness'] for s in SPLITS if evolved.get(s)},
+  }
+
+
+def _setting(row: Mapping[str, Any]) -> dict[str, Any]:
+  return {f: v for f, v in row['changes'].items() if f != 'seed'}
+
+
+def _over(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What trials have in common that differ in their seed alone."""
+  done = [row for row in rows if row['status'] == 'finished']
+  setting = {
+    'name': '',
+    'changes': _setting(rows[0]),
+    'trials': [row['name'] for row in rows],
+    'runs': len(done),
+    'evaluations': [row['evaluations'] for row in done],
+    'seconds': [row['seconds'] for row in done],
+  }
+  for split in SPLITS:
+    entries = [row[split] for row in done if split in row]
+    if entries:
+      scores = [entry['score'] for entry in entries]
+      setting[split] = {
+        'percent': entries[0]['percent'],
+        'scores': scores,
+        **_spread(scores),
+      }
+  return setting
+
+
+def _baselines(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Plain baselines, where those of all trials are the same."""
+  found = [
+    [
+      {
+        'name': row['name'],
+        **{s: row[s]['fitness'] for s in SPLITS if row.get(s)},
+      }
+      for row in summary['rows']
+      if row['name'] in _LEVELS
+    ]
+    for summary in summaries
+  ]
+  return found[0] if found and all(one == found[0] for one in found) else []
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """The settings of a sweep and its baselines as Markdown."""
+  settings = summary['settings']
+  swept = list(dict.fromkeys(f for one in settings for f in one['changes']))
+  short = sweep_changes.short_names(swept)
+  splits = [s for s in SPLITS if any(s in one for one in settings)]
+  lines = [[*short.values(), 'runs', *_head(splits), 'evaluations', 'seconds']]
+  if not swept:
+    lines[0].insert(0, '')
+  for one in settings:
+    labels = [str(one['changes'].get(field, '-')) for field in swept] or ['']
+    labels[0] += ' (best on dev)' if one['name'] == summary['best'] else ''
+    cost = ['-', '-']
+    if one['runs']:
+      cost = [
+        f'{statistics.mean(one["evaluations"]):.0f}',
+        f'{statistics.median(one["seconds"]):.1f}',
+      ]
+    lines.append([*labels, str(one['runs']), *_cells(one, splits), *cost])
+  for row in summary['baselines']:
+    spreads = {
+      s: {**row[s], 'mean': row[s]['score']} for s in splits if s in row
+    }
+    blank = [''] * (max(len(swept), 1) - 1)
+    lines.append([row['name'], *blank, '', *_cells(spreads, splits), '', ''])
+  return report.aligned(lines)
+
+
+def _head(splits: Sequence[str]) -> list[str]:
+  head = []
+  for split in splits:
+    head += [SPLITS[split], 'sd'] + (['range'] if split != 'dev' else [])
+  return head
+
+
+def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+  """Mean, standard deviation and range of each split, '-' where unknown."""
+  cells = []
+  for split in splits:
+    entry = row.get(split, {})
+    mean, sd, lowest, highest = (
+      '-'
+      if entry.get(part) is None
+      else report.number(entry[part], entry['percent'])
+      for part in ('mean', 'sd', 'lowest', 'highest')
+    )
+    cells += [mean, sd] + ([f'{lowest}-{highest}'] if split != 'dev' else [])
+  return cells
+
+
+def _markdown(summary: Mapping[str, Any]) -> str:
+  lines = [f'# {summary["name"]}', '', table(summary), '']
+  lines += [
+    'Means over seeds, their standard deviation and range; the best setting is '
+    'that with the highest mean on dev.',
+    '',
+  ]
+  missing = [row for row in summary['trials'] if row['status'] != 'finished']
+  if missing:
+    lines += ['Trials without a result:', '']
+    lines += [
+      f'- {row["name"]}: {row["error"] or row["status"]}' for row in missing
+    ]
+    lines += ['']
+  return '\n'.join(lines)
+
+
+def _draw(
+  path: Any,
+  settings: Sequence[Mapping[str, Any]],
+  baselines: Sequence[Mapping[str, Any]],
+) -> None:
+  """Draws a line for one swept field, and a heat map for each two of several.
+
+  Scores are those on test, or on dev without test items; where more fields are
+  swept than a picture has axes, they are means over the others.
+  """
+  done = [one for one in settings if one['runs']]
+  split = 'test' if all('test' in one for one in done) else 'dev'
+  values: dict[str, list[Any]] = {}
+  for one in done:
+    for field, value in one['changes'].items():
+      known = values.setdefault(field, [])
+      if value not in known:
+        known.append(value)
+  values = {f: _sorted(v) for f, v in values.items() if len(v) > 1}
+  if not values:
+    return
+  short = sweep_changes.short_names(list(values))
+  percent = done[0][split]['percent']
+  label = f'fitness on {split}' + (' (%)' if percent else '')
+  scale = 100 if percent else 1
+
+  def scores(chosen):
+    return [
+      scale * score
+      for one in done
+      if all(one['changes'].get(f) == v for f, v in chosen.items())
+      for score in one[split]['scores']
+      if score is not None
+    ]
+
+  if len(values) == 1:
+    ((field, axis),) = values.items()
+    levels = {
+      row['name']: scale * row[split]['score']
+      for row in baselines
+      if split in row and row[split]['score'] is not None
+    }
+    cells = [_spread(scores({field: value})) for value in axis]
+    file = path / f'{short[field]}.png'
+    plots.line(file, axis, cells, levels, short[field], label)
+  for first, second in itertools.combinations(values, 2):
+    grid = [
+      [_spread(scores({first: x, second: y}))['mean'] for x in values[first]]
+      for y in values[second]
+    ]
+    file = path / f'{short[first]}_by_{short[second]}.png'
+    axes = (short[first], values[first]), (short[second], values[second])
+    plots.heat_map(file, *axes, grid, label)
+
+
+def _sorted(found: list[Any]) -> list[Any]:
+  numbers = all(isinstance(value, (int, float)) for value in found)
+  return sorted(found) if numbers else found
+
+
+def over_seeds(
+  name: str, summaries: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """What runs that differ in their seed have in common.
+
+  Args:
+    name: of the runs.
+    summaries: content of summary.json by seed.
+
+  Returns:
+    Of each row of the tables, by split, the fitness of every seed with mean,
+    standard deviation (None for one seed), lowest and highest.
+  """
+  rows: dict[str, dict[str, Any]] = {}
+  for summary in summaries.values():
+    for row in summary['rows']:
+      kept = rows.setdefault(
+        row['name'], {'name': row['name'], 'evaluations': []}
+      )
+      kept['evaluations'].append(row['evaluations'])
+      for split in SPLITS:
+        if row.get(split):
+          fitness = row[split]['fitness']
+          entry = kept.setdefault(
+            split, {'percent': fitness['percent'], 'scores': []}
+          )
+          entry['scores'].append(fitness['score'])
+  for row in rows.values():
+    for split in SPLITS:
+      if split in row:
+        row[split].update(_spread(row[split]['scores']))
+  return {'name': name, 'seeds': list(summaries), 'rows': list(rows.values())}
+
+
+def _spread(scores: Sequence[float | None]) -> dict[str, float | None]:
+  known = [score for score in scores if score is not None]
+  if not known:
+    return dict.fromkeys(('mean', 'sd', 'lowest', 'highest'))
+  return {
+    'mean': statistics.mean(known),
+    'sd': statistics.stdev(known) if len(known) > 1 else None,
+    'lowest': min(known),
+    'highest': max(known),
+  }
+
+
+def table_over_seeds(summary: Mapping[str, Any]) -> str:
+  """The rows of `over_seeds` as Markdown."""
+  splits = [s for s in SPLITS if any(s in row for row in summary['rows'])]
+  lines = [['model', 'runs', *_head(splits)]]
+  for row in summary['rows']:
+    runs = str(len(row['evaluations']))
+    lines.append([row['name'], runs, *_cells(row, splits)])
+  return report.aligned(lines)
+
+
+def markdown_over_seeds(summary: Mapping[str, Any]) -> str:
+  """The summary.md of several seeds."""
+  seeds = summary['seeds']
+  return '\n'.join(
+    [
+      f'# {summary["name"]}, seeds {seeds[0]} to {seeds[-1]}',
+      '',
+      table_over_seeds(summary),
+      '',
+      'Means over seeds, their standard deviation and range. The items are the '
+      'same for all seeds, so that the spread is that of the search alone; '
+      'baselines have no seed. Each run has its own report in '
+      'seed_N/summary.md.',
+      '',
+    ]
+  )
