@@ -41,7 +41,7 @@ class Row:
   operator: str
   first: np.ndarray
   second: np.ndarray
-  parents: tuple[int, int] = (lineage.NOBODY, lineage.NOBODY)
+  parents: tuple[int, int] = (lineage.NO_MEMBER, lineage.NO_MEMBER)
   sigma: float = 0.0
 
 
@@ -148,7 +148,7 @@ def combine(
   copied = [
     int(np.argmax(u))
     if np.array_equal(u, w) and any(np.array_equal(u, e) for e in one_hot)
-    else lineage.NOBODY
+    else lineage.NO_MEMBER
     for u, w in zip(first, second, strict=True)
   ]
   return _combine(
@@ -230,7 +230,7 @@ class _Draw:
 
   def expert(self, index: int) -> Row:
     weights = np.eye(self.num_experts)[index]
-    return Row('expert', weights, weights, (index, lineage.NOBODY))
+    return Row('expert', weights, weights, (index, lineage.NO_MEMBER))
 
 
 def _experts(draw: _Draw) -> list[Row]:
@@ -253,7 +253,7 @@ def expert_pairs(
       f'Got {num_experts} experts; expected at least two to make pairs.'
     )
   pairs = list(itertools.combinations(range(num_experts), 2))
-  key = keys.key_for(seed_key, 0, lineage.NOBODY, 'pairs')
+  key = keys.key_for(seed_key, 0, lineage.NO_MEMBER, 'pairs')
   order = np.asarray(jax.random.permutation(key, len(pairs)))
   return [pairs[order[i % len(pairs)]] for i in range(count)]
 

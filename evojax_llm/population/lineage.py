@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 # An id no member has: an empty slot, or a parent that does not exist.
-NOBODY = -1
+NO_MEMBER = -1
 
 
 @flax.struct.dataclass
@@ -34,9 +34,9 @@ class Proposal:
 def empty_proposal(num_slots: int) -> Proposal:
   """A proposal of M empty slots."""
   return Proposal(
-    ids=jnp.full((num_slots,), NOBODY, jnp.int32),
-    parents=jnp.full((num_slots, 2), NOBODY, jnp.int32),
-    operator=jnp.full((num_slots,), NOBODY, jnp.int32),
+    ids=jnp.full((num_slots,), NO_MEMBER, jnp.int32),
+    parents=jnp.full((num_slots, 2), NO_MEMBER, jnp.int32),
+    operator=jnp.full((num_slots,), NO_MEMBER, jnp.int32),
   )
 
 
@@ -59,7 +59,7 @@ def fill(
   """
   places = jnp.arange(filled.shape[0], dtype=jnp.int32)
   return Proposal(
-    ids=jnp.where(filled, first_id + places, NOBODY),
-    parents=jnp.where(filled[:, None], parents, NOBODY),
-    operator=jnp.where(filled, operator, NOBODY),
+    ids=jnp.where(filled, first_id + places, NO_MEMBER),
+    parents=jnp.where(filled[:, None], parents, NO_MEMBER),
+    operator=jnp.where(filled, operator, NO_MEMBER),
   )

@@ -129,8 +129,8 @@ def evolve(
       with phase('score'):
         redraw(int(number))
         state = run_state.rescore(state, score, maximise)
-    ask_key = keys.key_for(seed_key, number, lineage.NOBODY, 'ask')
-    tell_key = keys.key_for(seed_key, number, lineage.NOBODY, 'tell')
+    ask_key = keys.key_for(seed_key, number, lineage.NO_MEMBER, 'ask')
+    tell_key = keys.key_for(seed_key, number, lineage.NO_MEMBER, 'tell')
 
     with phase('operators'):
       proposals, inner = strategy.ask(ask_key, state.strategy, params)
@@ -188,8 +188,8 @@ def _check_alive(scored: run_state.Scored) -> None:
 def _first_generation(state, members, scored) -> Generation:
   proposal = lineage.Proposal(
     ids=members,
-    parents=np.full((len(members), 2), lineage.NOBODY, np.int32),
-    operator=np.full((len(members),), lineage.NOBODY, np.int32),
+    parents=np.full((len(members), 2), lineage.NO_MEMBER, np.int32),
+    operator=np.full((len(members),), lineage.NO_MEMBER, np.int32),
   )
   return _generation(state, proposal, members, scored)
 

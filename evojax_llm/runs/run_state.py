@@ -100,14 +100,14 @@ def begin(
   zero = jnp.int32(0)
   nobody = Best(
     genome=jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population),
-    id=jnp.int32(lineage.NOBODY),
+    id=jnp.int32(lineage.NO_MEMBER),
     fitness=jnp.float32(-jnp.inf),
     task_scores=jnp.full((tasks,), jnp.nan, jnp.float32),
     generation=zero,
   )
   ids = jnp.arange(members, dtype=jnp.int32)
   best = succeed(nobody, population, ids, fitness, task_scores, zero)
-  key = keys.key_for(jax.random.key(seed), zero, lineage.NOBODY, 'init')
+  key = keys.key_for(jax.random.key(seed), zero, lineage.NO_MEMBER, 'init')
   return RunState(
     strategy=strategy.init(
       key,

@@ -1,9 +1,8 @@
-"""From a configuration to what a run works with.
+"""What a run works with: model, experts, tasks, strategy and evaluator.
 
-In three steps, so that a mistake shows as early as it can: `inputs.locate`
-looks at names only, `load` reads the model, experts and tasks, `make_strategy`
-makes the search. All of them end in an error for people before anything is
-compiled.
+A mistake shows as early as it can: `inputs.locate` looks at names only, `load`
+reads the quick files first, and all of it ends in an error for the user before
+anything is compiled.
 """
 
 from collections.abc import Sequence
@@ -13,11 +12,11 @@ import pathlib
 from typing import Any
 
 from absl import logging
-from ml_collections import config_dict
 
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import asked_for
+from evojax_llm.runs.errors import as_user_error
+from evojax_llm.runs.run_config import RunConfig
 
 _GIB = 1 << 30
 # Below this many items one standard error is over 5.5 points.
@@ -25,21 +24,21 @@ _FEW_ITEMS = 80
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-  """What is evolved, and on what.
+class Setup:
+  """The model, what is evolved on it, and the tasks.
 
   Attributes:
     config: of the model.
     params: of the base.
     tokenizer: of the base.
-    experts: the experts' own space; the baselines are made in it.
+    experts: the experts' own space, in which the baselines are made.
     space: genome space of the search; `experts` itself, or made of it.
     tasks: K tasks.
     weights: (K,) weights of the tasks; sum to one.
     heldout: tasks that the search does not see.
   """
 
-  config: Any
+  config: RunConfig
   params: Any
   tokenizer: Any
   experts: Any
@@ -54,7 +53,7 @@ class Problem:
     return [task.name for task in self.tasks]
 
 
-def load(config: Any, files: inputs_lib.Files) -> Problem:
+def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   """Reads tasks, experts and the base, the quick ones first.
 
   Raises:
@@ -91,7 +90,7 @@ def load(config: Any, files: inputs_lib.Files) -> Problem:
     adapters = peft.load_adapters(files.adapters, model)
     _, params = hub.load_checkpoint(files.model, dtype)
     experts, space = make_space(config, adapters, params)
-  return Problem(
+  return Setup(
     model, params, tokenizer, experts, space, tasks, weights, heldout
   )
 
@@ -126,7 +125,7 @@ def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
 
 
 def make_space(
-  config: Any, adapters: Any, params: Any = None
+  config: RunConfig, adapters: Any, params: Any = None
 ) -> tuple[Any, Any]:
   """Spaces made of adapters.
 
@@ -151,8 +150,8 @@ def make_space(
   return experts, GateSpace(adapters)
 
 
-def make_strategy(config: Any, problem: Problem) -> Any:
-  """The strategy of a configuration, made for genomes of its space.
+def make_strategy(config: RunConfig, setup: Setup) -> Any:
+  """Makes the strategy of a configuration, for genomes of its space.
 
   Raises:
     UserError: its name or one of its options is unknown or out of range.
@@ -164,24 +163,24 @@ def make_strategy(config: Any, problem: Problem) -> Any:
   from evojax_llm.strategies.evosax import Stock
 
   name, size = config.strategy.name, config.strategy.population
-  options = dict(config.strategy.options)
+  options = config.strategy.options
   searches = {
     'random_search': coefficient_search.random_search,
     'cma_es': coefficient_search.cma_es,
   }
-  with asked_for(TypeError, ValueError, what='config.strategy'):
+  with as_user_error(TypeError, ValueError, what='config.strategy'):
     if name in searches:
       if config.space != 'coefficients':
         raise UserError(
           f'{name} searches coefficients: set config.space=coefficients.'
         )
-      num_experts = len(problem.space.names)
+      num_experts = len(setup.space.names)
       strategy = searches[name](size, num_experts, **options)
     else:
       genome = jax.eval_shape(
-        lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
+        lambda: jax.tree.map(lambda leaf: leaf[0], setup.space.experts())
       )
-      base = problem.space.base() if config.space == 'weights' else None
+      base = setup.space.base() if config.space == 'weights' else None
       strategy = registry.make_strategy(
         name, size, genome, base=base, **options
       )
@@ -193,14 +192,11 @@ def make_strategy(config: Any, problem: Problem) -> Any:
   return strategy
 
 
-def make_evaluator(config: Any, problem: Problem) -> Any:
-  """The fitness engine of a configuration.
-
-  That the search scores few dev items is logged as a warning.
-  """
+def make_evaluator(config: RunConfig, setup: Setup) -> Any:
+  """Makes the evaluator of a configuration; warns where dev items are few."""
   from evojax_llm.fitness import intervals
 
-  evaluator = _evaluator(config, problem)
+  evaluator = _evaluator(config, setup)
   scored = sum(len(items) for items in evaluator.items('dev'))
   if scored < _FEW_ITEMS:
     logging.warning(
@@ -212,20 +208,20 @@ def make_evaluator(config: Any, problem: Problem) -> Any:
   return evaluator
 
 
-def _evaluator(config: Any, problem: Problem) -> Any:
+def _evaluator(config: RunConfig, setup: Setup) -> Any:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluator import Evaluator
 
   execution = config.execution
   budget = execution.memory_budget_gib
-  with asked_for(ValueError, what='config'):
+  with as_user_error(ValueError, what='config'):
     return Evaluator(
-      problem.config,
-      problem.params,
-      problem.tokenizer,
-      problem.tasks,
-      weights=problem.weights,
+      setup.config,
+      setup.params,
+      setup.tokenizer,
+      setup.tasks,
+      weights=setup.weights,
       objective=config.objective,
       chat=config.chat,
       limits={
@@ -243,8 +239,8 @@ def _evaluator(config: Any, problem: Problem) -> Any:
     )
 
 
-def heldout_tasks(config: Any, problem: Problem) -> tuple[Any, ...]:
-  """The held-out tasks with config.test_limit test items for their `dev`.
+def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
+  """Returns the held-out tasks with their test items as `dev`.
 
   Raises:
     TaskError: one has no test items.
@@ -255,48 +251,53 @@ def heldout_tasks(config: Any, problem: Problem) -> tuple[Any, ...]:
       dev=task.subset('test', config.test_limit, config.dev_draw),
       test=(),
     )
-    for task in problem.heldout
+    for task in setup.heldout
   )
 
 
-def make_heldout(config: Any, problem: Problem) -> Any:
-  """An evaluator of the held-out tasks, or None where there are none.
+def make_heldout(config: RunConfig, setup: Setup) -> Any:
+  """Makes the evaluator of the held-out tasks; None without any.
 
   Their test items stand in its `dev`, by which the engine plans.
   """
-  if not problem.heldout:
+  if not setup.heldout:
     return None
-  tasks = heldout_tasks(config, problem)
-  config = config_dict.ConfigDict(config.to_dict())
-  config.objective = 'weighted_mean'
-  config.dev_limit, config.dev_limits, config.test_limits = None, (), ()
+  tasks = heldout_tasks(config, setup)
+  config = dataclasses.replace(
+    config,
+    objective='weighted_mean',
+    dev_limit=None,
+    dev_limits=(),
+    test_limits=(),
+    resample=False,
+  )
   weights = (1 / len(tasks),) * len(tasks)
   return _evaluator(
-    config, dataclasses.replace(problem, tasks=tasks, weights=weights)
+    config, dataclasses.replace(setup, tasks=tasks, weights=weights)
   )
 
 
-def make_racing(config: Any, problem: Problem) -> Any:
-  """The rules of a race, or None where everybody is scored on everything.
+def make_racing(config: RunConfig, setup: Setup) -> Any:
+  """Makes the rules of a race; None where all are scored on everything.
 
   Raises:
-    UserError: a value that cannot be, or tasks that cannot be raced for.
+    UserError: a value is out of range, or the tasks cannot be raced for.
   """
   from evojax_llm.fitness import racing
   from evojax_llm.tasks.scorers.registry import scorer_of
 
-  options = config.racing.to_dict()
+  options = dataclasses.asdict(config.racing)
   if not options['rule']:
     return None
-  with asked_for(ValueError, what='config.racing'):
-    racing.check([scorer_of(t) for t in problem.tasks], config.objective)
+  with as_user_error(ValueError, what='config.racing'):
+    racing.check([scorer_of(t) for t in setup.tasks], config.objective)
     return racing.Racing(**options)
 
 
 def _weights(
   values: Sequence[float], tasks: Sequence[Any]
 ) -> tuple[float, ...]:
-  with asked_for(TypeError, ValueError, what='config.weights'):
+  with as_user_error(TypeError, ValueError, what='config.weights'):
     weights = [float(v) for v in values] or [1.0] * len(tasks)
   if (
     len(weights) != len(tasks)

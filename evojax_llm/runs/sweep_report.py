@@ -20,104 +20,57 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
   """Writes summary.json, summary.md and pictures of a `sweeps.Folder`.
 
   Returns:
-    The content of summary.json: `trials` with their scores or their error,
-    `settings` with mean, standard deviation, lowest and highest over trials
-    that differ in their seed alone, `best`, the setting with the highest mean
-    on dev, and, where all trials have the same ones, `baselines`.
+    The content of summary.json: `trials` with status and error, `settings` with
+    the scores of their seeds and their mean, standard deviation, lowest and
+    highest, `best`, the setting with the highest mean on dev, and `baselines`,
+    where they are those of all trials.
   """
   summaries = {name: folder.summary(name) for name in folder.trials}
-  rows = [
-    _trial(name, trial.changes, summaries[name], folder.error(name))
-    for name, trial in folder.trials.items()
-  ]
-  groups: dict[str, list[dict[str, Any]]] = {}
-  for row in rows:
-    groups.setdefault(repr(_setting(row)), []).append(row)
-  settings = [_over(found) for found in groups.values()]
-  names = sweep_changes.names([one['changes'] for one in settings])
-  for name, one in zip(names, settings, strict=True):
-    one['name'] = name
+  rows, groups = [], {}
+  for name, trial in folder.trials.items():
+    error, changes = folder.error(name), dict(trial.changes)
+    missing = 'failed' if error else 'unfinished'
+    status = 'finished' if summaries[name] else missing
+    row = {'name': name, 'changes': trial.changes, 'status': status}
+    rows.append({**row, 'error': error})
+    changes.pop('seed', None)
+    groups.setdefault(repr(changes), (changes, []))[1].append(name)
+  names = sweep_changes.names([changes for changes, _ in groups.values()])
+  settings = []
+  for name, (changes, trials) in zip(names, groups.values(), strict=True):
+    done = [summaries[t] for t in trials if summaries[t]]
+    evolved = over_seeds('', dict(enumerate(done)))['rows']
+    evolved = next((row for row in evolved if row['name'] == _EVOLVED), {})
+    times = [round(sum(one['seconds'].values()), 3) for one in done]
+    setting = {'changes': changes, 'trials': trials, 'runs': len(done)}
+    settings.append({**evolved, **setting, 'name': name, 'seconds': times})
   means = {
     one['name']: one['dev']['mean']
     for one in settings
-    if 'dev' in one and one['dev']['mean'] is not None
+    if one['runs'] and one['dev']['mean'] is not None
   }
-  summary = {
-    'name': folder.path.name,
-    'best': max(means, key=means.__getitem__) if means else None,
-    'settings': settings,
-    'baselines': _baselines([found for found in summaries.values() if found]),
-    'trials': rows,
-  }
-  summary = record.plain(summary)
+  done = [one for one in summaries.values() if one]
+  baselines = [
+    row
+    for row in over_seeds('', dict(enumerate(done)))['rows']
+    if row['name'] in _LEVELS
+  ]
+  if any(row['dev']['lowest'] != row['dev']['highest'] for row in baselines):
+    baselines = []  # of several draws or tasks
+  summary = record.plain(
+    {
+      'name': folder.path.name,
+      'best': max(means, key=means.__getitem__) if means else None,
+      'settings': settings,
+      'baselines': baselines,
+      'trials': rows,
+    }
+  )
   if pictures:
-    _draw(folder.path, settings, summary['baselines'])
+    _draw(folder.path, settings, baselines)
   record.write_text(folder.path / 'summary.md', _markdown(summary))
   record.write_json(folder.path / 'summary.json', summary)
   return summary
-
-
-def _trial(
-  name: str,
-  changes: Mapping[str, Any],
-  summary: Mapping[str, Any] | None,
-  error: str | None,
-) -> dict[str, Any]:
-  if summary is None:
-    status = 'failed' if error else 'unfinished'
-    return {'name': name, 'changes': changes, 'status': status, 'error': error}
-  evolved = next(row for row in summary['rows'] if row['name'] == _EVOLVED)
-  return {
-    'name': name,
-    'changes': changes,
-    'status': 'finished',
-    'evaluations': evolved['evaluations'],
-    'seconds': round(sum(summary['seconds'].values()), 3),
-    **{s: evolved[s]['fitness'] for s in SPLITS if evolved.get(s)},
-  }
-
-
-def _setting(row: Mapping[str, Any]) -> dict[str, Any]:
-  return {f: v for f, v in row['changes'].items() if f != 'seed'}
-
-
-def _over(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """What trials have in common that differ in their seed alone."""
-  done = [row for row in rows if row['status'] == 'finished']
-  setting = {
-    'name': '',
-    'changes': _setting(rows[0]),
-    'trials': [row['name'] for row in rows],
-    'runs': len(done),
-    'evaluations': [row['evaluations'] for row in done],
-    'seconds': [row['seconds'] for row in done],
-  }
-  for split in SPLITS:
-    entries = [row[split] for row in done if split in row]
-    if entries:
-      scores = [entry['score'] for entry in entries]
-      setting[split] = {
-        'percent': entries[0]['percent'],
-        'scores': scores,
-        **_spread(scores),
-      }
-  return setting
-
-
-def _baselines(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Plain baselines, where those of all trials are the same."""
-  found = [
-    [
-      {
-        'name': row['name'],
-        **{s: row[s]['fitness'] for s in SPLITS if row.get(s)},
-      }
-      for row in summary['rows']
-      if row['name'] in _LEVELS
-    ]
-    for summary in summaries
-  ]
-  return found[0] if found and all(one == found[0] for one in found) else []
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -140,11 +93,8 @@ def table(summary: Mapping[str, Any]) -> str:
       ]
     lines.append([*labels, str(one['runs']), *_cells(one, splits), *cost])
   for row in summary['baselines']:
-    spreads = {
-      s: {**row[s], 'mean': row[s]['score']} for s in splits if s in row
-    }
-    blank = [''] * (max(len(swept), 1) - 1)
-    lines.append([row['name'], *blank, '', *_cells(spreads, splits), '', ''])
+    blank = [''] * max(len(swept), 1)
+    lines.append([row['name'], *blank, *_cells(row, splits), '', ''])
   return report.aligned(lines)
 
 
@@ -225,9 +175,9 @@ def _draw(
   if len(values) == 1:
     ((field, axis),) = values.items()
     levels = {
-      row['name']: scale * row[split]['score']
+      row['name']: scale * row[split]['mean']
       for row in baselines
-      if split in row and row[split]['score'] is not None
+      if split in row and row[split]['mean'] is not None
     }
     cells = [_spread(scores({field: value})) for value in axis]
     file = path / f'{short[field]}.png'

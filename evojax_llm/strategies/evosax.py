@@ -127,7 +127,7 @@ class Stock(base.Strategy):
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
     memory = succession.start_memory(population, fitness, ids, personal=False)
     cost = _without_failures(base.negate(fitness))
-    key = keys.key_for(key, 0, lineage.NOBODY, 'stock')
+    key = keys.key_for(key, 0, lineage.NO_MEMBER, 'stock')
     with jax.numpy_dtype_promotion('standard'):
       if isinstance(self.inner, evosax_base.PopulationBasedAlgorithm):
         inner = self.inner.init(key, _as_f32(population), cost, params)
@@ -146,7 +146,7 @@ class Stock(base.Strategy):
     )
 
   def _propose(self, key, state, params):
-    key = keys.key_for(key, state.generation, lineage.NOBODY, 'ask')
+    key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'ask')
     with jax.numpy_dtype_promotion('standard'):
       proposals, inner = self.inner.ask(key, state.inner, params)
     proposals = jax.tree.map(
@@ -156,14 +156,14 @@ class Stock(base.Strategy):
     proposal = lineage.fill(
       jnp.ones((slots,), bool),
       state.next_id,
-      jnp.full((slots, 2), lineage.NOBODY, jnp.int32),
+      jnp.full((slots, 2), lineage.NO_MEMBER, jnp.int32),
       jnp.zeros((slots,), jnp.int32),
     )
     return proposals, {'inner': _settled(inner), 'proposal': proposal}
 
   def _succeed(self, key, population, fitness, state, params, objectives):
     del objectives
-    key = keys.key_for(key, state.generation, lineage.NOBODY, 'tell')
+    key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
     cost = _without_failures(base.negate(fitness))
     with jax.numpy_dtype_promotion('standard'):
       inner, _ = self.inner.tell(

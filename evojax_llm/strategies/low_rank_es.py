@@ -213,7 +213,7 @@ class LowRankES(base.Strategy):
     parents = jnp.stack(
       [
         jnp.broadcast_to(state.ids[0], slots.shape),
-        jnp.full_like(slots, lineage.NOBODY, jnp.int32),
+        jnp.full_like(slots, lineage.NO_MEMBER, jnp.int32),
       ],
       axis=1,
     )

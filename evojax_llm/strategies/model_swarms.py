@@ -186,7 +186,9 @@ class ModelSwarms(base.Strategy):
 
   def _scores(self, key, state, params):
     """(P,) bool, who is scored in this round."""
-    round_key = keys.key_for(key, state.generation, lineage.NOBODY, 'dropout')
+    round_key = keys.key_for(
+      key, state.generation, lineage.NO_MEMBER, 'dropout'
+    )
     member_keys = keys.keys_for(key, state.generation, state.ids, 'dropout')
     chances = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))
     somebody = jax.random.uniform(round_key) >= params.drop_round

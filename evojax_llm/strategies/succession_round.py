@@ -123,7 +123,7 @@ def start(
 ) -> stack.Population:
   """First velocities (P, ...)."""
   return succession.start_velocities(
-    keys.key_for(key, generation, lineage.NOBODY, 'partner'),
+    keys.key_for(key, generation, lineage.NO_MEMBER, 'partner'),
     population,
     ids,
     start=options.velocity_start,
@@ -142,7 +142,7 @@ def begin(
   """The fields of `State` beside those of `base.State`."""
   blend = None
   if options.draws == 'run':
-    draw = keys.key_for(key, 0, lineage.NOBODY, 'run blend')
+    draw = keys.key_for(key, 0, lineage.NO_MEMBER, 'run blend')
     blend = succession.draw_coefficients(draw, params.blend)
   return {
     'velocity': start(key, jnp.int32(0), population, ids, options, memory.best),

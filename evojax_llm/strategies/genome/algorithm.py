@@ -359,7 +359,7 @@ class Genome(base.Strategy):
     return (
       stack.pad(population, self.capacity),
       jnp.pad(fitness, missing, constant_values=jnp.nan),
-      jnp.pad(ids, missing, constant_values=lineage.NOBODY),
+      jnp.pad(ids, missing, constant_values=lineage.NO_MEMBER),
     )
 
   def _constrain(self, state):

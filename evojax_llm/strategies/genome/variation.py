@@ -145,7 +145,7 @@ def propose(
   )
 
   mutant_parents = jnp.stack(
-    [sources, jnp.full_like(sources, lineage.NOBODY)], axis=1
+    [sources, jnp.full_like(sources, lineage.NO_MEMBER)], axis=1
   )
   operator = jnp.concatenate(
     [
@@ -198,7 +198,7 @@ def select(
     pool_objectives = jnp.concatenate([state.objectives, objectives])
   places = parent_selection.survivors(
     options.survivors,
-    keys.key_for(key, state.generation, lineage.NOBODY, 'selection'),
+    keys.key_for(key, state.generation, lineage.NO_MEMBER, 'selection'),
     parent_selection.worth(
       options.chosen_by,
       pool_fitness,
