@@ -244,7 +244,7 @@ def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
 
   Args:
     config: a `ConfigDict`, or a `RunConfig`.
-    changes: see above.
+    changes: of its fields.
 
   Raises:
     UserError: there is no such field, or a value cannot be.
@@ -253,8 +253,7 @@ def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
     config = config.to_config()
   changes = list(changes)
   if config.seeds > 1 and not any('seed' in change for change in changes):
-    seeds = range(config.seed, config.seed + config.seeds)
-    changes = product(changes, values('seed', *seeds))
+    changes = product(changes, values('seed', *_seeds(config)))
   made = []
   for name, change in zip(names(changes), changes, strict=True):
     changed = apply(config, {'seeds': 1, **change})
@@ -263,20 +262,30 @@ def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
 
 
 def as_trials(configs: Any) -> list[Trial]:
-  """Returns trials as they are, or of configurations, named by what differs.
+  """Returns trials as they are, or those of configurations and their seeds.
 
   Args:
-    configs: trials, configurations, or a mapping of names to configurations.
+    configs: trials; or a mapping of names to configurations; or configurations
+      alone, which are named by what differs among them.
   """
   if isinstance(configs, Mapping):
     return [
-      Trial(name, RunConfig.from_config(config), {'config': name})
+      Trial(
+        f'{name},{trial.name}', trial.config, {'config': name, **trial.changes}
+      )
       for name, config in configs.items()
+      for trial in trials(
+        RunConfig.from_config(config), values('seed', *_seeds(config))
+      )
     ]
   configs = list(configs)
   if all(isinstance(config, Trial) for config in configs):
     return configs
-  read = [RunConfig.from_config(config) for config in configs]
+  read = [
+    dataclasses.replace(config, seed=seed, seeds=1)
+    for config in map(RunConfig.from_config, configs)
+    for seed in _seeds(config)
+  ]
   flat = [fields(config.to_dict()) for config in read]
   varied = [
     field
@@ -286,6 +295,10 @@ def as_trials(configs: Any) -> list[Trial]:
   changes = [{f: one[f] for f in varied if f in one} for one in flat]
   parts = zip(names(changes), read, changes, strict=True)
   return [Trial(*part) for part in parts]
+
+
+def _seeds(config: Any) -> range:
+  return range(config.seed, config.seed + config.seeds)
 
 
 def conflicts(first: Trial, other: Trial) -> list[str]:

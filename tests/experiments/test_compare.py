@@ -208,7 +208,11 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     '  return made\n'
   )
   for bad, more, words in (
-    (f'{SWARMS}:moco', ['--populations=20'], 'moco P=20: The recipe'),
+    (
+      f'{SWARMS}:moco',
+      ['--populations=20'],
+      'moco P=20: config.initial: The recipe',
+    ),
     (f'{SWARMS}:moco+step_decay=-1', [], 'step_decay -1.0; expected 0 or more'),
     (config, [], 'sets config.racing'),
     (good, [], "names 'random_search' twice"),

@@ -18,6 +18,10 @@ from evojax_llm.runs.errors import UserError
 from experiments.genome import config as genome_config
 from tests.experiments import runs
 
+# How ml_collections reads a configuration file.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)
 SIGMA = 'strategy.options.sigma'
 SIGMAS = (0.05, 0.1, 1.0)
 

@@ -144,7 +144,10 @@ def test_configurations_are_named_by_what_tells_them_apart(config):
     'seed=2,sigma=0.5',
   ]
   assert found[1].changes == {'seed': 2, SIGMA: 0.5}
-  assert [t.name for t in changes.as_trials({'x': config})] == ['x']
+  other.seeds = 2
+  named = changes.as_trials({'x': config, 'y': other})
+  assert [t.name for t in named] == ['x,seed=0', 'y,seed=2', 'y,seed=3']
+  assert named[2].changes == {'config': 'y', 'seed': 3}
   assert changes.as_trials(found) == found
 
 
