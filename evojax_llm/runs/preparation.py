@@ -181,14 +181,21 @@ def _kept(cache: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 def _setup_key(config: RunConfig, files: inputs_lib.Files) -> Any:
   """What a `Setup` is made from."""
-  names = ('space', 'weights', 'allow_overlap', 'allow_code', 'shots')
-  names += ('shots_seed', 'system')
+  names = ('space', 'allow_overlap', 'allow_code', 'shots', 'shots_seed')
+  names += ('system',)
   return files, config.execution.dtype, [getattr(config, n) for n in names]
 
 
 def _evaluator_key(config: RunConfig) -> Any:
   """What else an evaluator is made from, but for the draw of its items."""
-  names = ('objective', 'chat', 'dev_limit', 'dev_limits', 'test_limit')
+  names = (
+    'weights',
+    'objective',
+    'chat',
+    'dev_limit',
+    'dev_limits',
+    'test_limit',
+  )
   names += ('test_limits', 'execution')
   return [getattr(config, name) for name in names]
 

@@ -1,4 +1,4 @@
-"""The final table: who scored what, on `dev` and on `test`, and how surely."""
+"""The report of a run: scores on `dev` and `test` with intervals."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def summarise(
   metrics: Sequence[Any],
   objective: Any,
 ) -> dict[str, Any]:
-  """A member's score on each task and its fitness, with 95 % intervals.
+  """Returns scores on each task and their fitness, with 95 % intervals.
 
   Intervals are Wilson's, of tasks whose items are right or wrong and of a
   weighted mean of nothing but these; other scores have none.
@@ -53,8 +53,8 @@ def summarise(
     )
   else:
     fitness = float(objective(np.asarray([scores], np.float32))[0])
-  # So many items of one task would be as telling as those of all tasks. With
-  # equal weights and sizes it is the number of all items.
+  # Items of one task with as wide an interval as those of all tasks. With equal
+  # weights and sizes it is the number of all items.
   alike = None
   if weighted and all(metric.binary for metric in metrics):
     alike = 1 / sum(
@@ -95,7 +95,7 @@ def _interval(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows as Markdown that is also readable as text, in percent.
+  """Returns the rows as Markdown that is also readable as text.
 
   Args:
     rows: of summary.json: `name`, `detail`, `evaluations`, and `dev`, `test`
@@ -103,9 +103,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
       `test` may be None.
 
   Returns:
-    A table of the fitness, one of the tasks and one of held-out tasks, shares
-    in percent. `dev` has no interval: what was chosen by it cannot be judged by
-    it.
+    Tables of fitness, tasks and held-out tasks, shares in percent. `dev` has no
+    interval: what was chosen by it cannot be judged by it.
   """
   means = [['model', 'dev', 'test [95 %]', 'evaluations']]
   for row in rows:
@@ -131,7 +130,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Cells of the table of the tasks that no search has seen."""
+  """Cells of the table of held-out tasks."""
   lines = [['held out', 'mean [95 %]', *rows[0]['heldout']['tasks']]]
   for row in rows:
     found = row['heldout']
@@ -141,7 +140,7 @@ def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-  """A Markdown table, names to the left and numbers to the right."""
+  """Returns a Markdown table, names to the left, numbers to the right."""
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
   def text(cells):
@@ -198,7 +197,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:
-  """Who the ensembles are, and the bound that no vote can pass."""
+  """Paragraphs on the ensembles and the bound that no vote can pass."""
   lines = []
   for row in summary['rows']:
     made = (summary.get('ensembles') or {}).get(row['name'])
@@ -226,7 +225,7 @@ def _oracles(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _front(summary: Mapping[str, Any]) -> list[str]:
-  """The members of a Pareto front, where the run kept one."""
+  """Paragraphs on the Pareto front, where the run kept one."""
   rows = summary.get('front') or []
   if not rows:
     return []

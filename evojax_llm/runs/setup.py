@@ -7,16 +7,32 @@ anything is compiled.
 
 from collections.abc import Sequence
 import dataclasses
-import math
 import pathlib
 from typing import Any
 
 from absl import logging
+import jax
+import jax.numpy as jnp
 
+from evojax_llm.fitness import intervals
+from evojax_llm.fitness import racing
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.gates import GateSpace
+from evojax_llm.genomes.weights import WeightSpace
+from evojax_llm.models import folders as folders_lib
+from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
 from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.strategies import coefficient_search
+from evojax_llm.strategies import registry
+from evojax_llm.strategies.evosax import Stock
+from evojax_llm.tasks import task_files as tasks_lib
+from evojax_llm.tasks.scorers.registry import scorer_of
 
 _GIB = 1 << 30
 # Below this many items one standard error is over 5.5 points.
@@ -34,7 +50,6 @@ class Setup:
     experts: the experts' own space, in which the baselines are made.
     space: genome space of the search; `experts` itself, or made of it.
     tasks: K tasks.
-    weights: (K,) weights of the tasks; sum to one.
     heldout: tasks that the search does not see.
   """
 
@@ -44,7 +59,6 @@ class Setup:
   experts: Any
   space: Any
   tasks: tuple[Any, ...]
-  weights: tuple[float, ...]
   heldout: tuple[Any, ...] = ()
 
   @property
@@ -59,8 +73,6 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   Raises:
     UserError, TaskError, ModelError: something of it cannot be used.
   """
-  from evojax_llm.tasks import task_files as tasks_lib
-
   rules = tasks_lib.Rules(
     allow_overlap=config.allow_overlap,
     allow_code=config.allow_code,
@@ -71,13 +83,6 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   # Together: what the search sees may not be tested as held out.
   tasks = tasks_lib.load_tasks([*files.tasks, *files.heldout], rules)
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
-  weights = _weights(config.weights, tasks)
-
-  import jax.numpy as jnp
-
-  from evojax_llm.models import hub
-  from evojax_llm.models import peft
-  from evojax_llm.models.tokenizer import Tokenizer
 
   tokenizer = Tokenizer.from_folder(files.model)
   dtype = jnp.dtype(config.execution.dtype)
@@ -90,15 +95,11 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
     adapters = peft.load_adapters(files.adapters, model)
     _, params = hub.load_checkpoint(files.model, dtype)
     experts, space = make_space(config, adapters, params)
-  return Setup(
-    model, params, tokenizer, experts, space, tasks, weights, heldout
-  )
+  return Setup(model, params, tokenizer, experts, space, tasks, heldout)
 
 
 def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
   """Refuses models that are not of the base's configuration."""
-  from evojax_llm.models import hub
-
   for folder in folders:
     found, _ = hub.load_config(folder)
     for field in dataclasses.fields(expected):
@@ -113,10 +114,6 @@ def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
 
 def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
   """The space of whole models."""
-  from evojax_llm.genomes.weights import WeightSpace
-  from evojax_llm.models import folders as folders_lib
-  from evojax_llm.models import hub
-
   experts = [
     hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
     for folder in folders
@@ -137,10 +134,6 @@ def make_space(
   Returns:
     (the experts' own space, the space of the search).
   """
-  from evojax_llm.genomes.adapters import AdapterSpace
-  from evojax_llm.genomes.gates import GateSpace
-  from evojax_llm.genomes.weights import WeightSpace
-
   if config.space == 'weights':
     space = WeightSpace.of_adapters(adapters, params)
     return space, space
@@ -156,12 +149,6 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
   Raises:
     UserError: its name or one of its options is unknown or out of range.
   """
-  import jax
-
-  from evojax_llm.strategies import coefficient_search
-  from evojax_llm.strategies import registry
-  from evojax_llm.strategies.evosax import Stock
-
   name, size = config.strategy.name, config.strategy.population
   options = config.strategy.options
   searches = {
@@ -194,8 +181,6 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
 
 def make_evaluator(config: RunConfig, setup: Setup) -> Any:
   """Makes the evaluator of a configuration; warns where dev items are few."""
-  from evojax_llm.fitness import intervals
-
   evaluator = _evaluator(config, setup)
   scored = sum(len(items) for items in evaluator.items('dev'))
   if scored < _FEW_ITEMS:
@@ -209,19 +194,15 @@ def make_evaluator(config: RunConfig, setup: Setup) -> Any:
 
 
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
-  import jax.numpy as jnp
-
-  from evojax_llm.fitness.evaluator import Evaluator
-
   execution = config.execution
   budget = execution.memory_budget_gib
-  with as_user_error(ValueError, what='config'):
+  with as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
       setup.config,
       setup.params,
       setup.tokenizer,
       setup.tasks,
-      weights=setup.weights,
+      weights=config.weights or None,
       objective=config.objective,
       chat=config.chat,
       limits={
@@ -265,16 +246,14 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
   tasks = heldout_tasks(config, setup)
   config = dataclasses.replace(
     config,
+    weights=(),
     objective='weighted_mean',
     dev_limit=None,
     dev_limits=(),
     test_limits=(),
     resample=False,
   )
-  weights = (1 / len(tasks),) * len(tasks)
-  return _evaluator(
-    config, dataclasses.replace(setup, tasks=tasks, weights=weights)
-  )
+  return _evaluator(config, dataclasses.replace(setup, tasks=tasks))
 
 
 def make_racing(config: RunConfig, setup: Setup) -> Any:
@@ -283,30 +262,9 @@ def make_racing(config: RunConfig, setup: Setup) -> Any:
   Raises:
     UserError: a value is out of range, or the tasks cannot be raced for.
   """
-  from evojax_llm.fitness import racing
-  from evojax_llm.tasks.scorers.registry import scorer_of
-
   options = dataclasses.asdict(config.racing)
   if not options['rule']:
     return None
   with as_user_error(ValueError, what='config.racing'):
     racing.check([scorer_of(t) for t in setup.tasks], config.objective)
     return racing.Racing(**options)
-
-
-def _weights(
-  values: Sequence[float], tasks: Sequence[Any]
-) -> tuple[float, ...]:
-  with as_user_error(TypeError, ValueError, what='config.weights'):
-    weights = [float(v) for v in values] or [1.0] * len(tasks)
-  if (
-    len(weights) != len(tasks)
-    or not all(math.isfinite(w) and w >= 0 for w in weights)
-    or not sum(weights) > 0
-  ):
-    raise UserError(
-      f'Got config.weights={tuple(values)} for the tasks '
-      f'{", ".join(t.name for t in tasks)}; expected a weight of at least 0 '
-      'for each, not all of them 0.'
-    )
-  return tuple(w / sum(weights) for w in weights)
