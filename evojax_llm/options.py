@@ -97,6 +97,20 @@ def option(
   return dataclasses.field(default=default, metadata=metadata)
 
 
+def option_of(cls: type, name: str, default: Any = None) -> Any:
+  """Makes a field like that of another dataclass.
+
+  Args:
+    cls: declares the option.
+    name: of the option.
+    default: where another default is wanted.
+  """
+  known = declared(cls)[name]
+  default = known.default if default is None else default
+  known = dataclasses.replace(known, default=default)
+  return dataclasses.field(default=default, metadata={'option': known})
+
+
 def declared(*classes: type) -> dict[str, Option]:
   """Returns the options that dataclasses declare, by name, in their order."""
   return {
@@ -132,6 +146,21 @@ def check(values: Mapping[str, Any], *classes: type, what: str = '') -> None:
         f'{", ".join(sorted(known))}.{did_you_mean(name, known)}'
       )
     known[name].check(value)
+
+
+def split(cls: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+  """Makes a dataclass of those values that it declares.
+
+  Args:
+    cls: declares options.
+    values: by name; None leaves a default that is something else.
+
+  Returns:
+    The instance, and the values that are no options of it.
+  """
+  known = declared(cls)
+  own = {k: v for k, v in values.items() if k in known and v is not None}
+  return cls(**own), {k: v for k, v in values.items() if k not in known}
 
 
 def table(*classes: type) -> str:

@@ -66,10 +66,11 @@ def finish(
   asked: Asked,
   rivals: rivals_lib.Rivals,
   state: run_state.RunState,
+  best: run_state.Best,
   bar: progress.Progress,
 ) -> None:
-  """Exports the state's best member, reads test once, writes the report."""
-  evaluator, problem, best = asked.evaluator, asked.problem, state.best
+  """Exports the best member, reads test once, writes the report."""
+  evaluator, problem = asked.evaluator, asked.problem
   _export(run, problem, best.genome, asked.model)
 
   groups = _ensembles(run, asked, rivals, state)
@@ -138,7 +139,7 @@ def finish(
         [scorer_of(task) for task in reader.tasks],
         reader.objective,
       )
-  _write(run, asked, rows, state, roster.names, groups, bounds)
+  _write(run, asked, rows, state, best, roster.names, groups, bounds)
 
 
 def _export(run, problem, genome, model: str) -> None:
@@ -211,12 +212,13 @@ def _write(
   asked: Asked,
   rows: Sequence[Mapping[str, Any]],
   state: run_state.RunState,
+  best: run_state.Best,
   names: Sequence[str],
   groups: Mapping[str, ensemble_lib.Ensemble],
   bounds: Mapping[str, Mapping[str, float]],
 ) -> None:
   """curve.png, summary.md and summary.json."""
-  evaluator, best = asked.evaluator, state.best
+  evaluator = asked.evaluator
   member_rows, metrics = run.members.read(), run.metrics.read()
   summary = {
     'name': asked.name,

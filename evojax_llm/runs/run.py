@@ -128,7 +128,11 @@ def prepare(config: Any, files: inputs_lib.Files) -> Search:
   first = search.first(config.seed)
   params = strategy.default_params
   abstract = run_state.abstract_state(
-    strategy, params, first.population, len(problem.tasks)
+    strategy,
+    params,
+    first.population,
+    len(problem.tasks),
+    sum(len(items) for items in evaluator.items('dev')),
   )
   heldout = problem_lib.heldout_tasks(config, problem)
   plan = _plan(evaluator, problem, heldout, strategy, params, abstract)
@@ -196,7 +200,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
   rivals_lib.normalise(run, evaluator, problem)
   rivals = rivals_lib.score_baselines(run, evaluator, problem, bar)
   if found:
-    bar.resume(generation, float(state.best.fitness))
+    bar.resume(generation, float(state.strategy.memory.best_fitness))
 
   drawn, scored = evaluator, None
 
@@ -230,9 +234,9 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
   ):
     rounds = evolution.evolve(
       strategy,
-      strategy.default_params,
+      problem.space,
       score,
-      first.population,
+      population=None if found else first.population,
       seed=config.seed,
       generations=config.strategy.generations,
       patience=config.strategy.patience,
@@ -245,7 +249,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
     before = bar.tokens()
     for state, done in rounds:
       # Records first: a checkpoint stands for the lines up to its own.
-      run.items.append(done.number, done.ids, scored)
+      run.items.append(done.number, done.ids[: done.scored], scored)
       run.write(
         record.member_rows(
           done, strategy.operator_names, problem.task_names, origins
@@ -260,7 +264,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
       line = _line(done, evaluator.objective.percent)
       bar.generation(done.number, done.best_fitness, line)
 
-  state = final_member.settle(
+  best = final_member.settle(
     state, strategy, evaluator, problem.space, other_items=config.resample
   )
   asked = final_table.Asked(
@@ -272,7 +276,7 @@ def _go_on(search: Search, config: Any, run: record.RunFolder) -> None:
     name=search.name,
     keep_best=strategy.keep_best,
   )
-  final_table.finish(run, asked, rivals, state, bar)
+  final_table.finish(run, asked, rivals, state, best, bar)
 
 
 def _plan(

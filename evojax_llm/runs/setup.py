@@ -157,35 +157,14 @@ def make_strategy(config: Any, problem: Problem) -> Any:
   Raises:
     UserError: its name or one of its options is unknown or out of range.
   """
-  import jax
-
-  from evojax_llm.strategies import coefficient_search
   from evojax_llm.strategies import registry
-  from evojax_llm.strategies.evosax import Stock
 
-  name, size = config.strategy.name, config.strategy.population
-  options = dict(config.strategy.options)
-  searches = {
-    'random_search': coefficient_search.random_search,
-    'cma_es': coefficient_search.cma_es,
-  }
+  name, options = config.strategy.name, config.strategy.options.to_dict()
   with asked_for(TypeError, ValueError, what='config.strategy'):
-    if name in searches:
-      if config.space != 'coefficients':
-        raise UserError(
-          f'{name} searches coefficients: set config.space=coefficients.'
-        )
-      num_experts = len(problem.space.names)
-      strategy = searches[name](size, num_experts, **options)
-    else:
-      genome = jax.eval_shape(
-        lambda: jax.tree.map(lambda leaf: leaf[0], problem.space.experts())
-      )
-      base = problem.space.base() if config.space == 'weights' else None
-      strategy = registry.make_strategy(
-        name, size, genome, base=base, **options
-      )
-  if config.resample and isinstance(strategy, Stock):
+    strategy = registry.make_strategy(
+      name, config.strategy.population, problem.space, **options
+    )
+  if config.resample and not strategy.can_rescore:
     raise UserError(
       f"{name} is one of evosax's algorithms, which keep scores of their own "
       'that cannot be made anew on other items: leave config.resample off.'

@@ -3,7 +3,7 @@
 | case | outcome |
 |---|---|
 | some members fail (NaN) | never the best or the worst; finite proposals |
-| everybody fails | the run goes on, and finds a best as soon as one lives |
+| all fail | the run goes on, and finds a best as soon as one lives |
 | all fitness equal | the first member stays the best; finite proposals |
 | one expert only | as `ONE_EXPERT` says: a run, or an error that says why |
 | more members than pairs | pairs return with weights of their own |
@@ -19,6 +19,7 @@ import pytest
 
 from evojax_llm.genomes import initial
 from evojax_llm.population import stack
+from evojax_llm.strategies import base
 from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
@@ -48,19 +49,19 @@ STRATEGIES = {
 def make(row):
   name, options = STRATEGIES[row]
   one = jax.tree.map(lambda leaf: leaf[0], problems.population(members=P))
-  return registry.make_strategy(name, P, one, **options)
+  return registry.make_strategy(name, P, genome=one, **options)
 
 
 def start(strategy, score):
   members = problems.population(members=P)
   return strategy.init(
-    problems.KEY, members, score(members), strategy.default_params
+    problems.KEY, members, base.Scores(score(members)), strategy.default_params
   )
 
 
 def some_fail(members):
   first = members['layers']['mlp']['a'][:, 0, 0, 0]
-  return jnp.where(first < 0.0, jnp.nan, problems.cost(members))
+  return jnp.where(first < 0.0, jnp.nan, problems.fitness(members))
 
 
 def all_fail(members):
@@ -68,7 +69,7 @@ def all_fail(members):
 
 
 def all_equal(members):
-  return jnp.full(members['layers']['mlp']['a'].shape[0], -0.5)
+  return jnp.full(members['layers']['mlp']['a'].shape[0], 0.5)
 
 
 def is_finite(tree):
@@ -82,11 +83,11 @@ def test_failures_and_draws_of_fitness(row):
   first = start(strategy, some_fail)
   assert 0 < np.isnan(some_fail(problems.population(members=P))).sum() < P
   best = -np.inf
-  for members, costs, before, after in problems.play(
+  for members, fitness, before, after in problems.play(
     strategy, first, 4, score=some_fail
   ):
     assert is_finite(members)
-    living = -costs[np.isfinite(costs)]
+    living = fitness[np.isfinite(fitness)]
     best = max([best, before.memory.best_fitness, *living])
     assert float(after.memory.best_fitness) == pytest.approx(best)
     assert np.isfinite(after.memory.worst_fitness)
