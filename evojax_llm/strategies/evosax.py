@@ -4,7 +4,6 @@ evosax minimises a cost of flat vectors; this package maximises fitness of
 pytrees. The sign flips here and nowhere else.
 """
 
-import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -18,12 +17,12 @@ import jax.numpy as jnp
 import optax
 
 from evojax_llm import options as options_lib
-from evojax_llm.options import option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
 from evojax_llm.strategies.evosax_options import ALGORITHMS
+from evojax_llm.strategies.evosax_options import SEARCHES
 
 # These hold matrices of N x N over the N numbers of a genome.
 _QUADRATIC = (
@@ -223,17 +222,8 @@ class EvosaxStrategy(base.Strategy):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Sigma:
-  """The option of `CMAES`."""
-
-  sigma: float = option(0.3, 'first standard deviation', low=0.0)
-
-
 class CMAES(EvosaxStrategy):
   """CMA-ES (arXiv 1604.00772) from the best of the initial members."""
-
-  declared = (Sigma,)
 
   @classmethod
   def for_space(cls, population_size, space, genome, **options):
@@ -242,35 +232,20 @@ class CMAES(EvosaxStrategy):
     return super().for_space(population_size, space, genome, **options)
 
 
-@dataclasses.dataclass(frozen=True)
-class Draws:
-  """Options of `RandomSearch`, whose defaults the gates space has."""
-
-  concentration: float | None = option(
-    None, 'of the Dirichlet mix of the experts', low=0.0
-  )
-  low: float | None = option(None, 'the mass is U(low, high)')
-  high: float | None = option(None, 'see low')
-
-
 class RandomSearch(EvosaxStrategy):
   """Independent draws of the space's `sample`; the memory keeps the best."""
-
-  declared = (Draws,)
 
   @classmethod
   def for_space(cls, population_size, space, genome, **options):
     """See base.Strategy; options are those of the space's `sample`."""
     if space is None:
       raise ValueError("Got no space for 'random_search', which draws of it.")
-    given = {name: v for name, v in options.items() if v is not None}
-    options_lib.check(given, Draws, what='random_search')
-    return cls(
-      'RandomSearch',
-      population_size,
-      genome,
-      sampling_fn=functools.partial(space.sample, **given),
-    )
+    known = SEARCHES['random_search']
+    options_lib.check_known(options, known)
+    # Other spaces have a `sample` without them.
+    given = {k: v for k, v in options.items() if v != known[k].default}
+    sample = functools.partial(space.sample, **given)
+    return cls('RandomSearch', population_size, genome, sampling_fn=sample)
 
 
 @flax.struct.dataclass

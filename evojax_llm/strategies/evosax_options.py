@@ -40,6 +40,17 @@ _AMALGAM = (
   'eta_std eta_shift eta_avs_inc eta_avs_dec delta_ams theta_sdr c_mult_init'
 )
 
+# Searches that every system is to beat; see `strategies.evosax`.
+SEARCHES: Mapping[str, Mapping[str, Option]] = {
+  'cma_es': {'sigma': Option('sigma', 0.3, _TEXTS['sigma'], low=0.0)},
+  'random_search': {
+    'concentration': Option(
+      'concentration', 1.0, 'of the Dirichlet mix of the experts', low=0.0
+    ),
+    'low': Option('low', 0.0, 'the mass of the mix is U(low, high)'),
+    'high': Option('high', 4.0, 'see low'),
+  },
+}
 # By evosax's key.
 ALGORITHMS: Mapping[str, Mapping[str, Option]] = {
   'ARS': _table(optimizer=True),

@@ -13,6 +13,7 @@ from evojax_llm import lookup
 from evojax_llm import options as options_lib
 from evojax_llm.population import stack
 from evojax_llm.strategies.evosax_options import ALGORITHMS
+from evojax_llm.strategies.evosax_options import SEARCHES
 
 _HERE = 'evojax_llm.strategies'
 STRATEGIES: Mapping[str, str] = {
@@ -51,8 +52,9 @@ def options(name: str) -> dict[str, options_lib.Option]:
   Raises:
     ValueError: if the name is unknown.
   """
-  if name in ALGORITHMS:
-    return dict(ALGORITHMS[name])
+  for table in (ALGORITHMS, SEARCHES):
+    if name in table:
+      return dict(table[name])
   return options_lib.declared(*_find(name).declared)
 
 

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.strategies import base
+from experiments.genome import config as genome_config
+from experiments.low_rank_es import config as low_rank_config
+from experiments.model_swarms import config as swarms_config
 
+PRESETS = {
+  **genome_config.PRESETS,
+  **swarms_config.PRESETS,
+  **low_rank_config.PRESETS,
+}
 P = 8
 KEY = jax.random.key(42)
 

@@ -125,8 +125,8 @@ def test_the_configuration_has_all_options_of_an_algorithm():
   config.strategy.options.std_lr = 0.2
   with pytest.raises(AttributeError):
     config.strategy.options.std_rate = 0.2
-  # Refused with the reason where the strategy is made.
-  assert not stock_config.get_config('EvoTF_ES').strategy.options
+  with pytest.raises(ValueError, match='refused: its tell keeps'):
+    stock_config.get_config('EvoTF_ES')
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ import pytest
 from evojax_llm.genomes import initial
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
-from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
@@ -128,14 +127,14 @@ def experts(count):
   return problems.population(members=count, seed=3)
 
 
-@pytest.mark.parametrize('name', presets.PRESETS)
+@pytest.mark.parametrize('name', problems.PRESETS)
 def test_one_expert_only(name):
-  preset = presets.PRESETS[name]
+  preset = problems.PRESETS[name]
   population_of = functools.partial(
     initial.make_initial,
     experts(1),
     preset.recipe,
-    preset.population_size,
+    preset.population,
     problems.KEY,
   )
   if ONE_EXPERT[name]:
@@ -144,7 +143,7 @@ def test_one_expert_only(name):
     return
   made = population_of()
   leaf = made.population['layers']['mlp']['b']
-  assert leaf.shape[0] == preset.population_size and is_finite(leaf)
+  assert leaf.shape[0] == preset.population and is_finite(leaf)
   # Beyond the expert, members differ from it in their mass.
   assert len({bytes(np.asarray(row)) for row in leaf}) > 2
 
@@ -152,20 +151,20 @@ def test_one_expert_only(name):
 def test_more_members_than_pairs():
   # Three experts make three pairs; the as-published presets ask for ten.
   for name in ('genome_as_published', 'genome_plus_as_published'):
-    preset = presets.PRESETS[name]
+    preset = problems.PRESETS[name]
     made = initial.make_initial(
-      experts(3), preset.recipe, preset.population_size, problems.KEY
+      experts(3), preset.recipe, preset.population, problems.KEY
     )
     pairs = [tuple(row.parents) for row in made.rows]
     assert len(set(pairs)) == 3 and pairs[:3] == pairs[3:6]
     leaf = made.population['layers']['mlp']['b']
     assert len({bytes(np.asarray(row)) for row in leaf}) == len(pairs)
   # The others fill up with points between members that there are.
-  preset = presets.PRESETS['model_swarms_as_published']
+  preset = problems.PRESETS['model_swarms_as_published']
   made = initial.make_initial(
-    experts(3), preset.recipe, preset.population_size, problems.KEY
+    experts(3), preset.recipe, preset.population, problems.KEY
   )
-  assert len(made.rows) == preset.population_size
+  assert len(made.rows) == preset.population
 
 
 def test_mutants_of_bf16_are_changed_by_a_small_sigma():

@@ -8,7 +8,6 @@ import pytest
 
 from evojax_llm.genomes import gates
 from evojax_llm.strategies import base
-from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
@@ -169,11 +168,11 @@ def test_random_weights_have_free_mass():
     registry.make_strategy('random_search', 8)
 
 
-@pytest.mark.parametrize('name', presets.PRESETS)
+@pytest.mark.parametrize('name', problems.PRESETS)
 def test_presets_make_their_strategies(name):
-  preset = presets.PRESETS[name]
+  preset = problems.PRESETS[name]
   strategy = registry.make_strategy(
-    preset.strategy, preset.population_size, **preset.options
+    preset.strategy, preset.population, **preset.options
   )
   params = strategy.default_params
   for option, value in preset.options.items():
@@ -186,7 +185,6 @@ def test_presets_make_their_strategies(name):
   if preset.strategy == 'model_swarms':
     assert (strategy.restart == 'forever') == published
     assert strategy.keep_best == (name != 'model_swarms_by_genome')
-    assert preset.rounds == preset.generations
     return
   assert (strategy.variation.least_elites == 0) == published
   assert (strategy.variation.weighing == 'fitness') == published
@@ -194,6 +192,3 @@ def test_presets_make_their_strategies(name):
   quirks = published and strategy.with_succession
   assert (strategy.succession.draws == 'run') == quirks
   assert strategy.succession.rescore != quirks
-  assert preset.rounds == preset.generations * (
-    2 if strategy.with_succession else 1
-  )

@@ -101,7 +101,9 @@ class Options(base.Options):
     None, 'slots for mutated copies; all P + P // 2 if unset', kind=int
   )
   merge_parameters: Mapping[str, float | None] = option(
-    {}, 'numbers of the merge by name; see operators/README.md'
+    {},
+    'numbers of the merge by name; see operators/README.md',
+    parts=crossover.MERGE_PARAMETERS,
   )
 
 

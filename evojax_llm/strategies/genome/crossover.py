@@ -18,6 +18,7 @@ from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parent_weights as merge_weights
 from evojax_llm.operators.merges.method import Merge
+from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
@@ -26,6 +27,14 @@ WEIGHINGS = ('line', 'fitness', 'softmax', 'random', 'equal')
 # Weights and position between the parents come from the weighing.
 _WEIGHED = ('weights', 't')
 _COEFFICIENTS = 'coefficients'
+_OF_TWO = [m for m in MERGES.values() if m.least <= 2 <= (m.most or 2)]
+# What the merges of two parents take, by name, with types.
+MERGE_PARAMETERS = {
+  name: float for m in _OF_TWO for name in m.parameters if name not in _WEIGHED
+}
+MERGE_OPTIONS = {
+  name: type(choices[0]) for m in _OF_TWO for name, choices in m.options.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,9 @@ class Options:
     choices=crossover.WEIGHINGS,
   )
   merge_options: Mapping[str, Any] = option(
-    {}, 'choices of the merge by name; see operators/README.md'
+    {},
+    'choices of the merge by name; see operators/README.md',
+    parts=crossover.MERGE_OPTIONS,
   )
   parents: str = option(
     'roulette', 'how they are drawn', choices=parent_selection.METHODS

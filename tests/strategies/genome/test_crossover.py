@@ -221,6 +221,6 @@ def test_the_configuration_names_what_merges_take():
     name for merge in TWO_PARENTS for name in MERGES[merge].parameters
   }
   options = {name for merge in TWO_PARENTS for name in MERGES[merge].options}
-  unset = genome_config.UNSET
-  assert set(unset['merge_parameters']) == parameters - {'weights', 't'}
-  assert set(unset['merge_options']) == options
+  config = genome_config.get_config().strategy.options
+  assert set(config.merge_parameters) == parameters - {'weights', 't'}
+  assert set(config.merge_options) == options
