@@ -263,11 +263,10 @@ def test_a_search_without_memory_ends_with_whole_generations(
     '--draws=1',
     f'--out={out}',
   )
-  kept, lost = (
-    next(row for row in read(out) if row['name'] == f'{name} P=5')
-    for name in names
-  )
+  rows = {row['name']: row for row in read(out)}
+  kept, lost = (rows[f'{name} P=5'] for name in names)
   assert (kept['evaluations'], lost['evaluations']) == (11, 10)
+  assert rows[f'{names[1]} P=5, vote']['evaluations'] == 10
   assert kept['dev'] >= lost['dev']
 
 

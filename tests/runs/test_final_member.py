@@ -22,7 +22,7 @@ ADAPTER = 'adapter_model.safetensors'
 
 @pytest.fixture(scope='module')
 def forgetful(settings, tmp_path_factory):
-  """A run whose last round moves everybody, the best too, and scores nobody."""
+  """A run whose last round moves all members, the best too, and scores none."""
   folder = tmp_path_factory.mktemp('outcome') / 'run'
   runs.evolve(
     settings,
@@ -37,7 +37,8 @@ def forgetful(settings, tmp_path_factory):
 def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
   summary = json.loads((forgetful / 'summary.json').read_text())
   _, state = Checkpoints(forgetful / 'checkpoints').read()
-  alive, ever = state['strategy'], state['best']
+  alive = state['strategy']
+  memory = alive['memory']
   place = np.lexsort((alive['ids'], -alive['fitness']))[0]
   row = runs.row(summary)
   assert row['detail'] == f'member {int(alive["ids"][place])}'
@@ -45,9 +46,9 @@ def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
   voters = summary['ensembles']['ensemble of evolved']['members']
   assert set(voters) <= set(alive['ids'].tolist())
   last = json.loads((forgetful / 'metrics.jsonl').read_text().splitlines()[-1])
-  assert last['best_id'] == int(ever['id'])
+  assert last['best_id'] == int(memory['best_id'])
 
-  # What is exported is who moved, and its row says what that one scores.
+  # What is exported is the member that moved, and its row has its scores.
   config = json.loads((forgetful / 'config.json').read_text())['config']
   config['adapters'] = str(forgetful / 'best')
   config = RunConfig.from_config(config)
@@ -55,7 +56,7 @@ def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
   exported = best.experts.experts()['layers']['mlp']['up_proj']['a'][0]
   for tree, index, same in (
     (alive['population'], place, True),
-    (ever['genome'], ..., False),
+    (memory['best'], ..., False),
   ):
     found = tree['layers']['mlp']['up_proj']['a'][index]
     assert np.array_equal(exported, found) == same
