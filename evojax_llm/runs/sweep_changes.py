@@ -33,6 +33,8 @@ from evojax_llm.runs.run_config import RunConfig
 
 Change = Mapping[str, Any]
 _LONGEST_NAME = 120
+# What stands between commas that are outside of brackets and quotes.
+_ITEM = re.compile(r'(?:[^,(\["\']|\(.*?\)|\[.*?\]|".*?"|\'.*?\')+')
 _FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
@@ -89,13 +91,11 @@ def draws(
     seed: of the draws.
   """
   chance = random.Random(seed)
-  return [
-    {
-      field: source(chance) if callable(source) else chance.choice(source)
-      for field, source in fields.items()
-    }
-    for _ in range(count)
-  ]
+
+  def draw(source):
+    return source(chance) if callable(source) else chance.choice(source)
+
+  return [{f: draw(s) for f, s in fields.items()} for _ in range(count)]
 
 
 def uniform(low: float, high: float) -> Callable[[random.Random], float]:
@@ -132,33 +132,27 @@ def parse(
   Raises:
     UserError: there is no such field, or a value is not of its type.
   """
-  parts = []
+  parts: dict[str, list[Change]] = {}
   for part in filter(None, (part.strip() for part in text.split(';'))):
     field, equals, listed = part.partition('=')
     field = field.strip()
-    if not equals or not listed.strip():
+    if not equals or not listed.strip() or field in parts:
       raise UserError(
-        f"Got {what} with {part!r}; expected 'field=value,value', and ';' "
-        'between fields.'
+        f"Got {what} with {part!r}; expected 'field=value,value' once for each "
+        "field, and ';' between them."
       )
-    if any(field in change for done in parts for change in done[:1]):
-      raise UserError(f'Got {what} with {field!r} twice; expected it once.')
     group, name = _find(config, field)
-    given = []
-    for item in re.findall(
-      r'(?:[^,(\["\']|\(.*?\)|\[.*?\]|".*?"|\'.*?\')+', listed
-    ):
-      bounds = re.fullmatch(r'\s*(-?\d+)\.\.(-?\d+)\s*', item)
+    given: list[Any] = []
+    for item in map(str.strip, _ITEM.findall(listed)):
+      bounds = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', item)
       if bounds and group.get_type(name) in (int, float):
         given += range(int(bounds[1]), int(bounds[2]) + 1)
       else:
-        given.append(_value(item.strip(), group, name, f'{what} with {field}'))
-    parts.append(values(field, *given))
-  if not parts or not all(parts):
-    raise UserError(
-      f'Got {what}={text!r}; expected values of a field at least.'
-    )
-  return product(*parts)
+        given.append(_value(item, group, name, f'{what} with {field}'))
+    parts[field] = values(field, *given)
+  if not parts or not all(parts.values()):
+    raise UserError(f'Got {what}={text!r}; expected values of a field.')
+  return product(*parts.values())
 
 
 def apply(
@@ -173,14 +167,12 @@ def apply(
   for field, value in change.items():
     group, name = _find(config, field)
     if isinstance(value, Mapping):
-      group[name] = config_dict.ConfigDict(value)
-      continue
+      value = config_dict.ConfigDict(value)
     try:
       group[name] = value
     except (TypeError, ValueError) as error:
-      raise UserError(
-        f'Got {field}={value!r}: {" ".join(str(error).split())}'
-      ) from error
+      text = ' '.join(str(error).split())
+      raise UserError(f'Got {field}={value!r}: {text}') from error
   return config
 
 
@@ -196,9 +188,7 @@ def _find(
     known = fields(config)
     # A name without what stands before it is the likeliest mistake.
     same = [other for other in known if other.split('.')[-1] == name]
-    hint = lookup.did_you_mean(field, known)
-    if same:
-      hint = f' Did you mean {same[0]!r}?'
+    hint = lookup.did_you_mean(same[0] if same else field, known)
     raise UserError(
       f'Got a sweep over {field!r}, which the configuration does not have; '
       f'expected a field such as seed or strategy.population.{hint}'
@@ -210,10 +200,11 @@ def fields(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns the values of a configuration by their whole names."""
   found = {}
   for name, value in config.items():
-    if isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value):
-      found |= fields(value, f'{prefix}{name}.')
-    else:
-      found[prefix + name] = value
+    nests = isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value)
+    inner = (
+      fields(value, f'{prefix}{name}.') if nests else {prefix + name: value}
+    )
+    found |= inner
   return found
 
 
@@ -329,8 +320,7 @@ def names(changes: Sequence[Change]) -> list[str]:
   Raises:
     UserError: two changes differ in nothing that a name shows.
   """
-  swept = list(dict.fromkeys(field for change in changes for field in change))
-  short = short_names(swept)
+  short = short_names(list(dict.fromkeys(itertools.chain(*changes))))
   made: dict[str, Change] = {}
   for change in changes:
     name = ','.join(f'{short[f]}={_shown(v)}' for f, v in change.items())
@@ -347,13 +337,11 @@ def short_names(swept: Sequence[str]) -> dict[str, str]:
   """Returns the shortest ends of dotted names that tell them apart."""
   short = {}
   for field in swept:
-    parts = field.split('.')
-    for length in range(1, len(parts) + 1):
-      end = parts[-length:]
-      same = [f for f in swept if f.split('.')[-length:] == end]
-      if len(same) == 1:
-        break
-    short[field] = '.'.join(end)
+    parts, length = field.split('.'), 1
+    others = [f.split('.') for f in swept if f != field]
+    while any(other[-length:] == parts[-length:] for other in others):
+      length += 1
+    short[field] = '.'.join(parts[-length:])
   return short
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
+import json
 import statistics
 from typing import Any
 
@@ -28,13 +29,14 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
   summaries = {name: folder.summary(name) for name in folder.trials}
   rows, groups = [], {}
   for name, trial in folder.trials.items():
-    error, changes = folder.error(name), dict(trial.changes)
+    error = folder.error(name)
     missing = 'failed' if error else 'unfinished'
     status = 'finished' if summaries[name] else missing
     row = {'name': name, 'changes': trial.changes, 'status': status}
     rows.append({**row, 'error': error})
-    changes.pop('seed', None)
-    groups.setdefault(repr(changes), (changes, []))[1].append(name)
+    changes = {f: v for f, v in trial.changes.items() if f != 'seed'}
+    key = json.dumps(changes, sort_keys=True)
+    groups.setdefault(key, (changes, []))[1].append(name)
   names = sweep_changes.names([changes for changes, _ in groups.values()])
   settings = []
   for name, (changes, trials) in zip(names, groups.values(), strict=True):
@@ -49,12 +51,9 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
     for one in settings
     if one['runs'] and one['dev']['mean'] is not None
   }
-  done = [one for one in summaries.values() if one]
-  baselines = [
-    row
-    for row in over_seeds('', dict(enumerate(done)))['rows']
-    if row['name'] in _LEVELS
-  ]
+  everything = dict(enumerate(filter(None, summaries.values())))
+  everything = over_seeds('', everything)['rows']
+  baselines = [row for row in everything if row['name'] in _LEVELS]
   if any(row['dev']['lowest'] != row['dev']['highest'] for row in baselines):
     baselines = []  # of several draws or tasks
   summary = record.plain(
@@ -80,20 +79,17 @@ def table(summary: Mapping[str, Any]) -> str:
   short = sweep_changes.short_names(swept)
   splits = [s for s in SPLITS if any(s in one for one in settings)]
   lines = [[*short.values(), 'runs', *_head(splits), 'evaluations', 'seconds']]
-  if not swept:
-    lines[0].insert(0, '')
+  lines[0].insert(0, '')
   for one in settings:
-    labels = [str(one['changes'].get(field, '-')) for field in swept] or ['']
-    labels[0] += ' (best on dev)' if one['name'] == summary['best'] else ''
+    labels = ['best on dev' if one['name'] == summary['best'] else '']
+    labels += [str(one['changes'].get(field, '-')) for field in swept]
     cost = ['-', '-']
     if one['runs']:
-      cost = [
-        f'{statistics.mean(one["evaluations"]):.0f}',
-        f'{statistics.median(one["seconds"]):.1f}',
-      ]
+      cost = [f'{statistics.mean(one["evaluations"]):.0f}']
+      cost += [f'{statistics.median(one["seconds"]):.1f}']
     lines.append([*labels, str(one['runs']), *_cells(one, splits), *cost])
   for row in summary['baselines']:
-    blank = [''] * max(len(swept), 1)
+    blank = [''] * (len(swept) + 1)
     lines.append([row['name'], *blank, *_cells(row, splits), '', ''])
   return report.aligned(lines)
 

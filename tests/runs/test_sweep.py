@@ -118,7 +118,7 @@ def test_the_table_has_mean_spread_and_best(swept):
     'scaled average',
   ]
   text = (result.path / 'summary.md').read_text()
-  assert result.table in text and text.count('(best on dev)') == 1
+  assert result.table in text and text.count('| best on dev ') == 1
   assert (result.path / 'sigma.png').stat().st_size > 0
 
 

@@ -55,7 +55,7 @@ def test_text_is_the_product_of_values_of_the_types_of_their_fields(config):
     ('strategy.options.rescore=2', 'expected values of type bool'),
     ('seed', "expected 'field=value,value'"),
     ('seed=', "expected 'field=value,value'"),
-    ('seed=1;seed=2', "'seed' twice"),
+    ('seed=1;seed=2', 'once for each field'),
     ('seed=4..0', 'expected values of a field'),
     ('', 'expected values of a field'),
   ],
