@@ -91,7 +91,7 @@ class State(succession_round.State):
   scored: jax.Array
 
 
-class ModelSwarms(base.Strategy):
+class ModelSwarms(succession_round.Moving):
   """A swarm of P particles; every ask moves all of them."""
 
   declared = (Params, Options)
@@ -198,7 +198,3 @@ class ModelSwarms(base.Strategy):
     return succession_round.replace(
       population, fitness, state, kept=jnp.full((members,), jnp.nan)
     )
-
-  def _constrain(self, state):
-    state = super()._constrain(state)
-    return state.replace(velocity=self._constrain_population(state.velocity))
