@@ -116,7 +116,7 @@ class ModelSwarms(succession_round.Moving):
       ValueError: if an option is unknown or out of range.
     """
     own, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, Params)
+    options_lib.check(self._values, *self.declared)
     super().__init__(
       population_size,
       population_size,

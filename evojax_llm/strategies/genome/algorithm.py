@@ -150,7 +150,7 @@ class Genome(succession_round.Moving):
       succession_round.Options, options
     )
     own, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, Params)
+    options_lib.check(self._values, *self.declared)
     self.crossover = self.variation.crossover()
     self._merge_values = crossover.parameters(
       self.variation.merge, own.merge_parameters
