@@ -62,10 +62,6 @@ class Scores:
 
     return jax.tree.map(masked, self)
 
-  def take(self, indices: jax.Array) -> 'Scores':
-    """Scores of the members at some indices."""
-    return jax.tree.map(lambda leaf: leaf[indices], self)
-
 
 @flax.struct.dataclass
 class State:
@@ -185,16 +181,13 @@ class Strategy(abc.ABC):
     scores: Scores,
     params: Any,
   ) -> Any:
-    """Starts from a scored population.
+    """Returns the state of a scored population; its members are 0, 1, ...
 
     Args:
       key: () typed key.
       population: leaves (population_size, ...).
       scores: of its members.
       params: hyperparameters.
-
-    Returns:
-      State; members have the ids 0, 1, ...
 
     Raises:
       ValueError: if the sizes are not population_size, the strategy cannot
@@ -269,7 +262,7 @@ class Strategy(abc.ABC):
     state: Any,
     params: Any,
   ) -> Any:
-    """Decides what lives on.
+    """Returns the next state: decides what lives on.
 
     Args:
       key: () typed key.
@@ -277,9 +270,6 @@ class Strategy(abc.ABC):
       scores: of these; those of empty slots do not matter.
       state: from that ask; its buffers are given up.
       params: hyperparameters.
-
-    Returns:
-      The next state.
 
     Raises:
       ValueError: if the strategy needs scores that are missing.

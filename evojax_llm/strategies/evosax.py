@@ -152,7 +152,7 @@ class EvosaxStrategy(base.Strategy):
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(
           f'Got a population of {population_size} for {algorithm!r}, which '
-          f'evosax refuses: {reason}'
+          f'evosax refuses ({reason}). Give it more members.'
         ) from error
 
   @classmethod

@@ -146,7 +146,7 @@ class LowRankES(base.Strategy):
         f'Got sigma {values["sigma"]}; expected more than 0, as the step is '
         'divided by it.'
       )
-    options_lib.check(values, Params)
+    options_lib.check(values, *self.declared)
     super().__init__(population_size, members + 1, OPERATORS)
     self.optimizer = _OPTIMIZERS[self.options.optimizer]()
     self._values = values

@@ -91,7 +91,7 @@ class State(succession_round.State):
   scored: jax.Array
 
 
-class ModelSwarms(base.Strategy):
+class ModelSwarms(succession_round.Moving):
   """A swarm of P particles; every ask moves all of them."""
 
   declared = (Params, Options)
@@ -116,7 +116,7 @@ class ModelSwarms(base.Strategy):
       ValueError: if an option is unknown or out of range.
     """
     own, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, Params)
+    options_lib.check(self._values, *self.declared)
     super().__init__(
       population_size,
       population_size,
@@ -198,7 +198,3 @@ class ModelSwarms(base.Strategy):
     return succession_round.replace(
       population, fitness, state, kept=jnp.full((members,), jnp.nan)
     )
-
-  def _constrain(self, state):
-    state = super()._constrain(state)
-    return state.replace(velocity=self._constrain_population(state.velocity))

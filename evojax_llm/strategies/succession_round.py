@@ -64,6 +64,14 @@ class State(base.State):
   run_blend: jax.Array | None
 
 
+class Moving(base.Strategy):
+  """Base of strategies whose members move."""
+
+  def _constrain(self, state):
+    state = super()._constrain(state)
+    return state.replace(velocity=self._constrain_population(state.velocity))
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """How a step is made; the defaults are the papers' algorithms."""

@@ -107,7 +107,7 @@ class Options(base.Options):
   )
 
 
-class Genome(base.Strategy):
+class Genome(succession_round.Moving):
   """GENOME, with succession GENOME+.
 
   Slots of one ask: P // 2 children, then the mutated copies of members and
@@ -150,7 +150,7 @@ class Genome(base.Strategy):
       succession_round.Options, options
     )
     own, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, Params)
+    options_lib.check(self._values, *self.declared)
     self.crossover = self.variation.crossover()
     self._merge_values = crossover.parameters(
       self.variation.merge, own.merge_parameters
@@ -318,7 +318,3 @@ class Genome(base.Strategy):
     return jax.lax.cond(
       self.is_succession(state.generation), replace, vary_moving
     )
-
-  def _constrain(self, state):
-    state = super()._constrain(state)
-    return state.replace(velocity=self._constrain_population(state.velocity))

@@ -137,7 +137,7 @@ def test_personal_bests_stay_behind_after_a_bad_move():
   state = problems.start(strategy)
   first = values(state.population)
   ((members, _, _, after),) = problems.play(
-    strategy, state, 1, score=lambda m: jnp.ones(strategy.num_proposals)
+    strategy, state, 1, score=lambda m: -jnp.ones(strategy.num_proposals)
   )
   np.testing.assert_array_equal(values(after.memory.personal), first)
   np.testing.assert_array_equal(after.memory.personal_ids, np.arange(P))
