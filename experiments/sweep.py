@@ -52,7 +52,9 @@ _SLURM = flags.DEFINE_boolean('slurm', False, 'Submit jobs to Slurm.')
 _OPTIONS = {
   'slurm_partition': flags.DEFINE_string('slurm_partition', None, 'Of a job.'),
   'slurm_account': flags.DEFINE_string('slurm_account', None, 'Of a job.'),
-  'timeout_min': flags.DEFINE_integer('slurm_time', None, 'Minutes of a job.'),
+  'timeout_min': flags.DEFINE_integer(
+    'slurm_time', None, 'Minutes of a job; 240.'
+  ),
   'gpus_per_node': flags.DEFINE_integer('slurm_gpus', None, 'Of a job.'),
   'cpus_per_task': flags.DEFINE_integer('slurm_cpus', None, 'Of a job.'),
   'mem_gb': flags.DEFINE_integer('slurm_memory', None, 'GiB of a job.'),

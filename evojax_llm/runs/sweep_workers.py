@@ -27,6 +27,8 @@ from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.runs.sweep_changes import Trial
 
 INDEX, ERROR, SUMMARY = 'sweep.json', 'error.txt', 'summary.json'
+# Of a job where nothing is said; submitit's own five are too few.
+_MINUTES = 240
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
@@ -207,7 +209,7 @@ def submit(
     raise UserError(
       'Jobs need submitit: pip install "evojax_llm[slurm]".'
     ) from error
-  options = dict(options)
+  options = {'timeout_min': _MINUTES, **options}
   cluster = options.pop('cluster', 'slurm')
   refused = NameError, RuntimeError, TypeError, ValueError
   with errors.as_user_error(*refused, what='jobs'):
