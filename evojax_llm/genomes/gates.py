@@ -55,6 +55,21 @@ class GateSpace:
     """The N experts as genomes: the unit vectors."""
     return {COEFFICIENTS: jnp.eye(len(self.names), dtype=jnp.float32)}
 
+  def sample(
+    self,
+    key: jax.Array,
+    concentration: float = 1.0,
+    low: float = 0.0,
+    high: float = 4.0,
+  ) -> stack.Genome:
+    """Draws a Dirichlet mix of the experts times a mass ~ U(low, high)."""
+    mix_key, mass_key = jax.random.split(key)
+    mix = jax.random.dirichlet(
+      mix_key, jnp.full((len(self.names),), concentration, jnp.float32)
+    )
+    mass = jax.random.uniform(mass_key, (), jnp.float32, low, high)
+    return {COEFFICIENTS: mix * mass}
+
   def initial(
     self, recipe: Sequence[initial.Entry], size: int, seed_key: jax.Array
   ) -> initial.Initial:

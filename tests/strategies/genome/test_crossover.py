@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from evojax_llm.strategies.genome import crossover
@@ -33,9 +34,9 @@ GENOMES = {
 
 
 def children(strategy, members):
-  costs = jnp.linspace(-1.0, -0.2, P)
+  scores = base.Scores(jnp.linspace(1.0, 0.2, P))
   params = strategy.default_params
-  state = strategy.init(problems.KEY, members, costs, params)
+  state = strategy.init(problems.KEY, members, scores, params)
   made, asked = strategy.ask(problems.KEY, state, params)
   half = strategy.num_children
   return jax.tree.map(lambda leaf: np.asarray(leaf[:half]), made), asked
@@ -55,8 +56,8 @@ def test_every_merge_of_two_fits_every_genome_or_says_why_not(merge):
     strategy.check_genome(one)
 
     def ask(members):
-      costs = jnp.zeros((P,))
-      state = strategy.init(problems.KEY, members, costs, params)
+      scores = base.Scores(jnp.zeros((P,)))
+      state = strategy.init(problems.KEY, members, scores, params)
       return strategy.ask(problems.KEY, state, params)[0]
 
     made = jax.eval_shape(ask, members)
@@ -116,7 +117,7 @@ def test_hyperparameters_of_a_merge_recompile_nothing():
   strategy = algorithm.Genome(P, merge='ties', with_succession=False)
   members = problems.population(members=P)
   params = strategy.default_params
-  state = strategy.init(problems.KEY, members, problems.cost(members), params)
+  state = strategy.init(problems.KEY, members, problems.scores(members), params)
   one, _ = strategy.ask(problems.KEY, state, params)
   compiled = type(strategy)._ask._cache_size()
   thin = params.replace(merge=params.merge | {'density': jnp.float32(0.2)})
@@ -138,7 +139,9 @@ def test_hyperparameters_of_a_merge_recompile_nothing():
   ],
 )
 def test_weighings(weighing, wanted):
-  params = algorithm.make_params(cross_high=2.0, temperature=0.1)
+  params = base.make_params(
+    algorithm.Params, {'cross_high': 2.0, 'temperature': 0.1}
+  )
   weights = crossover.weigh(
     weighing, jnp.asarray([0.5, 0.25]), jnp.asarray([0.1, 0.3]), params
   )
@@ -147,7 +150,7 @@ def test_weighings(weighing, wanted):
 
 @pytest.mark.parametrize('weighing', crossover.WEIGHINGS)
 def test_weighings_bear_failures(weighing):
-  params = algorithm.make_params()
+  params = base.make_params(algorithm.Params, {})
   for fitness in ([np.nan, 0.5], [np.nan, np.nan], [0.0, 0.0], [-1.0, 2.0]):
     weights = crossover.weigh(
       weighing, jnp.asarray([0.5, 0.25]), jnp.asarray(fitness), params
@@ -182,13 +185,22 @@ def test_whole_weights_are_merged_by_what_they_change_of_the_base():
   one = jax.tree.map(lambda leaf: leaf[0], members)
   options = {'merge': 'task_arithmetic', 'weighing': 'equal'}
   with pytest.raises(ValueError, match='whole weights.*Give the base'):
-    registry.make_strategy('genome', P, one, **options)
-  base = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, one)
+    registry.make_strategy('genome', P, genome=one, **options)
+
+  class Space:
+    """A space of whole weights."""
+
+    def experts(self):
+      return members
+
+    def base(self):
+      return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, one)
+
+  base_genome = Space().base()
   strategy = registry.make_strategy(
     'genome',
     P,
-    one,
-    base=base,
+    Space(),
     merge_parameters={'lambda_': 3.0},
     cross_rate=1.0,
     **options,
@@ -196,7 +208,7 @@ def test_whole_weights_are_merged_by_what_they_change_of_the_base():
   made, asked = children(strategy, members)
   pairs = np.asarray(asked.proposal.parents[: P // 2])
   for child, start, leaf in zip(
-    *map(jax.tree.leaves, (made, base, members)), strict=True
+    *map(jax.tree.leaves, (made, base_genome, members)), strict=True
   ):
     mean = np.asarray(leaf)[pairs].mean(axis=1)
     np.testing.assert_allclose(
@@ -209,6 +221,6 @@ def test_the_configuration_names_what_merges_take():
     name for merge in TWO_PARENTS for name in MERGES[merge].parameters
   }
   options = {name for merge in TWO_PARENTS for name in MERGES[merge].options}
-  unset = genome_config.UNSET
-  assert set(unset['merge_parameters']) == parameters - {'weights', 't'}
-  assert set(unset['merge_options']) == options
+  config = genome_config.get_config().strategy.options
+  assert set(config.merge_parameters) == parameters - {'weights', 't'}
+  assert set(config.merge_options) == options
