@@ -58,8 +58,8 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-  """All items of a split.
+class PackedSplit:
+  """All items of a split, packed.
 
   Attributes:
     items: K lists of encoded items.
@@ -146,7 +146,7 @@ def pack(
   slots: Callable[[int, int], int],
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
-) -> Split:
+) -> PackedSplit:
   """Packs the items of all tasks into few shapes and puts them on the device.
 
   Args:
@@ -186,7 +186,7 @@ def pack(
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
     jobs.append(Job(batch, jax.device_put(arrays, sharding)))
-  return Split(
+  return PackedSplit(
     items=items,
     options=options,
     prompts=prompts,

@@ -17,14 +17,14 @@ import numpy as np
 from evojax_llm.engine.batches import by_bucket
 from evojax_llm.tasks.tokens import common_start
 
-# A common beginning is worth a program of its own from this length on.
-_WORTH_SHARING = 16
+# A common beginning has a program of its own from this length on.
+_SHORTEST_SHARED = 16
 # Prefixes are padded to a multiple, so that tasks may share a program.
 _PREFIX_STEP = 16
 # Prompts of a queue: what it makes is kept on the device for all of them.
 _MOST_PROMPTS = 4096
 # A refill reads a part of the slots: often enough to keep them busy, and with
-# enough tokens at a time to be worth a call.
+# enough tokens at a time to keep the device busy.
 _REFILL_SHARE = 4
 
 
@@ -92,7 +92,7 @@ class Queue:
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-  """Tokens that all prompts begin with and that are worth sharing, or 0.
+  """Returns how many tokens all prompts begin with; 0 for a few.
 
   Every prompt keeps one token of its own at least: the last one is read anew
   for the token that follows it.
@@ -100,7 +100,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
   if len(prompts) < 2:
     return 0
   length = min(common_start(prompts), min(map(len, prompts)) - 1)
-  return length if length >= _WORTH_SHARING else 0
+  return length if length >= _SHORTEST_SHARED else 0
 
 
 def pack_queues(
@@ -164,14 +164,14 @@ def _groups(prompts: Sequence[Prompt]) -> list[tuple[list[int], int]]:
   by_group: dict[int, list[int]] = {}
   for index, prompt in enumerate(prompts):
     by_group.setdefault(prompt.group, []).append(index)
-  rest, found = [], []
+  rest, groups = [], []
   for indices in by_group.values():
     shared = common_prefix([prompts[i].ids for i in indices])
     if shared:
-      found.append((indices, shared))
+      groups.append((indices, shared))
     else:
       rest += indices
-  return found + ([(rest, 0)] if rest else [])
+  return groups + ([(rest, 0)] if rest else [])
 
 
 def _parts(bucket: list[int]) -> list[list[int]]:

@@ -34,7 +34,7 @@ class Row:
     first: (N,) f64 weights u of the experts' A, and of all other leaves.
     second: (N,) f64 weights w of the experts' B.
     parents: indices of up to two parents, -1 where there is none: experts
-      0..N-1, then members of this population as N + place.
+      0..N-1, then members of this population as N + position.
     sigma: relative deviation of Gaussian noise put on it.
   """
 
@@ -86,7 +86,7 @@ def make_initial(
     seed_key: () typed key of the run.
 
   Raises:
-    ValueError: if an entry or its options are unknown, there are too few
+    ValueError: an entry or its options are unknown, there are too few
       experts, or the recipe ends before P.
   """
   rows = make_rows(stack.size(experts), recipe, size, seed_key)
@@ -110,17 +110,17 @@ def finish(
   """
   sigma = np.asarray([row.sigma for row in rows], np.float32)
   if np.any(sigma):
-    places = np.flatnonzero(sigma)
+    indices = np.flatnonzero(sigma)
     noisy = jax.vmap(
       lambda key, genome, s: mutation.gaussian(
         key, genome, s, 1.0, rounding='stochastic'
       )
     )(
-      keys.keys_for(seed_key, 0, jnp.asarray(places, jnp.int32), 'noise'),
-      stack.take(population, places),
-      jnp.asarray(sigma[places]),
+      keys.keys_for(seed_key, 0, jnp.asarray(indices, jnp.int32), 'noise'),
+      stack.take(population, indices),
+      jnp.asarray(sigma[indices]),
     )
-    population = stack.put(population, places, noisy)
+    population = stack.put(population, indices, noisy)
   return Initial(
     population=population,
     operators=tuple(row.operator for row in rows),
@@ -176,10 +176,40 @@ def _combine(experts, first, second, copied):
   return leaves.map_indexed(mix, experts)
 
 
+def random_mix(
+  key: jax.Array,
+  num_experts: int,
+  concentration: float = 1.0,
+  low: float = 0.0,
+  high: float = 4.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a mix (N,) f32 ~ Dirichlet and its mass () f32 ~ U(low, high)."""
+  mix_key, mass_key = jax.random.split(key)
+  mix = jax.random.dirichlet(
+    mix_key, jnp.full((num_experts,), concentration, jnp.float32)
+  )
+  return mix, jax.random.uniform(mass_key, (), jnp.float32, low, high)
+
+
+def sum_experts(
+  experts: stack.Population, first: jax.Array, second: jax.Array
+) -> stack.Genome:
+  """Returns one weighted sum of experts, as `combine` does for many.
+
+  Args:
+    experts: leaves (N, ...).
+    first: (N,) weights of all leaves but B.
+    second: (N,) weights of B.
+  """
+  none = jnp.full((1,), lineage.NO_MEMBER, jnp.int32)
+  made = _combine(experts, first[None], second[None], none)
+  return jax.tree.map(lambda leaf: leaf[0], made)
+
+
 def make_rows(
   num_experts: int, recipe: Sequence[Entry], size: int, seed_key: jax.Array
 ) -> list[Row]:
-  """The rows of `make_initial`, without making anybody."""
+  """Returns the rows of `make_initial` without making members."""
   if size < 1:
     raise ValueError(f'Got a population of {size}; expected at least one.')
   rows: list[Row] = []
@@ -216,16 +246,16 @@ def make_rows(
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-  """What a recipe sees: experts, the rows so far, and how many are missing."""
+  """Inputs of a recipe: experts, the rows so far, and how many are missing."""
 
   seed_key: jax.Array
   num_experts: int
   rows: tuple[Row, ...]
   missing: int
 
-  def uniform(self, place: int, purpose: str, count: int = 1) -> np.ndarray:
-    """(count,) draws in [0, 1) of the member at a place."""
-    key = keys.key_for(self.seed_key, 0, place, purpose)
+  def uniform(self, position: int, purpose: str, count: int = 1) -> np.ndarray:
+    """(count,) draws in [0, 1) of the member at a position."""
+    key = keys.key_for(self.seed_key, 0, position, purpose)
     return np.asarray(jax.random.uniform(key, (count,), jnp.float32), float)
 
   def expert(self, index: int) -> Row:
@@ -246,7 +276,7 @@ def expert_pairs(
   Ten experts make 45, so 40 members are 40 different pairs.
 
   Raises:
-    ValueError: if there are fewer than two experts.
+    ValueError: there are fewer than two experts.
   """
   if num_experts < 2:
     raise ValueError(
@@ -262,8 +292,8 @@ def _pairs(draw: _Draw) -> list[Row]:
   """Convex pairs with random normalised weights u = U1 / (U1 + U2)."""
   rows = []
   pairs = expert_pairs(draw.num_experts, draw.missing, draw.seed_key)
-  for place, (a, b) in enumerate(pairs, start=len(draw.rows)):
-    u = draw.uniform(place, 'pair weights', 2) + 1e-12
+  for position, (a, b) in enumerate(pairs, start=len(draw.rows)):
+    u = draw.uniform(position, 'pair weights', 2) + 1e-12
     weights = np.zeros(draw.num_experts)
     weights[[a, b]] = u / u.sum()
     rows.append(Row('pair', weights, weights, (a, b)))
@@ -274,7 +304,7 @@ def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
   """Children t x_a + (1 - t) x_b of a list that grows by them."""
 
   def make(draw: _Draw, low: float = low, high: float = high) -> list[Row]:
-    # With nobody there yet, the experts are parents without being members.
+    # Before the first member, experts that are no members are the parents.
     offset = draw.num_experts
     pool = [(offset + i, row) for i, row in enumerate(draw.rows)]
     pool = pool or [(n, row) for n, row in enumerate(_experts(draw))]
@@ -283,8 +313,8 @@ def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
         f'Got {len(pool)} possible parents for {name!r}; expected at least two.'
       )
     rows = []
-    for place in range(len(draw.rows), len(draw.rows) + draw.missing):
-      first, second, t = draw.uniform(place, name, 3)
+    for position in range(len(draw.rows), len(draw.rows) + draw.missing):
+      first, second, t = draw.uniform(position, name, 3)
       a = int(first * len(pool))
       b = (a + 1 + int(second * (len(pool) - 1))) % len(pool)
       t = low + (high - low) * t
@@ -296,7 +326,7 @@ def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
         (index_a, index_b),
       )
       rows.append(row)
-      pool.append((offset + place, row))
+      pool.append((offset + position, row))
     return rows
 
   return make

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize('space', ('coefficients', 'adapters'))
+@pytest.mark.parametrize('space', ('gates', 'adapters'))
 def test_they_run_by_name(
   space, tiny_gemma_folder, tiny_adapter_folders, tmp_path
 ):
