@@ -30,7 +30,7 @@ jax.config.update('jax_num_cpu_devices', 4)
 
 
 # Folders whose tests spend their time on compiling programs that run once.
-_COMPILED_ONCE = ('models', 'operators', 'pocket')
+_COMPILED_ONCE = ('models',)
 
 
 @pytest.fixture(scope='module', autouse=True)
