@@ -189,7 +189,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
       scores = (f'{score:.4g}' for score in row['tasks'].values())
       lines.append([str(row['id']), *scores])
     paragraphs.append('Members that no other one beats on all tasks:')
-    paragraphs.append(_aligned(lines))
+    paragraphs.append(aligned(lines))
   if ledger := summary.get('ledger'):
     saved = ledger['items_saved']
     seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
