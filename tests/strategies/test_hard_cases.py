@@ -47,8 +47,17 @@ STRATEGIES = {
 @functools.cache
 def make(row):
   name, options = STRATEGIES[row]
-  one = jax.tree.map(lambda leaf: leaf[0], problems.population(members=P))
-  return registry.make_strategy(name, P, genome=one, **options)
+  return registry.make_strategy(name, P, Space(), **options)
+
+
+class Space:
+  """Adapters, whose base is zero."""
+
+  def experts(self):
+    return problems.population(members=P)
+
+  def base(self):
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), self.experts())
 
 
 def start(strategy, score):

@@ -150,7 +150,7 @@ def children(
     pairs: (C, 2) i32 slots of the parents.
     weights: (C, 2) f32 of the parents.
     values: hyperparameters of the merge, from `parameters`.
-    base: genome of the base; zeros by default.
+    base: genome of the base, for a merge that needs it.
 
   Returns:
     Leaves (C, ...).
@@ -163,8 +163,6 @@ def children(
     given['t'] = weights[:, 1]
   if not method.needs_base:
     base = None
-  elif base is None:
-    base = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population)
   draws = keys.keys_for(key, generation, ids, 'merge') if method.draws else None
   return lift.population(
     crossover.merge,

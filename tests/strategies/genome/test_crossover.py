@@ -33,6 +33,10 @@ GENOMES = {
 }
 
 
+def base_of(members):
+  return jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), members)
+
+
 def children(strategy, members):
   scores = base.Scores(jnp.linspace(1.0, 0.2, P))
   params = strategy.default_params
@@ -68,10 +72,16 @@ def test_every_merge_of_two_fits_every_genome_or_says_why_not(merge):
 
 @pytest.mark.parametrize('merge', ('dare_ties', 'slerp', 'uniform_layer'))
 def test_children_are_finite_and_their_own(merge):
+  members = problems.population(members=P)
   strategy = algorithm.Genome(
-    P, merge=merge, with_succession=False, cross_rate=1.0, mutation_rate=0.0
+    P,
+    merge=merge,
+    merge_base=base_of(members),
+    with_succession=False,
+    cross_rate=1.0,
+    mutation_rate=0.0,
   )
-  made, asked = children(strategy, problems.population(members=P))
+  made, asked = children(strategy, members)
   assert int(asked.proposal.filled.sum()) == P // 2
   for leaf in jax.tree.leaves(made):
     assert np.all(np.isfinite(leaf))
@@ -81,16 +91,17 @@ def test_children_are_finite_and_their_own(merge):
 def test_ties_of_adapters_is_the_published_one():
   # GENOME's released code: 0.7 of each parent by magnitude, the sign of their
   # sum, and a weighted sum divided by how many have that sign.
+  members = problems.population(members=P)
   strategy = algorithm.Genome(
     P,
     merge='ties',
+    merge_base=base_of(members),
     merge_options={'normalize': 'count', 'election': 'unweighted'},
     merge_parameters={'density': 0.7, 'epsilon': None},
     weighing='fitness',
     with_succession=False,
     cross_rate=1.0,
   )
-  members = problems.population(members=P)
   made, asked = children(strategy, members)
   fitness = np.linspace(1.0, 0.2, P)
   pairs = np.asarray(asked.proposal.parents[: P // 2])
@@ -115,8 +126,10 @@ def test_ties_of_adapters_is_the_published_one():
 
 
 def test_hyperparameters_of_a_merge_recompile_nothing():
-  strategy = algorithm.Genome(P, merge='ties', with_succession=False)
   members = problems.population(members=P)
+  strategy = algorithm.Genome(
+    P, merge='ties', merge_base=base_of(members), with_succession=False
+  )
   params = strategy.default_params
   state = strategy.init(problems.KEY, members, problems.scores(members), params)
   one, _ = strategy.ask(problems.KEY, state, params)
