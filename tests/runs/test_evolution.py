@@ -157,27 +157,15 @@ def test_all_members_failing_is_an_error_with_the_reason():
     run(Score(fails_above=-np.inf))
 
 
-def test_of_equals_the_elder_stays_best():
-  def flat(population, members):
-    fitness = np.full(len(members), 0.5, np.float32)
-    return types.SimpleNamespace(
-      fitness=fitness,
-      task_scores=fitness[:, None],
-      reasons=[None] * len(members),
-    )
+def flat(population, members):
+  return np.full(len(members), 0.5, np.float32)
 
+
+def test_of_equals_the_elder_stays_best():
   assert run(flat)[-1][1].best_id == 0
 
 
 def test_patience_ends_a_run_that_stands_still():
-  def flat(population, members):
-    fitness = np.full(len(members), 0.5, np.float32)
-    return types.SimpleNamespace(
-      fitness=fitness,
-      task_scores=fitness[:, None],
-      reasons=[None] * len(members),
-    )
-
   assert run(flat, patience=3)[-1][1].number == 3
 
 
@@ -359,49 +347,6 @@ def test_without_the_best_kept_generations_are_whole():
   assert all(g.scored == len(g.ids) for _, g in rounds)
   assert search.stop == 'evaluations'
   assert 40 - P < rounds[-1][1].evaluations == sum(map(len, score.calls)) <= 40
-
-
-def test_a_search_that_proposes_nothing_ends():
-  strategy = Genome(P, with_succession=False, mutation_rate=0.0, cross_rate=0.0)
-  search = evolution.evolve(
-    strategy, None, of_x, population=make_population(), evaluations=P + 1
-  )
-  assert list(search)[-1][1].number == 10 * (P + 1)
-  assert search.stop == 'generations'
-
-
-def test_tokens_and_seconds_end_a_search(monkeypatch):
-  tokens = []
-
-  def score(population, which):
-    tokens.extend(which)
-    return of_x(population, which)
-
-  search = evolution.evolve(
-    make_strategy(),
-    None,
-    score,
-    population=make_population(),
-    tokens=2 * P,
-    count_tokens=lambda: len(tokens),
-  )
-  assert len(list(search)) == 2 and search.stop == 'tokens'
-  clock = iter(range(100))
-  monkeypatch.setattr(evolution.time, 'monotonic', lambda: next(clock))
-  search = evolution.evolve(
-    make_strategy(), None, of_x, population=make_population(), seconds=3
-  )
-  assert len(list(search)) == 3 and search.stop == 'seconds'
-
-
-@pytest.mark.parametrize(
-  'limits, message', [({}, 'no limit'), ({'tokens': 5}, 'count_tokens')]
-)
-def test_a_search_needs_a_limit(limits, message):
-  with pytest.raises(ValueError, match=message):
-    evolution.evolve(
-      make_strategy(), None, of_x, population=make_population(), **limits
-    )
 
 
 def test_members_are_refined_before_they_are_scored():
