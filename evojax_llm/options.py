@@ -77,7 +77,10 @@ class Option:
       wanted = self.allowed or (
         'a finite number' if finite else self.kind.__name__
       )
-      raise ValueError(f'Got {self.name} {value!r}; expected {wanted}.')
+      raise ValueError(
+        f'Got {self.name} {value!r}; expected {wanted}.'
+        f'{did_you_mean(value, map(str, self.choices))}'
+      )
 
 
 def option(

@@ -157,27 +157,15 @@ def test_all_members_failing_is_an_error_with_the_reason():
     run(Score(fails_above=-np.inf))
 
 
-def test_of_equals_the_elder_stays_best():
-  def flat(population, members):
-    fitness = np.full(len(members), 0.5, np.float32)
-    return types.SimpleNamespace(
-      fitness=fitness,
-      task_scores=fitness[:, None],
-      reasons=[None] * len(members),
-    )
+def flat(population, members):
+  return np.full(len(members), 0.5, np.float32)
 
+
+def test_of_equals_the_elder_stays_best():
   assert run(flat)[-1][1].best_id == 0
 
 
 def test_patience_ends_a_run_that_stands_still():
-  def flat(population, members):
-    fitness = np.full(len(members), 0.5, np.float32)
-    return types.SimpleNamespace(
-      fitness=fitness,
-      task_scores=fitness[:, None],
-      reasons=[None] * len(members),
-    )
-
   assert run(flat, patience=3)[-1][1].number == 3
 
 
