@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from typing import Any
@@ -44,7 +45,7 @@ Score = Callable[[Any, np.ndarray], Any]
 
 
 class EvolutionError(RuntimeError):
-  """A run that cannot go on: not one member could be scored."""
+  """No member of the initial population could be scored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,7 @@ class Search:
   """A search: iterate over it for (state, generation) after each generation.
 
   Attributes:
-    stop: what ended it: 'generations', 'evaluations', 'tokens', 'seconds' or
-      'patience'; None as long as it goes on.
+    stop: the limit that ended it, as `evolve` names it; None until then.
   """
 
   def __init__(self, rounds: Iterator[Any]):
@@ -126,8 +126,8 @@ def evolve(
 
   Args:
     strategy: see `strategies.base`.
-    space: genomes.space.Space that makes the initial population; not used, and
-      may be None, where `population` or `state` is given.
+    space: genomes.space.Space that makes the initial population; may be None
+      where `population` or `state` is given.
     score: scores members of a population on `dev`; NaN where one failed.
     population: the initial population, leaves (P, ...); given up.
     params: the strategy's hyperparameters; its default by default.
@@ -143,9 +143,9 @@ def evolve(
     patience: generations without a new best.
     state: where to go on; None to begin. Its evaluations count.
     redraw: called with the number of each generation but the first, it has
-      `score` use other items from then on. Members that are alive or remembered
-      are then scored again before any is proposed, so that fitness compares
-      within a generation (as EvoMerge does, arXiv 2402.00070).
+      `score` use other items. Members that are alive or remembered are scored
+      again before any is proposed, so that fitness compares within a generation
+      (as EvoMerge does, arXiv 2402.00070).
     refine: refine(members, which, key) returns the members (M, ...) of an ask
       with those at the indices `which` improved, for instance by gradient
       steps. It must leave the buffers of `members` alone.
@@ -223,16 +223,15 @@ class _Limits:
       return 'generations'
     if self.left(state) == 0:
       return 'evaluations'
+    stale = generation - int(state.strategy.memory.best_generation)
+    if self._patience is not None and stale >= self._patience:
+      return 'patience'
     if self._tokens is not None:
       if self._count() - self._before >= self._tokens:
         return 'tokens'
     if self._seconds is not None:
       if time.monotonic() - self._began >= self._seconds:
         return 'seconds'
-    if self._patience is not None:
-      born = int(state.strategy.memory.best_generation)
-      if generation - born >= self._patience:
-        return 'patience'
     return None
 
 
@@ -276,9 +275,7 @@ class _Loop:
     while not (stop := self.limits.reached(state)):
       number = state.generation + jnp.int32(1)
 
-      def key(purpose, number=number):
-        return keys.key_for(seed_key, number, lineage.NO_MEMBER, purpose)
-
+      key = functools.partial(keys.key_for, seed_key, number, lineage.NO_MEMBER)
       if self.redraw is not None:
         with self.phase('score'):
           state = self._rescored(state, int(number))
@@ -336,12 +333,8 @@ class _Loop:
       )
     items = None
     if self.strategy.sees == 'items':
-      items = _pad(
-        np.concatenate(
-          [t.values if t.maximise else -t.values for t in found.tasks], axis=1
-        ),
-        missing,
-      )
+      values = [t.values if t.maximise else -t.values for t in found.tasks]
+      items = _pad(np.concatenate(values, axis=1), missing)
     return _Scored(
       _pad(fitness, missing),
       _pad(tasks, missing),
@@ -362,12 +355,10 @@ class _Loop:
 
     tasks = spread(scored.tasks)
     return base.Scores(
-      spread(scored.fitness), self._oriented(tasks), spread(scored.items)
+      spread(scored.fitness),
+      run_state.oriented(tasks, self.maximise),
+      spread(scored.items),
     )
-
-  def _oriented(self, tasks):
-    """Task scores (..., K) to fitness on each task, and back."""
-    return run_state.oriented(tasks, self.maximise)
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""
@@ -399,7 +390,7 @@ class _Loop:
       mean_fitness=np.float32(alive.mean() if alive.size else np.nan),
       best_id=int(memory.best_id),
       best_fitness=np.float32(memory.best_fitness),
-      best_task_scores=self._oriented(memory.best_tasks),
+      best_task_scores=run_state.oriented(memory.best_tasks, self.maximise),
       evaluations=int(state.evaluations),
       scored=scored.count,
     )
@@ -410,10 +401,8 @@ class _Scored:
   """Scores of M members on the host, of which the last may not be scored.
 
   Attributes:
-    fitness: (M,) f32.
-    tasks: (M, K) f32, as the tasks have them.
+    fitness, tasks, reasons: as in `Generation`.
     items: (M, I) f32, maximised, where the strategy sees them.
-    reasons: why a member failed, or None.
     count: members that were scored.
   """
 

@@ -208,7 +208,7 @@ def _static(config: RunConfig, params: Any) -> Any:
   """What a strategy's programs are made from: all but its hyperparameters."""
   arrays = {field.name for field in dataclasses.fields(params)}
   options = config.strategy.options
-  static = {k: v for k, v in options.items() if k not in arrays}
+  static = sorted((k, v) for k, v in options.items() if k not in arrays)
   return config.strategy.name, config.strategy.population, static
 
 

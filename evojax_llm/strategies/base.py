@@ -155,13 +155,9 @@ class Strategy(abc.ABC):
   def for_space(
     cls, population_size: int, space: Any, genome: Any, **options: Any
   ) -> 'Strategy':
-    """Makes the strategy for a genome space; see `registry.make_strategy`.
+    """Makes the strategy for a space, which may be None, and its genomes.
 
-    Args:
-      population_size: members of the initial population.
-      space: a genomes.space.Space, or None where only a genome is known.
-      genome: one genome, or its shapes and types; None where not known.
-      **options: of the constructor.
+    See `registry.make_strategy`; options are those of the constructor.
     """
     del space
     strategy = cls(population_size, **options)
@@ -201,12 +197,7 @@ class Strategy(abc.ABC):
         'strategy was made with.'
       )
     self._check_scores(scores)
-    self.check_genome(
-      jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-        population,
-      )
-    )
+    self.check_genome(jax.eval_shape(lambda: stack.take(population, 0)))
     return self._begin(key, population, scores, params)
 
   @functools.partial(jax.jit, static_argnames=('self',))
@@ -235,15 +226,13 @@ class Strategy(abc.ABC):
     """Proposes members to score.
 
     Args:
-      key: () typed key; the generation is folded in, so the run's seed key
-        may be given every time.
+      key: () typed key; the generation is folded in.
       state: from `init` or `tell`.
       params: hyperparameters.
 
     Returns:
-      Members (M, ...) and a state whose `proposal` describes them. What an ask
-      leaves alone, the population first of all, is shared with `state`, so
-      `tell` gives up both.
+      Members (M, ...) and a state whose `proposal` describes them. It shares
+      what an ask leaves alone with `state`, so `tell` gives up both.
     """
     proposals, changes = self._ask(key, state, params)
     return proposals, state.replace(**changes)
@@ -283,16 +272,9 @@ class Strategy(abc.ABC):
   def _tell(self, key, population, scores, state, params):
     proposal, generation = state.proposal, state.generation + 1
     scores = scores.where(proposal.filled)
-    state = state.replace(
-      memory=succession.remember_extremes(
-        state.memory,
-        population,
-        scores.fitness,
-        proposal.ids,
-        scores.tasks,
-        generation,
-      ),
-    )
+    known = (scores.fitness, proposal.ids, scores.tasks, generation)
+    memory = succession.remember_extremes(state.memory, population, *known)
+    state = state.replace(memory=memory)
     state = self._succeed(key, population, scores, state, params)
     return self._constrain(
       state.replace(
@@ -335,19 +317,15 @@ class Strategy(abc.ABC):
     def at(index):
       return jax.tree.map(lambda leaf: leaf[index], genomes)
 
-    best = jnp.argmax(jnp.where(jnp.isnan(fitness), -jnp.inf, fitness))
-    worst = jnp.argmin(jnp.where(jnp.isnan(fitness), jnp.inf, fitness))
+    best = jnp.argmax(jnp.nan_to_num(fitness, nan=-jnp.inf))
+    worst = jnp.argmin(jnp.nan_to_num(fitness, nan=jnp.inf))
     same = ids[best] == memory.best_id
     changes = {}
     if memory.personal is not None:
       own = jnp.arange(alive)
       past = own + alive + 2
-      chosen = jnp.where(
-        jnp.nan_to_num(fitness[own], nan=-jnp.inf)
-        > jnp.nan_to_num(fitness[past], nan=-jnp.inf),
-        own,
-        past,
-      )
+      known = jnp.nan_to_num(fitness, nan=-jnp.inf)
+      chosen = jnp.where(known[own] > known[past], own, past)
       changes = {
         'personal': at(chosen),
         'personal_fitness': fitness[chosen],
@@ -373,10 +351,7 @@ class Strategy(abc.ABC):
     )
 
   def check_genome(self, genome: stack.Genome) -> None:
-    """Refuses genomes that this strategy cannot work on.
-
-    Args:
-      genome: one genome, or its shapes and types.
+    """Refuses a genome, or its shapes, that the strategy cannot work on.
 
     Raises:
       ValueError: saying why.

@@ -9,11 +9,6 @@ from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.runs import checkpoint
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
 
 def test_a_finished_run_is_shown_and_not_run_again(
   finished, settings, capsys, monkeypatch

@@ -13,11 +13,6 @@ from evojax_llm.models import peft
 from evojax_llm.models.transformer import Gemma
 from tests.experiments import running
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
 
 @pytest.fixture(scope='module')
 def base(tiny_gemma_folder):

@@ -349,49 +349,6 @@ def test_without_the_best_kept_generations_are_whole():
   assert 40 - P < rounds[-1][1].evaluations == sum(map(len, score.calls)) <= 40
 
 
-def test_a_search_that_proposes_nothing_ends():
-  strategy = Genome(P, with_succession=False, mutation_rate=0.0, cross_rate=0.0)
-  search = evolution.evolve(
-    strategy, None, of_x, population=make_population(), evaluations=P + 1
-  )
-  assert list(search)[-1][1].number == 10 * (P + 1)
-  assert search.stop == 'generations'
-
-
-def test_tokens_and_seconds_end_a_search(monkeypatch):
-  tokens = []
-
-  def score(population, which):
-    tokens.extend(which)
-    return of_x(population, which)
-
-  search = evolution.evolve(
-    make_strategy(),
-    None,
-    score,
-    population=make_population(),
-    tokens=2 * P,
-    count_tokens=lambda: len(tokens),
-  )
-  assert len(list(search)) == 2 and search.stop == 'tokens'
-  clock = iter(range(100))
-  monkeypatch.setattr(evolution.time, 'monotonic', lambda: next(clock))
-  search = evolution.evolve(
-    make_strategy(), None, of_x, population=make_population(), seconds=3
-  )
-  assert len(list(search)) == 3 and search.stop == 'seconds'
-
-
-@pytest.mark.parametrize(
-  'limits, message', [({}, 'no limit'), ({'tokens': 5}, 'count_tokens')]
-)
-def test_a_search_needs_a_limit(limits, message):
-  with pytest.raises(ValueError, match=message):
-    evolution.evolve(
-      make_strategy(), None, of_x, population=make_population(), **limits
-    )
-
-
 def test_members_are_refined_before_they_are_scored():
   seen = []
 

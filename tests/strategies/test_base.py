@@ -47,7 +47,7 @@ def test_the_memory_tells_when_the_best_was_born_and_what_it_does():
   )
   for generation in (1, 2):
     members, state = strategy.ask(problems.KEY, state, params)
-    fitness = problems.fitness(members) * (generation == 2)
+    fitness = problems.fitness(members) * float(generation == 2)
     tasks = jnp.stack([fitness, 2 * fitness], axis=1)
     state = strategy.tell(
       problems.KEY, members, base.Scores(fitness, tasks), state, params

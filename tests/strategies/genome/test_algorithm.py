@@ -344,8 +344,7 @@ def test_one_member_alone():
 )
 def test_unknown_options_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    strategy = algorithm.Genome(P, **options)
-    del strategy
+    algorithm.Genome(P, **options)
 
 
 def test_memory_never_shares_buffers_with_the_population():
