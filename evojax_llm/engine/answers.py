@@ -15,8 +15,8 @@ class Answers:
   """
 
   def __init__(self, split: PackedSplit, members: int):
-    self.loglikelihoods = np.zeros((members, len(split.options)), np.float64)
-    self.generated = [[()] * len(split.prompts) for _ in range(members)]
+    self.loglikelihoods = np.zeros((members, split.num_options), np.float64)
+    self.generated = [[()] * split.num_prompts for _ in range(members)]
     self.finite = np.ones(members, bool)
 
   def forget(self, start: int) -> None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import lookup
 from evojax_llm.operators import mutation
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -143,19 +144,14 @@ def combine(
     Leaves (P, ...), summed in f32, in the experts' types. A member that is one
     expert alone is that expert bit for bit.
   """
-  num_experts = stack.size(experts)
-  one_hot = np.eye(num_experts)
-  copied = [
-    int(np.argmax(u))
-    if np.array_equal(u, w) and any(np.array_equal(u, e) for e in one_hot)
-    else lineage.NO_MEMBER
-    for u, w in zip(first, second, strict=True)
-  ]
+  index = np.argmax(first, axis=1)
+  one_hot = np.eye(stack.size(experts))[index]
+  alone = ((first == one_hot) & (second == one_hot)).all(axis=1)
   return _combine(
     experts,
     jnp.asarray(first, jnp.float32),
     jnp.asarray(second, jnp.float32),
-    jnp.asarray(copied, jnp.int32),
+    jnp.asarray(np.where(alone, index, lineage.NO_MEMBER), jnp.int32),
   )
 
 
@@ -221,20 +217,17 @@ def make_rows(
         f'Got the entry {entry!r} of a recipe; expected a name, or a pair of a '
         "name and options such as ('noise', {'sigma': 0.1})."
       ) from None
-    if name not in RECIPES:
-      raise ValueError(
-        f'Got recipe {name!r}; expected one of {tuple(RECIPES)}.'
-      )
+    make = lookup.find(name, RECIPES, 'recipe')
     if len(rows) >= size:
       break
-    draw = _Draw(seed_key, num_experts, tuple(rows), size - len(rows))
-    known = list(inspect.signature(RECIPES[name]).parameters)[1:]
+    draw = Draw(seed_key, num_experts, tuple(rows), size - len(rows))
+    known = list(inspect.signature(make).parameters)[1:]
     if not set(options) <= set(known):
       raise ValueError(
         f'Got options {dict(options)} for recipe {name!r}; expected some of '
         f'{known}.'
       )
-    rows += RECIPES[name](draw, **options)
+    rows += make(draw, **options)
   if len(rows) < size:
     raise ValueError(
       f'The recipe {tuple(recipe)} makes {len(rows)} members out of '
@@ -245,7 +238,7 @@ def make_rows(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draw:
+class Draw:
   """Inputs of a recipe: experts, the rows so far, and how many are missing."""
 
   seed_key: jax.Array
@@ -263,7 +256,7 @@ class _Draw:
     return Row('expert', weights, weights, (index, lineage.NO_MEMBER))
 
 
-def _experts(draw: _Draw) -> list[Row]:
+def _experts(draw: Draw) -> list[Row]:
   """The N experts themselves."""
   return [draw.expert(n) for n in range(draw.num_experts)]
 
@@ -288,7 +281,7 @@ def expert_pairs(
   return [pairs[order[i % len(pairs)]] for i in range(count)]
 
 
-def _pairs(draw: _Draw) -> list[Row]:
+def _pairs(draw: Draw) -> list[Row]:
   """Convex pairs with random normalised weights u = U1 / (U1 + U2)."""
   rows = []
   pairs = expert_pairs(draw.num_experts, draw.missing, draw.seed_key)
@@ -303,7 +296,7 @@ def _pairs(draw: _Draw) -> list[Row]:
 def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
   """Children t x_a + (1 - t) x_b of a list that grows by them."""
 
-  def make(draw: _Draw, low: float = low, high: float = high) -> list[Row]:
+  def make(draw: Draw, low: float = low, high: float = high) -> list[Row]:
     # Before the first member, experts that are no members are the parents.
     offset = draw.num_experts
     pool = [(offset + i, row) for i, row in enumerate(draw.rows)]
@@ -332,19 +325,19 @@ def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
   return make
 
 
-def _scaled_average(draw: _Draw, factor: float = 3.0) -> list[Row]:
+def _scaled_average(draw: Draw, factor: float = 3.0) -> list[Row]:
   """The experts' mean, its B multiplied by a factor."""
   mean = np.full(draw.num_experts, 1.0 / draw.num_experts)
   return [Row('scaled_average', mean, mean * factor)]
 
 
-def _average(draw: _Draw) -> list[Row]:
+def _average(draw: Draw) -> list[Row]:
   """The experts' mean."""
   (row,) = _scaled_average(draw, factor=1.0)
   return [dataclasses.replace(row, operator='average')]
 
 
-def _zero(draw: _Draw) -> list[Row]:
+def _zero(draw: Draw) -> list[Row]:
   """The base: the experts' mean A, which is theirs if they share it, and B 0.
 
   With A zero as well, steps towards it would lose the shared A.
@@ -353,7 +346,7 @@ def _zero(draw: _Draw) -> list[Row]:
   return [dataclasses.replace(row, operator='zero')]
 
 
-def _noise(draw: _Draw, sigma: float = 0.1) -> list[Row]:
+def _noise(draw: Draw, sigma: float = 0.1) -> list[Row]:
   """Copies of the experts in turn, with noise relative to each matrix."""
   rows = [draw.expert(i % draw.num_experts) for i in range(draw.missing)]
   return [
