@@ -110,12 +110,15 @@ def _normal(word, half):
   return jnp.float32(math.sqrt(2.0)) * jax.lax.erf_inv(place)
 
 
-def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-  """Root mean square of each matrix of one member's leaf.
+def root_mean_square(
+  path: tuple[Any, ...], leaf: jax.Array, layers: str | None = leaves.LAYERS
+) -> jax.Array:
+  """Returns the root mean square of each matrix of one member's leaf.
 
   Args:
     path: where the leaf is.
-    leaf: (L, ...) below 'layers', else (...).
+    leaf: (L, ...) below the key `layers`, else (...).
+    layers: key below which leaves have the axis L; None where none has it.
 
   Returns:
     f32 that broadcasts against the leaf: (L, 1, ...) or (1, ...).
@@ -126,7 +129,7 @@ def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     (square,) = tensors.sums([x * x])
     return jnp.sqrt(square / max(x.size, 1)).reshape((1,) * x.ndim)
 
-  layered = leaves.is_layered(path)
+  layered = leaves.is_layered(path, layers)
   return (jax.vmap(of_matrix) if layered else of_matrix)(leaf)
 
 
@@ -153,7 +156,7 @@ def cast(
   if dtype != jnp.bfloat16:
     raise ValueError(
       f'Got a leaf of {jnp.dtype(dtype).name} to round stochastically; '
-      'expected float32 or bfloat16.'
+      "expected float32 or bfloat16, or rounding='nearest'."
     )
   bits = jax.lax.bitcast_convert_type(value, jnp.uint32)
   low = jnp.uint32(0xFFFF)

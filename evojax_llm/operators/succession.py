@@ -263,6 +263,45 @@ def step(
   return jax.tree.map(leaf_step, position, speed)
 
 
+def swarm(
+  key: jax.Array,
+  speed: stack.Genome,
+  position: stack.Genome,
+  personal: stack.Genome,
+  best: stack.Genome,
+  worst: stack.Genome,
+  *,
+  inertia: jax.Array | float = 0.2,
+  cognitive: jax.Array | float = 0.2,
+  social: jax.Array | float = 0.2,
+  repel: jax.Array | float = 0.1,
+  length: jax.Array | float = 0.5,
+  draws: str = 'particle',
+  normalise: bool = True,
+) -> tuple[stack.Genome, stack.Genome]:
+  """One step by inertia, to the own and the common best, from the worst.
+
+  Args:
+    key: () typed key of the particle and step.
+    speed, position, personal, best, worst: v, x, p, g and w.
+    inertia, cognitive, social, repel: phi.
+    length: lambda.
+    draws, normalise: see `draw_coefficients`.
+
+  Returns:
+    The new velocity and the new position.
+  """
+  blend = draw_coefficients(
+    key,
+    jnp.asarray([inertia, cognitive, social, repel], jnp.float32),
+    draws=draws,
+    num_tensors=len(jax.tree.leaves(position)),
+    normalise=normalise,
+  )
+  speed = velocity(blend, speed, position, personal, best, worst)
+  return speed, step(position, speed, length)
+
+
 def decay(
   length: jax.Array, factor: jax.Array | float, floor: jax.Array | float
 ) -> jax.Array:

@@ -50,9 +50,14 @@ def row_axis(path: tuple[Any, ...], rank: int) -> int:
   return -2 if rank > 1 and _last(path) in TRANSPOSED else -1
 
 
-def is_layered(path: tuple[Any, ...]) -> bool:
-  """Whether the leaf at a jax.tree_util path has the layer axis L."""
-  return LAYERS in _names(path)[:-1]
+def is_layered(path: tuple[Any, ...], layers: str | None = LAYERS) -> bool:
+  """Whether the leaf at a jax.tree_util path has the layer axis L.
+
+  Args:
+    path: where the leaf is.
+    layers: key below which leaves have it; None where none has it.
+  """
+  return layers is not None and layers in _names(path)[:-1]
 
 
 def is_second_factor(path: tuple[Any, ...]) -> bool:

@@ -104,7 +104,9 @@ def test_layers_change_with_all_their_matrices():
 
 def test_small_changes_of_bf16_are_drawn_in_f32():
   genome = {'x': jnp.full((4000,), 100.0, jnp.bfloat16)}
-  mutant = mutation.gaussian(KEY, genome, 0.3, 1.0, relative=False)
+  mutant = mutation.gaussian(
+    KEY, genome, 0.3, 1.0, relative=False, rounding='nearest'
+  )
   # Neighbours of 100 in bf16 lie 0.5 apart: f32 noise of 0.3 reaches them in
   # the share of draws beyond a quarter.
   moved = np.mean(np.asarray(mutant['x'], np.float32) != 100.0)
@@ -184,3 +186,12 @@ def test_scale_of_a_genome_without_factors_is_whole():
 def test_unknown_mask_is_refused():
   with pytest.raises(ValueError, match='gene.*element'):
     mutation.gaussian(KEY, genomes.member(), 0.1, 1.0, mask='gene')
+
+
+def test_both_ways_of_layers_are_there():
+  genome = {'layers': jnp.arange(1.0, 5.0), 'stack': {'x': jnp.ones((2, 3))}}
+  same = mutation.gaussian(KEY, {'layers': genome})
+  other = mutation.gaussian(KEY, {'layers': genome}, layers=None)
+  assert not np.array_equal(
+    same['layers']['stack']['x'], other['layers']['stack']['x']
+  )

@@ -7,8 +7,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges import thresholds
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 
 
 def sce(
@@ -133,9 +136,9 @@ def model_stock(
   parents: jax.Array,
   base: jax.Array,
   *,
-  axis: int = -1,
-  span: str = 'tensor',
-  negative: str = 'as_is',
+  axis: int,
+  span: str,
+  negative: str,
 ) -> jax.Array:
   """The mean, drawn to the base as the deltas disagree (arXiv 2403.19522).
 
@@ -176,3 +179,32 @@ def model_stock(
   t = jnp.where(singular, 0.0, k * cosine / jnp.where(singular, 1.0, below))
   merged = base.astype(jnp.float32) + t * (tensors.total(deltas) / k)
   return merged.astype(base.dtype)
+
+
+SCE = Merge(
+  'sce',
+  sce,
+  'FuseChat 3, arXiv 2408.07990',
+  (Parameter('select_topk', 1.0, 'share of positions that count', 0.0, 1.0),),
+)
+RAM = Merge('ram', ram, 'arXiv 2601.13572', (takes.CHANGE,))
+RAMPLUS = Merge(
+  'ramplus',
+  ramplus,
+  'arXiv 2601.13572',
+  (
+    takes.CHANGE,
+    Parameter('r', 0.1, 'enlargement of what one parent changes'),
+    Parameter('alpha', 0.2, 'bound of the share it grows with', 0.0),
+  ),
+)
+MODEL_STOCK = Merge(
+  'model_stock',
+  model_stock,
+  'arXiv 2403.19522',
+  (
+    takes.choice('span', 'what has its own cosine', 'tensor', 'row'),
+    takes.choice('negative', 'at a negative cosine', 'as_is', 'base'),
+  ),
+  parents=(2, None),
+)

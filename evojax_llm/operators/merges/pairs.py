@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges import thresholds
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 
 
 def nearswap(parents: jax.Array, base: jax.Array, *, t: jax.Array) -> jax.Array:
@@ -29,7 +31,7 @@ def nearswap(parents: jax.Array, base: jax.Array, *, t: jax.Array) -> jax.Array:
 
 
 def arcee_fusion(
-  parents: jax.Array, base: jax.Array, *, axis: int = -1
+  parents: jax.Array, base: jax.Array, *, axis: int
 ) -> jax.Array:
   """The other's elements of outlying importance, the base's elsewhere.
 
@@ -83,3 +85,15 @@ def outlying(score: jax.Array) -> jax.Array:
   ranks = [score.size - quarter * last // 4 for quarter in (1, 2, 3)]
   low, middle, high = thresholds.kth_largest(score, ranks)
   return middle + 1.5 * (high - low)
+
+
+NEARSWAP = Merge(
+  'nearswap',
+  nearswap,
+  'QuartetAnemoi-70B-t0.0001',
+  (
+    Parameter('t', 1e-4, 'largest change of an element', 0.0, span=(0.0, 1e-2)),
+  ),
+  parents=(1, 1),
+)
+ARCEE_FUSION = Merge('arcee_fusion', arcee_fusion, 'mergekit', parents=(1, 1))

@@ -9,7 +9,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
+from evojax_llm.options import Option
 
 
 def _angle_weights(cosine, t, is_linear):
@@ -52,8 +56,8 @@ def nuslerp(
   base: jax.Array | None = None,
   *,
   weights: jax.Array,
-  axis: int = -1,
-  span: str = 'tensor',
+  axis: int,
+  span: str,
 ) -> jax.Array:
   """Spherical interpolation at t = w2 / (w1 + w2), of deltas if with a base.
 
@@ -100,7 +104,7 @@ def multislerp(
   *,
   weights: jax.Array,
   eps: jax.Array,
-  normalize: str = 'weights',
+  normalize: str,
 ) -> jax.Array:
   """Barycentric interpolation in the tangent space at the weighted mean.
 
@@ -153,7 +157,7 @@ def karcher(
   *,
   weights: jax.Array,
   tol: jax.Array,
-  iterations: int = 10,
+  iterations: int,
 ) -> jax.Array:
   """Mean on the sphere (Karcher, arXiv 2603.04972), at the mean length.
 
@@ -220,3 +224,40 @@ def _apply(matrix, vector):
 
 def _form(matrix, left, right):
   return jnp.sum(left * _apply(matrix, right))
+
+
+SLERP = Merge(
+  'slerp', slerp, 'EvoMerge, arXiv 2402.00070', (takes.T,), parents=(2, 2)
+)
+NUSLERP = Merge(
+  'nuslerp',
+  nuslerp,
+  'mergekit',
+  (
+    takes.WEIGHTS,
+    takes.choice('span', 'what is one vector', 'tensor', 'row', 'column'),
+  ),
+  parents=(2, 2),
+)
+MULTISLERP = Merge(
+  'multislerp',
+  multislerp,
+  'mergekit',
+  (
+    takes.WEIGHTS,
+    Parameter('eps', 1e-8, 'added to lengths', 0.0, span=(0.0, 1e-4)),
+    takes.NORMALIZE,
+  ),
+)
+KARCHER = Merge(
+  'karcher',
+  karcher,
+  'arXiv 2603.04972',
+  (
+    takes.WEIGHTS,
+    Parameter(
+      'tol', 1e-5, 'lengths and angles below are zero', 0.0, span=(0.0, 1e-2)
+    ),
+    Option('iterations', 10, 'most steps', low=1, kind=int),
+  ),
+)

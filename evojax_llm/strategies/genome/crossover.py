@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parent_weights as merge_weights
-from evojax_llm.operators.merges.method import Merge
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
