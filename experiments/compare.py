@@ -30,6 +30,7 @@ from absl import app
 from absl import flags
 
 from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs.run_config import RunConfig
 from experiments import command
 
 _CONFIGS = flags.DEFINE_list(
@@ -86,7 +87,7 @@ def main(_: Sequence[str]) -> None:
   stages = _STAGES.value or [configs[0].tasks]
   for stage in stages:
     for arm in (configs[0], *arms.values()):
-      inputs_lib.locate(_of_stage(arm, stage))
+      inputs_lib.locate(RunConfig.from_config(_of_stage(arm, stage)))
 
   from evojax_llm.runs import comparison
   from evojax_llm.runs import contest as contest_lib

@@ -29,6 +29,7 @@ from absl import flags
 from absl import logging
 
 from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs.run_config import RunConfig
 from experiments import command
 from experiments import settings
 
@@ -42,7 +43,7 @@ _WORKDIR = flags.DEFINE_string(
 
 @command.clean_errors
 def main(_: Sequence[str]) -> None:
-  config = _CONFIG.value
+  config = RunConfig.from_config(_CONFIG.value)
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
   files = inputs_lib.locate(config)
@@ -50,16 +51,17 @@ def main(_: Sequence[str]) -> None:
 
   # Only now, so that --help and misspelt names are answered at once.
   from evojax_llm.runs import final_table
+  from evojax_llm.runs import preparation
   from evojax_llm.runs import record
-  from evojax_llm.runs import run as search_lib
+  from evojax_llm.runs import runner
   from evojax_llm.runs import seeds
 
-  search = search_lib.prepare(config, files)
-  workdir = _WORKDIR.value or record.new_workdir('runs', search.name)
+  prepared = preparation.prepare(config, files)
+  workdir = _WORKDIR.value or record.new_workdir('runs', prepared.name)
   if config.seeds > 1:
-    seeds.run(search, workdir)
+    seeds.run(prepared, workdir)
   else:
-    final_table.show(search_lib.run(search, config.seed, workdir))
+    final_table.show(runner.run_prepared(prepared, workdir))
 
 
 if __name__ == '__main__':

@@ -16,13 +16,11 @@ on the places of member and prompt in their lists, and on nothing beside them.
 """
 
 from collections.abc import Sequence
-import json
-import pathlib
-from typing import Any
 
 from absl import app
 from absl import flags
 
+from evojax_llm.runs import prompt_file
 from experiments import command
 
 _MODEL = flags.DEFINE_string(
@@ -62,7 +60,7 @@ _OVERWRITE = flags.DEFINE_bool(
 @command.clean_errors
 def main(_: Sequence[str]) -> None:
   out = command.check_out(_OUT.value, _OVERWRITE.value)
-  prompts = read_prompts(_PROMPTS.value)
+  prompts = prompt_file.read_prompts(_PROMPTS.value)
   sampling = {
     'temperature': _TEMPERATURE.value,
     'top_p': _TOP_P.value,
@@ -122,46 +120,6 @@ def main(_: Sequence[str]) -> None:
     for index, text in enumerate(result['outputs'][:3]):
       print(f'{result["name"]}, prompt {index}: {text!r}')
   command.say(f'wrote {out}')
-
-
-def read_prompts(path: str) -> list[str | list[dict[str, str]]]:
-  """The prompts of a file; refuses what is neither text nor messages."""
-  try:
-    value = json.loads(pathlib.Path(path).read_text(encoding='utf-8-sig'))
-  except OSError as error:
-    raise command.UserError(
-      f'--prompts={path} cannot be read ({error.strerror}).'
-    ) from error
-  except ValueError as error:  # broken JSON, or not UTF-8
-    raise command.UserError(
-      f'--prompts={path} is not valid JSON: {error}.'
-    ) from error
-  if not isinstance(value, list) or not value:
-    raise command.UserError(
-      f'--prompts={path}: expected a JSON list with at least one prompt.'
-    )
-  for index, prompt in enumerate(value):
-    if not isinstance(prompt, str) and not _is_chat(prompt):
-      raise command.UserError(
-        f'--prompts={path}, prompt {index}: expected a text, or a list of '
-        'messages {"role": "user" or "assistant", "content": text}, got '
-        f'{json.dumps(prompt)[:80]}.'
-      )
-  return value
-
-
-def _is_chat(prompt: Any) -> bool:
-  return (
-    isinstance(prompt, list)
-    and bool(prompt)
-    and all(
-      isinstance(message, dict)
-      and set(message) == {'role', 'content'}
-      and message['role'] in ('user', 'assistant', 'system')
-      and isinstance(message['content'], str)
-      for message in prompt
-    )
-  )
 
 
 if __name__ == '__main__':

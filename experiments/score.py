@@ -27,7 +27,6 @@ have a "question", an "answer" and, for multiple choice, "choices" {"A": ...,
 from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 
 from absl import app
 from absl import flags
@@ -121,6 +120,7 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm.fitness.evaluator import Evaluator
   from evojax_llm.runs import base_and_adapters as members_lib
   from evojax_llm.runs import int8_base
+  from evojax_llm.runs import scoring
   from evojax_llm.tasks.scorers.registry import scorer_of
 
   dtype = jnp.dtype(_DTYPE.value)
@@ -151,19 +151,7 @@ def main(_: Sequence[str]) -> None:
   scores = evaluator.evaluate(
     space, members.population, progress=command.Progress()
   )
-  results = [
-    {
-      'name': name,
-      **({} if scores.reasons[m] is None else {'failed': scores.reasons[m]}),
-      'tasks': {
-        task.name: _result(scorer_of(task), result, m, scores.task_scores[m, k])
-        for k, (task, result) in enumerate(
-          zip(tasks, scores.tasks, strict=True)
-        )
-      },
-    }
-    for m, name in enumerate(members.names)
-  ]
+  results = scoring.results(members.names, tasks, scores, _PER_ITEM.value)
   command.write_json(
     out,
     {
@@ -176,96 +164,9 @@ def main(_: Sequence[str]) -> None:
       'members': results,
     },
   )
-  shares = [scorer_of(task).percent for task in tasks]
-  print(table(results, dict(zip([t.name for t in tasks], shares, strict=True))))
+  percent = {task.name: scorer_of(task).percent for task in tasks}
+  print(scoring.table(results, percent))
   command.say(f'wrote {out}')
-
-
-def _result(scorer, result, member: int, score: float) -> dict:
-  """What a member did on a task, for JSON."""
-  from evojax_llm.fitness import intervals
-
-  total, values = len(result.ids), result.values[member]
-  interval = None
-  if math.isfinite(score):
-    score = float(score)
-    if scorer.binary:
-      correct = int(result.correct[member].sum())
-      score = correct / total
-      interval = intervals.wilson_interval(correct, total)
-    elif not scorer.corpus:
-      interval = intervals.mean_interval(values)
-  summary = {
-    'metric': scorer.metric,
-    'score': score if math.isfinite(score) else None,
-    'interval': interval,
-    'n': total,
-  }
-  if not _PER_ITEM.value:
-    return summary
-  items = []
-  for i, name in enumerate(result.ids):
-    item = {
-      'id': name,
-      'prediction': result.predictions[member][i],
-    }
-    if scorer.binary:
-      item['correct'] = bool(result.correct[member, i])
-    else:
-      item['value'] = float(values[i]) if math.isfinite(values[i]) else None
-    if result.loglikelihoods is not None:
-      item['loglikelihoods'] = {
-        key: value if math.isfinite(value) else None
-        for key, value in result.loglikelihoods[member][i].items()
-      }
-    items.append(item)
-  return summary | {'items': items}
-
-
-def table(results: Sequence[dict], percent: dict[str, bool]) -> str:
-  """Members by tasks, with 95 % intervals, and the tasks' mean.
-
-  Args:
-    results: the members of the JSON file.
-    percent: by task, whether its score is a share, shown in percent; there is
-      a mean where all are.
-  """
-  names = list(results[0]['tasks'])
-  sizes = [task['n'] for task in results[0]['tasks'].values()]
-  with_mean = len(names) > 1 and all(percent.values())
-  rows = [['member']]
-  rows[0] += [f'{name} (n={n})' for name, n in zip(names, sizes, strict=True)]
-  rows[0] += ['mean'] if with_mean else []
-  for result in results:
-    row = [result['name']]
-    if 'failed' in result:
-      rows.append([*row, f'failed: {result["failed"]}'])
-      continue
-    for name, task in result['tasks'].items():
-      row.append(_cell(task, percent[name]))
-    if with_mean:
-      mean = sum(task['score'] for task in result['tasks'].values())
-      row.append(f'{100 * mean / len(names):.1f}')
-    rows.append(row)
-  widths = [
-    max(len(row[column]) for row in rows if column < len(row))
-    for column in range(len(rows[0]))
-  ]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=False)
-    ).rstrip()
-    for row in rows
-  )
-
-
-def _cell(task: dict, percent: bool) -> str:
-  """A score and its interval, in percent or as they are."""
-  shown = (lambda v: f'{100 * v:.1f}') if percent else (lambda v: f'{v:.4g}')
-  if task['interval'] is None:
-    return shown(task['score'])
-  low, high = map(shown, task['interval'])
-  return f'{shown(task["score"])} [{low}, {high}]'
 
 
 if __name__ == '__main__':

@@ -1,9 +1,8 @@
-"""What a finished run tells beside its scores: new skills, origins, paths.
+"""What a finished run shows beside its scores, read from its records.
 
-The questions are those of Model Swarms (arXiv 2410.11163): what the evolved
-member can that none of the experts could (correctness emergence), whether the
-winner began as a favourite, and where the population went. All of it is read
-from the records of the run.
+The questions are those of Model Swarms (arXiv 2410.11163): correctness
+emergence, which is what the evolved member solves and no expert did; whether
+the best member began among the best; and where the population went.
 """
 
 from collections.abc import Iterable
@@ -11,23 +10,28 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
 
+from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.item_log import GenerationItems
+from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.runs import plots
+from evojax_llm.runs import record
 
 
 @dataclasses.dataclass(frozen=True)
 class Emergence:
-  """Items that are right or wrong, before and after.
+  """Counts of items that are solved before and after a search.
 
   Attributes:
     items: all of them.
-    unsolved: those that no expert had right.
-    emerged: those of them that the evolved member has right.
-    best_solved: those that the best expert had right.
-    lost: those of them that the evolved member has wrong.
+    unsolved: those that no expert solved.
+    emerged: those of them that the evolved member solves.
+    best_solved: those that the best expert solved.
+    lost: those of them that the evolved member does not solve.
   """
 
   items: int
@@ -38,7 +42,7 @@ class Emergence:
 
 
 def emergence(experts: np.ndarray, best: int, evolved: np.ndarray) -> Emergence:
-  """What the evolved member can that no expert could, and what it forgot.
+  """Counts what the evolved member solves and what it has lost.
 
   Args:
     experts: (N, items) 0 or 1.
@@ -46,11 +50,11 @@ def emergence(experts: np.ndarray, best: int, evolved: np.ndarray) -> Emergence:
     evolved: (items,) 0 or 1.
   """
   solved, right = np.asarray(experts) == 1, np.asarray(evolved) == 1
-  nobody = ~solved.any(axis=0)
+  unsolved = ~solved.any(axis=0)
   return Emergence(
     items=len(right),
-    unsolved=int(nobody.sum()),
-    emerged=int((nobody & right).sum()),
+    unsolved=int(unsolved.sum()),
+    emerged=int((unsolved & right).sum()),
     best_solved=int(solved[best].sum()),
     lost=int((solved[best] & ~right).sum()),
   )
@@ -61,14 +65,13 @@ class Origin:
   """Where a member comes from.
 
   Attributes:
-    path: ids from the initial member to it, along first parents; it alone
-      where it was made of nobody, as members of random search and CMA-ES are.
+    path: ids from the initial member to it, along first parents; its own alone
+      where it has no parents, as members of random search and CMA-ES.
     rank: of the initial member among all of them by dev fitness, 1 for the
-      best; of equals all have the best rank. None where there is no such
-      member.
-    of: number of initial members that could be scored.
+      best, equal for equals; None where there is no such member.
+    of: number of initial members that did not fail.
     experts: names of the experts in its whole ancestry, by their rank.
-    expert_ranks: their ranks among the experts, likewise.
+    expert_ranks: their ranks among the experts.
   """
 
   path: list[int]
@@ -104,16 +107,14 @@ def origin(
   ]
   rank, start = None, by_id[path[0]]
   if start['generation'] == 0:
-    # Who could not be scored comes behind all who could.
-    worth = -math.inf if start['fitness'] is None else start['fitness']
-    rank = 1 + sum(fitness > worth for fitness in first)
-  found, queue, names = set(), [member], set()
-  while queue:
-    current = queue.pop()
-    if current not in found and current in by_id:
-      found.add(current)
-      queue += by_id[current]['parents']
-      names |= set(by_id[current].get('experts', ()))
+    # A member that failed comes behind all others.
+    own = -math.inf if start['fitness'] is None else start['fitness']
+    rank = 1 + sum(fitness > own for fitness in first)
+  names = {
+    name
+    for row in record.lineage_of(member, rows)
+    for name in row.get('experts', ())
+  }
   ranks = {name: _rank(expert_fitness, name) for name in names}
   ordered = sorted(names, key=lambda name: (ranks[name], name))
   return Origin(
@@ -127,7 +128,7 @@ def origin(
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-  """Members on the plane in which they differ most.
+  """Members on the plane in which their answers differ most.
 
   Attributes:
     ids: M ids, in the order in which they were scored.
@@ -143,11 +144,10 @@ class Trajectory:
 
 
 def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
-  """Principal components of what all members answered on dev.
+  """Returns principal components of what all members answered on dev.
 
   A member is the vector of its values on the items, each task scaled to unit
-  variance; so members of any genome space can be drawn, and those that answer
-  alike fall together. An item that a member was not asked counts as the mean.
+  variance. An item that a member was not asked counts as the mean.
 
   Args:
     log: of `item_log.ItemLog.read`.
@@ -160,7 +160,7 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
   for generation in log:
     names = names or [task.ids for task in generation.tasks]
     if [task.ids for task in generation.tasks] != names:
-      continue  # other items: no place on this plane
+      continue  # other items have no point on this plane
     ids += generation.members.tolist()
     generations += [generation.number] * len(generation.members)
     rows.append(
@@ -184,7 +184,7 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
   points = np.zeros((len(ids), 2))
   kept = min(2, len(s))
   points[:, :kept] = (u * s)[:, :kept]
-  # A sign is nobody's: the first member lies on the left and below.
+  # Signs are arbitrary: the first member lies on the left and below.
   points *= np.where(points[0] > 0, -1.0, 1.0)
   shares = np.zeros(2)
   shares[:kept] = (s**2 / max((s**2).sum(), 1e-12))[:kept]
@@ -193,3 +193,129 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
 
 def _rank(fitness: Mapping[str, float], name: str) -> int:
   return 1 + sum(other > fitness[name] for other in fitness.values())
+
+
+def analyse(run: pathlib.Path) -> str:
+  """Analyses a finished run from its records.
+
+  Writes analysis.json, analysis.md and trajectory.png into its folder.
+
+  Returns:
+    The content of analysis.md.
+
+  Raises:
+    CheckpointError: a record is missing or damaged.
+    ValueError: as `trajectory`.
+  """
+  summary = record.read_json(run / 'summary.json')
+  best = summary['best']['id']
+  fitness = record.read_json(run / 'baselines.json')['fitness']
+  # None stands for an expert that failed.
+  fitness = {n: -math.inf if f is None else f for n, f in fitness.items()}
+  came = origin(best, record.JsonLines(run / 'members.jsonl').read(), fitness)
+  path = trajectory(ItemLog(run / 'items').read())
+  points = {id_: point for point, id_ in enumerate(path.ids)}
+  plots.trajectory(
+    run / 'trajectory.png',
+    path.points,
+    path.generations,
+    [points[id_] for id_ in came.path if id_ in points],
+    path.explained,
+  )
+  result = {
+    'best': best,
+    'emergence': _emergence_by_split(run, summary['tested'], fitness, best),
+    'origin': dataclasses.asdict(came),
+    'explained': path.explained,
+  }
+  record.write_json(run / 'analysis.json', result)
+  text = _markdown(record.plain(result))
+  record.write_text(run / 'analysis.md', text)
+  return text
+
+
+def _emergence_by_split(
+  run: pathlib.Path,
+  tested: Sequence[str],
+  fitness: Mapping[str, float],
+  best: int,
+) -> dict[str, dict[str, int]]:
+  """Emergence as dicts on the splits of which the answers are known."""
+  counts = {}
+  experts = list(range(1, 1 + len(fitness)))
+  strategy = record.read_json(run / 'config.json')['config']['strategy']
+  # Where members move and keep their scores, the log has answers of before.
+  if strategy['options'].get('rescore', True):
+    logs = ItemLog(run / 'baseline_items'), ItemLog(run / 'items')
+    counts['dev'] = _logged_emergence(*logs, experts, best, fitness)
+  rows = {name: index for index, name in enumerate(tested)}
+  experts = [rows.get(f'expert {name}') for name in fitness]
+  # The best expert is among the baselines under another name.
+  if experts.count(None) <= 1 and f'member {best}' in rows:
+    experts = [rows['best expert'] if e is None else e for e in experts]
+    log = ItemLog(run / 'test_items')
+    counts['test'] = _logged_emergence(
+      log, log, experts, rows[f'member {best}'], fitness
+    )
+  return {k: dataclasses.asdict(v) for k, v in counts.items() if v is not None}
+
+
+def _logged_emergence(
+  before: ItemLog,
+  after: ItemLog,
+  experts: Sequence[int],
+  best: int,
+  fitness: Mapping[str, float],
+) -> Emergence | None:
+  """Counts over the tasks whose items are right or wrong; None without any."""
+  old = ensembles.gather(before.read(), list(experts))
+  new = ensembles.gather(after.read(), [best])
+  if old is None or new is None:
+    return None
+  pairs = [
+    (o.values, n.values[0])
+    for o, n in zip(old, new, strict=True)
+    if o.binary and o.ids == n.ids and not np.isnan(n.values).any()
+  ]
+  if not pairs:
+    return None
+  names = list(fitness)
+  return emergence(
+    np.concatenate([values for values, _ in pairs], axis=1),
+    names.index(max(names, key=fitness.__getitem__)),
+    np.concatenate([values for _, values in pairs]),
+  )
+
+
+def _markdown(result: Mapping[str, Any]) -> str:
+  def share(part, whole):
+    return f' ({100 * part / whole:.0f} %)' if whole else ''
+
+  paragraphs = [f'# Member {result["best"]}']
+  for split, n in result['emergence'].items():
+    paragraphs.append(
+      f'On {split} no expert solved {n["unsolved"]} of {n["items"]} items; it '
+      f'solves {n["emerged"]} of them{share(n["emerged"], n["unsolved"])}. Of '
+      f'the {n["best_solved"]} that the best expert solved it has {n["lost"]} '
+      f'wrong{share(n["lost"], n["best_solved"])}.'
+    )
+  came = result['origin']
+  if came['rank'] is None:
+    paragraphs.append('Its algorithm tells of no parents, so it has no origin.')
+  else:
+    paragraphs.append(
+      f'It descends from initial member {came["path"][0]}, number '
+      f'{came["rank"]} of {came["of"]} by dev, in {len(came["path"]) - 1} '
+      'steps along first parents.'
+    )
+  if came['experts']:
+    ranked = zip(came['experts'], came['expert_ranks'], strict=True)
+    names = ', '.join(f'{name} (number {rank})' for name, rank in ranked)
+    paragraphs.append(
+      f'Experts in its ancestry, by their dev fitness: {names}.'
+    )
+  paragraphs += [
+    'Members on the plane in which their dev answers differ most:',
+    '![trajectory](trajectory.png)\n',
+  ]
+  return '\n\n'.join(paragraphs)

@@ -1,9 +1,8 @@
-"""What a population has to beat: plain mixes of the experts, scored as it is.
+"""What a search has to beat: the base, its experts, and plain mixes of them.
 
-Evolution is judged against the base, the best expert, and their average with
-and without a larger mass. Convex merging can only dilute what the experts
-learnt, so an average whose second factors B are scaled up is often stronger
-than either (task arithmetic, arXiv 2212.04089, scales a sum in the same way); a
+Convex merging can only dilute what the experts learnt, so an average whose
+second factors B are scaled up is often stronger than the best expert or the
+average (task arithmetic, arXiv 2212.04089, scales a sum in the same way); a
 table without it proves little. The soup is the average of the best few experts:
 as the greedy one of arXiv 2203.05482 it takes them in the order of their
 fitness, but all its sizes are scored together and the best is taken.
@@ -15,12 +14,29 @@ alone.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import os
+import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
 
+from evojax_llm.fitness import ensembles
+from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.fitness.item_log import TaskItems
+from evojax_llm.population import stack
+from evojax_llm.runs import errors
+from evojax_llm.runs import progress
+from evojax_llm.runs import record
+from evojax_llm.runs import report
+from evojax_llm.runs import setup as setup_lib
+
 AVERAGE_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0)
 EXPERT_FACTORS = (0.5, 1.5, 2.0, 3.0)
+
+_FILE, _ITEMS, _EXPERTS = 'baselines.json', 'baseline_items', 'experts.json'
+# What a run with the same baselines takes over.
+_SHARED = (_EXPERTS, 'base_dtype.json', _FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +58,9 @@ class Baseline:
 
   Attributes:
     name: 'base', 'best expert', ...
-    detail: what was chosen, for people.
+    detail: what was chosen, in words.
     mix: how it is made of the experts.
-    task_scores: (K,) its accuracies on `dev`.
+    task_scores: (K,) its scores on `dev`.
     evaluations: members scored on `dev` to choose it.
   """
 
@@ -55,8 +71,21 @@ class Baseline:
   evaluations: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+  """What was scored before the search.
+
+  Attributes:
+    rows: the baselines as rows of the table, without their test scores.
+    expert_scores: (N, K) f32 task scores of the experts on `dev`.
+  """
+
+  rows: list[dict[str, Any]]
+  expert_scores: np.ndarray
+
+
 def mix_experts(space: Any, mixes: Sequence[Mix]) -> Any:
-  """Genomes (C, ...) of C mixes of the experts of a space."""
+  """Returns genomes (C, ...) of C mixes of the experts of a space."""
   return space.mix(
     np.asarray([mix.weights for mix in mixes], np.float64),
     np.asarray([mix.factor for mix in mixes], np.float64),
@@ -77,7 +106,7 @@ def choose_baselines(
   """
   n = len(names)
   even = (1.0 / n,) * n
-  experts = [Mix(_one_hot(i, n)) for i in range(n)]
+  experts = [single(i, n) for i in range(n)]
   averages = [Mix(even, f) for f in (1.0, *AVERAGE_FACTORS)]
   first = [Mix(even, 0.0), *experts, *averages]
   scores = score(first)
@@ -93,29 +122,29 @@ def choose_baselines(
   def row(name, detail, index, evaluations):
     return Baseline(name, detail, mixes[index], task_scores[index], evaluations)
 
-  def choose(places):
-    return places[_best(fitness[places])]
+  def choose(indices):
+    return indices[_best(fitness[indices])]
 
   # One expert, all of them and a factor of 1 have been scored before.
   behind = len(first) + len(scaled)
   soup = choose([expert, 1 + n, *range(behind, len(mixes))])
   rescaled = choose([expert, *range(len(first), behind)])
   name, size = names[expert - 1], np.count_nonzero(mixes[soup].weights)
+  of_average = f'x {first[average].factor:g}'
+  of_expert = f'{name}, x {mixes[rescaled].factor:g}'
   return [
     row('base', '', 0, 1),
     row('best expert', name, expert, n),
     row('average', '', 1 + n, 1),
     row('soup', f'best {size}', soup, n + 1 + len(soups)),
-    row(
-      'scaled average', f'x {first[average].factor:g}', average, len(averages)
-    ),
-    row(
-      'scaled best expert',
-      f'{name}, x {mixes[rescaled].factor:g}',
-      rescaled,
-      n + len(scaled),
-    ),
+    row('scaled average', of_average, average, len(averages)),
+    row('scaled best expert', of_expert, rescaled, n + len(scaled)),
   ]
+
+
+def single(index: int, count: int) -> Mix:
+  """Returns the mix that is one of `count` experts."""
+  return Mix(tuple(float(i == index) for i in range(count)))
 
 
 def _soups(fitness: np.ndarray) -> list[Mix]:
@@ -131,10 +160,122 @@ def _soups(fitness: np.ndarray) -> list[Mix]:
   return mixes[: max(n - 2, 0)]
 
 
-def _one_hot(index: int, length: int) -> tuple[float, ...]:
-  return tuple(1.0 if i == index else 0.0 for i in range(length))
-
-
 def _best(fitness: np.ndarray) -> int:
   """Index of the best; a failed member (NaN) only where all failed."""
   return int(np.argmax(np.where(np.isnan(fitness), -np.inf, fitness)))
+
+
+def normalise(
+  run: record.RunFolder, evaluator: Any, setup: setup_lib.Setup
+) -> None:
+  """Scores the experts for an objective that is normalised by them.
+
+  Their scores are kept in experts.json, which a resumed run reads.
+
+  Raises:
+    UserError: the objective cannot be normalised by these experts.
+  """
+  if not evaluator.objective.needs_experts:
+    return
+  path = run.path / _EXPERTS
+  if not path.exists():
+    scores = _score(evaluator, setup, setup.experts.experts())
+    record.write_json(path, scores.task_scores)
+  scores = np.asarray(record.read_json(path), np.float64)
+  with errors.as_user_error(ValueError, what='config.objective'):
+    evaluator.normalise_by(scores)
+
+
+def score_baselines(
+  run: record.RunFolder,
+  evaluator: Any,
+  setup: setup_lib.Setup,
+  bar: progress.Progress,
+) -> Baselines:
+  """Scores base, experts and their plain mixes on `dev`.
+
+  The result is kept in baselines.json, which a resumed run reads, and what the
+  base and the experts did on every item in baseline_items/.
+  """
+  path = run.path / _FILE
+  if not path.exists():
+    record.write_json(path, _scored(run, evaluator, setup, bar))
+  kept = record.read_json(path)
+  scores = np.asarray(list(kept['experts'].values()), np.float32)
+  return Baselines(kept['rows'], scores)
+
+
+def _score(evaluator, setup, population, report_share=None) -> Any:
+  # As many slots as a group of the search has, for which there is a program.
+  count = stack.size(population)
+  slots = max(count, evaluator.plan.members_per_group)
+  return evaluator.evaluate(
+    setup.experts,
+    stack.pad(population, slots),
+    np.arange(count),
+    'dev',
+    progress=report_share,
+  )
+
+
+def _scored(run, evaluator, setup, bar) -> dict[str, Any]:
+  results = []
+
+  def score(mixes):
+    bar.begin(len(mixes), 'baselines')
+    mixed = mix_experts(setup.experts, mixes)
+    results.append(_score(evaluator, setup, mixed, bar.update))
+    return results[-1]
+
+  names, rows = setup.experts.names, []
+  for baseline in choose_baselines(names, score):
+    dev = report.of_split(evaluator, 'dev', baseline.task_scores)
+    rows.append(
+      {
+        'name': baseline.name,
+        'detail': baseline.detail,
+        'mix': dataclasses.asdict(baseline.mix),
+        'evaluations': baseline.evaluations,
+        'dev': dev,
+      }
+    )
+    detail = f' ({baseline.detail})' if baseline.detail else ''
+    shown = report.shown(dev['fitness'], ' %')
+    bar.line(f'{baseline.name}{detail}: {shown} on dev')
+  first = results[0]
+  _log(run).append(0, range(len(first.fitness)), first)
+  experts = slice(1, 1 + len(names))
+  return {
+    'rows': rows,
+    'experts': dict(zip(names, first.task_scores[experts], strict=True)),
+    'fitness': dict(zip(names, first.fitness[experts], strict=True)),
+  }
+
+
+def expert_results(
+  run: record.RunFolder, experts: Sequence[int]
+) -> list[TaskItems] | None:
+  """Returns what these experts did on the dev items, task by task."""
+  # The base is the first of those scored.
+  return ensembles.gather(_log(run).read(), [1 + n for n in experts])
+
+
+def share(first: pathlib.Path, folder: pathlib.Path) -> None:
+  """Copies what was scored before the search to a run with the same baselines.
+
+  Raises:
+    UserError: the first run has not scored them.
+  """
+  if not (first / _FILE).exists():
+    raise errors.UserError(f'{first} has no baselines to share.')
+  if (folder / _FILE).exists():
+    return
+  shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
+  for name in _SHARED:
+    if (first / name).exists():
+      shutil.copy(first / name, folder / f'{name}.part')
+      os.replace(folder / f'{name}.part', folder / name)
+
+
+def _log(run: record.RunFolder) -> ItemLog:
+  return ItemLog(run.path / _ITEMS)

@@ -1,13 +1,9 @@
 """Checkpoints of a run: one pytree, saved without stopping the loop.
 
-Everything the project knows about orbax is in this file. The rules it keeps:
-
-* every generation is saved; the two newest are kept;
-* a checkpoint is either complete (renamed into place) or absent, so a killed
-  process leaves the previous one intact;
-* what is read back is checked against what was written: shapes and dtypes
-  before anything is loaded, a checksum of every leaf after. A damaged newest
-  checkpoint gives way to the one before it, with a message.
+The only file that knows orbax. Every generation is saved and the two newest are
+kept. A checkpoint is complete or absent. What is read back is checked: shapes
+and dtypes before anything is loaded, a checksum of every leaf after. A damaged
+newest checkpoint gives way to the one before it, with a warning.
 """
 
 from collections.abc import Iterator
@@ -55,15 +51,15 @@ class Checkpoints:
     return sorted(int(name) for name in names if name.isdigit())
 
   def restore(self, abstract: Any) -> tuple[int, Any] | None:
-    """The newest checkpoint that can be read.
+    """Reads the newest checkpoint that is not damaged.
 
     Args:
       abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves (or
         arrays). A leaf's `sharding`, if it has one, is where it is put.
 
     Returns:
-      (generation, state), or None when there is no checkpoint at all. Damaged
-      checkpoints newer than the one returned are moved out of the way.
+      (generation, state), or None without any checkpoint. Damaged newer ones
+      are moved out of the way.
 
     Raises:
       CheckpointError: the checkpoint is of a state with other leaves, shapes
@@ -96,9 +92,9 @@ class Checkpoints:
     return None
 
   def read(self) -> tuple[int, dict[str, Any]]:
-    """The newest readable checkpoint as nested dicts; changes nothing.
+    """Reads the newest checkpoint as nested dicts; changes nothing.
 
-    For readers that do not own the run: whoever does may be saving meanwhile.
+    For readers that do not own the run, which may be saving meanwhile.
 
     Raises:
       CheckpointError: there is none, or none can be read.
@@ -118,14 +114,13 @@ class Checkpoints:
   def save(self, generation: int, state: Any) -> None:
     """Saves `state` as the checkpoint of `generation`, in the background.
 
-    The arrays may be donated or deleted as soon as this returns. If the
-    previous save is still being written, waits for it.
+    Waits for the previous one. The arrays may be donated or deleted as soon as
+    this returns.
 
     Raises:
       CheckpointError: the state has a leaf of size zero, which orbax cannot
         store, or orbax declined to save.
-      OSError: the disk is full, or will not be written; it may be the previous
-        checkpoint that could not be.
+      OSError: this checkpoint or the previous one could not be written.
     """
     empty = [name for name, leaf in _named_leaves(state) if 0 in leaf.shape]
     if empty:
@@ -184,13 +179,13 @@ class Checkpoints:
 
 
 def _is_news(record: Any) -> bool:
-  """Whether a log record is anything but an error that orbax raises later."""
+  """Whether a log record is no error that orbax raises again later."""
   return not ('orbax' in record.pathname and record.exc_info)
 
 
 @contextlib.contextmanager
 def _errors_of_the_disk(folder: pathlib.Path) -> Iterator[None]:
-  """Tensorstore tells of a full disk in the text of a ValueError."""
+  """Finds errors of the disk in the text of what tensorstore raises."""
   try:
     yield
   except Exception as error:  # pylint: disable=broad-exception-caught
@@ -219,7 +214,7 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
 
 
 def _check_same_leaves(path: pathlib.Path, stored: Any, abstract: Any) -> None:
-  """Orbax's own message about a wrong shape speaks of something else."""
+  """Refuses other leaves, shapes or dtypes, which orbax reports badly."""
   have = {
     name: (leaf.shape, leaf.dtype) for name, leaf in _named_leaves(stored)
   }
@@ -267,18 +262,18 @@ def _checksum_all(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _checksum(leaf: jax.Array) -> jax.Array:
-  """() u32: the elements' bits, each times an odd number of its place.
+  """() u32: the elements' bits, each times an odd number of its position.
 
   A changed element always changes the sum, and swapped ones almost always do.
-  Integer sums do not depend on order, hence not on sharding.
+  Integer sums do not depend on sharding.
   """
   if leaf.dtype == jnp.bool_:
     leaf = leaf.astype(jnp.uint8)
   bits = jnp.dtype(leaf.dtype).itemsize * 8
   unsigned = jnp.dtype(f'uint{bits}')
   words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-  place = jax.lax.iota(jnp.uint32, leaf.size).reshape(leaf.shape)
-  odd = place * jnp.uint32(2654435762) + jnp.uint32(1)
+  position = jax.lax.iota(jnp.uint32, leaf.size).reshape(leaf.shape)
+  odd = position * jnp.uint32(2654435762) + jnp.uint32(1)
   return jnp.sum(words * odd, dtype=jnp.uint32)
 
 

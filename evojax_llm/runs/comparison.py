@@ -39,7 +39,7 @@ class Parts:
   def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
     self._path = folder / 'parts.jsonl'
     self._known = folder / 'settings.json'
-    with errors.asked_for(
+    with errors.as_user_error(
       checkpoint.CheckpointError, OSError, what=f'--out={folder}'
     ):
       if folder.is_dir() and not self._known.exists():

@@ -22,9 +22,10 @@ from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_state
-from evojax_llm.runs import setup as problem_lib
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import votes as ensemble_lib
 from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 _Row = dict[str, Any]
@@ -50,12 +51,14 @@ class Contest:
     budget: int,
     ensemble: int,
   ):
+    config = RunConfig.from_config(config)
+    self._arms = {n: RunConfig.from_config(arm) for n, arm in arms.items()}
     files = inputs_lib.locate(config)
-    self._stage, self._arms, self._budget = stage, arms, budget
+    self._stage, self._budget = stage, budget
     self._options = types.SimpleNamespace(size=ensemble, rule=ensembles.AUTO)
-    self._problem = problem_lib.load(config, files)
-    self._whole = problem_lib.make_evaluator(config, self._problem)
-    self._heldout = problem_lib.make_heldout(config, self._problem)
+    self._problem = setup_lib.load(config, files)
+    self._whole = setup_lib.make_evaluator(config, self._problem)
+    self._heldout = setup_lib.make_heldout(config, self._problem)
     self._adapters = peft.load_adapters(files.adapters, self._problem.config)
     self._evaluators: dict[int, Any] = {}
     self._spaces: dict[str, tuple[Any, Any]] = {}
@@ -65,7 +68,7 @@ class Contest:
   def _check(self, name: str) -> None:
     """Refuses an arm that cannot begin, before any other has run."""
     config, experts = self._arms[name], self._problem.experts.names
-    with errors.asked_for(ValueError, what=name):
+    with errors.as_user_error(ValueError, what=name):
       self._made(name)
       initial.make_rows(
         len(experts),
@@ -101,11 +104,11 @@ class Contest:
     """Space and strategy of an arm; made once, since they carry programs."""
     if name not in self._spaces:
       config = self._arms[name]
-      _, space = problem_lib.make_space(
+      _, space = setup_lib.make_space(
         config, self._adapters, self._problem.params
       )
       problem = dataclasses.replace(self._problem, space=space)
-      strategy = problem_lib.make_strategy(config, problem)
+      strategy = setup_lib.make_strategy(config, problem)
       self._spaces[name] = space, strategy
     return self._spaces[name]
 
@@ -178,7 +181,7 @@ class Contest:
     )
     with (
       contextlib.suppress(_Spent),
-      errors.asked_for(evolution.EvolutionError, what=name),
+      errors.as_user_error(evolution.EvolutionError, what=name),
     ):
       for state, done in rounds:
         budgeted.keep(done.ids)

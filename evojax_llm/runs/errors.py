@@ -1,7 +1,4 @@
-"""Errors about what the user asked for, and lines about what is going on.
-
-Nothing here needs jax: a misspelt name is answered at once.
-"""
+"""Errors that are shown to the user as a message, and lines of progress."""
 
 import contextlib
 import errno
@@ -15,13 +12,13 @@ class UserError(ValueError):
 
 
 def has_no_room(error: BaseException) -> bool:
-  """Whether an error is that of a full disk, or of a quota that is used up."""
+  """Returns whether an error is that of a full disk or of a used-up quota."""
   return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 @contextlib.contextmanager
-def asked_for(*kinds: type[Exception], what: str = ''):
-  """Turns errors about what the user asked for into ones without traceback."""
+def as_user_error(*kinds: type[Exception], what: str = ''):
+  """Turns errors of these kinds into `UserError`, `what` in front."""
   try:
     yield
   except kinds as error:
@@ -31,5 +28,5 @@ def asked_for(*kinds: type[Exception], what: str = ''):
 
 
 def say(text: str) -> None:
-  """A line about what is going on, apart from the results."""
+  """Prints a line about what is going on, apart from the results."""
   print(text, file=sys.stderr, flush=True)

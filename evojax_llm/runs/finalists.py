@@ -1,4 +1,4 @@
-"""All who are read at the end of a run, each once, as one population."""
+"""All members that are read at the end of a run, each once."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -11,11 +11,18 @@ import numpy as np
 
 from evojax_llm.engine.groups import Expressed
 from evojax_llm.runs import baselines as baselines_lib
-from evojax_llm.runs import setup as problem_lib
+from evojax_llm.runs import setup as setup_lib
 
 
-class Roster:
-  """Baselines, experts and members by name.
+class Finalists:
+  """Baselines, experts and members as one population.
+
+  Args:
+    setup: whose experts and members they are.
+    baselines: rows with a `name` and a `mix`.
+    experts: indices of experts to be read as well.
+    ids: of members, all different.
+    genomes: of the members, leaves (len(ids), ...).
 
   Attributes:
     names: M names: of baselines, 'expert X', 'member 12'.
@@ -23,47 +30,33 @@ class Roster:
 
   def __init__(
     self,
-    problem: problem_lib.Problem,
+    setup: setup_lib.Setup,
     baselines: Sequence[Mapping[str, Any]],
     experts: Sequence[int],
     ids: Sequence[int],
     genomes: Any,
   ):
-    """Collects them.
-
-    Args:
-      problem: whose experts and members they are.
-      baselines: rows with a `name` and a `mix`.
-      experts: indices of experts to be read as well.
-      ids: of members, all different.
-      genomes: of the members, leaves (len(ids), ...).
-    """
-    names = problem.experts.names
+    self._experts = setup.experts.names
     mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
     self.names = [row['name'] for row in baselines]
-    # An expert may be among the baselines; who is read twice costs twice.
-    self._places = {
-      f'expert {row["detail"]}': place
-      for place, row in enumerate(baselines)
+    # An expert may be among the baselines; reading it twice would cost twice.
+    self._slots = {
+      f'expert {row["detail"]}': slot
+      for slot, row in enumerate(baselines)
       if row['name'] == 'best expert'
     }
     for index in experts:
-      name = f'expert {names[index]}'
-      if name not in self._places:
-        self._places[name] = len(mixes)
-        self.names.append(name)
-        weights = tuple(float(n == index) for n in range(len(names)))
-        mixes.append(baselines_lib.Mix(weights))
+      if f'expert {self._experts[index]}' not in self._slots:
+        mixes.append(baselines_lib.single(index, len(self._experts)))
+        self._add(f'expert {self._experts[index]}')
     for member in ids:
-      self._places[f'member {member}'] = len(self.names)
-      self.names.append(f'member {member}')
-    self._experts = names
-    mixed = baselines_lib.mix_experts(problem.experts, mixes)
-    self._space = problem.space
-    if problem.space is not problem.experts:
+      self._add(f'member {member}')
+    mixed = baselines_lib.mix_experts(setup.experts, mixes)
+    self._space = setup.space
+    if setup.space is not setup.experts:
       # Members of two spaces are one population once they are adapters.
-      mixed = jax.vmap(problem.experts.express)(mixed)
-      genomes = jax.vmap(problem.space.adapter)(genomes)
+      mixed = jax.vmap(setup.experts.express)(mixed)
+      genomes = jax.vmap(setup.space.adapter)(genomes)
       mixed, genomes = _to_one_rank(mixed, genomes)
       self._space = Expressed()
     # On the host, from where a group at a time goes to the devices.
@@ -73,13 +66,17 @@ class Roster:
       genomes,
     )
 
+  def _add(self, name: str) -> None:
+    self._slots[name] = len(self.names)
+    self.names.append(name)
+
   def expert(self, index: int) -> int:
-    """The place of an expert."""
-    return self._places[f'expert {self._experts[index]}']
+    """Returns the index of an expert among all that are read."""
+    return self._slots[f'expert {self._experts[index]}']
 
   def member(self, id_: int) -> int:
-    """The place of a member."""
-    return self._places[f'member {id_}']
+    """Returns the index of a member among all that are read."""
+    return self._slots[f'member {id_}']
 
   def read(
     self,
@@ -95,14 +92,10 @@ class Roster:
 
 def _to_one_rank(*trees):
   """Adapter populations with zero ranks added up to the largest rank."""
-
-  def rank_axis(path):
-    return -1 if path[-1].key == 'a' else -2
-
   flat = [jax.tree_util.tree_flatten_with_path(tree) for tree in trees]
   result = [[] for _ in trees]
   for entries in zip(*(leaves for leaves, _ in flat), strict=True):
-    axis = rank_axis(entries[0][0])
+    axis = -1 if entries[0][0][-1].key == 'a' else -2
     rank = max(leaf.shape[axis] for _, leaf in entries)
     for out, (_, leaf) in zip(result, entries, strict=True):
       pad = [(0, 0)] * leaf.ndim

@@ -1,21 +1,22 @@
 """What an eight-bit base changes: scores of the base with and without it."""
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import config_dict
 
 from evojax_llm.engine.groups import Expressed
 from evojax_llm.runs import errors
 from evojax_llm.runs import record
-from evojax_llm.runs import setup as problem_lib
+from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.run_config import RunConfig
 
 _FILE = 'base_dtype.json'
 
 
 def difference(whole: Any, eight: Any, config: Any) -> dict[str, dict]:
-  """Scores of the base on `dev`, in its own type and in eight bits.
+  """Scores the base on `dev`, in its own type and in eight bits.
 
   Args:
     whole: an evaluator with the base as it is.
@@ -26,11 +27,11 @@ def difference(whole: Any, eight: Any, config: Any) -> dict[str, dict]:
     For each task the scores `whole` and `eight`, and `agree`, the share of
     items with the same verdict.
   """
-  nothing = {
+  zero = {
     'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),
     'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
   }
-  base = {'layers': {'mlp': {'up_proj': nothing}}}
+  base = {'layers': {'mlp': {'up_proj': zero}}}
   first, second = (
     evaluator.evaluate(Expressed(), base) for evaluator in (whole, eight)
   )
@@ -44,32 +45,30 @@ def difference(whole: Any, eight: Any, config: Any) -> dict[str, dict]:
   }
 
 
-def describe(found: Mapping[str, Mapping[str, float]]) -> str:
-  """The difference in a line a task."""
+def describe(changed: Mapping[str, Mapping[str, float]]) -> str:
+  """Returns the difference in a line a task."""
   return '\n'.join(
     f'int8 base, {task}: {100 * v["eight"]:.1f} % after '
     f'{100 * v["whole"]:.1f} %, the same on {100 * v["agree"]:.1f} % of items'
-    for task, v in found.items()
+    for task, v in changed.items()
   )
 
 
 def report(
-  run: record.RunFolder,
-  config: Any,
-  problem: problem_lib.Problem,
+  run: record.RunFolder, config: RunConfig, setup: setup_lib.Setup
 ) -> None:
-  """Measures the difference once a run, tells it, and keeps it."""
+  """Measures the difference once a run, prints it, and keeps it."""
   path = run.path / _FILE
   if not path.exists():
-    plain = config_dict.ConfigDict(config.to_dict())
-    plain.execution.base_dtype = None
-    whole = problem_lib.make_evaluator(plain, problem)
-    eight = problem_lib.make_evaluator(config, problem)
-    record.write_json(path, difference(whole, eight, problem.config))
+    execution = dataclasses.replace(config.execution, base_dtype=None)
+    plain = dataclasses.replace(config, execution=execution)
+    whole = setup_lib.make_evaluator(plain, setup)
+    eight = setup_lib.make_evaluator(config, setup)
+    record.write_json(path, difference(whole, eight, setup.config))
   errors.say(describe(record.read_json(path)))
 
 
 def read(run: record.RunFolder) -> dict | None:
-  """The difference that was kept, or None where the base is as it was."""
+  """Returns the difference that was kept; None where the base is whole."""
   path = run.path / _FILE
   return record.read_json(path) if path.exists() else None

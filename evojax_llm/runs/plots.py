@@ -1,4 +1,4 @@
-"""The pictures of a run: curve.png and trajectory.png."""
+"""Draws curve.png and trajectory.png of a run."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def curve(
   Args:
     path: the PNG file.
     metrics: rows of metrics.jsonl.
-    levels: horizontal lines by label, the base's fitness for example.
+    levels: horizontal lines by label.
     percent: whether fitness is a share, drawn in percent.
   """
   from matplotlib.ticker import MaxNLocator
@@ -34,9 +34,8 @@ def curve(
     ]
 
   axes.plot(generations, column('best_fitness'), marker='o', label='best')
-  axes.plot(
-    generations, column('mean_fitness'), marker='.', label='population mean'
-  )
+  mean = column('mean_fitness')
+  axes.plot(generations, mean, marker='.', label='population mean')
   styles = ('--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))
   for i, (label, level) in enumerate(levels.items()):
     axes.axhline(
@@ -57,17 +56,16 @@ def trajectory(
   path: str | os.PathLike,
   points: Any,
   generations: Any,
-  winners: Sequence[int],
+  path_to_best: Sequence[int],
   explained: Sequence[float],
 ) -> None:
   """Draws members on the plane in which their answers differ most.
 
   Args:
     path: the PNG file.
-    points: (M, 2) places of the members.
-    generations: (M,) when each was scored, which gives its colour.
-    winners: indices into M of the best member and its first parents, the
-      initial one first.
+    points: (M, 2) of the members.
+    generations: (M,) when each was scored.
+    path_to_best: indices into M from an initial member to the best one.
     explained: (2,) shares of the variance.
   """
   figure, axes = _axes()
@@ -76,17 +74,11 @@ def trajectory(
   )
   bar = figure.colorbar(dots, ax=axes)
   bar.set_label('generation')
-  line = points[list(winners)]
+  line = points[list(path_to_best)]
   axes.plot(line[:, 0], line[:, 1], color='C3', linewidth=1.2, marker='.')
   axes.scatter(*line[-1], marker='*', s=160, color='C3', label='best member')
-  axes.scatter(
-    *line[0],
-    marker='o',
-    s=50,
-    facecolors='none',
-    edgecolors='C3',
-    label='its origin',
-  )
+  ring = dict(s=50, facecolors='none', edgecolors='C3')
+  axes.scatter(*line[0], marker='o', label='its origin', **ring)
   axes.set_xlabel(f'first component ({100 * explained[0]:.0f} %)')
   axes.set_ylabel(f'second component ({100 * explained[1]:.0f} %)')
   axes.legend(frameon=False, fontsize=9)

@@ -108,6 +108,9 @@ def strategy(
       'population': population,
       'generations': generations,
       'patience': config_dict.placeholder(int),
+      'evaluations': config_dict.placeholder(int),
+      'tokens': config_dict.placeholder(int),
+      'seconds': config_dict.placeholder(float),
       'options': dict(options),
     }
   )

@@ -1,4 +1,4 @@
-"""Where the time of a generation goes, and telling people how far a run is."""
+"""Times the parts of a generation, and shows how far a run is."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -10,8 +10,7 @@ from typing import TextIO
 
 import jax
 
-# Making a program and compiling it. Tracing is left out: the events of nested
-# functions overlap.
+# Tracing is left out: the events of nested functions overlap.
 _COMPILING = (
   '/jax/core/compile/jaxpr_to_mlir_module_duration',
   '/jax/core/compile/backend_compile_duration',
@@ -62,8 +61,11 @@ class Stopwatch:
 class Progress:
   """One changing line on a terminal, a line a generation elsewhere.
 
-  Attributes:
+  Args:
+    generations: G of the run.
     tokens: returns the tokens read and generated so far.
+    stream: where to write; standard error by default.
+    percent: whether fitness is a share.
   """
 
   def __init__(
@@ -73,15 +75,6 @@ class Progress:
     stream: TextIO | None = None,
     percent: bool = True,
   ):
-    """Starts the clock.
-
-    Args:
-      generations: G of the run.
-      tokens: see the class.
-      stream: where to write; standard error by default, so that what goes to
-        standard output can be piped.
-      percent: whether fitness is a share.
-    """
     self.tokens = tokens
     self._stream = stream or sys.stderr
     self._percent = percent
@@ -94,14 +87,14 @@ class Progress:
     self._best: float | None = None
 
   def begin(self, members: int, label: str = '') -> None:
-    """A batch of members is about to be scored."""
+    """Begins a batch of members that are scored."""
     self._label = label or f'generation {self._done}/{self._generations}'
     self._members = members
     self._started = time.monotonic()
     self._tokens_at_start = self.tokens()
 
   def update(self, share: float) -> None:
-    """So much of the batch has been scored; for `Evaluator.evaluate`."""
+    """Shows the share of the batch that is scored; for `Evaluator.evaluate`."""
     if not self._live:
       return
     spent = max(1e-6, time.monotonic() - self._started)
@@ -117,23 +110,18 @@ class Progress:
     self._write('\r\x1b[K' + '  '.join(parts))
 
   def resume(self, generation: int, best: float) -> None:
-    """Generations up to this one were done by an earlier process."""
+    """Goes on behind a generation that an earlier process has done."""
     self._first = self._done = generation + 1
     self._best, self._began = best, time.monotonic()
 
   def generation(self, number: int, best: float, text: str) -> None:
-    """A generation is over; `text` says what came of it."""
+    """Writes the line of a generation that is over."""
     self._done, self._best = number + 1, best
-    parts = [
-      f'generation {number}/{self._generations}',
-      self._shown(best),
-      text,
-      *self._left(0.0),
-    ]
-    self.line('  '.join(parts))
+    label = f'generation {number}/{self._generations}'
+    self.line('  '.join([label, self._shown(best), text, *self._left(0.0)]))
 
   def line(self, text: str) -> None:
-    """A line of its own."""
+    """Writes a line."""
     self._write(('\r\x1b[K' if self._live else '') + text + '\n')
 
   def _shown(self, best: float) -> str:
@@ -154,7 +142,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-  """0:42, 12:05 or 3:00:10."""
+  """Returns 0:42, 12:05 or 3:00:10."""
   minutes, seconds = divmod(int(seconds + 0.5), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:

@@ -7,9 +7,9 @@
   checkpoints/   the run state (see `checkpoint`)
   best/, summary.json, summary.md, curve.png   written at the end
 
-Lines are written before the checkpoint of their generation is. A run that goes
-on from a checkpoint cuts both files back to it, so that they end as they would
-have without the interruption. Only `seconds` and `time` then differ.
+Lines are written before the checkpoint of their generation. A run that goes on
+from a checkpoint cuts both files back to it; but for `seconds` and `time` they
+then end as they would have without the interruption.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
 from evojax_llm.runs.evolution import Generation
 
-# What a process killed right after it made the folder may have left.
+# What a killed process may have left in a new folder.
 _OURS = ('lock', 'config.json.part')
 _READ_AT_MOST = 1 << 28
 
@@ -87,7 +87,7 @@ class RunFolder:
     self.metrics.append([metrics])
 
   def close(self) -> None:
-    """Waits for the last checkpoint and lets others in.
+    """Waits for the last checkpoint and releases the folder.
 
     Raises:
       OSError: the last checkpoint could not be written.
@@ -176,14 +176,14 @@ def member_rows(
   tasks: Sequence[str],
   origins: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-  """The lines of members.jsonl that a generation adds.
+  """Returns the lines of members.jsonl that a generation adds.
 
   Args:
     generation: what happened.
     operator_names: of the strategy.
     tasks: names of the K tasks.
-    origins: of each member of the initial population, its `operator` and
-      whatever else is known of it, such as its `experts`.
+    origins: of each member of the initial population, `operator`, `parents`
+      and `experts`.
   """
   rows = []
   for i, member in enumerate(generation.ids):
@@ -207,13 +207,12 @@ def metrics_row(
   seconds: Mapping[str, float],
   tokens: int = 0,
 ) -> dict[str, Any]:
-  """The line of metrics.jsonl for a generation.
+  """Returns the line of metrics.jsonl for a generation.
 
   Args:
     generation: what happened.
     tasks: names of the K tasks.
-    seconds: wall time by part; 'checkpoint' is for how long the checkpoint of
-      the generation before held up the loop.
+    seconds: wall time by part; 'checkpoint' is that of the generation before.
     tokens: read and generated in this generation.
   """
   return {
@@ -234,40 +233,38 @@ def metrics_row(
 def lineage_of(
   member: int, rows: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-  """A member and all its ancestors, eldest first, from members.jsonl."""
+  """Returns a member and its ancestors, eldest first, from members.jsonl."""
   by_id = {row['id']: row for row in rows}
-  found, queue = set(), [member]
+  ids, queue = set(), [member]
   while queue:
     current = queue.pop()
-    if current in found or current not in by_id:
-      continue
-    found.add(current)
-    queue += by_id[current]['parents']
+    if current not in ids and current in by_id:
+      ids.add(current)
+      queue += by_id[current]['parents']
   kept = ('id', 'generation', 'operator', 'parents', 'experts', 'fitness')
   return [
     {name: by_id[i][name] for name in kept if name in by_id[i]}
-    for i in sorted(found)
+    for i in sorted(ids)
   ]
 
 
 def compare(old: Any, new: Any, name: str = '') -> list[str]:
-  """'strategy.population: 10 there, 20 here' for each field that differs."""
+  """Lists 'strategy.population: 10 there, 20 here' for all that differs."""
   if isinstance(old, dict) and isinstance(new, dict):
-    found = []
+    differences = []
     for key in sorted(old.keys() | new.keys()):
       inner = f'{name}.{key}' if name else key
-      found += compare(old.get(key), new.get(key), inner)
-    return found
+      differences += compare(old.get(key), new.get(key), inner)
+    return differences
   # The first word only says which half of config.json it is.
   name = name.removeprefix('config.')
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-  """A digest of a file, or of the files in a folder, wherever that lies.
+  """Returns a digest of a file, or of the files in a folder.
 
-  Of files above 256 MiB, which are the weights of a base, name and size must
-  do.
+  Of files above 256 MiB, the weights of a base, it holds name and size alone.
   """
   path = pathlib.Path(path)
   digest = hashlib.sha256()
@@ -282,7 +279,7 @@ def fingerprint(path: str | os.PathLike) -> str:
 
 
 def new_workdir(root: str | os.PathLike, name: str) -> pathlib.Path:
-  """Makes and returns root/name, or root/name_2, ... if that is taken."""
+  """Makes and returns root/name, or root/name_2, ... where it exists."""
   root = pathlib.Path(root)
   root.mkdir(parents=True, exist_ok=True)
   number = 1
@@ -323,7 +320,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-  """JSON types: arrays become lists, what is not a number becomes null."""
+  """Returns JSON types: arrays become lists, NaN and infinity null."""
   if isinstance(value, Mapping):
     return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):

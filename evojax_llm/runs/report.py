@@ -1,4 +1,4 @@
-"""The final table: who scored what, on `dev` and on `test`, and how surely."""
+"""The report of a run: scores on `dev` and `test` with intervals."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evojax_llm.fitness.intervals import wilson_interval
+from evojax_llm.tasks.scorers.registry import scorer_of
 
 
 def summarise(
@@ -18,7 +19,7 @@ def summarise(
   metrics: Sequence[Any],
   objective: Any,
 ) -> dict[str, Any]:
-  """A member's score on each task and its fitness, with 95 % intervals.
+  """Returns scores on each task and their fitness, with 95 % intervals.
 
   Intervals are Wilson's, of tasks whose items are right or wrong and of a
   weighted mean of nothing but these; other scores have none.
@@ -53,8 +54,8 @@ def summarise(
     )
   else:
     fitness = float(objective(np.asarray([scores], np.float32))[0])
-  # So many items of one task would be as telling as those of all tasks. With
-  # equal weights and sizes it is the number of all items.
+  # Items of one task with as wide an interval as those of all tasks. With equal
+  # weights and sizes it is the number of all items.
   alike = None
   if weighted and all(metric.binary for metric in metrics):
     alike = 1 / sum(
@@ -64,6 +65,19 @@ def summarise(
   for entry in (whole, *by_task.values()):
     del entry['exact']
   return {'fitness': whole, 'tasks': by_task}
+
+
+def of_split(
+  evaluator: Any, split: str, task_scores: Sequence[float]
+) -> dict[str, Any]:
+  """Summarises a member's task scores (K,) on a split of an evaluator."""
+  return summarise(
+    [task.name for task in evaluator.tasks],
+    task_scores,
+    [len(items) for items in evaluator.items(split)],
+    [scorer_of(task) for task in evaluator.tasks],
+    evaluator.objective,
+  )
 
 
 def _interval(
@@ -82,7 +96,7 @@ def _interval(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows as Markdown that is also readable as text, in percent.
+  """Returns the rows as Markdown that is also readable as text.
 
   Args:
     rows: of summary.json: `name`, `detail`, `evaluations`, and `dev`, `test`
@@ -90,16 +104,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
       `test` may be None.
 
   Returns:
-    A table of the fitness, one of the tasks and one of held-out tasks, shares
-    in percent. `dev` has no interval: what was chosen by it cannot be judged by
-    it.
+    Tables of fitness, tasks and held-out tasks, shares in percent. `dev` has no
+    interval: what was chosen by it cannot be judged by it.
   """
   means = [['model', 'dev', 'test [95 %]', 'evaluations']]
   for row in rows:
     means.append(
       [
         f'{row["name"]} ({row["detail"]})' if row['detail'] else row['name'],
-        _shown(row['dev']['fitness']),
+        shown(row['dev']['fitness']),
         _with_interval(row['test'] and row['test']['fitness']),
         str(row['evaluations']),
       ]
@@ -108,8 +121,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   for row in rows:
     cells = [row['name']]
     for task, dev in row['dev']['tasks'].items():
-      test = _shown(row['test']['tasks'][task]) if row['test'] else '-'
-      cells.append(f'{_shown(dev)} / {test}')
+      test = shown(row['test']['tasks'][task]) if row['test'] else '-'
+      cells.append(f'{shown(dev)} / {test}')
     tasks.append(cells)
   tables = [_aligned(means), _aligned(tasks)]
   if 'heldout' in rows[0]:
@@ -118,17 +131,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Cells of the table of the tasks that no search has seen."""
+  """Cells of the table of held-out tasks."""
   lines = [['held out', 'mean [95 %]', *rows[0]['heldout']['tasks']]]
   for row in rows:
     found = row['heldout']
-    cells = [_shown(entry) for entry in found['tasks'].values()]
+    cells = [shown(entry) for entry in found['tasks'].values()]
     lines.append([row['name'], _with_interval(found['fitness']), *cells])
   return lines
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-  """A Markdown table, names to the left and numbers to the right."""
+  """Returns a Markdown table, names to the left, numbers to the right."""
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
   def text(cells):
@@ -185,7 +198,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:
-  """Who the ensembles are, and the bound that no vote can pass."""
+  """Paragraphs on the ensembles and the bound that no vote can pass."""
   lines = []
   for row in summary['rows']:
     made = (summary.get('ensembles') or {}).get(row['name'])
@@ -213,7 +226,7 @@ def _oracles(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _front(summary: Mapping[str, Any]) -> list[str]:
-  """The members of a Pareto front, where the run kept one."""
+  """Paragraphs on the Pareto front, where the run kept one."""
   rows = summary.get('front') or []
   if not rows:
     return []
@@ -247,19 +260,21 @@ def _with_interval(entry: Mapping[str, Any] | None) -> str:
   if entry is None:
     return '-'
   if entry['low'] is None:
-    return _shown(entry)
+    return shown(entry)
   low, high = 100 * entry['low'], 100 * entry['high']
-  return f'{_shown(entry)} [{low:.1f}, {high:.1f}]'
+  return f'{shown(entry)} [{low:.1f}, {high:.1f}]'
 
 
-def _shown(entry: Mapping[str, Any]) -> str:
+def shown(entry: Mapping[str, Any], unit: str = '') -> str:
+  """Returns a score as tables show it, with a unit behind a percentage."""
   if entry['score'] is None:
     return 'failed'
-  return number(entry['score'], entry['percent'])
+  percent = entry['percent']
+  return number(entry['score'], percent) + (unit if percent else '')
 
 
 def number(score: float, percent: bool) -> str:
-  """A score as tables show it: a share in percent, anything else as it is."""
+  """Returns a share in percent, and any other score as it is."""
   return f'{100 * score:.1f}' if percent else f'{score:.4g}'
 
 

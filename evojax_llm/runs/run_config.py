@@ -1,85 +1,276 @@
-"""What every run configures."""
+"""Everything that a run can be told, declared once, with ranges and defaults.
+
+`RunConfig` is what the library works with. Command lines and configuration
+files work with an `ml_collections.ConfigDict` of the same fields, from which
+it is made, and checked, by `RunConfig.from_config`.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+from typing import ClassVar
 
 from ml_collections import config_dict
 
+from evojax_llm import lookup
+from evojax_llm import options as options_lib
+from evojax_llm.options import option
+from evojax_llm.runs.errors import UserError
+
+
+class _Part:
+  """A part of a configuration, whose values are checked when it is made."""
+
+  _path: ClassVar[str] = ''
+
+  def __post_init__(self):
+    for known in options_lib.declared(type(self)).values():
+      named = dataclasses.replace(
+        known, name=f'config.{self._path}{known.name}'
+      )
+      try:
+        named.check(getattr(self, known.name))
+      except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig(_Part):
+  """The search, and when it ends: at the first end that is reached."""
+
+  _path = 'strategy.'
+
+  name: str = option('genome_plus', 'the search: see strategies.registry')
+  population: int = option(10, 'members of the initial population', low=1)
+  generations: int = option(
+    10, 'rounds of ask, score, tell after the initial population', low=0
+  )
+  patience: int | None = option(
+    None, 'end after so many generations without a new best', low=1, kind=int
+  )
+  evaluations: int | None = option(
+    None, 'end when so many members were scored', low=1, kind=int
+  )
+  tokens: int | None = option(
+    None, 'end when so many tokens were read and generated', low=1, kind=int
+  )
+  seconds: float | None = option(
+    None, 'end when the search has taken so long', low=0.0
+  )
+  options: dict[str, Any] = option({}, "the strategy's own options")
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleConfig(_Part):
+  """The vote of the best members at the end."""
+
+  _path = 'ensemble.'
+
+  size: int = option(
+    5, 'members at most, dev says how many; 0 for no vote', low=0
+  )
+  rule: str = option('auto', 'how they decide: see fitness.ensembles')
+
+
+@dataclasses.dataclass(frozen=True)
+class RacingConfig(_Part):
+  """Stops members that can no longer matter; see `fitness.racing`."""
+
+  _path = 'racing.'
+
+  rule: str = option(
+    '', "'' scores all on everything", choices=('', 'paired', 'halving')
+  )
+  rounds: int = option(3, 'in which the items are asked', low=1)
+  keep: int = option(1, 'members that are never stopped', low=1)
+  z: float = option(2.0, 'standard errors that a stopped member lies behind')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionConfig(_Part):
+  """How programs run, which changes no result but for rounding."""
+
+  _path = 'execution.'
+
+  dtype: str = option(
+    'float32',
+    'of parameters and activations',
+    choices=('float32', 'bfloat16'),
+  )
+  base_dtype: str | None = option(
+    None,
+    "'int8' for eight-bit kernels of the base; what that changes is reported",
+    choices=(None, 'int8'),
+    kind=str,
+  )
+  form: str = option(
+    'auto',
+    'how a group of members is executed',
+    choices=('auto', 'batched', 'folded'),
+  )
+  members_per_group: int | None = option(
+    None, 'members of a program call', low=1, kind=int
+  )
+  prompts_per_batch: int | None = option(
+    None, 'most prompts of a program call', low=1, kind=int
+  )
+  memory_budget_gib: float | None = option(
+    None, 'memory to use on a device', low=0.0
+  )
+  max_length: int | None = option(
+    None, 'longest prompt in tokens, new tokens included', low=1, kind=int
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(_Part):
+  """A run.
+
+  Names of files and folders are separated by commas.
+
+  Raises:
+    UserError: a value is out of range, or two contradict each other.
+  """
+
+  name: str = option('', "part of the run folder's name")
+  seed: int = option(0, 'of all randomness', low=0)
+  seeds: int = option(1, 'runs, of this seed and those that follow', low=1)
+
+  model: str = option('', "a Hugging Face folder; '' is the pocket model")
+  adapters: str = option('', 'PEFT folders of it: the experts')
+  experts: str = option('', 'models tuned from it, in their place')
+  tasks: str = option(
+    'main',
+    "task files, pocket tasks or stages, 'file.py:Name', 'lm_eval:name'",
+  )
+  heldout_tasks: str = option('', 'tasks scored at the end alone, on test')
+  weights: tuple[float, ...] = option((), 'of the tasks; () for equal ones')
+  objective: str = option(
+    'weighted_mean', 'makes fitness of task scores: see fitness.objectives'
+  )
+  dev_limit: int | None = option(
+    None, 'dev items of each task that the search sees', low=1, kind=int
+  )
+  dev_draw: int = option(0, 'seed that chooses them')
+  resample: bool = option(
+    False, 'choose other dev items in every generation, and score again'
+  )
+  test_limit: int | None = option(
+    None, 'test items of each task', low=1, kind=int
+  )
+  dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
+  test_limits: tuple[int, ...] = option((), 'test_limit by task')
+  allow_overlap: bool = option(False, 'items may occur in dev and in test')
+  allow_code: bool = option(
+    False, 'run generated code, in a process with limits'
+  )
+  shots: int | None = option(
+    None, 'worked examples before a question, from dev', low=0, kind=int
+  )
+  shots_seed: int | None = option(None, 'seed that chooses them', kind=int)
+  system: str | None = option(None, 'a text before everything', kind=str)
+  chat: bool = option(False, "put prompts through the model's chat template")
+
+  space: str = option('adapters', 'what evolves: see genomes.space')
+  initial: tuple[Any, ...] = option(
+    ('experts', 'zero', 'scaled_average', 'extrapolants'),
+    'recipes of genomes.initial, in order; the last one fills up',
+  )
+  warm_start: str = option(
+    '', 'folder of a finished run, whose best members come first'
+  )
+  test_experts: bool = option(
+    False, 'read all experts on test, not only those in the table'
+  )
+
+  strategy: StrategyConfig = StrategyConfig()
+  ensemble: EnsembleConfig = EnsembleConfig()
+  racing: RacingConfig = RacingConfig()
+  execution: ExecutionConfig = ExecutionConfig()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.space == 'weights' and self.execution.base_dtype:
+      raise UserError(
+        'config.execution.base_dtype is of a base that members share; members '
+        'of config.space=weights share nothing: leave it off.'
+      )
+    if self.resample and not (self.dev_limit or any(self.dev_limits)):
+      raise UserError(
+        'config.resample chooses other dev items in every generation: say how '
+        'many with config.dev_limit.'
+      )
+    if self.resample and self.racing.rule:
+      raise UserError(
+        'config.resample and config.racing both choose dev items: leave one '
+        'off.'
+      )
+    if self.seed + self.seeds > 1 << 32:
+      raise UserError(f'Got config.seed {self.seed}; expected 32 bits.')
+
+  @classmethod
+  def from_config(cls, config: Any) -> 'RunConfig':
+    """Makes it of a `ConfigDict`, a mapping such as config.json, or itself.
+
+    What is not there has its default.
+
+    Raises:
+      UserError: a key is unknown, a value is out of range, or two contradict
+        each other.
+    """
+    if isinstance(config, cls):
+      return config
+    if isinstance(config, config_dict.ConfigDict):
+      config = config.to_dict()
+    return _read(cls, config, '')
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns its values as nested dicts, for config.json."""
+    return dataclasses.asdict(self)
+
+  def to_config(self) -> config_dict.ConfigDict:
+    """Returns it as a `ConfigDict`, with placeholders for unset values."""
+    return _to_config(self)
+
 
 def make() -> config_dict.ConfigDict:
-  """What every experiment configures alike."""
+  """Returns the defaults, for a configuration file to change."""
+  return RunConfig().to_config()
+
+
+def _read(cls: type, values: Any, path: str) -> Any:
+  """A part of a configuration from a mapping."""
+  if not isinstance(values, Mapping):
+    raise UserError(
+      f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'
+    )
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  read = {}
+  for name, value in values.items():
+    if name not in fields:
+      raise UserError(
+        f'Got unknown config.{path}{name}; expected some of '
+        f'{", ".join(fields)}.{lookup.did_you_mean(name, fields)}'
+      )
+    if isinstance(fields[name].default, _Part):
+      value = _read(type(fields[name].default), value, f'{path}{name}.')
+    elif isinstance(value, (list, tuple)):
+      # Names may come as a sequence, and JSON has no tuples.
+      is_text = isinstance(fields[name].default, str)
+      value = ','.join(map(str, value)) if is_text else tuple(value)
+    read[name] = value
+  return cls(**read)
+
+
+def _to_config(part: _Part) -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
-  # Part of the run folder's name.
-  config.name = ''
-  config.seed = 0
-  # So many runs, of this seed and those that follow, in one launch.
-  config.seeds = 1
-
-  # A Hugging Face Gemma folder and PEFT adapter folders of it, the experts,
-  # separated by commas. '' is the pocket model and its own experts.
-  config.model = ''
-  config.adapters = ''
-  # Models tuned from it, in the same form; for the space 'weights'.
-  config.experts = ''
-  # Task files, or names of pocket tasks, or a pocket stage, separated by
-  # commas; 'file.py:Name' and 'lm_eval:name' as well.
-  config.tasks = 'main'
-  # Tasks that the search never sees: their test items are scored at the end.
-  config.heldout_tasks = ''
-  # Of the tasks in the fitness; () for equal ones.
-  config.weights = ()
-  # What makes fitness of the tasks' scores: see evojax_llm.fitness.objectives.
-  config.objective = 'weighted_mean'
-  # Items of each task that the search sees, and a seed that chooses them.
-  config.dev_limit = config_dict.placeholder(int)
-  config.dev_draw = 0
-  # Other dev items in every generation, of which dev_limit says how many; who
-  # lives on is scored again on them. Needs a limit to choose by.
-  config.resample = False
-  config.test_limit = config_dict.placeholder(int)
-  # The same, one number for each task; () for those above.
-  config.dev_limits = ()
-  config.test_limits = ()
-  config.allow_overlap = False
-  # Run generated code, in a process with limits, where a task asks for it.
-  config.allow_code = False
-  # Worked examples before each question, from dev items that are then not
-  # scored, and a text before everything; as the tasks say where nothing is set.
-  config.shots = config_dict.placeholder(int)
-  config.shots_seed = config_dict.placeholder(int)
-  config.system = config_dict.placeholder(str)
-  # Put prompts through the model's chat template.
-  config.chat = False
-
-  # 'adapters' evolves LoRA factors, 'coefficients' the weights of experts,
-  # 'weights' all parameters of models.
-  config.space = 'adapters'
-  # Recipes of evojax_llm.genomes.initial, in order; the last one fills up.
-  config.initial = ('experts', 'zero', 'scaled_average', 'extrapolants')
-
-  # Folder of a finished run, whose best members then come first.
-  config.warm_start = ''
-
-  # The best members vote in the end: at most so many, 0 for no vote. dev says
-  # how many; see evojax_llm.fitness.ensembles for rules other than 'auto'.
-  config.ensemble = config_dict.ConfigDict({'size': 5, 'rule': 'auto'})
-  # Read all experts on test, not only those that are in the table.
-  config.test_experts = False
-
-  # Members are stopped when they can no longer matter (see fitness.racing):
-  # 'paired' or 'halving', or '' to score all of them on everything.
-  config.racing = config_dict.ConfigDict(
-    {'rule': '', 'rounds': 3, 'keep': 1, 'z': 2.0}
-  )
-
-  # How programs run, which changes no result but for rounding.
-  config.execution = config_dict.ConfigDict(
-    {
-      'dtype': 'float32',
-      # 'int8' for eight-bit kernels of the base; what it changes is reported.
-      'base_dtype': config_dict.placeholder(str),
-      'form': 'auto',
-      'members_per_group': config_dict.placeholder(int),
-      'prompts_per_batch': config_dict.placeholder(int),
-      'memory_budget_gib': config_dict.placeholder(float),
-      'max_length': config_dict.placeholder(int),
-    }
-  )
+  known = options_lib.declared(type(part))
+  for field in dataclasses.fields(part):
+    value = getattr(part, field.name)
+    if isinstance(value, _Part):
+      value = _to_config(value)
+    elif field.name in known and known[field.name].default is None:
+      config[field.name] = config_dict.placeholder(known[field.name].kind)
+    if value is not None:
+      config[field.name] = value
   return config

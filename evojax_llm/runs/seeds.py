@@ -5,12 +5,13 @@ import os
 from typing import Any
 
 from evojax_llm.runs import errors
+from evojax_llm.runs import preparation
 from evojax_llm.runs import record
 from evojax_llm.runs import report
-from evojax_llm.runs import run as search_lib
+from evojax_llm.runs import runner
 
 
-def run(search: search_lib.Search, workdir: str | os.PathLike) -> None:
+def run(search: preparation.Prepared, workdir: str | os.PathLike) -> None:
   """Runs every seed in workdir/seed_N and writes a summary over all.
 
   Each of these is a run folder as that of a single seed. Programs are compiled
@@ -26,8 +27,8 @@ def run(search: search_lib.Search, workdir: str | os.PathLike) -> None:
     else:
       rivals_of, summaries = None, {}
       for seed in range(config.seed, config.seed + config.seeds):
-        path = search_lib.run(
-          search, seed, folder.path / f'seed_{seed}', rivals_of
+        path = runner.run_prepared(
+          search, folder.path / f'seed_{seed}', seed, rivals_of
         )
         rivals_of = rivals_of or path
         summaries[seed] = record.read_json(path / 'summary.json')

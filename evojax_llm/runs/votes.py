@@ -1,7 +1,6 @@
-"""The group decisions at the end of a run, and what they are worth.
+"""The votes at the end of a run.
 
-Members, their order and their number are chosen on `dev`; the test answers of
-those chosen are read with everybody else's, once.
+Members, their order and their number are chosen on `dev`.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-  """A group that dev chose.
+  """A group of members that dev chose, whose answers are put together.
 
   Attributes:
     rule: how it decides.
@@ -27,7 +26,7 @@ class Ensemble:
     fitness: (k,) f32 of the members on dev.
     by_size: fitness on dev of the best 1, 2, ... candidates together.
     dev: (K,) f32 task scores on dev.
-    bound: fitness on dev of the oracle, who knows which member is right.
+    bound: fitness on dev of an oracle that knows which member is right.
     evaluations: members scored on dev for it, the search's not counted.
     population: genomes of the members, leaves (k, ...); None for experts.
   """
@@ -43,7 +42,7 @@ class Ensemble:
 
   @property
   def detail(self) -> str:
-    """In a few words, for the table."""
+    """The rule and the number of members, for the table."""
     rule = 'vote' if self.rule == ensembles.AUTO else self.rule
     return f'{rule} of {len(self.members)}'
 
@@ -54,12 +53,12 @@ def of_experts(
   read: Callable[[Sequence[int]], Sequence[Any]],
   options: Any,
 ) -> Ensemble | None:
-  """The best experts together; None where fewer than two could be scored.
+  """Chooses among the best experts; None where fewer than two were scored.
 
   Args:
     evaluator: of the tasks.
     task_scores: (N, K) f32 of the experts on dev.
-    read: what the experts of some indices did on the dev items, task by task.
+    read: returns what experts did on the dev items, task by task.
     options: `size` and `rule` of the configuration.
   """
   fitness = evaluator.objective(task_scores)
@@ -73,34 +72,33 @@ def of_experts(
 def of_members(
   evaluator: Any,
   space: Any,
-  found: run_state.Members,
+  candidates: run_state.Members,
   known: tuple[np.ndarray, Sequence[Any]] | None,
   options: Any,
 ) -> Ensemble | None:
-  """Members together.
+  """Chooses among members; None where fewer than two were scored.
 
   Args:
     evaluator: of the run's tasks and dev items.
     space: of the members.
-    found: M candidates.
-    known: their task scores (M, K) f32 and what they did, task by task; None,
-      or answers to other items or to some, to score them once more.
+    candidates: M members.
+    known: their task scores (M, K) f32 and what they did, task by task; with
+      None, or answers to other items or not to all, they are scored again.
     options: `rule` of the configuration.
-
-  Returns:
-    The group, or None where fewer than two could be scored.
   """
-  if len(found.ids) < 2:
+  if len(candidates.ids) < 2:
     return None
   wanted = [[item.id for item in task] for task in evaluator.items('dev')]
   evaluations = 0
   if known is None or not _complete(known[1], wanted):
-    slots = max(len(found.ids), evaluator.plan.members_per_group)
+    slots = max(len(candidates.ids), evaluator.plan.members_per_group)
     scores = evaluator.evaluate(
-      space, stack.pad(found.population, slots), np.arange(len(found.ids))
+      space,
+      stack.pad(candidates.population, slots),
+      np.arange(len(candidates.ids)),
     )
     known = scores.task_scores, scores.tasks
-    evaluations = len(found.ids)
+    evaluations = len(candidates.ids)
   task_scores, results = known
   fitness = evaluator.objective(task_scores)
   order = _ranked(fitness)
@@ -109,14 +107,14 @@ def of_members(
   made = _chosen(
     evaluator,
     options.rule,
-    [found.ids[i] for i in order],
+    [candidates.ids[i] for i in order],
     ensembles.Group(fitness, task_scores, results).take(order),
   )
   chosen = np.asarray(order[: len(made.members)], np.int32)
   return dataclasses.replace(
     made,
     evaluations=evaluations,
-    population=stack.take(found.population, chosen),
+    population=stack.take(candidates.population, chosen),
   )
 
 
@@ -126,23 +124,23 @@ def score(
   ensemble: Ensemble,
   task_scores: np.ndarray,
   results: Sequence[Any],
-  rows: Sequence[int],
+  indices: Sequence[int],
 ) -> tuple[np.ndarray, float]:
-  """What an ensemble decides on the items of a split.
+  """Scores the decisions of an ensemble on the items of a split.
 
   Args:
     evaluator: of the tasks.
     split: of the items.
     ensemble: k members.
-    task_scores: (M, K) of all who were scored.
-    results: K results of them.
-    rows: k places of the ensemble's members among the M.
+    task_scores: (M, K) of all that were scored on it.
+    results: their K results item by item.
+    indices: k indices of the ensemble's members into the M.
 
   Returns:
     (K,) f32 task scores, and the fitness of the oracle.
   """
-  everybody = ensembles.Group(np.zeros(len(task_scores)), task_scores, results)
-  group = dataclasses.replace(everybody.take(rows), fitness=ensemble.fitness)
+  scored = ensembles.Group(np.zeros(len(task_scores)), task_scores, results)
+  group = dataclasses.replace(scored.take(indices), fitness=ensemble.fitness)
   scorers = [scorer_of(task) for task in evaluator.tasks]
   decided = ensembles.decide(
     ensemble.rule, group, scorers, evaluator.items(split)
@@ -168,7 +166,7 @@ def _chosen(
 
 
 def _complete(results: Sequence[Any], wanted: Sequence[list[str]]) -> bool:
-  """Whether everybody was scored on the wanted items, and on all of them."""
+  """Whether all were scored on all wanted items and no others."""
   return [result.ids for result in results] == wanted and not any(
     np.isnan(result.values).any() for result in results
   )
@@ -180,6 +178,6 @@ def _bound(evaluator, group, scorers) -> float:
 
 
 def _ranked(fitness: np.ndarray) -> list[int]:
-  """Places of those who have a fitness, the best first, then the elder."""
-  places = np.flatnonzero(np.isfinite(fitness))
-  return sorted(places.tolist(), key=lambda i: (-fitness[i], i))
+  """Indices of members that did not fail, the best first, then the elder."""
+  alive = np.flatnonzero(np.isfinite(fitness))
+  return sorted(alive.tolist(), key=lambda i: (-fitness[i], i))

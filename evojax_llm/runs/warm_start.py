@@ -1,4 +1,4 @@
-"""Beginning a run with the members of one that is finished."""
+"""Members of a finished run with which another one begins."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,8 +16,9 @@ from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import run_state
-from evojax_llm.runs import setup as problem_lib
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
 
 OPERATOR = 'warm_start'
 
@@ -27,19 +28,15 @@ class WarmStart:
   """Members of an earlier run.
 
   Attributes:
-    members: the best that its last state holds, the best first.
-    fingerprint: of the run that they are from.
+    members: the best in its last state, the best first.
+    fingerprint: of that run.
   """
 
   members: run_state.Members
   fingerprint: str
 
   def before(self, made: initial.Initial) -> initial.Initial:
-    """An initial population that begins with these members.
-
-    Args:
-      made: P members; the first of them fill up what these leave.
-    """
+    """Puts these members in front of P others, of which as many go."""
     size = stack.size(made.population)
     count = min(len(self.members.ids), size)
     warm = stack.take(self.members.population, np.arange(count))
@@ -48,8 +45,8 @@ class WarmStart:
       warm = stack.concatenate(warm, rest)
     no_parents = np.full((count, 2), lineage.NO_MEMBER, np.int32)
     parents = made.parents[: size - count]
-    # Parents of the initial population are numbered by their place behind the
-    # experts, and all of them have moved on.
+    # Parents within the initial population are numbered behind the experts, and
+    # all of them have moved on.
     experts = len(made.rows[0].first)
     parents = np.where(parents >= experts, parents + count, parents)
     return initial.Initial(
@@ -61,28 +58,28 @@ class WarmStart:
 
 
 def load(
-  config: Any, problem: problem_lib.Problem, inputs: Mapping[str, Any]
+  config: RunConfig, setup: setup_lib.Setup, inputs: Mapping[str, Any]
 ) -> WarmStart:
   """Reads the members of the run at config.warm_start.
 
-  Genomes only mean the same over the same base, experts and space. Tasks,
-  strategy and the size of the population may differ.
+  Tasks, strategy and the size of the population may differ from that run's;
+  genomes of another base, other experts or another space mean something else.
 
   Raises:
     UserError: there is no finished run, or one with which this cannot begin.
   """
   folder = pathlib.Path(config.warm_start)
-  told = f'config.warm_start={config.warm_start}'
+  flag = f'config.warm_start={config.warm_start}'
   if (
     not (folder / 'summary.json').is_file()
     or not (folder / 'checkpoints').is_dir()
   ):
     raise UserError(
-      f'{told} is not the folder of a finished run, with summary.json and '
+      f'{flag} is not the folder of a finished run, with summary.json and '
       'checkpoints. Finish that run first; of several seeds, name the folder '
       'of one.'
     )
-  with errors.asked_for(checkpoint.CheckpointError, what=told):
+  with errors.as_user_error(checkpoint.CheckpointError, what=flag):
     known = record.read_json(folder / 'config.json')
     _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
   for what, there, here in (
@@ -93,15 +90,15 @@ def load(
   ):
     if there != here:
       raise UserError(
-        f'{told} was over other {what}: {there} there, {here} here. Its '
+        f'{flag} was over other {what}: {there} there, {here} here. Its '
         'members mean something else here; give the same model, adapters and '
         'space.'
       )
   members = run_state.best_members(state, config.strategy.population)
-  wanted = jax.eval_shape(problem.space.experts)
-  found = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
-  if found != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):
+  wanted = jax.eval_shape(setup.space.experts)
+  shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
+  if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):
     raise UserError(
-      f'{told} has members of other shapes than {config.space} have here.'
+      f'{flag} has members of other shapes than {config.space} have here.'
     )
   return WarmStart(members, record.fingerprint(folder / 'summary.json'))

@@ -12,7 +12,6 @@ from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.transformer import Gemma
 from tests.experiments import running
-from tests.experiments import runs
 
 # How ml_collections reads a configuration file.
 pytestmark = pytest.mark.filterwarnings(
@@ -26,22 +25,8 @@ def base(tiny_gemma_folder):
 
 
 @pytest.fixture(scope='module')
-def run_folder(tmp_path_factory, base, tiny_adapter_folders):
-  """A run of one generation."""
-  folder = tmp_path_factory.mktemp('export')
-  task = runs.write_task(folder / 'a.json', dev=10, test=4)
-  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
-  runs.evolve(
-    [
-      f'--config.model={base}',
-      f'--config.adapters={",".join(map(str, adapters))}',
-      f'--config.tasks={task}',
-      '--config.strategy.population=4',
-      '--config.strategy.generations=1',
-    ],
-    folder / 'run',
-  )
-  return folder / 'run'
+def run_folder(finished):
+  return finished[0]
 
 
 @pytest.fixture

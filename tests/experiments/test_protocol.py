@@ -205,7 +205,7 @@ def test_what_does_not_match_is_refused_with_words(
       ['--config.heldout_tasks=' + settings[3].split('=')[1].split(',')[0]],
       'which the search sees',
     ),
-    (['--config.seeds=0'], 'config.seeds=0'),
+    (['--config.seeds=0'], 'config.seeds 0'),
     ([f'--config.heldout_tasks={untested}'], 'has no test items'),
     (
       ['--config.racing.rule=halving', '--config.objective=minimum'],

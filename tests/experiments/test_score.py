@@ -11,7 +11,6 @@ from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.prompts import encode_item
 from evojax_llm.tasks.task_files import load_task
 from tests import tiny
-from tests.experiments.running import fresh_program
 from tests.experiments.running import run_program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -247,46 +246,6 @@ def test_overlap_needs_a_word(tmp_path, capsys, base):
   assert '1 of 1 dev items occur in test' in capsys.readouterr().err
   code, _ = run(tmp_path / 'o.json', base, [path], '--allow_overlap')
   assert code is None
-
-
-def test_table():
-  def task(score, low, high, n):
-    return {'score': score, 'interval': [low, high], 'n': n}
-
-  with fresh_program('experiments.score') as program:
-    text = program.table(
-      [
-        {
-          'name': 'base',
-          'tasks': {
-            'a': task(0.5, 0.4, 0.6, 96),
-            'b': task(1.0, 0.7221, 1.0, 10),
-          },
-        },
-        {'name': 'expert', 'failed': 'why', 'tasks': {}},
-      ],
-      {'a': True, 'b': True},
-    )
-  assert text.splitlines() == [
-    'member  a (n=96)           b (n=10)             mean',
-    'base    50.0 [40.0, 60.0]  100.0 [72.2, 100.0]  75.0',
-    'expert  failed: why',
-  ]
-
-
-def test_table_of_what_is_no_share():
-  with fresh_program('experiments.score') as program:
-    tasks = {
-      'a': {'score': 12.345, 'interval': None, 'n': 9},
-      'b': {'score': 0.5, 'interval': [0.4, 0.6], 'n': 9},
-    }
-    text = program.table(
-      [{'name': 'base', 'tasks': tasks}], {'a': False, 'b': True}
-    )
-  assert text.splitlines() == [
-    'member  a (n=9)  b (n=9)',
-    'base    12.35    50.0 [40.0, 60.0]',
-  ]
 
 
 def _command(*arguments):

@@ -133,7 +133,7 @@ def damaged(tmp_path_factory):
     folders[damage] = folder
   code = (
     'import sys\n'
-    'from tests import test_checkpoint as t\n'
+    'from tests.runs import test_checkpoint as t\n'
     'for folder in sys.argv[1:]:\n'
     '  generation, state = t.restore(folder)\n'
     '  t.assert_state(state, generation)\n'
@@ -234,8 +234,8 @@ def test_a_disk_that_cannot_be_written_is_an_error_that_loses_nothing(tmp_path):
   # A limit on the size of files is the full disk that needs no disk.
   code = (
     'import resource, signal, sys\n'
-    'from evojax_llm import checkpoint\n'
-    'from tests import test_checkpoint as t\n'
+    'from evojax_llm.runs import checkpoint\n'
+    'from tests.runs import test_checkpoint as t\n'
     'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
     'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n'
     'checkpoints = checkpoint.Checkpoints(sys.argv[1])\n'
@@ -263,7 +263,7 @@ def test_a_second_process_is_kept_out(tmp_path):
   lock = checkpoint.WorkdirLock(tmp_path)
   code = (
     'import sys\n'
-    'from evojax_llm import checkpoint\n'
+    'from evojax_llm.runs import checkpoint\n'
     'try:\n'
     '  checkpoint.WorkdirLock(sys.argv[1])\n'
     'except checkpoint.CheckpointError as error:\n'

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-from ml_collections import config_dict
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from evojax_llm.runs import contest
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
 from evojax_llm.runs.checkpoint import Checkpoints
+from evojax_llm.runs.run_config import RunConfig
 from experiments.genome import config as genome_config
 from tests.experiments import running
 from tests.experiments import runs
@@ -51,8 +51,8 @@ def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
 
   # What is exported is who moved, and its row says what that one scores.
   config = json.loads((forgetful / 'config.json').read_text())['config']
-  config = config_dict.ConfigDict(config)
-  config.adapters = str(forgetful / 'best')
+  config['adapters'] = str(forgetful / 'best')
+  config = RunConfig.from_config(config)
   best = setup.load(config, inputs.locate(config))
   exported = best.experts.experts()['layers']['mlp']['up_proj']['a'][0]
   for tree, index, same in (

@@ -1,9 +1,12 @@
 """From a configuration to an evaluator."""
 
+import dataclasses
+
 import pytest
 
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
+from evojax_llm.runs.run_config import RunConfig
 from experiments.genome import config as genome_config
 from tests.experiments import runs
 
@@ -21,6 +24,7 @@ def made(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   config.adapters = ','.join(map(str, tiny_adapter_folders(2, 'gemma2')))
   config.tasks, config.heldout_tasks = ','.join(tasks[:2]), tasks[2]
   config.dev_limit = 40
+  config = RunConfig.from_config(config)
   return config, setup.load(config, inputs.locate(config))
 
 
@@ -30,8 +34,7 @@ def test_few_items_to_search_on_are_a_warning(made, caplog):
   # Twelve items, but nothing is fitted to them.
   setup.make_heldout(config, loaded)
   assert not caplog.text
-  config = config.copy_and_resolve_references()
-  config.dev_limits = (40, 39)
+  config = dataclasses.replace(config, dev_limits=(40, 39))
   setup.make_evaluator(config, loaded)
   assert 'scores only 79 dev items' in caplog.text
   assert 'up to 5.6 points' in caplog.text

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 # Ends the process, as a pulled plug would, behind the n-th part of a name.
 _DYING = """
 import contextlib, os, runpy, sys
-from evojax_llm import progress
+from evojax_llm.runs import progress
 
 part, left = sys.argv.pop(1), int(sys.argv.pop(1))
 phase = progress.Stopwatch.phase

@@ -128,9 +128,9 @@ def test_whole_models_are_evolved_and_are_experts_in_turn(
 @pytest.mark.parametrize(
   'flag, message',
   [
-    ('--config.racing.rule=sprint', "racing.rule='sprint'"),
-    ('--config.racing.rule=paired', 'rounds=0'),
-    ('--config.execution.base_dtype=int4', "base_dtype='int4'"),
+    ('--config.racing.rule=sprint', "racing.rule 'sprint'"),
+    ('--config.racing.rule=paired', 'rounds 0'),
+    ('--config.execution.base_dtype=int4', "base_dtype 'int4'"),
   ],
 )
 def test_mistakes_are_one_message(settings, tmp_path, capsys, flag, message):

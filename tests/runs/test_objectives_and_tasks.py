@@ -130,7 +130,7 @@ def test_other_items_in_every_generation(inputs, tmp_path):
     ('--config.resample=True', 'say how many with config.dev_limit'),
     ('--config.objective=mean', 'expected one of weighted_mean'),
     ('--config.dev_limits=(3,)', 'one for each'),
-    ('--config.shots=-1', 'config.shots=-1'),
+    ('--config.shots=-1', 'config.shots -1'),
     ('--config.shots=12', '12 shots of 12 dev items'),
   ],
 )

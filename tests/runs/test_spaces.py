@@ -6,7 +6,8 @@ import pytest
 
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_state
-from evojax_llm.runs import setup as problem_lib
+from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.run_config import RunConfig
 from experiments.genome import config as genome_config
 from experiments.low_rank_es import config as low_rank_config
 from experiments.model_swarms import config as swarms_config
@@ -33,12 +34,14 @@ def inputs(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
 def test_a_round_leaves_a_state_of_the_same_shapes(inputs, space):
   first = genome_config.get_config()
   first.update(inputs, space=space)
-  problem = problem_lib.load(first, inputs_lib.locate(first))
+  first = RunConfig.from_config(first)
+  problem = setup_lib.load(first, inputs_lib.locate(first))
   key, tasks = jax.random.key(0), len(problem.tasks)
   for module, name in CONFIGS:
     config = module.get_config(name)
     config.space = space
-    strategy = problem_lib.make_strategy(config, problem)
+    config = RunConfig.from_config(config)
+    strategy = setup_lib.make_strategy(config, problem)
     params, size = strategy.default_params, config.strategy.population
     population = jax.tree.map(
       lambda leaf, size=size: jax.ShapeDtypeStruct(

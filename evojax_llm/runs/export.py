@@ -1,0 +1,119 @@
+"""Exports the best member of a run as an adapter or a model."""
+
+import contextlib
+import pathlib
+import shutil
+import tempfile
+
+import jax.numpy as jnp
+
+from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.models import hub
+from evojax_llm.models import lora
+from evojax_llm.models import peft
+from evojax_llm.population import stack
+from evojax_llm.runs import checkpoint
+from evojax_llm.runs import errors
+from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import record
+from evojax_llm.runs import run_state
+from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
+
+
+def export(
+  run: pathlib.Path,
+  out: pathlib.Path,
+  merged: bool = False,
+  allow_unfinished: bool = False,
+) -> str:
+  """Exports the best member of a run.
+
+  Args:
+    run: the run folder.
+    out: a new folder.
+    merged: write a model with an adapter folded into its weights.
+    allow_unfinished: take the best of the last checkpoint of a run that has
+      not finished.
+
+  Returns:
+    What was written: 'adapter' or 'model'.
+
+  Raises:
+    UserError: `out` is not new, or `run` not a run that can be exported.
+    CheckpointError: a record or a checkpoint is damaged.
+  """
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(
+      f'--out={out} exists. Nothing is overwritten: name a new folder.'
+    )
+  if not (run / 'config.json').is_file():
+    raise UserError(
+      f'--run={run} is not the folder of a run: it has no config.json.'
+    )
+  if seeds := sorted(path.name for path in run.glob('seed_*')):
+    raise UserError(
+      f'--run={run} holds the runs of several seeds: name one of them, '
+      f'{", ".join(seeds)}.'
+    )
+  finished = (run / 'summary.json').is_file()
+  if not finished and not allow_unfinished:
+    raise UserError(
+      f'The run in {run} has not finished. Go on with it, or take its best so '
+      'far with --allow_unfinished.'
+    )
+  config = record.read_json(run / 'config.json')['config']
+  config = RunConfig.from_config(config)
+  files = inputs_lib.locate(config)
+  whole = config.space == 'weights'
+  with contextlib.ExitStack() as stack_:
+    best = run / 'best'
+    if not finished:
+      folder = stack_.enter_context(tempfile.TemporaryDirectory())
+      best = pathlib.Path(folder) / 'best'
+      _export_so_far(run, config, files, whole, best)
+    if merged and not whole:
+      _merge(files.model, best, out)
+    else:
+      shutil.copytree(best, out, dirs_exist_ok=True)
+  return 'model' if whole or merged else 'adapter'
+
+
+def _export_so_far(
+  run: pathlib.Path,
+  config: RunConfig,
+  files: inputs_lib.Files,
+  whole: bool,
+  folder: pathlib.Path,
+) -> None:
+  """Writes the best member of a run's last checkpoint."""
+  generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
+  model = hub.load_config(files.model)[0]
+  # As a run chooses it at the end.
+  keep_best = config.strategy.options.get('keep_best', True)
+  best = run_state.best_members(state, 1, keep_best)
+  genome = stack.take(best.population, 0)
+  like = str(files.model)
+  if whole:
+    hub.save_checkpoint(folder, genome, model, like=like)
+  else:
+    adapters = peft.load_adapters(files.adapters, model)
+    _, space = setup_lib.make_space(config, adapters)
+    space.export(genome, folder, model, like, like)
+  errors.say(
+    f'member {best.ids[0]}, the best after generation {generation}: '
+    f'{100 * float(best.fitness[0]):.1f} % on dev'
+  )
+
+
+def _merge(
+  model: pathlib.Path, adapter: pathlib.Path, out: pathlib.Path
+) -> None:
+  """Writes the model with the adapter folded into its weights."""
+  # Summed in f32; every tensor is then stored in the type that it had.
+  config, params = hub.load_checkpoint(model, jnp.float32)
+  space = AdapterSpace(peft.load_adapters([adapter], config))
+  member = stack.take(space.experts(), jnp.int32(0))
+  merged = lora.fold(params, space.express(member))
+  hub.save_checkpoint(out, merged, config, like=model)

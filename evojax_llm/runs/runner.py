@@ -1,0 +1,242 @@
+"""A run: from a configuration to a finished folder."""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from evojax_llm.population import lineage
+from evojax_llm.runs import baselines as baselines_lib
+from evojax_llm.runs import checkpoint
+from evojax_llm.runs import errors
+from evojax_llm.runs import evolution
+from evojax_llm.runs import final_member
+from evojax_llm.runs import final_table
+from evojax_llm.runs import int8_base
+from evojax_llm.runs import preparation
+from evojax_llm.runs import progress
+from evojax_llm.runs import record
+from evojax_llm.runs import report
+from evojax_llm.runs.run_config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """A finished run.
+
+  Attributes:
+    path: its folder.
+    summary: the content of its summary.json.
+  """
+
+  path: pathlib.Path
+  summary: dict[str, Any]
+
+  @property
+  def best(self) -> pathlib.Path:
+    """The exported best member: an adapter folder or a model folder."""
+    return self.path / 'best'
+
+  def table(self) -> str:
+    """Returns the scores of baselines and best member as Markdown."""
+    return report.table(self.summary['rows'])
+
+
+def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
+  """Runs a search, or goes on with it, to its end.
+
+  Args:
+    config: a `RunConfig`, or what `RunConfig.from_config` takes.
+    workdir: the run folder, new or to go on with; a new one in runs/ by
+      default.
+
+  Raises:
+    UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
+  """
+  prepared = preparation.prepare(config)
+  if prepared.config.seeds > 1:
+    raise errors.UserError(
+      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run.'
+    )
+  workdir = workdir or record.new_workdir('runs', prepared.name)
+  path = run_prepared(prepared, workdir)
+  return Result(path, record.read_json(path / 'summary.json'))
+
+
+def run_prepared(
+  prepared: preparation.Prepared,
+  workdir: str | os.PathLike,
+  seed: int | None = None,
+  share: pathlib.Path | None = None,
+) -> pathlib.Path:
+  """Makes a run of what is prepared, or goes on with it, to its end.
+
+  Args:
+    prepared: what the run works with.
+    workdir: the run folder, new or to go on with.
+    seed: of all randomness; the configuration's by default.
+    share: the folder of another run with the same experts, tasks, items and
+      execution, whose baselines are taken over.
+
+  Returns:
+    The run folder.
+
+  Raises:
+    UserError: the folder is in use or of another run, or no member of the
+      initial population could be scored.
+  """
+  config = prepared.configured(prepared.config.seed if seed is None else seed)
+  with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
+    if folder.finished:
+      errors.say(f'{folder.path} is finished')
+    else:
+      if share is not None:
+        baselines_lib.share(share, folder.path)
+      _Run(prepared, config, folder).go_on()
+  return folder.path
+
+
+class _Run:
+  """One run, in its folder."""
+
+  def __init__(
+    self,
+    prepared: preparation.Prepared,
+    config: RunConfig,
+    folder: record.RunFolder,
+  ):
+    self.prepared, self.config, self.folder = prepared, config, folder
+    self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
+    self.bar = progress.Progress(
+      config.strategy.generations,
+      tokens=self.tokens,
+      percent=self.evaluator.objective.percent,
+    )
+    # What the search scores with; its items change in a run that resamples.
+    self.drawn = self.evaluator
+    self.scored: Any = None
+    self.number = -1
+
+  def tokens(self) -> int:
+    """Tokens read and generated so far."""
+    return self.ledger.prompt_tokens + self.ledger.new_tokens
+
+  def go_on(self) -> None:
+    """From where an earlier process stopped, if one did, to the report."""
+    prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
+    with errors.as_user_error(checkpoint.CheckpointError):
+      restored = folder.checkpoints.restore(prepared.abstract)
+    self.number, state = restored or (-1, None)
+    folder.rewind(self.number)
+    going_on = f', going on after generation {self.number}' if restored else ''
+    errors.say(f'run folder {folder.path}{going_on}')
+
+    if self.config.execution.base_dtype:
+      int8_base.report(folder, self.config, prepared.setup)
+    baselines_lib.normalise(folder, evaluator, prepared.setup)
+    baselines = baselines_lib.score_baselines(
+      folder, evaluator, prepared.setup, self.bar
+    )
+    if restored:
+      self.bar.resume(self.number, float(state.best.fitness))
+    state = self.search(state)
+    state = final_member.settle(
+      state,
+      prepared.strategy,
+      evaluator,
+      prepared.setup.space,
+      other_items=self.config.resample,
+    )
+    final_table.finish(folder, prepared, baselines, state, self.bar)
+
+  def search(self, state: Any) -> Any:
+    """Evolves to the end, keeping each generation; returns the last state."""
+    prepared, folder, config = self.prepared, self.folder, self.config
+    initial = prepared.initial(config.seed)
+    tasks = prepared.setup.task_names
+    origins = _origins(initial, prepared.setup.space.names)
+    with (
+      progress.Stopwatch() as watch,
+      errors.as_user_error(evolution.EvolutionError),
+    ):
+      rounds = evolution.evolve(
+        prepared.strategy,
+        prepared.params,
+        self.score,
+        initial.population,
+        seed=config.seed,
+        generations=config.strategy.generations,
+        patience=config.strategy.patience,
+        state=state,
+        redraw=self.redraw if config.resample else None,
+        maximise=self.evaluator.objective.maximise,
+        phase=watch.phase,
+      )
+      del initial  # its memory is wanted for the search
+      before = self.tokens()
+      for state, done in rounds:
+        # Records first: a checkpoint stands for the lines up to its own.
+        folder.items.append(done.number, done.ids, self.scored)
+        folder.write(
+          record.member_rows(
+            done, prepared.strategy.operator_names, tasks, origins
+          ),
+          record.metrics_row(done, tasks, watch.take(), self.tokens() - before),
+        )
+        before = self.tokens()
+        with watch.phase('checkpoint'):
+          folder.checkpoints.save(done.number, state)
+        line = _line(done, self.evaluator.objective.percent)
+        self.bar.generation(done.number, done.best_fitness, line)
+    return state
+
+  def redraw(self, number: int) -> None:
+    """Has the generation `number` score on other dev items."""
+    # The first one's draw is the run's own; no other run's is near.
+    draw = self.config.dev_draw + (number << 20)
+    self.drawn = self.evaluator.redraw(draw)
+
+  def score(self, population: Any, members: Any) -> Any:
+    """Scores members of a population on dev, or races them."""
+    self.number += 1
+    self.bar.begin(len(members))
+    space = self.prepared.setup.space
+    if self.prepared.racing:
+      self.scored = self.evaluator.race(
+        space,
+        population,
+        members,
+        self.prepared.racing,
+        jax.random.key(self.config.seed),
+        self.number,
+        progress=self.bar.update,
+      )
+    else:
+      self.scored = self.drawn.evaluate(
+        space, population, members, 'dev', progress=self.bar.update
+      )
+    return self.scored
+
+
+def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
+  """Operator, parents and experts of each member of an initial population."""
+  rows = []
+  for operator, parents in zip(initial.operators, initial.parents, strict=True):
+    known = [int(p) for p in parents if p != lineage.NO_MEMBER]
+    row = {'operator': operator}
+    row['parents'] = [p - len(experts) for p in known if p >= len(experts)]
+    row['experts'] = [experts[p] for p in known if p < len(experts)]
+    rows.append(row)
+  return rows
+
+
+def _line(generation: evolution.Generation, percent: bool = True) -> str:
+  """Sums up a generation in a few words, its best apart."""
+  failed = f', {generation.failed} failed' if generation.failed else ''
+  mean = report.number(generation.mean_fitness, percent)
+  sign = ' %' if percent else ''
+  return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'

@@ -1,0 +1,124 @@
+"""Scores of a model and its adapters, for JSON and as a table."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+import math
+from typing import Any
+
+from evojax_llm.fitness import intervals
+from evojax_llm.runs import report
+from evojax_llm.tasks.scorers.registry import scorer_of
+
+
+def results(
+  names: Sequence[str], tasks: Sequence[Any], scores: Any, per_item: bool
+) -> list[dict[str, Any]]:
+  """Returns the scores of M members as JSON types.
+
+  Args:
+    names: of the members.
+    tasks: K tasks.
+    scores: of an evaluator.
+    per_item: with what each of them did on each item.
+  """
+  scorers = [scorer_of(task) for task in tasks]
+  return [
+    {
+      'name': name,
+      **({} if scores.reasons[m] is None else {'failed': scores.reasons[m]}),
+      'tasks': {
+        task.name: _result(
+          scorers[k], scores.tasks[k], m, scores.task_scores[m, k], per_item
+        )
+        for k, task in enumerate(tasks)
+      },
+    }
+    for m, name in enumerate(names)
+  ]
+
+
+def _result(
+  scorer: Any, result: Any, member: int, score: float, per_item: bool
+) -> dict[str, Any]:
+  """What a member did on a task."""
+  total, values = len(result.ids), result.values[member]
+  interval = None
+  if math.isfinite(score):
+    score = float(score)
+    if scorer.binary:
+      correct = int(result.correct[member].sum())
+      score = correct / total
+      interval = intervals.wilson_interval(correct, total)
+    elif not scorer.corpus:
+      interval = intervals.mean_interval(values)
+  summary = {
+    'metric': scorer.metric,
+    'score': score if math.isfinite(score) else None,
+    'interval': interval,
+    'n': total,
+  }
+  if not per_item:
+    return summary
+  items = []
+  for i, name in enumerate(result.ids):
+    item = {'id': name, 'prediction': result.predictions[member][i]}
+    if scorer.binary:
+      item['correct'] = bool(result.correct[member, i])
+    else:
+      item['value'] = float(values[i]) if math.isfinite(values[i]) else None
+    if result.loglikelihoods is not None:
+      item['loglikelihoods'] = {
+        key: value if math.isfinite(value) else None
+        for key, value in result.loglikelihoods[member][i].items()
+      }
+    items.append(item)
+  return summary | {'items': items}
+
+
+def table(
+  results: Sequence[Mapping[str, Any]], percent: Mapping[str, bool]
+) -> str:
+  """Returns a table of members by tasks with 95 % intervals.
+
+  Args:
+    results: of `results`.
+    percent: by task, whether its score is a share, shown in percent; there is
+      a mean where all are.
+  """
+  names = list(results[0]['tasks'])
+  sizes = [task['n'] for task in results[0]['tasks'].values()]
+  with_mean = len(names) > 1 and all(percent.values())
+  rows = [['member']]
+  rows[0] += [f'{name} (n={n})' for name, n in zip(names, sizes, strict=True)]
+  rows[0] += ['mean'] if with_mean else []
+  for result in results:
+    row = [result['name']]
+    if 'failed' in result:
+      rows.append([*row, f'failed: {result["failed"]}'])
+      continue
+    for name, task in result['tasks'].items():
+      row.append(_cell(task, percent[name]))
+    if with_mean:
+      mean = sum(task['score'] for task in result['tasks'].values())
+      row.append(f'{100 * mean / len(names):.1f}')
+    rows.append(row)
+  widths = [
+    max(len(row[column]) for row in rows if column < len(row))
+    for column in range(len(rows[0]))
+  ]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=False)
+    ).rstrip()
+    for row in rows
+  )
+
+
+def _cell(task: Mapping[str, Any], percent: bool) -> str:
+  """A score and its interval, in percent or as they are."""
+  shown = functools.partial(report.number, percent=percent)
+  if task['interval'] is None:
+    return shown(task['score'])
+  low, high = map(shown, task['interval'])
+  return f'{shown(task["score"])} [{low}, {high}]'

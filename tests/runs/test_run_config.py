@@ -1,0 +1,75 @@
+"""The typed configuration of a run, and configurations it is made of."""
+
+import dataclasses
+import json
+
+from ml_collections import config_dict
+import pytest
+
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.runs.run_config import StrategyConfig
+from experiments.genome import config as genome_config
+
+
+def test_there_and_back_again():
+  strategy = StrategyConfig(
+    'genome', population=5, options={'sigma': 0.2, 'merge_options': {'a': 1}}
+  )
+  config = RunConfig(tasks='a,b', weights=(1.0, 2.0), strategy=strategy)
+  assert RunConfig.from_config(config.to_config()) == config
+  assert RunConfig.from_config(config) is config
+  assert RunConfig.from_config(json.loads(json.dumps(config.to_dict()))) == (
+    config
+  )
+
+
+def test_a_configuration_file_may_change_unset_values_and_no_types():
+  config = genome_config.get_config()
+  config.dev_limit = 7
+  config.execution.memory_budget_gib = 1.5
+  config.strategy.evaluations = 100
+  with pytest.raises(TypeError):
+    config.test_limit = 'many'
+  read = RunConfig.from_config(config)
+  assert (read.dev_limit, read.test_limit) == (7, None)
+  assert read.execution.memory_budget_gib == 1.5
+  assert read.strategy.evaluations == 100
+  assert read.strategy.options == config.strategy.options.to_dict()
+
+
+def test_names_may_come_as_a_sequence():
+  config = config_dict.ConfigDict({'tasks': ('a.json', 'b.json')})
+  assert RunConfig.from_config(config).tasks == 'a.json,b.json'
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({'sed': 1}, "config.sed; .* Did you mean 'seed'"),
+    ({'strategy': {'populaton': 1}}, "strategy.populaton; .*'population'"),
+    ({'strategy': 'genome'}, "config.strategy 'genome'; expected options"),
+    ({'strategy': {'population': 0}}, 'strategy.population 0; expected 1 or'),
+    ({'execution': {'form': 'x'}}, "execution.form 'x'; expected one of 'auto"),
+    ({'seed': 1 << 32}, 'expected 32 bits'),
+    ({'resample': True}, 'say how many with config.dev_limit'),
+    (
+      {'resample': True, 'dev_limit': 2, 'racing': {'rule': 'paired'}},
+      'leave one off',
+    ),
+    (
+      {'space': 'weights', 'execution': {'base_dtype': 'int8'}},
+      'members of config.space=weights share nothing',
+    ),
+  ],
+)
+def test_what_cannot_be_is_refused(values, message):
+  with pytest.raises(UserError, match=message):
+    RunConfig.from_config(values)
+
+
+def test_values_are_checked_when_it_is_made_in_python():
+  with pytest.raises(UserError, match='config.seeds 0; expected 1 or more'):
+    RunConfig(seeds=0)
+  with pytest.raises(UserError, match='config.dev_limit 0'):
+    dataclasses.replace(RunConfig(), dev_limit=0)
