@@ -177,7 +177,7 @@ def move(
   *,
   rounding: str = 'nearest',
 ) -> stack.Genome:
-  """The centre moved by an f32 change, every leaf in its own type.
+  """Moves the centre by an f32 change, every leaf in its own type.
 
   Args:
     key: () typed key; matters with stochastic rounding alone.
@@ -197,7 +197,7 @@ def move(
 
 
 def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
-  """The noise of all kernels as an adapter tree, for the forward pass.
+  """Returns the noise of all kernels as an adapter tree, for the forward pass.
 
   y = x W + (x a)(sigma b): the member runs on the centre's matrices.
 
@@ -207,7 +207,7 @@ def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
 
   Returns:
     The `lora` tree of gemma.lora; noise of other leaves (norms) is left out,
-    as adapters have no place for it.
+    as adapters have none of them.
   """
   adapter = {}
   for name, node in made.items():

@@ -1,6 +1,6 @@
 """Noise for mutations, drawn in the loop that uses it.
 
-`jax.random` writes its numbers to memory before anybody reads them, and on a
+`jax.random` writes its numbers to memory before they are read, and on a
 CPU it takes a pass over them for every few rounds. Here the generator is plain
 arithmetic on the number of each element (merges.draws), so that XLA makes one
 loop of drawing and using, and no noise is ever stored.
@@ -59,11 +59,6 @@ def bernoulli(word: jax.Array, rate: jax.Array) -> jax.Array:
   return _chosen(word, _half_width(rate))
 
 
-def uniform(word: jax.Array) -> jax.Array:
-  """f32 in [0, 1) with 24 bits; one word each."""
-  return (word >> jnp.uint32(8)).astype(jnp.float32) * jnp.float32(2.0**-24)
-
-
 def normal(word: jax.Array) -> jax.Array:
   """f32 standard normal numbers; one word each."""
   return _normal(word, jnp.float32(2.0**31))
@@ -105,9 +100,9 @@ def _chosen(word, half):
 
 def _normal(word, half):
   signed = jax.lax.bitcast_convert_type(word, jnp.int32).astype(jnp.float32)
-  place = (signed + jnp.float32(0.5)) / jnp.maximum(half, 1.0)
-  place = jnp.clip(place, -_BELOW_ONE, _BELOW_ONE)
-  return jnp.float32(math.sqrt(2.0)) * jax.lax.erf_inv(place)
+  point = (signed + jnp.float32(0.5)) / jnp.maximum(half, 1.0)
+  point = jnp.clip(point, -_BELOW_ONE, _BELOW_ONE)
+  return jnp.float32(math.sqrt(2.0)) * jax.lax.erf_inv(point)
 
 
 def root_mean_square(

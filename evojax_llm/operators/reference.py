@@ -35,7 +35,7 @@ T = Parameter('t', 0.5, 'how far')
 PULL = Merge('pull', pull, 'me', (T,), parents=(2, 2))
 ```
 
-`'my_module:PULL'` is then a name wherever that of a merge is taken.
+`'my_module:PULL'` is then a name wherever the name of a merge is given.
 """
 _SEES = ('fitness', 'objectives', 'scores')
 _KINDS = {

@@ -32,10 +32,7 @@ def linear(
     (...) in the parents' type. Weights (1, 0) give parent one bit for bit as
     long as parent two is finite.
   """
-  w = tensors.each(weights, len(parents))
-  if normalize == 'weights':
-    sum_of_weights = tensors.divisor(tensors.total(w), 1e-8)
-    w = [weight / sum_of_weights for weight in w]
+  w = tensors.shares(weights, len(parents), normalize)
   merged = tensors.weighted(tensors.unstacked(parents), w)
   return merged.astype(parents.dtype)
 

@@ -9,7 +9,7 @@ Options:
   normalize: what the sum is divided by. 'weights': the sum of the weights (of
     those that agree); 'count': how many (agree), as in the TIES paper and in
     PEFT; 'none'. A divisor of zero counts as one.
-  election: whose sign wins. 'weighted': that of sum w delta (mergekit);
+  election: which sign wins. 'weighted': that of sum w delta (mergekit);
     'unweighted': that of sum delta (the paper and PEFT); 'frequency': more
     weighted deltas than not. Zero is a plus. An element that is zero never
     agrees; one that is NaN always does, so that it is seen in the child.
@@ -60,8 +60,7 @@ def _elected(base, deltas, *, weights, lambda_, normalize, election):
 
 
 def _moved(base, lambda_, mixed):
-  moved = base.astype(jnp.float32) + jnp.asarray(lambda_, jnp.float32) * mixed
-  return moved.astype(base.dtype)
+  return tensors.child(base, base, jnp.asarray(lambda_, jnp.float32) * mixed)
 
 
 def task_arithmetic(parents, base, **rest):
@@ -135,7 +134,7 @@ _EPSILON = Parameter(
 _GAMMA = Parameter(
   'gamma',
   0.01,
-  'share of outliers taken off',
+  'share of outliers set to zero',
   0.0,
   1.0,
   span=(0.0, 0.5),
@@ -148,7 +147,7 @@ _NORMALIZE = 'normalize', 'what the sum is divided by'
 _PLAIN = takes.choice(*_NORMALIZE, 'none', 'weights', 'count')
 _SHARED = takes.choice(*_NORMALIZE, 'weights', 'count', 'none')
 _ELECTION = takes.choice(
-  'election', 'whose sign wins', 'weighted', 'unweighted', 'frequency'
+  'election', 'which sign wins', 'weighted', 'unweighted', 'frequency'
 )
 
 
