@@ -31,6 +31,7 @@ from evojax_llm.operators import Parameter
 def pull(parents, *, t):
   return parents[0] + t * (parents[1] - parents[0])
 
+
 T = Parameter('t', 0.5, 'how far')
 PULL = Merge('pull', pull, 'me', (T,), parents=(2, 2))
 ```

@@ -75,7 +75,7 @@ class Workbench:
     def draw(key):
       return jax.random.bits(key, (words,), jnp.uint32)
 
-    # Who draws in the loop that uses the words stores none of them.
+    # What draws in the loop that uses the words stores none of them.
     stored = jax.jit(draw)
     summed = jax.jit(lambda key: tensors.sums([draw(key)]))
     return [

@@ -192,7 +192,7 @@ def test_della_cuts_chances_to_zero_and_one():
 
 
 @pytest.mark.parametrize('shape,axis', [((7, 300), -1), ((300, 7), -2)])
-def test_della_keeps_whom_the_chance_of_the_rank_keeps(shape, axis):
+def test_della_keeps_what_the_chance_of_the_rank_keeps(shape, axis):
   rng, key = np.random.default_rng(0), jax.random.key(5)
   deltas = jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)
   density, epsilon = jnp.float32(0.5), jnp.asarray([0.3, 0.0], jnp.float32)
