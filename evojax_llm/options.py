@@ -80,7 +80,10 @@ class Option:
         'a finite number' if finite else self.kind.__name__
       )
       of = f' for {what}' if what else ''
-      raise ValueError(f'Got {self.name} {value!r}{of}; expected {wanted}.')
+      raise ValueError(
+        f'Got {self.name} {value!r}{of}; expected {wanted}.'
+        f'{did_you_mean(value, map(str, self.choices))}'
+      )
 
 
 def option(

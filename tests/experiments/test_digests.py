@@ -1,0 +1,244 @@
+"""Two generations of every preset leave the members that they left before.
+
+What is proposed, from which parents, by what operator and with what scores is
+compared with digests.json. The runs are small ones of the evolve program on the pocket
+stage `main`, and only their flags and their folders are read, so that anything
+behind them may be rebuilt.
+
+Last bits differ from one jax to another and may turn a greedy answer. Under
+another jax than the recorded one, only the initial population is compared.
+
+Where results are meant to change, or a preset is new, record one or all:
+
+  EVOJAX_LLM_RECORD_DIGESTS=1 pytest -n0 tests/experiments/test_digests.py \
+      -k '[genome:genome_as_published]'
+  EVOJAX_LLM_RECORD_DIGESTS=1 pytest -n0 tests/experiments/test_digests.py
+
+Under another jax than the file's, this begins the file anew: record all.
+"""
+
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from tests.experiments import runs
+
+EXPERIMENTS = runs.ROOT / 'experiments'
+STORED = pathlib.Path(__file__).with_name('digests.json')
+RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
+# Of systems that take the names of a library, those that are run.
+CHOSEN = {'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES')}
+# Ten experts, and a few members of the other recipes.
+MOST_MEMBERS = 14
+FLAGS = (
+  '--config.tasks=main',
+  '--config.strategy.generations=2',
+  '--config.dev_limit=10',
+  '--config.ensemble.size=0',
+  # Groups of one size, and as many test items: what scores them is compiled
+  # once, and not again for the test and for other populations.
+  '--config.test_limit=10',
+  '--config.execution.members_per_group=4',
+)
+
+# How ml_collections reads a configuration file.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)
+
+
+def get_config(system: str, name: str):
+  """What --config=experiments/<system>/config.py:<name> stands for.
+
+  Raises:
+    ValueError: there is no preset of that name; the message lists all.
+  """
+  module = importlib.import_module(f'experiments.{system}.config')
+  return module.get_config(name)
+
+
+def names(system: str) -> list[str]:
+  """The presets of a system, as an unknown one is answered with them."""
+  if system in CHOSEN:
+    return list(CHOSEN[system])
+  try:
+    get_config(system, '?')
+  except ValueError as error:
+    # '... expected one of a, b, c.' or "... expected 'a' or 'b'."
+    listed = re.findall(r'\w+', str(error).partition('expected ')[2])
+    found = [word for word in listed if word not in ('one', 'of', 'or')]
+    if found:
+      return found
+  raise AssertionError(
+    f'experiments/{system}/config.py does not list its names when it is asked '
+    f"for '?': put some into CHOSEN of {pathlib.Path(__file__).name}."
+  )
+
+
+PRESETS = [
+  f'{file.parent.name}:{name}'
+  for file in sorted(EXPERIMENTS.glob('*/config.py'))
+  for name in names(file.parent.name)
+]
+
+
+def flags(preset: str) -> list[str]:
+  """Flags of a short run of a preset, without --workdir."""
+  system, name = preset.split(':')
+  strategy = get_config(system, name).strategy
+  found = [f'--config={EXPERIMENTS / system / "config.py"}:{name}', *FLAGS]
+  if strategy.population > MOST_MEMBERS:
+    found.append(f'--config.strategy.population={MOST_MEMBERS}')
+  if strategy.options.get('members'):
+    found.append('--config.strategy.options.members=10')
+  return found
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def digest(folder: pathlib.Path) -> dict:
+  """What is kept of a finished run.
+
+  Returns:
+    By generation the `fitness` of its members, the beginnings of the SHA-256 of
+    their `lines` in members.jsonl, and how many `tokens` were read and written;
+    the `sha256` of all lines; the id of the `best`, and numbers that follow
+    from its weights.
+  """
+  rows = read_lines(folder / 'members.jsonl')
+  metrics = read_lines(folder / 'metrics.jsonl')
+  generations = [
+    [row for row in rows if row['generation'] == line['generation']]
+    for line in metrics
+  ]
+  best = json.loads((folder / 'summary.json').read_text())['best']
+  return {
+    'fitness': [[row['fitness'] for row in group] for group in generations],
+    'lines': [
+      ' '.join(_sha256(row)[:8] for row in group) for group in generations
+    ],
+    'tokens': [line['tokens'] for line in metrics],
+    'sha256': _sha256(rows),
+    'best': {'id': best['id'], **_weights(folder / 'best')},
+  }
+
+
+def _sha256(value) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _weights(folder: pathlib.Path) -> dict[str, float]:
+  """The length of all weights as one vector, and its share in one direction.
+
+  Last bits hardly change them; the second depends on signs and order as well.
+  """
+  tensors = safetensors.load_file(folder / 'adapter_model.safetensors')
+  flat = np.concatenate(
+    [tensors[name].astype(np.float64).ravel() for name in sorted(tensors)]
+  )
+  norm = float(np.linalg.norm(flat))
+  signs = np.sign(np.random.default_rng(0).random(flat.size) - 0.5)
+  return {'norm': norm, 'share': float(flat @ signs) / norm}
+
+
+def read_stored() -> dict:
+  if not STORED.exists():
+    return {'jax': jax.__version__, 'presets': {}}
+  return json.loads(STORED.read_text())
+
+
+def record(preset: str, found: dict) -> None:
+  """Puts a digest into the file, and drops those of presets that are gone."""
+  stored = read_stored()
+  known = stored['presets'] if stored['jax'] == jax.__version__ else {}
+  known = {**known, preset: found}
+  kept = {name: known[name] for name in PRESETS if name in known}
+  text = json.dumps({'jax': jax.__version__, 'presets': kept}, indent=1)
+  # A list of numbers is one line.
+  text = re.sub(r'\[[^][{}"]*\]', lambda m: ' '.join(m[0].split()), text)
+  STORED.write_text(text + '\n')
+
+
+def first_difference(
+  rows: list[dict], found: dict, stored: dict, last: int
+) -> str | None:
+  """Says who is the first member that is not as stored; None if nobody is.
+
+  Args:
+    rows: the lines of members.jsonl.
+    found: the digest of them.
+    stored: the one of before.
+    last: the last generation to look at.
+  """
+
+  def members(digest):
+    return [
+      (number, fitness, line)
+      for number, (values, lines) in enumerate(
+        zip(digest['fitness'], digest['lines'], strict=True)
+      )
+      for fitness, line in zip(values, lines.split(), strict=True)
+      if number <= last
+    ]
+
+  for row, new, old in itertools.zip_longest(
+    rows, members(found), members(stored)
+  ):
+    if new == old:
+      continue
+    before = 'nobody was stored'
+    if old is not None:
+      before = f'one of generation {old[0]} with fitness {old[1]} was stored'
+      if new is not None and new[:2] == old[:2]:
+        before = 'its generation and fitness are as stored, the rest is not'
+    here = 'nobody' if new is None else json.dumps(row)
+    return f'the first that differs: {here}; {before}'
+  return None
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_a_preset_leaves_the_members_of_before(preset, tmp_path):
+  how = (
+    f'If that is meant: {RECORD}=1 pytest -n0 '
+    f"tests/experiments/{pathlib.Path(__file__).name} -k '[{preset}]'"
+  )
+  stored, recording = read_stored(), bool(os.environ.get(RECORD))
+  known = stored['presets'].get(preset)
+  if known is None and not recording:
+    pytest.fail(f'{preset} has no digest. {how}', pytrace=False)
+  folder = tmp_path / 'run'
+  assert runs.evolve(flags(preset), folder) is None
+  found = digest(folder)
+  if recording:
+    record(preset, found)
+    return
+  same_jax = stored['jax'] == jax.__version__
+  rows = read_lines(folder / 'members.jsonl')
+  last = max(row['generation'] for row in rows)
+  difference = first_difference(rows, found, known, last if same_jax else 0)
+  if difference:
+    pytest.fail(f'{preset}, {difference}. {how}', pytrace=False)
+  if not same_jax:
+    pytest.skip(
+      f'jax is {jax.__version__}, and {stored["jax"]} in {STORED.name}: only '
+      'the initial population was compared'
+    )
+  for name in ('fitness', 'lines', 'sha256', 'tokens'):
+    assert found[name] == known[name], how
+  assert found['best'] == pytest.approx(known['best'], rel=1e-4, abs=1e-4), how
+
+
+def test_every_digest_is_of_a_preset():
+  gone = set(read_stored()['presets']) - set(PRESETS)
+  assert not gone, f'recording any preset with {RECORD}=1 drops them'
