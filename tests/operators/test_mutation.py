@@ -188,10 +188,11 @@ def test_unknown_mask_is_refused():
     mutation.gaussian(KEY, genomes.member(), 0.1, 1.0, mask='gene')
 
 
-def test_both_ways_of_layers_are_there():
-  genome = {'layers': jnp.arange(1.0, 5.0), 'stack': {'x': jnp.ones((2, 3))}}
-  same = mutation.gaussian(KEY, {'layers': genome})
-  other = mutation.gaussian(KEY, {'layers': genome}, layers=None)
-  assert not np.array_equal(
-    same['layers']['stack']['x'], other['layers']['stack']['x']
-  )
+def test_layers_are_where_the_argument_says():
+  # Relative noise is of each layer, or of the leaf as a whole.
+  genome = {'layers': {'x': jnp.arange(6.0).reshape(2, 3)}}
+  each = mutation.gaussian(KEY, genome)
+  whole = mutation.gaussian(KEY, genome, layers=None)
+  other = mutation.gaussian(KEY, {'blocks': genome['layers']}, layers='blocks')
+  assert not np.array_equal(each['layers']['x'], whole['layers']['x'])
+  np.testing.assert_array_equal(other['blocks']['x'], each['layers']['x'])
