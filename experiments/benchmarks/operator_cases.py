@@ -40,6 +40,8 @@ _CHOSEN: Mapping[str, tuple[Mapping[str, Any], ...]] = {
 # Genomes, the last ones, that all members share, and genomes that are made.
 _SHARED = {'swarm': 2}
 _RESULTS = {'swarm': 2}
+# These give a fitness, by which members are then drawn.
+_SCORES = ('shared_fitness',)
 # Members that are chosen at most.
 _MOST = {'mates': 2}
 
@@ -86,6 +88,11 @@ class Case:
     return next(name for name in SEES if name in self.operator.signature)
 
   @property
+  def draws(self) -> bool:
+    """Whether the key matters."""
+    return self.operator.draws or self.operator.name in _SCORES
+
+  @property
   def most(self) -> int | None:
     """How many members a selection chooses at most; None for any number."""
     return _MOST.get(self.operator.name)
@@ -107,7 +114,7 @@ class Case:
       given['eligible'] = jnp.ones(ids.shape, bool)
     given = {name: value for name, value in given.items() if name in known}
     found = self.operator.function(**given, **self.chosen)
-    if jnp.issubdtype(found.dtype, jnp.floating):  # A fitness to draw by.
+    if self.operator.name in _SCORES:
       return selection.roulette(key, found, count, ids)
     return found[:count]
 

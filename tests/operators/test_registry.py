@@ -291,7 +291,7 @@ def test_selection_draws_if_it_says_so(case):
     tuple(choose(case, jax.random.key(seed), FITNESS, count=4).tolist())
     for seed in range(12)
   }
-  assert (len(drawn) > 1) == case.operator.draws
+  assert (len(drawn) > 1) == case.draws
 
 
 @over(SELECTIONS)
