@@ -119,10 +119,12 @@ class Merge(Operator):
     Args:
       parents: (k, ...).
       base: (...), or None.
-      **given: `key` and `axis` where the function takes them, parameters and
-        options; the defaults that are declared for the rest.
+      **given: `key`, and `axis` other than the last, where the function takes
+        them, parameters and options; the defaults for the rest.
     """
     values = {option.name: option.default for option in self.takes}
+    if self.by_row:
+      values['axis'] = -1
     if self.whole:
       del values['span']
     bases = () if base is None else (base,)
