@@ -1,10 +1,9 @@
-"""Kernels in eight bits: the base of a search is read and never written.
+"""Kernels in eight bits, for a base that is read and never written.
 
-Every column of a kernel, that is every output, has a step of its own: the
-largest of its weights is 127 steps. Activations, embedding and norms keep their
-types, and products accumulate in f32, so that memory and the reading of weights
-shrink and nothing else changes (weight-only quantisation as in LLM.int8(),
-arXiv 2208.07339, without its outliers).
+Every column of a kernel (one output) has its own step, 1/127 of its largest
+weight. Activations, embedding and norms keep their types and products
+accumulate in f32: weight-only quantisation as in LLM.int8() (arXiv 2208.07339),
+without its outliers.
 """
 
 from typing import Any
@@ -16,11 +15,7 @@ _STEPS = 127.0
 
 
 def quantize(params: dict[str, Any]) -> dict[str, Any]:
-  """Parameters with int8 kernels (..., in, out) and f32 steps (..., out).
-
-  Args:
-    params: parameter tree; kernels in any floating type.
-  """
+  """Returns `params` with int8 kernels (..., in, out), f32 steps (..., out)."""
   return {
     name: _quantize(node) if isinstance(node, dict) else node
     for name, node in params.items()
@@ -38,7 +33,6 @@ def _quantize(node: dict[str, Any]) -> dict[str, Any]:
 def _round(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
   kernel = kernel.astype(jnp.float32)
   step = jnp.max(jnp.abs(kernel), axis=-2) / _STEPS
-  # A column of zeros has any step.
-  step = jnp.where(step > 0, step, 1.0)
+  step = jnp.where(step > 0, step, 1.0)  # Any step fits a column of zeros.
   rounded = jnp.round(kernel / step[..., None, :])
   return rounded.astype(jnp.int8), step

@@ -1,9 +1,9 @@
 """Two generations of every preset leave the members that they left before.
 
 What is proposed, from which parents, by what operator and with what scores is
-compared with digests.json. The runs are small ones of the evolve program on the pocket
-stage `main`, and only their flags and their folders are read, so that anything
-behind them may be rebuilt.
+compared with digests.json. The runs are small ones of the evolve program on the
+pocket stage `main`, and only their flags and their folders are read, so that
+anything behind them may be rebuilt.
 
 Last bits differ from one jax to another and may turn a greedy answer. Under
 another jax than the recorded one, only the initial population is compared.
