@@ -206,8 +206,8 @@ def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
     sigma: () standard deviation, absolute.
 
   Returns:
-    The `lora` tree of gemma.lora; noise of other leaves (norms) is left out,
-    as adapters have none of them.
+    The factors of a `models.expression.LowRank`; noise of other leaves (norms)
+    is left out, as adapters have none of them.
   """
   adapter = {}
   for name, node in made.items():

@@ -204,7 +204,7 @@ def _static(config: RunConfig, params: Any) -> Any:
   """What a strategy's programs are made from: all but its hyperparameters."""
   arrays = {field.name for field in dataclasses.fields(params)}
   options = config.strategy.options
-  static = {k: v for k, v in options.items() if k not in arrays}
+  static = sorted((k, v) for k, v in options.items() if k not in arrays)
   return config.strategy.name, config.strategy.population, static
 
 
@@ -239,7 +239,7 @@ def _plan(prepared: Prepared) -> Any:
       items,
       setup.tokenizer,
       chat=evaluator.chat,
-      max_length=evaluator.max_length,
+      max_length=evaluator.max_length(setup.space),
     )
     for task, items in late
   ]

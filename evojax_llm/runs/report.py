@@ -166,94 +166,69 @@ def _described(summary: Mapping[str, Any]) -> str:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-  """summary.md, from the content of summary.json."""
-  items = summary['rows'][0]
+  """Returns summary.md, from the content of summary.json."""
+  first, best = summary['rows'][0], summary['best']
   counts = []
   for split in ('dev', 'test'):
-    if items[split]:
-      per_task = {t['items'] for t in items[split]['tasks'].values()}
+    if first[split]:
+      per_task = {t['items'] for t in first[split]['tasks'].values()}
       counts.append(f'{split}: {"/".join(map(str, sorted(per_task)))} items')
-  return '\n'.join(
-    [
-      f'# {summary["name"]}',
-      '',
-      table(summary['rows']),
-      '',
-      f'{_described(summary)}; `dev / test` for each '
-      f'task ({", ".join(counts)} a task). Everything was chosen on dev; test '
-      'was read once, at the end. Evaluations are members scored on dev to '
-      'choose the row.',
-      '',
-      f'Best member {summary["best"]["id"]} of generation '
-      f'{summary["best"]["generation"]}; {summary["generations"]} generations, '
-      f'{summary["evaluations"]} evaluations, {summary["failed"]} failed.',
-      '',
-      *_oracles(summary),
-      *_front(summary),
-      *_ledger(summary.get('ledger')),
-      '![fitness by generation](curve.png)',
-      '',
-    ]
-  )
+  paragraphs = [
+    f'# {summary["name"]}',
+    table(summary['rows']),
+    f'{_described(summary)}; `dev / test` for each task ({", ".join(counts)} a '
+    'task). Everything was chosen on dev; test was read once, at the end. '
+    'Evaluations are members scored on dev to choose the row.',
+    f'Best member {best["id"]} of generation {best["generation"]}; '
+    f'{summary["generations"]} generations, {summary["evaluations"]} '
+    f'evaluations, {summary["failed"]} failed.',
+    *_oracles(summary),
+  ]
+  if rows := summary.get('front'):
+    lines = [['member', *rows[0]['tasks']]]
+    for row in rows:
+      scores = (f'{score:.4g}' for score in row['tasks'].values())
+      lines.append([str(row['id']), *scores])
+    paragraphs.append('Members that no other one beats on all tasks:')
+    paragraphs.append(_aligned(lines))
+  if ledger := summary.get('ledger'):
+    saved = ledger['items_saved']
+    seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
+    paragraphs.append(
+      f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
+      f'made, {ledger["programs"]} programs compiled'
+      + (f', {saved:,} items saved by racing' if saved else '')
+      + f'. Seconds: {seconds}.'
+    )
+  paragraphs.append('![fitness by generation](curve.png)\n')
+  return '\n\n'.join(paragraphs)
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:
   """Paragraphs on the ensembles and the bound that no vote can pass."""
-  lines = []
+  paragraphs = []
   for row in summary['rows']:
-    made = (summary.get('ensembles') or {}).get(row['name'])
-    if made is None:
+    group = (summary.get('ensembles') or {}).get(row['name'])
+    if group is None:
       continue
+    members = ', '.join(map(str, group['members']))
+    whose = 'experts' if row['name'].endswith('experts') else 'members'
+    text = (
+      f'{row["name"].capitalize()}: {whose} {members}; dev chose how many of '
+      f'{len(group["dev_fitness_by_size"])}.'
+    )
     bounds = [
       f'{number(score, row[split]["fitness"]["percent"])} on {split}'
-      for split, score in made['oracle'].items()
+      for split, score in group['oracle'].items()
       if score is not None
     ]
-    whose = 'experts' if row['name'].endswith('experts') else 'members'
-    lines += [
-      f'{row["name"].capitalize()}: {whose} '
-      f'{", ".join(map(str, made["members"]))}; dev chose how many of '
-      f'{len(made["dev_fitness_by_size"])}.'
-      + (
-        f' An oracle, who knows which of them is right, would have '
+    if bounds:
+      text += (
+        ' An oracle that knows which of them is right would have '
         f'{", ".join(bounds)}: a bound, and no result.'
-        if bounds
-        else ''
-      ),
-      '',
-    ]
-  return lines
-
-
-def _front(summary: Mapping[str, Any]) -> list[str]:
-  """Paragraphs on the Pareto front, where the run kept one."""
-  rows = summary.get('front') or []
-  if not rows:
-    return []
-  lines = [['member', *rows[0]['tasks']]]
-  for row in rows:
-    lines.append([str(row['id']), *(f'{v:.4g}' for v in row['tasks'].values())])
-  return [
-    'Members that no other one beats on all tasks:',
-    '',
-    _aligned(lines),
-    '',
-  ]
-
-
-def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
-  """Where tokens and seconds went, in a paragraph."""
-  if ledger is None:
-    return []
-  seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
-  saved = ledger['items_saved']
-  return [
-    f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
-    f'made, {ledger["programs"]} programs compiled'
-    + (f', {saved:,} items saved by racing' if saved else '')
-    + f'. Seconds: {seconds}.',
-    '',
-  ]
+      )
+    paragraphs.append(text)
+  return paragraphs
 
 
 def _with_interval(entry: Mapping[str, Any] | None) -> str:

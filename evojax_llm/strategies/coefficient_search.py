@@ -1,33 +1,16 @@
-"""Baselines that search N expert coefficients: random search and CMA-ES.
+"""Baselines that search the gates of N experts: random search and CMA-ES.
 
-Both work on `genomes.coefficients.GateSpace` and are scored like any
+Both work on `genomes.gates.GateSpace` and are scored like any
 other strategy, so they can be given the same number of evaluations. The mass
 of a member is free in both: convex mixes can only dilute.
 """
 
-import jax
 import jax.numpy as jnp
 
 from evojax_llm.genomes import gates
-from evojax_llm.population import stack
+from evojax_llm.genomes import initial
 from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
-
-
-def sample_coefficients(
-  key: jax.Array,
-  num_experts: int,
-  concentration: float = 1.0,
-  low: float = 0.0,
-  high: float = 4.0,
-) -> stack.Genome:
-  """A Dirichlet mix of the experts times a mass ~ U(low, high)."""
-  mix_key, mass_key = jax.random.split(key)
-  mix = jax.random.dirichlet(
-    mix_key, jnp.full((num_experts,), concentration, jnp.float32)
-  )
-  mass = jax.random.uniform(mass_key, (), jnp.float32, low, high)
-  return {gates.COEFFICIENTS: mix * mass}
 
 
 def random_search(
@@ -38,10 +21,11 @@ def random_search(
   low: float = 0.0,
   high: float = 4.0,
 ) -> base.Strategy:
-  """Independent draws of `sample_coefficients`; the memory keeps the best."""
+  """Independent draws as by `GateSpace.sample`; the memory keeps the best."""
 
   def sample(key):
-    return sample_coefficients(key, num_experts, concentration, low, high)
+    mix, mass = initial.random_mix(key, num_experts, concentration, low, high)
+    return {gates.GATES: mix * mass}
 
   return registry.make_strategy(
     'RandomSearch',
@@ -61,4 +45,4 @@ def cma_es(
 
 
 def _genome(num_experts):
-  return {gates.COEFFICIENTS: jnp.zeros((num_experts,), jnp.float32)}
+  return {gates.GATES: jnp.zeros((num_experts,), jnp.float32)}

@@ -63,7 +63,7 @@ def make_strategy(
     population_size: P.
     genome: one genome, or its shapes and types; evosax's own algorithms need
       it, and the others tell by it what they cannot work on.
-    base: genome of the base where it is not zero; for merges of whole weights.
+    base: genome of the base, for merges of what parents change of it.
     **options: of the strategy's constructor: genome.Genome or stock.Stock.
 
   Returns:

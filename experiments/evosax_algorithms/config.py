@@ -23,7 +23,7 @@ from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
 def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:
   config = run_config.make()
   config.name = name
-  config.space = 'coefficients'
+  config.space = 'gates'
   # What is not there is refused with the reason where the strategy is made.
   options = presets.placeholders(STOCK_OPTIONS.get(name, {}))
   config.strategy = presets.strategy(name, 20, 9, options)

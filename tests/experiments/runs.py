@@ -59,18 +59,25 @@ def evolve(settings, folder: pathlib.Path, *more: str):
         delattr(flags.FLAGS, name)
 
 
+def lines(path: pathlib.Path) -> list[dict]:
+  """The rows of a file of JSON lines."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(folder: pathlib.Path) -> dict:
+  """The summary.json of a finished run."""
+  return json.loads((folder / 'summary.json').read_text())
+
+
 def result(folder: pathlib.Path) -> dict:
   """All of a finished run but what the clock and the last process say."""
-  summary = json.loads((folder / 'summary.json').read_text())
-  del summary['seconds'], summary['ledger']
-  metrics = [
-    json.loads(line)
-    for line in (folder / 'metrics.jsonl').read_text().splitlines()
-  ]
+  kept = summary(folder)
+  del kept['seconds'], kept['ledger']
+  metrics = lines(folder / 'metrics.jsonl')
   for row in metrics:
     del row['seconds'], row['time']
   return {
-    'summary': summary,
+    'summary': kept,
     'metrics': metrics,
     'members': (folder / 'members.jsonl').read_text(),
     'baselines': (folder / 'baselines.json').read_text(),

@@ -13,11 +13,6 @@ from experiments.genome import config as genome_config
 from experiments.model_swarms import config as model_swarms_config
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
 
 def test_a_finished_run_is_shown_and_not_run_again(
   finished, settings, capsys, monkeypatch
@@ -61,7 +56,7 @@ def test_a_folder_in_use_is_refused(finished, settings, capsys):
     ('--config.weights=1', '2 numbers of at least 0'),
     ("--config.weights=(1,'a')", 'config: could not convert string'),
     ("--config.dev_limits=(1,'a')", "limits are (1, 'a')"),
-    ('--config.space=layers', "config.space 'layers'"),
+    ('--config.space=layers', "space 'layers'; expected one of"),
     ('--config.execution.form=fast', "execution.form 'fast'"),
     ('--config.execution.memory_budget_gib=0.0001', 'budget is'),
     ('--config.execution.max_length=3', ''),

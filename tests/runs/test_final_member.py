@@ -15,10 +15,6 @@ from experiments.genome import config as genome_config
 from tests.experiments import running
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 ADAPTER = 'adapter_model.safetensors'
 
 
@@ -37,7 +33,7 @@ def forgetful(settings, tmp_path_factory):
 
 
 def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
-  summary = json.loads((forgetful / 'summary.json').read_text())
+  summary = runs.summary(forgetful)
   _, state = Checkpoints(forgetful / 'checkpoints').read()
   alive, ever = state['strategy'], state['best']
   place = np.lexsort((alive['ids'], -alive['fitness']))[0]

@@ -48,7 +48,8 @@ STRATEGIES = {
 def make(row):
   name, options = STRATEGIES[row]
   one = jax.tree.map(lambda leaf: leaf[0], problems.population(members=P))
-  return registry.make_strategy(name, P, one, **options)
+  base = jax.tree.map(jnp.zeros_like, one)
+  return registry.make_strategy(name, P, one, base=base, **options)
 
 
 def start(strategy, score):

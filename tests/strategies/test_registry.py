@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.genomes import gates
+from evojax_llm.genomes import initial
 from evojax_llm.strategies import coefficient_search
 from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
@@ -98,14 +99,14 @@ def test_stock_names_are_evosax_names():
 
 def coefficient_cost(members):
   target = jnp.asarray([1.5, 0.0, 0.5], jnp.float32)
-  gap = members[gates.COEFFICIENTS] - target
+  gap = members[gates.GATES] - target
   return jnp.sum(jnp.square(gap), axis=1)
 
 
 @pytest.mark.parametrize('search', ('cma_es', 'random_search'))
 def test_coefficient_searches_improve_on_the_experts(search):
   strategy = getattr(coefficient_search, search)(8, 3)
-  members = {gates.COEFFICIENTS: jnp.tile(jnp.eye(3), (3, 1))[:8]}
+  members = {gates.GATES: jnp.tile(jnp.eye(3), (3, 1))[:8]}
   first = coefficient_cost(members)
   state = strategy.init(problems.KEY, members, first, strategy.default_params)
   state = problems.last(strategy, state, 20, score=coefficient_cost)
@@ -114,9 +115,10 @@ def test_coefficient_searches_improve_on_the_experts(search):
 
 def test_random_coefficients_have_free_mass():
   keys = jax.random.split(problems.KEY, 500)
-  drawn = jax.vmap(
-    lambda key: coefficient_search.sample_coefficients(key, 5, high=3.0)
-  )(keys)[gates.COEFFICIENTS]
+  mixes, masses = jax.vmap(lambda key: initial.random_mix(key, 5, high=3.0))(
+    keys
+  )
+  drawn = mixes * masses[:, None]
   mass = np.asarray(drawn.sum(axis=1))
   assert drawn.min() >= 0 and mass.max() <= 3.0001
   assert mass.mean() == pytest.approx(1.5, abs=0.15)

@@ -224,7 +224,8 @@ class Genome(base.Strategy):
 
   def check_genome(self, genome: stack.Genome) -> None:
     """See base.Strategy; merges may need a base that there is not."""
-    crossover.check_genome(self.crossover, genome, self._params['merge_base'])
+    del genome
+    crossover.check_base(self.crossover, self._params['merge_base'])
 
   def _start(self, key, population, fitness, params, objectives):
     ids = jnp.arange(self.population_size, dtype=jnp.int32)
