@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parent_weights as merge_weights
-from evojax_llm.operators.merges.method import Merge
 from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
 from evojax_llm.population import stack
 
