@@ -30,7 +30,7 @@ MERGE_PARAMETERS = {
   name: float for m in _OF_TWO for name in m.parameters if name not in _WEIGHED
 }
 MERGE_OPTIONS = {
-  name: type(choices[0]) for m in _OF_TWO for name, choices in m.options.items()
+  name: option.kind for m in _OF_TWO for name, option in m.options.items()
 }
 
 
