@@ -13,7 +13,6 @@ import numpy as np
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import item_log
 from evojax_llm.genomes import initial
-from evojax_llm.models import peft
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines
 from evojax_llm.runs import errors
@@ -51,13 +50,12 @@ class Contest:
   ):
     config = RunConfig.from_config(config)
     self._arms = {n: RunConfig.from_config(arm) for n, arm in arms.items()}
-    files = inputs_lib.locate(config)
+    files = self._files = inputs_lib.locate(config)
     self._stage, self._budget = stage, budget
     self._options = types.SimpleNamespace(size=ensemble, rule=ensembles.AUTO)
     self._problem = setup_lib.load(config, files)
     self._whole = setup_lib.make_evaluator(config, self._problem)
     self._heldout = setup_lib.make_heldout(config, self._problem)
-    self._adapters = peft.load_adapters(files.adapters, self._problem.config)
     self._evaluators: dict[int, Any] = {}
     self._spaces: dict[str, tuple[Any, Any]] = {}
     for name in arms:
@@ -102,9 +100,8 @@ class Contest:
     """Space and strategy of an arm; made once, since they carry programs."""
     if name not in self._spaces:
       config = self._arms[name]
-      _, space = setup_lib.make_space(
-        config, self._adapters, self._problem.params
-      )
+      base = self._problem.experts.model()
+      space = setup_lib.load_space(config, self._files, base)
       problem = dataclasses.replace(self._problem, space=space)
       strategy = setup_lib.make_strategy(config, problem)
       self._spaces[name] = space, strategy
