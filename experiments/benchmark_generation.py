@@ -39,6 +39,7 @@ from evojax_llm.engine.queues import pack_queues
 from evojax_llm.models import hub
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.config import Rope
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.models.transformer import init_params
 from evojax_llm.population import sharding
@@ -141,7 +142,8 @@ def measure() -> dict:
       'a': rng.normal(0, 0.02, (*shape, fan_in, 8)).astype(np.float32),
       'b': rng.normal(0, 0.02, (*shape, 8, fan_out)).astype(np.float32),
     }
-  lora = forms.arrange(_FORM.value, jax.tree.map(jnp.asarray, lora))
+  lora = LowRank(jax.tree.map(jnp.asarray, lora))
+  lora = forms.arrange(_FORM.value, lora)
   prompts = [
     tuple(rng.integers(3, config.vocab_size, _LENGTH.value).tolist())
     for _ in range(_PROMPTS.value)

@@ -18,14 +18,13 @@ from evojax_llm.strategies import reference as strategies_reference
 _OUT = flags.DEFINE_string(
   'out', str(reference.PAGE), 'Markdown file of the operators.'
 )
-SYSTEMS = tuple(sorted(pathlib.Path(__file__).parent.glob('*/README.md')))
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'{argv[1:]} is not understood; see --help.')
   pathlib.Path(_OUT.value).write_text(reference.page())
-  for page in SYSTEMS:
+  for page in pathlib.Path(__file__).parent.glob('*/README.md'):
     page.write_text(strategies_reference.with_tables(page.read_text()))
 
 

@@ -21,7 +21,7 @@ from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.models.cache import as_prefix
 from evojax_llm.models.cache import init_cache
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import fold
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 
@@ -85,10 +85,12 @@ class Waves:
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False),
         lora,
       )
-      folded = fold(params, member)
-      return jax.tree.map(
-        lambda leaf: leaf[None], {name: folded[name] for name in lora}
-      )
+      own = {
+        name: node
+        for name, node in fold(params, member).items()
+        if node is not params[name]
+      }
+      return jax.tree.map(lambda leaf: leaf[None], own)
 
     along = sharding.population_spec()
     whole = jax.sharding.PartitionSpec()

@@ -27,12 +27,11 @@ from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.decoder import Decoder
 from evojax_llm.engine.decoder import Run
 from evojax_llm.engine.groups import Groups
-from evojax_llm.engine.groups import Space
 from evojax_llm.engine.groups import abstract_member
-from evojax_llm.engine.groups import is_whole
 from evojax_llm.engine.groups import num_bytes
-from evojax_llm.engine.ledger import Ledger
-from evojax_llm.engine.sampling import Sampling
+from evojax_llm.engine.runtime import Runtime
+from evojax_llm.genomes.space import Expressing
+from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import stack
 
@@ -41,12 +40,8 @@ class Engine:
   """Runs programs for groups of members.
 
   Args:
-    model: the module.
-    params: of the base, on all devices.
-    mesh: devices that the members are spread over.
-    tokenizer: of the model.
-    ledger: counts.
-    sampling: how tokens of generated answers are chosen; greedy by default.
+    runtime: devices, types and counts.
+    tokenizer: of the models.
 
   Attributes:
     groups: expresses members.
@@ -56,18 +51,13 @@ class Engine:
 
   def __init__(
     self,
-    model: Gemma,
-    params: Any,
-    mesh: jax.sharding.Mesh,
+    runtime: Runtime,
     tokenizer: Any,
-    ledger: Ledger,
-    sampling: Sampling | None = None,
   ):
-    self.groups = Groups(params, mesh)
+    self.groups = Groups(runtime.mesh)
     self.plan: planning.Plan | None = None
-    self._model, self._mesh = model, mesh
-    self._tokenizer, self._ledger = tokenizer, ledger
-    self._sampling = sampling
+    self._runtime, self._mesh = runtime, runtime.mesh
+    self._tokenizer, self._ledger = tokenizer, runtime.ledger
     self._compiled: dict[tuple, Callable] = {}
     # By form and identity of the parameters, which a decoder keeps alive.
     self._decoders: dict[tuple, Decoder] = {}
@@ -75,7 +65,7 @@ class Engine:
 
   def prepare(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     lengths: Sequence[tuple[int, int]],
     *,
@@ -104,32 +94,33 @@ class Engine:
       MemoryPlanError: what is asked for cannot fit.
     """
     member = abstract_member(space, population)
-    params = self.groups.base(space)
+    params = self._runtime.params(space)
+    model = self._model(space)
 
     def plan(form: str) -> planning.Plan:
       return planning.make_plan(
-        self._model.config,
+        model.config,
         members=members or jax.tree.leaves(population)[0].shape[0],
         base_bytes=num_bytes(params),
         member_bytes=num_bytes(member),
         lengths=lengths,
-        dtype=self._model.dtype,
+        dtype=model.dtype,
         device=self._mesh.devices.flat[0],
         form=form,
         **options,
       )
 
-    made = plan('folded' if is_whole(member) else form)
+    made = plan('folded' if isinstance(member, Weights) else form)
     if not made.form_is_clear:
       plans = [plan(form) for form in forms.FORMS]
       with self._ledger.time('compile'):
-        made = form_trial.choose(plans, self._model, params, member, self._mesh)
+        made = form_trial.choose(plans, model, params, member, self._mesh)
     self.plan = made
     return made
 
   def answer(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     indices: np.ndarray,
     data: packed_split.Split,
@@ -178,7 +169,7 @@ class Engine:
 
   def _pass(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     indices: np.ndarray,
     ids: np.ndarray,
@@ -188,7 +179,8 @@ class Engine:
     progress: Callable[[float], None] | None,
   ) -> Iterator[int]:
     """Yields how many members are done, as calls come in."""
-    params = self.groups.base(space)
+    params = self._runtime.params(space)
+    model = self._model(space)
     size = self.group_size(stack.size(population))
     per_group = max(1, len(data.jobs) + bool(data.queues))
     running: list[Callable[[Callable[[float], None]], None]] = []
@@ -214,7 +206,7 @@ class Engine:
       )
       span = slice(first, first + len(chosen))
       for job in data.jobs:
-        result = self._read(params, members, active, job)
+        result = self._read(model, params, members, active, job)
         running.append(
           functools.partial(self._take_options, job, result, span, answers)
         )
@@ -222,7 +214,9 @@ class Engine:
           yield take_in()
       if data.queues:
         own = np.resize(ids[first : first + size], size)
-        run = self._decoder(params).start(data.queues, members, active, own)
+        run = self._decoder(model, params).start(
+          data.queues, members, active, own
+        )
         running.append(
           functools.partial(self._take_texts, run, data.queues, span, answers)
         )
@@ -230,10 +224,15 @@ class Engine:
       yield take_in()
 
   def _read(
-    self, params: Any, members: Any, active: jax.Array, job: packed_split.Job
+    self,
+    model: Gemma,
+    params: Any,
+    members: Any,
+    active: jax.Array,
+    job: packed_split.Job,
   ) -> tuple[jax.Array, float]:
     """Log-probabilities of a job's reads, and when they were asked for."""
-    program = self._program(params, members, active, job)
+    program = self._program(model, params, members, active, job)
     result = program(params, members, active, job.inputs)
     return result['logprobs'], time.perf_counter()
 
@@ -294,31 +293,39 @@ class Engine:
       group // 2,
     )
 
-  def _decoder(self, params: Any) -> Decoder:
+  def _model(self, space: Expressing) -> Gemma:
+    return Gemma(space.model().config, self._runtime.dtype)
+
+  def _decoder(self, model: Gemma, params: Any) -> Decoder:
     key = (id(params), self.plan.form)
     if key not in self._decoders:
       self._decoders[key] = Decoder(
-        self._model,
+        model,
         params,
         self._mesh,
         self.plan.form,
         self._tokenizer,
         self._ledger,
-        self._sampling,
+        self._runtime.sampling,
       )
     return self._decoders[key]
 
   def _program(
-    self, params: Any, members: Any, active: jax.Array, job: packed_split.Job
+    self,
+    model: Gemma,
+    params: Any,
+    members: Any,
+    active: jax.Array,
+    job: packed_split.Job,
   ) -> Callable:
     """The compiled program for these shapes; compiled at first use."""
     arguments = (params, members, active, job.inputs)
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-    key = (self.plan.form, structure, shapes)
+    key = (self.plan.form, model, structure, shapes)
     if key not in self._compiled:
       run = forms.group_program(
-        likelihood.likelihood, self.plan.form, self._model, self._mesh
+        likelihood.likelihood, self.plan.form, model, self._mesh
       )
       with self._ledger.time('compile'):
         self._compiled[key] = jax.jit(run).lower(*arguments).compile()

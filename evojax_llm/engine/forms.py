@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.models.cache import Cache
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import fold
+from evojax_llm.models.expression import variables
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 
@@ -32,14 +33,14 @@ def member_axis(form: str) -> int:
   return 1 if form == 'batched' else 0
 
 
-def arrange(form: str, lora: Any) -> Any:
+def arrange(form: str, expressed: Any) -> Any:
   """Moves the axes of expressed members (P, L, ...) to suit the form.
 
   Done once a generation: the batched form scans over L, and scanning leaves
   with P first would transpose the whole population in every call.
   """
   axis = member_axis(form)
-  return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), lora)
+  return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), expressed)
 
 
 def run_group(
@@ -96,14 +97,14 @@ def run_group(
 
 
 def batched_forward(
-  model: Gemma, params: Any, lora: Any, members: int
+  model: Gemma, params: Any, expressed: Any, members: int
 ) -> Callable:
   """The forward pass of a group in the batched form.
 
   Args:
     model: the module.
     params: shared base parameters.
-    lora: adapter trees of the group, as `arrange` left them.
+    expressed: members of the group, as `arrange` left them.
     members: P.
 
   Returns:
@@ -119,11 +120,11 @@ def batched_forward(
     mapped = 0 if tokens.ndim == 3 else None
     axes = None if cache is None else cache_axes
     return jax.vmap(
-      lambda lora, *args: model.apply({'params': params, 'lora': lora}, *args),
+      lambda member, *args: model.apply(variables(params, member), *args),
       in_axes=(1, mapped, mapped, axes, None, None if prefix is None else 0),
       out_axes=(0, axes),
       axis_size=members,
-    )(lora, tokens, positions, cache, until, prefix)
+    )(expressed, tokens, positions, cache, until, prefix)
 
   return forward
 

@@ -176,6 +176,36 @@ def _combine(experts, first, second, copied):
   return leaves.map_indexed(mix, experts)
 
 
+def random_mix(
+  key: jax.Array,
+  num_experts: int,
+  concentration: float = 1.0,
+  low: float = 0.0,
+  high: float = 4.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a mix (N,) f32 ~ Dirichlet and its mass () f32 ~ U(low, high)."""
+  mix_key, mass_key = jax.random.split(key)
+  mix = jax.random.dirichlet(
+    mix_key, jnp.full((num_experts,), concentration, jnp.float32)
+  )
+  return mix, jax.random.uniform(mass_key, (), jnp.float32, low, high)
+
+
+def sum_experts(
+  experts: stack.Population, first: jax.Array, second: jax.Array
+) -> stack.Genome:
+  """Returns one weighted sum of experts, as `combine` does for many.
+
+  Args:
+    experts: leaves (N, ...).
+    first: (N,) weights of all leaves but B.
+    second: (N,) weights of B.
+  """
+  none = jnp.full((1,), lineage.NO_MEMBER, jnp.int32)
+  made = _combine(experts, first[None], second[None], none)
+  return jax.tree.map(lambda leaf: leaf[0], made)
+
+
 def make_rows(
   num_experts: int, recipe: Sequence[Entry], size: int, seed_key: jax.Array
 ) -> list[Row]:

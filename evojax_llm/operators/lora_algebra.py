@@ -5,7 +5,7 @@ An adapter changes a matrix by a b. Merging a with a and b with b, as GENOME
 a_i b_j; a weighted sum of the changes themselves is the concatenation of the
 factors, of the sum of the ranks. `compress` brings it back to rank R, the best
 there is in the Frobenius norm (Eckart and Young, 1936). The dense matrix is
-never formed; to fold an adapter into its base, see gemma.lora.fold.
+never formed; to fold an adapter into its base, see models.expression.fold.
 
 Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module, with
 any axes in front (layers, members). b is taken as it is: where adapters have
@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.models import lora
 from evojax_llm.operators.merges import linear as linear_merge
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 PRODUCTS = ('factors', 'exact')
@@ -28,7 +28,7 @@ PRODUCTS = ('factors', 'exact')
 
 def _map_factors(function: Callable[..., Any], *trees: Any) -> Any:
   """Maps function(factors, ...) over modules, and over other leaves alike."""
-  return jax.tree.map(function, *trees, is_leaf=lora.is_factors)
+  return jax.tree.map(function, *trees, is_leaf=leaves.is_factors)
 
 
 def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
@@ -57,7 +57,7 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
     return (leaf.astype(jnp.float32) * weight).astype(leaf.dtype)
 
   def add(*nodes):
-    if not lora.is_factors(nodes[0]):
+    if not leaves.is_factors(nodes[0]):
       return linear_merge.combine(jnp.stack(nodes), weights)
     scaled = [times(n['b'], w) for n, w in zip(nodes, weights, strict=True)]
     return {
@@ -91,8 +91,8 @@ def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   """
   if rank < 1:
     raise ValueError(f'Got rank {rank}; expected at least one.')
-  nodes, structure = jax.tree.flatten(adapter, is_leaf=lora.is_factors)
-  places = [i for i, node in enumerate(nodes) if lora.is_factors(node)]
+  nodes, structure = jax.tree.flatten(adapter, is_leaf=leaves.is_factors)
+  places = [i for i, node in enumerate(nodes) if leaves.is_factors(node)]
   errors = [jnp.float32(0.0)] * len(nodes)
   sides = [nodes[i]['a'].astype(jnp.float32) for i in places]
   sides += [_turned(nodes[i]['b'].astype(jnp.float32)) for i in places]
@@ -228,8 +228,8 @@ def linear(
   ]
   ranks = {
     node['a'].shape[-1]
-    for node in jax.tree.leaves(parents, is_leaf=lora.is_factors)
-    if lora.is_factors(node)
+    for node in jax.tree.leaves(parents, is_leaf=leaves.is_factors)
+    if leaves.is_factors(node)
   }
   if not ranks:
     return linear_merge.combine(parents, weights)

@@ -189,8 +189,8 @@ def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
     sigma: () standard deviation, absolute.
 
   Returns:
-    The `lora` tree of gemma.lora; noise of other leaves (norms) is left out,
-    as adapters have no place for it.
+    The factors of a `models.expression.LowRank`; noise of other leaves (norms)
+    is left out, as adapters have no place for it.
   """
   adapter = {}
   for name, node in made.items():

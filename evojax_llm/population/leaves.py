@@ -55,6 +55,11 @@ def is_second_factor(path: tuple[Any, ...]) -> bool:
   return _last(path) == SECOND_FACTOR
 
 
+def is_factors(node: Any) -> bool:
+  """Whether a node of a tree holds the two factors of one matrix."""
+  return isinstance(node, dict) and set(node) == set(FACTORS)
+
+
 def has_factors(genome: Any) -> bool:
   """Whether a genome has adapter factors."""
   paths = jax.tree_util.tree_flatten_with_path(genome)[0]

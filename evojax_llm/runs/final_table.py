@@ -110,12 +110,11 @@ class _Ending:
     return all(task.test for task in self.prepared.setup.tasks)
 
   def _export(self) -> None:
-    setup, model = self.prepared.setup, str(self.prepared.files.model)
     folder = self.run.path / 'best'
     # What a process that was killed right here may have left.
     for left in [folder, *self.run.path.glob('.best.*.tmp')]:
       shutil.rmtree(left, ignore_errors=True)
-    setup.space.export(self.best.genome, folder, setup.config, model, model)
+    self.prepared.setup.space.export(self.best.genome, folder)
 
   def _groups(self) -> dict[str, votes.Ensemble]:
     """The best experts, and the best members that are alive or remembered."""

@@ -243,7 +243,7 @@ def _plan(prepared: Prepared) -> Any:
       items,
       setup.tokenizer,
       chat=evaluator.chat,
-      max_length=evaluator.max_length,
+      max_length=evaluator.max_length(setup.space),
     )
     for task, items in late
   ]

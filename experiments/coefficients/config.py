@@ -23,6 +23,6 @@ def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
     )
   config = run_config.make()
   config.name = name
-  config.space = 'coefficients'
+  config.space = 'gates'
   config.strategy = presets.strategy(name, 20, 12)
   return config

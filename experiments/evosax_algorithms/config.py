@@ -22,7 +22,7 @@ from evojax_llm.runs import run_config
 def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:
   config = run_config.make()
   config.name = name
-  config.space = 'coefficients'
+  config.space = 'gates'
   config.strategy = presets.strategy(name, 20, 9)
   if 'sigma' in config.strategy.options:
     config.strategy.options.sigma = 0.3

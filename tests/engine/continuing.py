@@ -9,6 +9,7 @@ from evojax_llm.engine import forms
 from evojax_llm.engine import queues as queues_lib
 from evojax_llm.engine.decoder import Decoder
 from evojax_llm.engine.ledger import Ledger
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -55,7 +56,7 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
     options.pop('sampling', None),
   )
   lora = jax.device_put(
-    forms.arrange(form, population),
+    forms.arrange(form, LowRank(population)),
     sharding.population_sharding(mesh, forms.member_axis(form)),
   )
   active = np.asarray(options.pop('active', [True] * len(ids)))

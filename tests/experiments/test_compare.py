@@ -271,28 +271,23 @@ def test_a_search_without_memory_ends_with_whole_generations(
 
 
 def test_draws_differ_and_share_programs():
-  from evojax_llm.engine.groups import Expressed
   from evojax_llm.fitness.evaluator import Evaluator
-  from evojax_llm.models import hub
   from evojax_llm.models.tokenizer import Tokenizer
   from evojax_llm.runs import base_and_adapters
   from evojax_llm.tasks import task_files as tasks_lib
 
   base = pocket.base_folder()
   found = base_and_adapters.load(str(base))
-  config, params = hub.load_checkpoint(base)
   evaluator = Evaluator(
-    config,
-    params,
     Tokenizer.from_folder(base),
     [tasks_lib.load_task(pocket.task_file(pocket.stage('main')[0]))],
     limits={'dev': 5, 'test': None},
   )
-  first = evaluator.evaluate(Expressed(), found.population)
+  first = evaluator.evaluate(found.space, found.population)
   other = evaluator.redraw(1)
-  second = other.evaluate(Expressed(), found.population)
+  second = other.evaluate(found.space, found.population)
   assert first.tasks[0].ids != second.tasks[0].ids
-  again = other.redraw(0).evaluate(Expressed(), found.population)
+  again = other.redraw(0).evaluate(found.space, found.population)
   assert again.tasks[0].ids == first.tasks[0].ids
   assert again.fitness == first.fitness
   assert evaluator.ledger is other.ledger

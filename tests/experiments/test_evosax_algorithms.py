@@ -8,7 +8,7 @@ from tests.experiments import runs
 CONFIG = runs.ROOT / 'experiments' / 'evosax_algorithms' / 'config.py'
 
 
-@pytest.mark.parametrize('space', ('coefficients', 'adapters'))
+@pytest.mark.parametrize('space', ('gates', 'adapters'))
 def test_they_run_by_name(
   space, tiny_gemma_folder, tiny_adapter_folders, tmp_path
 ):

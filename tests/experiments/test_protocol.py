@@ -177,7 +177,7 @@ def test_what_does_not_match_is_refused_with_words(
       [f'--config.warm_start={tmp_path}'],
       'is not the folder of a finished run',
     ),
-    ([f'--config.warm_start={old}', '--config.space=coefficients'], 'genomes'),
+    ([f'--config.warm_start={old}', '--config.space=gates'], 'genomes'),
     (
       [
         f'--config.warm_start={old}',

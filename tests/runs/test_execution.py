@@ -76,7 +76,7 @@ def test_a_raced_run_on_an_eight_bit_base(
 
 
 def test_members_that_are_gates_are_reported_as_adapters(settings, tmp_path):
-  options = ['--config.space=coefficients', '--config.strategy.generations=1']
+  options = ['--config.space=gates', '--config.strategy.generations=1']
   assert runs.evolve(settings, tmp_path / 'run', *options) is None
   summary = runs.summary(tmp_path / 'run')
   assert runs.row(summary)['test'] is not None

@@ -139,7 +139,7 @@ def test_stock_algorithms_do_not_resample(inputs, tmp_path, capsys):
     tmp_path / 'run',
     '--config.resample=True',
     '--config.dev_limit=4',
-    '--config.space=coefficients',
+    '--config.space=gates',
     '--config.strategy.name=random_search',
     '--config.strategy.options={}',
   )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from evojax_llm.genomes.space import SPACES
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
@@ -31,7 +32,7 @@ def inputs(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   }
 
 
-@pytest.mark.parametrize('space', inputs_lib.SPACES)
+@pytest.mark.parametrize('space', SPACES)
 def test_a_round_leaves_a_state_of_the_same_shapes(inputs, space):
   first = genome_config.get_config()
   first.update(inputs, space=space)

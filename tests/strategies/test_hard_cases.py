@@ -48,6 +48,8 @@ STRATEGIES = {
 def make(row):
   name, options = STRATEGIES[row]
   one = jax.tree.map(lambda leaf: leaf[0], problems.population(members=P))
+  if name == 'genome':
+    options = {'merge_base': jax.tree.map(jnp.zeros_like, one)} | options
   return registry.make_strategy(name, P, genome=one, **options)
 
 

@@ -131,19 +131,19 @@ class Space:
   sample = gates.GateSpace.sample
 
   def experts(self):
-    return {gates.COEFFICIENTS: jnp.eye(3)}
+    return {gates.GATES: jnp.eye(3)}
 
 
 def fitness_of_weights(members):
   target = jnp.asarray([1.5, 0.0, 0.5], jnp.float32)
-  gap = members[gates.COEFFICIENTS] - target
+  gap = members[gates.GATES] - target
   return -jnp.sum(jnp.square(gap), axis=1)
 
 
 @pytest.mark.parametrize('search', ('cma_es', 'random_search'))
 def test_searches_of_weights_improve_on_the_experts(search):
   strategy = registry.make_strategy(search, 8, Space())
-  members = {gates.COEFFICIENTS: jnp.tile(jnp.eye(3), (3, 1))[:8]}
+  members = {gates.GATES: jnp.tile(jnp.eye(3), (3, 1))[:8]}
   first = fitness_of_weights(members)
   state = strategy.init(
     problems.KEY, members, base.Scores(first), strategy.default_params
@@ -154,13 +154,13 @@ def test_searches_of_weights_improve_on_the_experts(search):
 
 def test_random_weights_have_free_mass():
   strategy = registry.make_strategy('random_search', 500, Space(), high=3.0)
-  members = {gates.COEFFICIENTS: jnp.zeros((500, 3))}
+  members = {gates.GATES: jnp.zeros((500, 3))}
   scores = base.Scores(jnp.zeros(500))
   params = strategy.default_params
   state = strategy.init(problems.KEY, members, scores, params)
   drawn, _ = strategy.ask(problems.KEY, state, params)
-  mass = np.asarray(drawn[gates.COEFFICIENTS].sum(axis=1))
-  assert drawn[gates.COEFFICIENTS].min() >= 0 and mass.max() <= 3.0001
+  mass = np.asarray(drawn[gates.GATES].sum(axis=1))
+  assert drawn[gates.GATES].min() >= 0 and mass.max() <= 3.0001
   assert mass.mean() == pytest.approx(1.5, abs=0.15)
   with pytest.raises(ValueError, match="unknown option 'higher'"):
     registry.make_strategy('random_search', 8, Space(), higher=1.0)

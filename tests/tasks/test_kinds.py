@@ -15,9 +15,7 @@ import pytest
 
 from evojax_llm import pocket
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.genomes.adapters import AdapterSpace
-from evojax_llm.models import hub
-from evojax_llm.models import peft
+from evojax_llm.genomes.space import make_space
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import task_files as tasks_lib
 from evojax_llm.tasks.scorers.registry import scorer_of
@@ -48,16 +46,13 @@ def rate(prompts, responses):
 def model():
   """Base, tokenizer and two experts of the pocket population."""
   base = pocket.base_folder()
-  config, params = hub.load_checkpoint(base)
-  experts = peft.load_adapters(list(pocket.expert_folders())[:2], config)
-  return config, params, Tokenizer.from_folder(base), AdapterSpace(experts)
+  experts = list(pocket.expert_folders())[:2]
+  return Tokenizer.from_folder(base), make_space('adapters', base, experts)
 
 
 def evaluate(tasks, **options):
-  config, params, tokenizer, space = model()
+  tokenizer, space = model()
   evaluator = Evaluator(
-    config,
-    params,
     tokenizer,
     tasks,
     max_length=400,
@@ -183,10 +178,8 @@ def test_the_judge_is_asked_once_about_each_response():
 
   scorer = dataclasses.replace(scorer_of(kinds()[0][15]), function=count)
   task = dataclasses.replace(kinds()[0][15], scorer=scorer)
-  config, params, tokenizer, space = model()
-  evaluator = Evaluator(
-    config, params, tokenizer, [task], devices=jax.devices()[:1]
-  )
+  tokenizer, space = model()
+  evaluator = Evaluator(tokenizer, [task], devices=jax.devices()[:1])
   first = evaluator.evaluate(space, space.experts())
   said = {
     (item, text)
@@ -210,10 +203,10 @@ def test_limits_of_each_task():
 
 
 def test_cut_prompts_are_counted():
-  config, params, tokenizer, space = model()
+  tokenizer, space = model()
   task = Task('t', 'multiple_choice', choice_items())
   evaluator = Evaluator(
-    config, params, tokenizer, [task], max_length=12, devices=jax.devices()[:1]
+    tokenizer, [task], max_length=12, devices=jax.devices()[:1]
   )
   evaluator.evaluate(space, space.experts())
   assert evaluator.ledger.truncated == 4

@@ -179,9 +179,9 @@ class Genome(succession_round.Moving):
 
   @classmethod
   def for_space(cls, population_size, space, genome, **options):
-    """See base.Strategy; whole weights are merged by what they change."""
-    if genome is not None and not crossover.has_zero_base(genome):
-      options['merge_base'] = space and space.base()
+    """See base.Strategy; merges work on what parents change of the base."""
+    if space is not None:
+      options['merge_base'] = space.base()
     return super().for_space(population_size, space, genome, **options)
 
   @property
@@ -198,7 +198,8 @@ class Genome(succession_round.Moving):
 
   def check_genome(self, genome: stack.Genome) -> None:
     """See base.Strategy; merges may need a base that there is not."""
-    crossover.check_genome(self.crossover, genome, self._base)
+    del genome
+    crossover.check_base(self.crossover, self._base)
 
   def _start(self, key, state, scores, params):
     del scores

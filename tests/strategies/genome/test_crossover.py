@@ -17,8 +17,8 @@ P = 4
 TWO_PARENTS = [n for n, m in MERGES.items() if (m.most or 2) >= 2 >= m.least]
 
 
-def coefficients():
-  return {'coefficients': jax.random.normal(problems.KEY, (P, 5))}
+def gates():
+  return {'gates': jax.random.normal(problems.KEY, (P, 5))}
 
 
 def weights():
@@ -28,9 +28,13 @@ def weights():
 
 GENOMES = {
   'adapters': lambda: problems.population(members=P),
-  'coefficients': coefficients,
+  'gates': gates,
   'weights': weights,
 }
+
+
+def base_of(members):
+  return jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), members)
 
 
 def children(strategy, members):
@@ -44,18 +48,19 @@ def children(strategy, members):
 
 @pytest.mark.parametrize('merge', TWO_PARENTS)
 def test_every_merge_of_two_fits_every_genome_or_says_why_not(merge):
-  strategy = algorithm.Genome(P, merge=merge, with_succession=False)
-  params = strategy.default_params
-  for kind, make in GENOMES.items():
+  for make in GENOMES.values():
     members = make()
     one = jax.tree.map(lambda leaf: leaf[0], members)
-    if MERGES[merge].needs_base and kind == 'weights':
-      with pytest.raises(ValueError, match='whole weights.*adapters or'):
-        strategy.check_genome(one)
-      continue
+    options = {'merge': merge, 'with_succession': False}
+    if MERGES[merge].needs_base:
+      with pytest.raises(ValueError, match='change of a base, and no base'):
+        algorithm.Genome(P, **options).check_genome(one)
+      options['merge_base'] = jax.tree.map(jnp.zeros_like, one)
+    strategy = algorithm.Genome(P, **options)
+    params = strategy.default_params
     strategy.check_genome(one)
 
-    def ask(members):
+    def ask(members, strategy=strategy, params=params):
       scores = base.Scores(jnp.zeros((P,)))
       state = strategy.init(problems.KEY, members, scores, params)
       return strategy.ask(problems.KEY, state, params)[0]
@@ -67,10 +72,16 @@ def test_every_merge_of_two_fits_every_genome_or_says_why_not(merge):
 
 @pytest.mark.parametrize('merge', ('dare_ties', 'slerp', 'uniform_layer'))
 def test_children_are_finite_and_their_own(merge):
+  members = problems.population(members=P)
   strategy = algorithm.Genome(
-    P, merge=merge, with_succession=False, cross_rate=1.0, mutation_rate=0.0
+    P,
+    merge=merge,
+    merge_base=base_of(members),
+    with_succession=False,
+    cross_rate=1.0,
+    mutation_rate=0.0,
   )
-  made, asked = children(strategy, problems.population(members=P))
+  made, asked = children(strategy, members)
   assert int(asked.proposal.filled.sum()) == P // 2
   for leaf in jax.tree.leaves(made):
     assert np.all(np.isfinite(leaf))
@@ -80,16 +91,17 @@ def test_children_are_finite_and_their_own(merge):
 def test_ties_of_adapters_is_the_published_one():
   # GENOME's released code: 0.7 of each parent by magnitude, the sign of their
   # sum, and a weighted sum divided by how many have that sign.
+  members = problems.population(members=P)
   strategy = algorithm.Genome(
     P,
     merge='ties',
+    merge_base=base_of(members),
     merge_options={'normalize': 'count', 'election': 'unweighted'},
     merge_parameters={'density': 0.7, 'epsilon': None},
     weighing='fitness',
     with_succession=False,
     cross_rate=1.0,
   )
-  members = problems.population(members=P)
   made, asked = children(strategy, members)
   fitness = np.linspace(1.0, 0.2, P)
   pairs = np.asarray(asked.proposal.parents[: P // 2])
@@ -114,8 +126,10 @@ def test_ties_of_adapters_is_the_published_one():
 
 
 def test_hyperparameters_of_a_merge_recompile_nothing():
-  strategy = algorithm.Genome(P, merge='ties', with_succession=False)
   members = problems.population(members=P)
+  strategy = algorithm.Genome(
+    P, merge='ties', merge_base=base_of(members), with_succession=False
+  )
   params = strategy.default_params
   state = strategy.init(problems.KEY, members, problems.scores(members), params)
   one, _ = strategy.ask(problems.KEY, state, params)
@@ -184,7 +198,7 @@ def test_whole_weights_are_merged_by_what_they_change_of_the_base():
   members = weights()
   one = jax.tree.map(lambda leaf: leaf[0], members)
   options = {'merge': 'task_arithmetic', 'weighing': 'equal'}
-  with pytest.raises(ValueError, match='whole weights.*Give the base'):
+  with pytest.raises(ValueError, match='or give merge_base=space.base'):
     registry.make_strategy('genome', P, genome=one, **options)
 
   class Space:
