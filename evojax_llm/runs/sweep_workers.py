@@ -17,6 +17,7 @@ import sys
 import traceback
 from typing import Any
 
+from evojax_llm.genomes.space import find_space
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import preparation
@@ -82,8 +83,8 @@ def _key(config: RunConfig, *more: str) -> str:
     for name, value in config.to_dict().items()
     if name not in (*_OF_SEARCH, *more)
   }
-  # Plain mixes are the same ones, whatever evolves, but for whole models.
-  kept['space'] = config.space == 'weights'
+  # Plain mixes are the same ones, whatever evolves over a base.
+  kept['space'] = find_space(config.space).shares_base
   return json.dumps(kept, sort_keys=True)
 
 

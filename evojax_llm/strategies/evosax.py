@@ -240,11 +240,8 @@ class RandomSearch(EvosaxStrategy):
     """See base.Strategy; options are those of the space's `sample`."""
     if space is None:
       raise ValueError("Got no space for 'random_search', which draws of it.")
-    known = SEARCHES['random_search']
-    options_lib.check_known(options, known)
-    # Other spaces have a `sample` without them.
-    given = {k: v for k, v in options.items() if v != known[k].default}
-    sample = functools.partial(space.sample, **given)
+    options_lib.check_known(options, SEARCHES['random_search'])
+    sample = functools.partial(space.sample, **options)
     return cls('RandomSearch', population_size, genome, sampling_fn=sample)
 
 

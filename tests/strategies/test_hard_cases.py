@@ -47,17 +47,10 @@ STRATEGIES = {
 @functools.cache
 def make(row):
   name, options = STRATEGIES[row]
-  return registry.make_strategy(name, P, Space(), **options)
-
-
-class Space:
-  """Adapters, whose base is zero."""
-
-  def experts(self):
-    return problems.population(members=P)
-
-  def base(self):
-    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), self.experts())
+  one = jax.tree.map(lambda leaf: leaf[0], problems.population(members=P))
+  if name == 'genome':
+    options = {'merge_base': jax.tree.map(jnp.zeros_like, one)} | options
+  return registry.make_strategy(name, P, genome=one, **options)
 
 
 def start(strategy, score):

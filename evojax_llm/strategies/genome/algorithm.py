@@ -179,9 +179,9 @@ class Genome(succession_round.Moving):
 
   @classmethod
   def for_space(cls, population_size, space, genome, **options):
-    """See base.Strategy; merges of changes start from the space's base."""
+    """See base.Strategy; merges work on what parents change of the base."""
     if space is not None:
-      options.setdefault('merge_base', space.base())
+      options['merge_base'] = space.base()
     return super().for_space(population_size, space, genome, **options)
 
   @property

@@ -123,8 +123,9 @@ def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
   if crossover.method.needs_base and base is None:
     raise ValueError(
       f'Got merge {crossover.merge!r}, which works on what parents change of a '
-      "base, and no base. Give base=space.base(), the base's own genome, or "
-      "take a merge without one, such as 'linear' or 'slerp'."
+      'base, and no base. Make the strategy for a space, or give '
+      "merge_base=space.base(), or take a merge without one, such as 'linear' "
+      "or 'slerp'."
     )
 
 

@@ -198,7 +198,7 @@ def test_whole_weights_are_merged_by_what_they_change_of_the_base():
   members = weights()
   one = jax.tree.map(lambda leaf: leaf[0], members)
   options = {'merge': 'task_arithmetic', 'weighing': 'equal'}
-  with pytest.raises(ValueError, match='change of a base, and no base'):
+  with pytest.raises(ValueError, match='or give merge_base=space.base'):
     registry.make_strategy('genome', P, genome=one, **options)
 
   class Space:
