@@ -45,6 +45,8 @@ class Memory:
     best: one genome, the best of all time.
     best_fitness: () f32.
     best_id: () i32.
+    best_tasks: (K,) f32 its fitness on each task; None where not known.
+    best_generation: () i32, when it was born.
     worst: one genome, the worst of all time.
     worst_fitness: () f32.
     worst_id: () i32.
@@ -56,6 +58,8 @@ class Memory:
   best: Any
   best_fitness: jax.Array
   best_id: jax.Array
+  best_tasks: jax.Array | None
+  best_generation: jax.Array
   worst: Any
   worst_fitness: jax.Array
   worst_id: jax.Array
@@ -73,6 +77,7 @@ def start_memory(
   population: stack.Population,
   fitness: jax.Array,
   ids: jax.Array,
+  tasks: jax.Array | None = None,
   *,
   personal: bool = True,
 ) -> Memory:
@@ -82,6 +87,7 @@ def start_memory(
     population: leaves (P, ...).
     fitness: (P,) f32, NaN where failed.
     ids: (P,) i32.
+    tasks: (P, K) f32 fitness on each task, or None.
     personal: whether to keep personal bests.
   """
   best = _first_best(fitness, ids)
@@ -93,6 +99,8 @@ def start_memory(
     best=stack.take(population, best),
     best_fitness=fitness[best],
     best_id=ids[best],
+    best_tasks=None if tasks is None else tasks[best],
+    best_generation=jnp.int32(0),
     worst=stack.take(population, worst),
     worst_fitness=fitness[worst],
     worst_id=ids[worst],
@@ -109,6 +117,8 @@ def remember_extremes(
   population: stack.Population,
   fitness: jax.Array,
   ids: jax.Array,
+  tasks: jax.Array | None = None,
+  generation: jax.Array | int = 0,
 ) -> Memory:
   """Updates best and worst from newly scored members.
 
@@ -117,6 +127,8 @@ def remember_extremes(
     population: leaves (M, ...).
     fitness: (M,) f32, NaN where failed or empty.
     ids: (M,) i32.
+    tasks: (M, K) f32 fitness on each task, where the memory knows them.
+    generation: () i32, when the members were born.
   """
   best, worst = _first_best(fitness, ids), _first_best(-fitness, ids)
   better = improves(fitness[best], memory.best_fitness)
@@ -130,6 +142,10 @@ def remember_extremes(
     best=keep(better, best, memory.best),
     best_fitness=jnp.where(better, fitness[best], memory.best_fitness),
     best_id=jnp.where(better, ids[best], memory.best_id),
+    best_tasks=None
+    if tasks is None
+    else jnp.where(better, tasks[best], memory.best_tasks),
+    best_generation=jnp.where(better, generation, memory.best_generation),
     worst=keep(worse, worst, memory.worst),
     worst_fitness=jnp.where(worse, fitness[worst], memory.worst_fitness),
     worst_id=jnp.where(worse, ids[worst], memory.worst_id),

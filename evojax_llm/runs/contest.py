@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import time
 import types
@@ -28,7 +27,6 @@ from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 _Row = dict[str, Any]
-_ROUNDS = 10
 
 
 class Contest:
@@ -163,36 +161,27 @@ class Contest:
       jax.random.key(seed),
     )
     before, began = dict(evaluator.ledger.seconds), time.perf_counter()
-    budgeted = _Budgeted(
-      evaluator, space, self._budget, whole=not strategy.keep_best
-    )
+    budgeted = _Answers(evaluator, space)
     rounds = evolution.evolve(
       strategy,
-      strategy.default_params,
+      space,
       budgeted,
-      first.population,
+      population=first.population,
       seed=seed,
-      # A search that proposes nobody any more spends nothing and must end.
-      generations=_ROUNDS * self._budget,
+      evaluations=self._budget,
       maximise=evaluator.objective.maximise,
     )
-    with (
-      contextlib.suppress(_Spent),
-      errors.as_user_error(evolution.EvolutionError, what=name),
-    ):
+    with errors.as_user_error(evolution.EvolutionError, what=name):
       for state, done in rounds:
         budgeted.keep(done.ids)
         last = state
-        if not budgeted.left:
-          break
     seconds = {
       part: round(spent - before.get(part, 0.0), 3)
       for part, spent in evaluator.ledger.seconds.items()
     }
     seconds['all'] = round(time.perf_counter() - began, 3)
 
-    last = final_member.settle(last, strategy, evaluator, space)
-    best = last.best
+    best = final_member.settle(last, strategy, evaluator, space)
     genomes, ids = [stack.stack([best.genome])], [int(best.id)]
     made = None
     if self._options.size:
@@ -213,7 +202,7 @@ class Contest:
         genomes.append(stack.take(made.population, rows))
         ids += [made.members[i] for i in others]
     tested = self._read(evaluator, space, stack.concatenate(*genomes))
-    count = self._budget - budgeted.left
+    count = int(last.evaluations)
     rows = [
       self._row(
         draw, name, seed, count, best.task_scores, tested, [0], None, seconds
@@ -304,46 +293,18 @@ class Contest:
     }
 
 
-class _Spent(Exception):
-  """Not enough is left for a generation."""
+class _Answers:
+  """Scores members and remembers their answers."""
 
-
-class _Budgeted:
-  """Scores members as long as there is budget, and remembers their answers.
-
-  Who comes when nothing is left has failed: so all searches score as many
-  members, whatever the size of their generations. A search whose result is its
-  last population has `whole` generations instead, and ends before one that is
-  more than is left.
-
-  Attributes:
-    left: members that may still be scored.
-  """
-
-  def __init__(
-    self, evaluator: Any, space: Any, budget: int, whole: bool = False
-  ):
-    self._evaluator, self._space, self.left = evaluator, space, budget
-    self._whole = whole
+  def __init__(self, evaluator: Any, space: Any):
+    self._evaluator, self._space = evaluator, space
     self._last: Any = None
     self._log: list[item_log.GenerationItems] = []
     self._task_scores: dict[int, np.ndarray] = {}
 
   def __call__(self, population: Any, members: np.ndarray) -> Any:
-    if self._whole and self._log and len(members) > self.left:
-      raise _Spent
-    chosen = members[: self.left]
-    self.left -= len(chosen)
-    scores = self._evaluator.evaluate(self._space, population, chosen)
-    self._last = scores
-    missing = len(members) - len(chosen)
-    return types.SimpleNamespace(
-      fitness=np.pad(scores.fitness, (0, missing), constant_values=np.nan),
-      task_scores=np.pad(
-        scores.task_scores, [(0, missing), (0, 0)], constant_values=np.nan
-      ),
-      reasons=scores.reasons + ['the budget is spent'] * missing,
-    )
+    self._last = self._evaluator.evaluate(self._space, population, members)
+    return self._last
 
   def keep(self, ids: Sequence[int]) -> None:
     """Says who was scored in the last call."""
