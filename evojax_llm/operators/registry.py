@@ -24,11 +24,11 @@ from evojax_llm.options import Option
 
 
 def _flag(name, default, text):
-  return Option(name, default, text, choices=(default, not default))
+  return Option(name, default, text, choices=(default, not default), kind=bool)
 
 
 def _choice(name, default, text, choices):
-  return Option(name, default, text, choices=choices)
+  return Option(name, default, text, choices=choices, kind=str)
 
 
 _SIGMA = Parameter('sigma', 0.1, 'deviation; of the root mean square')

@@ -18,7 +18,7 @@ CHANGE = Parameter(
 
 def choice(name: str, text: str, *choices: str) -> Option:
   """Returns a static option with these choices, the default first."""
-  return Option(name, choices[0], text, choices=choices)
+  return Option(name, choices[0], text, choices=choices, kind=str)
 
 
 NORMALIZE = choice(
