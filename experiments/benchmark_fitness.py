@@ -43,8 +43,8 @@ import numpy as np
 from evojax_llm import pocket
 from evojax_llm.engine import batches
 from evojax_llm.engine.forms import FORMS
+from evojax_llm.fitness.evaluator import Evaluation
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.fitness.evaluator import Scores
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.gates import GATES
 from evojax_llm.genomes.gates import GateSpace
@@ -137,7 +137,7 @@ class Workload:
       self._config.vocab_size * self._config.embed_dim
     )
     self.operations_per_token = 2 * layers
-    self._scores: Scores | None = None
+    self._scores: Evaluation | None = None
     self.compile_seconds: dict[str, float] = {}
 
   def engine_ways(self, forms: Sequence[str]) -> list[Way]:

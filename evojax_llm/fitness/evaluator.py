@@ -27,9 +27,9 @@ from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
-from evojax_llm.fitness.scores import Matcher
-from evojax_llm.fitness.scores import Scores
-from evojax_llm.fitness.scores import Sheets
+from evojax_llm.fitness.evaluation import Evaluation
+from evojax_llm.fitness.evaluation import Matcher
+from evojax_llm.fitness.evaluation import Sheets
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -197,7 +197,7 @@ class Evaluator:
     progress: Callable[[float], None] | None = None,
     items: Sequence[Sequence[int]] | None = None,
     ids: Sequence[int] | None = None,
-  ) -> Scores:
+  ) -> Evaluation:
     """Scores members of a population.
 
     Args:

@@ -102,7 +102,7 @@ class ItemLog:
     Args:
       number: of the generation.
       members: ids of the M members scored, in the order of `scores`.
-      scores: their `scores.Scores`, or the `racing.Raced` of a race.
+      scores: their `evaluation.Evaluation`, or the `racing.Raced` of a race.
 
     Raises:
       ValueError: another number of members than of scores.

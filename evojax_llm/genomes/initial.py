@@ -252,6 +252,7 @@ class Draw:
     return np.asarray(jax.random.uniform(key, (count,), jnp.float32), float)
 
   def expert(self, index: int) -> Row:
+    """Returns the row of a copy of one expert."""
     weights = np.eye(self.num_experts)[index]
     return Row('expert', weights, weights, (index, lineage.NO_MEMBER))
 

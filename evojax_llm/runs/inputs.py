@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from evojax_llm.genomes.space import find_space
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
 from evojax_llm.runs.run_config import RunConfig
@@ -51,6 +50,9 @@ def locate(config: RunConfig) -> Files:
   Raises:
     UserError: a name stands for nothing.
   """
+  # Not at import: it loads jax, and --help should answer at once.
+  from evojax_llm.genomes.space import find_space
+
   with as_user_error(ValueError, what='config.space'):
     space = find_space(config.space)
   if not space.shares_base and config.execution.base_dtype:

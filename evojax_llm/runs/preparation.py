@@ -150,7 +150,11 @@ def prepare(
   )
   first = prepared.initial(config.seed)
   abstract = run_state.abstract_state(
-    strategy, params, first.population, len(setup.tasks)
+    strategy,
+    params,
+    first.population,
+    len(setup.tasks),
+    sum(len(items) for items in evaluator.items('dev')),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)
   if not planned:

@@ -9,13 +9,11 @@ import dataclasses
 from typing import Any
 
 from absl import logging
-import jax
 import jax.numpy as jnp
 
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.genomes.gates import GateSpace
 from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
@@ -24,9 +22,7 @@ from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
 from evojax_llm.runs.run_config import RunConfig
-from evojax_llm.strategies import coefficient_search
 from evojax_llm.strategies import registry
-from evojax_llm.strategies.evosax import Stock
 from evojax_llm.tasks import task_files as tasks_lib
 from evojax_llm.tasks.scorers.registry import scorer_of
 
@@ -111,26 +107,15 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
   Raises:
     UserError: its name or one of its options is unknown or out of range.
   """
-  name, size = config.strategy.name, config.strategy.population
-  options = config.strategy.options
-  searches = {
-    'random_search': coefficient_search.random_search,
-    'cma_es': coefficient_search.cma_es,
-  }
+  name = config.strategy.name
   with as_user_error(TypeError, ValueError, what='config.strategy'):
-    if name in searches:
-      if not isinstance(setup.space, GateSpace):
-        raise UserError(f'{name} searches gates: set config.space=gates.')
-      num_experts = len(setup.space.names)
-      strategy = searches[name](size, num_experts, **options)
-    else:
-      genome = jax.eval_shape(
-        lambda: jax.tree.map(lambda leaf: leaf[0], setup.space.experts())
-      )
-      strategy = registry.make_strategy(
-        name, size, genome, base=setup.space.base(), **options
-      )
-  if config.resample and isinstance(strategy, Stock):
+    strategy = registry.make_strategy(
+      name,
+      config.strategy.population,
+      setup.space,
+      **config.strategy.options,
+    )
+  if config.resample and not strategy.can_rescore:
     raise UserError(
       f"{name} is one of evosax's algorithms, which keep scores of their own "
       'that cannot be made anew on other items: leave config.resample off.'

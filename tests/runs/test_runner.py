@@ -118,7 +118,7 @@ def test_the_best_member_is_the_exported_adapter(finished, settings):
   base = settings[1].split('=')[1]
   exported = peft.load_adapters([folder / 'best'], hub.load_config(base)[0])
   _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
-  a = state['best']['genome']['layers']['mlp']['up_proj']['a']
+  a = state['strategy']['memory']['best']['layers']['mlp']['up_proj']['a']
   np.testing.assert_array_equal(
     exported.factors['layers']['mlp']['up_proj']['a'][0], a
   )

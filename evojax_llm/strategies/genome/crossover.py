@@ -16,13 +16,22 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parent_weights as merge_weights
-from evojax_llm.operators.merges.method import Merge
+from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
 from evojax_llm.population import stack
 
 WEIGHINGS = ('line', 'fitness', 'softmax', 'random', 'equal')
-# Weights and place between the parents come from the weighing.
+# Weights and position between the parents come from the weighing.
 _WEIGHED = ('weights', 't')
+_OF_TWO = [m for m in MERGES.values() if m.least <= 2 <= (m.most or 2)]
+# What the merges of two parents take, by name, with types.
+MERGE_PARAMETERS = {
+  name: float for m in _OF_TWO for name in m.parameters if name not in _WEIGHED
+}
+MERGE_OPTIONS = {
+  name: option.kind for m in _OF_TWO for name, option in m.options.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +43,8 @@ class Crossover:
     weighing: weights of the parents: t and 1 - t with t ~ U(low, high) on the
       'line' through them; 'fitness', f_a / (f_a + f_b), as in GENOME's
       released code; 'softmax' of fitness over a temperature; 'random', u and
-      1 - u with u = U1 / (U1 + U2); or 'equal'. A merge with a place t between
-      the parents has it at the second one's weight; some merges take neither.
+      1 - u with u = U1 / (U1 + U2); or 'equal'. A merge with a position t
+      between the parents has it at the second one's weight; some take neither.
     options: of the merge, such as 'normalize' or 'election', by name.
   """
 
@@ -98,7 +107,7 @@ def parameters(
       f'{sorted(known)}.'
     )
   check.check_values(method, given)
-  return {name: jnp.float32(v) for name, v in {**known, **given}.items()}
+  return {**known, **given}
 
 
 def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
@@ -114,8 +123,9 @@ def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
   if crossover.method.needs_base and base is None:
     raise ValueError(
       f'Got merge {crossover.merge!r}, which works on what parents change of a '
-      "base, and no base. Give base=space.base(), the base's own genome, or "
-      "take a merge without one, such as 'linear' or 'slerp'."
+      'base, and no base. Make the strategy for a space, or give '
+      "merge_base=space.base(), or take a merge without one, such as 'linear' "
+      "or 'slerp'."
     )
 
 
@@ -125,7 +135,7 @@ def children(
   generation: jax.Array,
   ids: jax.Array,
   population: stack.Population,
-  places: jax.Array,
+  pairs: jax.Array,
   weights: jax.Array,
   values: Mapping[str, jax.Array],
   base: stack.Genome | None,
@@ -138,7 +148,7 @@ def children(
     generation: () i32.
     ids: (C,) i32 of the children, which address what the merge draws.
     population: leaves (P, ...).
-    places: (C, 2) i32 of the parents.
+    pairs: (C, 2) i32 slots of the parents.
     weights: (C, 2) f32 of the parents.
     values: hyperparameters of the merge, from `parameters`.
     base: genome of the base, for a merge that needs it.
@@ -158,7 +168,7 @@ def children(
   return lift.population(
     crossover.merge,
     population,
-    places,
+    pairs,
     base,
     keys=draws,
     parameters=given,
