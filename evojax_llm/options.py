@@ -56,8 +56,12 @@ class Option:
       return f'{low} or more'
     return f'{high} or less' if high else ''
 
-  def check(self, value: Any) -> None:
+  def check(self, value: Any, what: str = '') -> None:
     """Refuses a value that the option cannot have.
+
+    Args:
+      value: to be checked.
+      what: whose option it is, for the message.
 
     Raises:
       ValueError: saying what was given and what was expected.
@@ -77,8 +81,9 @@ class Option:
       wanted = self.allowed or (
         'a finite number' if finite else self.kind.__name__
       )
+      of = f' for {what}' if what else ''
       raise ValueError(
-        f'Got {self.name} {value!r}; expected {wanted}.'
+        f'Got {self.name} {value!r}{of}; expected {wanted}.'
         f'{did_you_mean(value, map(str, self.choices))}'
       )
 
@@ -133,6 +138,30 @@ def defaults(*classes: type) -> dict[str, Any]:
   return {name: known.default for name, known in declared(*classes).items()}
 
 
+def find(
+  name: str, known: Mapping[str, Option], what: str = '', kind: str = 'option'
+) -> Option:
+  """Returns the option of a name.
+
+  Args:
+    name: of the option.
+    known: the options that there are, by name.
+    what: whose options they are, for the message.
+    kind: what they are called in the message.
+
+  Raises:
+    ValueError: there is no such option.
+  """
+  if name in known:
+    return known[name]
+  of = f' for {what}' if what else ''
+  some = ', '.join(sorted(known))
+  wanted = f'expected some of {some}' if some else 'it has none'
+  raise ValueError(
+    f'Got unknown {kind} {name!r}{of}; {wanted}.{did_you_mean(name, known)}'
+  )
+
+
 def check(values: Mapping[str, Any], *classes: type, what: str = '') -> None:
   """Refuses names that no option has, and values that an option cannot have.
 
@@ -152,13 +181,7 @@ def check_known(
 ) -> None:
   """Does what `check` does, with options by name."""
   for name, value in values.items():
-    if name not in known:
-      of = f' of {what}' if what else ''
-      raise ValueError(
-        f'Got unknown option {name!r}{of}; expected some of '
-        f'{", ".join(sorted(known))}.{did_you_mean(name, known)}'
-      )
-    known[name].check(value)
+    find(name, known, what).check(value, what)
 
 
 def split(cls: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -32,10 +32,10 @@ import numpy as np
 from evojax_llm import pocket
 from evojax_llm.engine import forms
 from evojax_llm.engine.decoder import Decoder
-from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.queues import Prompt
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.queues import pack_queues
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models import hub
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.config import Rope
@@ -143,7 +143,7 @@ def measure() -> dict:
       'b': rng.normal(0, 0.02, (*shape, 8, fan_out)).astype(np.float32),
     }
   lora = LowRank(jax.tree.map(jnp.asarray, lora))
-  lora = forms.arrange(_FORM.value, lora)
+  lora = forms.lay_out(_FORM.value, lora)
   prompts = [
     tuple(rng.integers(3, config.vocab_size, _LENGTH.value).tolist())
     for _ in range(_PROMPTS.value)
@@ -166,9 +166,9 @@ def measure() -> dict:
   params = jax.device_put(params, whole)
   ways = {}
   for name, queues in (('refilled', refilled), ('static', static)):
-    ledger = Ledger()
-    decoder = Decoder(model, params, mesh, _FORM.value, NoStops(), ledger)
-    ways[name] = (decoder, queues, ledger)
+    runtime = Runtime(devices=jax.devices()[:1])
+    decoder = Decoder(runtime, model, params, _FORM.value, NoStops())
+    ways[name] = (decoder, queues, runtime.ledger)
 
   def run(name: str) -> float:
     decoder, queues, _ = ways[name]

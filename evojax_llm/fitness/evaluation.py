@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from evojax_llm.engine.answers import Answers
+from evojax_llm.engine.packed_split import PackedSplit
 from evojax_llm.engine.packed_split import Place
-from evojax_llm.engine.packed_split import Split
 from evojax_llm.fitness.objectives import Objective
 from evojax_llm.tasks.scorers.answers import cut_at_stop
 from evojax_llm.tasks.scorers.base import Answer
@@ -155,7 +155,7 @@ class Matcher:
     # By task, item and generated tokens.
     self._verdicts: dict[tuple, Verdict] = {}
 
-  def score(self, split: Split, answers: Answers) -> Evaluation:
+  def score(self, split: PackedSplit, answers: Answers) -> Evaluation:
     """Scores of all members.
 
     Raises:
@@ -184,7 +184,7 @@ class Matcher:
     )
 
   def _score_task(
-    self, k: int, split: Split, answers: Answers
+    self, k: int, split: PackedSplit, answers: Answers
   ) -> tuple[TaskScores, np.ndarray]:
     """What all members did on a task, and the task's score of each."""
     task, scorer, places = self._tasks[k], self._scorers[k], split.places[k]

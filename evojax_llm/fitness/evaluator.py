@@ -114,7 +114,7 @@ class Evaluator:
     self._engine = Engine(self._runtime, tokenizer)
     # By split and longest prompt, and of splits by the choice of items too.
     self._items: dict[tuple, list] = {}
-    self._splits: dict[tuple, packed_split.Split] = {}
+    self._splits: dict[tuple, packed_split.PackedSplit] = {}
     metrics = [scorer_of(task) for task in self.tasks]
     self._matcher = Matcher(
       self.tasks,
@@ -327,7 +327,7 @@ class Evaluator:
     split: str,
     max_length: int,
     items: Sequence[Sequence[int]] | None = None,
-  ) -> packed_split.Split:
+  ) -> packed_split.PackedSplit:
     chosen = items and tuple(tuple(map(int, task)) for task in items)
     key = (split, max_length, chosen)
     if key not in self._splits:

@@ -11,14 +11,27 @@ import numpy as np
 
 from evojax_llm.genomes import initial
 from evojax_llm.genomes import space
-from evojax_llm.genomes.space import Model
 from evojax_llm.models import peft
 from evojax_llm.models.expression import LowRank
 from evojax_llm.population import stack
 
 
-class AdapterSpace:
-  """Low-rank members over one shared base; see `space.Space`.
+def load(
+  cls: type,
+  base: str | os.PathLike | space.Model,
+  adapters: Sequence[str | os.PathLike] = (),
+  models: Sequence[str | os.PathLike] = (),
+  dtype: Any = jnp.float32,
+) -> Any:
+  """Makes a space cls(adapters, model) of adapter folders."""
+  del models
+  config = space.load_model(base, None).config
+  loaded = peft.load_adapters(adapters, config)
+  return cls(loaded, space.load_model(base, dtype))
+
+
+class AdapterSpace(space.Space):
+  """Low-rank members over one shared base.
 
   A genome is {'layers': {block: {projection: {'a': (L, in, R), 'b': (L, R,
   out)}}}}, with b as PEFT stores it. Expressing it multiplies b by the scale
@@ -30,10 +43,13 @@ class AdapterSpace:
     rank: R.
   """
 
-  exports, takes, shares_base = 'adapter', ('adapters',), True
+  from_files = classmethod(load)
 
   def __init__(
-    self, adapters: peft.AdapterSet, model: Model, dtype: Any = jnp.float32
+    self,
+    adapters: peft.AdapterSet,
+    model: space.Model,
+    dtype: Any = jnp.float32,
   ):
     """Makes the space.
 
@@ -46,77 +62,45 @@ class AdapterSpace:
     self.names, self.rank = adapters.names, adapters.rank
     self._dtype, self._adapters, self._model = dtype, adapters, model
 
-  @classmethod
-  def from_files(
-    cls,
-    base: str | os.PathLike | Model,
-    adapters: Sequence[str | os.PathLike] = (),
-    models: Sequence[str | os.PathLike] = (),
-    dtype: Any = jnp.float32,
-  ) -> 'AdapterSpace':
-    """Makes the space of a base and adapter folders; see `make_space`."""
-    del models
-    config = space.load_model(base, None).config
-    loaded = peft.load_adapters(adapters, config)
-    return cls(loaded, space.load_model(base, dtype))
-
-  @property
-  def plain(self) -> 'AdapterSpace':
-    """The space itself."""
-    return self
-
-  def model(self) -> Model:
-    """Returns the base."""
+  def model(self) -> space.Model:
     return self._model
 
   def experts(self) -> stack.Population:
-    """Returns the N experts as genomes, leaves (N, ...)."""
     return jax.tree.map(
       lambda leaf: jnp.asarray(leaf, self._dtype), self._adapters.factors
     )
 
   def base(self) -> stack.Genome:
-    """Returns factors of zeros."""
     return jax.tree.map(
       lambda leaf: jnp.zeros(leaf.shape[1:], self._dtype),
       self._adapters.factors,
     )
 
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    """Returns mixes (C, ...) for weights (C, N) and factors (C,) of b."""
     second = weights * factors[:, None]
     return initial.combine(self.experts(), weights, second)
 
   def initial(
     self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
   ) -> initial.Initial:
-    """Makes an initial population; see `initial.make_initial`."""
     return initial.make_initial(self.experts(), recipe, size, key)
 
   def sample(self, key: jax.Array, **options: float) -> stack.Genome:
-    """Draws a mix of the experts and the mass of its b; see `Space`."""
     mix, mass = initial.random_mix(key, len(self.names), **options)
     return initial.sum_experts(self.experts(), mix, mix * mass)
 
-  def bounds(self) -> None:
-    """Returns None: factors have no bounds."""
-
   def express(self, genome: stack.Genome) -> LowRank:
-    """Returns the factors with b scaled.
-
-    Multiplied in f32; leaves keep the genome's type.
-    """
+    """Returns the factors with b scaled in f32, in the genome's types."""
     return LowRank(scaled(genome, self._adapters.scale))
 
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:
-    """Writes one member as a PEFT adapter; see `peft.save_adapter`."""
     return save(folder, genome, self._adapters.scale, self._model)
 
 
 def save(
-  folder: str | os.PathLike, factors: Any, scale: Any, model: Model
+  folder: str | os.PathLike, factors: Any, scale: Any, model: space.Model
 ) -> pathlib.Path:
   """Writes factors, b not scaled, as a PEFT adapter of a model."""
   name = '' if model.folder is None else os.fspath(model.folder)

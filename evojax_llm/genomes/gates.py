@@ -1,6 +1,6 @@
 """Gates: a genome is a weight for each of N LoRA experts."""
 
-from collections.abc import Sequence
+import dataclasses
 import functools
 import os
 import pathlib
@@ -13,7 +13,6 @@ import numpy as np
 from evojax_llm.genomes import adapters as adapter_genomes
 from evojax_llm.genomes import initial
 from evojax_llm.genomes import space
-from evojax_llm.genomes.space import Model
 from evojax_llm.models import expression
 from evojax_llm.models import peft
 from evojax_llm.population import leaves
@@ -24,8 +23,8 @@ GATES = 'gates'
 _HIGHEST = 4.0
 
 
-class GateSpace:
-  """Exact linear merges of LoRA experts, never formed; see `space.Space`.
+class GateSpace(space.Space):
+  """Exact linear merges of LoRA experts, never formed.
 
   A genome is {'gates': (N,) f32} and stands for the change of the model
   sum_n g_n A_n B_n. With the experts' factors concatenated on the rank,
@@ -36,13 +35,15 @@ class GateSpace:
   Attributes:
     names: (N,) names of the experts.
     rank: N R, the rank of a member.
-    plain: the space of the adapters.
   """
 
-  exports, takes, shares_base = 'adapter', ('adapters',), True
+  from_files = classmethod(adapter_genomes.load)
 
   def __init__(
-    self, adapters: peft.AdapterSet, model: Model, dtype: Any = jnp.float32
+    self,
+    adapters: peft.AdapterSet,
+    model: space.Model,
+    dtype: Any = jnp.float32,
   ):
     """Makes the space.
 
@@ -53,36 +54,26 @@ class GateSpace:
     """
     self.names = adapters.names
     self.rank = adapters.rank * len(adapters.names)
-    self.plain = adapter_genomes.AdapterSpace(adapters, model, dtype)
+    self._plain = adapter_genomes.AdapterSpace(adapters, model, dtype)
     self._scale, self._base = adapters.scale, model
     self._factors = jax.tree.map(
       lambda leaf: jnp.asarray(leaf, dtype),
       jax.tree.map_with_path(_side_by_side, adapters.factors),
     )
 
-  @classmethod
-  def from_files(
-    cls,
-    base: str | os.PathLike | Model,
-    adapters: Sequence[str | os.PathLike] = (),
-    models: Sequence[str | os.PathLike] = (),
-    dtype: Any = jnp.float32,
-  ) -> 'GateSpace':
-    """Makes the space of a base and adapter folders; see `make_space`."""
-    del models
-    config = space.load_model(base, None).config
-    loaded = peft.load_adapters(adapters, config)
-    return cls(loaded, space.load_model(base, dtype))
-
   @functools.cached_property
-  def _model(self) -> Model:
+  def _model(self) -> space.Model:
     if self._base.params is None:
       return self._base
     shared = adapter_genomes.scaled(self._factors, self._scale)
     params = expression.with_factors(self._base.params, shared)
-    return Model(self._base.config, params, self._base.folder)
+    return dataclasses.replace(self._base, params=params)
 
-  def model(self) -> Model:
+  @property
+  def plain(self) -> adapter_genomes.AdapterSpace:
+    return self._plain
+
+  def model(self) -> space.Model:
     """Returns the base with the concatenated factors beside its kernels.
 
     They are a (L, in, N R) and b (L, N R, out), scaled.
@@ -90,33 +81,17 @@ class GateSpace:
     return self._model
 
   def experts(self) -> stack.Population:
-    """Returns the N experts as genomes: the unit vectors."""
     return {GATES: jnp.eye(len(self.names), dtype=jnp.float32)}
 
   def base(self) -> stack.Genome:
-    """Returns gates of zero."""
     return {GATES: jnp.zeros((len(self.names),), jnp.float32)}
 
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    """Returns gates (C, N) for weights (C, N) and factors (C,)."""
     # Adding zero makes -0 a plain zero.
     gates = np.asarray(weights) * np.asarray(factors)[:, None] + 0.0
     return {GATES: jnp.asarray(gates, jnp.float32)}
 
-  def initial(
-    self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
-  ) -> initial.Initial:
-    """Makes an initial population; see `initial.make_initial`.
-
-    The mass of a member is in its gates: the zero adapter has none, the scaled
-    average a multiple of 1 / N each.
-    """
-    rows = initial.make_rows(len(self.names), recipe, size, key)
-    weights = np.stack([row.second for row in rows])
-    return initial.finish(rows, self.mix(weights, np.ones(len(rows))), key)
-
   def sample(self, key: jax.Array, **options: float) -> stack.Genome:
-    """Draws a mix of the experts times a mass; see `Space`."""
     mix, mass = initial.random_mix(key, len(self.names), **options)
     return {GATES: mix * mass}
 

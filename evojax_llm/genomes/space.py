@@ -61,7 +61,7 @@ class Expressing(Protocol):
 
 
 class Space(Expressing, Protocol):
-  """A genome space over N experts.
+  """A genome space over N experts; a base class with what most spaces do alike.
 
   Attributes:
     names: (N,) of the experts.
@@ -69,15 +69,12 @@ class Space(Expressing, Protocol):
     takes: kinds of experts that `from_files` takes, of 'adapters' and 'models'.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
-    plain: the space in which plain mixes of the experts are made, which stand
-      beside a search; usually the space itself.
   """
 
   names: tuple[str, ...]
-  exports: str
-  takes: tuple[str, ...]
-  shares_base: bool
-  plain: 'Space'
+  exports: str = 'adapter'
+  takes: tuple[str, ...] = ('adapters',)
+  shares_base: bool = True
 
   @classmethod
   def from_files(
@@ -88,6 +85,11 @@ class Space(Expressing, Protocol):
     dtype: Any = jnp.float32,
   ) -> 'Space':
     """Makes the space of a base and experts on disk; see `make_space`."""
+
+  @property
+  def plain(self) -> 'Space':
+    """The space of the plain mixes of its experts that a search has to beat."""
+    return self
 
   def experts(self) -> stack.Population:
     """Returns the experts as genomes, leaves (N, ...)."""
@@ -106,7 +108,14 @@ class Space(Expressing, Protocol):
   def initial(
     self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
   ) -> initial.Initial:
-    """Makes an initial population; see `initial.make_initial`."""
+    """Makes an initial population; see `initial.make_initial`.
+
+    The mass of a member, which 'zero' and 'scaled_average' choose, is that of
+    its change from the base.
+    """
+    rows = initial.make_rows(len(self.names), recipe, size, key)
+    weights = np.stack([row.second for row in rows])
+    return initial.finish(rows, self.mix(weights, np.ones(len(rows))), key)
 
   def sample(
     self,
@@ -126,6 +135,7 @@ class Space(Expressing, Protocol):
 
   def bounds(self) -> tuple[stack.Genome, stack.Genome] | None:
     """Returns the lowest and highest genome that `sample` draws, if known."""
+    return None
 
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike

@@ -22,8 +22,8 @@ from evojax_llm.models.errors import ModelError
 from evojax_llm.population import stack
 
 
-class WeightSpace:
-  """Members that are models of one shape; see `space.Space`.
+class WeightSpace(space.Space):
+  """Members that are models of one shape.
 
   A genome is a parameter tree of `models.transformer`. Populations of them are
   large: leaves that are numpy arrays stay on the host, and the engine takes a
@@ -40,10 +40,7 @@ class WeightSpace:
   exports, takes, shares_base = 'model', ('adapters', 'models'), False
 
   def __init__(
-    self,
-    names: Sequence[str],
-    experts: Sequence[dict[str, Any]],
-    model: Model,
+    self, names: Sequence[str], experts: Sequence[dict[str, Any]], model: Model
   ):
     """Makes the space.
 
@@ -122,11 +119,6 @@ class WeightSpace:
     ]
     return cls(folders_lib.expert_names(models), experts, model)
 
-  @property
-  def plain(self) -> 'WeightSpace':
-    """The space itself."""
-    return self
-
   def model(self) -> Model:
     """Returns the base, of which members use the configuration alone."""
     return self._model
@@ -136,42 +128,18 @@ class WeightSpace:
     return jax.tree.map(lambda leaf: leaf[:-1], self._models)
 
   def base(self) -> stack.Genome:
-    """Returns the parameters of the base, on the host."""
     return jax.tree.map(lambda leaf: leaf[-1], self._models)
 
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    """Returns base + factor sum_n w_n (expert_n - base), leaves (C, ...).
-
-    Args:
-      weights: (C, N) w.
-      factors: (C,) of the change from the base.
-    """
     weights = _with_base(weights * factors[:, None])
     return initial.combine(self._models, weights, weights)
 
-  def initial(
-    self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
-  ) -> initial.Initial:
-    """Makes an initial population; see `initial.make_initial`.
-
-    The mass of a member, which 'zero' and 'scaled_average' choose, is that of
-    its change from the base.
-    """
-    rows = initial.make_rows(len(self.names), recipe, size, key)
-    weights = np.stack([row.second for row in rows])
-    return initial.finish(rows, self.mix(weights, np.ones(len(rows))), key)
-
   def sample(self, key: jax.Array, **options: float) -> stack.Genome:
-    """Draws a mix of what the experts change, and its mass; see `Space`."""
     mix, mass = initial.random_mix(key, len(self.names), **options)
     weights = _with_base((mix * mass)[None])[0]
     return initial.sum_experts(self._models, weights, weights)
 
-  def bounds(self) -> None:
-    """Returns None: weights have no bounds."""
-
   def express(self, genome: stack.Genome) -> expression.Weights:
-    """Returns the genome as the parameters of its member."""
     return expression.Weights(genome)
 
   def export(

@@ -8,7 +8,7 @@ there is in the Frobenius norm (Eckart and Young, 1936). The dense matrix is
 never formed; to fold an adapter into its base, see models.expression.fold.
 
 Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module, with
-any axes in front (layers, members). b is taken as it is: where adapters have
+any axes in front (layers, members). b is used as it is: where adapters have
 scales, multiply their b first (genomes.adapters.scaled), or the weights.
 """
 
@@ -32,7 +32,7 @@ def _map_factors(function: Callable[..., Any], *trees: Any) -> Any:
 
 
 def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
-  """The adapter whose change is sum_n w_n a_n b_n, by concatenation.
+  """Returns the adapter whose change is sum_n w_n a_n b_n, by concatenation.
 
   Args:
     adapters: N adapter trees of the same modules; ranks may differ. Leaves
@@ -69,7 +69,7 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
 
 
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
-  """The nearest adapter of rank R, and how far it is.
+  """Returns the nearest adapter of rank R, and how far it is.
 
   With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of
   a b are those of the small matrix R_a R_b^T. The columns of the new a are
@@ -92,19 +92,19 @@ def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   if rank < 1:
     raise ValueError(f'Got rank {rank}; expected at least one.')
   nodes, structure = jax.tree.flatten(adapter, is_leaf=leaves.is_factors)
-  places = [i for i, node in enumerate(nodes) if leaves.is_factors(node)]
+  indices = [i for i, node in enumerate(nodes) if leaves.is_factors(node)]
   errors = [jnp.float32(0.0)] * len(nodes)
-  sides = [nodes[i]['a'].astype(jnp.float32) for i in places]
-  sides += [_turned(nodes[i]['b'].astype(jnp.float32)) for i in places]
+  sides = [nodes[i]['a'].astype(jnp.float32) for i in indices]
+  sides += [_turned(nodes[i]['b'].astype(jnp.float32)) for i in indices]
   sides, cores = _orthonormal(sides)
-  middle = len(places)
+  middle = len(indices)
   small = [
     _matmul(one, _turned(two))
     for one, two in zip(cores[:middle], cores[middle:], strict=True)
   ]
   decomposed = _at_once(_svd, small)
   for i, left, right, parts in zip(
-    places, sides[:middle], sides[middle:], decomposed, strict=True
+    indices, sides[:middle], sides[middle:], decomposed, strict=True
   ):
     nodes[i], errors[i] = _truncated(nodes[i], left, right, parts, rank)
   return (
@@ -146,11 +146,11 @@ def _at_once(function, matrices):
   found = [None] * len(matrices)
   sizes = {matrix.shape[-1] for matrix in matrices}
   for size in sorted(sizes):
-    places = [i for i, m in enumerate(matrices) if m.shape[-1] == size]
-    flat = [matrices[i].reshape(-1, size, size) for i in places]
+    indices = [i for i, m in enumerate(matrices) if m.shape[-1] == size]
+    flat = [matrices[i].reshape(-1, size, size) for i in indices]
     parts = function(jnp.concatenate(flat))
     start = 0
-    for i, matrix in zip(places, flat, strict=True):
+    for i, matrix in zip(indices, flat, strict=True):
       batch = matrices[i].shape[:-2]
       found[i] = tuple(
         part[start : start + len(matrix)].reshape(batch + part.shape[1:])
@@ -205,7 +205,7 @@ def _matmul(one, two):
 def linear(
   parents: stack.Population, weights: jax.Array, *, products: str = 'factors'
 ) -> stack.Genome:
-  """One child of k parents of one rank, as a genome of that rank.
+  """Merges k parents of one rank into a genome of that rank.
 
   Args:
     parents: k genomes, leaves (k, ...); any tree.

@@ -8,8 +8,8 @@ particle swarm with repulsion from the worst:
   v  <- a_0 v + a_1 (p - x) + a_2 (g - x) - a_3 (w - x)
   x  <- x + lambda v
 
-with p the member's own best position, g the best and w the worst position
-anyone ever had; - a_3 (w - x) in the one paper is + a_3 (x - w) in the other.
+with p the member's own best position, g the best and w the worst position of
+any member so far; - a_3 (w - x) in the one paper is + a_3 (x - w) in the other.
 Functions are for one particle; vmap them for a population.
 
 r may be drawn for each particle (as written) or for each of its tensors, or be
@@ -32,9 +32,9 @@ STARTS = ('random', 'zero', 'best')
 
 @flax.struct.dataclass
 class Memory:
-  """Best-particle memory: genomes copied, so that nobody can move them.
+  """Best-particle memory: copies of genomes, which no step moves.
 
-  Fitness and id of a place that has never held a member with finite fitness
+  Fitness and id of a slot that never held a member with finite fitness
   are NaN and the id of the member it was begun with.
 
   Attributes:
@@ -134,8 +134,8 @@ def remember_extremes(
   better = improves(fitness[best], memory.best_fitness)
   worse = improves(-fitness[worst], -memory.worst_fitness)
 
-  def keep(changed, place, old):
-    new = stack.take(population, place)
+  def keep(changed, index, old):
+    new = stack.take(population, index)
     return jax.tree.map(lambda n, o: jnp.where(changed, n, o), new, old)
 
   return memory.replace(
@@ -279,6 +279,45 @@ def step(
   return jax.tree.map(leaf_step, position, speed)
 
 
+def swarm(
+  key: jax.Array,
+  speed: stack.Genome,
+  position: stack.Genome,
+  personal: stack.Genome,
+  best: stack.Genome,
+  worst: stack.Genome,
+  *,
+  inertia: jax.Array | float = 0.2,
+  cognitive: jax.Array | float = 0.2,
+  social: jax.Array | float = 0.2,
+  repel: jax.Array | float = 0.1,
+  length: jax.Array | float = 0.5,
+  draws: str = 'particle',
+  normalise: bool = True,
+) -> tuple[stack.Genome, stack.Genome]:
+  """One step by inertia, to the own and the common best, from the worst.
+
+  Args:
+    key: () typed key of the particle and step.
+    speed, position, personal, best, worst: v, x, p, g and w.
+    inertia, cognitive, social, repel: phi.
+    length: lambda.
+    draws, normalise: see `draw_coefficients`.
+
+  Returns:
+    The new velocity and the new position.
+  """
+  blend = draw_coefficients(
+    key,
+    jnp.asarray([inertia, cognitive, social, repel], jnp.float32),
+    draws=draws,
+    num_tensors=len(jax.tree.leaves(position)),
+    normalise=normalise,
+  )
+  speed = velocity(blend, speed, position, personal, best, worst)
+  return speed, step(position, speed, length)
+
+
 def decay(
   length: jax.Array, factor: jax.Array | float, floor: jax.Array | float
 ) -> jax.Array:
@@ -335,18 +374,18 @@ def start_velocities(
 
 
 def partners(key: jax.Array, ids: jax.Array) -> jax.Array:
-  """For each member another one, drawn evenly.
+  """Draws another member for each, evenly.
 
-  Not for one member: everybody else is in the draw. A member moves on by a
-  random number of places in the order of ids, so the order of the population
-  does not matter.
+  Not for one member: all others are in the draw. A member moves on by a random
+  number of positions in the order of ids, so the order of the population does
+  not matter.
 
   Args:
     key: () typed key.
-    ids: (P,) i32, unique; -1 in places that are empty.
+    ids: (P,) i32, unique; -1 in slots that are empty.
 
   Returns:
-    (P,) i32 places, never a member's own unless it is alone, and never one
+    (P,) i32 indices, never a member's own unless it is alone, and never one
     that is empty.
   """
   empty = ids < 0

@@ -45,9 +45,12 @@ def row_axis(path: tuple[Any, ...], rank: int) -> int:
   return -2 if rank > 1 and _last(path) in TRANSPOSED else -1
 
 
-def is_layered(path: tuple[Any, ...]) -> bool:
-  """Whether the leaf at a path has the layer axis L."""
-  return LAYERS in _names(path)[:-1]
+def is_layered(path: tuple[Any, ...], layers: str | None = LAYERS) -> bool:
+  """Whether the leaf at a path has the layer axis L.
+
+  It has where it is below a key `layers`; with None no leaf has.
+  """
+  return layers is not None and layers in _names(path)[:-1]
 
 
 def is_second_factor(path: tuple[Any, ...]) -> bool:

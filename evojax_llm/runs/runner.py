@@ -60,7 +60,8 @@ def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
   prepared = preparation.prepare(config)
   if prepared.config.seeds > 1:
     raise errors.UserError(
-      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run.'
+      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run. '
+      'runs.sweep takes several.'
     )
   workdir = workdir or record.new_workdir('runs', prepared.name)
   path = run_prepared(prepared, workdir)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.engine import forms
 from evojax_llm.engine import plan as planning
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
@@ -21,6 +22,7 @@ from evojax_llm.models import expression
 from evojax_llm.models import peft
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
+from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from tests.fitness import setting
@@ -130,8 +132,9 @@ def test_an_int8_base_is_nearly_the_base(experts, form):
     make(tasks, tokenizer, base_dtype='int3')
 
 
-def test_nothing_compiles_after_the_first_generation(model):
-  space, population, tasks = model
+@pytest.fixture
+def compilations():
+  """A list that grows with every program that the backend compiles."""
   compiled = []
 
   def listen(event, *_, **__):
@@ -139,16 +142,41 @@ def test_nothing_compiles_after_the_first_generation(model):
       compiled.append(event)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
+  yield compiled
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_compiles_after_the_first_generation(model, compilations):
+  space, population, tasks = model
   engine = make(tasks)
   engine.evaluate(space, population, [0, 1, 2, 3, 4])
-  programs, first = engine.ledger.programs, len(compiled)
+  programs, first = engine.ledger.programs, len(compilations)
   assert programs and first
-  engine.evaluate(space, population, [1])
-  known = len(compiled)  # a space of its own is traced once.
   for members in ([4], [3, 1], range(5)):
     changed = jax.tree.map(lambda leaf: leaf * 1.5, population)
     engine.evaluate(space, changed, list(members))
-  assert (engine.ledger.programs, len(compiled)) == (programs, known)
+  assert (engine.ledger.programs, len(compilations)) == (programs, first)
+
+
+@pytest.mark.parametrize('form', forms.FORMS)
+def test_queues_of_two_shapes_compile_each_program_once(
+  model, compilations, form
+):
+  space, population, tasks = model
+  long = dataclasses.replace(
+    tasks[1], name='long', format=Format(max_new_tokens=9)
+  )
+  engine = make([tasks[1], long], form=form, prompts_per_batch=2)
+  first = engine.evaluate(space, population)
+  queues = engine._split('dev', 128).queues
+  assert len({queue.shape for queue in queues}) == 2
+  # Expressing, folding, and of each shape the slots and the work on them.
+  assert engine.ledger.programs == len(compilations) == 5 + (form == 'folded')
+  second = engine.evaluate(space, population)
+  assert engine.ledger.programs == len(compilations) == 5 + (form == 'folded')
+  assert [t.predictions for t in first.tasks] == [
+    t.predictions for t in second.tasks
+  ]
 
 
 def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
@@ -156,11 +184,12 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
   tasks = tasks[:1]
   whole = make(tasks).evaluate(space, population)
   engine = make(tasks, members_per_group=4)
-  program = engine._engine._program
+  program = forms.group_program
   calls = []
 
-  def run_out(model, params, members, active, job):
-    run = program(model, params, members, active, job)
+  def run_out(*arguments):
+    run = program(*arguments)
+    active = arguments[-2]
     calls.append(active.shape[0])
     if active.shape[0] > 2 and len(calls) == 2:
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
@@ -168,7 +197,7 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
     return run
 
-  monkeypatch.setattr(engine._engine, '_program', run_out)
+  monkeypatch.setattr(forms, 'group_program', run_out)
   scores = engine.evaluate(space, population)
   assert calls[:3] == [4, 4, 2] and set(calls[3:]) == {1}
   np.testing.assert_allclose(values_of(scores), values_of(whole), atol=1e-5)
@@ -178,14 +207,14 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
   def never(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
-  monkeypatch.setattr(engine._engine, '_program', never)
+  monkeypatch.setattr(forms, 'group_program', never)
   with pytest.raises(planning.MemoryPlanError, match='with one member'):
     engine.evaluate(space, population)
 
   def broken(*_):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
-  monkeypatch.setattr(engine._engine, '_program', broken)
+  monkeypatch.setattr(forms, 'group_program', broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
     engine.evaluate(space, population)
 
@@ -269,7 +298,7 @@ def test_ten_thousand_items(model):
   engine = make([task])
   scores = engine.evaluate(space, population, [2])
   assert scores.tasks[0].correct.shape == (1, 10_000)
-  assert engine.ledger.programs == 1
+  assert engine.ledger.programs == 2  # one of them expresses members.
   few = make([dataclasses.replace(task, dev=items[7000:7003])])
   np.testing.assert_allclose(
     values_of(scores)[7000:7003],

@@ -6,12 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from evojax_llm.runs import contest
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.run_config import RunConfig
-from experiments.genome import config as genome_config
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -74,20 +72,3 @@ def test_so_does_what_is_exported_before_the_end(forgetful, tmp_path):
   assert (out / ADAPTER).read_bytes() == (
     forgetful / 'best' / ADAPTER
   ).read_bytes()
-
-
-def test_a_search_of_a_comparison_ends_with_whole_generations(settings):
-  values = dict(flag.split('=', 1) for flag in settings[1:])
-  arms = {}
-  for name in ('genome_plus', 'genome_plus+keep_best=False'):
-    arms[name] = genome_config.get_config(name)
-    for part in ('model', 'adapters', 'tasks'):
-      arms[name][part] = values[f'--config.{part}']
-    arms[name].strategy.population = 5
-  # The first population, all of it moved, and not all of what varies.
-  made = contest.Contest(arms['genome_plus'], 'ab', arms, 11, 3)
-  kept, _ = made.search(0, 'genome_plus', 1)
-  lost, lost_vote = made.search(0, 'genome_plus+keep_best=False', 1)
-  assert (kept['evaluations'], lost['evaluations']) == (11, 10)
-  assert kept['dev'] > lost['dev']
-  assert lost_vote['evaluations'] == 10

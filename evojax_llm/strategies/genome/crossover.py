@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parent_weights as merge_weights
-from evojax_llm.operators.merges.method import Merge
 from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
 from evojax_llm.population import stack
 
@@ -30,7 +30,7 @@ MERGE_PARAMETERS = {
   name: float for m in _OF_TWO for name in m.parameters if name not in _WEIGHED
 }
 MERGE_OPTIONS = {
-  name: type(choices[0]) for m in _OF_TWO for name, choices in m.options.items()
+  name: option.kind for m in _OF_TWO for name, option in m.options.items()
 }
 
 
