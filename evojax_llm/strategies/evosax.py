@@ -146,7 +146,9 @@ class EvosaxStrategy(base.Strategy):
             for field, value in given.items()
           }
         )
-        jax.eval_shape(self._round, genome)
+        with warnings.catch_warnings():
+          warnings.simplefilter('ignore')  # evosax's own, not the user's
+          jax.eval_shape(self._round, genome)
       # It shows in many ways that a population is too small for it.
       except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
