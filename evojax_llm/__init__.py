@@ -29,6 +29,8 @@ _PUBLIC = {
   'AdapterSpace': 'evojax_llm.genomes.adapters:AdapterSpace',
   'GateSpace': 'evojax_llm.genomes.gates:GateSpace',
   'WeightSpace': 'evojax_llm.genomes.weights:WeightSpace',
+  'stack': 'evojax_llm.population.stack:stack',
+  'take': 'evojax_llm.population.stack:take',
   # Fitness.
   'load_tasks': 'evojax_llm.tasks.task_files:load_tasks',
   'Evaluator': 'evojax_llm.fitness.evaluator:Evaluator',
