@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import pathlib
+import sys
 from typing import Any
 
 
@@ -27,7 +28,7 @@ def find(name: str, table: Mapping[str, Any], what: str) -> Any:
   Raises:
     ValueError: the name is neither in the table nor that of an object.
   """
-  if name in table:
+  if isinstance(name, str) and name in table:
     entry = table[name]
     return load(entry, what) if isinstance(entry, str) else entry
   if isinstance(name, str) and ':' in name:
@@ -77,6 +78,7 @@ def load_module(where: str) -> Any:
   name = f'_evojax_llm_extension_{path.stem}'
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # dataclasses look their module up there.
   spec.loader.exec_module(module)
   return module
 

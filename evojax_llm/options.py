@@ -29,6 +29,7 @@ class Option:
     high: largest value of a number.
     choices: the values that it may have; () for any.
     kind: type of the value, which a default of None does not tell.
+    parts: of a mapping, the names that it may have and their types.
   """
 
   name: str
@@ -38,6 +39,7 @@ class Option:
   high: float = math.inf
   choices: tuple[Any, ...] = ()
   kind: type = float
+  parts: Mapping[str, type] = dataclasses.field(default_factory=dict)
 
   @property
   def allowed(self) -> str:
@@ -54,8 +56,12 @@ class Option:
       return f'{low} or more'
     return f'{high} or less' if high else ''
 
-  def check(self, value: Any) -> None:
+  def check(self, value: Any, what: str = '') -> None:
     """Refuses a value that the option cannot have.
+
+    Args:
+      value: to be checked.
+      what: whose option it is, for the message.
 
     Raises:
       ValueError: saying what was given and what was expected.
@@ -75,7 +81,11 @@ class Option:
       wanted = self.allowed or (
         'a finite number' if finite else self.kind.__name__
       )
-      raise ValueError(f'Got {self.name} {value!r}; expected {wanted}.')
+      of = f' for {what}' if what else ''
+      raise ValueError(
+        f'Got {self.name} {value!r}{of}; expected {wanted}.'
+        f'{did_you_mean(value, map(str, self.choices))}'
+      )
 
 
 def option(
@@ -86,15 +96,31 @@ def option(
   high: float = math.inf,
   choices: tuple[Any, ...] = (),
   kind: type | None = None,
+  parts: Mapping[str, type] | None = None,
 ) -> Any:
   """Makes a dataclass field that declares an option; see `Option`."""
   kind = kind or (float if default is None else type(default))
-  metadata = {'option': Option('', default, text, low, high, choices, kind)}
+  known = Option('', default, text, low, high, choices, kind, parts or {})
+  metadata = {'option': known}
   if isinstance(default, (dict, list)):
     return dataclasses.field(
       default_factory=lambda: type(default)(default), metadata=metadata
     )
   return dataclasses.field(default=default, metadata=metadata)
+
+
+def option_of(cls: type, name: str, default: Any = None) -> Any:
+  """Makes a field like that of another dataclass.
+
+  Args:
+    cls: declares the option.
+    name: of the option.
+    default: where another default is wanted.
+  """
+  known = declared(cls)[name]
+  default = known.default if default is None else default
+  known = dataclasses.replace(known, default=default)
+  return dataclasses.field(default=default, metadata={'option': known})
 
 
 def declared(*classes: type) -> dict[str, Option]:
@@ -112,6 +138,30 @@ def defaults(*classes: type) -> dict[str, Any]:
   return {name: known.default for name, known in declared(*classes).items()}
 
 
+def find(
+  name: str, known: Mapping[str, Option], what: str = '', kind: str = 'option'
+) -> Option:
+  """Returns the option of a name.
+
+  Args:
+    name: of the option.
+    known: the options that there are, by name.
+    what: whose options they are, for the message.
+    kind: what they are called in the message.
+
+  Raises:
+    ValueError: there is no such option.
+  """
+  if name in known:
+    return known[name]
+  of = f' for {what}' if what else ''
+  some = ', '.join(sorted(known))
+  wanted = f'expected some of {some}' if some else 'it has none'
+  raise ValueError(
+    f'Got unknown {kind} {name!r}{of}; {wanted}.{did_you_mean(name, known)}'
+  )
+
+
 def check(values: Mapping[str, Any], *classes: type, what: str = '') -> None:
   """Refuses names that no option has, and values that an option cannot have.
 
@@ -123,22 +173,40 @@ def check(values: Mapping[str, Any], *classes: type, what: str = '') -> None:
   Raises:
     ValueError: naming the option, the value and what was expected.
   """
-  known = declared(*classes)
+  check_known(values, declared(*classes), what)
+
+
+def check_known(
+  values: Mapping[str, Any], known: Mapping[str, Option], what: str = ''
+) -> None:
+  """Does what `check` does, with options by name."""
   for name, value in values.items():
-    if name not in known:
-      of = f' of {what}' if what else ''
-      raise ValueError(
-        f'Got unknown option {name!r}{of}; expected some of '
-        f'{", ".join(sorted(known))}.{did_you_mean(name, known)}'
-      )
-    known[name].check(value)
+    find(name, known, what).check(value, what)
 
 
-def table(*classes: type) -> str:
-  """Returns the options of some dataclasses as a Markdown table."""
+def split(cls: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+  """Makes a dataclass of those values that it declares.
+
+  Args:
+    cls: declares options.
+    values: by name; None leaves a default that is something else.
+
+  Returns:
+    The instance, and the values that are no options of it.
+  """
+  known = declared(cls)
+  own = {k: v for k, v in values.items() if k in known and v is not None}
+  return cls(**own), {k: v for k, v in values.items() if k not in known}
+
+
+def table(known: Mapping[str, Option]) -> str:
+  """Returns options, as `declared` returns them, as a Markdown table."""
   lines = ['| option | default | allowed | what it does |', '|---|---|---|---|']
-  for known in declared(*classes).values():
-    default = 'unset' if known.default is None else f'`{known.default!r}`'
-    allowed = known.allowed or known.kind.__name__
-    lines.append(f'| `{known.name}` | {default} | {allowed} | {known.text} |')
+  for one in known.values():
+    default = 'unset' if one.default is None else f'`{one.default!r}`'
+    if one.parts:
+      default, allowed = 'unset', ', '.join(f'`{n}`' for n in one.parts)
+    else:
+      allowed = one.allowed or one.kind.__name__
+    lines.append(f'| `{one.name}` | {default} | {allowed} | {one.text} |')
   return '\n'.join(lines) + '\n'

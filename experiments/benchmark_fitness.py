@@ -43,11 +43,12 @@ import numpy as np
 from evojax_llm import pocket
 from evojax_llm.engine import batches
 from evojax_llm.engine.forms import FORMS
+from evojax_llm.fitness.evaluator import Evaluation
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.fitness.evaluator import Scores
 from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.gates import GATES
 from evojax_llm.genomes.gates import GateSpace
-from evojax_llm.models import hub
+from evojax_llm.genomes.space import load_model
 from evojax_llm.models import peft
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import prompts
@@ -121,35 +122,29 @@ class Workload:
     # One model alone reads P times the items: an even share on each device.
     share = self.items * self.members // len(jax.devices())
     self._share = dataclasses.replace(task, dev=task.test[:share])
-    self._config, params = hub.load_checkpoint(base)
-    self._params = jax.device_put(params)
+    model = load_model(base)
+    self._config = model.config
     self._tokenizer = Tokenizer.from_folder(base)
     adapters = peft.load_adapters(experts, self._config)
-    self._space = AdapterSpace(adapters)
+    self._space = AdapterSpace(adapters, model)
     self._population = jax.device_put(adapters.factors)
-    self._gates = GateSpace(adapters)
+    self._gates = GateSpace(adapters, model)
     weights = np.random.default_rng(0).dirichlet(
       np.ones(self.members), self.members
     )
-    self._coefficients = {'coefficients': jnp.asarray(weights, jnp.float32)}
+    self._weights = {GATES: jnp.asarray(weights, jnp.float32)}
     layers = self._config.num_params - (
       self._config.vocab_size * self._config.embed_dim
     )
     self.operations_per_token = 2 * layers
-    self._scores: Scores | None = None
+    self._scores: Evaluation | None = None
     self.compile_seconds: dict[str, float] = {}
 
   def engine_ways(self, forms: Sequence[str]) -> list[Way]:
     """At once, one by one, and one model alone, in each form."""
     ways, cores = [], len(jax.devices())
     for form in forms:
-      engine = functools.partial(
-        Evaluator,
-        self._config,
-        self._params,
-        self._tokenizer,
-        form=form,
-      )
+      engine = functools.partial(Evaluator, self._tokenizer, form=form)
       whole = engine([self._task], members_per_group=self.members)
       gated = engine([self._task], members_per_group=self.members)
       single = engine([self._task], members_per_group=1)
@@ -162,7 +157,7 @@ class Workload:
         return evaluator.evaluate(self._space, self._population)
 
       def gates(evaluator=gated):
-        return evaluator.evaluate(self._gates, self._coefficients)
+        return evaluator.evaluate(self._gates, self._weights)
 
       def one_by_one(evaluator=single):
         for m in range(self.members):

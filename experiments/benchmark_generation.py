@@ -32,13 +32,14 @@ import numpy as np
 from evojax_llm import pocket
 from evojax_llm.engine import forms
 from evojax_llm.engine.decoder import Decoder
-from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.queues import Prompt
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.queues import pack_queues
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models import hub
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.config import Rope
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.models.transformer import init_params
 from evojax_llm.population import sharding
@@ -141,7 +142,8 @@ def measure() -> dict:
       'a': rng.normal(0, 0.02, (*shape, fan_in, 8)).astype(np.float32),
       'b': rng.normal(0, 0.02, (*shape, 8, fan_out)).astype(np.float32),
     }
-  lora = forms.arrange(_FORM.value, jax.tree.map(jnp.asarray, lora))
+  lora = LowRank(jax.tree.map(jnp.asarray, lora))
+  lora = forms.lay_out(_FORM.value, lora)
   prompts = [
     tuple(rng.integers(3, config.vocab_size, _LENGTH.value).tolist())
     for _ in range(_PROMPTS.value)
@@ -164,9 +166,9 @@ def measure() -> dict:
   params = jax.device_put(params, whole)
   ways = {}
   for name, queues in (('refilled', refilled), ('static', static)):
-    ledger = Ledger()
-    decoder = Decoder(model, params, mesh, _FORM.value, NoStops(), ledger)
-    ways[name] = (decoder, queues, ledger)
+    runtime = Runtime(devices=jax.devices()[:1])
+    decoder = Decoder(runtime, model, params, _FORM.value, NoStops())
+    ways[name] = (decoder, queues, runtime.ledger)
 
   def run(name: str) -> float:
     decoder, queues, _ = ways[name]

@@ -5,34 +5,40 @@ r"""Compares searches with each other and with plain baselines.
 experiments/coefficients/config.py --evaluations=260 --populations=10,20,40 \
       --stages=sor,main,main+second --heldout=prompt --out=DIR
 
-Every search runs once for each stage (tasks that are searched on together),
-draw of dev items, size of the population and seed, in one process that compiles
-once a stage. A search scores exactly --evaluations members, each on the same
-items: what its last generation has beyond that counts as failed. One that ends
-with its last population (keep_best=False) ends before a generation for which
-too few are left. Its best member by dev is scored on test, and so is the vote
-of its best members, whose number dev chooses. Nothing else is read. The first
-configuration gives model, experts and, without --stages, tasks.
+A comparison is a sweep over configurations: every search runs once for each
+stage (tasks that are searched on together), draw of dev items, size of the
+population and seed, in a run folder STAGE/draw_N/NAME/seed_N below --out. One
+process compiles once a stage, and baselines are scored once a stage and draw. A
+search scores exactly --evaluations members, each on the same items: what its
+last generation has beyond that counts as failed. One that ends with its last
+population (keep_best=False) ends before a generation for which too few are
+left. Its best member by dev is scored on test, and so is the vote of its best
+members, whose number dev chooses. The first configuration gives model, experts,
+items and, without --stages, tasks.
 
-Writes parts.jsonl as it goes, and comparison.json and comparison.md after each
-part. A comparison that was stopped goes on when the command is given again;
-more seeds, draws, sizes, stages or configurations may be asked for then.
+Writes comparison.json and comparison.md after each run. A comparison that was
+stopped goes on when the command is given again; more seeds, draws, sizes,
+stages or configurations may be asked for then.
 """
 
 from collections.abc import Sequence
 import contextlib
-import importlib.util
 import pathlib
+import re
 import sys
 from typing import Any
 
 from absl import app
 from absl import flags
+from absl import logging
 
+from evojax_llm import lookup
 from evojax_llm.runs import inputs as inputs_lib
-from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.runs import run_config
+from evojax_llm.runs import sweep_changes
 from experiments import command
 
+_ROUNDS = 10
 _CONFIGS = flags.DEFINE_list(
   'configs',
   [
@@ -73,7 +79,9 @@ _OUT = flags.DEFINE_string(
 
 
 @command.clean_errors
-def main(_: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> int | None:
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
   configs = [_read_config(source) for source in _CONFIGS.value]
   sizes = [_size(value) for value in _POPULATIONS.value or ()]
   arms = {}
@@ -84,85 +92,128 @@ def main(_: Sequence[str]) -> None:
         raise command.UserError(f'--configs names {config.name!r} twice.')
       arms[name] = config.copy_and_resolve_references()
       arms[name].strategy.population = size
-  stages = _STAGES.value or [configs[0].tasks]
-  for stage in stages:
-    for arm in (configs[0], *arms.values()):
-      inputs_lib.locate(RunConfig.from_config(_of_stage(arm, stage)))
+  trials: dict[str, list[Any]] = {}
+  for stage in _STAGES.value or [configs[0].tasks]:
+    trials[stage] = [
+      _trial(configs[0], stage, draw, name, arm, seed)
+      for draw in range(_DRAWS.value)
+      for name, arm in arms.items()
+      for seed in range(_SEEDS.value)
+    ]
+    for trial in trials[stage]:
+      inputs_lib.locate(trial.config)
 
-  from evojax_llm.runs import comparison
-  from evojax_llm.runs import contest as contest_lib
+  # Only now, so that --help and misspelt names are answered at once.
+  from evojax_llm.runs import comparison_table
+  from evojax_llm.runs import sweeps
+
+  settings = {
+    'evaluations': _EVALUATIONS.value,
+    'heldout': _HELDOUT.value,
+    'ensemble': _ENSEMBLE.value,
+    'dev_limit': configs[0].dev_limit,
+    'test_limit': configs[0].test_limit,
+  }
+  all_trials = [trial for of_stage in trials.values() for trial in of_stage]
+  with contextlib.closing(
+    sweeps.Folder(_OUT.value, all_trials, settings)
+  ) as folder:
+    for of_stage in trials.values():
+      cache = {}
+      _check(folder, of_stage, cache)
+      folder.keep()
+      folder.run(of_stage, done=lambda name: _write(folder, name), cache=cache)
+    rows = _write(folder)
+    errors = {trial.name: folder.error(trial.name) for trial in all_trials}
+  if rows:
+    print(comparison_table.markdown(rows))
+  failed = {name: error for name, error in errors.items() if error}
+  for name, error in failed.items():
+    command.say(f'{name} failed: {error}')
+  return 1 if failed else None
+
+
+def _trial(
+  first: Any, stage: str, draw: int, name: str, arm: Any, seed: int
+) -> Any:
+  """A search on the data of the first configuration."""
+  config = first.copy_and_resolve_references()
+  config.tasks = ','.join(stage.split('+'))
+  config.heldout_tasks = ','.join(_HELDOUT.value or ())
+  config.name, config.space, config.initial = name, arm.space, arm.initial
+  config.seed, config.seeds, config.dev_draw = seed, 1, draw
+  config.ensemble.size, config.ensemble.rule = _ENSEMBLE.value, 'auto'
+  config.strategy = arm.strategy.copy_and_resolve_references()
+  config.strategy.patience = None
+  with config.unlocked():
+    config.strategy.evaluations = _EVALUATIONS.value
+  # A search that proposes no member any more spends nothing and must end.
+  config.strategy.generations = _ROUNDS * _EVALUATIONS.value
+  changes = {'stage': stage, 'draw': draw, 'arm': name, 'seed': seed}
+  parts = stage, f'draw_{draw}', name, f'seed_{seed}'
+  path = '/'.join(re.sub(r'[^\w.,+=-]+', '_', part) for part in parts)
+  return sweep_changes.Trial(
+    path, run_config.RunConfig.from_config(config), changes
+  )
+
+
+def _check(folder: Any, trials: Sequence[Any], cache: dict[Any, Any]) -> None:
+  """Refuses what cannot begin before any search of a stage has run."""
+  from evojax_llm.runs import preparation
+
+  first = {}
+  for trial in trials:
+    if folder.summary(trial.name) is None:
+      first.setdefault(trial.changes['arm'], trial)
+  for arm, trial in first.items():
+    try:
+      prepared = preparation.prepare(trial.config, cache=cache)
+    except ValueError as error:
+      raise command.UserError(f'{arm}: {error}') from error
+    if not all(task.test for task in prepared.setup.tasks):
+      raise command.UserError(f'{trial.config.tasks}: a task has no test items')
+    evaluator = prepared.evaluator
+    drawn = [evaluator.redraw(n).items('dev') for n in range(_DRAWS.value)]
+    if _DRAWS.value > 1 and all(items == drawn[0] for items in drawn):
+      raise command.UserError(
+        f'--draws={_DRAWS.value} of {trial.changes["stage"]} are all the same, '
+        'as a draw has all dev items: ask for fewer items with --dev_limit, or '
+        'for one draw.'
+      )
+
+
+def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
+  """Writes the table of all finished runs; says what came of one that ended."""
+  from evojax_llm.runs import comparison_table
   from evojax_llm.runs import record
   from evojax_llm.runs import report
 
-  out = pathlib.Path(_OUT.value)
-  parts = comparison.Parts(
-    out,
-    {
-      'evaluations': _EVALUATIONS.value,
-      'heldout': _HELDOUT.value,
-      'ensemble': _ENSEMBLE.value,
-      'dev_limit': configs[0].dev_limit,
-      'test_limit': configs[0].test_limit,
-      'arms': {name: config.to_dict() for name, config in arms.items()},
-    },
-  )
-
-  def add(part, rows):
-    parts.add(part, rows)
-    for row in rows:
-      seed = '' if row['seed'] is None else f' seed {row["seed"]}'
-      percent = row['percent']['fitness']
-      dev, test = (report.number(row[at], percent) for at in ('dev', 'test'))
-      command.say(
-        f'{row["stage"]} draw {row["draw"]}{seed} {row["name"]}: '
-        f'dev {dev} test {test}'
-      )
+  rows, scored = [], set()
+  for name, trial in folder.trials.items():
+    if summary := folder.summary(name):
+      more = comparison_table.rows(trial.changes, summary, scored)
+      rows += more
+      for row in more if name == ended else ():
+        seed = '' if row['seed'] is None else f' seed {row["seed"]}'
+        dev, test = (
+          'failed'
+          if row[split] is None
+          else report.number(row[split], row['percent']['fitness'])
+          for split in ('dev', 'test')
+        )
+        command.say(
+          f'{row["stage"]} draw {row["draw"]}{seed} {row["name"]}: '
+          f'dev {dev} test {test}'
+        )
+  if rows:
+    line = ' '.join(['python -m experiments.compare', *sys.argv[1:]])
     record.write_json(
-      out / 'comparison.json',
-      {
-        'command': ' '.join(['python -m experiments.compare', *sys.argv[1:]]),
-        'rows': parts.rows,
-      },
+      folder.path / 'comparison.json', {'command': line, 'rows': rows}
     )
     record.write_text(
-      out / 'comparison.md', comparison.markdown(parts.rows) + '\n'
+      folder.path / 'comparison.md', comparison_table.markdown(rows) + '\n'
     )
-
-  with contextlib.closing(parts):
-    for stage in stages:
-      wanted = [
-        (stage, draw, name, seed)
-        for draw in range(_DRAWS.value)
-        for name, seed in [
-          ('', None),
-          *((a, s) for a in arms for s in range(_SEEDS.value)),
-        ]
-        if (stage, draw, name, seed) not in parts
-      ]
-      if not wanted:
-        continue
-      contest = contest_lib.Contest(
-        _of_stage(configs[0], stage),
-        stage,
-        arms,
-        budget=_EVALUATIONS.value,
-        ensemble=_ENSEMBLE.value,
-      )
-      contest.check_draws(_DRAWS.value)
-      for part in wanted:
-        _, draw, name, seed = part
-        if seed is None:
-          add(part, contest.baselines(draw))
-        else:
-          add(part, contest.search(draw, name, seed))
-  print(comparison.markdown(parts.rows))
-
-
-def _of_stage(config: Any, stage: str) -> Any:
-  config = config.copy_and_resolve_references()
-  config.tasks = ','.join(stage.split('+'))
-  config.heldout_tasks = ','.join(_HELDOUT.value or ())
-  return config
+  return rows
 
 
 def _size(value: str) -> int:
@@ -178,10 +229,8 @@ def _read_config(source: str) -> Any:
   path, _, argument = source.partition(':')
   if not path.endswith('.py') or not pathlib.Path(path).is_file():
     raise command.UserError(f'--configs names {path}, which is no Python file.')
-  spec = importlib.util.spec_from_file_location('_compared_config', path)
-  module = importlib.util.module_from_spec(spec)
   try:
-    spec.loader.exec_module(module)
+    module = lookup.load_module(path)
     config = module.get_config(*([argument] if argument else []))
   except (
     AttributeError,

@@ -54,12 +54,12 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm.runs import preparation
   from evojax_llm.runs import record
   from evojax_llm.runs import runner
-  from evojax_llm.runs import seeds
+  from evojax_llm.runs import sweeps
 
   prepared = preparation.prepare(config, files)
   workdir = _WORKDIR.value or record.new_workdir('runs', prepared.name)
   if config.seeds > 1:
-    seeds.run(prepared, workdir)
+    sweeps.run_seeds(prepared, workdir)
   else:
     final_table.show(runner.run_prepared(prepared, workdir))
 

@@ -86,10 +86,9 @@ def main(_: Sequence[str]) -> None:
     f'generating: {len(members.names)} members, {len(prompts)} prompts'
   )
   texts = generate_texts(
-    members.config,
-    members.params,
-    members.tokenizer,
+    members.space,
     members.population,
+    members.tokenizer,
     prompts,
     _MAX_NEW_TOKENS.value,
     stop=_STOP.value,

@@ -116,7 +116,6 @@ def main(_: Sequence[str]) -> None:
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp
 
-  from evojax_llm.engine.groups import Expressed
   from evojax_llm.fitness.evaluator import Evaluator
   from evojax_llm.runs import base_and_adapters as members_lib
   from evojax_llm.runs import int8_base
@@ -132,8 +131,6 @@ def main(_: Sequence[str]) -> None:
     )
   make = functools.partial(
     Evaluator,
-    members.config,
-    members.params,
     members.tokenizer,
     tasks,
     chat=_CHAT.value,
@@ -144,12 +141,11 @@ def main(_: Sequence[str]) -> None:
   changed = None
   if _BASE_DTYPE.value:
     eight = make(base_dtype=_BASE_DTYPE.value)
-    changed = int8_base.difference(make(), eight, members.config)
+    changed = int8_base.difference(make(), eight, members.space.model())
     command.say(int8_base.describe(changed))
-  space = Expressed()
-  command.say(evaluator.prepare(space, members.population).describe())
+  command.say(evaluator.prepare(members.space, members.population).describe())
   scores = evaluator.evaluate(
-    space, members.population, progress=command.Progress()
+    members.space, members.population, progress=command.Progress()
   )
   results = scoring.results(members.names, tasks, scores, _PER_ITEM.value)
   command.write_json(

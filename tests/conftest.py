@@ -29,10 +29,21 @@ from tests import tiny  # noqa: E402
 jax.config.update('jax_num_cpu_devices', 4)
 
 
+# Folders whose tests spend their time on compiling programs that run once.
+_COMPILED_ONCE = ('models',)
+
+
 @pytest.fixture(scope='module', autouse=True)
-def forget_programs():
-  """Compiled programs of a file end with it: thousands of them fill memory."""
+def forget_programs(request):
+  """Compiled programs of a file end with it: thousands of them fill memory.
+
+  Where compiling is most of the time, LLVM's optimisations are left out, which
+  halves it; XLA's own passes stay as they are.
+  """
+  folder = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
+  jax.config.update('jax_disable_most_optimizations', folder in _COMPILED_ONCE)
   yield
+  jax.config.update('jax_disable_most_optimizations', False)
   jax.clear_caches()
 
 

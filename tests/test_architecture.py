@@ -175,18 +175,47 @@ def test_library_defines_no_flags():
   assert not defining
 
 
-def _undocumented(body, prefix: str):
-  """Public functions, classes and methods in `body` without a docstring."""
+def _bases(node: ast.ClassDef) -> list[str]:
+  """Last names of the classes that a class is derived from."""
+  return [
+    base.attr if isinstance(base, ast.Attribute) else base.id
+    for base in node.bases
+    if isinstance(base, ast.Attribute | ast.Name)
+  ]
+
+
+@functools.cache
+def _documented(name: str) -> frozenset[str]:
+  """Documented methods of the classes of a name and of their bases."""
+  found = frozenset()
+  for tree in _modules().values():
+    for node in ast.walk(tree):
+      if isinstance(node, ast.ClassDef) and node.name == name:
+        found |= {
+          part.name
+          for part in node.body
+          if isinstance(part, ast.FunctionDef) and ast.get_docstring(part)
+        }
+        found = found.union(*map(_documented, set(_bases(node)) - {name}))
+  return found
+
+
+def _undocumented(body, prefix: str, inherited=frozenset()):
+  """Public functions, classes and methods in `body` without a docstring.
+
+  A method that overrides a documented one has that docstring.
+  """
   kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
   for node in body:
     if not isinstance(node, kinds) or node.name.startswith('_'):
       continue
-    if node.name == 'setup':  # what it is for is Flax's word.
+    if node.name == 'setup' or node.name in inherited:  # `setup` is Flax's.
       continue
     if ast.get_docstring(node) is None:
       yield f'{prefix}.{node.name}'
     if isinstance(node, ast.ClassDef):
-      yield from _undocumented(node.body, f'{prefix}.{node.name}')
+      known = frozenset().union(*map(_documented, _bases(node)))
+      yield from _undocumented(node.body, f'{prefix}.{node.name}', known)
 
 
 def test_public_names_are_documented():

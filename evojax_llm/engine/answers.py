@@ -1,12 +1,12 @@
-"""What members answered, as it comes in from the devices."""
+"""Answers of members, collected from the devices."""
 
 import numpy as np
 
-from evojax_llm.engine.packed_split import Split
+from evojax_llm.engine.packed_split import PackedSplit
 
 
 class Answers:
-  """What M members answered to the prompts of a split, as it comes in.
+  """Answers of M members to the prompts of a split.
 
   Attributes:
     loglikelihoods: (M, continuations) f64 sums of log-probabilities.
@@ -14,9 +14,9 @@ class Answers:
     finite: (M,) bool, whether all logits that were read were finite.
   """
 
-  def __init__(self, split: Split, members: int):
-    self.loglikelihoods = np.zeros((members, len(split.options)), np.float64)
-    self.generated = [[()] * len(split.prompts) for _ in range(members)]
+  def __init__(self, split: PackedSplit, members: int):
+    self.loglikelihoods = np.zeros((members, split.num_options), np.float64)
+    self.generated = [[()] * split.num_prompts for _ in range(members)]
     self.finite = np.ones(members, bool)
 
   def forget(self, start: int) -> None:
@@ -27,7 +27,7 @@ class Answers:
   def add_options(
     self, owner: np.ndarray, start: int, logprobs: np.ndarray
   ) -> None:
-    """Takes in log-probabilities (M, Q) of members `start` and following."""
+    """Adds log-probabilities (M, Q) of members `start` and following."""
     span = slice(start, start + len(logprobs))
     read = owner >= 0
     values = logprobs[:, read].astype(np.float64)
@@ -37,7 +37,7 @@ class Answers:
   def add_texts(
     self, owner: np.ndarray, start: int, tokens: np.ndarray, finite: np.ndarray
   ) -> None:
-    """Takes in tokens (M, N, new) of members `start` and following."""
+    """Adds tokens (M, N, new) of members `start` and following."""
     self.finite[start : start + len(finite)] &= finite
     lengths = (tokens >= 0).sum(axis=2)
     for m, rows in enumerate(tokens.tolist()):

@@ -16,7 +16,7 @@ from evojax_llm.tasks.tokens import common_start
 
 # One more bucket is opened only if it saves at least this share of the padded
 # tokens; a program costs seconds to compile.
-_WORTH_A_PROGRAM = 0.25
+_LEAST_SAVING = 0.25
 _MAX_BUCKETS = 4
 # Rows of a likelihood program have at least one of these lengths, and short
 # items share one; longer ones for the sake of a shared start stop at the last.
@@ -37,7 +37,7 @@ class LikelihoodBatch:
   Attributes:
     tokens: (J, B, T) i32, padded right.
     positions: (J, B, T) i32, -1 where padded.
-    until: (J, B, T) i32, which columns see a token (see `trees`); 0 where
+    until: (J, B, T) i32, which columns see a token (see `prefix_tree`); 0 where
       padded.
     row: (J, Q) i32 row of each read.
     column: (J, Q) i32 column of each read; its logits predict the next token.
@@ -68,7 +68,7 @@ def length_buckets(lengths: Sequence[int]) -> list[int]:
   while len(tops) > 1:
     added = [(tops[i + 1] - tops[i]) * counts[i] for i in range(len(tops) - 1)]
     cheapest = int(np.argmin(added))
-    small = added[cheapest] < _WORTH_A_PROGRAM * total
+    small = added[cheapest] < _LEAST_SAVING * total
     if not small and len(tops) <= _MAX_BUCKETS:
       break
     tops.pop(cheapest)
@@ -100,8 +100,8 @@ def pack_likelihood(
 ) -> list[LikelihoodBatch]:
   """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
 
-  A row holds the prompts of one or more items as a forest (see `trees`), each
-  with its continuations branching off behind it.
+  A row holds the prompts of one or more items as a forest (see `prefix_tree`),
+  each with its continuations branching off behind it.
 
   Args:
     continuations: token ids of each prompt and of what follows it; the prompt
@@ -156,11 +156,10 @@ def _stack(
   table = np.zeros((len(call), reads, 4), np.int32)
   table[:, :, 3] = -1
   for own, batch in zip(table, call, strict=True):
-    found = [(r, *read) for r, row in enumerate(batch) for read in row.reads]
-    own[: len(found)] = np.reshape(found, (-1, 4))
+    reads_of = [(r, *read) for r, row in enumerate(batch) for read in row.reads]
+    own[: len(reads_of)] = np.reshape(reads_of, (-1, 4))
   return LikelihoodBatch(
-    *map(np.stack, zip(*arrays, strict=True)),
-    *np.moveaxis(table, -1, 0).copy(),
+    *map(np.stack, zip(*arrays, strict=True)), *np.moveaxis(table, -1, 0).copy()
   )
 
 

@@ -31,7 +31,7 @@ _REFILL_WHEN = (3, 4)
 
 @flax.struct.dataclass
 class Slots:
-  """The state of the work on a queue of N prompts; P members, B slots each.
+  """State of the work on a queue of N prompts; P members, B slots each.
 
   Attributes:
     cache: with a leading P, but for the index.
@@ -61,7 +61,7 @@ class Slots:
 
 
 def empty_slots(cache: Cache, slots: int, prompts: int, new: int) -> Slots:
-  """Slots that nothing has been done with.
+  """Returns slots that are all free, of a queue that is done.
 
   Args:
     cache: (P, L, B, S, Kv, h) keys and values.
@@ -88,10 +88,10 @@ def empty_slots(cache: Cache, slots: int, prompts: int, new: int) -> Slots:
 
 
 def restart(slots: Slots, active: jax.Array) -> Slots:
-  """The same slots at the start of a queue.
+  """Returns the same slots at the start of a queue.
 
   Args:
-    slots: whatever was done with them.
+    slots: in any state.
     active: (P,) bool members that work on it; the others do nothing.
   """
   prompts = slots.out.shape[1]
@@ -108,7 +108,7 @@ def restart(slots: Slots, active: jax.Array) -> Slots:
 
 
 def working(slots: Slots) -> jax.Array:
-  """() bool, whether anything is left to do."""
+  """Returns () bool, whether any prompt waits or is in work."""
   waiting = slots.next < slots.out.shape[1]
   return jnp.any(waiting) | jnp.any(slots.entry >= 0)
 
@@ -140,7 +140,7 @@ def advance(
     unembed: logits of hidden states.
     new_cache: makes an empty cache of P members, by rows and length.
     queue: the arrays of a `Queue`.
-    slots: where the work stands.
+    slots: state of the work.
     members: (P,) i32 ids, which address draws.
     sampling: how to choose tokens; None for the likeliest.
     most_steps: () i32.
@@ -164,7 +164,7 @@ def advance(
     return (now > 0) & (enough | ~jnp.any(s.entry >= 0))
 
   def choose(hidden: jax.Array, entry: jax.Array, made: jax.Array):
-    """The next token of each row (P, rows), and members that are finite."""
+    """Returns the next token (P, rows) of each row, and finite members."""
     logits = unembed(hidden[..., -1, :])
     best = jnp.max(logits, axis=-1)
     finite = jnp.all((entry < 0) | jnp.isfinite(best), axis=-1)
@@ -201,7 +201,7 @@ def advance(
     )
     new = rows < count[:, None]
     # Ties go to the lowest index: free slots in order, then the others.
-    place = jax.lax.top_k(free.astype(jnp.float32), refill)[1]
+    chosen = jax.lax.top_k(free.astype(jnp.float32), refill)[1]
     entry = jnp.where(new, s.next[:, None] + rows, -1)
     index = jnp.clip(entry, 0, prompts - 1)
     positions = queue['positions'][index]
@@ -209,14 +209,14 @@ def advance(
       queue['tokens'][index], positions, new_cache(refill, length)
     )
     token, finite = choose(hidden, entry, jnp.zeros_like(entry))
-    cache = write_rows(s.cache, fresh, place, new)
+    cache = write_rows(s.cache, fresh, chosen, new)
     s = s.replace(
       cache=cache, next=s.next + count, refills=s.refills + jnp.int32(1)
     )
     s, entry = record(s, entry, token, jnp.zeros_like(entry), finite)
 
     def put(old: jax.Array, value: jax.Array) -> jax.Array:
-      where = jnp.where(new, place, old.shape[1])
+      where = jnp.where(new, chosen, old.shape[1])
       return old.at[lanes, where].set(value, mode='drop')
 
     return s.replace(
@@ -258,7 +258,7 @@ def advance(
 
 
 def write_rows(
-  cache: Cache, rows: Cache, place: jax.Array, new: jax.Array
+  cache: Cache, rows: Cache, slots: jax.Array, new: jax.Array
 ) -> Cache:
   """Puts prompts into slots, so that they end just before the next column.
 
@@ -268,7 +268,7 @@ def write_rows(
   Args:
     cache: (P, L, B, S, Kv, h) keys and values.
     rows: (P, L, R, T, Kv, h) keys and values of the prompts, T at most S.
-    place: (P, R) i32 slot of each row, none twice for a member.
+    slots: (P, R) i32 slot of each row, none twice for a member.
     new: (P, R) bool; other rows are left out.
   """
   columns = cache.positions.shape[-1]
@@ -289,7 +289,7 @@ def write_rows(
 
   def put(i, old):
     member, row = i // count, i % count
-    slot, wanted = place[member, row], new[member, row]
+    slot, wanted = slots[member, row], new[member, row]
 
     def one(old: jax.Array, fresh: jax.Array, axis: int) -> jax.Array:
       """Moves a row; `axis` is where the rows stand."""

@@ -1,8 +1,8 @@
-"""The compiled programs that continue prompts, for the members of a wave.
+"""The compiled programs that continue prompts, for a part of a group.
 
-A wave is what is in work at a time: a whole group in the batched form, one
-member a device in the folded form. All arrays of a wave have a leading P and
-are spread over the devices.
+A part is the members that are in work at a time: the whole group in the batched
+form, one member a device in the folded form. All arrays of a part have a
+leading P and are spread over the devices.
 """
 
 from collections.abc import Callable
@@ -16,49 +16,45 @@ import numpy as np
 from evojax_llm.engine import continuous_batching
 from evojax_llm.engine import forms
 from evojax_llm.engine.continuous_batching import Slots
-from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.queues import Queue
-from evojax_llm.engine.sampling import Sampling
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.cache import as_prefix
 from evojax_llm.models.cache import init_cache
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import fold
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 
+_WHOLE = jax.sharding.PartitionSpec()
+_ALONG = sharding.population_spec()
 
-class Waves:
-  """Programs for the members of a wave; each is compiled once.
+
+class DecodePrograms:
+  """Programs for the parts of a group.
 
   Args:
+    runtime: devices, programs and how tokens are chosen.
     model: the module.
-    params: its parameters, on all devices of the mesh.
-    mesh: devices that the members are spread over.
+    params: its parameters, on all devices.
     form: 'batched' or 'folded' (see `forms`).
     stop_ids: tokens that end an answer.
-    ledger: counts programs and the time to compile them.
-    sampling: how tokens are chosen; greedy by default.
   """
 
   def __init__(
     self,
+    runtime: Runtime,
     model: Gemma,
     params: Any,
-    mesh: jax.sharding.Mesh,
     form: str,
     stop_ids: tuple[int, ...],
-    ledger: Ledger,
-    sampling: Sampling | None = None,
   ):
-    self._model, self._params, self._mesh = model, params, mesh
-    self._form, self._stop_ids, self._ledger = form, stop_ids, ledger
-    self._sampling = jax.device_put(
-      sampling and sampling.arrays(), sharding.replicated(mesh)
-    )
-    self._compiled: dict[tuple, Callable] = {}
+    self._runtime, self._mesh = runtime, runtime.mesh
+    self._model, self._params, self._form = model, params, form
+    self._stop_ids = stop_ids
     self._slots: tuple[tuple, Slots] | None = None
 
-  def split(self, active: np.ndarray) -> list[np.ndarray]:
-    """Indices of the members of each wave of a group; none is idle.
+  def parts(self, active: np.ndarray) -> list[np.ndarray]:
+    """Returns indices of the members of each part of a group; none is idle.
 
     Args:
       active: (P,) bool members of the group that have work.
@@ -66,39 +62,43 @@ class Waves:
     if self._form == 'batched':
       return [np.arange(len(active))]
     # A device holds members in a row, and works on one of them at a time.
-    waves = np.arange(len(active)).reshape(self._mesh.size, -1).T
-    return [wave for wave in waves if active[wave].any()]
+    parts = np.arange(len(active)).reshape(self._mesh.size, -1).T
+    return [part for part in parts if active[part].any()]
 
-  def weights(self, lora: Any, wave: np.ndarray) -> Any:
-    """What tells the members of a wave from the base.
+  def weights(self, members: Expression, part: np.ndarray) -> Any:
+    """Returns what tells the members of a part from the base.
 
     Args:
-      lora: adapter trees of the group, as `forms.arrange` left them, placed.
-      wave: indices of the members.
+      members: of the group, as `forms.lay_out` left them, placed.
+      part: indices of the part's members.
+
+    Returns:
+      The members in the batched form, else their own parameters.
     """
     if self._form == 'batched':
-      return lora
-    place = np.int32(wave[0])
+      return members
 
-    def folded(params, lora, place):
+    def folded(params, members, index):
       member = jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False),
-        lora,
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
+        members,
       )
-      folded = fold(params, member)
-      return jax.tree.map(
-        lambda leaf: leaf[None], {name: folded[name] for name in lora}
-      )
+      own = {
+        name: node
+        for name, node in fold(params, member).items()
+        if node is not params[name]
+      }
+      return jax.tree.map(lambda leaf: leaf[None], own)
 
-    along = sharding.population_spec()
-    whole = jax.sharding.PartitionSpec()
-    program = self._program(
-      'fold', folded, (whole, along, whole), along, self._params, lora, place
+    return self._run(
+      'fold',
+      folded,
+      (self._params, members, np.int32(part[0])),
+      (_WHOLE, _ALONG, _WHOLE),
     )
-    return program(self._params, lora, place)
 
   def read_prefix(self, queue: Queue, weights: Any, members: int) -> Any:
-    """Keys and values of a queue's common beginning, for each member."""
+    """Returns keys and values of a queue's common beginning, by member."""
 
     def read(params, weights, inputs):
       local = members // self._mesh.size
@@ -113,13 +113,12 @@ class Waves:
         cache.replace(index=jnp.broadcast_to(cache.index, local))
       )
 
-    whole = jax.sharding.PartitionSpec()
-    along = sharding.population_spec()
-    member = sharding.population_spec(forms.member_axis(self._form))
-    arguments = (self._params, weights, queue.prefix)
-    return self._program(
-      'prefix', read, (whole, member, whole), along, *arguments
-    )(*arguments)
+    return self._run(
+      ('prefix', members),
+      read,
+      (self._params, weights, queue.prefix),
+      (_WHOLE, self._members_spec, _WHOLE),
+    )
 
   def calls(
     self,
@@ -129,7 +128,7 @@ class Waves:
     active: np.ndarray,
     ids: np.ndarray,
   ) -> Callable:
-    """The program of a queue, for the members of a wave.
+    """Returns the program of a queue, for the members of a part.
 
     Args:
       queue: of which the slots are.
@@ -145,105 +144,80 @@ class Waves:
       `working`; scalars are there for each device.
     """
     along = sharding.population_sharding(self._mesh)
-    active, ids = jax.device_put((active, ids), along)
-    nothing = jax.device_put(
-      np.zeros((len(ids), len(queue.owner)), bool), along
+    own = jax.device_put(
+      {
+        'active': active,
+        'ids': ids,
+        'stopped': np.zeros((len(ids), len(queue.owner)), bool),
+      },
+      along,
     )
+    own['prefix'] = prefix
+    shared = {
+      'params': self._params,
+      'inputs': queue.inputs,
+      'sampling': self._runtime.sampling,
+    }
 
     def call(again: bool, stopped: np.ndarray | None, most_steps: int):
       slots = self._take_slots(queue, len(ids))
-      stopped = nothing if stopped is None else jax.device_put(stopped, along)
-      arguments = (
-        self._params,
-        weights,
-        queue.inputs,
-        prefix,
-        slots,
-        active,
-        ids,
-        self._sampling,
-        np.bool_(again),
-        stopped,
-        np.int32(most_steps),
+      inputs = own
+      if stopped is not None:
+        inputs = own | {'stopped': jax.device_put(stopped, along)}
+      orders = {'again': np.bool_(again), 'most_steps': np.int32(most_steps)}
+      slots, report = self._run(
+        ('advance', queue.refill, self._stop_ids),
+        functools.partial(self._advance, queue.refill),
+        (slots, weights, inputs, shared | orders),
+        (_ALONG, self._members_spec, _ALONG, _WHOLE),
+        donate=(0,),
       )
-      key = ('advance', queue.refill)
-      program = self._program(
-        key,
-        self._advance(queue.refill),
-        self._advance_specs(),
-        sharding.population_spec(),
-        *arguments,
-        donate=4,
-      )
-      slots, report = program(*arguments)
       self._slots = (_slots_key(queue, len(ids)), slots)
       return report
 
     return call
 
-  def _advance(self, refill: int) -> Callable:
-    def advance(
-      params,
-      weights,
-      inputs,
-      prefix,
+  def _advance(
+    self,
+    refill: int,
+    slots: Slots,
+    weights: Any,
+    own: dict[str, Any],
+    shared: dict[str, Any],
+  ) -> tuple[Slots, dict[str, jax.Array]]:
+    """Works on the slots of a part; see `continuous_batching.advance`."""
+    slots = _scalars(slots, lambda leaf: leaf[0])
+    fresh = continuous_batching.restart(slots, own['active'])
+    slots = jax.tree.map(
+      lambda new, old: jnp.where(shared['again'], new, old),
+      fresh.replace(cache=None),
+      slots.replace(cache=None),
+    ).replace(cache=slots.cache)
+    slots = continuous_batching.stop_entries(slots, own['stopped'])
+    slots = continuous_batching.advance(
+      self._forward(shared['params'], weights, own['prefix']),
+      self._unembed(shared['params'], weights),
+      functools.partial(self._new_cache, len(own['ids'])),
+      shared['inputs'],
       slots,
-      active,
-      ids,
-      sampling,
-      again,
-      stopped,
-      most_steps,
-    ):
-      slots = _scalars(slots, lambda leaf: leaf[0])
-      members = ids.shape[0]
-      fresh = continuous_batching.restart(slots, active)
-      slots = jax.tree.map(
-        lambda new, old: jnp.where(again, new, old),
-        fresh.replace(cache=None),
-        slots.replace(cache=None),
-      ).replace(cache=slots.cache)
-      slots = continuous_batching.stop_entries(slots, stopped)
-      slots = continuous_batching.advance(
-        self._forward(params, weights, prefix),
-        self._unembed(params, weights),
-        lambda rows, length: self._new_cache(members, rows, length),
-        inputs,
-        slots,
-        ids,
-        sampling,
-        most_steps,
-        refill=refill,
-        stop_ids=self._stop_ids,
-      )
-      more = continuous_batching.working(slots)[None]
-      slots = _scalars(slots, lambda leaf: leaf[None])
-      names = ('out', 'finite', 'entry', 'refills', 'steps', 'busy')
-      report = {name: getattr(slots, name) for name in names}
-      return slots, {**report, 'working': more}
-
-    return advance
-
-  def _advance_specs(self) -> tuple:
-    whole = jax.sharding.PartitionSpec()
-    along = sharding.population_spec()
-    weights = sharding.population_spec(forms.member_axis(self._form))
-    return (
-      whole,
-      weights,
-      whole,
-      along,
-      along,
-      along,
-      along,
-      whole,
-      whole,
-      along,
-      whole,
+      own['ids'],
+      shared['sampling'],
+      shared['most_steps'],
+      refill=refill,
+      stop_ids=self._stop_ids,
     )
+    more = continuous_batching.working(slots)[None]
+    slots = _scalars(slots, lambda leaf: leaf[None])
+    names = ('out', 'finite', 'entry', 'refills', 'steps', 'busy')
+    report = {name: getattr(slots, name) for name in names}
+    return slots, {**report, 'working': more}
+
+  @property
+  def _members_spec(self) -> jax.sharding.PartitionSpec:
+    return sharding.population_spec(forms.member_axis(self._form))
 
   def _forward(self, params: Any, weights: Any, prefix: Any) -> Callable:
-    """forward(tokens, positions, cache) of the members of a wave."""
+    """Returns forward(tokens, positions, cache) of the members of a part."""
     if self._form == 'batched':
       members = jax.tree.leaves(weights)[0].shape[forms.member_axis('batched')]
       forward = forms.batched_forward(self._model, params, weights, members)
@@ -264,7 +238,7 @@ class Waves:
     return forward
 
   def _unembed(self, params: Any, weights: Any) -> Callable:
-    """Logits of hidden states of the members of a wave."""
+    """Returns the function from hidden states of a part to logits."""
     if self._form == 'folded':
       params = self._folded(params, weights)
     return lambda hidden: self._model.apply(
@@ -272,7 +246,7 @@ class Waves:
     )
 
   def _folded(self, params: Any, weights: Any) -> Any:
-    """The parameters of the one member of a wave on this device."""
+    """Returns the parameters of the one member of a part on this device."""
     return {**params, **jax.tree.map(lambda leaf: leaf[0], weights)}
 
   def _new_cache(self, members: int, rows: int, length: int):
@@ -282,7 +256,7 @@ class Waves:
     )
 
   def _take_slots(self, queue: Queue, members: int) -> Slots:
-    """The slots of the last call where they fit; else new ones."""
+    """Returns the slots of the last call where they fit; else new ones."""
     key, held = _slots_key(queue, members), self._slots
     self._slots = None
     if held is not None and held[0] == key:
@@ -299,38 +273,26 @@ class Waves:
       devices = self._mesh.size
       return _scalars(slots, lambda leaf: jnp.broadcast_to(leaf, (devices,)))
 
-    along = sharding.population_sharding(self._mesh)
-    with jax.default_device(self._mesh.devices.flat[0]):
-      return jax.jit(make, out_shardings=along)()
+    return self._run(('slots', key), make, ())
 
-  def _program(
+  def _run(
     self,
     name: Any,
-    run: Callable,
-    in_specs: tuple,
-    out_specs: Any,
-    *arguments: Any,
-    donate: int | None = None,
-  ) -> Callable:
-    """The compiled program for these shapes; compiled at first use."""
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-    key = (name, structure, shapes)
-    if key not in self._compiled:
-      if self._mesh.size > 1:
-        run = jax.shard_map(
-          run,
-          mesh=self._mesh,
-          in_specs=in_specs,
-          out_specs=out_specs,
-          check_vma=False,
-        )
-      donated = () if donate is None else (donate,)
-      with self._ledger.time('compile'):
-        jitted = jax.jit(run, donate_argnums=donated)
-        self._compiled[key] = jitted.lower(*arguments).compile()
-      self._ledger.programs += 1
-    return self._compiled[key]
+    function: Callable,
+    arguments: tuple,
+    in_specs: tuple | None = None,
+    donate: tuple[int, ...] = (),
+  ) -> Any:
+    """Runs the compiled program of a function; results go along P."""
+    program = self._runtime.compiled(
+      (name, self._form, self._model),
+      function,
+      *arguments,
+      in_specs=in_specs,
+      out_specs=_ALONG,
+      donate=donate,
+    )
+    return program(*arguments)
 
 
 def _slots_key(queue: Queue, members: int) -> tuple:

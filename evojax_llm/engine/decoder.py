@@ -10,18 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from evojax_llm.engine.decode_programs import Waves
-from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.decode_programs import DecodePrograms
 from evojax_llm.engine.queues import Queue
-from evojax_llm.engine.sampling import Sampling
+from evojax_llm.engine.runtime import Runtime
+from evojax_llm.models.expression import Expression
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.tasks import stop_strings as stops_lib
 
-# Where texts may end at a stop string, the host looks at them this often; at
-# other long work it looks for the sake of who waits for it.
+# Where texts may end at a stop string, the host reads them this often; other
+# long work is read for its progress.
 _SECONDS_BETWEEN_LOOKS = {True: 0.03, False: 1.0}
 _FEWEST_STEPS, _MOST_STEPS = 4, {True: 64, False: 1 << 16}
-# Steps that are not worth looking at in between.
+# Up to so many steps are not read in between.
 _SHORT = 256
 _NO_END = np.int32(1 << 30)
 
@@ -43,51 +43,42 @@ class Decoder:
   """Continues the prompts of queues for a group of members at a time.
 
   Args:
+    runtime: devices, programs and counts.
     model: the module.
-    params: its parameters, on all devices of the mesh.
-    mesh: devices that the members are spread over.
+    params: its parameters, on all devices.
     form: 'batched' or 'folded' (see `forms`).
-    tokenizer: its `stop_ids` end an answer; its `decode` is asked where there
+    tokenizer: its `stop_ids` end an answer; its `decode` is called where there
       are stop strings.
-    ledger: counts.
-    sampling: how tokens are chosen; greedy by default.
   """
 
   def __init__(
-    self,
-    model: Gemma,
-    params: Any,
-    mesh: jax.sharding.Mesh,
-    form: str,
-    tokenizer: Any,
-    ledger: Ledger,
-    sampling: Sampling | None = None,
+    self, runtime: Runtime, model: Gemma, params: Any, form: str, tokenizer: Any
   ):
-    self._waves = Waves(
-      model, params, mesh, form, tuple(tokenizer.stop_ids), ledger, sampling
+    self._programs = DecodePrograms(
+      runtime, model, params, form, tuple(tokenizer.stop_ids)
     )
-    self._decode, self._ledger = tokenizer.decode, ledger
-    self._open: Run | None = None
+    self._decode = tokenizer.decode
+    self._runtime, self._ledger = runtime, runtime.ledger
+    self._open: Decoding | None = None
     # By whether it is for stop strings.
     self._steps_per_look = {True: _FEWEST_STEPS, False: _FEWEST_STEPS}
-    # Seconds of a refill by shape, and when the device had last done its work.
+    # Seconds of a refill, by the shape of the queue.
     self._refill_seconds: dict[tuple, float] = {}
-    self._done = 0.0
 
   def start(
     self,
     queues: Sequence[Queue],
-    lora: Any,
+    members: Expression,
     active: jax.Array,
     ids: Sequence[int] | None = None,
-  ) -> 'Run':
+  ) -> 'Decoding':
     """Begins to continue the prompts of some queues.
 
     Args:
       queues: the work of each member.
-      lora: adapter trees of the group, as `forms.arrange` left them, placed.
+      members: of the group, as `forms.lay_out` left them, placed.
       active: (P,) bool; the others' results mean nothing.
-      ids: P ids of the members, which address random draws; their places in
+      ids: P ids of the members, which address random draws; their positions in
         the group by default.
 
     Returns:
@@ -97,14 +88,14 @@ class Decoder:
       self._open.finish()
     active = np.asarray(active)
     ids = np.arange(len(active)) if ids is None else np.asarray(ids)
-    work = self._work(list(queues), lora, active, ids.astype(np.int32))
-    self._open = Run(work)
+    work = self._work(list(queues), members, active, ids.astype(np.int32))
+    self._open = Decoding(work)
     return self._open
 
   def _work(
     self,
     queues: list[Queue],
-    lora: Any,
+    members: Expression,
     active: np.ndarray,
     ids: np.ndarray,
   ) -> Iterator[list[Generated] | float]:
@@ -116,78 +107,74 @@ class Decoder:
       )
       for queue in queues
     ]
-    self._done = time.perf_counter()
+    self._runtime.idle_since = time.perf_counter()
     pending: list[tuple] = []
-    waves = self._waves.split(active)
-    done, parts = 0, len(waves) * len(queues)
+    parts = self._programs.parts(active)
+    done, total = 0, len(parts) * len(queues)
 
-    def collect(queue, wave, result, call, spent) -> None:
+    def collect(queue, part, result, call, spent) -> None:
       nonlocal done
       report = self._fetch(call)
-      result.tokens[wave] = report['out']
-      result.finite[wave] = report['finite']
+      result.tokens[part] = report['out']
+      result.finite[part] = report['finite']
       spent += report['seconds']
-      self._count(queue, report, int(active[wave].sum()), spent)
+      self._count(queue, report, int(active[part].sum()), spent)
       done += 1
 
-    for wave in waves:
-      weights = self._waves.weights(lora, wave)
+    for part in parts:
+      weights = self._programs.weights(members, part)
       prefixes: dict[int, Any] = {}
       for queue, result in zip(queues, results, strict=True):
-        program = self._waves.calls(
+        program = self._programs.calls(
           queue,
           weights,
-          self._prefix(queue, weights, active[wave], prefixes),
-          active[wave],
-          ids[wave],
+          self._prefix(queue, weights, active[part], prefixes),
+          active[part],
+          ids[part],
         )
         begun = queue.shape in self._refill_seconds
         watched = any(queue.stops) or queue.most_steps > _SHORT
         if not begun or watched:
           while pending:
-            yield done / parts
+            yield done / total
             collect(*pending.pop(0))
         spent = 0.0 if begun else self._fill(queue, program)
         if watched:
           for call, more, share in self._watch(
-            queue, program, begun, int(active[wave].sum())
+            queue, program, begun, int(active[part].sum())
           ):
             last, spent = call, spent + more
-            yield (done + share) / parts
-          collect(queue, wave, result, last, spent)
+            yield (done + share) / total
+          collect(queue, part, result, last, spent)
           continue
         last = self._ask(program, begun, None, _NO_END)
-        pending.append((queue, wave, result, last, spent))
-        # One call stays in flight while the host takes in the one before.
+        pending.append((queue, part, result, last, spent))
+        # One call stays in flight while the host works on the one before.
         if len(pending) > 1:
-          yield done / parts
+          yield done / total
           collect(*pending.pop(0))
     while pending:
-      yield done / parts
+      yield done / total
       collect(*pending.pop(0))
     for queue, result in zip(queues, results, strict=True):
       self._cut(queue, result)
     yield results
 
   def _prefix(
-    self,
-    queue: Queue,
-    weights: Any,
-    active: np.ndarray,
-    found: dict[int, Any],
+    self, queue: Queue, weights: Any, active: np.ndarray, known: dict[int, Any]
   ) -> Any:
-    """The common beginning of a queue, read once for the members of a wave."""
+    """The common beginning of a queue, read once for the members of a part."""
     if queue.prefix is None:
       return None
-    if id(queue.prefix) not in found:
-      found[id(queue.prefix)] = self._waves.read_prefix(
+    if id(queue.prefix) not in known:
+      known[id(queue.prefix)] = self._programs.read_prefix(
         queue, weights, len(active)
       )
       self._ledger.prompt_tokens += queue.prefix_tokens * int(active.sum())
-    return found[id(queue.prefix)]
+    return known[id(queue.prefix)]
 
   def _fill(self, queue: Queue, program: Callable) -> float:
-    """Begins a queue of a new shape, to learn what a refill takes.
+    """Begins a queue of a new shape, to measure a refill.
 
     Returns:
       The device's seconds.
@@ -210,7 +197,7 @@ class Decoder:
       queue: of which the slots are.
       program: what works on it.
       again: whether to start at the beginning.
-      members: of the wave that are active.
+      members: of the part that are active.
 
     Yields:
       The last call made, the device's seconds for the one before, and the
@@ -265,27 +252,19 @@ class Decoder:
             row[len(ids) :] = -1
 
   def _ask(self, program: Callable, *arguments: Any) -> '_Call':
-    """Has the device do something, without waiting for it."""
-    programs = self._ledger.programs
-    report = program(*arguments)
-    now = time.perf_counter()
-    if self._ledger.programs > programs:
-      self._done = now  # a device that waits for the compiler is not idle.
-    return _Call(report, now)
+    """Asks the devices for a call, without waiting for it."""
+    return _Call(program(*arguments), time.perf_counter())
 
   def _fetch(self, call: '_Call') -> dict[str, Any]:
     """Waits for a report; adds the `seconds` of the device."""
     with self._ledger.time('score'):
       report = jax.device_get(call.report)
-    self._ledger.add('idle', max(0.0, call.asked - self._done))
-    since = max(call.asked, self._done)
-    self._done = time.perf_counter()
-    return {**report, 'seconds': self._done - since}
+    return {**report, 'seconds': self._runtime.waited(call.asked)}
 
   def _count(
     self, queue: Queue, report: dict[str, Any], members: int, spent: float
   ) -> None:
-    """Adds the work of a wave, for which the device has spent seconds."""
+    """Adds the work of a part, for which the device has spent seconds."""
     ledger = self._ledger
     ledger.prompt_tokens += queue.prompt_tokens * members
     ledger.new_tokens += int((report['out'] >= 0).sum())
@@ -302,13 +281,13 @@ class Decoder:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-  """What was asked of the device, and when."""
+  """A call of a program, and when it was made."""
 
   report: dict[str, jax.Array]
   asked: float
 
 
-class Run:
+class Decoding:
   """Work of a `Decoder` under way."""
 
   def __init__(self, work: Iterator[list[Generated] | float]):

@@ -1,9 +1,7 @@
-"""Has the devices answer a split for the members of a population.
+"""Answers of a population's members to a packed split.
 
 Groups of members go through the programs of the split one after the other. One
-call stays in flight while the host takes in the one before. Compiled programs
-are kept for as long as the engine lives; a new one is compiled for new shapes
-alone, and the ledger counts it.
+call stays in flight while the host works on the results of the one before.
 """
 
 from collections.abc import Callable
@@ -20,19 +18,18 @@ import numpy as np
 
 from evojax_llm.engine import form_trial
 from evojax_llm.engine import forms
+from evojax_llm.engine import groups
 from evojax_llm.engine import likelihood
-from evojax_llm.engine import packed_split
 from evojax_llm.engine import plan as planning
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.decoder import Decoder
-from evojax_llm.engine.decoder import Run
-from evojax_llm.engine.groups import Groups
-from evojax_llm.engine.groups import Space
-from evojax_llm.engine.groups import abstract_member
-from evojax_llm.engine.groups import is_whole
-from evojax_llm.engine.groups import num_bytes
-from evojax_llm.engine.ledger import Ledger
-from evojax_llm.engine.sampling import Sampling
+from evojax_llm.engine.decoder import Decoding
+from evojax_llm.engine.packed_split import Job
+from evojax_llm.engine.packed_split import PackedSplit
+from evojax_llm.engine.runtime import Runtime
+from evojax_llm.genomes.space import Expressing
+from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import stack
 
@@ -41,41 +38,23 @@ class Engine:
   """Runs programs for groups of members.
 
   Args:
-    model: the module.
-    params: of the base, on all devices.
-    mesh: devices that the members are spread over.
-    tokenizer: of the model.
-    ledger: counts.
-    sampling: how tokens of generated answers are chosen; greedy by default.
+    runtime: devices, programs and counts.
+    tokenizer: of the models.
 
   Attributes:
-    groups: expresses members.
     plan: how members are cut into groups; None before `prepare`. After an
       out-of-memory it has smaller groups.
   """
 
-  def __init__(
-    self,
-    model: Gemma,
-    params: Any,
-    mesh: jax.sharding.Mesh,
-    tokenizer: Any,
-    ledger: Ledger,
-    sampling: Sampling | None = None,
-  ):
-    self.groups = Groups(params, mesh)
+  def __init__(self, runtime: Runtime, tokenizer: Any):
     self.plan: planning.Plan | None = None
-    self._model, self._mesh = model, mesh
-    self._tokenizer, self._ledger = tokenizer, ledger
-    self._sampling = sampling
-    self._compiled: dict[tuple, Callable] = {}
+    self._runtime, self._tokenizer = runtime, tokenizer
     # By form and identity of the parameters, which a decoder keeps alive.
     self._decoders: dict[tuple, Decoder] = {}
-    self._device_done = 0.0
 
   def prepare(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     lengths: Sequence[tuple[int, int]],
     *,
@@ -103,36 +82,35 @@ class Engine:
     Raises:
       MemoryPlanError: what is asked for cannot fit.
     """
-    member = abstract_member(space, population)
-    params = self.groups.base(space)
+    member = groups.abstract_member(space, population)
+    model, params = self._model(space), self._runtime.params(space)
 
     def plan(form: str) -> planning.Plan:
       return planning.make_plan(
-        self._model.config,
+        model.config,
         members=members or jax.tree.leaves(population)[0].shape[0],
-        base_bytes=num_bytes(params),
-        member_bytes=num_bytes(member),
+        base_bytes=groups.num_bytes(params),
+        member_bytes=groups.num_bytes(member),
         lengths=lengths,
-        dtype=self._model.dtype,
-        device=self._mesh.devices.flat[0],
+        dtype=model.dtype,
+        device=self._runtime.mesh.devices.flat[0],
         form=form,
         **options,
       )
 
-    made = plan('folded' if is_whole(member) else form)
+    made = plan('folded' if isinstance(member, Weights) else form)
     if not made.form_is_clear:
       plans = [plan(form) for form in forms.FORMS]
-      with self._ledger.time('compile'):
-        made = form_trial.choose(plans, self._model, params, member, self._mesh)
+      made = form_trial.choose(plans, self._runtime, model, params, member)
     self.plan = made
     return made
 
   def answer(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     indices: np.ndarray,
-    data: packed_split.Split,
+    split: PackedSplit,
     answers: Answers,
     progress: Callable[[float], None] | None = None,
     ids: np.ndarray | None = None,
@@ -146,7 +124,7 @@ class Engine:
       space: of the population.
       population: genomes, leaves (P, ...).
       indices: (M,) members.
-      data: what is to be answered.
+      split: what is to be answered.
       answers: where the answers of the M members go.
       progress: called with the share of the work that is done.
       ids: (M,) i32 names of the members, which address random draws; their
@@ -158,13 +136,12 @@ class Engine:
     ids = indices if ids is None else ids
     start = 0
     while start < len(indices):
-      self._device_done = time.perf_counter()
+      self._runtime.idle_since = time.perf_counter()
       try:
-        done = self._pass(
-          space, population, indices, ids, start, data, answers, progress
-        )
-        for finished in done:
-          start = finished
+        for done in self._pass(
+          space, population, indices, ids, start, split, answers, progress
+        ):
+          start = done
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
@@ -172,112 +149,118 @@ class Engine:
         answers.forget(start)
 
   def group_size(self, slots: int) -> int:
-    """Members of a program call: the plan's, a multiple of the devices."""
-    devices = self._mesh.size
+    """Returns members of a program call, a multiple of the devices."""
+    devices = self._runtime.mesh.size
     return -(-min(self.plan.members_per_group, slots) // devices) * devices
 
   def _pass(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     indices: np.ndarray,
     ids: np.ndarray,
     start: int,
-    data: packed_split.Split,
+    split: PackedSplit,
     answers: Answers,
     progress: Callable[[float], None] | None,
   ) -> Iterator[int]:
     """Yields how many members are done, as calls come in."""
-    params = self.groups.base(space)
+    model, params = self._model(space), self._runtime.params(space)
     size = self.group_size(stack.size(population))
-    per_group = max(1, len(data.jobs) + bool(data.queues))
+    per_group = max(1, len(split.jobs) + bool(split.queues))
     running: list[Callable[[Callable[[float], None]], None]] = []
-    taken = 0
+    collected = 0
 
     def report(share: float) -> None:
-      """So much of the call that is taken in is done."""
+      """Reports progress with a share of the call in hand."""
       if progress:
-        groups = (taken + share) / per_group
-        progress(min(1.0, (start + groups * size) / len(indices)))
+        done = (collected + share) / per_group
+        progress(min(1.0, (start + done * size) / len(indices)))
 
-    def take_in() -> int:
-      nonlocal taken
+    def collect() -> int:
+      nonlocal collected
       running.pop(0)(report)
-      taken += 1
+      collected += 1
       report(0.0)
-      return min(start + taken // per_group * size, len(indices))
+      return min(start + collected // per_group * size, len(indices))
 
     for first in range(start, len(indices), size):
       chosen = indices[first : first + size]
-      members, active = self.groups.take(
-        space, population, chosen, size, self.plan.form
+      members, active = groups.express(
+        self._runtime, space, population, chosen, size, self.plan.form
       )
       span = slice(first, first + len(chosen))
-      for job in data.jobs:
-        result = self._read(params, members, active, job)
+      for job in split.jobs:
+        result = self._read(model, params, members, active, job)
         running.append(
-          functools.partial(self._take_options, job, result, span, answers)
+          functools.partial(self._add_options, job, result, span, answers)
         )
         if len(running) > 1:
-          yield take_in()
-      if data.queues:
+          yield collect()
+      if split.queues:
         own = np.resize(ids[first : first + size], size)
-        run = self._decoder(params).start(data.queues, members, active, own)
+        work = self._decoder(model, params).start(
+          split.queues, members, active, own
+        )
         running.append(
-          functools.partial(self._take_texts, run, data.queues, span, answers)
+          functools.partial(self._add_texts, work, split.queues, span, answers)
         )
     while running:
-      yield take_in()
+      yield collect()
 
   def _read(
-    self, params: Any, members: Any, active: jax.Array, job: packed_split.Job
-  ) -> tuple[jax.Array, float]:
-    """Log-probabilities of a job's reads, and when they were asked for."""
-    program = self._program(params, members, active, job)
-    result = program(params, members, active, job.inputs)
-    return result['logprobs'], time.perf_counter()
-
-  def _take_options(
     self,
-    job: packed_split.Job,
+    model: Gemma,
+    params: Any,
+    members: Expression,
+    active: jax.Array,
+    job: Job,
+  ) -> tuple[jax.Array, float]:
+    """Returns log-probabilities of a job's reads, and when they were asked."""
+    arguments = (params, members, active, job.inputs)
+    program = forms.group_program(
+      self._runtime, likelihood.likelihood, self.plan.form, model, *arguments
+    )
+    return program(*arguments)['logprobs'], time.perf_counter()
+
+  def _add_options(
+    self,
+    job: Job,
     result: tuple[jax.Array, float],
     span: slice,
     answers: Answers,
     _: Callable[[float], None],
   ) -> None:
-    """Waits for log-probabilities and takes them in."""
+    """Waits for log-probabilities and adds them to the answers."""
     logprobs, asked = result
-    ledger, count = self._ledger, span.stop - span.start
+    ledger, count = self._runtime.ledger, span.stop - span.start
     with ledger.time('score'):
       logprobs = np.asarray(logprobs)[:count]
-    now = time.perf_counter()
-    ledger.add('idle', max(0.0, asked - self._device_done))
-    ledger.add('prefill', now - max(asked, self._device_done))
-    self._device_done = now
+    ledger.add('prefill', self._runtime.waited(asked))
     ledger.prompt_tokens += job.prompt_tokens * count
     with ledger.time('host'):
       answers.add_options(job.batch.owner, span.start, logprobs)
 
-  def _take_texts(
+  def _add_texts(
     self,
-    run: Run,
+    work: Decoding,
     queues: list[Any],
     span: slice,
     answers: Answers,
     report: Callable[[float], None],
   ) -> None:
-    """Waits for texts and takes them in; tells how far they are."""
-    results = run.finish(report)
-    self._device_done = time.perf_counter()
+    """Waits for texts, reporting progress, and adds them to the answers."""
+    results = work.finish(report)
+    self._runtime.idle_since = time.perf_counter()
     count = span.stop - span.start
-    with self._ledger.time('host'):
+    with self._runtime.ledger.time('host'):
       for queue, result in zip(queues, results, strict=True):
         tokens, finite = result.tokens[:count], result.finite[:count]
         answers.add_texts(queue.owner, span.start, tokens, finite)
 
   def _halve(self, error: Exception) -> None:
     """Goes on with groups of half the members."""
-    group, devices = self.plan.members_per_group, self._mesh.size
+    group, devices = self.plan.members_per_group, self._runtime.mesh.size
     if group <= devices:
       raise planning.MemoryPlanError(
         f'Out of memory on {self.plan.device} with one member a device: '
@@ -294,35 +277,13 @@ class Engine:
       group // 2,
     )
 
-  def _decoder(self, params: Any) -> Decoder:
+  def _model(self, space: Expressing) -> Gemma:
+    return Gemma(space.model().config, self._runtime.dtype)
+
+  def _decoder(self, model: Gemma, params: Any) -> Decoder:
     key = (id(params), self.plan.form)
     if key not in self._decoders:
       self._decoders[key] = Decoder(
-        self._model,
-        params,
-        self._mesh,
-        self.plan.form,
-        self._tokenizer,
-        self._ledger,
-        self._sampling,
+        self._runtime, model, params, self.plan.form, self._tokenizer
       )
     return self._decoders[key]
-
-  def _program(
-    self, params: Any, members: Any, active: jax.Array, job: packed_split.Job
-  ) -> Callable:
-    """The compiled program for these shapes; compiled at first use."""
-    arguments = (params, members, active, job.inputs)
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-    key = (self.plan.form, structure, shapes)
-    if key not in self._compiled:
-      run = forms.group_program(
-        likelihood.likelihood, self.plan.form, self._model, self._mesh
-      )
-      with self._ledger.time('compile'):
-        self._compiled[key] = jax.jit(run).lower(*arguments).compile()
-      self._ledger.programs += 1
-      # A device that waits for the compiler is not idle.
-      self._device_done = time.perf_counter()
-    return self._compiled[key]

@@ -6,11 +6,12 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.engine import forms
 from evojax_llm.engine import likelihood
 from evojax_llm.engine.plan import Plan
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 
@@ -21,72 +22,70 @@ _BATCHES = 2
 
 def choose(
   plans: Sequence[Plan],
+  runtime: Runtime,
   model: Gemma,
   params: Any,
   member: Any,
-  mesh: jax.sharding.Mesh,
 ) -> Plan:
-  """The plan whose form reads the most tokens a second.
+  """Returns the plan whose form reads the most tokens a second.
 
-  Each form reads a few rows of nothing in particular for its group of members;
-  values do not change the time. Both programs are compiled for it.
+  Each form reads a few rows of zeros for its group of members; values do not
+  change the time. Both programs are compiled for it.
 
   Args:
     plans: that differ in their form.
+    runtime: devices.
     model: the module.
     params: of the base, on all devices.
     member: shapes and types of one expressed member.
-    mesh: devices.
 
   Returns:
     One of the plans, with the speeds of all in `reason`.
   """
   speeds = {
-    plan.form: _speed(plan, model, params, member, mesh) for plan in plans
+    plan.form: _speed(plan, runtime, model, params, member) for plan in plans
   }
   best = max(plans, key=lambda plan: speeds[plan.form])
-  told = ', '.join(f'{form} {v:,.0f}' for form, v in speeds.items())
-  return dataclasses.replace(best, reason=f'measured tokens/s: {told}')
+  shown = ', '.join(f'{form} {v:,.0f}' for form, v in speeds.items())
+  return dataclasses.replace(best, reason=f'measured tokens/s: {shown}')
 
 
 def _speed(
-  plan: Plan,
-  model: Gemma,
-  params: Any,
-  member: Any,
-  mesh: jax.sharding.Mesh,
+  plan: Plan, runtime: Runtime, model: Gemma, params: Any, member: Any
 ) -> float:
-  """Tokens a second of the likelihood program in a plan's form."""
+  """Returns tokens a second of the likelihood program in a plan's form."""
+  mesh, axis = runtime.mesh, forms.member_axis(plan.form)
   size = -(-plan.members_per_group // mesh.size) * mesh.size
   rows = plan.rows(_LENGTH)
   shape = (_BATCHES, rows, _LENGTH)
-  columns = jnp.broadcast_to(jnp.arange(_LENGTH, dtype=jnp.int32), shape)
-  reads = jnp.zeros((_BATCHES, rows), jnp.int32)
-  batch = jax.device_put(
-    {
-      'tokens': jnp.zeros(shape, jnp.int32),
-      'positions': columns,
-      'until': jnp.full(shape, _LENGTH, jnp.int32),
-      'row': reads,
-      'column': reads,
-      'target': reads,
-    },
-    sharding.replicated(mesh),
-  )
+  reads = np.zeros((_BATCHES, rows), np.int32)
+  batch = {
+    'tokens': np.zeros(shape, np.int32),
+    'positions': np.broadcast_to(np.arange(_LENGTH, dtype=np.int32), shape),
+    'until': np.full(shape, _LENGTH, np.int32),
+    'row': reads,
+    'column': reads,
+    'target': reads,
+  }
   members = jax.tree.map(
-    lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), member
+    lambda leaf: np.zeros(
+      (*leaf.shape[:axis], size, *leaf.shape[axis:]), leaf.dtype
+    ),
+    member,
   )
   along = sharding.population_sharding
-  members = jax.device_put(
-    forms.arrange(plan.form, members), along(mesh, forms.member_axis(plan.form))
+  arguments = (
+    params,
+    jax.device_put(members, along(mesh, axis)),
+    jax.device_put(np.ones(size, bool), along(mesh)),
+    jax.device_put(batch, sharding.replicated(mesh)),
   )
-  active = jax.device_put(jnp.ones(size, bool), along(mesh))
-  run = jax.jit(
-    forms.group_program(likelihood.likelihood, plan.form, model, mesh)
+  program = forms.group_program(
+    runtime, likelihood.likelihood, plan.form, model, *arguments
   )
   seconds = []
   for _ in range(3):
     start = time.perf_counter()
-    jax.block_until_ready(run(params, members, active, batch))
+    jax.block_until_ready(program(*arguments))
     seconds.append(time.perf_counter() - start)
-  return size * columns.size / min(seconds)
+  return size * batch['tokens'].size / min(seconds)

@@ -19,8 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.cache import Cache
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import fold
+from evojax_llm.models.expression import variables
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 
@@ -32,14 +34,14 @@ def member_axis(form: str) -> int:
   return 1 if form == 'batched' else 0
 
 
-def arrange(form: str, lora: Any) -> Any:
+def lay_out(form: str, expressed: Any) -> Any:
   """Moves the axes of expressed members (P, L, ...) to suit the form.
 
   Done once a generation: the batched form scans over L, and scanning leaves
   with P first would transpose the whole population in every call.
   """
   axis = member_axis(form)
-  return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), lora)
+  return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), expressed)
 
 
 def run_group(
@@ -58,7 +60,7 @@ def run_group(
     form: 'batched' or 'folded'.
     model: the module.
     params: shared base parameters.
-    members: expressed members of the group, as `arrange` left them.
+    members: expressed members of the group, as `lay_out` left them.
     active: (P,) bool; the folded form spends nothing on the others, whose
       results mean nothing in either form.
     batch: arrays of the batch, the same prompts for all members.
@@ -96,14 +98,14 @@ def run_group(
 
 
 def batched_forward(
-  model: Gemma, params: Any, lora: Any, members: int
+  model: Gemma, params: Any, expressed: Any, members: int
 ) -> Callable:
   """The forward pass of a group in the batched form.
 
   Args:
     model: the module.
     params: shared base parameters.
-    lora: adapter trees of the group, as `arrange` left them.
+    expressed: members of the group, as `lay_out` left them.
     members: P.
 
   Returns:
@@ -119,39 +121,28 @@ def batched_forward(
     mapped = 0 if tokens.ndim == 3 else None
     axes = None if cache is None else cache_axes
     return jax.vmap(
-      lambda lora, *args: model.apply({'params': params, 'lora': lora}, *args),
+      lambda member, *args: model.apply(variables(params, member), *args),
       in_axes=(1, mapped, mapped, axes, None, None if prefix is None else 0),
       out_axes=(0, axes),
       axis_size=members,
-    )(lora, tokens, positions, cache, until, prefix)
+    )(expressed, tokens, positions, cache, until, prefix)
 
   return forward
 
 
 def group_program(
-  program: Callable,
-  form: str,
-  model: Gemma,
-  mesh: jax.sharding.Mesh,
+  runtime: Runtime, program: Callable, form: str, model: Gemma, *arguments: Any
 ) -> Callable:
-  """`run_group` of (params, members, active, batch), spread over devices.
+  """Returns the compiled `run_group` of (params, members, active, batch).
 
   Every device runs its own members; nothing is communicated.
   """
-  run = functools.partial(run_group, program, form, model)
-  if mesh.size == 1:
-    return run
-  whole = jax.sharding.PartitionSpec()
-  members = sharding.population_spec()
-  return jax.shard_map(
-    run,
-    mesh=mesh,
-    in_specs=(
-      whole,
-      sharding.population_spec(member_axis(form)),
-      members,
-      whole,
-    ),
-    out_specs=members,
-    check_vma=False,
+  whole, along = jax.sharding.PartitionSpec(), sharding.population_spec()
+  members = sharding.population_spec(member_axis(form))
+  return runtime.compiled(
+    (program.__name__, form, model),
+    functools.partial(run_group, program, form, model),
+    *arguments,
+    in_specs=(whole, members, along, whole),
+    out_specs=along,
   )

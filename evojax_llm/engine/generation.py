@@ -12,11 +12,9 @@ import numpy as np
 from evojax_llm.engine import packed_split
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.engine import Engine
-from evojax_llm.engine.groups import Expressed
-from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
-from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.tasks.prompts import EncodedItem
@@ -27,10 +25,9 @@ from evojax_llm.tasks.tokens import encode_prompt
 
 
 def generate_texts(
-  config: GemmaConfig,
-  params: Any,
-  tokenizer: Any,
+  space: Expressing,
   population: Any,
+  tokenizer: Any,
   prompts: Sequence[str | Sequence[dict[str, str]]],
   max_new_tokens: int,
   *,
@@ -44,10 +41,10 @@ def generate_texts(
   """Continues prompts, each member in its own way.
 
   Args:
-    config: the model.
-    params: its parameters, shared by all members.
+    space: of the population; `space.Expressed` for members that are expressed
+      already.
+    population: genomes, leaves (P, ...).
     tokenizer: of the model.
-    population: adapter trees with a leading P, b scaled.
     prompts: texts, which are read as they are, or lists of chat messages,
       which go through the chat template.
     max_new_tokens: tokens to generate at most; an end token ends a text
@@ -70,22 +67,18 @@ def generate_texts(
       no tokens; an empty text is the token that begins one.
     MemoryPlanError: not even one prompt of one member fits in the memory.
   """
-  items = _encode(prompts, tokenizer, max_new_tokens, config, stop)
-  mesh = sharding.population_mesh(devices)
-  whole = sharding.replicated(mesh)
-  engine = Engine(
-    Gemma(config, dtype),
-    jax.device_put(params, whole),
-    mesh,
-    tokenizer,
-    Ledger(),
-    sampling,
-  )
-  space = Expressed()
+  context = space.model().config.max_position_embeddings
+  items = _encode(prompts, tokenizer, max_new_tokens, context, stop)
+  runtime = Runtime(devices=devices, dtype=dtype, sampling=sampling)
+  engine = Engine(runtime, tokenizer)
   lengths = packed_split.longest_rows([items])
   plan = engine.prepare(space, population, lengths, **plan_options)
   work = packed_split.pack(
-    [items], plan.rows, plan.slots, whole, tokenizer.pad_id
+    [items],
+    plan.rows,
+    plan.slots,
+    sharding.replicated(runtime.mesh),
+    tokenizer.pad_id,
   )
   members = np.arange(stack.size(population))
   answers = Answers(work, len(members))
@@ -101,7 +94,7 @@ def _encode(
   prompts: Sequence[Any],
   tokenizer: Any,
   max_new_tokens: int,
-  config: GemmaConfig,
+  context: int,
   stop: Sequence[str],
 ) -> list[EncodedItem]:
   """Prompts as items to be continued; refuses those that are too long."""
@@ -110,7 +103,7 @@ def _encode(
       f'Got {len(prompts)} prompts and max_new_tokens={max_new_tokens}; '
       'expected at least one of each.'
     )
-  room = config.max_position_embeddings - max_new_tokens
+  room = context - max_new_tokens
   encoded = []
   for index, prompt in enumerate(prompts):
     ids = tuple(encode_prompt(prompt, tokenizer))
@@ -122,7 +115,7 @@ def _encode(
     if len(ids) > room:
       raise TaskError(
         f'Prompt {index} has {len(ids)} tokens; with {max_new_tokens} new ones '
-        f'that is more than the {config.max_position_embeddings} that the '
+        f'that is more than the {context} that the '
         'model was made for. Shorten it, or generate fewer tokens.'
       )
     item = Item(id=str(index), question='', answer='')

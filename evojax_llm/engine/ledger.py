@@ -1,4 +1,4 @@
-"""Where the tokens and the seconds of a run went."""
+"""Counts of tokens, programs and seconds of a run."""
 
 from collections.abc import Iterator
 import contextlib
@@ -26,7 +26,7 @@ class Ledger:
       for), 'host' (matching answers); and of the work on answers, which is
       partly among these, 'prefill' (refills times the seconds of one, measured
       when slots are filled for the first time), 'decode' (the rest of the
-      device's time) and 'idle' (nothing was asked of the device).
+      device's time) and 'idle' (the device had no call to work on).
   """
 
   members: int = 0

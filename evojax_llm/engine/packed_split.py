@@ -58,32 +58,43 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-  """All items of a split.
+class PackedSplit:
+  """All items of a split, packed.
+
+  Continuations to be read and prompts to be continued are numbered in the order
+  of tasks and items.
 
   Attributes:
     items: K lists of encoded items.
-    options: (task, item, option) of every continuation to be read.
-    prompts: (task, item) of every prompt to be continued.
-    first_option: (K,) index of each task's first continuation.
-    first_prompt: (K,) index of each task's first prompt.
-    jobs: the program calls that read all options.
+    num_options: continuations to be read.
+    num_prompts: prompts to be continued.
+    jobs: the program calls that read all continuations.
     queues: all prompts to be continued.
   """
 
   items: list[list[EncodedItem]]
-  options: list[tuple[int, int, int]]
-  prompts: list[tuple[int, int]]
-  first_option: list[int]
-  first_prompt: list[int]
+  num_options: int
+  num_prompts: int
   jobs: list[Job]
   queues: list[Queue]
 
   @functools.cached_property
   def places(self) -> list[list[Place]]:
     """Of each task, its items and where their answers are."""
-    firsts = zip(self.items, self.first_option, self.first_prompt, strict=True)
-    return [_places(*first) for first in firsts]
+    option = prompt = 0
+    places = []
+    for task in self.items:
+      places.append([])
+      # An item may have several prompts.
+      for _, parts in itertools.groupby(task, key=lambda e: e.item.id):
+        parts = list(parts)
+        tokens = tuple(len(o) for e in parts for o in e.options or ())
+        texts = sum(e.options is None for e in parts)
+        span = slice(option, option + len(tokens))
+        asked = slice(prompt, prompt + texts)
+        places[-1].append(Place(parts[0].item, span, asked, tokens))
+        option, prompt = span.stop, asked.stop
+    return places
 
   @functools.cached_property
   def tables(self) -> list[OptionTable]:
@@ -92,27 +103,6 @@ class Split:
       OptionTable([p.item for p in places], [p.tokens for p in places])
       for places in self.places
     ]
-
-
-def _places(
-  encoded: Sequence[EncodedItem], option: int, prompt: int
-) -> list[Place]:
-  """Items with their answers; an item may have been asked more than once."""
-  places = []
-  for _, passes in itertools.groupby(encoded, key=lambda e: e.item.id):
-    passes = list(passes)
-    tokens = tuple(len(o) for e in passes for o in e.options or ())
-    texts = sum(e.options is None for e in passes)
-    places.append(
-      Place(
-        passes[0].item,
-        slice(option, option + len(tokens)),
-        slice(prompt, prompt + texts),
-        tokens,
-      )
-    )
-    option, prompt = option + len(tokens), prompt + texts
-  return places
 
 
 def longest_rows(items: Sequence[Sequence[EncodedItem]]) -> list:
@@ -146,7 +136,7 @@ def pack(
   slots: Callable[[int, int], int],
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
-) -> Split:
+) -> PackedSplit:
   """Packs the items of all tasks into few shapes and puts them on the device.
 
   Args:
@@ -156,15 +146,10 @@ def pack(
     sharding: where the arrays go.
     pad_id: token that stands where there is none.
   """
-  options, continuations = [], []
-  prompts, to_continue = [], []
-  first_option, first_prompt = [], []
+  families, continuations, to_continue = [], [], []
   for k, task in enumerate(items):
-    first_option.append(len(options))
-    first_prompt.append(len(prompts))
-    for i, item in enumerate(task):
+    for item in task:
       if item.options is None:
-        prompts.append((k, i))
         to_continue.append(
           Prompt(
             ids=item.prompt,
@@ -175,23 +160,13 @@ def pack(
           )
         )
       else:
-        options += [(k, i, o) for o in range(len(item.options))]
+        families += [k] * len(item.options)
         continuations += [(item.prompt, option) for option in item.options]
   jobs = []
   for batch in batches.pack_likelihood(
-    continuations,
-    lambda length: rows(length, 0),
-    pad_id,
-    families=[k for k, _, _ in options],
+    continuations, lambda length: rows(length, 0), pad_id, families=families
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
     jobs.append(Job(batch, jax.device_put(arrays, sharding)))
-  return Split(
-    items=items,
-    options=options,
-    prompts=prompts,
-    first_option=first_option,
-    first_prompt=first_prompt,
-    jobs=jobs,
-    queues=pack_queues(to_continue, slots, rows, sharding, pad_id),
-  )
+  queues = pack_queues(to_continue, slots, rows, sharding, pad_id)
+  return PackedSplit(items, len(continuations), len(to_continue), jobs, queues)

@@ -26,7 +26,7 @@ _MIB = 1 << 20
 
 
 class MemoryPlanError(ValueError):
-  """What is asked for cannot fit; says the sizes and what to change."""
+  """A plan that cannot fit; says the sizes and what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Plan:
   Attributes:
     form: 'batched' or 'folded' (see `forms`).
     form_is_clear: whether sizes and device tell that it is the faster one.
-    reason: why it was taken.
+    reason: for the form.
     members_per_group: members of one program call.
     device: platform that the plan is for.
     budget: bytes that may be used on one device.

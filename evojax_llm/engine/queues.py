@@ -9,6 +9,7 @@ on the device for the whole run.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 import zlib
 
 import jax
@@ -17,14 +18,14 @@ import numpy as np
 from evojax_llm.engine.batches import by_bucket
 from evojax_llm.tasks.tokens import common_start
 
-# A common beginning is worth a program of its own from this length on.
-_WORTH_SHARING = 16
+# A common beginning has a program of its own from this length on.
+_SHORTEST_SHARED = 16
 # Prefixes are padded to a multiple, so that tasks may share a program.
 _PREFIX_STEP = 16
 # Prompts of a queue: what it makes is kept on the device for all of them.
 _MOST_PROMPTS = 4096
 # A refill reads a part of the slots: often enough to keep them busy, and with
-# enough tokens at a time to be worth a call.
+# enough tokens at a time to keep the device busy.
 _REFILL_SHARE = 4
 
 
@@ -92,7 +93,7 @@ class Queue:
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-  """Tokens that all prompts begin with and that are worth sharing, or 0.
+  """Returns how many tokens all prompts begin with; 0 for a few.
 
   Every prompt keeps one token of its own at least: the last one is read anew
   for the token that follows it.
@@ -100,7 +101,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
   if len(prompts) < 2:
     return 0
   length = min(common_start(prompts), min(map(len, prompts)) - 1)
-  return length if length >= _WORTH_SHARING else 0
+  return length if length >= _SHORTEST_SHARED else 0
 
 
 def pack_queues(
@@ -129,6 +130,37 @@ def pack_queues(
         f'prompt {index} has {len(prompt.ids)} tokens and may make '
         f'{prompt.limit}; expected at least one of each.'
       )
+
+  def pack(part: list[int], top: int, shared: int, prefix: Any) -> Queue:
+    """Packs prompts of at most `top` tokens behind a common beginning."""
+    count, new = len(part), max(prompts[i].limit for i in part)
+    own = [prompts[i].ids[shared:] for i in part]
+    items = [zlib.crc32(prompts[i].item.encode()) & 0x7FFFFFFF for i in part]
+    inputs = {
+      'tokens': np.full((count, top), pad_id, np.int32),
+      'positions': np.full((count, top), -1, np.int32),
+      'limits': np.array([prompts[i].limit for i in part], np.int32),
+      'items': np.array(items, np.int32),
+    }
+    for row, ids in enumerate(own):
+      start = top - len(ids)
+      inputs['tokens'][row, start:] = ids
+      inputs['positions'][row, start:] = shared + np.arange(len(ids))
+    most = _even(count, slots(top, new))
+    share = most if count <= most else -(-most // _REFILL_SHARE)
+    return Queue(
+      owner=np.array(part, np.int32),
+      stops=[prompts[i].stops for i in part],
+      slots=most,
+      refill=_even(share, rows(top, new)),
+      columns=top + new,
+      new=new,
+      inputs=jax.device_put(inputs, sharding),
+      prefix=prefix,
+      prompt_tokens=sum(map(len, own)),
+      prefix_tokens=shared,
+    )
+
   queues = []
   for indices, shared in _groups(prompts):
     prefix = None
@@ -142,20 +174,7 @@ def pack_queues(
       bucket = sorted(
         (indices[i] for i in bucket), key=lambda i: -prompts[i].limit
       )
-      for part in _parts(bucket):
-        queues.append(
-          _queue(
-            [prompts[i] for i in part],
-            np.array(part, np.int32),
-            top,
-            shared,
-            prefix,
-            slots,
-            rows,
-            sharding,
-            pad_id,
-          )
-        )
+      queues += [pack(part, top, shared, prefix) for part in _parts(bucket)]
   return queues
 
 
@@ -164,14 +183,14 @@ def _groups(prompts: Sequence[Prompt]) -> list[tuple[list[int], int]]:
   by_group: dict[int, list[int]] = {}
   for index, prompt in enumerate(prompts):
     by_group.setdefault(prompt.group, []).append(index)
-  rest, found = [], []
+  rest, groups = [], []
   for indices in by_group.values():
     shared = common_prefix([prompts[i].ids for i in indices])
     if shared:
-      found.append((indices, shared))
+      groups.append((indices, shared))
     else:
       rest += indices
-  return found + ([(rest, 0)] if rest else [])
+  return groups + ([(rest, 0)] if rest else [])
 
 
 def _parts(bucket: list[int]) -> list[list[int]]:
@@ -188,50 +207,6 @@ def _prefix(ids: Sequence[int], pad_id: int) -> dict[str, np.ndarray]:
   tokens[0, : len(ids)] = ids
   positions[0, : len(ids)] = np.arange(len(ids))
   return {'tokens': tokens, 'positions': positions}
-
-
-def _queue(
-  prompts: list[Prompt],
-  owner: np.ndarray,
-  top: int,
-  shared: int,
-  prefix: dict[str, jax.Array] | None,
-  slots: Callable[[int, int], int],
-  rows: Callable[[int, int], int],
-  sharding: jax.sharding.Sharding,
-  pad_id: int,
-) -> Queue:
-  count = len(prompts)
-  new = max(prompt.limit for prompt in prompts)
-  tokens = np.full((count, top), pad_id, np.int32)
-  positions = np.full((count, top), -1, np.int32)
-  for row, prompt in enumerate(prompts):
-    own = prompt.ids[shared:]
-    tokens[row, top - len(own) :] = own
-    positions[row, top - len(own) :] = shared + np.arange(len(own))
-  inputs = {
-    'tokens': tokens,
-    'positions': positions,
-    'limits': np.array([prompt.limit for prompt in prompts], np.int32),
-    'items': np.array(
-      [zlib.crc32(prompt.item.encode()) & 0x7FFFFFFF for prompt in prompts],
-      np.int32,
-    ),
-  }
-  most = _even(count, slots(top, new))
-  share = most if count <= most else -(-most // _REFILL_SHARE)
-  return Queue(
-    owner=owner,
-    stops=[prompt.stops for prompt in prompts],
-    slots=most,
-    refill=_even(share, rows(top, new)),
-    columns=top + new,
-    new=new,
-    inputs=jax.device_put(inputs, sharding),
-    prefix=prefix,
-    prompt_tokens=sum(len(prompt.ids) for prompt in prompts) - shared * count,
-    prefix_tokens=shared,
-  )
 
 
 def _even(count: int, most: int) -> int:

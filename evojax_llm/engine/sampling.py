@@ -149,7 +149,7 @@ def _keep_top(
 ) -> jax.Array:
   """Sets all but the largest values, up to a total weight, to zero.
 
-  The smallest value that stays is found by bisection over the bits of a float,
+  The smallest value that stays results from bisection over the bits of a float,
   which order as the floats do: exact, and cheaper than to sort a vocabulary.
   """
   bits = jax.lax.bitcast_convert_type(probs, jnp.int32)

@@ -1,1 +1,1 @@
-"""Tasks, prompts, scorers and the engine that scores a whole population."""
+"""From the engine's answers to the fitness of a whole population."""

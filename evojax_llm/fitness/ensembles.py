@@ -1,17 +1,18 @@
 """Group decisions: the answers of several members made into one.
 
 GENOME+ (arXiv 2503.01155) ends in a vote of its best members, Model Swarms
-(arXiv 2410.11163) reports one. Every rule here names, item by item, the member
-whose answer stands. The value of the decision is then that member's value on
-the item, whatever the scorer, and nobody looks at the gold answer. The one rule
-that does, `oracle`, is an upper bound and must be reported as such.
+(arXiv 2410.11163) reports one. Every rule names, item by item, the member whose
+answer stands; the value of the decision is that member's value on the item,
+whatever the scorer. No rule sees the gold answer but `oracle`, an upper bound
+that must be reported as such.
 
-Members are ordered by `dev`; so are ties decided, and so is the number of
-members chosen. The released code of GENOME ranks by test scores, gives half a
-point for ties that contain the gold answer, and counts any member's right
-answer on DROP; none of this is done here.
+Members are ordered by `dev`, which decides ties and the number of members. The
+released code of GENOME ranks by test scores, gives half a point for ties that
+contain the gold answer, and counts any member's right answer on DROP; none of
+this is done here.
 """
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import numpy as np
 
 from evojax_llm.fitness.item_log import GenerationItems
 from evojax_llm.fitness.item_log import TaskItems
+from evojax_llm.fitness.item_log import take
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.task import Item
@@ -32,7 +34,7 @@ Predictions = Sequence[Sequence[str | None]]
 
 
 def majority(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
-  """The answer of most members; of equally many, that of the best by dev.
+  """Chooses the answer of most members; of equally many, of the best by dev.
 
   Args:
     predictions: M lists of an answer an item, the best member first.
@@ -40,16 +42,16 @@ def majority(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
 
   Returns:
     (items,) i32, the best member that gave the winning answer. Members without
-    an answer have no vote, unless nobody has one: then the best stands.
+    an answer have no vote; where none has an answer, the best member stands.
 
   Raises:
-    ValueError: if there are no members, or lists of different lengths.
+    ValueError: there are no members, or lists of different lengths.
   """
   return weighted(predictions, np.ones(len(fitness)))
 
 
 def weighted(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
-  """As `majority`, a vote counting as much as its member's dev fitness.
+  """Chooses as `majority`, a vote counting as much as its member's fitness.
 
   A failed member's vote (fitness not finite, or negative) counts nothing.
   """
@@ -73,10 +75,10 @@ def weighted(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
 
 
 def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
-  """The answer that is most like all others: for free text.
+  """Chooses the answer that is most like all others: for free text.
 
-  Likeness is the F1 of character trigrams, so that two members that say nearly
-  the same support each other, where a vote would count two answers.
+  Likeness is the F1 of character trigrams, so that two members that answer
+  nearly the same support each other, where a vote would count two answers.
   """
   items = _check(predictions, fitness)
   stands = np.zeros(items, np.int32)
@@ -90,7 +92,7 @@ def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
 
 
 def oracle(values: np.ndarray) -> np.ndarray:
-  """The best answer that anybody gave: a bound, which knows the gold answer.
+  """Chooses the best answer of any member: a bound that knows the gold answer.
 
   Args:
     values: (M, items) f32, the larger the better.
@@ -110,7 +112,7 @@ RULES: Mapping[str, Callable[[Predictions, np.ndarray], np.ndarray]] = {
 
 
 def decided(values: np.ndarray, stands: np.ndarray) -> np.ndarray:
-  """Values (items,) of a decision: values (M, items) of those who stand."""
+  """Returns values (items,) of a decision, of the members that stand."""
   return values[stands, np.arange(values.shape[1])]
 
 
@@ -122,29 +124,18 @@ class Group:
     fitness: (M,) f32 fitness on dev, none of them NaN.
     task_scores: (M, K) f32 scores on the split.
     results: K results on the split, whose `values` (M, items) and
-      `predictions` are read: `scores.TaskScores` or `item_log.TaskItems`.
+      `predictions` are read: those of an evaluation, or `item_log.TaskItems`.
   """
 
   fitness: np.ndarray
   task_scores: np.ndarray
   results: Sequence[Any]
 
-  def take(self, rows: Sequence[int]) -> 'Group':
-    """The group of the members at these rows."""
-    rows = list(rows)
-    return Group(
-      self.fitness[rows],
-      self.task_scores[rows],
-      [
-        dataclasses.replace(
-          result,
-          values=result.values[rows],
-          predictions=[result.predictions[i] for i in rows],
-          asked=None if result.asked is None else result.asked[rows],
-        )
-        for result in self.results
-      ],
-    )
+  def take(self, slots: Sequence[int]) -> 'Group':
+    """Returns the group of the members in these slots."""
+    slots = list(slots)
+    results = [take(result, slots) for result in self.results]
+    return Group(self.fitness[slots], self.task_scores[slots], results)
 
 
 def decide(
@@ -153,7 +144,7 @@ def decide(
   scorers: Sequence[Scorer],
   items: Sequence[Sequence[Item]],
 ) -> np.ndarray:
-  """Scores (K,) f32 of what a group decides.
+  """Returns scores (K,) f32 of the answers that stand.
 
   Args:
     rule: one of RULES, or 'auto': the medoid where items have more than two
@@ -163,8 +154,7 @@ def decide(
     items: of each task, in the order of the values.
 
   Returns:
-    The score of the answers that stand. A task without predictions, such as a
-    perplexity, has nothing to vote on: there the best member's score stands.
+    Of a task without predictions, such as a perplexity, the best member's.
 
   Raises:
     ValueError: the rule is unknown.
@@ -175,7 +165,7 @@ def decide(
     zip(scorers, group.results, strict=True)
   ):
     predictions, values = result.predictions, np.asarray(result.values)
-    if all(said is None for answers in predictions for said in answers):
+    if all(answer is None for answers in predictions for answer in answers):
       continue
     chosen = rule
     if rule == AUTO:
@@ -198,7 +188,7 @@ def choose_size(
   items: Sequence[Sequence[Item]],
   objective: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[int, np.ndarray]:
-  """The number of members that decides best on `dev`.
+  """Returns the number of members that decides best on `dev`.
 
   Args:
     rule: see `decide`.
@@ -214,11 +204,9 @@ def choose_size(
   Raises:
     ValueError: the rule is unknown.
   """
+  sizes = range(1, len(group.fitness) + 1)
   by_size = np.stack(
-    [
-      decide(rule, group.take(range(size)), scorers, items)
-      for size in range(1, len(group.fitness) + 1)
-    ]
+    [decide(rule, group.take(range(n)), scorers, items) for n in sizes]
   )
   # Rounded, so that sums in another order cannot decide.
   fitness = np.round(np.nan_to_num(objective(by_size), nan=-np.inf), 6)
@@ -226,7 +214,7 @@ def choose_size(
 
 
 def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
-  """Scores (K,) f32 if the best answer of any member stood: the oracle's.
+  """Returns scores (K,) f32 if the best answer of any member stood.
 
   An upper bound that knows the gold answers, never a result. NaN for a task
   whose score is more than the mean of its items.
@@ -245,7 +233,7 @@ def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
 def gather(
   generations: Iterable[GenerationItems], members: Sequence[int]
 ) -> list[TaskItems] | None:
-  """What members did when they were scored, from the log of items.
+  """Gathers what members did when they were scored from the log of items.
 
   Args:
     generations: of `item_log.ItemLog.read`.
@@ -255,39 +243,23 @@ def gather(
     K results of the M members in their order; None where the log has not all
     of them, or had them on other items.
   """
-  found: dict[int, list[TaskItems]] = {}
+  known: dict[int, list[TaskItems]] = {}
   for generation in generations:
-    for row, member in enumerate(generation.members.tolist()):
+    for slot, member in enumerate(generation.members.tolist()):
       if member in members:
-        found[member] = [
-          dataclasses.replace(
-            task,
-            values=task.values[row : row + 1],
-            predictions=task.predictions[row : row + 1],
-            asked=None if task.asked is None else task.asked[row : row + 1],
-          )
-          for task in generation.tasks
-        ]
-  if set(found) != set(members):
+        known[member] = [take(task, [slot]) for task in generation.tasks]
+  if set(known) != set(members):
     return None
-  rows = [found[member] for member in members]
-  if any(
-    one.ids != other.ids
-    for row in rows
-    for one, other in zip(row, rows[0], strict=True)
-  ):
-    return None
-  return [
-    dataclasses.replace(
-      same[0],
-      values=np.concatenate([task.values for task in same]),
-      predictions=np.concatenate([task.predictions for task in same]),
-      asked=None
-      if same[0].asked is None
-      else np.concatenate([task.asked for task in same]),
-    )
-    for same in zip(*rows, strict=True)
-  ]
+  gathered = []
+  for parts in zip(*(known[member] for member in members), strict=True):
+    if any(part.ids != parts[0].ids for part in parts):
+      return None
+    joined = {
+      name: np.concatenate([getattr(part, name) for part in parts])
+      for name in ('values', 'predictions', 'asked')
+    }
+    gathered.append(dataclasses.replace(parts[0], **joined))
+  return gathered
 
 
 def check_rule(rule: str) -> None:
@@ -309,16 +281,11 @@ def _check(predictions: Predictions, fitness: np.ndarray) -> int:
   return lengths.pop()
 
 
-def _trigrams(text: str | None) -> dict[str, int]:
-  counts: dict[str, int] = {}
+def _trigrams(text: str | None) -> collections.Counter[str]:
   padded = f'  {text.strip().lower()}  ' if text is not None else ''
-  for i in range(len(padded) - 2):
-    gram = padded[i : i + 3]
-    counts[gram] = counts.get(gram, 0) + 1
-  return counts
+  return collections.Counter(padded[i : i + 3] for i in range(len(padded) - 2))
 
 
-def _f1(one: dict[str, int], two: dict[str, int]) -> float:
-  total = sum(one.values()) + sum(two.values())
-  shared = sum(min(n, two.get(gram, 0)) for gram, n in one.items())
-  return 2.0 * shared / total if total else 0.0
+def _f1(one: collections.Counter[str], two: collections.Counter[str]) -> float:
+  total = one.total() + two.total()
+  return 2.0 * (one & two).total() / total if total else 0.0

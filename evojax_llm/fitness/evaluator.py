@@ -22,17 +22,15 @@ from evojax_llm.engine import packed_split
 from evojax_llm.engine import plan as planning
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.engine import Engine
-from evojax_llm.engine.groups import Space
 from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
-from evojax_llm.fitness.scores import Matcher
-from evojax_llm.fitness.scores import Scores
-from evojax_llm.fitness.scores import Sheets
-from evojax_llm.models import quantize
-from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.fitness.evaluation import Evaluation
+from evojax_llm.fitness.evaluation import Matcher
+from evojax_llm.fitness.evaluation import Sheets
+from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.tasks import prompts
@@ -45,9 +43,7 @@ class Evaluator:
   """Scores populations on tasks.
 
   Args:
-    config: the model.
-    params: its parameters, shared by all members.
-    tokenizer: encodes prompts and decodes answers.
+    tokenizer: of the models; encodes prompts and decodes answers.
     tasks: K tasks with distinct names.
     weights: (K,) weights of the tasks in the fitness; equal by default.
     objective: what makes fitness of the tasks' scores: a name of `objectives`.
@@ -57,7 +53,7 @@ class Evaluator:
     draw: seed of the choice of items where there is a limit.
     dtype: type of activations and cache.
     base_dtype: 'int8' for a base with kernels of eight bits (see
-      `gemma.quantize`); None to take the parameters as they are.
+      `models.quantize`); None to take the parameters as they are.
     form: 'auto', 'batched' or 'folded' (see `forms`).
     members_per_group: members of one program call; chosen by default.
     prompts_per_batch: most prompts of a program call; chosen by default.
@@ -73,8 +69,6 @@ class Evaluator:
 
   def __init__(
     self,
-    config: GemmaConfig,
-    params: Any,
     tokenizer: Any,
     tasks: Sequence[Task],
     *,
@@ -100,41 +94,43 @@ class Evaluator:
       raise ValueError(
         f'form is {form!r}; expected auto, {", ".join(forms.FORMS)}.'
       )
-    if base_dtype not in (None, 'int8'):
-      raise ValueError(
-        f"base_dtype is {base_dtype!r}; expected None or 'int8'."
-      )
-    self.config, self.tokenizer, self.tasks = config, tokenizer, list(tasks)
+    self.tokenizer, self.tasks = tokenizer, list(tasks)
     self.weights = _weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
     self.limits = {
       split: _limits(limit, len(tasks))
       for split, limit in (limits or {}).items()
     }
-    self.max_length = max_length or config.max_position_embeddings
-    self.ledger = Ledger()
+    self._max_length = max_length
+    self._runtime = Runtime(
+      devices=devices, dtype=dtype, base_dtype=base_dtype, sampling=sampling
+    )
     self._choices = dict(
       form=form,
       members_per_group=members_per_group,
       prompts_per_batch=prompts_per_batch,
       budget=memory_budget,
     )
-    self._mesh = sharding.population_mesh(devices)
-    self._model = Gemma(config, dtype)
-    if base_dtype == 'int8':
-      params = quantize.quantize(params)
-    self._params = jax.device_put(params, sharding.replicated(self._mesh))
-    self._engine = Engine(
-      self._model, self._params, self._mesh, tokenizer, self.ledger, sampling
-    )
-    self._items: dict[str, list] = {}
-    self._splits: dict[tuple, packed_split.Split] = {}
+    self._engine = Engine(self._runtime, tokenizer)
+    # By split and longest prompt, and of splits by the choice of items too.
+    self._items: dict[tuple, list] = {}
+    self._splits: dict[tuple, packed_split.PackedSplit] = {}
     metrics = [scorer_of(task) for task in self.tasks]
     self._matcher = Matcher(
       self.tasks,
       objectives.make_objective(objective, self.weights, metrics),
       tokenizer,
     )
+
+  @property
+  def ledger(self) -> Ledger:
+    """Where tokens and seconds went."""
+    return self._runtime.ledger
+
+  def max_length(self, space: Expressing) -> int:
+    """Returns the most tokens of a prompt of a space, new ones included."""
+    context = space.model().config.max_position_embeddings
+    return self._max_length or context
 
   @property
   def objective(self) -> objectives.Objective:
@@ -160,7 +156,7 @@ class Evaluator:
 
   def prepare(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     members: int | None = None,
     population_bytes: int | None = None,
@@ -181,7 +177,7 @@ class Evaluator:
     return self._engine.prepare(
       space,
       population,
-      packed_split.longest_rows(self._encoded('dev')),
+      packed_split.longest_rows(self._encoded('dev', self.max_length(space))),
       members=members,
       population_bytes=population_bytes,
       **self._choices,
@@ -194,18 +190,18 @@ class Evaluator:
 
   def evaluate(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     members: Sequence[int] | None = None,
     split: str = 'dev',
     progress: Callable[[float], None] | None = None,
     items: Sequence[Sequence[int]] | None = None,
     ids: Sequence[int] | None = None,
-  ) -> Scores:
+  ) -> Evaluation:
     """Scores members of a population.
 
     Args:
-      space: expresses genomes (see `groups.Space`).
+      space: expresses genomes (see `genomes.space`).
       population: genomes stacked on a leading axis; only the chosen members
         are scored. Where its leaves are numpy arrays it stays on the host, and
         a group at a time goes to the devices.
@@ -227,7 +223,7 @@ class Evaluator:
     indices = np.arange(slots) if members is None else np.asarray(members)
     if self.plan is None:
       self.prepare(space, population)
-    data = self._split(split, items)
+    data = self._split(split, self.max_length(space), items)
     answers = Answers(data, len(indices))
     ids = None if ids is None else np.asarray(ids)
     self._engine.answer(
@@ -239,7 +235,7 @@ class Evaluator:
 
   def race(
     self,
-    space: Space,
+    space: Expressing,
     population: Any,
     members: Sequence[int],
     rules: racing.Racing,
@@ -268,7 +264,7 @@ class Evaluator:
     members = np.asarray(members)
     lengths = [
       [sum(len(part.prompt) for part in item) for item in _by_item(task)]
-      for task in self._encoded('dev')
+      for task in self._encoded('dev', self.max_length(space))
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
     sheets = Sheets(self.items('dev'), len(members))
@@ -299,36 +295,43 @@ class Evaluator:
     other = copy.copy(self)
     other.draw = draw
     other._items, other._splits = {}, {}
-    for split, items in self._items.items():
-      if not any(self.limits.get(split, ())):
-        other._items[split] = items
+    for key, items in self._items.items():
+      if not any(self.limits.get(key[0], ())):
+        other._items[key] = items
     for key, packed in self._splits.items():
-      if key[0] in other._items:
+      if key[:2] in other._items:
         other._splits[key] = packed
     return other
 
-  def _encoded(self, split: str) -> list[list[prompts.EncodedItem]]:
-    if split not in self._items:
-      self._items[split] = [
+  def _encoded(
+    self, split: str, max_length: int
+  ) -> list[list[prompts.EncodedItem]]:
+    key = (split, max_length)
+    if key not in self._items:
+      encoded = [
         list(
           prompts.encode_items(
-            task, items, self.tokenizer, self.chat, self.max_length
+            task, items, self.tokenizer, self.chat, max_length
           )
         )
         for task, items in zip(self.tasks, self.items(split), strict=True)
       ]
+      self._items[key] = encoded
       self.ledger.truncated += sum(
-        item.truncated > 0 for task in self._items[split] for item in task
+        item.truncated > 0 for task in encoded for item in task
       )
-    return self._items[split]
+    return self._items[key]
 
   def _split(
-    self, split: str, items: Sequence[Sequence[int]] | None = None
-  ) -> packed_split.Split:
+    self,
+    split: str,
+    max_length: int,
+    items: Sequence[Sequence[int]] | None = None,
+  ) -> packed_split.PackedSplit:
     chosen = items and tuple(tuple(map(int, task)) for task in items)
-    key = (split, chosen)
+    key = (split, max_length, chosen)
     if key not in self._splits:
-      encoded = self._encoded(split)
+      encoded = self._encoded(split, max_length)
       with self.ledger.time('host'):
         if chosen:
           by_item = [_by_item(task) for task in encoded]
@@ -340,7 +343,7 @@ class Evaluator:
           encoded,
           self.plan.rows,
           self.plan.slots,
-          sharding.replicated(self._mesh),
+          sharding.replicated(self._runtime.mesh),
           self.tokenizer.pad_id,
         )
     return self._splits[key]

@@ -9,7 +9,7 @@ _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 def wilson_interval(
   correct: float, total: int, z: float = _Z95
 ) -> tuple[float, float]:
-  """Score interval of a proportion (Wilson 1927, JASA 22:209).
+  """Returns the score interval of a proportion (Wilson 1927, JASA 22:209).
 
   Unlike the normal approximation it stays within [0, 1] and does not collapse
   to a point at 0 or `total` correct.
@@ -43,7 +43,7 @@ def wilson_interval(
 def mean_interval(
   values: Sequence[float], z: float = _Z95
 ) -> tuple[float, float] | None:
-  """Normal interval of the mean of values; None for fewer than two of them."""
+  """Returns the normal interval of a mean; None for fewer than two values."""
   count = len(values)
   if count < 2:
     return None
@@ -54,7 +54,7 @@ def mean_interval(
 
 
 def standard_error(total: int, share: float = 0.5) -> float:
-  """Standard error of a proportion on `total` items; largest at a half."""
+  """Returns the standard error of a proportion; it is largest at a half."""
   if total < 1:
     raise ValueError(f'A standard error needs at least one item, got {total}.')
   return math.sqrt(share * (1 - share) / total)

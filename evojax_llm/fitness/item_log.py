@@ -2,9 +2,9 @@
 
 One compressed file a generation, `items/00012.npz`, written whole or not at
 all. For each task it holds the ids of the items, the values (bits where items
-are right or wrong, f32 else), what was predicted, each text once, and who was
-asked what where not all were asked all, as in a race. Voting, intervals and
-item-response estimates read it back by `read`.
+are right or wrong, f32 else), the predictions, each text once, and which items
+each member was asked where not all were asked all, as in a race. Votes,
+intervals and item-response estimates read it back by `read`.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,8 @@ import zipfile
 import numpy as np
 
 from evojax_llm.fitness import intervals
+
+_DAMAGES = (OSError, LookupError, EOFError, ValueError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +47,32 @@ class TaskItems:
   asked: np.ndarray
 
   def intervals(self) -> list[tuple[float, float] | None]:
-    """95 % interval of each member's mean over the items that it was asked.
+    """Returns the 95 % interval of each member's mean over items it was asked.
 
     Wilson's where items are right or wrong, else normal; None where a member
     was asked too little for one.
     """
-    found = []
+    result = []
     for values, asked in zip(self.values, self.asked, strict=True):
       seen = values[asked]
       if not self.binary:
-        found.append(intervals.mean_interval(seen))
+        result.append(intervals.mean_interval(seen))
       elif len(seen):
-        found.append(intervals.wilson_interval(int(seen.sum()), len(seen)))
+        result.append(intervals.wilson_interval(int(seen.sum()), len(seen)))
       else:
-        found.append(None)
-    return found
+        result.append(None)
+    return result
+
+
+def take(result: Any, slots: Sequence[int]) -> Any:
+  """Returns a task's result, such as `TaskItems`, of the members in slots."""
+  slots = list(slots)
+  return dataclasses.replace(
+    result,
+    values=result.values[slots],
+    predictions=[result.predictions[slot] for slot in slots],
+    asked=None if result.asked is None else result.asked[slots],
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +102,7 @@ class ItemLog:
     Args:
       number: of the generation.
       members: ids of the M members scored, in the order of `scores`.
-      scores: their `scores.Scores`, or the `racing.Raced` of a race.
+      scores: their `evaluation.Evaluation`, or the `racing.Raced` of a race.
 
     Raises:
       ValueError: another number of members than of scores.
@@ -114,13 +127,9 @@ class ItemLog:
       if result.asked is not None and not result.asked.all():
         arrays[f'asked{k}'] = np.packbits(result.asked, axis=1)
       texts = {None: 0}
-      arrays[f'said{k}'] = np.array(
-        [
-          [texts.setdefault(text, len(texts)) for text in row]
-          for row in result.predictions
-        ],
-        np.int32,
-      ).reshape(values.shape)
+      predictions = [text for member in result.predictions for text in member]
+      indices = [texts.setdefault(text, len(texts)) for text in predictions]
+      arrays[f'said{k}'] = np.array(indices, np.int32).reshape(values.shape)
       # UTF-8 bytes and not an array of strings, in which all are as long as
       # the longest one.
       encoded = [text.encode() for text in list(texts)[1:]]
@@ -142,7 +151,7 @@ class ItemLog:
       left.unlink()
 
   def read(self) -> Iterator[GenerationItems]:
-    """The generations, oldest first; each is read when it is asked for.
+    """Yields the generations, oldest first; reads each when it is its turn.
 
     Raises:
       ValueError: a file is damaged.
@@ -150,22 +159,20 @@ class ItemLog:
     for path in self._files():
       try:
         with np.load(path, allow_pickle=False) as arrays:
-          found = _generation(int(path.stem), arrays)
-      except (OSError, LookupError, EOFError, ValueError) as error:
+          generation = _generation(int(path.stem), arrays)
+      except _DAMAGES as error:
         raise ValueError(f'{path} is damaged: {error}.') from error
-      except zipfile.BadZipFile as error:
-        raise ValueError(f'{path} is damaged: {error}.') from error
-      yield found
+      yield generation
 
   def matrix(self, task: str) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """All members by all items of a task that any of them was scored on.
+    """Returns values of all members on all items of a task.
 
     Returns:
       (member ids (M,) i32, item ids, values (M, items) f32), NaN where a
       member was not scored on an item. A member that was scored again has its
       last values.
     """
-    found: dict[int, dict[str, float]] = {}
+    known: dict[int, dict[str, float]] = {}
     ids: dict[str, None] = {}
     for generation in self.read():
       for result in generation.tasks:
@@ -175,13 +182,13 @@ class ItemLog:
           for member, row, asked in zip(
             generation.members, result.values, result.asked, strict=True
           ):
-            found.setdefault(int(member), {}).update(
+            known.setdefault(int(member), {}).update(
               zip(names[asked], row[asked].tolist(), strict=True)
             )
     values = np.array(
-      [[row.get(i, np.nan) for i in ids] for row in found.values()], np.float32
-    ).reshape(len(found), len(ids))
-    return np.array(list(found), np.int32), list(ids), values
+      [[row.get(i, np.nan) for i in ids] for row in known.values()], np.float32
+    ).reshape(len(known), len(ids))
+    return np.array(list(known), np.int32), list(ids), values
 
   def _files(self) -> list[pathlib.Path]:
     return sorted(self.folder.glob('[0-9]*.npz'), key=lambda p: int(p.stem))

@@ -37,13 +37,13 @@ class ItemResponse:
   values: np.ndarray
 
   def expected(self) -> np.ndarray:
-    """(M, I) probabilities of a right answer."""
+    """Returns (M, I) probabilities of a right answer."""
     return _sigmoid(
       self.offset + self.abilities[:, None] - self.difficulties[None]
     )
 
   def accuracy(self) -> np.ndarray:
-    """(M,) means over all items: what was seen, else what is expected."""
+    """Returns (M,) means over all items, expected ones where none was seen."""
     seen = np.isfinite(self.values)
     return np.where(seen, self.values, self.expected()).mean(axis=1)
 
@@ -61,11 +61,8 @@ def fit(values: np.ndarray, spread: float = 1.0) -> ItemResponse:
   """
   values = np.asarray(values, np.float64)
   seen = np.isfinite(values)
-  if (
-    values.ndim != 2
-    or not seen.any()
-    or not np.isin(values[seen], (0, 1)).all()
-  ):
+  known = values[seen]
+  if values.ndim != 2 or not known.size or not np.isin(known, (0, 1)).all():
     raise ValueError(
       f'values {values.shape} are not of members and items with 0, 1 and NaN, '
       'some of them 0 or 1: item-response estimates are of right and wrong.'

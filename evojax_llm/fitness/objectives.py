@@ -1,10 +1,11 @@
 """Objectives: from a member's scores on the tasks to the one that is maximised.
 
-`OBJECTIVES` is the table, one function each. A function gets the scores (M, K)
-of M members, the weights of the tasks and which metrics are to be maximised; a
-NaN among a member's scores stays one. What is normalised is normalised by the
-experts' scores, which are measured once, before the search: a member's fitness
-must not depend on who else is in the population.
+`OBJECTIVES` is the table, one function each, of the scores (M, K) of M members
+and the `Objective`. A NaN among a member's scores stays one. What is normalised
+is normalised by the experts' scores, which are measured once, before the
+search: a member's fitness must not depend on the others. A function with the
+attribute `needs_experts` reads them; one with `needs_maximised` has no meaning
+for metrics to be minimised.
 
 weighted_mean   the weighted mean; metrics to be minimised count negative.
 harmonic_mean   the weighted harmonic mean, 0 where a score is 0 or less.
@@ -28,13 +29,15 @@ from typing import Any
 
 import numpy as np
 
+from evojax_llm import lookup
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """An objective over K tasks.
 
   Attributes:
-    name: of the table.
+    name: of the table, or of a function.
     weights: (K,) f32 weights of the tasks; sum to one.
     maximise: (K,) bool, whether more is better.
     percent: whether fitness is a share, shown in percent.
@@ -49,11 +52,12 @@ class Objective:
 
   @property
   def needs_experts(self) -> bool:
-    """Whether the experts must be scored before anybody else."""
-    return self.name in _NORMALISED and self.experts is None
+    """Whether the experts must be scored first."""
+    normalises = getattr(_function(self.name), 'needs_experts', False)
+    return normalises and self.experts is None
 
   def normalised_by(self, experts: np.ndarray) -> 'Objective':
-    """The objective with the experts' scores.
+    """Returns the objective with the experts' scores.
 
     Raises:
       ValueError: no expert has scores on all tasks, or the best expert's score
@@ -75,7 +79,7 @@ class Objective:
     return dataclasses.replace(self, experts=experts)
 
   def __call__(self, scores: np.ndarray) -> np.ndarray:
-    """Fitness (M,) f32, maximised, of task scores (M, K).
+    """Returns fitness (M,) f32, maximised, of task scores (M, K).
 
     Raises:
       ValueError: the experts are needed and not known.
@@ -84,17 +88,17 @@ class Objective:
       raise ValueError(f'{self.name} needs the scores of the experts first.')
     # What cannot be divided or multiplied is NaN or inf, as it should be.
     with np.errstate(all='ignore'):
-      fitness = OBJECTIVES[self.name](np.asarray(scores), self)
-    return fitness.astype(np.float32)
+      fitness = _function(self.name)(np.asarray(scores), self)
+    return np.asarray(fitness).astype(np.float32)
 
 
 def make_objective(
   name: str, weights: np.ndarray, metrics: Sequence[Any]
 ) -> Objective:
-  """An objective of the table.
+  """Makes an objective.
 
   Args:
-    name: of the table.
+    name: of the table, 'package.module:function' or 'file.py:function'.
     weights: (K,) f32, sum to one.
     metrics: K scorers, of which `maximise` and `percent` are read.
 
@@ -104,16 +108,19 @@ def make_objective(
   """
   maximise = np.array([metric.maximise for metric in metrics], bool)
   percent = all(metric.percent and metric.maximise for metric in metrics)
-  if name not in OBJECTIVES:
+  function = _function(name)
+  if not callable(function):
     raise ValueError(
-      f'objective is {name!r}; expected one of {", ".join(OBJECTIVES)}.'
+      f'Got objective {name!r}, which is {function!r}; expected a function of '
+      'scores (M, K) and an Objective.'
     )
-  if name.startswith('harmonic_mean') and not maximise.all():
+  if getattr(function, 'needs_maximised', False) and not maximise.all():
     raise ValueError(
       f'{name} is of scores to be maximised, and a task has one to be '
       'minimised. Take z_score or best_expert.'
     )
-  return Objective(name, weights, maximise, percent and name not in _NORMALISED)
+  percent &= not getattr(function, 'needs_experts', False)
+  return Objective(name, weights, maximise, percent)
 
 
 def _oriented(scores: np.ndarray, objective: Objective) -> np.ndarray:
@@ -173,11 +180,18 @@ OBJECTIVES: dict[str, Callable[[np.ndarray, Objective], np.ndarray]] = {
   'best_expert': _best_expert,
   'pareto': _weighted_mean,
 }
-_NORMALISED = ('z_score', 'best_expert')
+_harmonic_mean.needs_maximised = True
+_published_harmonic_mean.needs_maximised = True
+_z_score.needs_experts = True
+_best_expert.needs_experts = True
+
+
+def _function(name: str) -> Callable[[np.ndarray, Objective], np.ndarray]:
+  return lookup.find(name, OBJECTIVES, 'objective')
 
 
 def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
-  """Indices of the members that no other one beats.
+  """Returns indices of the members that no other one beats, in order.
 
   One member beats another where it is at least as good on all tasks and better
   on one. Members that failed on a task are never in the front; of members with
@@ -186,9 +200,6 @@ def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
   Args:
     scores: (M, K).
     maximise: K times whether more is better.
-
-  Returns:
-    Indices into M, in order.
   """
   scores = np.asarray(scores, np.float64)
   scores = np.where(np.asarray(maximise, bool), scores, -scores)

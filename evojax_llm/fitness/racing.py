@@ -6,21 +6,20 @@ stopped. What is compared are differences on the same items, which vary far less
 than accuracies do (Maron and Moore, 1994, Hoeffding races; Jamieson and
 Talwalkar, arXiv 1502.07943, successive halving).
 
-Two rules say who is stopped, both relative to the `keep` best so far:
+Two rules say which members stop, relative to the `keep` best so far:
 
-  paired   who is behind the last of them by more than z standard errors of the
-           difference, the items that are still to come counted as drawn from
-           where those seen came from
-  halving  the worse half of those who are left, whatever the distance
+  paired   those behind the last of the best by more than z standard errors of
+           the difference; items to come are taken as drawn like those seen
+  halving  the worse half of those that are left, whatever the distance
 
 Blocks are drawn once a run and their order once a generation, by address, so
-that a resumed run races as the unbroken one would have. Items of all lengths
-are in each block, so that blocks need much the same programs, all of which are
-compiled in the first generation.
+that a resumed run races as an unbroken one. Each block has items of all
+lengths: blocks need much the same programs, all compiled in the first
+generation.
 
-A member that is stopped has the fitness that it had when it was stopped, but
-never more than the worst of those that were scored on everything: it cannot
-outrank them by the luck of few items. A member that fails is out at once.
+A stopped member keeps its fitness, but never more than the worst of those that
+were scored on everything: it cannot outrank them by the luck of few items. A
+member that fails is out at once.
 """
 
 from collections.abc import Callable
@@ -43,8 +42,8 @@ class Racing:
 
   Attributes:
     rule: 'paired' or 'halving'.
-    rounds: times that somebody may be stopped, and one: there are
-      2 ** (rounds - 1) blocks.
+    rounds: there are 2 ** (rounds - 1) blocks, after which members may stop
+      rounds - 1 times.
     keep: members that are scored on everything at least, if so many are left.
     z: standard errors of the rule 'paired'.
 
@@ -69,7 +68,7 @@ class Racing:
 
 @dataclasses.dataclass(frozen=True)
 class Raced:
-  """What a race found about M members.
+  """The outcome of a race of M members.
 
   Attributes:
     fitness: (M,) f32, NaN where the member failed; see the module for those
@@ -79,7 +78,7 @@ class Raced:
     seen: (M,) i32 items that the member was scored on.
     saved: items that were not scored.
     tasks: what the members did on each item of the K tasks, as far as they were
-      asked (see `scores.TaskScores`); () where nobody keeps it.
+      asked (see `evaluation.TaskScores`); () where it is not kept.
   """
 
   fitness: np.ndarray
@@ -172,10 +171,10 @@ def race(
   reasons: list[str | None] = [None] * members
   running = np.arange(members)
   order = _generator(seed_key, generation, 0, 'racing').permutation(len(blocks))
-  for done, place in enumerate(order, start=1):
-    found, failed = score(running, blocks[place])
-    for k, items in enumerate(blocks[place]):
-      values[k][np.ix_(running, items)] = found[k]
+  for done, index in enumerate(order, start=1):
+    scored, failed = score(running, blocks[index])
+    for k, items in enumerate(blocks[index]):
+      values[k][np.ix_(running, items)] = scored[k]
     for member, reason in zip(running, failed, strict=True):
       reasons[member] = reason
     running = np.array([m for m in running if reasons[m] is None], np.int64)
@@ -208,7 +207,7 @@ def _survivors(
   sizes: np.ndarray,
   racing: Racing,
 ) -> np.ndarray:
-  """The members that go on, in their order."""
+  """Returns the members that go on, in their order."""
   if len(running) <= racing.keep:
     return running
   fitness = sum(
@@ -241,7 +240,7 @@ def _survivors(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-  """Means over the items that were seen, 0 where there are none."""
+  """Returns means over the items that were seen, 0 where there are none."""
   seen = np.isfinite(values)
   total = np.where(seen, values, 0.0).sum(axis=1)
   return total / np.maximum(1, seen.sum(axis=1))
@@ -250,6 +249,6 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _generator(
   seed_key: jax.Array, generation: int, index: int, purpose: str
 ) -> np.random.Generator:
-  """Numbers of an address, on the host."""
+  """Returns a generator of an address, on the host."""
   key = keys.key_for(seed_key, generation, index, purpose)
   return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())

@@ -10,92 +10,108 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.genomes import initial
-from evojax_llm.models import config as gemma_config
-from evojax_llm.models import lora as gemma_lora
+from evojax_llm.genomes import space
 from evojax_llm.models import peft
+from evojax_llm.models.expression import LowRank
 from evojax_llm.population import stack
 
 
-class AdapterSpace:
+def load(
+  cls: type,
+  base: str | os.PathLike | space.Model,
+  adapters: Sequence[str | os.PathLike] = (),
+  models: Sequence[str | os.PathLike] = (),
+  dtype: Any = jnp.float32,
+) -> Any:
+  """Makes a space cls(adapters, model) of adapter folders."""
+  del models
+  config = space.load_model(base, None).config
+  loaded = peft.load_adapters(adapters, config)
+  return cls(loaded, space.load_model(base, dtype))
+
+
+class AdapterSpace(space.Space):
   """Low-rank members over one shared base.
 
   A genome is {'layers': {block: {projection: {'a': (L, in, R), 'b': (L, R,
   out)}}}}, with b as PEFT stores it. Expressing it multiplies b by the scale
-  (alpha / r), so that the model computes y = x W + (x a) b.
+  (alpha / r), so that the model computes y = x W + (x a) b. Mixes are made
+  factor by factor: a = sum_n w_n a_n and b = factor sum_n w_n b_n.
 
   Attributes:
     names: (N,) names of the experts.
     rank: R.
   """
 
-  def __init__(self, adapters: peft.AdapterSet, dtype: Any = jnp.float32):
+  from_files = classmethod(load)
+
+  def __init__(
+    self,
+    adapters: peft.AdapterSet,
+    model: space.Model,
+    dtype: Any = jnp.float32,
+  ):
     """Makes the space.
 
     Args:
       adapters: the experts.
+      model: their base.
       dtype: of the genomes; f32 unless memory forbids, as small changes of
         bf16 weights are lost.
     """
-    self.names = adapters.names
-    self.rank = adapters.rank
-    self._dtype = dtype
-    self._adapters = adapters
+    self.names, self.rank = adapters.names, adapters.rank
+    self._dtype, self._adapters, self._model = dtype, adapters, model
+
+  def model(self) -> space.Model:
+    return self._model
 
   def experts(self) -> stack.Population:
-    """The N experts as genomes, leaves (N, ...)."""
     return jax.tree.map(
       lambda leaf: jnp.asarray(leaf, self._dtype), self._adapters.factors
     )
 
-  def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    """Genomes (C, ...) with a = sum_n w_n a_n and b = factor sum_n w_n b_n.
+  def base(self) -> stack.Genome:
+    return jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape[1:], self._dtype),
+      self._adapters.factors,
+    )
 
-    Args:
-      weights: (C, N) w, the same for a and b.
-      factors: (C,) of b.
-    """
+  def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
     second = weights * factors[:, None]
     return initial.combine(self.experts(), weights, second)
 
   def initial(
-    self, recipe: Sequence[initial.Entry], size: int, seed_key: jax.Array
+    self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
   ) -> initial.Initial:
-    """An initial population; see `initial.make_initial`."""
-    return initial.make_initial(self.experts(), recipe, size, seed_key)
+    return initial.make_initial(self.experts(), recipe, size, key)
 
-  def express(self, genome: stack.Genome) -> dict[str, Any]:
-    """The `lora` tree of one member: factors with b scaled.
+  def sample(self, key: jax.Array, **options: float) -> stack.Genome:
+    mix, mass = initial.random_mix(key, len(self.names), **options)
+    return initial.sum_experts(self.experts(), mix, mix * mass)
 
-    Multiplied in f32; leaves keep the genome's type.
-    """
-    return scaled(genome, self._adapters.scale)
-
-  def adapter(self, genome: stack.Genome) -> dict[str, Any]:
-    """One member as an adapter, which is what it is expressed as."""
-    return self.express(genome)
+  def express(self, genome: stack.Genome) -> LowRank:
+    """Returns the factors with b scaled in f32, in the genome's types."""
+    return LowRank(scaled(genome, self._adapters.scale))
 
   def export(
-    self,
-    genome: stack.Genome,
-    folder: str | os.PathLike,
-    config: gemma_config.GemmaConfig,
-    base_model_name: str,
-    base_folder: str | os.PathLike | None = None,
+    self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:
-    """Writes one member as a PEFT adapter; see `peft.save_adapter`."""
-    return peft.save_adapter(
-      folder,
-      jax.device_get(genome),
-      self._adapters.scale,
-      config,
-      base_model_name,
-      base_folder,
-    )
+    return save(folder, genome, self._adapters.scale, self._model)
 
 
-def scaled(factors: dict[str, Any], scale: dict[str, Any]) -> dict[str, Any]:
-  """Adapter tree of one member with b multiplied by the scale (L,)."""
-  if not gemma_lora.is_factors(factors):
+def save(
+  folder: str | os.PathLike, factors: Any, scale: Any, model: space.Model
+) -> pathlib.Path:
+  """Writes factors, b not scaled, as a PEFT adapter of a model."""
+  name = '' if model.folder is None else os.fspath(model.folder)
+  return peft.save_adapter(
+    folder, jax.device_get(factors), scale, model.config, name, model.folder
+  )
+
+
+def scaled(factors: dict[str, Any], scale: Any) -> dict[str, Any]:
+  """Returns factors of one member with b multiplied by the scale (L,)."""
+  if isinstance(scale, dict):
     return {name: scaled(node, scale[name]) for name, node in factors.items()}
   b = factors['b']
   by_layer = jnp.asarray(scale, jnp.float32)[:, None, None]

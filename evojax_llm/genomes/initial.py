@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import lookup
 from evojax_llm.operators import mutation
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -34,7 +35,7 @@ class Row:
     first: (N,) f64 weights u of the experts' A, and of all other leaves.
     second: (N,) f64 weights w of the experts' B.
     parents: indices of up to two parents, -1 where there is none: experts
-      0..N-1, then members of this population as N + place.
+      0..N-1, then members of this population as N + position.
     sigma: relative deviation of Gaussian noise put on it.
   """
 
@@ -86,7 +87,7 @@ def make_initial(
     seed_key: () typed key of the run.
 
   Raises:
-    ValueError: if an entry or its options are unknown, there are too few
+    ValueError: an entry or its options are unknown, there are too few
       experts, or the recipe ends before P.
   """
   rows = make_rows(stack.size(experts), recipe, size, seed_key)
@@ -110,17 +111,17 @@ def finish(
   """
   sigma = np.asarray([row.sigma for row in rows], np.float32)
   if np.any(sigma):
-    places = np.flatnonzero(sigma)
+    indices = np.flatnonzero(sigma)
     noisy = jax.vmap(
       lambda key, genome, s: mutation.gaussian(
         key, genome, s, 1.0, rounding='stochastic'
       )
     )(
-      keys.keys_for(seed_key, 0, jnp.asarray(places, jnp.int32), 'noise'),
-      stack.take(population, places),
-      jnp.asarray(sigma[places]),
+      keys.keys_for(seed_key, 0, jnp.asarray(indices, jnp.int32), 'noise'),
+      stack.take(population, indices),
+      jnp.asarray(sigma[indices]),
     )
-    population = stack.put(population, places, noisy)
+    population = stack.put(population, indices, noisy)
   return Initial(
     population=population,
     operators=tuple(row.operator for row in rows),
@@ -143,19 +144,14 @@ def combine(
     Leaves (P, ...), summed in f32, in the experts' types. A member that is one
     expert alone is that expert bit for bit.
   """
-  num_experts = stack.size(experts)
-  one_hot = np.eye(num_experts)
-  copied = [
-    int(np.argmax(u))
-    if np.array_equal(u, w) and any(np.array_equal(u, e) for e in one_hot)
-    else lineage.NO_MEMBER
-    for u, w in zip(first, second, strict=True)
-  ]
+  index = np.argmax(first, axis=1)
+  one_hot = np.eye(stack.size(experts))[index]
+  alone = ((first == one_hot) & (second == one_hot)).all(axis=1)
   return _combine(
     experts,
     jnp.asarray(first, jnp.float32),
     jnp.asarray(second, jnp.float32),
-    jnp.asarray(copied, jnp.int32),
+    jnp.asarray(np.where(alone, index, lineage.NO_MEMBER), jnp.int32),
   )
 
 
@@ -176,10 +172,40 @@ def _combine(experts, first, second, copied):
   return leaves.map_indexed(mix, experts)
 
 
+def random_mix(
+  key: jax.Array,
+  num_experts: int,
+  concentration: float = 1.0,
+  low: float = 0.0,
+  high: float = 4.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a mix (N,) f32 ~ Dirichlet and its mass () f32 ~ U(low, high)."""
+  mix_key, mass_key = jax.random.split(key)
+  mix = jax.random.dirichlet(
+    mix_key, jnp.full((num_experts,), concentration, jnp.float32)
+  )
+  return mix, jax.random.uniform(mass_key, (), jnp.float32, low, high)
+
+
+def sum_experts(
+  experts: stack.Population, first: jax.Array, second: jax.Array
+) -> stack.Genome:
+  """Returns one weighted sum of experts, as `combine` does for many.
+
+  Args:
+    experts: leaves (N, ...).
+    first: (N,) weights of all leaves but B.
+    second: (N,) weights of B.
+  """
+  none = jnp.full((1,), lineage.NO_MEMBER, jnp.int32)
+  made = _combine(experts, first[None], second[None], none)
+  return jax.tree.map(lambda leaf: leaf[0], made)
+
+
 def make_rows(
   num_experts: int, recipe: Sequence[Entry], size: int, seed_key: jax.Array
 ) -> list[Row]:
-  """The rows of `make_initial`, without making anybody."""
+  """Returns the rows of `make_initial` without making members."""
   if size < 1:
     raise ValueError(f'Got a population of {size}; expected at least one.')
   rows: list[Row] = []
@@ -191,20 +217,17 @@ def make_rows(
         f'Got the entry {entry!r} of a recipe; expected a name, or a pair of a '
         "name and options such as ('noise', {'sigma': 0.1})."
       ) from None
-    if name not in RECIPES:
-      raise ValueError(
-        f'Got recipe {name!r}; expected one of {tuple(RECIPES)}.'
-      )
+    make = lookup.find(name, RECIPES, 'recipe')
     if len(rows) >= size:
       break
-    draw = _Draw(seed_key, num_experts, tuple(rows), size - len(rows))
-    known = list(inspect.signature(RECIPES[name]).parameters)[1:]
+    draw = Draw(seed_key, num_experts, tuple(rows), size - len(rows))
+    known = list(inspect.signature(make).parameters)[1:]
     if not set(options) <= set(known):
       raise ValueError(
         f'Got options {dict(options)} for recipe {name!r}; expected some of '
         f'{known}.'
       )
-    rows += RECIPES[name](draw, **options)
+    rows += make(draw, **options)
   if len(rows) < size:
     raise ValueError(
       f'The recipe {tuple(recipe)} makes {len(rows)} members out of '
@@ -215,25 +238,26 @@ def make_rows(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Draw:
-  """What a recipe sees: experts, the rows so far, and how many are missing."""
+class Draw:
+  """Inputs of a recipe: experts, the rows so far, and how many are missing."""
 
   seed_key: jax.Array
   num_experts: int
   rows: tuple[Row, ...]
   missing: int
 
-  def uniform(self, place: int, purpose: str, count: int = 1) -> np.ndarray:
-    """(count,) draws in [0, 1) of the member at a place."""
-    key = keys.key_for(self.seed_key, 0, place, purpose)
+  def uniform(self, position: int, purpose: str, count: int = 1) -> np.ndarray:
+    """(count,) draws in [0, 1) of the member at a position."""
+    key = keys.key_for(self.seed_key, 0, position, purpose)
     return np.asarray(jax.random.uniform(key, (count,), jnp.float32), float)
 
   def expert(self, index: int) -> Row:
+    """Returns the row of a copy of one expert."""
     weights = np.eye(self.num_experts)[index]
     return Row('expert', weights, weights, (index, lineage.NO_MEMBER))
 
 
-def _experts(draw: _Draw) -> list[Row]:
+def _experts(draw: Draw) -> list[Row]:
   """The N experts themselves."""
   return [draw.expert(n) for n in range(draw.num_experts)]
 
@@ -246,7 +270,7 @@ def expert_pairs(
   Ten experts make 45, so 40 members are 40 different pairs.
 
   Raises:
-    ValueError: if there are fewer than two experts.
+    ValueError: there are fewer than two experts.
   """
   if num_experts < 2:
     raise ValueError(
@@ -258,12 +282,12 @@ def expert_pairs(
   return [pairs[order[i % len(pairs)]] for i in range(count)]
 
 
-def _pairs(draw: _Draw) -> list[Row]:
+def _pairs(draw: Draw) -> list[Row]:
   """Convex pairs with random normalised weights u = U1 / (U1 + U2)."""
   rows = []
   pairs = expert_pairs(draw.num_experts, draw.missing, draw.seed_key)
-  for place, (a, b) in enumerate(pairs, start=len(draw.rows)):
-    u = draw.uniform(place, 'pair weights', 2) + 1e-12
+  for position, (a, b) in enumerate(pairs, start=len(draw.rows)):
+    u = draw.uniform(position, 'pair weights', 2) + 1e-12
     weights = np.zeros(draw.num_experts)
     weights[[a, b]] = u / u.sum()
     rows.append(Row('pair', weights, weights, (a, b)))
@@ -273,8 +297,8 @@ def _pairs(draw: _Draw) -> list[Row]:
 def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
   """Children t x_a + (1 - t) x_b of a list that grows by them."""
 
-  def make(draw: _Draw, low: float = low, high: float = high) -> list[Row]:
-    # With nobody there yet, the experts are parents without being members.
+  def make(draw: Draw, low: float = low, high: float = high) -> list[Row]:
+    # Before the first member, experts that are no members are the parents.
     offset = draw.num_experts
     pool = [(offset + i, row) for i, row in enumerate(draw.rows)]
     pool = pool or [(n, row) for n, row in enumerate(_experts(draw))]
@@ -283,8 +307,8 @@ def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
         f'Got {len(pool)} possible parents for {name!r}; expected at least two.'
       )
     rows = []
-    for place in range(len(draw.rows), len(draw.rows) + draw.missing):
-      first, second, t = draw.uniform(place, name, 3)
+    for position in range(len(draw.rows), len(draw.rows) + draw.missing):
+      first, second, t = draw.uniform(position, name, 3)
       a = int(first * len(pool))
       b = (a + 1 + int(second * (len(pool) - 1))) % len(pool)
       t = low + (high - low) * t
@@ -296,25 +320,25 @@ def _between(name: str, low: float, high: float) -> Callable[..., list[Row]]:
         (index_a, index_b),
       )
       rows.append(row)
-      pool.append((offset + place, row))
+      pool.append((offset + position, row))
     return rows
 
   return make
 
 
-def _scaled_average(draw: _Draw, factor: float = 3.0) -> list[Row]:
+def _scaled_average(draw: Draw, factor: float = 3.0) -> list[Row]:
   """The experts' mean, its B multiplied by a factor."""
   mean = np.full(draw.num_experts, 1.0 / draw.num_experts)
   return [Row('scaled_average', mean, mean * factor)]
 
 
-def _average(draw: _Draw) -> list[Row]:
+def _average(draw: Draw) -> list[Row]:
   """The experts' mean."""
   (row,) = _scaled_average(draw, factor=1.0)
   return [dataclasses.replace(row, operator='average')]
 
 
-def _zero(draw: _Draw) -> list[Row]:
+def _zero(draw: Draw) -> list[Row]:
   """The base: the experts' mean A, which is theirs if they share it, and B 0.
 
   With A zero as well, steps towards it would lose the shared A.
@@ -323,7 +347,7 @@ def _zero(draw: _Draw) -> list[Row]:
   return [dataclasses.replace(row, operator='zero')]
 
 
-def _noise(draw: _Draw, sigma: float = 0.1) -> list[Row]:
+def _noise(draw: Draw, sigma: float = 0.1) -> list[Row]:
   """Copies of the experts in turn, with noise relative to each matrix."""
   rows = [draw.expert(i % draw.num_experts) for i in range(draw.missing)]
   return [

@@ -1,28 +1,33 @@
 """Whole weights: a genome is a full set of parameters of a model."""
 
 from collections.abc import Sequence
+import dataclasses
 import os
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.genomes import adapters as adapter_genomes
 from evojax_llm.genomes import initial
-from evojax_llm.models import config as gemma_config
+from evojax_llm.genomes import space
+from evojax_llm.genomes.space import Model
+from evojax_llm.models import expression
+from evojax_llm.models import folders as folders_lib
 from evojax_llm.models import hub
-from evojax_llm.models import lora
 from evojax_llm.models import peft
+from evojax_llm.models.errors import ModelError
 from evojax_llm.population import stack
 
 
-class WeightSpace:
-  """Members that are models, with nothing in common but their shape.
+class WeightSpace(space.Space):
+  """Members that are models of one shape.
 
-  A genome is a parameter tree of `gemma.transformer.Gemma`. Populations of them
-  are large: leaves that are numpy arrays stay on the host, and the engine takes
-  a group at a time to the devices.
+  A genome is a parameter tree of `models.transformer`. Populations of them are
+  large: leaves that are numpy arrays stay on the host, and the engine takes a
+  group at a time to the devices.
 
   What has a mass is the change from the base, as in task arithmetic (arXiv
   2212.04089): a sum of experts with weights w is base + sum_n w_n (expert_n -
@@ -32,11 +37,10 @@ class WeightSpace:
     names: (N,) names of the experts.
   """
 
+  exports, takes, shares_base = 'model', ('adapters', 'models'), False
+
   def __init__(
-    self,
-    names: Sequence[str],
-    experts: Sequence[dict[str, Any]],
-    base: dict[str, Any],
+    self, names: Sequence[str], experts: Sequence[dict[str, Any]], model: Model
   ):
     """Makes the space.
 
@@ -44,7 +48,7 @@ class WeightSpace:
       names: of the experts.
       experts: N parameter trees of one configuration, as `hub.load_checkpoint`
         gives them.
-      base: the parameters that they were tuned from.
+      model: what they were tuned from.
 
     Raises:
       ValueError: they differ in structure, shape or type.
@@ -53,8 +57,8 @@ class WeightSpace:
       raise ValueError(
         f'Got {len(names)} names for {len(experts)} experts; expected as many.'
       )
-    self.names = tuple(names)
-    expected = _kinds(base)
+    self.names, self._model = tuple(names), model
+    expected = _kinds(model.params)
     for name, expert in zip(names, experts, strict=True):
       if _kinds(expert) != expected:
         raise ValueError(
@@ -65,91 +69,119 @@ class WeightSpace:
     self._models = jax.tree.map(
       lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]),
       *experts,
-      base,
+      model.params,
     )
 
   @classmethod
   def of_adapters(
-    cls, adapters: peft.AdapterSet, base: dict[str, Any]
+    cls, adapters: peft.AdapterSet, model: Model
   ) -> 'WeightSpace':
-    """The space of a base with each of N adapters folded into it.
-
-    Args:
-      adapters: the experts.
-      base: parameters of their base.
-    """
-    space = adapter_genomes.AdapterSpace(adapters)
-    members = jax.vmap(space.express)(space.experts())
+    """Makes the space of a base with each of N adapters folded into it."""
+    low_rank = adapter_genomes.AdapterSpace(adapters, model)
+    members = jax.vmap(low_rank.express)(low_rank.experts())
     fold = jax.jit(
-      lambda params, members, n: lora.fold(
+      lambda params, members, n: expression.fold(
         params, jax.tree.map(lambda leaf: leaf[n], members)
       )
     )
     experts = [
-      jax.device_get(fold(base, members, n)) for n in range(len(adapters.names))
+      jax.device_get(fold(model.params, members, n))
+      for n in range(len(adapters.names))
     ]
-    return cls(adapters.names, experts, base)
+    return cls(adapters.names, experts, model)
+
+  @classmethod
+  def from_files(
+    cls,
+    base: str | os.PathLike | Model,
+    adapters: Sequence[str | os.PathLike] = (),
+    models: Sequence[str | os.PathLike] = (),
+    dtype: Any = jnp.float32,
+  ) -> 'WeightSpace':
+    """Makes the space of a base and folders of models or adapters.
+
+    Raises:
+      ModelError: a model is not of the base's configuration, or a folder cannot
+        be used.
+    """
+    config = space.load_model(base, None).config
+    for other in models:
+      _check_config(other, config)
+    loaded = peft.load_adapters(adapters, config) if adapters else None
+    model = space.load_model(base, dtype)
+    if dtype is None:
+      return cls((), (), model)
+    if loaded:
+      return cls.of_adapters(loaded, model)
+    experts = [
+      hub.load_checkpoint(other, dtype, place=lambda leaf: leaf)[1]
+      for other in models
+    ]
+    return cls(folders_lib.expert_names(models), experts, model)
+
+  def model(self) -> Model:
+    """Returns the base, of which members use the configuration alone."""
+    return self._model
 
   def experts(self) -> stack.Population:
-    """The N experts as genomes on the host, leaves (N, ...)."""
+    """Returns the N experts as genomes on the host, leaves (N, ...)."""
     return jax.tree.map(lambda leaf: leaf[:-1], self._models)
 
   def base(self) -> stack.Genome:
-    """The base that the experts were tuned from, on the host."""
     return jax.tree.map(lambda leaf: leaf[-1], self._models)
 
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    """Genomes (C, ...): base + factor sum_n w_n (expert_n - base).
-
-    Args:
-      weights: (C, N) w.
-      factors: (C,) of the change from the base.
-    """
-    return self._sum(weights * factors[:, None])
-
-  def initial(
-    self, recipe: Sequence[initial.Entry], size: int, seed_key: jax.Array
-  ) -> initial.Initial:
-    """An initial population; see `initial.make_initial`.
-
-    The mass of a member, which 'zero' and 'scaled_average' choose, is that of
-    its change from the base.
-    """
-    rows = initial.make_rows(len(self.names), recipe, size, seed_key)
-    population = self._sum(np.stack([row.second for row in rows]))
-    return initial.finish(rows, population, seed_key)
-
-  def _sum(self, weights: np.ndarray) -> stack.Population:
-    """base + sum_n w_n (expert_n - base) for weights (C, N)."""
-    rest = 1.0 - weights.sum(axis=1, keepdims=True)
-    weights = np.concatenate([weights, rest], axis=1)
+    weights = _with_base(weights * factors[:, None])
     return initial.combine(self._models, weights, weights)
 
-  def express(self, genome: stack.Genome) -> dict[str, Any]:
-    """The parameters of one member: the genome itself."""
-    return genome
+  def sample(self, key: jax.Array, **options: float) -> stack.Genome:
+    mix, mass = initial.random_mix(key, len(self.names), **options)
+    weights = _with_base((mix * mass)[None])[0]
+    return initial.sum_experts(self._models, weights, weights)
+
+  def express(self, genome: stack.Genome) -> expression.Weights:
+    return expression.Weights(genome)
 
   def export(
-    self,
-    genome: stack.Genome,
-    folder: str | os.PathLike,
-    config: gemma_config.GemmaConfig,
-    base_model_name: str,
-    base_folder: str | os.PathLike,
+    self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:
     """Writes one member as a model folder; see `hub.save_checkpoint`.
 
-    Args:
-      genome: of the member.
-      folder: new folder.
-      config: of the model.
-      base_model_name: not written; a model folder stands alone.
-      base_folder: gives tokenizer and stored types.
+    Tokenizer and stored types are those of the base's folder.
+
+    Raises:
+      ModelError: the base has no folder.
     """
-    del base_model_name
+    if self._model.folder is None:
+      raise ModelError(
+        'The base has no folder to take the tokenizer from; expected one to '
+        'export a model. Give Model(folder=...).'
+      )
     return hub.save_checkpoint(
-      folder, jax.device_get(genome), config, like=base_folder
+      folder,
+      jax.device_get(genome),
+      self._model.config,
+      like=self._model.folder,
     )
+
+
+def _with_base(weights: Any) -> Any:
+  """Adds the weight of the base to weights (C, N) of the experts."""
+  rest = 1.0 - weights.sum(axis=1, keepdims=True)
+  join = np if isinstance(weights, np.ndarray) else jnp
+  return join.concatenate([weights, rest], axis=1)
+
+
+def _check_config(folder: str | os.PathLike, expected: Any) -> None:
+  """Refuses a model that is not of the base's configuration."""
+  found, _ = hub.load_config(folder)
+  for field in dataclasses.fields(expected):
+    theirs, own = getattr(found, field.name), getattr(expected, field.name)
+    if theirs != own:
+      raise ModelError(
+        f'{folder}/config.json: {field.name} is {theirs}, and {own} in the '
+        'base; expected a model that was tuned from it.'
+      )
 
 
 def _kinds(params: dict[str, Any]) -> Any:

@@ -11,16 +11,15 @@ from evojax_llm.models.config import GemmaConfig
 class Cache:
   """Keys and values of the tokens read so far.
 
-  A slot is addressed by the position stored in it, never by its place, so rows
-  padded left or right, or refilled, need no bookkeeping of their own. The slots
-  are a ring: every row writes at the same index, which starts again at the
-  first slot behind the last.
+  A key is seen by the position stored in its slot, not by the slot's index, so
+  that rows padded left or right, or refilled, need no bookkeeping. The S slots
+  are a ring: all rows write at one index, which wraps around.
 
   Attributes:
     k: (L, B, S, Kv, h) keys, rotated.
     v: (L, B, S, Kv, h) values.
-    positions: (B, S) i32 position of the token in each slot; -1 is empty.
-    index: () i32, the next slot to be written, the same for every row.
+    positions: (B, S) i32 position of the token in each slot; -1 if empty.
+    index: () i32 next slot to be written.
   """
 
   k: jax.Array
@@ -31,12 +30,12 @@ class Cache:
 
 @flax.struct.dataclass
 class Prefix:
-  """Keys and values of tokens that all rows begin with.
+  """Keys and values of T tokens that all rows begin with.
 
   Attributes:
     k: (L, T, Kv, h) keys, rotated.
     v: (L, T, Kv, h) values.
-    positions: (T,) i32 position of each token; -1 is padding.
+    positions: (T,) i32 position of each token; -1 if padding.
   """
 
   k: jax.Array
@@ -47,14 +46,9 @@ class Prefix:
 def init_cache(
   config: GemmaConfig, batch: int, length: int, dtype=jnp.float32
 ) -> Cache:
-  """An empty cache of `length` slots for `batch` rows."""
-  shape = (
-    config.num_layers,
-    batch,
-    length,
-    config.num_kv_heads,
-    config.head_dim,
-  )
+  """Returns an empty cache of `length` slots for `batch` rows."""
+  c = config
+  shape = (c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
   return Cache(
     k=jnp.zeros(shape, dtype),
     v=jnp.zeros(shape, dtype),
@@ -64,11 +58,11 @@ def init_cache(
 
 
 def bytes_per_token(config: GemmaConfig, dtype=jnp.float32) -> int:
-  """Bytes that one token of one row takes in the cache."""
+  """Returns the bytes that one token of one row takes in the cache."""
   width = config.num_kv_heads * config.head_dim
   return 2 * config.num_layers * width * jnp.dtype(dtype).itemsize
 
 
 def as_prefix(cache: Cache) -> Prefix:
-  """What the first row of a cache has read, as a prefix of other rows."""
+  """Returns the first row of a cache as a prefix of other rows."""
   return Prefix(cache.k[:, 0], cache.v[:, 0], cache.positions[0])

@@ -1,8 +1,7 @@
 """Gemma with a classification head, as transformers stores it.
 
-The folder of a Gemma2ForSequenceClassification (or its Gemma 1 or 3 sibling):
-the text model, and `score.weight` (labels, D) in place of an output matrix. The
-logits of a row are those at its last token.
+The folder of a Gemma2ForSequenceClassification (or of its Gemma 1 or 3 sibling)
+has a matrix `score.weight` (labels, D) in place of an output matrix.
 """
 
 import functools
@@ -41,14 +40,11 @@ class Classifier:
     self._model = Gemma(config, dtype)
 
   def logits(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Logits at the last token of each row.
+    """Returns logits (B, labels) f32 at the last token of each row.
 
     Args:
       tokens: (B, T) i32.
       positions: (B, T) i32, -1 for padding.
-
-    Returns:
-      (B, labels) f32.
     """
     return np.asarray(self._logits(self.params, self.head, tokens, positions))
 

@@ -1,8 +1,7 @@
-"""What of a Hugging Face Gemma configuration changes the mathematics.
+"""The fields of a Hugging Face Gemma configuration that define the model.
 
-`GemmaConfig` is frozen and hashable, so it can be a static argument of a
-jitted function and a field of a Flax module. `config_from_hf` reads it from a
-transformers configuration and refuses what the forward pass does not have.
+`GemmaConfig` is hashable: a static argument of jitted functions and a field of
+Flax modules. `config_from_hf` refuses what the forward pass does not have.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ class Rope:
 
   Attributes:
     base: wavelength base (`rope_theta`).
-    factor: positions are divided by it (`linear` scaling); 1 for none.
+    factor: divides the positions (`linear` scaling); 1 for none.
   """
 
   base: float = 10_000.0
@@ -45,18 +44,18 @@ class GemmaConfig:
     num_heads: H, query heads.
     num_kv_heads: key and value heads; divides H.
     head_dim: width of one head; need not be D / H.
-    query_pre_attn_scalar: scores are multiplied by its power of -1/2.
+    query_pre_attn_scalar: its power -1/2 multiplies the scores.
     attn_softcap: c in c * tanh(scores / c), or None.
     final_softcap: the same for logits, or None.
-    sliding_window: keys seen by a sliding layer, the query itself included.
+    sliding_window: keys that a sliding layer sees, the query's included.
     layer_types: (L,) of 'full_attention' and 'sliding_attention'.
     rope_full: rotary embedding of full layers.
     rope_sliding: rotary embedding of sliding layers.
     activation: 'gelu' (exact) or 'gelu_tanh'.
     norm_eps: added to the mean square in RMSNorm.
-    post_norms: norms after attention and MLP too (Gemma 2 and 3).
-    qk_norm: RMSNorm on each query and key head (Gemma 3).
-    max_position_embeddings: the longest context the model was made for.
+    post_norms: whether norms follow attention and MLP too (Gemma 2 and 3).
+    qk_norm: whether query and key heads are normalised (Gemma 3).
+    max_position_embeddings: longest context the model was made for.
   """
 
   model_type: str
@@ -112,7 +111,7 @@ class GemmaConfig:
 
   @property
   def num_params(self) -> int:
-    """Number of parameters of the text model, tied embedding once."""
+    """Number of parameters of the text model; the embedding counts once."""
     d, f, h = self.embed_dim, self.ffn_dim, self.head_dim
     attention = 2 * d * h * (self.num_heads + self.num_kv_heads)
     norms = (4 if self.post_norms else 2) * d + (2 * h if self.qk_norm else 0)
@@ -120,7 +119,7 @@ class GemmaConfig:
     return self.vocab_size * d + self.num_layers * layer + d
 
   def linear_shapes(self) -> dict[tuple[str, str], tuple[int, int]]:
-    """(in, out) of each linear map of a layer, by (block, projection)."""
+    """Returns (in, out) of each linear map, by (block, projection)."""
     d, f = self.embed_dim, self.ffn_dim
     q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
     return {
@@ -139,7 +138,7 @@ def config_from_hf(hf_config: Any) -> GemmaConfig:
 
   Args:
     hf_config: a `PretrainedConfig` of a Gemma 1, 2 or 3 model; of a multimodal
-      Gemma 3 the text part is taken.
+      Gemma 3 the text part is read.
 
   Raises:
     ModelError: for another model family, or a field whose mathematics the
@@ -188,8 +187,7 @@ def config_from_hf(hf_config: Any) -> GemmaConfig:
     query_pre_attn_scalar=float(
       head_dim if gemma1 else text.query_pre_attn_scalar
     ),
-    # Gemma 3's configuration carries the field, but its published forward
-    # pass never applies it to attention scores.
+    # Gemma 3's configuration has the field; its forward pass ignores it.
     attn_softcap=(
       text.attn_logit_softcapping if model_type == 'gemma2' else None
     ),
@@ -207,7 +205,7 @@ def config_from_hf(hf_config: Any) -> GemmaConfig:
 
 
 def _ropes(text: Any) -> tuple[Rope, Rope]:
-  """The rotary embeddings of full and of sliding layers."""
+  """Rotary embeddings of full and of sliding layers."""
   parameters = text.rope_parameters
   if any(t in parameters for t in LAYER_TYPES):
     full = parameters.get('full_attention')

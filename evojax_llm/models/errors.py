@@ -1,4 +1,4 @@
-"""The error that every refusal of a model or adapter folder raises."""
+"""The error raised for a model or adapter folder that cannot be used."""
 
 
 class ModelError(ValueError):

@@ -1,7 +1,6 @@
-"""Folders on disk: JSON, safetensors and writing a folder all at once.
+"""Model and adapter folders on disk: JSON, safetensors, new folders.
 
-What is refused here is refused for model and for adapter folders alike. No
-pickle is ever opened and nothing is ever downloaded.
+No pickle is opened and nothing is downloaded.
 """
 
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import os
 import pathlib
 import shutil
 from typing import Any
+from typing import Self
 import uuid
 
 import ml_dtypes
@@ -28,10 +28,12 @@ FLOAT_TYPES = {
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
 _LFS = b'version https://git-lfs'
+_LFS_HINT = 'a Git LFS pointer; run `git lfs pull` there.'
+_ABSENT = 'no such file; the folder is incomplete, fetch it again.'
 
 
 def import_transformers():
-  """transformers, without its advice to install PyTorch."""
+  """Imports transformers without its advice to install PyTorch."""
   name = 'TRANSFORMERS_NO_ADVISORY_WARNINGS'
   before = os.environ.get(name)
   os.environ[name] = '1'
@@ -47,7 +49,7 @@ def import_transformers():
 
 
 def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
-  """The path of a folder on this machine, or a refusal."""
+  """Returns the path of a local folder; `what` says what it should hold."""
   path = pathlib.Path(folder).expanduser()
   if not path.is_dir():
     kind = 'is a file' if path.exists() else 'does not exist'
@@ -59,30 +61,28 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
 
 
 def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
-  """The shortest ends of the paths that tell the folders apart."""
+  """Returns the shortest ends of the paths that tell the folders apart."""
   paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
   for depth in range(1, max(len(p.parts) for p in paths) + 1):
     names = ['/'.join(p.parts[-depth:]) for p in paths]
     if len(set(names)) == len(set(paths)):
       break
-  # The same folder given twice is told apart by its place.
+  # A folder that is given again gets its position.
   return tuple(
     n if names.index(n) == i else f'{n}#{i}' for i, n in enumerate(names)
   )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The JSON object in a file, or a refusal."""
+  """Reads the JSON object in a file."""
   try:
     text = path.read_text(encoding='utf-8')
   except FileNotFoundError:
-    raise ModelError(
-      f'{path}: no such file; the folder is incomplete, fetch it again.'
-    ) from None
+    raise ModelError(f'{path}: {_ABSENT}') from None
   except (OSError, UnicodeDecodeError) as error:
     raise ModelError(f'{path}: cannot be read as UTF-8: {error}.') from error
   if text.startswith(_LFS.decode()):
-    raise ModelError(f'{path}: a Git LFS pointer; run `git lfs pull` there.')
+    raise ModelError(f'{path}: {_LFS_HINT}')
   try:
     value = json.loads(text)
   except json.JSONDecodeError as error:
@@ -98,61 +98,56 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def listing(names: Iterable[str]) -> str:
-  """The first five names and how many there are beside them."""
+  """Lists five names at most and counts the others."""
   names = list(names)
   more = f' and {len(names) - 5} more' if len(names) > 5 else ''
   return ', '.join(names[:5]) + more
 
 
 class TensorFiles:
-  """Named tensors of one or several safetensors files, read one at a time.
+  """Named tensors of safetensors files, read one at a time.
 
-  Headers are read at once, so shapes and types are known before any data is.
-  Use as a context manager.
+  Headers are read first, so that shapes and types can be checked before any
+  data is read. A context manager.
 
   Attributes:
     path: the file or index that names the tensors, for messages.
     names: names of the stored tensors.
   """
 
-  def __init__(self, path: pathlib.Path, files: dict[str, pathlib.Path]):
+  def __init__(self, path: pathlib.Path, files: dict[str, pathlib.Path] | None):
     """Opens the files.
 
     Args:
       path: the file or index, for messages.
-      files: the file of each tensor, or {'': file} for all tensors of a file.
+      files: the file of each tensor; None if `path` holds them all.
 
     Raises:
       ModelError: a file is missing, truncated, or lacks a tensor.
     """
     self.path = path
-    self._files = {}
     self._handles = {}
     with contextlib.ExitStack() as stack:
-      for file in sorted(set(files.values())):
+      for file in sorted(set(files.values())) if files else [path]:
         self._handles[file] = stack.enter_context(_open(file))
-      self._stack = stack.pop_all()
-    if set(files) == {''}:
-      self._files = dict.fromkeys(self._handles[path].keys(), path)
-    else:
-      self._files = files
       held = {f: set(h.keys()) for f, h in self._handles.items()}
-      absent = [n for n, f in files.items() if n not in held[f]]
+      absent = [n for n, f in (files or {}).items() if n not in held[f]]
       if absent:
-        self._stack.close()
         raise ModelError(
           f'{path}: names tensors that their file lacks: {listing(absent)} '
           f'({len(absent)} in all). Index and shards do not belong together; '
           'fetch the folder again.'
         )
+      self._stack = stack.pop_all()
+    self._files = files or dict.fromkeys(self._handles[path].keys(), path)
     self.names = tuple(self._files)
 
   @classmethod
-  def of_model(cls, folder: pathlib.Path) -> 'TensorFiles':
-    """The tensors of a model folder: one file, or shards with an index."""
+  def of_model(cls, folder: pathlib.Path) -> Self:
+    """Opens a model folder: one file, or shards with an index."""
     single = folder / 'model.safetensors'
     if single.is_file():
-      return cls(single, {'': single})
+      return cls(single, None)
     index = folder / 'model.safetensors.index.json'
     if not index.is_file():
       _refuse_pickle(folder, 'pytorch_model*.bin', 'model.safetensors')
@@ -177,8 +172,8 @@ class TensorFiles:
     return cls(index, files)
 
   @classmethod
-  def of_adapter(cls, folder: pathlib.Path) -> 'TensorFiles':
-    """The tensors of a PEFT adapter folder."""
+  def of_adapter(cls, folder: pathlib.Path) -> Self:
+    """Opens a PEFT adapter folder."""
     file = folder / 'adapter_model.safetensors'
     if not file.is_file():
       for pattern in ('adapter_model*.bin', 'pytorch_model*.bin', '*.pt'):
@@ -186,18 +181,18 @@ class TensorFiles:
       raise ModelError(
         f"{file}: no such file; expected the adapter's tensors there."
       )
-    return cls(file, {'': file})
+    return cls(file, None)
 
   def file(self, name: str) -> pathlib.Path:
-    """The file that holds a tensor."""
+    """Returns the file that holds a tensor."""
     return self._files[name]
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Shape of a tensor, from the header."""
+    """Returns the shape of a tensor, from the header."""
     return tuple(self._slice(name).get_shape())
 
   def dtype(self, name: str) -> np.dtype:
-    """Type of a tensor, from the header; refuses one that is not a float."""
+    """Returns the type of a tensor, from the header; refuses non-floats."""
     stored = self._slice(name).get_dtype()
     if stored not in FLOAT_TYPES:
       raise ModelError(
@@ -208,13 +203,13 @@ class TensorFiles:
     return FLOAT_TYPES[stored]
 
   def read(self, name: str) -> np.ndarray:
-    """A tensor's data."""
+    """Reads a tensor."""
     return self._handles[self.file(name)].get_tensor(name)
 
   def _slice(self, name: str):
     return self._handles[self.file(name)].get_slice(name)
 
-  def __enter__(self) -> 'TensorFiles':
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *unused) -> None:
@@ -222,18 +217,14 @@ class TensorFiles:
 
 
 def _open(file: pathlib.Path):
-  """A handle on a safetensors file, or a refusal."""
+  """Opens a safetensors file."""
   try:
     with file.open('rb') as f:
       if f.read(len(_LFS)) == _LFS:
-        raise ModelError(
-          f'{file}: a Git LFS pointer; run `git lfs pull` there.'
-        )
+        raise ModelError(f'{file}: {_LFS_HINT}')
     return safetensors.safe_open(file, framework='numpy')
   except FileNotFoundError:
-    raise ModelError(
-      f'{file}: no such file; the folder is incomplete, fetch it again.'
-    ) from None
+    raise ModelError(f'{file}: {_ABSENT}') from None
   except (OSError, safetensors.SafetensorError) as error:
     raise ModelError(
       f'{file}: not a whole safetensors file ({error}); it is truncated or '
@@ -251,10 +242,10 @@ def _refuse_pickle(folder: pathlib.Path, pattern: str, wanted: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A folder that appears whole or not at all.
+  """Yields a folder to write, which appears whole or not at all.
 
-  Yields a temporary sibling, renamed to `folder` when the block ends without
-  an error and removed when it does not.
+  It is a temporary sibling of `folder`, renamed when the block ends and
+  removed when the block raises.
 
   Raises:
     ModelError: `folder` exists and is not empty, or is a file.
@@ -280,6 +271,6 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes an object the way transformers does."""
+  """Writes an object as transformers does."""
   text = json.dumps(value, indent=2, sort_keys=True) + '\n'
   path.write_text(text, encoding='utf-8')

@@ -1,12 +1,11 @@
 """Hugging Face model folders in and out.
 
 A folder holds config.json, the weights in one safetensors file or in shards
-with an index, and the tokenizer. Whatever does not fit is refused with the
-file, the key, what was expected and what was found, before data is read.
+with an index, and the tokenizer. What does not fit is refused before data is
+read: the error names the file, the key, and what was expected.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 import dataclasses
 import json
 import os
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from evojax_llm.models import names
 from evojax_llm.models.config import MODEL_TYPES
@@ -31,14 +29,16 @@ from evojax_llm.models.folders import new_folder
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.folders import write_json
 from evojax_llm.models.model_files import MODEL_FOLDER
+from evojax_llm.models.model_files import check_params
 from evojax_llm.models.model_files import check_tied
-from evojax_llm.models.model_files import get
 from evojax_llm.models.model_files import open_model
 from evojax_llm.models.model_files import put
 from evojax_llm.models.model_files import read_leaf
-from evojax_llm.models.model_files import transpose_into
+from evojax_llm.models.model_files import write_weights
+from evojax_llm.models.tokenizer import Tokenizer
 
-# Beginnings of the names of the small files that go with the weights.
+_KNOWN = (*MODEL_TYPES, 'gemma3')
+# How the names of the small files begin that go with the weights.
 _KEPT = (
   'generation_config',
   'tokenizer',
@@ -48,12 +48,45 @@ _KEPT = (
 )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A model, with what is known of where it comes from.
+
+  Attributes:
+    config: its configuration.
+    params: parameter tree of `models.transformer`.
+    folder: that it was loaded from; gives tokenizer, stored types and the name
+      of the base to what is exported. None for a model without files.
+    tokenizer: None if it was not asked for.
+  """
+
+  config: GemmaConfig
+  params: dict[str, Any]
+  folder: str | os.PathLike | None = None
+  tokenizer: Tokenizer | None = None
+
+
+def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
+  """Loads configuration, parameters and tokenizer of a model folder.
+
+  Args:
+    folder: as in `load_config`.
+    dtype: as in `load_checkpoint`.
+
+  Raises:
+    ModelError: what `load_checkpoint` or `Tokenizer.from_folder` refuses.
+  """
+  # A folder without a tokenizer is refused before its weights are read.
+  tokenizer = Tokenizer.from_folder(folder)
+  return Model(*load_checkpoint(folder, dtype), folder, tokenizer)
+
+
 def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
   """Reads config.json through transformers' AutoConfig.
 
   Args:
     folder: a Gemma 1, 2 or 3 folder; of a multimodal Gemma 3 the text part is
-      taken.
+      read.
 
   Returns:
     The configuration, and the transformers configuration it was read from.
@@ -64,7 +97,7 @@ def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
   path = existing_folder(folder, MODEL_FOLDER) / 'config.json'
   raw = read_json(path)
   model_type = raw.get('model_type')
-  if model_type not in (*MODEL_TYPES, 'gemma3'):
+  if model_type not in _KNOWN:
     hint = (
       ' This is an adapter folder; give it as an expert, not as the base.'
       if 'peft_type' in raw
@@ -72,7 +105,7 @@ def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
     )
     raise ModelError(
       f'{path}: model_type is {model_type!r}; expected one of '
-      f'{", ".join((*MODEL_TYPES, "gemma3"))}.{hint}'
+      f'{", ".join(_KNOWN)}.{hint}'
     )
   if raw.get('quantization_config'):
     raise ModelError(
@@ -94,15 +127,15 @@ def load_checkpoint(
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
 ) -> tuple[GemmaConfig, dict[str, Any]]:
-  """Loads a model folder, one leaf at a time.
+  """Loads configuration and parameters of a model folder.
 
   Args:
     folder: as in `load_config`.
     dtype: type of all leaves; None keeps the stored one.
-    place: called with each leaf on the host as soon as it is whole; the place
-      to shard it. The identity keeps numpy arrays. The host never holds more
-      than one leaf beside what `place` returns.
-    head: whether the folder may be one of a classification model, whose head
+    place: called with each leaf as soon as it is whole; shard it here. The
+      identity keeps numpy arrays. The host never holds more than one leaf
+      beside what `place` returns.
+    head: whether the folder may be that of a classification model, whose head
       is left out; `classifier.load_classifier` reads both.
 
   Returns:
@@ -114,8 +147,8 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
+  params: dict[str, Any] = {}
   with open_model(folder, config, head) as files:
-    params: dict[str, Any] = {}
     for leaf in names.leaves(config):
       stored = [files.stored[n] for n in leaf.names(config.num_layers)]
       array = read_leaf(files, leaf, stored, dtype)
@@ -138,8 +171,8 @@ def save_checkpoint(
   Args:
     folder: a new or empty folder; appears whole or not at all.
     params: parameter tree of `config`.
-    config: may have other layers than `like` (their number and types), and
-      nothing else.
+    config: differs from that of `like` in the number and types of layers at
+      most.
     like: the folder whose config.json, generation settings and tokenizer are
       kept. Of a multimodal Gemma 3 the text model alone is written.
     dtype: of all tensors; None keeps that of each tensor of `like`.
@@ -154,7 +187,7 @@ def save_checkpoint(
   """
   base_config, hf_config = load_config(like)
   like = pathlib.Path(like).expanduser()
-  _check_params(params, config)
+  check_params(params, config)
   with open_model(like, base_config) as files:
     dtypes = {
       leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
@@ -167,21 +200,8 @@ def save_checkpoint(
     for file in sorted(like.iterdir()):
       if file.is_file() and file.name.startswith(_KEPT):
         shutil.copyfile(file, path / file.name)
-    _write_weights(path, params, config, dtypes, max_shard_bytes)
+    write_weights(path, params, config, dtypes, max_shard_bytes)
   return pathlib.Path(folder)
-
-
-def _check_params(params: dict[str, Any], config: GemmaConfig) -> None:
-  """Refuses a parameter tree that is not one of `config`."""
-  for leaf in names.leaves(config):
-    array = get(params, leaf.path)
-    found = None if array is None else tuple(array.shape)
-    expected = leaf.leaf_shape(config.num_layers)
-    if found != expected:
-      raise ModelError(
-        f'params[{"/".join(leaf.path)}] has shape {found}; the configuration '
-        f'expects {expected}.'
-      )
 
 
 def _config_json(
@@ -191,7 +211,7 @@ def _config_json(
   config: GemmaConfig,
   dtype: Any,
 ) -> dict[str, Any]:
-  """config.json of a folder written after `like`."""
+  """Returns config.json for a folder written after `like`."""
   raw = read_json(like / 'config.json')
   text = hf_config.get_text_config()
   if text is not hf_config:
@@ -215,12 +235,12 @@ def _config_json(
 def _check_same(
   config: GemmaConfig, written: GemmaConfig, like: pathlib.Path
 ) -> None:
-  """Refuses to write a configuration that does not read back as given."""
-  given, found = dataclasses.asdict(config), dataclasses.asdict(written)
+  """Refuses a configuration that does not read back as given."""
+  read = dataclasses.asdict(written)
   other = [
-    f'{k} {given[k]!r}, there {found[k]!r}'
-    for k in given
-    if given[k] != found[k]
+    f'{k} {v!r}, there {read[k]!r}'
+    for k, v in dataclasses.asdict(config).items()
+    if v != read[k]
   ]
   if other:
     raise ModelError(
@@ -228,63 +248,3 @@ def _check_same(
       f'configuration: {listing(other)}. Only the number and the types of '
       'layers may differ.'
     )
-
-
-def _write_weights(
-  folder: pathlib.Path,
-  params: dict[str, Any],
-  config: GemmaConfig,
-  dtypes: dict[tuple[str, ...], np.dtype],
-  max_shard_bytes: int,
-) -> None:
-  """Writes model.safetensors, or shards with their index."""
-  shards: list[list[str]] = []
-  total = 0
-  shard: dict[str, np.ndarray] = {}
-  size = 0
-
-  def flush():
-    save_file(shard, folder / f'{len(shards)}.shard', metadata={'format': 'pt'})
-    shards.append(list(shard))
-    shard.clear()
-
-  for name, tensor in _tensors(params, config, dtypes):
-    if shard and size + tensor.nbytes > max_shard_bytes:
-      flush()
-      size = 0
-    shard[name] = tensor
-    size += tensor.nbytes
-    total += tensor.nbytes
-  flush()
-  if len(shards) == 1:
-    os.rename(folder / '0.shard', folder / 'model.safetensors')
-    return
-  weight_map = {}
-  for i, held in enumerate(shards):
-    file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
-    os.rename(folder / f'{i}.shard', folder / file)
-    weight_map.update(dict.fromkeys(held, file))
-  write_json(
-    folder / 'model.safetensors.index.json',
-    {'metadata': {'total_size': total}, 'weight_map': weight_map},
-  )
-
-
-def _tensors(
-  params: dict[str, Any],
-  config: GemmaConfig,
-  dtypes: dict[tuple[str, ...], np.dtype],
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Stored names and tensors, one leaf on the host at a time."""
-  for leaf in names.leaves(config):
-    array = np.asarray(get(params, leaf.path))
-    layers = array if leaf.stacked else array[None]
-    dtype = dtypes[leaf.path]
-    for name, values in zip(leaf.names(config.num_layers), layers, strict=True):
-      # A copy, not a view of the leaf, which is dropped before the next.
-      tensor = np.empty(leaf.shape, dtype)
-      if leaf.transposed:
-        transpose_into(tensor, values)
-      else:
-        tensor[...] = values.astype(dtype)
-      yield f'model.{name}', tensor

@@ -1,4 +1,4 @@
-"""Linear map and norm of a Gemma layer, with an optional low-rank adapter."""
+"""Linear map and norm of a layer, with an optional low-rank adapter."""
 
 from collections.abc import Sequence
 
@@ -27,15 +27,12 @@ class Linear(nn.Module):
   """y = x W, with a member's low rank added where it has one.
 
   W is the parameter `kernel` (in, out), or kernel * step where there is a
-  parameter `step` (out,) (see `quantize`). A member has variables in the
-  collection `lora`, of one of two kinds:
+  parameter `step` (out,) (see `quantize`). What is added depends on the
+  member's variables (see `expression`):
 
-    a (in, R), b (R, out): y = x W + (x a) b, b already scaled.
-    gate (R,): y = x W + ((x a) gate) b, with `a` and `b` parameters beside the
-      kernel, the same for all members.
-
-  Mapping over members with the parameters not mapped leaves one product x W,
-  and x a, for all of them.
+    lora/a (in, R), lora/b (R, out): y = x W + (x a) b, b already scaled.
+    gates/gate (R,): y = x W + ((x a) gate) b, with `a` and `b` parameters
+      beside the kernel, the same for all members.
   """
 
   features: int
@@ -53,8 +50,8 @@ class Linear(nn.Module):
       a = self.get_variable('lora', 'a')
       b = self.get_variable('lora', 'b')
       y = y + matmul(matmul(x, a), b)
-    elif self.has_variable('lora', 'gate'):
-      gate = self.get_variable('lora', 'gate').astype(x.dtype)
+    elif self.has_variable('gates', 'gate'):
+      gate = self.get_variable('gates', 'gate').astype(x.dtype)
       a = self.get_variable('params', 'a')
       b = self.get_variable('params', 'b')
       y = y + matmul(matmul(x, a) * gate, b)

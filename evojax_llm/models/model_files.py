@@ -1,9 +1,12 @@
-"""The tensors of a model folder, checked against its configuration."""
+"""The tensors of a model folder: checked, read leaf by leaf, and written."""
 
+from collections.abc import Iterator
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from evojax_llm.models import names
 from evojax_llm.models.config import GemmaConfig
@@ -11,6 +14,7 @@ from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
+from evojax_llm.models.folders import write_json
 
 MODEL_FOLDER = 'a Gemma folder in Hugging Face layout'
 
@@ -27,13 +31,12 @@ class ModelFiles(TensorFiles):
 
 def open_model(
   folder: str | os.PathLike, config: GemmaConfig, head: bool = False
-) -> 'ModelFiles':
+) -> ModelFiles:
   """Opens the weights of a model folder and checks every name and shape.
 
-  A classification head is let pass, and left alone, with `head` only.
+  With `head` a classification head is allowed, and ignored.
   """
-  path = existing_folder(folder, MODEL_FOLDER)
-  files = ModelFiles.of_model(path)
+  files = ModelFiles.of_model(existing_folder(folder, MODEL_FOLDER))
   try:
     files.stored = _stored_names(files, head)
     _check_tensors(files, config)
@@ -44,7 +47,7 @@ def open_model(
 
 
 def _stored_names(files: TensorFiles, head: bool) -> dict[str, str]:
-  """Stored names by name without prefix; refuses what no text model has."""
+  """Maps names without a prefix to stored ones; refuses unknown tensors."""
   stored: dict[str, str] = {}
   unknown = []
   for name in files.names:
@@ -68,7 +71,7 @@ def _stored_names(files: TensorFiles, head: bool) -> dict[str, str]:
   return stored
 
 
-def _check_tensors(files: 'ModelFiles', config: GemmaConfig) -> None:
+def _check_tensors(files: ModelFiles, config: GemmaConfig) -> None:
   """Refuses missing, extra and misshapen tensors."""
   shapes = {
     name: leaf.shape
@@ -91,10 +94,10 @@ def _check_tensors(files: 'ModelFiles', config: GemmaConfig) -> None:
       'config.json is that of another model.'
     )
   for name, stored in files.stored.items():
-    found = files.shape(stored)
-    if found != shapes[name]:
+    shape = files.shape(stored)
+    if shape != shapes[name]:
       raise ModelError(
-        f'{files.file(stored)}: tensor {stored} has shape {found}; config.json '
+        f'{files.file(stored)}: tensor {stored} has shape {shape}; config.json '
         f'expects {shapes[name]}.'
       )
     files.dtype(stored)
@@ -103,31 +106,31 @@ def _check_tensors(files: 'ModelFiles', config: GemmaConfig) -> None:
 def read_leaf(
   files: TensorFiles, leaf: names.Leaf, stored: list[str], dtype: Any
 ) -> np.ndarray:
-  """One leaf on the host, cast and stacked as it is read."""
+  """Reads one leaf, cast and stacked on L tensor by tensor."""
   if dtype is None:
     kinds = {files.dtype(name) for name in stored}
-    # Layers of one leaf share an array: if they differ, the widest holds all.
-    dtype = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+    # Layers share an array; where their types differ, f32 holds all of them.
+    dtype = kinds.pop() if len(kinds) == 1 else np.float32
   dtype = np.dtype(dtype)
   if not leaf.stacked:
     return files.read(stored[0]).astype(dtype, copy=False)
   out = np.empty(leaf.leaf_shape(len(stored)), dtype)
-  for layer, name in enumerate(stored):
-    if leaf.transposed:
-      transpose_into(out[layer], files.read(name))
-    else:
-      out[layer] = files.read(name).astype(dtype, copy=False)
+  for layer, name in zip(out, stored, strict=True):
+    _write(layer, files.read(name), leaf)
   return out
 
 
-def transpose_into(out: np.ndarray, matrix: np.ndarray) -> None:
-  """Writes a matrix (rows, columns) into out (columns, rows), cast."""
+def _write(out: np.ndarray, tensor: np.ndarray, leaf: names.Leaf) -> None:
+  """Writes a tensor into `out`, cast and transposed where the leaf is."""
+  if not leaf.transposed:
+    out[...] = tensor.astype(out.dtype, copy=False)
+    return
   # A few rows at a time stay in the processor's cache: five times as fast.
-  for i in range(0, len(matrix), 256):
-    out[:, i : i + 256] = matrix[i : i + 256].astype(out.dtype, copy=False).T
+  for i in range(0, len(tensor), 256):
+    out[:, i : i + 256] = tensor[i : i + 256].astype(out.dtype, copy=False).T
 
 
-def check_tied(files: 'ModelFiles', embedding: np.ndarray) -> None:
+def check_tied(files: ModelFiles, embedding: np.ndarray) -> None:
   """Refuses an output matrix that is not the embedding."""
   stored = files.stored.get(names.LM_HEAD)
   if stored is None:
@@ -142,16 +145,93 @@ def check_tied(files: 'ModelFiles', embedding: np.ndarray) -> None:
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-  """Sets a leaf of a nested dictionary, making what is on the way to it."""
+  """Sets a leaf of a nested dictionary, making the nodes above it."""
   for key in path[:-1]:
     tree = tree.setdefault(key, {})
   tree[path[-1]] = value
 
 
 def get(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
-  """A leaf of a nested dictionary, or None."""
+  """Returns a leaf of a nested dictionary, or None."""
   for key in path:
     if not isinstance(tree, dict) or key not in tree:
       return None
     tree = tree[key]
   return tree
+
+
+def check_params(params: dict[str, Any], config: GemmaConfig) -> None:
+  """Refuses a parameter tree that is not one of `config`."""
+  for leaf in names.leaves(config):
+    array = get(params, leaf.path)
+    shape = None if array is None else tuple(array.shape)
+    expected = leaf.leaf_shape(config.num_layers)
+    if shape != expected:
+      raise ModelError(
+        f'params[{"/".join(leaf.path)}] has shape {shape}; the configuration '
+        f'expects {expected}.'
+      )
+
+
+def write_weights(
+  folder: pathlib.Path,
+  params: dict[str, Any],
+  config: GemmaConfig,
+  dtypes: dict[tuple[str, ...], np.dtype],
+  max_shard_bytes: int,
+) -> None:
+  """Writes model.safetensors, or shards with their index.
+
+  Args:
+    folder: where to.
+    params: parameter tree of `config`.
+    config: the model's configuration.
+    dtypes: type of the tensors of each leaf, by its path.
+    max_shard_bytes: of one file, unless a single tensor has more.
+  """
+  shards: list[list[str]] = []
+  total = 0
+  shard: dict[str, np.ndarray] = {}
+  size = 0
+
+  def flush():
+    save_file(shard, folder / f'{len(shards)}.shard', metadata={'format': 'pt'})
+    shards.append(list(shard))
+    shard.clear()
+
+  for name, tensor in _tensors(params, config, dtypes):
+    if shard and size + tensor.nbytes > max_shard_bytes:
+      flush()
+      size = 0
+    shard[name] = tensor
+    size += tensor.nbytes
+    total += tensor.nbytes
+  flush()
+  if len(shards) == 1:
+    os.rename(folder / '0.shard', folder / 'model.safetensors')
+    return
+  weight_map = {}
+  for i, held in enumerate(shards):
+    file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+    os.rename(folder / f'{i}.shard', folder / file)
+    weight_map.update(dict.fromkeys(held, file))
+  write_json(
+    folder / 'model.safetensors.index.json',
+    {'metadata': {'total_size': total}, 'weight_map': weight_map},
+  )
+
+
+def _tensors(
+  params: dict[str, Any],
+  config: GemmaConfig,
+  dtypes: dict[tuple[str, ...], np.dtype],
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields stored names and tensors, with one leaf on the host at a time."""
+  for leaf in names.leaves(config):
+    array = np.asarray(get(params, leaf.path))
+    layers = array if leaf.stacked else array[None]
+    for name, values in zip(leaf.names(config.num_layers), layers, strict=True):
+      # A copy, not a view of the leaf, which is dropped before the next.
+      tensor = np.empty(leaf.shape, dtypes[leaf.path])
+      _write(tensor, values, leaf)
+      yield f'model.{name}', tensor

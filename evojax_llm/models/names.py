@@ -1,7 +1,7 @@
-"""Where each parameter stands in a Hugging Face folder, and its shape there.
+"""Name and shape of each parameter in a Hugging Face folder.
 
-A stored linear weight is (out, in) and one tensor a layer; here a kernel is
-(L, in, out). Norm weights are kept as stored: the layer multiplies by 1 + w.
+A stored linear weight is (out, in), one tensor a layer; a kernel here is
+(L, in, out). Norm weights w are kept as stored; the layer multiplies by 1 + w.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import re
 
 from evojax_llm.models.config import GemmaConfig
 
-# The text model of a multimodal folder stands under several spellings.
+# Multimodal folders spell the prefix of the text model in several ways.
 _TEXT = re.compile(
   r'^(?:(?:language_model|model|text_model)\.)*'
   r'((?:embed_tokens|layers\.\d+|norm|lm_head)\..+)$'
@@ -19,7 +19,7 @@ _OTHER_PARTS = re.compile(
   r'embed_vision)\.'
 )
 LM_HEAD = 'lm_head.weight'
-# Of a classification model, which has it in place of an output matrix.
+# A classification model has this in place of an output matrix.
 HEAD = 'score.weight'
 
 
@@ -29,11 +29,11 @@ class Leaf:
 
   Attributes:
     path: keys into the parameter tree.
-    name: name of the stored tensor without the model's prefix; has `{}` for
-      the layer when stacked.
+    name: of the stored tensor, without the model's prefix; `{}` stands for
+      the layer if stacked.
     shape: of one stored tensor.
-    stacked: one tensor a layer, on the leading axis L of the leaf.
-    transposed: stored as (out, in).
+    stacked: whether the leaf stacks one tensor a layer on a leading axis L.
+    transposed: whether tensors are stored as (out, in).
   """
 
   path: tuple[str, ...]
@@ -43,59 +43,45 @@ class Leaf:
   transposed: bool = False
 
   def names(self, num_layers: int) -> list[str]:
-    """Names of the stored tensors, by layer."""
-    if not self.stacked:
-      return [self.name]
-    return [self.name.format(layer) for layer in range(num_layers)]
+    """Returns the names of the stored tensors, by layer."""
+    count = num_layers if self.stacked else 1
+    return [self.name.format(layer) for layer in range(count)]
 
   def leaf_shape(self, num_layers: int) -> tuple[int, ...]:
-    """Shape of the leaf in the parameter tree."""
+    """Returns the shape of the leaf in the parameter tree."""
     shape = self.shape[::-1] if self.transposed else self.shape
     return (num_layers, *shape) if self.stacked else shape
 
 
 def leaves(config: GemmaConfig) -> list[Leaf]:
-  """All leaves of a model's parameter tree."""
+  """Returns all leaves of a model's parameter tree."""
   width = (config.embed_dim,)
+  embedding = (config.vocab_size, config.embed_dim)
   table = [
-    Leaf(
-      ('embedder', 'embedding'),
-      'embed_tokens.weight',
-      (config.vocab_size, config.embed_dim),
-      stacked=False,
-    ),
+    Leaf(('embedder', 'embedding'), 'embed_tokens.weight', embedding, False),
     Leaf(('final_norm', 'scale'), 'norm.weight', width, stacked=False),
   ]
-  for (block, projection), (d_in, d_out) in config.linear_shapes().items():
-    table.append(
-      Leaf(
-        ('layers', block, projection, 'kernel'),
-        f'layers.{{}}.{block}.{projection}.weight',
-        (d_out, d_in),
-        transposed=True,
-      )
-    )
+
+  def add(module: tuple[str, ...], leaf: str, shape: tuple[int, ...]) -> None:
+    name = '.'.join(('layers.{}', *module, 'weight'))
+    path = ('layers', *module, leaf)
+    table.append(Leaf(path, name, shape, transposed=leaf == 'kernel'))
+
+  for module, (d_in, d_out) in config.linear_shapes().items():
+    add(module, 'kernel', (d_out, d_in))
   norms = ['input_layernorm', 'post_attention_layernorm']
   if config.post_norms:
     norms += ['pre_feedforward_layernorm', 'post_feedforward_layernorm']
   for norm in norms:
-    table.append(
-      Leaf(('layers', norm, 'scale'), f'layers.{{}}.{norm}.weight', width)
-    )
+    add((norm,), 'scale', width)
   if config.qk_norm:
     for norm in ('q_norm', 'k_norm'):
-      table.append(
-        Leaf(
-          ('layers', 'self_attn', norm, 'scale'),
-          f'layers.{{}}.self_attn.{norm}.weight',
-          (config.head_dim,),
-        )
-      )
+      add(('self_attn', norm), 'scale', (config.head_dim,))
   return table
 
 
 def text_name(stored: str) -> str | None:
-  """A stored name without the model's prefix; None if not of a text model."""
+  """Strips the model's prefix; returns None if not of a text model."""
   match = _TEXT.match(stored)
   return match.group(1) if match else None
 

@@ -1,9 +1,9 @@
 """PEFT LoRA adapter folders in and out.
 
-A stored adapter has, for a module of weight (out, in), `lora_A` (R, in) and
-`lora_B` (out, R); its effect is scale * lora_B lora_A. Here the factors are
-a = lora_A' (in, R) and b = lora_B' (R, out), stacked on the layers L, and all
-experts on N (LoRA, arXiv 2106.09685).
+A stored adapter adds scale * lora_B lora_A to a weight (out, in), with `lora_A`
+(R, in) and `lora_B` (out, R). Here the factors are the transposed ones, a
+(in, R) and b (R, out), stacked on layers L and experts N (LoRA, arXiv
+2106.09685).
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from evojax_llm.models.folders import expert_names
 from evojax_llm.models.folders import new_folder
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.folders import write_json
+from evojax_llm.models.hub import Model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,13 +33,11 @@ class AdapterSet:
 
   Attributes:
     names: (N,) names of the experts.
-    factors: adapter tree with leading N, f32 numpy: a (N, L, in, R), b
-      (N, L, R, out), b not scaled. Modules and layers that an expert lacks
-      are zero, and so are ranks above its own.
+    factors: adapter tree of f32 numpy: a (N, L, in, R), b (N, L, R, out), b
+      not scaled. Modules, layers and ranks that an expert lacks are zero.
     scale: tree of the same modules, (L,) f32: what b is multiplied by. It is
-      that of the first expert that has the module; where another expert's
-      scale differs, its b carries the ratio, so that every expert is exactly
-      a (scale b).
+      that of the first expert with the module; an expert of another scale has
+      the ratio in its b, so that its change is exactly a (scale b).
     rank: R, the largest rank of all.
   """
 
@@ -49,13 +48,13 @@ class AdapterSet:
 
 
 def load_adapters(
-  folders: Sequence[str | os.PathLike], config: GemmaConfig
+  folders: Sequence[str | os.PathLike], model: Model | GemmaConfig
 ) -> AdapterSet:
   """Loads PEFT LoRA folders that belong to one base.
 
   Args:
     folders: N adapter folders, of any rank, alpha and modules.
-    config: the base's.
+    model: the base, or its configuration.
 
   Raises:
     ModelError: no folder is given; a folder or file is missing, truncated or
@@ -68,6 +67,7 @@ def load_adapters(
     )
   if not folders:
     raise ModelError('No adapter folder is given; expected one or more.')
+  config = getattr(model, 'config', model)
   experts = [read_adapter(folder, config) for folder in folders]
   rank = max(f.a.shape[0] for e in experts for f in e.values())
   factors: dict[str, Any] = {}
@@ -104,8 +104,8 @@ def _common_scale(
 ) -> np.ndarray:
   """(L,) f64 scale of the first expert that has the module in a layer.
 
-  A scale of 0 can carry no other expert's, so the first that is not 0 counts.
-  A layer that no expert adapts gets the scale of the first that one does.
+  A scale of 0 cannot be carried by a ratio: the first other one counts. A
+  layer that no expert adapts gets the scale of the first layer that has one.
   """
   scale = np.zeros(num_layers, np.float64)
   for layer in range(num_layers):
@@ -132,9 +132,9 @@ def save_adapter(
       scaled. Written as f32.
     scale: tree of the same modules, (L,); becomes alpha / r.
     config: the base's.
-    base_model_name: what PEFT is to call the base.
-    base_folder: the base's folder; tells whether it is multimodal, where PEFT
-      finds the layers under another name.
+    base_model_name: the base's name in the written file.
+    base_folder: the base's folder; if it is multimodal, PEFT finds the layers
+      under another name.
 
   Returns:
     The folder's path.
@@ -175,7 +175,7 @@ def save_adapter(
 def _check_factors(
   config: GemmaConfig, module: Module, a: np.ndarray, b: np.ndarray
 ) -> int:
-  """Rank of a module's factors; refuses those that do not fit the base."""
+  """Returns the rank of a module's factors, which must fit the base."""
   name = '.'.join(module)
   shapes = config.linear_shapes()
   if module not in shapes:
@@ -201,7 +201,7 @@ def _adapter_json(
   base_model_name: str,
   prefix: str,
 ) -> dict[str, Any]:
-  """adapter_config.json; patterns name the modules that differ."""
+  """Returns adapter_config.json; patterns name the modules that differ."""
   rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
   projections = [p for block in factors['layers'].values() for p in block]
   return {

@@ -22,16 +22,16 @@ class Tokenizer:
     backend: the transformers tokenizer.
     path: its folder, for messages.
     bos_id: begins a text; None if the tokenizer has none.
-    eos_ids: ids that end a generation: those of the tokenizer and of the
-      model's configuration files, and the end of a chat turn.
-    pad_id: fills a row up; any valid id.
+    stop_ids: end a generation: those of the tokenizer and of the model's
+      configuration files, and the end of a chat turn.
+    pad_id: fills rows; any valid id.
     vocab_size: number of ids.
   """
 
   backend: Any
   path: str
   bos_id: int | None
-  eos_ids: tuple[int, ...]
+  stop_ids: tuple[int, ...]
   pad_id: int
   vocab_size: int
 
@@ -62,40 +62,34 @@ class Tokenizer:
     ends = [backend.eos_token_id]
     for name in ('generation_config.json', 'config.json'):
       if (path / name).is_file():
-        found = read_json(path / name).get('eos_token_id')
-        ends += found if isinstance(found, list) else [found]
+        ids = read_json(path / name).get('eos_token_id')
+        ends += ids if isinstance(ids, list) else [ids]
     ends.append(backend.get_vocab().get(END_OF_TURN))
-    eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
+    stop_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
     pad_id = backend.pad_token_id
     return cls(
       backend=backend,
       path=str(path),
       bos_id=backend.bos_token_id,
-      eos_ids=eos_ids,
+      stop_ids=stop_ids,
       pad_id=0 if pad_id is None else pad_id,
       vocab_size=len(backend),
     )
 
-  @property
-  def stop_ids(self) -> tuple[int, ...]:
-    """Ids after which nothing more is generated."""
-    return self.eos_ids
-
   def encode(self, text: str, bos: bool = True) -> list[int]:
-    """Token ids of a text, after the id that begins one if `bos`."""
-    # Who encodes cuts to the context and tells: transformers need not warn.
+    """Returns the token ids of a text, `bos_id` first if `bos`."""
+    # The caller cuts to the context and says so; transformers need not warn.
     ids = self.backend.encode(text, add_special_tokens=False, verbose=False)
     return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
   def encode_chat(
     self, messages: Sequence[dict[str, str]], reply: bool = True
   ) -> list[int]:
-    """Token ids of a conversation, up to where the model's turn begins.
+    """Returns the token ids of a conversation.
 
     Args:
       messages: each {'role': 'user' | 'assistant', 'content': text}.
-      reply: begin the model's turn; else the conversation ends with the last
-        message.
+      reply: whether the beginning of the model's turn follows.
 
     Raises:
       ModelError: the folder has no chat template, or it refuses the messages.
@@ -120,7 +114,7 @@ class Tokenizer:
       ) from error
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of token ids, special tokens left out."""
+    """Returns the text of token ids, special tokens left out."""
     return self.backend.decode(
       [int(i) for i in ids],
       skip_special_tokens=True,

@@ -1,11 +1,9 @@
-"""Gemma 1, 2 and 3: one forward pass for scoring, prefill and decode.
+"""Gemma 1, 2 and 3: one forward pass for scoring, prefill and decoding.
 
-The module is written for one member. A member's adapter is the collection
-`lora`, so a population is `jax.vmap` of `apply` over that collection with the
-parameters not mapped. Layers are stacked on `L` and scanned: compile time does
-not grow with depth. Under a population the scanned factors must be stored as
-(L, P, ...) and mapped with `in_axes=1`; with P first, XLA would transpose the
-whole population in every call.
+The module is written for one member, whose adapter is the collection `lora`. A
+population is `jax.vmap` of `apply` over that collection alone, with factors
+stored as (L, P, ...) and mapped with `in_axes=1`: layers are scanned over L,
+and with P first XLA would transpose the whole population in every call.
 
 Sources: Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118), Gemma 3
 (arXiv 2503.19786).
@@ -27,21 +25,20 @@ from evojax_llm.models.linear import rope_tables
 from evojax_llm.models.linear import rotate
 from evojax_llm.models.linear import softcap
 
-# Finite, so that a row that may look at nothing (padding) stays finite.
+# Finite, so that a row that sees no key (padding) stays finite.
 _MASKED = -1e30
 
 
 @flax.struct.dataclass
 class Tokens:
-  """What all layers share about the tokens in hand and the keys they see.
+  """What all layers share: positions of the tokens, and the keys they see.
 
   Attributes:
     cos: (S, B, T, 1, h / 2) f32 for each of the S rotary embeddings.
     sin: likewise.
-    visible: (B, T, keys) bool, the keys that a query may look at; those of a
-      prefix stand first.
+    visible: (B, T, keys) bool, the keys that a query sees; a prefix's first.
     distance: (B, T, keys) i32, query position minus key position.
-    index: () i32, first cache slot of these tokens; 0 without a cache.
+    index: () i32 first cache slot of these tokens; 0 without a cache.
     prefix: keys and values that all rows begin with, or None.
   """
 
@@ -55,12 +52,12 @@ class Tokens:
 
 @flax.struct.dataclass
 class LayerKind:
-  """What tells one layer from another; leaves are scanned over L.
+  """How layers differ beside their parameters; leaves are scanned over L.
 
   Attributes:
     layer: i32 index of the layer.
     rope: i32 index of its rotary embedding.
-    window: i32 number of keys it sees, itself included.
+    window: i32 number of keys that a query sees, its own included.
   """
 
   layer: jax.Array
@@ -85,6 +82,10 @@ class Attention(nn.Module):
       y = Linear(count * c.head_dim, name=name)(x)
       return y.reshape(batch, length, count, c.head_dim)
 
+    def of_layer(leaf: jax.Array) -> jax.Array:
+      layer = jax.lax.dynamic_index_in_dim(leaf, kind.layer, keepdims=False)
+      return layer.astype(x.dtype)
+
     q = heads('q_proj', c.num_heads)
     k = heads('k_proj', c.num_kv_heads)
     v = heads('v_proj', c.num_kv_heads)
@@ -99,25 +100,15 @@ class Attention(nn.Module):
         jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
         for old, new in zip(kv, (k, v), strict=True)
       )
-      k, v = (
-        jax.lax.dynamic_index_in_dim(old, kind.layer, keepdims=False).astype(
-          x.dtype
-        )
-        for old in kv
-      )
-    # The query heads of a key head stand beside the tokens, so that each
-    # product is one plain matrix product per row and key head.
+      k, v = (of_layer(leaf) for leaf in kv)
+    # The query heads of a key head go to the token axis, so that there is one
+    # plain matrix product per row and key head.
     q = q.reshape(batch, length, c.num_kv_heads, groups, c.head_dim)
     q = q.swapaxes(1, 2).reshape(batch, c.num_kv_heads, -1, c.head_dim)
     parts = [('bskh', k, v)]
     if tokens.prefix is not None:
-      # What all rows share is read once and copied into none of them.
-      shared = (
-        jax.lax.dynamic_index_in_dim(leaf, kind.layer, keepdims=False).astype(
-          x.dtype
-        )
-        for leaf in (tokens.prefix.k, tokens.prefix.v)
-      )
+      # Read once for all rows, and not copied into them.
+      shared = of_layer(tokens.prefix.k), of_layer(tokens.prefix.v)
       parts.insert(0, ('skh', *shared))
     scores = [
       jnp.einsum(
@@ -206,7 +197,7 @@ class Gemma(nn.Module):
     self.embedder = Embedder(c, self.dtype)
     self.layers = nn.scan(
       Layer,
-      variable_axes={'params': 0, 'lora': 0},
+      variable_axes={'params': 0, 'lora': 0, 'gates': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast),
       length=c.num_layers,
@@ -221,25 +212,25 @@ class Gemma(nn.Module):
     until: jax.Array | None = None,
     prefix: Prefix | None = None,
   ) -> tuple[jax.Array, Cache | None]:
-    """Hidden states after the final norm.
+    """Returns hidden states after the final norm, and the cache.
 
     Args:
       tokens: (B, T) i32; any valid id where there is padding.
       positions: (B, T) i32: 0, 1, 2, ... for the tokens of a row, -1 for
-        padding, which may stand left or right. A query sees keys with
-        0 <= key position <= its own, within the window on sliding layers.
-      cache: earlier tokens; these are written behind them at `cache.index`,
-        and must not reach over the end of the ring.
+        padding, left or right. A query sees keys with 0 <= key position <= its
+        own, within the window on sliding layers.
+      cache: earlier tokens; these are written after them at `cache.index`, and
+        must not reach over the end of the ring.
       until: (B, T) i32, for rows that hold several texts as a tree (see
-        `fitness.trees`): the token in column c is seen by the queries in
+        `engine.prefix_tree`): the token in column c is seen by the queries in
         columns c to until - 1, whatever their positions; 0 for padding. Not
         together with a cache.
-      prefix: tokens that all rows begin with; positions go on behind them.
+      prefix: tokens that all rows begin with; positions continue from them.
         Not together with `until`.
 
     Returns:
-      hidden (B, T, D) in `dtype` (`unembed` makes logits of those that are
-      read), and the cache with these tokens in it, or None.
+      hidden (B, T, D) in `dtype`, for `unembed`, and the cache with these
+      tokens in it, or None.
     """
     c = self.config
     ropes, kinds = _layer_kinds(c)
@@ -263,14 +254,7 @@ class Gemma(nn.Module):
       column = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
       visible = column <= column[:, None]
       visible = visible & (column[:, None] < until[:, None, :])
-    shared = Tokens(
-      cos=cos,
-      sin=sin,
-      visible=visible,
-      distance=distance,
-      index=index,
-      prefix=prefix,
-    )
+    shared = Tokens(cos, sin, visible, distance, index, prefix)
     (x, kv), _ = self.layers((self.embedder(tokens), kv), kinds, shared)
     if cache is not None:
       cache = Cache(
@@ -282,7 +266,7 @@ class Gemma(nn.Module):
     return self.final_norm(x), cache
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits (..., V) f32 of hidden states (..., D), soft-capped."""
+    """Returns logits (..., V) f32 of hidden states (..., D), soft-capped."""
     return softcap(self.embedder.unembed(hidden), self.config.final_softcap)
 
 
@@ -302,11 +286,11 @@ class Embedder(nn.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
-    # The factor is rounded to the activations' type, as Gemma was trained.
+    # Gemma was trained with the factor rounded to the activations' type.
     return x * jnp.asarray(self.config.embed_dim**0.5, self.dtype)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Logits (..., V) f32 of hidden states (..., D), before the soft cap."""
+    """Returns logits (..., V) f32 of hidden states, before the soft cap."""
     return jnp.einsum(
       '...d,vd->...v',
       hidden,
@@ -316,7 +300,7 @@ class Embedder(nn.Module):
 
 
 def _layer_kinds(config: GemmaConfig) -> tuple[tuple, LayerKind]:
-  """The distinct rotary embeddings, and what tells the L layers apart."""
+  """Returns the distinct rotary embeddings, and the kinds of the L layers."""
   of_type = {
     'full_attention': config.rope_full,
     'sliding_attention': config.rope_sliding,
@@ -336,13 +320,13 @@ def _layer_kinds(config: GemmaConfig) -> tuple[tuple, LayerKind]:
 
 
 def positions_of(valid: jax.Array) -> jax.Array:
-  """Positions (B, T) i32 of a padding mask (B, T): -1 where not valid."""
+  """Returns positions (B, T) i32 of a padding mask; -1 where not valid."""
   counts = jnp.cumsum(valid.astype(jnp.int32), axis=-1)
   return jnp.where(valid.astype(bool), counts - 1, -1)
 
 
 def init_params(config: GemmaConfig, key: jax.Array) -> dict[str, Any]:
-  """Random f32 parameters: normal(0, 0.02) weights and zero norms."""
+  """Draws f32 parameters: normal(0, 0.02) weights and zero norms."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   positions = jnp.arange(2, dtype=jnp.int32)[None]
   return jax.jit(Gemma(config).init)(key, tokens, positions)['params']

@@ -5,10 +5,10 @@ An adapter changes a matrix by a b. Merging a with a and b with b, as GENOME
 a_i b_j; a weighted sum of the changes themselves is the concatenation of the
 factors, of the sum of the ranks. `compress` brings it back to rank R, the best
 there is in the Frobenius norm (Eckart and Young, 1936). The dense matrix is
-never formed; to fold an adapter into its base, see gemma.lora.fold.
+never formed; to fold an adapter into its base, see models.expression.fold.
 
 Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module, with
-any axes in front (layers, members). b is taken as it is: where adapters have
+any axes in front (layers, members). b is used as it is: where adapters have
 scales, multiply their b first (genomes.adapters.scaled), or the weights.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.models import lora
 from evojax_llm.operators.merges import linear as linear_merge
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 PRODUCTS = ('factors', 'exact')
@@ -28,11 +28,11 @@ PRODUCTS = ('factors', 'exact')
 
 def _map_factors(function: Callable[..., Any], *trees: Any) -> Any:
   """Maps function(factors, ...) over modules, and over other leaves alike."""
-  return jax.tree.map(function, *trees, is_leaf=lora.is_factors)
+  return jax.tree.map(function, *trees, is_leaf=leaves.is_factors)
 
 
 def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
-  """The adapter whose change is sum_n w_n a_n b_n, by concatenation.
+  """Returns the adapter whose change is sum_n w_n a_n b_n, by concatenation.
 
   Args:
     adapters: N adapter trees of the same modules; ranks may differ. Leaves
@@ -57,7 +57,7 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
     return (leaf.astype(jnp.float32) * weight).astype(leaf.dtype)
 
   def add(*nodes):
-    if not lora.is_factors(nodes[0]):
+    if not leaves.is_factors(nodes[0]):
       return linear_merge.combine(jnp.stack(nodes), weights)
     scaled = [times(n['b'], w) for n, w in zip(nodes, weights, strict=True)]
     return {
@@ -69,7 +69,7 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
 
 
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
-  """The nearest adapter of rank R, and how far it is.
+  """Returns the nearest adapter of rank R, and how far it is.
 
   With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of
   a b are those of the small matrix R_a R_b^T. The columns of the new a are
@@ -91,20 +91,20 @@ def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   """
   if rank < 1:
     raise ValueError(f'Got rank {rank}; expected at least one.')
-  nodes, structure = jax.tree.flatten(adapter, is_leaf=lora.is_factors)
-  places = [i for i, node in enumerate(nodes) if lora.is_factors(node)]
+  nodes, structure = jax.tree.flatten(adapter, is_leaf=leaves.is_factors)
+  indices = [i for i, node in enumerate(nodes) if leaves.is_factors(node)]
   errors = [jnp.float32(0.0)] * len(nodes)
-  sides = [nodes[i]['a'].astype(jnp.float32) for i in places]
-  sides += [_turned(nodes[i]['b'].astype(jnp.float32)) for i in places]
+  sides = [nodes[i]['a'].astype(jnp.float32) for i in indices]
+  sides += [_turned(nodes[i]['b'].astype(jnp.float32)) for i in indices]
   sides, cores = _orthonormal(sides)
-  middle = len(places)
+  middle = len(indices)
   small = [
     _matmul(one, _turned(two))
     for one, two in zip(cores[:middle], cores[middle:], strict=True)
   ]
   decomposed = _at_once(_svd, small)
   for i, left, right, parts in zip(
-    places, sides[:middle], sides[middle:], decomposed, strict=True
+    indices, sides[:middle], sides[middle:], decomposed, strict=True
   ):
     nodes[i], errors[i] = _truncated(nodes[i], left, right, parts, rank)
   return (
@@ -146,11 +146,11 @@ def _at_once(function, matrices):
   found = [None] * len(matrices)
   sizes = {matrix.shape[-1] for matrix in matrices}
   for size in sorted(sizes):
-    places = [i for i, m in enumerate(matrices) if m.shape[-1] == size]
-    flat = [matrices[i].reshape(-1, size, size) for i in places]
+    indices = [i for i, m in enumerate(matrices) if m.shape[-1] == size]
+    flat = [matrices[i].reshape(-1, size, size) for i in indices]
     parts = function(jnp.concatenate(flat))
     start = 0
-    for i, matrix in zip(places, flat, strict=True):
+    for i, matrix in zip(indices, flat, strict=True):
       batch = matrices[i].shape[:-2]
       found[i] = tuple(
         part[start : start + len(matrix)].reshape(batch + part.shape[1:])
@@ -205,7 +205,7 @@ def _matmul(one, two):
 def linear(
   parents: stack.Population, weights: jax.Array, *, products: str = 'factors'
 ) -> stack.Genome:
-  """One child of k parents of one rank, as a genome of that rank.
+  """Merges k parents of one rank into a genome of that rank.
 
   Args:
     parents: k genomes, leaves (k, ...); any tree.
@@ -228,8 +228,8 @@ def linear(
   ]
   ranks = {
     node['a'].shape[-1]
-    for node in jax.tree.leaves(parents, is_leaf=lora.is_factors)
-    if lora.is_factors(node)
+    for node in jax.tree.leaves(parents, is_leaf=leaves.is_factors)
+    if leaves.is_factors(node)
   }
   if not ranks:
     return linear_merge.combine(parents, weights)

@@ -43,13 +43,20 @@ def _is_noise(node):
   return isinstance(node, Factors)
 
 
-def factors(key: jax.Array, genome: stack.Genome, rank: int) -> Any:
-  """The noise of one member, in factors where there is a matrix.
+def factors(
+  key: jax.Array,
+  genome: stack.Genome,
+  rank: int = 1,
+  *,
+  layers: str | None = leaves.LAYERS,
+) -> Any:
+  """Returns the noise of one member, in factors where there is a matrix.
 
   Args:
     key: () typed key of the member, from seed, generation and id.
     genome: any tree; only its shapes matter.
     rank: r.
+    layers: key below which leaves have the axis L; None where none has it.
 
   Returns:
     The tree with `Factors` in place of each matrix, and f32 noise of its shape
@@ -65,7 +72,7 @@ def factors(key: jax.Array, genome: stack.Genome, rank: int) -> Any:
     def draw(stream, shape):
       return noise.normal(noise.words(key, stream, shape)[0])
 
-    if leaf.ndim - leaves.is_layered(path) < 2:
+    if leaf.ndim - leaves.is_layered(path, layers) < 2:
       return draw(2 * index, leaf.shape)
     *batch, fan_in, fan_out = leaf.shape
     return Factors(
@@ -80,13 +87,14 @@ def factors(key: jax.Array, genome: stack.Genome, rank: int) -> Any:
 def perturb(
   key: jax.Array,
   genome: stack.Genome,
-  sigma: jax.Array | float,
-  rank: int,
+  sigma: jax.Array | float = 0.1,
+  rank: int = 1,
   *,
   relative: bool = True,
   rounding: str = 'nearest',
+  layers: str | None = leaves.LAYERS,
 ) -> stack.Genome:
-  """The member itself: x + sigma E, formed.
+  """Adds seeded noise of rank r to every matrix: x + sigma E, formed.
 
   Args:
     key: () typed key of the member.
@@ -95,18 +103,19 @@ def perturb(
     rank: r of the noise.
     relative: whether sigma is a fraction of each matrix's root mean square.
     rounding: of bf16 leaves; see `noise.cast`.
+    layers: as in `factors`.
 
   Returns:
     A genome; added in f32, every leaf in its own type.
   """
   sigma = jnp.float32(sigma)
-  made = factors(key, genome, rank)
+  made = factors(key, genome, rank, layers=layers)
   streams = 2 * len(jax.tree.leaves(genome))
 
   def add(index, path, leaf, change):
     length = sigma
     if relative:
-      length = sigma * noise.root_mean_square(path, leaf)
+      length = sigma * noise.root_mean_square(path, leaf, layers)
     if _is_noise(change):
       change = _product(change.a, change.b)
     new = leaf.astype(jnp.float32) + length * change
@@ -119,9 +128,14 @@ def perturb(
 
 
 def update(
-  keys: jax.Array, weights: jax.Array, genome: stack.Genome, rank: int
+  keys: jax.Array,
+  weights: jax.Array,
+  genome: stack.Genome,
+  rank: int,
+  *,
+  layers: str | None = leaves.LAYERS,
 ) -> stack.Genome:
-  """The sum of the members' noise, sum_p w_p E_p, without forming a member.
+  """Sums the members' noise, sum_p w_p E_p, without forming a member.
 
   For a matrix it is one product (in, P r) (P r, out). With weights
   alpha f_p / (P sigma), f the shaped fitness, it is the step of an evolution
@@ -132,11 +146,14 @@ def update(
     weights: (P,) f32.
     genome: the centre; only its shapes matter.
     rank: r.
+    layers: as in `factors`.
 
   Returns:
     A tree like `genome`, in f32.
   """
-  members = jax.vmap(lambda key: factors(key, genome, rank))(keys)
+  members = jax.vmap(lambda key: factors(key, genome, rank, layers=layers))(
+    keys
+  )
 
   def contract(made):
     if not _is_noise(made):
@@ -160,7 +177,7 @@ def move(
   *,
   rounding: str = 'nearest',
 ) -> stack.Genome:
-  """The centre moved by an f32 change, every leaf in its own type.
+  """Moves the centre by an f32 change, every leaf in its own type.
 
   Args:
     key: () typed key; matters with stochastic rounding alone.
@@ -180,7 +197,7 @@ def move(
 
 
 def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
-  """The noise of all kernels as an adapter tree, for the forward pass.
+  """Returns the noise of all kernels as an adapter tree, for the forward pass.
 
   y = x W + (x a)(sigma b): the member runs on the centre's matrices.
 
@@ -189,8 +206,8 @@ def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
     sigma: () standard deviation, absolute.
 
   Returns:
-    The `lora` tree of gemma.lora; noise of other leaves (norms) is left out,
-    as adapters have no place for it.
+    The factors of a `models.expression.LowRank`; noise of other leaves (norms)
+    is left out, as adapters have none of them.
   """
   adapter = {}
   for name, node in made.items():

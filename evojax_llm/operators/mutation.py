@@ -19,12 +19,13 @@ MASKS = ('element', 'matrix', 'layer')
 def gaussian(
   key: jax.Array,
   genome: stack.Genome,
-  sigma: jax.Array | float,
-  gene_rate: jax.Array | float,
+  sigma: jax.Array | float = 0.1,
+  gene_rate: jax.Array | float = 1.0,
   *,
   relative: bool = True,
   mask: str = 'element',
-  rounding: str = 'nearest',
+  rounding: str = 'stochastic',
+  layers: str | None = leaves.LAYERS,
 ) -> stack.Genome:
   """Adds masked Gaussian noise.
 
@@ -44,6 +45,7 @@ def gaussian(
       one more layer).
     rounding: of bf16 leaves, 'nearest' or 'stochastic'. The former loses
       changes below half a step of the type; see `noise.cast`.
+    layers: key below which leaves have the axis L; None where none has it.
 
   Returns:
     A genome; noise drawn and added in f32, every leaf in its own type.
@@ -63,7 +65,7 @@ def gaussian(
       change, chosen = noise.masked_normal(word, gene_rate)
     else:
       # Matrices draw on their own; those of a layer as its first one does.
-      layered = leaves.is_layered(path)
+      layered = leaves.is_layered(path, layers)
       leader = index if mask == 'matrix' else leaders.setdefault(layered, index)
       change = noise.normal(word)
       chosen = _chosen_matrices(
@@ -71,7 +73,7 @@ def gaussian(
       )
     change = sigma * change
     if relative:
-      change = change * noise.root_mean_square(path, leaf)
+      change = change * noise.root_mean_square(path, leaf, layers)
     old = leaf.astype(jnp.float32)
     new = jnp.where(chosen, old + change, old)
     return noise.cast(new, leaf.dtype, spare, rounding)
@@ -90,8 +92,8 @@ def _chosen_matrices(key, stream, leaf, layered, gene_rate):
 def scale(
   key: jax.Array,
   genome: stack.Genome,
-  low: jax.Array | float,
-  high: jax.Array | float,
+  low: jax.Array | float = 0.8,
+  high: jax.Array | float = 1.8,
 ) -> stack.Genome:
   """Multiplies a member's mass by u ~ U(low, high).
 

@@ -3,13 +3,13 @@
 From "Competition and Attraction Improve Model Fusion" (M2N2, GECCO 2025). S is
 the (P, items) matrix of scores of each member on each example; an example is a
 resource of which there is only so much, and members that solve what few others
-solve are worth more:
+solve are fitter:
 
   z_j  = sum_k S_kj
   F_ij = c_j S_ij / z_j^alpha        f_i = sum_j F_ij
   g(A, B) = sum_j max(0, F_Bj - F_Aj)
 
-A mate B is drawn by its attraction g to A, who was drawn by f. With alpha = 0
+A mate B is drawn by its attraction g to A, which was drawn by f. With alpha = 0
 fitness is not shared. Survival is that of the fittest by f over members and
 child together (`survival.survivors` by truncation).
 
@@ -28,7 +28,7 @@ def shares(
   alpha: jax.Array | float = 1.0,
   capacity: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """What each member gets of each example: F.
+  """Returns what each member gets of each example: F.
 
   Args:
     scores: (P, items) f32 or bool.
@@ -36,20 +36,20 @@ def shares(
     capacity: c, () or (items,) f32; one for scores of 0 and 1.
 
   Returns:
-    (P, items) f32; zero for an example that nobody solves, NaN in the rows of
+    (P, items) f32; zero for an example that no member solves, NaN in rows of
     failed members.
   """
   scores = scores.astype(jnp.float32)
   alive = _alive(scores)
   known = jnp.where(alive, scores, 0.0)
   used = jnp.sum(known, axis=0)
-  worth = jnp.where(
+  share = jnp.where(
     used > 0.0,
     jnp.float32(capacity)
     * jnp.where(used > 0.0, used, 1.0) ** -jnp.float32(alpha),
     0.0,
   )
-  return jnp.where(alive, known * worth, jnp.nan)
+  return jnp.where(alive, known * share, jnp.nan)
 
 
 def _alive(scores):
@@ -62,22 +62,22 @@ def shared_fitness(
   alpha: jax.Array | float = 1.0,
   capacity: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """f, (P,) f32, to be maximised; NaN where failed. See `shares`."""
+  """Returns the fitness f shared on examples, (P,) f32; NaN where failed."""
   return jnp.sum(shares(scores, alpha, capacity), axis=1)
 
 
-def attraction(shared: jax.Array, place: jax.Array) -> jax.Array:
-  """g(A, .) of all members to the one at a place.
+def attraction(shared: jax.Array, index: jax.Array) -> jax.Array:
+  """Returns g(A, .) of all members to the one at an index.
 
   Args:
     shared: (P, items) f32 from `shares`.
-    place: () i32.
+    index: () i32.
 
   Returns:
     (P,) f32; zero to itself, NaN for failed members. A failed A has nothing,
     and is attracted by all that others have.
   """
-  own = jnp.nan_to_num(shared[place])
+  own = jnp.nan_to_num(shared[index])
   return jnp.sum(jnp.maximum(shared - own, 0.0), axis=1)
 
 
@@ -90,19 +90,19 @@ def mates(
   *,
   attract: bool = True,
 ) -> jax.Array:
-  """Two parents: the first by shared fitness, the second by attraction to it.
+  """Draws two parents, the first by shared fitness, the second by attraction.
 
   Args:
     key: () typed key.
     scores: (P, items).
-    ids: (P,) i32 that address the draws; the places by default.
+    ids: (P,) i32 that address the draws; indices by default.
     alpha: see `shares`.
     capacity: see `shares`.
     attract: if not, both are drawn by shared fitness.
 
   Returns:
-    (2,) i32 places, different unless there is one member alone. Where nobody
-    attracts the first, all others are drawn evenly.
+    (2,) i32 indices, different unless there is one member alone. Where no
+    member attracts the first, all others are drawn evenly.
   """
   shared = shares(scores, alpha, capacity)
   ids = selection.default_ids(shared[:, 0], ids)

@@ -1,6 +1,6 @@
 """Noise for mutations, drawn in the loop that uses it.
 
-`jax.random` writes its numbers to memory before anybody reads them, and on a
+`jax.random` writes its numbers to memory before they are read, and on a
 CPU it takes a pass over them for every few rounds. Here the generator is plain
 arithmetic on the number of each element (merges.draws), so that XLA makes one
 loop of drawing and using, and no noise is ever stored.
@@ -59,11 +59,6 @@ def bernoulli(word: jax.Array, rate: jax.Array) -> jax.Array:
   return _chosen(word, _half_width(rate))
 
 
-def uniform(word: jax.Array) -> jax.Array:
-  """f32 in [0, 1) with 24 bits; one word each."""
-  return (word >> jnp.uint32(8)).astype(jnp.float32) * jnp.float32(2.0**-24)
-
-
 def normal(word: jax.Array) -> jax.Array:
   """f32 standard normal numbers; one word each."""
   return _normal(word, jnp.float32(2.0**31))
@@ -105,17 +100,20 @@ def _chosen(word, half):
 
 def _normal(word, half):
   signed = jax.lax.bitcast_convert_type(word, jnp.int32).astype(jnp.float32)
-  place = (signed + jnp.float32(0.5)) / jnp.maximum(half, 1.0)
-  place = jnp.clip(place, -_BELOW_ONE, _BELOW_ONE)
-  return jnp.float32(math.sqrt(2.0)) * jax.lax.erf_inv(place)
+  point = (signed + jnp.float32(0.5)) / jnp.maximum(half, 1.0)
+  point = jnp.clip(point, -_BELOW_ONE, _BELOW_ONE)
+  return jnp.float32(math.sqrt(2.0)) * jax.lax.erf_inv(point)
 
 
-def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-  """Root mean square of each matrix of one member's leaf.
+def root_mean_square(
+  path: tuple[Any, ...], leaf: jax.Array, layers: str | None = leaves.LAYERS
+) -> jax.Array:
+  """Returns the root mean square of each matrix of one member's leaf.
 
   Args:
     path: where the leaf is.
-    leaf: (L, ...) below 'layers', else (...).
+    leaf: (L, ...) below the key `layers`, else (...).
+    layers: key below which leaves have the axis L; None where none has it.
 
   Returns:
     f32 that broadcasts against the leaf: (L, 1, ...) or (1, ...).
@@ -126,7 +124,7 @@ def root_mean_square(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     (square,) = tensors.sums([x * x])
     return jnp.sqrt(square / max(x.size, 1)).reshape((1,) * x.ndim)
 
-  layered = leaves.is_layered(path)
+  layered = leaves.is_layered(path, layers)
   return (jax.vmap(of_matrix) if layered else of_matrix)(leaf)
 
 
@@ -153,7 +151,7 @@ def cast(
   if dtype != jnp.bfloat16:
     raise ValueError(
       f'Got a leaf of {jnp.dtype(dtype).name} to round stochastically; '
-      'expected float32 or bfloat16.'
+      "expected float32 or bfloat16, or rounding='nearest'."
     )
   bits = jax.lax.bitcast_convert_type(value, jnp.uint32)
   low = jnp.uint32(0xFFFF)

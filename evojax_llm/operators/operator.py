@@ -1,113 +1,159 @@
-"""What is known of an operator, under one signature for each kind."""
+"""What is known of an operator: its function, parameters, options and source.
+
+Whatever the signature of the function tells (a key, a base, an axis) is read
+from it and declared nowhere else.
+"""
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
-from evojax_llm.operators.merges.method import Parameter
+from evojax_llm.options import Option
 
 KINDS = ('merge', 'mutation', 'succession', 'selection')
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-  """What an operator cannot do without, for each element of its child.
+class Parameter(Option):
+  """A number that a sweep may vary: traced, so that it recompiles nothing.
+
+  A value below `low` or above `high` is refused where it is known, and cut
+  where only a running program knows it.
 
   Attributes:
-    group: what bounds it: 'elementwise' (memory), 'trimming' (thresholds of
-      magnitudes), 'random' (the generator), 'algebra' (small decompositions)
-      or 'choice' (a population's fitness: nothing of size).
-    passes: how often every genome is read; twice where the first pass is for
-      a norm. The child is written once.
-    words: random words of 32 bits.
-    second_only: whether only the factors B of an adapter are touched.
-    other: what takes time beside memory and generator, in words.
+    span: the range that makes sense for a search.
+    per_model: whether it may be (k,), one for each parent, instead of ().
   """
 
-  group: str
-  passes: int = 1
-  words: float = 0.0
-  second_only: bool = False
-  other: str = 'arithmetic'
+  span: tuple[float, float] = (0.0, 1.0)
+  per_model: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
-  """An operator and what it needs.
+  """An operator on genomes, or one that chooses among members.
 
   Attributes:
     name: unique.
-    kind: one of KINDS. 'merge', 'mutation' and 'succession' make genomes as
-      apply(key, *genomes) and are lifted with vmap; 'selection' sees everybody
-      as apply(key, seen, count, ids) and returns places.
-    arity: genomes read, of a merge of any number of parents two; for selection
-      0.
-    apply: the function under the kind's signature; parameters and options by
-      name, all with defaults.
+    kind: one of KINDS.
+    function: takes what `takes` declares by name.
     source: paper or system.
-    doc: one line.
-    cost: see `Cost`.
-    parameters: numbers that a sweep may vary, by name.
-    options: static choices by name, the default first.
-    cases: options (and parameters) that are tested and measured.
-    draws: whether the key matters.
-    shared: how many of the genomes, the last ones, are one for all members.
-    results: how many genomes are made.
-    sees: for selection, 'fitness' (P,), 'objectives' (P, K) or 'scores'
-      (P, items).
-    least: for merges, how many parents at least.
-    most: for selection, how many places there are at most, for merges, how
-      many parents; None for any number.
-    base: for merges, whether there is a base beside the parents: 'none',
-      'optional' or 'required'.
-    tolerance: how far jit may be from eager in f32, relative.
-    peers: name of the same in others' code, by 'mergekit' or 'peft'.
+    takes: each `Parameter` is a number that may be traced; every other option
+      is a static choice.
+    text: one line; the first of the function's docstring by default.
   """
 
   name: str
   kind: str
-  arity: int
-  apply: Callable[..., Any]
+  function: Callable[..., Any]
   source: str
-  doc: str
-  cost: Cost
-  parameters: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
-  options: Mapping[str, tuple[Any, ...]] = dataclasses.field(
-    default_factory=dict
-  )
-  cases: tuple[Mapping[str, Any], ...] = ({},)
-  draws: bool = True
-  shared: int = 0
-  results: int = 1
-  sees: str = 'fitness'
-  least: int = 1
-  most: int | None = None
-  base: str = 'none'
-  tolerance: float = 1e-6
-  peers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  takes: tuple[Option, ...] = ()
+  text: str = ''
+
+  def __post_init__(self):
+    known = self.signature
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+      return
+    missing = {option.name for option in self.takes} - set(known)
+    if missing:
+      raise ValueError(
+        f'Got {sorted(missing)} declared for {self.name}; expected names that '
+        f'its function takes: {sorted(known)}.'
+      )
+
+  @functools.cached_property
+  def signature(self) -> Mapping[str, inspect.Parameter]:
+    """What the function takes, by name."""
+    return inspect.signature(self.function).parameters
+
+  @functools.cached_property
+  def parameters(self) -> Mapping[str, Parameter]:
+    """Numbers that may be traced, by name."""
+    return {o.name: o for o in self.takes if isinstance(o, Parameter)}
+
+  @functools.cached_property
+  def options(self) -> Mapping[str, Option]:
+    """Static choices, by name."""
+    return {o.name: o for o in self.takes if not isinstance(o, Parameter)}
+
+  @property
+  def draws(self) -> bool:
+    """Whether the function takes a key."""
+    return 'key' in self.signature
+
+  @property
+  def doc(self) -> str:
+    """One line that says what the operator does."""
+    return self.text or (self.function.__doc__ or '').split('\n')[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Case:
-  """One operator with its options chosen: a row of tests and benchmarks."""
+class Merge(Operator):
+  """A merge of one tensor, function(parents (k, ...), base (...), ...).
 
-  operator: Operator
-  chosen: Mapping[str, Any]
+  The function takes `base` where it merges deltas, `key` where it draws, and
+  `axis` where a matrix's orientation matters (`leaves.row_axis`).
+
+  Attributes:
+    parents: how many, at least and at most; None for any number.
+    scope: what one draw belongs to, 'tensor', 'matrix' (both factors of an
+      adapter), 'layer' or 'genome'.
+    whole: the same for whole genomes, taken with the option span='genome'.
+  """
+
+  kind: str = dataclasses.field(default='merge', init=False)
+  parents: tuple[int, int | None] = (1, None)
+  scope: str = 'tensor'
+  whole: Callable[..., Any] | None = None
+
+  def __post_init__(self):
+    if self.whole is None:
+      super().__post_init__()
+
+  def __call__(self, parents: Any, base: Any = None, **given: Any) -> Any:
+    """Merges one tensor.
+
+    Args:
+      parents: (k, ...).
+      base: (...), or None.
+      **given: `key`, and `axis` other than the last, where the function takes
+        them, parameters and options; the defaults for the rest.
+    """
+    values = {option.name: option.default for option in self.takes}
+    if self.by_row:
+      values['axis'] = -1
+    if self.whole:
+      del values['span']
+    bases = () if base is None else (base,)
+    return self.function(parents, *bases, **values | given)
 
   @property
-  def name(self) -> str:
-    """The operator's name and what is not the default."""
-    chosen = [f'{name}={value}' for name, value in self.chosen.items()]
-    return '-'.join([self.operator.name, *chosen])
+  def least(self) -> int:
+    """How many parents there are at least."""
+    return self.parents[0]
 
   @property
-  def apply(self) -> Callable[..., Any]:
-    """The function, bound."""
-    return functools.partial(self.operator.apply, **self.chosen)
+  def most(self) -> int | None:
+    """How many parents there are at most; None for any number."""
+    return self.parents[1]
 
+  @property
+  def base(self) -> str:
+    """Whether a base is merged with: 'none', 'optional' or 'required'."""
+    if 'base' not in self.signature:
+      return 'none'
+    required = self.signature['base'].default is inspect.Parameter.empty
+    return 'required' if required else 'optional'
 
-def cases(operators: tuple[Operator, ...]) -> tuple[Case, ...]:
-  """All cases of these operators."""
-  return tuple(Case(op, chosen) for op in operators for chosen in op.cases)
+  @property
+  def needs_base(self) -> bool:
+    """Whether there must be a base."""
+    return self.base == 'required'
+
+  @property
+  def by_row(self) -> bool:
+    """Whether a matrix's orientation matters."""
+    return 'axis' in self.signature

@@ -1,8 +1,8 @@
 """Selection by several objectives at once: NSGA-II.
 
 Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II"
-(2002). Members are sorted into fronts, of which nobody in one is dominated by
-another of the same or a later one, and within a front by how lonely they are.
+(2002). Members are sorted into fronts, such that no member is dominated by one
+of the same or a later front, and within a front by their crowding distance.
 `fitness` turns this order into one number a member, with which every selection
 and survival of this package works: survival by truncation is NSGA-II's, and a
 tournament of two its choice of parents.
@@ -18,7 +18,7 @@ from evojax_llm.operators import selection
 
 
 def fronts(objectives: jax.Array) -> jax.Array:
-  """The non-dominated sort.
+  """Sorts members into non-dominated fronts.
 
   Args:
     objectives: (P, K) f32.
@@ -44,12 +44,12 @@ def fronts(objectives: jax.Array) -> jax.Array:
 def crowding(
   objectives: jax.Array, front: jax.Array, ids: jax.Array | None = None
 ) -> jax.Array:
-  """How far each member's neighbours in its front are apart.
+  """Returns how far each member's neighbours in its front are apart.
 
   Args:
     objectives: (P, K) f32.
     front: (P,) i32 from `fronts`.
-    ids: (P,) i32, for ties; the places by default.
+    ids: (P,) i32, for ties; indices by default.
 
   Returns:
     (P,) f32: summed over the objectives, each as a fraction of its range in
@@ -80,7 +80,7 @@ def crowding(
 
 
 def ranking(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """Places by front, then lonely ones first, then by id; (P,) i32."""
+  """Returns indices (P,) i32 by front, then crowding distance, then id."""
   front = fronts(objectives)
   ids = selection.default_ids(front, ids)
   distance = crowding(objectives, front, ids)
@@ -88,11 +88,11 @@ def ranking(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
 
 
 def fitness(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """The ranking as a fitness to be maximised.
+  """Returns the ranking as a fitness to be maximised.
 
   Args:
     objectives: (P, K) f32.
-    ids: (P,) i32, for ties; the places by default.
+    ids: (P,) i32, for ties; indices by default.
 
   Returns:
     (P,) f32: P for the first of the ranking, down to one; NaN where failed.

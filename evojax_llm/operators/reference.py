@@ -10,16 +10,35 @@ PAGE = pathlib.Path(__file__).with_name('README.md')
 _HEAD = """# Operators
 
 Pure functions on genomes, written for one member or one set of parents and
-lifted with `vmap`. This page is made from `table.py` by
+lifted with `vmap`. This page is made from `registry.py` by
 `python -m experiments.operators_reference`; how fast each is, is measured by
 `python -m experiments.benchmark_operators`.
 
 Parameters are numbers that a sweep may vary without recompilation, with their
-default and the range that makes sense; with a star, one for each parent. Those
-of merges have bounds as well (a density is a share): what is beyond is refused
-where it is known, and cut inside of a program. Options are static; the first
-choice is the default.
+default and the range that makes sense for a search; with a star, one for each
+parent. What a merge cannot have (a density is a share) is refused where it is
+known, and cut inside of a program. Options are static, with their default.
+
+`from evojax_llm.operators import ...` gives all of them, for the merges
+`merge('slerp', [a, b])` and `merge_population`. A merge of your own is a
+function of one tensor and an entry:
+
+```python
+from evojax_llm.operators import Merge
+from evojax_llm.operators import Parameter
+
+
+def pull(parents, *, t):
+  return parents[0] + t * (parents[1] - parents[0])
+
+
+T = Parameter('t', 0.5, 'how far')
+PULL = Merge('pull', pull, 'me', (T,), parents=(2, 2))
+```
+
+`'my_module:PULL'` is then a name wherever the name of a merge is given.
 """
+_SEES = ('fitness', 'objectives', 'scores')
 _KINDS = {
   'merge': (
     'Merges (crossover)',
@@ -42,9 +61,9 @@ _KINDS = {
   ),
   'selection': (
     'Selection',
-    'Places of members, from the fitness of all (P,), from objectives (P, K) '
+    'Indices of members, from the fitness of all (P,), from objectives (P, K) '
     'or from scores of each example (P, items). Whatever the fitness, the '
-    'places are valid; failed members come last.',
+    'indices are valid; failed members come last.',
   ),
 }
 
@@ -70,10 +89,10 @@ def _kind(kind, ops):
     if kind == 'merge':
       cells += [_parents(op), '' if op.base == 'none' else op.base]
     elif kind == 'selection':
-      cells += [op.sees]
+      cells += [next(name for name in _SEES if name in op.signature)]
     cells += [
-      '; '.join(_parameter(*item) for item in op.parameters.items()),
-      '; '.join(_option(*item) for item in op.options.items()),
+      '; '.join(map(_parameter, op.parameters.values())),
+      '; '.join(map(_option, op.options.values())),
       'yes' if op.draws else '',
       op.source,
     ]
@@ -87,16 +106,21 @@ def _parents(op):
   return str(op.most)
 
 
-def _parameter(name, parameter):
+def _parameter(parameter):
   star = '*' if parameter.per_model else ''
-  span = f'{parameter.low:g} to {parameter.high:g}'
+  low, high = parameter.span
   return (
-    f'`{name}`{star} {parameter.default:g} ({span}): {_text(parameter.doc)}'
+    f'`{parameter.name}`{star} {parameter.default:g} ({low:g} to {high:g}): '
+    f'{_text(parameter.text)}'
   )
 
 
-def _option(name, choices):
-  return f'`{name}` ' + ', '.join(map(str, choices))
+def _option(option):
+  others = [value for value in option.choices if value != option.default]
+  allowed = ' or '.join(map(str, [option.default, *others]))
+  if not others:
+    allowed += f' ({option.allowed})'
+  return f'`{option.name}` {allowed}: {_text(option.text)}'
 
 
 def _text(words):

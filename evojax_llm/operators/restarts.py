@@ -1,8 +1,8 @@
 """Restarts of particles that have long not improved.
 
-In Model Swarms (arXiv 2410.11163) a particle that found no better position for
-some rounds goes back to its own best, at rest. In the released code it stays
-stale there, so that it is sent back in every round from then on: `forever`.
+In Model Swarms (arXiv 2410.11163) a particle without a better position for some
+rounds goes back to its own best, at rest. In the released code it stays stale
+there, so that it is sent back in every round from then on: `forever`.
 Here a restart begins the count anew, and for a refractory period, which begins
 with its round, there is no other (the authors' later toolkit counts three).
 """
@@ -28,7 +28,7 @@ class Patience:
 
 
 def start(members: int) -> Patience:
-  """Everybody fresh, and nobody refractory."""
+  """Returns the patience of particles that start fresh."""
   return Patience(
     stale=jnp.zeros((members,), jnp.int32),
     rest=jnp.zeros((members,), jnp.int32),
@@ -36,7 +36,7 @@ def start(members: int) -> Patience:
 
 
 def count(patience: Patience, improved: jax.Array) -> Patience:
-  """After a round: (P,) bool says who found a new personal best."""
+  """Counts a round; `improved` (P,) says which particles did."""
   return Patience(
     stale=jnp.where(improved, 0, patience.stale + 1),
     rest=jnp.maximum(patience.rest - 1, 0),
@@ -50,7 +50,7 @@ def due(
   *,
   forever: bool = False,
 ) -> tuple[jax.Array, Patience]:
-  """Before a round: who is restarted.
+  """Tells before a round which particles are restarted.
 
   Args:
     patience: before.

@@ -1,13 +1,12 @@
 """Selection: which members are drawn, as parents or to survive.
 
-These functions see a whole population's fitness (P,), not one member, so they
-are not lifted with vmap over members (though over several draws they may be).
-They return places, never genomes, and are total: whatever the fitness, the
-places returned are valid. Fitness is maximised, and a member whose fitness is
-not finite has failed.
+These functions see the fitness (P,) of a whole population, so they are not
+lifted with vmap over members (over several draws they may be). They return
+indices, which are valid whatever the fitness. Fitness is maximised, and a
+member whose fitness is not finite has failed.
 
 Draws are addressed by member id, and ties go to the lower id, so reordering
-the members reorders nothing but the places.
+the members changes the indices alone.
 
 Chances of roulette, in classes that exhaust one another in this order:
   1. fitness above zero: in proportion to fitness. If any fitness is negative,
@@ -26,29 +25,21 @@ METHODS = ('roulette', 'tournament', 'truncation', 'rank', 'universal')
 ELITE, _POSITIVE, _ZERO, _FAILED, EXCLUDED = range(-1, 4)
 
 
-def gumbel(key: jax.Array, ids: jax.Array) -> jax.Array:
-  """(P,) Gumbel noise of each id."""
+def gumbel(key: jax.Array, ids: jax.Array, *rounds: int) -> jax.Array:
+  """Returns Gumbel noise of each id, (P,) f32, or (rounds, P)."""
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids.astype(jnp.uint32))
-  return jax.vmap(lambda k: jax.random.gumbel(k, (), jnp.float32))(keys)
-
-
-def _round_noise(key, ids, rounds):
-  """(rounds, P) Gumbel noise of each id in each of several rounds."""
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids.astype(jnp.uint32))
-  return jax.vmap(lambda k: jax.random.gumbel(k, (rounds,), jnp.float32))(
-    keys
-  ).T
+  return jax.vmap(lambda k: jax.random.gumbel(k, rounds, jnp.float32))(keys).T
 
 
 def default_ids(fitness: jax.Array, ids: jax.Array | None) -> jax.Array:
-  """(P,) i32: the ids, or the places where there are none."""
+  """Returns the ids (P,) i32, or indices where there are none."""
   if ids is None:
     return jnp.arange(fitness.shape[0], dtype=jnp.int32)
   return ids
 
 
 def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Classes of candidates, and their chances in roulette.
+  """Returns classes of candidates, and their chances in roulette.
 
   Returns:
     (P,) i32 class, a lower one exhausted before a higher one, and (P,) f32
@@ -65,11 +56,11 @@ def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """Places from the fittest to the least fit, failed ones last.
+  """Returns indices from the fittest to the least fit, failed ones last.
 
   Args:
     fitness: (P,) f32.
-    ids: (P,) i32, for ties; the places by default.
+    ids: (P,) i32, for ties; indices by default.
 
   Returns:
     (P,) i32.
@@ -83,7 +74,7 @@ def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
 def truncation(
   fitness: jax.Array, count: int, ids: jax.Array | None = None
 ) -> jax.Array:
-  """The `count` fittest, (count,) i32 places, best first.
+  """Returns the `count` fittest, (count,) i32 indices, best first.
 
   Raises:
     ValueError: if more members are asked for than there are.
@@ -110,12 +101,12 @@ def roulette(
     key: () typed key.
     fitness: (P,) f32.
     count: how many; at most P without replacement.
-    ids: (P,) i32 that address the draws; the places by default.
+    ids: (P,) i32 that address the draws; indices by default.
     replace: whether a member may be drawn twice.
     eligible: (P,) bool; others are drawn for want of any alone.
 
   Returns:
-    (count,) i32 places in the order drawn.
+    (count,) i32 indices in the order drawn.
 
   Raises:
     ValueError: if more members are asked for than there are.
@@ -127,7 +118,7 @@ def roulette(
     group = jnp.where(eligible, group, EXCLUDED)
   if replace:
     best = group == jnp.min(group)
-    score = _round_noise(key, ids, count) + chance
+    score = gumbel(key, ids, count) + chance
     return jnp.argmax(jnp.where(best, score, -jnp.inf), axis=1).astype(
       jnp.int32
     )
@@ -153,11 +144,11 @@ def rank(
 
 
 def rank_chances(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """(P,) f32: n for the fittest of n, then n - 1, ...; NaN where failed."""
+  """Returns n for the fittest of n, then n - 1, ..., (P,); NaN where failed."""
   order = ranking(fitness, ids)
-  places = jnp.arange(fitness.shape[0], 0, -1, dtype=jnp.int32)
+  ranks = jnp.arange(fitness.shape[0], 0, -1, dtype=jnp.int32)
   chances = jnp.zeros(fitness.shape, jnp.float32)
-  chances = chances.at[order].set(places.astype(jnp.float32))
+  chances = chances.at[order].set(ranks.astype(jnp.float32))
   # Counted from the last that lives, so that it has chance one.
   failed = jnp.sum(~jnp.isfinite(fitness)).astype(jnp.float32)
   return jnp.where(jnp.isfinite(fitness), chances - failed, jnp.nan)
@@ -172,17 +163,17 @@ def tournament(
   entrants: int = 3,
   replace: bool = False,
 ) -> jax.Array:
-  """Repeatedly the fittest of a few: `entrants` drawn evenly from the rest.
+  """Chooses repeatedly the fittest of `entrants`, drawn evenly from the rest.
 
-  The winner is taken out, as in GENOME's released code, so no member is drawn
+  The winner leaves, as in GENOME's released code, so no member is drawn
   twice; with `replace` it stays. With fewer left than `entrants`, all of them
   compete. The entrants of one tournament are different members.
 
   Returns:
-    (count,) i32 places in the order drawn.
+    (count,) i32 indices in the order drawn.
 
   Raises:
-    ValueError: if nobody enters, or if more members are asked for than there
+    ValueError: if no member enters, or if more members are asked for than there
       are, unless with replacement.
   """
   if not replace:
@@ -210,23 +201,13 @@ def tournaments(
   entrants: int = 3,
   replace: bool = False,
 ) -> jax.Array:
-  """`count` tournaments, of which all those eligible compete in the first few.
+  """Holds tournaments, in the first few of which all those eligible compete.
 
-  Args:
-    key: () typed key.
-    fitness: (P,) f32.
-    count: how many.
-    ids: (P,) i32.
-    eligible: (P,) bool.
-    elites: () i32, tournaments in which everybody competes.
-    entrants: of the other tournaments.
-    replace: whether winners stay.
-
-  Returns:
-    (count,) i32 places in the order drawn.
+  As `tournament`, of the `eligible` (P,) bool only; all of them compete in the
+  first `elites` () i32.
 
   Raises:
-    ValueError: if nobody enters.
+    ValueError: if no member enters.
   """
   if entrants < 1:
     raise ValueError(
@@ -246,16 +227,14 @@ def tournaments(
     return (left if replace else left.at[winner].set(False)), winner
 
   rounds = jnp.arange(count, dtype=jnp.int32)
-  _, winners = jax.lax.scan(
-    play, eligible, (rounds, _round_noise(key, ids, count))
-  )
+  _, winners = jax.lax.scan(play, eligible, (rounds, gumbel(key, ids, count)))
   return winners
 
 
 def places_of(order: jax.Array) -> jax.Array:
-  """(P,) i32: where each member stands in an order of all places."""
-  places = jnp.arange(order.shape[0], dtype=jnp.int32)
-  return jnp.zeros(order.shape, jnp.int32).at[order].set(places)
+  """Returns the position of each index in an order of all, (P,) i32."""
+  positions = jnp.arange(order.shape[0], dtype=jnp.int32)
+  return jnp.zeros(order.shape, jnp.int32).at[order].set(positions)
 
 
 def universal(
@@ -266,7 +245,7 @@ def universal(
   *,
   replace: bool = True,
 ) -> jax.Array:
-  """Stochastic universal sampling: one turn of a wheel with `count` pointers.
+  """Turns a wheel with `count` pointers once (stochastic universal sampling).
 
   With replacement (Baker, "Reducing bias and inefficiency in the selection
   algorithm", 1987) a member whose share of the wheel is e / count is drawn
@@ -274,19 +253,8 @@ def universal(
   is cut off goes to the others of the class in proportion (systematic
   sampling with unequal probabilities).
 
-  Args:
-    key: () typed key.
-    fitness: (P,) f32.
-    count: how many; at most P without replacement.
-    ids: (P,) i32: the order around the wheel; the places by default.
-    replace: whether a member may be drawn twice.
-
-  Returns:
-    (count,) i32 places, ordered by id.
-
-  Raises:
-    ValueError: if more members are asked for than there are, unless with
-      replacement.
+  Args and errors are those of `roulette`; the ids are the order around the
+  wheel, and of the (count,) i32 indices that are returned.
   """
   if not replace:
     _check_count(count, fitness)
@@ -321,7 +289,7 @@ def spin(
   count: int,
   ids: jax.Array,
 ) -> jax.Array:
-  """Universal sampling without replacement, class after class.
+  """Samples as `universal` without replacement, class after class.
 
   Args:
     key: () typed key.
@@ -331,7 +299,7 @@ def spin(
     ids: (P,) i32; may repeat where excluded.
 
   Returns:
-    (count,) i32 places, ordered by id.
+    (count,) i32 indices, ordered by id.
   """
   expected = jnp.zeros(chance.shape, jnp.float32)
   left = jnp.float32(count)
@@ -354,8 +322,8 @@ def spin(
     .at[around]
     .set(jnp.diff(passed, prepend=0))
   )
-  # Rounding may move a pointer across an edge: whoever is certain comes first,
-  # and if somebody was hit twice the next of the class fills up.
+  # Rounding may move a pointer across an edge: certain members come first, and
+  # if one was hit twice the next of the class fills up.
   order = jnp.lexsort((ids, group, hits == 0, expected < 1.0))[:count]
   return order[jnp.argsort(ids[order])].astype(jnp.int32)
 
@@ -363,7 +331,7 @@ def spin(
 def _capped(weight, total):
   """min(1, c w), with c so that they sum to `total`.
 
-  The k heaviest are certain, for the smallest k that leaves nobody else above
+  The k heaviest are certain, for the smallest k that leaves no other above
   one. (P,) f32; `total` is at most the number of weights above zero.
   """
   heaviest = jnp.sort(weight)[::-1]
@@ -376,7 +344,7 @@ def _capped(weight, total):
 
 
 def ranking_key(fitness: jax.Array) -> jax.Array:
-  """(P,) f32 that sorts ascending from the fittest to failed members."""
+  """Returns keys (P,) f32 that sort from the fittest to failed members."""
   return jnp.where(jnp.isfinite(fitness), -fitness, jnp.inf)
 
 

@@ -8,8 +8,8 @@ particle swarm with repulsion from the worst:
   v  <- a_0 v + a_1 (p - x) + a_2 (g - x) - a_3 (w - x)
   x  <- x + lambda v
 
-with p the member's own best position, g the best and w the worst position
-anyone ever had; - a_3 (w - x) in the one paper is + a_3 (x - w) in the other.
+with p the member's own best position, g the best and w the worst position of
+any member so far; - a_3 (w - x) in the one paper is + a_3 (x - w) in the other.
 Functions are for one particle; vmap them for a population.
 
 r may be drawn for each particle (as written) or for each of its tensors, or be
@@ -32,9 +32,9 @@ STARTS = ('random', 'zero', 'best')
 
 @flax.struct.dataclass
 class Memory:
-  """Best-particle memory: genomes copied, so that nobody can move them.
+  """Best-particle memory: copies of genomes, which no step moves.
 
-  Fitness and id of a place that has never held a member with finite fitness
+  Fitness and id of a slot that never held a member with finite fitness
   are NaN and the id of the member it was begun with.
 
   Attributes:
@@ -45,6 +45,8 @@ class Memory:
     best: one genome, the best of all time.
     best_fitness: () f32.
     best_id: () i32.
+    best_tasks: (K,) f32 its fitness on each task; None where not known.
+    best_generation: () i32, when it was born.
     worst: one genome, the worst of all time.
     worst_fitness: () f32.
     worst_id: () i32.
@@ -56,6 +58,8 @@ class Memory:
   best: Any
   best_fitness: jax.Array
   best_id: jax.Array
+  best_tasks: jax.Array | None
+  best_generation: jax.Array
   worst: Any
   worst_fitness: jax.Array
   worst_id: jax.Array
@@ -73,6 +77,7 @@ def start_memory(
   population: stack.Population,
   fitness: jax.Array,
   ids: jax.Array,
+  tasks: jax.Array | None = None,
   *,
   personal: bool = True,
 ) -> Memory:
@@ -82,6 +87,7 @@ def start_memory(
     population: leaves (P, ...).
     fitness: (P,) f32, NaN where failed.
     ids: (P,) i32.
+    tasks: (P, K) f32 fitness on each task, or None.
     personal: whether to keep personal bests.
   """
   best = _first_best(fitness, ids)
@@ -93,6 +99,8 @@ def start_memory(
     best=stack.take(population, best),
     best_fitness=fitness[best],
     best_id=ids[best],
+    best_tasks=None if tasks is None else tasks[best],
+    best_generation=jnp.int32(0),
     worst=stack.take(population, worst),
     worst_fitness=fitness[worst],
     worst_id=ids[worst],
@@ -109,6 +117,8 @@ def remember_extremes(
   population: stack.Population,
   fitness: jax.Array,
   ids: jax.Array,
+  tasks: jax.Array | None = None,
+  generation: jax.Array | int = 0,
 ) -> Memory:
   """Updates best and worst from newly scored members.
 
@@ -117,19 +127,25 @@ def remember_extremes(
     population: leaves (M, ...).
     fitness: (M,) f32, NaN where failed or empty.
     ids: (M,) i32.
+    tasks: (M, K) f32 fitness on each task, where the memory knows them.
+    generation: () i32, when the members were born.
   """
   best, worst = _first_best(fitness, ids), _first_best(-fitness, ids)
   better = improves(fitness[best], memory.best_fitness)
   worse = improves(-fitness[worst], -memory.worst_fitness)
 
-  def keep(changed, place, old):
-    new = stack.take(population, place)
+  def keep(changed, index, old):
+    new = stack.take(population, index)
     return jax.tree.map(lambda n, o: jnp.where(changed, n, o), new, old)
 
   return memory.replace(
     best=keep(better, best, memory.best),
     best_fitness=jnp.where(better, fitness[best], memory.best_fitness),
     best_id=jnp.where(better, ids[best], memory.best_id),
+    best_tasks=None
+    if tasks is None
+    else jnp.where(better, tasks[best], memory.best_tasks),
+    best_generation=jnp.where(better, generation, memory.best_generation),
     worst=keep(worse, worst, memory.worst),
     worst_fitness=jnp.where(worse, fitness[worst], memory.worst_fitness),
     worst_id=jnp.where(worse, ids[worst], memory.worst_id),
@@ -263,6 +279,45 @@ def step(
   return jax.tree.map(leaf_step, position, speed)
 
 
+def swarm(
+  key: jax.Array,
+  speed: stack.Genome,
+  position: stack.Genome,
+  personal: stack.Genome,
+  best: stack.Genome,
+  worst: stack.Genome,
+  *,
+  inertia: jax.Array | float = 0.2,
+  cognitive: jax.Array | float = 0.2,
+  social: jax.Array | float = 0.2,
+  repel: jax.Array | float = 0.1,
+  length: jax.Array | float = 0.5,
+  draws: str = 'particle',
+  normalise: bool = True,
+) -> tuple[stack.Genome, stack.Genome]:
+  """One step by inertia, to the own and the common best, from the worst.
+
+  Args:
+    key: () typed key of the particle and step.
+    speed, position, personal, best, worst: v, x, p, g and w.
+    inertia, cognitive, social, repel: phi.
+    length: lambda.
+    draws, normalise: see `draw_coefficients`.
+
+  Returns:
+    The new velocity and the new position.
+  """
+  blend = draw_coefficients(
+    key,
+    jnp.asarray([inertia, cognitive, social, repel], jnp.float32),
+    draws=draws,
+    num_tensors=len(jax.tree.leaves(position)),
+    normalise=normalise,
+  )
+  speed = velocity(blend, speed, position, personal, best, worst)
+  return speed, step(position, speed, length)
+
+
 def decay(
   length: jax.Array, factor: jax.Array | float, floor: jax.Array | float
 ) -> jax.Array:
@@ -319,18 +374,18 @@ def start_velocities(
 
 
 def partners(key: jax.Array, ids: jax.Array) -> jax.Array:
-  """For each member another one, drawn evenly.
+  """Draws another member for each, evenly.
 
-  Not for one member: everybody else is in the draw. A member moves on by a
-  random number of places in the order of ids, so the order of the population
-  does not matter.
+  Not for one member: all others are in the draw. A member moves on by a random
+  number of positions in the order of ids, so the order of the population does
+  not matter.
 
   Args:
     key: () typed key.
-    ids: (P,) i32, unique; -1 in places that are empty.
+    ids: (P,) i32, unique; -1 in slots that are empty.
 
   Returns:
-    (P,) i32 places, never a member's own unless it is alone, and never one
+    (P,) i32 indices, never a member's own unless it is alone, and never one
     that is empty.
   """
   empty = ids < 0

@@ -1,7 +1,7 @@
 """Survival: bringing members and proposals back to P.
 
-What is said of selection holds here: places, not genomes, are returned for any
-fitness whatever, draws are addressed by id, and ties go to the lower id.
+As in `selection`, indices and not genomes are returned for any fitness
+whatever, draws are addressed by id, and ties go to the lower id.
 """
 
 import jax
@@ -17,7 +17,7 @@ def elite_count(
   least: int = 1,
   rounding='floor',
 ) -> jax.Array:
-  """Number of elites for a share of the members.
+  """Returns the number of elites for a share of the members.
 
   Args:
     share: () fraction of the members.
@@ -51,7 +51,7 @@ def survivors(
   method: str = 'roulette',
   entrants: int = 3,
 ) -> jax.Array:
-  """(mu + lambda): the elites, then the rest by `method`, nobody twice.
+  """Chooses survivors, (mu + lambda): elites, then others by `method`.
 
   Args:
     key: () typed key.
@@ -64,11 +64,11 @@ def survivors(
     entrants: size of a tournament.
 
   Returns:
-    (count,) i32 places, ordered by id, so that the order carries no meaning.
-    A failed member survives only if too few others are eligible.
+    (count,) different i32 indices, ordered by id, which carries no meaning. A
+    failed member survives only if too few others are eligible.
 
   Raises:
-    ValueError: if `method` is unknown or there are fewer places than `count`.
+    ValueError: if `method` is unknown or there are fewer members than `count`.
   """
   if method not in selection.METHODS:
     raise ValueError(

@@ -1,9 +1,8 @@
-"""Addressed randomness: a key says who draws, when and what for.
+"""Addressed randomness: a key is made of generation, member and purpose.
 
-Keys are never consumed in order. Reordering, chunking or sharding members
-therefore changes nobody's draw, and a resumed run draws what the unbroken run
-would have drawn. Threefry (JAX's default) is required: other generators give
-other bits under vmap.
+Keys are never consumed in order, so reordering, chunking or sharding members
+changes no draw, and a resumed run draws what an unbroken one would. Threefry
+(JAX's default) is required: other generators give other bits under vmap.
 """
 
 import zlib
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 
 def purpose_code(purpose: str) -> int:
-  """The 31-bit number a purpose is folded in as; stable between versions."""
+  """Returns the 31-bit number of a purpose; stable between versions."""
   return zlib.crc32(purpose.encode()) & 0x7FFFFFFF
 
 
@@ -23,16 +22,13 @@ def key_for(
   member_id: jax.Array | int,
   purpose: str,
 ) -> jax.Array:
-  """Key of one draw.
+  """Returns the key of one draw.
 
   Args:
     seed_key: () typed key of the run.
     generation: () i32.
-    member_id: () i32 id of the member (or place) that draws.
+    member_id: () i32 id of the member (or slot) that draws.
     purpose: what is drawn, for example 'mutation'.
-
-  Returns:
-    () typed key; vmap over `member_id` for several members.
   """
   key = jax.random.fold_in(seed_key, _data(generation))
   key = jax.random.fold_in(key, purpose_code(purpose))
@@ -46,12 +42,12 @@ def keys_for(
   member_ids: jax.Array,
   purpose: str,
 ) -> jax.Array:
-  """(P,) keys, one for each of `member_ids` (P,)."""
+  """Returns (P,) keys, one for each of `member_ids` (P,)."""
   return jax.vmap(key_for, in_axes=(None, None, 0, None))(
     seed_key, generation, member_ids, purpose
   )
 
 
 def _data(value):
-  # fold_in takes unsigned words; empty places have the id -1.
+  # fold_in takes unsigned words; empty slots have the id -1.
   return jnp.asarray(value, jnp.int32).astype(jnp.uint32)

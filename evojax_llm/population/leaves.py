@@ -1,10 +1,9 @@
-"""What operators need to know of a genome's leaves, read from their paths.
+"""Properties of a genome's leaves that operators read from their paths.
 
-Leaves below a key 'layers' carry the layer axis L in front (before it, in a
-population, P), so that one leaf holds L matrices. A leaf named 'b' is the
-second factor of an adapter; its size is the adapter's mass, because the change
-of the model is a b. A leaf named 'kernel', 'a' or 'b' is (..., in, out), where
-Hugging Face and PEFT store (out, in); every other leaf is as stored there.
+A leaf below a key 'layers' has the layer axis L (after P, in a population) and
+so holds L matrices. A leaf named 'b' is the second factor of an adapter, whose
+change of the model is a b. Leaves named 'kernel', 'a' or 'b' are (..., in,
+out), where Hugging Face and PEFT store (out, in); others are as stored there.
 """
 
 from collections.abc import Callable
@@ -27,41 +26,45 @@ def _last(path: tuple[Any, ...]) -> Any:
 
 
 def name(path: tuple[Any, ...]) -> str:
-  """A jax.tree_util path as text, such as 'layers/mlp/up_proj/kernel'."""
+  """Returns a tree path as text, such as 'layers/mlp/up_proj/kernel'."""
   return '/'.join(map(str, _names(path)))
 
 
 def module(path: tuple[Any, ...]) -> str:
-  """As `name`, but the same for both factors of an adapted matrix."""
+  """Returns `name` of the module: one text for both factors of an adapter."""
   names = _names(path)
   return '/'.join(map(str, names[:-1] if _last(path) in FACTORS else names))
 
 
 def row_axis(path: tuple[Any, ...], rank: int) -> int:
-  """The axis along a row of one matrix as others store it, (out, in).
+  """Returns the axis along a row of a matrix as stored, (out, in).
 
-  Args:
-    path: where the leaf is.
-    rank: number of axes of the matrix, without L.
-
-  Returns:
-    -2 for a matrix kept as (in, out), else -1.
+  It is -2 for a matrix kept as (in, out), else -1; `rank` is the number of
+  axes without L.
   """
   return -2 if rank > 1 and _last(path) in TRANSPOSED else -1
 
 
-def is_layered(path: tuple[Any, ...]) -> bool:
-  """Whether the leaf at a jax.tree_util path has the layer axis L."""
-  return LAYERS in _names(path)[:-1]
+def is_layered(path: tuple[Any, ...], layers: str | None = LAYERS) -> bool:
+  """Whether the leaf at a path has the layer axis L.
+
+  It has where it is below a key `layers`; with None no leaf has.
+  """
+  return layers is not None and layers in _names(path)[:-1]
 
 
 def is_second_factor(path: tuple[Any, ...]) -> bool:
-  """Whether the leaf at a jax.tree_util path is a factor B."""
+  """Whether the leaf at a path is the second factor of an adapter."""
   return _last(path) == SECOND_FACTOR
 
 
+def is_factors(node: Any) -> bool:
+  """Whether a node of a tree holds the two factors of one matrix."""
+  return isinstance(node, dict) and set(node) == set(FACTORS)
+
+
 def has_factors(genome: Any) -> bool:
-  """Whether a genome is made of adapter factors."""
+  """Whether a genome has adapter factors."""
   paths = jax.tree_util.tree_flatten_with_path(genome)[0]
   return any(is_second_factor(path) for path, _ in paths)
 
@@ -69,7 +72,7 @@ def has_factors(genome: Any) -> bool:
 def map_indexed(function: Callable[..., Any], genome: Any, *others: Any) -> Any:
   """Maps function(index, path, leaf, *other_leaves) over the leaves.
 
-  The index counts the leaves in jax.tree order; it addresses a leaf's key.
+  The index counts leaves in jax.tree order; random keys are made of it.
   """
   flat, structure = jax.tree_util.tree_flatten_with_path(genome)
   columns = [structure.flatten_up_to(other) for other in others]

@@ -1,22 +1,21 @@
-"""Who descends from whom, and by which operator."""
+"""Descent: ids, parents and operators of proposed members."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-# An id no member has: an empty slot, or a parent that does not exist.
+# Id of an empty slot, or of a parent that does not exist.
 NO_MEMBER = -1
 
 
 @flax.struct.dataclass
 class Proposal:
-  """Where the M members of one ask come from.
+  """Descent of the M members of one ask.
 
   Attributes:
     ids: (M,) i32, never used before; -1 marks an empty slot, which need not be
       scored and never survives.
-    parents: (M, 2) i32 ids; -1 where there is no such parent. A parent may be
-      another member of the same proposal.
+    parents: (M, 2) i32 ids, also of members of this proposal; -1 for none.
     operator: (M,) i32 index into the strategy's `operator_names`; -1 in an
       empty slot.
   """
@@ -32,7 +31,7 @@ class Proposal:
 
 
 def empty_proposal(num_slots: int) -> Proposal:
-  """A proposal of M empty slots."""
+  """Returns a proposal of M empty slots."""
   return Proposal(
     ids=jnp.full((num_slots,), NO_MEMBER, jnp.int32),
     parents=jnp.full((num_slots, 2), NO_MEMBER, jnp.int32),
@@ -46,10 +45,10 @@ def fill(
   parents: jax.Array,
   operator: jax.Array,
 ) -> Proposal:
-  """A proposal whose slot i, where filled, has the id first_id + i.
+  """Returns a proposal whose slot i, where filled, has the id first_id + i.
 
-  Ids of empty slots stay unused, so a member's id, and with it every key
-  addressed by it, does not depend on how many other slots are filled.
+  Ids of empty slots stay unused, so that a member's id, and every key made of
+  it, does not depend on how many other slots are filled.
 
   Args:
     filled: (M,) bool.
@@ -57,9 +56,9 @@ def fill(
     parents: (M, 2) i32.
     operator: (M,) i32.
   """
-  places = jnp.arange(filled.shape[0], dtype=jnp.int32)
+  slots = jnp.arange(filled.shape[0], dtype=jnp.int32)
   return Proposal(
-    ids=jnp.where(filled, first_id + places, NO_MEMBER),
+    ids=jnp.where(filled, first_id + slots, NO_MEMBER),
     parents=jnp.where(filled[:, None], parents, NO_MEMBER),
     operator=jnp.where(filled, operator, NO_MEMBER),
   )

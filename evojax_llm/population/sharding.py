@@ -12,13 +12,10 @@ POP = 'pop'
 
 
 def population_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-  """A mesh with the one axis 'pop'.
+  """Returns a mesh of `devices` (all by default) with the one axis 'pop'.
 
   The axis is of type Auto: with Explicit axes, the default of
   `jax.make_mesh`, indexing members of a sharded population is an error.
-
-  Args:
-    devices: those to use; all of them by default.
   """
   devices = jax.devices() if devices is None else list(devices)
   return jax.sharding.Mesh(
@@ -27,19 +24,19 @@ def population_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
 
 
 def population_spec(axis: int = 0) -> jax.sharding.PartitionSpec:
-  """P, which stands at `axis`, split over 'pop'; every other axis whole."""
+  """Returns the spec that splits P, at `axis`, over 'pop' and nothing else."""
   return jax.sharding.PartitionSpec(*[None] * axis, POP)
 
 
 def population_sharding(
   mesh: jax.sharding.Mesh, axis: int = 0
 ) -> jax.sharding.NamedSharding:
-  """P, which stands at `axis`, split over 'pop'; every other axis whole."""
+  """Returns the sharding of `population_spec` on a mesh."""
   return jax.sharding.NamedSharding(mesh, population_spec(axis))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """A full copy on every device."""
+  """Returns the sharding with a full copy on every device."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 

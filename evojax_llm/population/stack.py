@@ -1,8 +1,7 @@
-"""Members on the leading axis: stack, size, take, put, concatenate, select.
+"""Members on a leading axis P: stack, size, take, put, concatenate, select.
 
-A population is a pytree whose leaves all have the same leading axis P; a
-genome is the same tree without that axis. Every function keeps the type of
-every leaf.
+A population is a pytree whose leaves all have the leading axis P; a genome is
+the same tree without it. Every function keeps the type of every leaf.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ Population = Any
 
 
 def size(population: Population) -> int:
-  """Number of members P.
+  """Returns the number of members P.
 
   Raises:
     ValueError: if the tree has no leaves, or its leaves disagree on P.
@@ -42,15 +41,14 @@ def stack(genomes: Sequence[Genome]) -> Population:
   """
   if not genomes:
     raise ValueError('Got no genomes; expected at least one to stack.')
-  structure = jax.tree.structure(genomes[0])
-  kinds = [
-    (jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(genomes[0])
-  ]
+
+  def kind(genome):
+    leaves, structure = jax.tree.flatten(genome)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+  first = kind(genomes[0])
   for index, genome in enumerate(genomes[1:], start=1):
-    found = [
-      (jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(genome)
-    ]
-    if jax.tree.structure(genome) != structure or found != kinds:
+    if kind(genome) != first:
       raise ValueError(
         f'Genome {index} differs from genome 0 in structure, shape or type; '
         'expected equal ones. Pad or convert it before stacking.'
@@ -60,21 +58,21 @@ def stack(genomes: Sequence[Genome]) -> Population:
 
 @jax.jit
 def take(population: Population, index: jax.Array) -> Population:
-  """Members at `index`: () gives one genome, (M,) a population of M."""
+  """Returns members: `index` () gives one genome, (M,) a population of M."""
   return jax.tree.map(lambda leaf: leaf[index], population)
 
 
 def put(
   population: Population, index: jax.Array, members: Population
 ) -> Population:
-  """Writes members into places `index`; the old population is given up.
+  """Returns the population with `members` written at `index`.
 
   The buffers of `population` are donated: called outside of jit, the argument
   must not be used again.
 
   Args:
     population: leaves (P, ...).
-    index: (M,) i32 places, each at most once, or () for one genome.
+    index: (M,) i32, each slot at most once, or () for one genome.
     members: leaves (M, ...), or (...) for one genome.
   """
   return _put(population, jnp.asarray(index), members)
@@ -99,11 +97,10 @@ def concatenate(*populations: Population) -> Population:
 def select(
   mask: jax.Array, chosen: Population, other: Population
 ) -> Population:
-  """Per member, `chosen` where mask (P,) is true, else `other`.
+  """Returns `chosen` where mask (P,) is true, else `other`, member by member.
 
-  A leaf of `other` (or `chosen`) may lack the leading axis; it then stands for
-  every member. Nothing is multiplied, so NaN in the side not chosen is
-  harmless.
+  A leaf without the leading axis stands for every member. Nothing is
+  multiplied: NaN on the side that is not chosen is harmless.
   """
 
   def leaf_select(yes, no):

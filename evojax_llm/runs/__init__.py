@@ -9,6 +9,7 @@ _NAMES = {
   'RunConfig': 'evojax_llm.runs.run_config:RunConfig',
   'Result': 'evojax_llm.runs.runner:Result',
   'run': 'evojax_llm.runs.runner:run',
+  'sweep': 'evojax_llm.runs.sweeps:sweep',
 }
 
 

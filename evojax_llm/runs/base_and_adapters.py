@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import load_model
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs.errors import UserError
 
@@ -26,15 +29,13 @@ class Members:
   """The base and its adapters.
 
   Attributes:
-    config: the base's.
-    params: its parameters.
+    space: of members that are expressed, over the base.
     tokenizer: its tokenizer.
     names: P names: 'base', then what tells the adapter folders apart.
-    population: adapter trees with leading P, f32, b scaled.
+    population: low ranks with a leading P, f32.
   """
 
-  config: GemmaConfig
-  params: Any
+  space: Expressed
   tokenizer: Tokenizer
   names: tuple[str, ...]
   population: Any
@@ -53,8 +54,8 @@ def load(
   tokenizer = Tokenizer.from_folder(model)
   config, _ = hub.load_config(model)
   names, population = _population(config, adapters)
-  config, params = hub.load_checkpoint(model, dtype)
-  return Members(config, params, tokenizer, names, population)
+  space = Expressed(load_model(model, dtype))
+  return Members(space, tokenizer, names, LowRank(population))
 
 
 def _population(

@@ -99,7 +99,7 @@ def choose_baselines(
 
   Args:
     names: names of the N experts.
-    score: scores C mixes on `dev` and returns a `Scores` of C members.
+    score: scores C mixes on `dev` and returns an `Evaluation` of C members.
 
   Returns:
     base, best expert, average, soup, scaled average and scaled best expert.

@@ -28,6 +28,10 @@ class CheckpointError(ValueError):
   """A run folder or a checkpoint that cannot be used as it stands."""
 
 
+class InUseError(CheckpointError):
+  """A folder that another process works in."""
+
+
 class Checkpoints:
   """The checkpoints `<folder>/<generation>` of one run.
 
@@ -283,7 +287,7 @@ class WorkdirLock:
   The kernel releases the lock when the process ends, however it ends.
 
   Raises:
-    CheckpointError: another process holds the lock.
+    InUseError: another process holds the lock.
   """
 
   def __init__(self, folder: str | os.PathLike):
@@ -295,7 +299,7 @@ class WorkdirLock:
       self._file.seek(0)
       owner = self._file.read().strip() or 'unknown'
       self._file.close()
-      raise CheckpointError(
+      raise InUseError(
         f'Another process ({owner}) is running in {folder}. Wait for it, stop '
         'it, or use another workdir.'
       ) from None

@@ -1,8 +1,15 @@
-"""The loop of every experiment: ask, score, tell, succeed, record.
+"""The loop of every search: ask, refine, score, tell.
 
 `evolve` is the whole algorithm. It knows neither the model nor the genome: a
 strategy proposes and selects, a function scores, and what must survive the
-process is in one pytree, `run_state.RunState`.
+process is in one pytree, `run_state.RunState`. From Python no run folder is
+needed:
+
+    strategy = registry.make_strategy('genome_plus', 8, space)
+    search = evolution.evolve(strategy, space, score, evaluations=200)
+    for state, generation in search:
+      print(generation.number, generation.best_fitness)
+    print(search.stop, run_state.best_of(state).genome)
 """
 
 from collections.abc import Callable
@@ -10,6 +17,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
+import math
+import time
 from typing import Any
 
 import jax
@@ -20,11 +30,22 @@ from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import run_state
-from evojax_llm.strategies.base import negate
+from evojax_llm.strategies import base
+
+# Of the initial population, where none is given.
+RECIPE = ('experts', 'zero', 'scaled_average', 'extrapolants')
+SPENT = 'the budget is spent'
+# A search that proposes no members any more spends no evaluations; it ends
+# after so many generations for each evaluation.
+_GENERATIONS = 10
+
+# score(population, which) returns the fitness of the members at the indices
+# `which` into P, (M,), or a fitness.evaluation.Evaluation of them.
+Score = Callable[[Any, np.ndarray], Any]
 
 
 class EvolutionError(RuntimeError):
-  """A run that cannot go on: not one member could be scored."""
+  """No member of the initial population could be scored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +54,18 @@ class Generation:
 
   Attributes:
     number: 0 for the initial population.
-    ids: ids of the M members that were scored, in the order of the next four.
+    ids: ids of the M members that were proposed, in the order of the next four.
     parents: two ids each, -1 where there is none.
     operators: index into the strategy's `operator_names`, -1 for the initial
       population.
-    fitness: (M,) f32, NaN where scoring failed.
-    task_scores: (M, K) f32.
-    reasons: why scoring failed, or None.
+    fitness: (M,) f32, NaN where a member failed.
+    task_scores: (M, K) f32, as the tasks have them.
+    reasons: why a member failed, or None.
     mean_fitness: of the population that lives on, failed members left out.
     best_id, best_fitness, best_task_scores: of the best member so far.
     evaluations: members scored since the run began.
+    scored: how many of the M members were scored: all but those beyond the
+      budget, which are the last.
   """
 
   number: int
@@ -57,162 +80,341 @@ class Generation:
   best_fitness: float
   best_task_scores: np.ndarray
   evaluations: int
+  scored: int
 
   @property
   def failed(self) -> int:
-    """How many of the scored members could not be scored."""
+    """How many of the members failed."""
     return sum(reason is not None for reason in self.reasons)
 
 
+class Search:
+  """A search: iterate over it for (state, generation) after each generation.
+
+  Attributes:
+    stop: the limit that ended it, as `evolve` names it; None until then.
+  """
+
+  def __init__(self, rounds: Iterator[Any]):
+    self._rounds, self.stop = rounds, None
+
+  def __iter__(self) -> Iterator[tuple[run_state.RunState, Generation]]:
+    self.stop = (yield from self._rounds) or self.stop
+
+
 def evolve(
-  strategy: Any,
-  params: Any,
-  score: run_state.Score,
-  population: Any,
+  strategy: base.Strategy,
+  space: Any,
+  score: Score,
   *,
-  seed: int,
-  generations: int,
+  population: Any = None,
+  params: Any = None,
+  seed: int = 0,
+  generations: int | None = None,
+  evaluations: int | None = None,
+  tokens: int | None = None,
+  count_tokens: Callable[[], int] | None = None,
+  seconds: float | None = None,
   patience: int | None = None,
   state: run_state.RunState | None = None,
   redraw: Callable[[int], None] | None = None,
+  refine: Callable[[Any, np.ndarray, jax.Array], Any] | None = None,
   maximise: Sequence[bool] | None = None,
   phase: Callable[[str], Any] = contextlib.nullcontext,
-) -> Iterator[tuple[run_state.RunState, Generation]]:
-  """Evolves a population; yields after each generation.
+) -> Search:
+  """Evolves a population until the first of several limits.
 
   Args:
-    strategy: `init`, `ask`, `tell` (see `strategies.base`).
-    params: the strategy's parameters.
-    score: scores members of a population on `dev`.
+    strategy: see `strategies.base`.
+    space: genomes.space.Space that makes the initial population; may be None
+      where `population` or `state` is given.
+    score: scores members of a population on `dev`; NaN where one failed.
     population: the initial population, leaves (P, ...); given up.
+    params: the strategy's hyperparameters; its default by default.
     seed: of all randomness.
     generations: G, after the initial population's generation 0.
-    patience: generations without a new best after which the run ends; None
-      for no such end.
-    state: where to go on; None to begin with `population`.
+    evaluations: exactly so many members are scored. Members of the last
+      generation beyond it count as failed; where the strategy does not keep
+      the best, a generation that is more than is left is not begun.
+    tokens: the search ends after the generation in which `count_tokens` has
+      grown by so many since it began.
+    count_tokens: returns the tokens that the engine has read and written.
+    seconds: the search ends after the generation in which they have passed.
+    patience: generations without a new best.
+    state: where to go on; None to begin. Its evaluations count.
     redraw: called with the number of each generation but the first, it has
-      `score` use other items from then on. Who is alive or remembered is scored
-      again on these before anybody is proposed, so that fitness compares within
-      a generation (as EvoMerge does, arXiv 2402.00070).
-    maximise: K times whether more of a task's score is better, for strategies
-      that choose by the scores of the tasks; None where it is of all.
+      `score` use other items. Members that are alive or remembered are scored
+      again before any is proposed, so that fitness compares within a generation
+      (as EvoMerge does, arXiv 2402.00070).
+    refine: refine(members, which, key) returns the members (M, ...) of an ask
+      with those at the indices `which` improved, for instance by gradient
+      steps. It must leave the buffers of `members` alone.
+    maximise: K times whether more of a task's score is better; None where it
+      is of all.
     phase: `with phase('score'):` surrounds each part, to time it.
 
-  Yields:
-    (state, generation), the state being all that a resumed run needs.
+  Returns:
+    The search, which runs as it is iterated over.
 
   Raises:
+    ValueError: no limit is given, or tokens without a count.
     EvolutionError: no member of the initial population could be scored.
   """
-  if state is None:
-    members = np.arange(stack.size(population))
-    with phase('score'):
-      scored = score(population, members)
-    _check_alive(scored)
-    with phase('operators'):
-      state = run_state.begin(
-        strategy,
-        params,
-        seed,
-        population,
-        jnp.asarray(scored.fitness),
-        jnp.asarray(scored.task_scores),
-        maximise,
-      )
-    del population  # the strategy has its own copy
-    yield state, _first_generation(state, members, scored)
-
-  seed_key = jax.random.key(state.seed)
-  while not _is_over(state, generations, patience):
-    number = state.generation + jnp.int32(1)
-    if redraw is not None:
-      with phase('score'):
-        redraw(int(number))
-        state = run_state.rescore(state, score, maximise)
-    ask_key = keys.key_for(seed_key, number, lineage.NO_MEMBER, 'ask')
-    tell_key = keys.key_for(seed_key, number, lineage.NO_MEMBER, 'tell')
-
-    with phase('operators'):
-      proposals, inner = strategy.ask(ask_key, state.strategy, params)
-      proposal = jax.device_get(inner.proposal)
-    with phase('score'):
-      # Slots without a member cost nothing; nobody else is scored twice,
-      # because a member that lives on is not proposed again.
-      members = np.flatnonzero(proposal.ids >= 0)
-      scored = score(proposals, members)
-    with phase('operators'):
-      fitness, task_scores = run_state.spread(
-        scored, members, proposal.ids.shape[0]
-      )
-      best = run_state.succeed(
-        state.best, proposals, proposal.ids, fitness, task_scores, number
-      )
-      inner, _ = strategy.tell(
-        tell_key,
-        proposals,
-        negate(fitness),
-        inner,
-        params,
-        run_state.objectives_of(task_scores, maximise),
-      )
-      state = run_state.RunState(
-        strategy=inner,
-        best=best,
-        seed=state.seed,
-        generation=number,
-        evaluations=state.evaluations + jnp.int32(len(members)),
-      )
-      generation = _generation(state, proposal, members, scored)
-    yield state, generation
-
-
-def _is_over(
-  state: run_state.RunState, generations: int, patience: int | None
-) -> bool:
-  generation = int(state.generation)
-  stale = generation - int(state.best.generation)
-  return generation >= generations or (
-    patience is not None and stale >= patience
+  limits = _Limits(
+    generations, evaluations, tokens, count_tokens, seconds, patience
   )
+  if state is None and population is None:
+    made = space.initial(RECIPE, strategy.population_size, jax.random.key(seed))
+    population = made.population
+  loop = _Loop(
+    strategy,
+    strategy.default_params if params is None else params,
+    score,
+    limits,
+    redraw,
+    refine,
+    None if maximise is None else np.asarray(maximise, bool),
+    phase,
+  )
+  return Search(loop.rounds(state, population, seed))
 
 
-def _check_alive(scored: run_state.Scored) -> None:
-  if np.isnan(scored.fitness).all():
-    raise EvolutionError(
-      f'None of the {len(scored.fitness)} members of the initial population '
-      f'could be scored; the first because: {scored.reasons[0]}. Check the '
-      'model folder, the adapters and the type of the activations.'
+class _Limits:
+  """When a search ends; see `evolve`."""
+
+  def __init__(
+    self, generations, evaluations, tokens, count_tokens, seconds, patience
+  ):
+    limits = (generations, evaluations, tokens, seconds, patience)
+    if all(limit is None for limit in limits):
+      raise ValueError(
+        'Got no limit of the search; expected one of generations, '
+        'evaluations, tokens, seconds or patience.'
+      )
+    if tokens is not None and count_tokens is None:
+      raise ValueError(
+        f'Got tokens {tokens} without count_tokens; expected a function that '
+        'returns how many there were so far.'
+      )
+    if generations is None:
+      generations = (
+        math.inf if evaluations is None else _GENERATIONS * evaluations
+      )
+    self._generations, self._patience = generations, patience
+    self._evaluations = math.inf if evaluations is None else evaluations
+    self._tokens, self._count, self._seconds = tokens, count_tokens, seconds
+
+  def begin(self) -> None:
+    """Notes the time and the tokens so far."""
+    self._began = time.monotonic()
+    self._before = 0 if self._count is None else self._count()
+
+  def left(self, state) -> int | None:
+    """How many members may still be scored; None for no limit."""
+    if self._evaluations == math.inf:
+      return None
+    done = 0 if state is None else int(state.evaluations)
+    return max(0, self._evaluations - done)
+
+  def reached(self, state) -> str | None:
+    """The limit that a state has reached, if any."""
+    generation = int(state.generation)
+    if generation >= self._generations:
+      return 'generations'
+    if self.left(state) == 0:
+      return 'evaluations'
+    stale = generation - int(state.strategy.memory.best_generation)
+    if self._patience is not None and stale >= self._patience:
+      return 'patience'
+    if self._tokens is not None:
+      if self._count() - self._before >= self._tokens:
+        return 'tokens'
+    if self._seconds is not None:
+      if time.monotonic() - self._began >= self._seconds:
+        return 'seconds'
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+  """The parts of a search; see `evolve`."""
+
+  strategy: base.Strategy
+  params: Any
+  score: Score
+  limits: _Limits
+  redraw: Any
+  refine: Any
+  maximise: np.ndarray | None
+  phase: Any
+
+  def rounds(self, state, population, seed):
+    """Yields (state, generation); returns the limit that was reached."""
+    self.limits.begin()
+    if state is None:
+      which = np.arange(stack.size(population))
+      with self.phase('score'):
+        scored = self._scored(population, which, self.limits.left(None))
+      if np.isnan(scored.fitness).all():
+        raise EvolutionError(
+          f'None of the {len(which)} members of the initial population could '
+          f'be scored; the first because: {scored.reasons[0]}. Check the model '
+          'folder, the adapters and the type of the activations.'
+        )
+      with self.phase('operators'):
+        scores = self._scores(scored, which, len(which))
+        state = run_state.begin(
+          self.strategy, self.params, seed, population, scores, scored.count
+        )
+      del population  # the strategy has its own copy
+      empty = lineage.empty_proposal(len(which))
+      first = jax.device_get(empty).replace(ids=which)
+      yield state, self._generation(state, first, which, scored)
+
+    seed_key = jax.random.key(state.seed)
+    while not (stop := self.limits.reached(state)):
+      number = state.generation + jnp.int32(1)
+
+      key = functools.partial(keys.key_for, seed_key, number, lineage.NO_MEMBER)
+      if self.redraw is not None:
+        with self.phase('score'):
+          state = self._rescored(state, int(number))
+        if state is None:
+          return 'evaluations'
+      with self.phase('operators'):
+        members, inner = self.strategy.ask(
+          key('ask'), state.strategy, self.params
+        )
+        proposal = jax.device_get(inner.proposal)
+        # Empty slots cost nothing; no member is scored twice, because one that
+        # lives on is not proposed again.
+        which = np.flatnonzero(proposal.ids >= 0)
+        left = self.limits.left(state)
+        if not (self.strategy.keep_best or left is None or len(which) <= left):
+          return 'evaluations'
+        if self.refine is not None and len(which):
+          members = self.refine(members, which, key('refine'))
+      with self.phase('score'):
+        scored = self._scored(members, which, left)
+      with self.phase('operators'):
+        scores = self._scores(scored, which, len(proposal.ids))
+        inner = self.strategy.tell(
+          key('tell'), members, scores, inner, self.params
+        )
+        state = run_state.RunState(
+          strategy=inner,
+          seed=state.seed,
+          generation=number,
+          evaluations=state.evaluations + jnp.int32(scored.count),
+        )
+        generation = self._generation(state, proposal, which, scored)
+      yield state, generation
+    return stop
+
+  def _scored(self, population, which, left) -> '_Scored':
+    """Scores of the members at `which`; the budget's rest of them at most."""
+    chosen = which[:left]
+    missing = len(which) - len(chosen)
+    found = self.score(population, chosen)
+    if hasattr(found, 'fitness'):
+      fitness, tasks = np.asarray(found.fitness), np.asarray(found.task_scores)
+      reasons = list(found.reasons)
+    else:
+      fitness = np.asarray(found, np.float32)
+      tasks = fitness[:, None]
+      reasons = [
+        'its fitness is not a number' if bad else None
+        for bad in np.isnan(fitness)
+      ]
+    if fitness.shape != (len(chosen),):
+      raise ValueError(
+        f'Got fitness of shape {fitness.shape} for {len(chosen)} members; '
+        'expected one number each.'
+      )
+    items = None
+    if self.strategy.sees == 'items':
+      values = [t.values if t.maximise else -t.values for t in found.tasks]
+      items = _pad(np.concatenate(values, axis=1), missing)
+    return _Scored(
+      _pad(fitness, missing),
+      _pad(tasks, missing),
+      items,
+      reasons + [SPENT] * missing,
+      len(chosen),
+    )
+
+  def _scores(self, scored, which, slots) -> base.Scores:
+    """The scores of all slots, NaN in the empty ones."""
+
+    def spread(values):
+      if values is None:
+        return None
+      full = np.full((slots, *values.shape[1:]), np.nan, np.float32)
+      full[which] = values
+      return full
+
+    tasks = spread(scored.tasks)
+    return base.Scores(
+      spread(scored.fitness),
+      run_state.oriented(tasks, self.maximise),
+      spread(scored.items),
+    )
+
+  def _rescored(self, state, number):
+    """The state with scores on other items; None where they cost too much."""
+    genomes, ids = self.strategy.held(state.strategy)
+    which = np.flatnonzero(np.asarray(ids) >= 0)
+    left = self.limits.left(state)
+    if left is not None and len(which) >= left:
+      return None
+    self.redraw(number)
+    scored = self._scored(genomes, which, None)
+    scores = self._scores(scored, which, len(ids))
+    return state.replace(
+      strategy=self.strategy.rescored(state.strategy, scores),
+      evaluations=state.evaluations + jnp.int32(len(which)),
+    )
+
+  def _generation(self, state, proposal, which, scored) -> Generation:
+    memory = state.strategy.memory.replace(best=None, worst=None, personal=None)
+    memory, alive = jax.device_get((memory, state.strategy.fitness))
+    alive = alive[np.isfinite(alive)]
+    return Generation(
+      number=int(state.generation),
+      ids=[int(i) for i in proposal.ids[which]],
+      parents=[(int(a), int(b)) for a, b in proposal.parents[which]],
+      operators=[int(i) for i in proposal.operator[which]],
+      fitness=scored.fitness,
+      task_scores=scored.tasks,
+      reasons=scored.reasons,
+      mean_fitness=np.float32(alive.mean() if alive.size else np.nan),
+      best_id=int(memory.best_id),
+      best_fitness=np.float32(memory.best_fitness),
+      best_task_scores=run_state.oriented(memory.best_tasks, self.maximise),
+      evaluations=int(state.evaluations),
+      scored=scored.count,
     )
 
 
-def _first_generation(state, members, scored) -> Generation:
-  proposal = lineage.Proposal(
-    ids=members,
-    parents=np.full((len(members), 2), lineage.NO_MEMBER, np.int32),
-    operator=np.full((len(members),), lineage.NO_MEMBER, np.int32),
-  )
-  return _generation(state, proposal, members, scored)
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+  """Scores of M members on the host, of which the last may not be scored.
+
+  Attributes:
+    fitness, tasks, reasons: as in `Generation`.
+    items: (M, I) f32, maximised, where the strategy sees them.
+    count: members that were scored.
+  """
+
+  fitness: np.ndarray
+  tasks: np.ndarray
+  items: np.ndarray | None
+  reasons: list[str | None]
+  count: int
 
 
-def _generation(state, proposal, members, scored) -> Generation:
-  best, alive = jax.device_get(
-    (
-      state.best.replace(genome=None),
-      state.strategy.fitness,
-    )
-  )
-  alive = alive[np.isfinite(alive)]
-  return Generation(
-    number=int(state.generation),
-    ids=[int(i) for i in proposal.ids[members]],
-    parents=[(int(a), int(b)) for a, b in proposal.parents[members]],
-    operators=[int(i) for i in proposal.operator[members]],
-    fitness=np.asarray(scored.fitness),
-    task_scores=np.asarray(scored.task_scores),
-    reasons=list(scored.reasons),
-    mean_fitness=np.float32(alive.mean() if alive.size else np.nan),
-    best_id=int(best.id),
-    best_fitness=np.float32(best.fitness),
-    best_task_scores=np.asarray(best.task_scores),
-    evaluations=int(state.evaluations),
-  )
+def _pad(values: np.ndarray, missing: int) -> np.ndarray:
+  if not missing:
+    return values
+  width = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
+  return np.pad(values, width, constant_values=np.nan)

@@ -7,10 +7,10 @@ import tempfile
 
 import jax.numpy as jnp
 
-from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.space import Space
+from evojax_llm.genomes.space import make_space
+from evojax_llm.models import expression
 from evojax_llm.models import hub
-from evojax_llm.models import lora
-from evojax_llm.models import peft
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
@@ -66,13 +66,14 @@ def export(
   config = record.read_json(run / 'config.json')['config']
   config = RunConfig.from_config(config)
   files = inputs_lib.locate(config)
-  whole = config.space == 'weights'
+  space = setup_lib.load_space(config, files, with_params=False)
+  whole = space.exports == 'model'
   with contextlib.ExitStack() as stack_:
     best = run / 'best'
     if not finished:
       folder = stack_.enter_context(tempfile.TemporaryDirectory())
       best = pathlib.Path(folder) / 'best'
-      _export_so_far(run, config, files, whole, best)
+      _export_so_far(run, config, space, best)
     if merged and not whole:
       _merge(files.model, best, out)
     else:
@@ -81,26 +82,15 @@ def export(
 
 
 def _export_so_far(
-  run: pathlib.Path,
-  config: RunConfig,
-  files: inputs_lib.Files,
-  whole: bool,
-  folder: pathlib.Path,
+  run: pathlib.Path, config: RunConfig, space: Space, folder: pathlib.Path
 ) -> None:
   """Writes the best member of a run's last checkpoint."""
   generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
-  model = hub.load_config(files.model)[0]
   # As a run chooses it at the end.
   keep_best = config.strategy.options.get('keep_best', True)
   best = run_state.best_members(state, 1, keep_best)
   genome = stack.take(best.population, 0)
-  like = str(files.model)
-  if whole:
-    hub.save_checkpoint(folder, genome, model, like=like)
-  else:
-    adapters = peft.load_adapters(files.adapters, model)
-    _, space = setup_lib.make_space(config, adapters)
-    space.export(genome, folder, model, like, like)
+  space.export(genome, folder)
   errors.say(
     f'member {best.ids[0]}, the best after generation {generation}: '
     f'{100 * float(best.fitness[0]):.1f} % on dev'
@@ -112,8 +102,8 @@ def _merge(
 ) -> None:
   """Writes the model with the adapter folded into its weights."""
   # Summed in f32; every tensor is then stored in the type that it had.
-  config, params = hub.load_checkpoint(model, jnp.float32)
-  space = AdapterSpace(peft.load_adapters([adapter], config))
-  member = stack.take(space.experts(), jnp.int32(0))
-  merged = lora.fold(params, space.express(member))
-  hub.save_checkpoint(out, merged, config, like=model)
+  space = make_space('adapters', model, [adapter], dtype=jnp.float32)
+  base = space.model()
+  member = space.express(stack.take(space.experts(), jnp.int32(0)))
+  merged = expression.fold(base.params, member)
+  hub.save_checkpoint(out, merged, base.config, like=model)

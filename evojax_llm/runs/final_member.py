@@ -1,5 +1,6 @@
 """The member that a search ends with, and its scores on dev."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,33 +16,33 @@ def settle(
   evaluator: Any,
   space: Any,
   other_items: bool = False,
-) -> run_state.RunState:
-  """The state of a search that is over, its `best` the member it ends with.
+) -> run_state.Best:
+  """Returns the member that a search ends with.
 
   That member is scored on dev wherever its scores are not those of this genome
   on these items. Nothing is chosen by it, so it is no evaluation.
 
   Args:
-    state: after the last generation.
+    state: of a run, after the last generation.
     strategy: says whether the best of all time is kept.
     evaluator: of the items that baselines are scored on.
     space: of the members.
     other_items: whether generations were scored on other items.
   """
-  best = state.best
+  best = run_state.best_of(state, evaluator.objective.maximise)
   if not strategy.keep_best:
     found = run_state.best_members(state, 1, keep_best=False)
-    best = best.replace(
+    best = dataclasses.replace(
+      best,
       genome=jax.tree.map(lambda leaf: leaf[0], found.population),
-      id=np.int32(found.ids[0]),
-      generation=state.generation,
+      id=int(found.ids[0]),
+      generation=int(state.generation),
     )
   elif not other_items:
-    return state
+    return best
   genome = jax.tree.map(lambda leaf: leaf[None], best.genome)
   slots = evaluator.plan.members_per_group
   scores = evaluator.evaluate(space, stack.pad(genome, slots), np.arange(1))
-  best = best.replace(
-    fitness=scores.fitness[0], task_scores=scores.task_scores[0]
+  return dataclasses.replace(
+    best, fitness=scores.fitness[0], task_scores=scores.task_scores[0]
   )
-  return state.replace(best=best)

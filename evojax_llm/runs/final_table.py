@@ -38,10 +38,11 @@ def finish(
   prepared: Prepared,
   baselines: baselines_lib.Baselines,
   state: run_state.RunState,
+  best: run_state.Best,
   bar: progress.Progress,
 ) -> None:
-  """Exports the state's best member, reads test once, writes the report."""
-  _Ending(run, prepared, baselines, state).finish(bar)
+  """Exports the best member, reads test once, writes the report."""
+  _Ending(run, prepared, baselines, state, best).finish(bar)
 
 
 def show(folder: pathlib.Path) -> None:
@@ -59,9 +60,10 @@ class _Ending:
   prepared: Prepared
   baselines: baselines_lib.Baselines
   state: run_state.RunState
+  best: run_state.Best
 
   def finish(self, bar: progress.Progress) -> None:
-    prepared, best = self.prepared, self.state.best
+    prepared, best = self.prepared, self.best
     evaluator, heldout = prepared.evaluator, prepared.heldout()
     self._export()
     groups = self._groups()
@@ -108,14 +110,11 @@ class _Ending:
     return all(task.test for task in self.prepared.setup.tasks)
 
   def _export(self) -> None:
-    setup, model = self.prepared.setup, str(self.prepared.files.model)
     folder = self.run.path / 'best'
     # What a process that was killed right here may have left.
     for left in [folder, *self.run.path.glob('.best.*.tmp')]:
       shutil.rmtree(left, ignore_errors=True)
-    setup.space.export(
-      self.state.best.genome, folder, setup.config, model, model
-    )
+    self.prepared.setup.space.export(self.best.genome, folder)
 
   def _groups(self) -> dict[str, votes.Ensemble]:
     """The best experts, and the best members that are alive or remembered."""
@@ -156,7 +155,7 @@ class _Ending:
 
   def _rows(self, groups: Mapping[str, votes.Ensemble]) -> list[dict[str, Any]]:
     """Rows of the table with their dev scores."""
-    evaluator, best = self.prepared.evaluator, self.state.best
+    evaluator, best = self.prepared.evaluator, self.best
     evaluations = int(self.state.evaluations)
 
     def row(name, detail, count, task_scores):
@@ -177,7 +176,7 @@ class _Ending:
 
   def _finalists(self, groups: Mapping[str, votes.Ensemble]) -> Finalists:
     """All members that are asked for their answers at the end."""
-    setup, best = self.prepared.setup, self.state.best
+    setup, best = self.prepared.setup, self.best
     experts, ids = [], [int(best.id)]
     genomes = [stack.stack([best.genome])]
     if self.prepared.config.test_experts:
@@ -198,7 +197,7 @@ class _Ending:
   def _write(self, rows, names, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
-    objective, best, path = evaluator.objective, state.best, self.run.path
+    objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
     summary = {
       'name': self.prepared.name,

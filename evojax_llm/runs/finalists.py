@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.engine.groups import Expressed
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import Space
+from evojax_llm.models import expression
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import setup as setup_lib
 
@@ -55,10 +56,10 @@ class Finalists:
     self._space = setup.space
     if setup.space is not setup.experts:
       # Members of two spaces are one population once they are adapters.
-      mixed = jax.vmap(setup.experts.express)(mixed)
-      genomes = jax.vmap(setup.space.adapter)(genomes)
-      mixed, genomes = _to_one_rank(mixed, genomes)
-      self._space = Expressed()
+      mixed, genomes = expression.of_one_rank(
+        _low_rank(setup.experts, mixed), _low_rank(setup.space, genomes)
+      )
+      self._space = Expressed(setup.experts.model())
     # On the host, from where a group at a time goes to the devices.
     self._population = jax.tree.map(
       lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
@@ -90,18 +91,8 @@ class Finalists:
     )
 
 
-def _to_one_rank(*trees):
-  """Adapter populations with zero ranks added up to the largest rank."""
-  flat = [jax.tree_util.tree_flatten_with_path(tree) for tree in trees]
-  result = [[] for _ in trees]
-  for entries in zip(*(leaves for leaves, _ in flat), strict=True):
-    axis = -1 if entries[0][0][-1].key == 'a' else -2
-    rank = max(leaf.shape[axis] for _, leaf in entries)
-    for out, (_, leaf) in zip(result, entries, strict=True):
-      pad = [(0, 0)] * leaf.ndim
-      pad[axis] = (0, rank - leaf.shape[axis])
-      out.append(jnp.pad(leaf, pad))
-  return [
-    jax.tree.unflatten(structure, leaves)
-    for (_, structure), leaves in zip(flat, result, strict=True)
-  ]
+def _low_rank(space: Space, population: Any) -> expression.LowRank:
+  params = space.model().params
+  return jax.vmap(
+    lambda genome: expression.as_low_rank(space.express(genome), params)
+  )(population)

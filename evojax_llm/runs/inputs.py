@@ -6,9 +6,8 @@ import pathlib
 from typing import Any
 
 from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.errors import as_user_error
 from evojax_llm.runs.run_config import RunConfig
-
-SPACES = ('adapters', 'coefficients', 'weights')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +50,19 @@ def locate(config: RunConfig) -> Files:
   Raises:
     UserError: a name stands for nothing.
   """
-  if config.space not in SPACES:
+  # Not at import: it loads jax, and --help should answer at once.
+  from evojax_llm.genomes.space import find_space
+
+  with as_user_error(ValueError, what='config.space'):
+    space = find_space(config.space)
+  if not space.shares_base and config.execution.base_dtype:
     raise UserError(
-      f'Got config.space {config.space!r}; expected one of '
-      f'{", ".join(map(repr, SPACES))}.'
+      'config.execution.base_dtype is of a base that members share; members '
+      f'of config.space={config.space} share nothing: leave it off.'
     )
   adapters = [pathlib.Path(name) for name in names(config.adapters)]
   experts = [pathlib.Path(name) for name in names(config.experts)]
-  if experts and config.space != 'weights':
+  if experts and 'models' not in space.takes:
     raise UserError(
       f'config.experts are whole models, and config.space={config.space} is '
       'made of adapters: set config.space=weights.'

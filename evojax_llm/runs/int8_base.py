@@ -6,7 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from evojax_llm.engine.groups import Expressed
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import Model
+from evojax_llm.models.expression import LowRank
 from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import setup as setup_lib
@@ -15,25 +17,26 @@ from evojax_llm.runs.run_config import RunConfig
 _FILE = 'base_dtype.json'
 
 
-def difference(whole: Any, eight: Any, config: Any) -> dict[str, dict]:
+def difference(whole: Any, eight: Any, model: Model) -> dict[str, dict]:
   """Scores the base on `dev`, in its own type and in eight bits.
 
   Args:
     whole: an evaluator with the base as it is.
     eight: one with the same tasks and items, and an eight-bit base.
-    config: of the model.
+    model: the base.
 
   Returns:
     For each task the scores `whole` and `eight`, and `agree`, the share of
     items with the same verdict.
   """
+  config = model.config
   zero = {
     'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),
     'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
   }
-  base = {'layers': {'mlp': {'up_proj': zero}}}
+  base = LowRank({'layers': {'mlp': {'up_proj': zero}}})
   first, second = (
-    evaluator.evaluate(Expressed(), base) for evaluator in (whole, eight)
+    evaluator.evaluate(Expressed(model), base) for evaluator in (whole, eight)
   )
   return {
     a.task: {
@@ -64,7 +67,7 @@ def report(
     plain = dataclasses.replace(config, execution=execution)
     whole = setup_lib.make_evaluator(plain, setup)
     eight = setup_lib.make_evaluator(config, setup)
-    record.write_json(path, difference(whole, eight, setup.config))
+    record.write_json(path, difference(whole, eight, setup.experts.model()))
   errors.say(describe(record.read_json(path)))
 
 

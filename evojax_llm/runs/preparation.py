@@ -150,7 +150,11 @@ def prepare(
   )
   first = prepared.initial(config.seed)
   abstract = run_state.abstract_state(
-    strategy, params, first.population, len(setup.tasks)
+    strategy,
+    params,
+    first.population,
+    len(setup.tasks),
+    sum(len(items) for items in evaluator.items('dev')),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)
   if not planned:
@@ -204,7 +208,7 @@ def _static(config: RunConfig, params: Any) -> Any:
   """What a strategy's programs are made from: all but its hyperparameters."""
   arrays = {field.name for field in dataclasses.fields(params)}
   options = config.strategy.options
-  static = {k: v for k, v in options.items() if k not in arrays}
+  static = sorted((k, v) for k, v in options.items() if k not in arrays)
   return config.strategy.name, config.strategy.population, static
 
 
@@ -239,7 +243,7 @@ def _plan(prepared: Prepared) -> Any:
       items,
       setup.tokenizer,
       chat=evaluator.chat,
-      max_length=evaluator.max_length,
+      max_length=evaluator.max_length(setup.space),
     )
     for task, items in late
   ]

@@ -31,8 +31,9 @@ from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
 from evojax_llm.runs.evolution import Generation
 
-# What a killed process may have left in a new folder.
-_OURS = ('lock', 'config.json.part')
+# What a killed process may have left in a new folder, or a sweep whose trial
+# could not begin.
+_OURS = ('lock', 'config.json.part', 'error.txt')
 _READ_AT_MOST = 1 << 28
 
 

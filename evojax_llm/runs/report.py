@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
-import statistics
 from typing import Any
 
 import numpy as np
@@ -124,9 +123,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
       test = shown(row['test']['tasks'][task]) if row['test'] else '-'
       cells.append(f'{shown(dev)} / {test}')
     tasks.append(cells)
-  tables = [_aligned(means), _aligned(tasks)]
+  tables = [aligned(means), aligned(tasks)]
   if 'heldout' in rows[0]:
-    tables.append(_aligned(_heldout(rows)))
+    tables.append(aligned(_heldout(rows)))
   return '\n\n'.join(tables)
 
 
@@ -140,7 +139,7 @@ def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   return lines
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
   """Returns a Markdown table, names to the left, numbers to the right."""
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
@@ -166,94 +165,69 @@ def _described(summary: Mapping[str, Any]) -> str:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-  """summary.md, from the content of summary.json."""
-  items = summary['rows'][0]
+  """Returns summary.md, from the content of summary.json."""
+  first, best = summary['rows'][0], summary['best']
   counts = []
   for split in ('dev', 'test'):
-    if items[split]:
-      per_task = {t['items'] for t in items[split]['tasks'].values()}
+    if first[split]:
+      per_task = {t['items'] for t in first[split]['tasks'].values()}
       counts.append(f'{split}: {"/".join(map(str, sorted(per_task)))} items')
-  return '\n'.join(
-    [
-      f'# {summary["name"]}',
-      '',
-      table(summary['rows']),
-      '',
-      f'{_described(summary)}; `dev / test` for each '
-      f'task ({", ".join(counts)} a task). Everything was chosen on dev; test '
-      'was read once, at the end. Evaluations are members scored on dev to '
-      'choose the row.',
-      '',
-      f'Best member {summary["best"]["id"]} of generation '
-      f'{summary["best"]["generation"]}; {summary["generations"]} generations, '
-      f'{summary["evaluations"]} evaluations, {summary["failed"]} failed.',
-      '',
-      *_oracles(summary),
-      *_front(summary),
-      *_ledger(summary.get('ledger')),
-      '![fitness by generation](curve.png)',
-      '',
-    ]
-  )
+  paragraphs = [
+    f'# {summary["name"]}',
+    table(summary['rows']),
+    f'{_described(summary)}; `dev / test` for each task ({", ".join(counts)} a '
+    'task). Everything was chosen on dev; test was read once, at the end. '
+    'Evaluations are members scored on dev to choose the row.',
+    f'Best member {best["id"]} of generation {best["generation"]}; '
+    f'{summary["generations"]} generations, {summary["evaluations"]} '
+    f'evaluations, {summary["failed"]} failed.',
+    *_oracles(summary),
+  ]
+  if rows := summary.get('front'):
+    lines = [['member', *rows[0]['tasks']]]
+    for row in rows:
+      scores = (f'{score:.4g}' for score in row['tasks'].values())
+      lines.append([str(row['id']), *scores])
+    paragraphs.append('Members that no other one beats on all tasks:')
+    paragraphs.append(aligned(lines))
+  if ledger := summary.get('ledger'):
+    saved = ledger['items_saved']
+    seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
+    paragraphs.append(
+      f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
+      f'made, {ledger["programs"]} programs compiled'
+      + (f', {saved:,} items saved by racing' if saved else '')
+      + f'. Seconds: {seconds}.'
+    )
+  paragraphs.append('![fitness by generation](curve.png)\n')
+  return '\n\n'.join(paragraphs)
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:
   """Paragraphs on the ensembles and the bound that no vote can pass."""
-  lines = []
+  paragraphs = []
   for row in summary['rows']:
-    made = (summary.get('ensembles') or {}).get(row['name'])
-    if made is None:
+    group = (summary.get('ensembles') or {}).get(row['name'])
+    if group is None:
       continue
+    members = ', '.join(map(str, group['members']))
+    whose = 'experts' if row['name'].endswith('experts') else 'members'
+    text = (
+      f'{row["name"].capitalize()}: {whose} {members}; dev chose how many of '
+      f'{len(group["dev_fitness_by_size"])}.'
+    )
     bounds = [
       f'{number(score, row[split]["fitness"]["percent"])} on {split}'
-      for split, score in made['oracle'].items()
+      for split, score in group['oracle'].items()
       if score is not None
     ]
-    whose = 'experts' if row['name'].endswith('experts') else 'members'
-    lines += [
-      f'{row["name"].capitalize()}: {whose} '
-      f'{", ".join(map(str, made["members"]))}; dev chose how many of '
-      f'{len(made["dev_fitness_by_size"])}.'
-      + (
-        f' An oracle, who knows which of them is right, would have '
+    if bounds:
+      text += (
+        ' An oracle that knows which of them is right would have '
         f'{", ".join(bounds)}: a bound, and no result.'
-        if bounds
-        else ''
-      ),
-      '',
-    ]
-  return lines
-
-
-def _front(summary: Mapping[str, Any]) -> list[str]:
-  """Paragraphs on the Pareto front, where the run kept one."""
-  rows = summary.get('front') or []
-  if not rows:
-    return []
-  lines = [['member', *rows[0]['tasks']]]
-  for row in rows:
-    lines.append([str(row['id']), *(f'{v:.4g}' for v in row['tasks'].values())])
-  return [
-    'Members that no other one beats on all tasks:',
-    '',
-    _aligned(lines),
-    '',
-  ]
-
-
-def _ledger(ledger: Mapping[str, Any] | None) -> list[str]:
-  """Where tokens and seconds went, in a paragraph."""
-  if ledger is None:
-    return []
-  seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
-  saved = ledger['items_saved']
-  return [
-    f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
-    f'made, {ledger["programs"]} programs compiled'
-    + (f', {saved:,} items saved by racing' if saved else '')
-    + f'. Seconds: {seconds}.',
-    '',
-  ]
+      )
+    paragraphs.append(text)
+  return paragraphs
 
 
 def _with_interval(entry: Mapping[str, Any] | None) -> str:
@@ -276,95 +250,3 @@ def shown(entry: Mapping[str, Any], unit: str = '') -> str:
 def number(score: float, percent: bool) -> str:
   """Returns a share in percent, and any other score as it is."""
   return f'{100 * score:.1f}' if percent else f'{score:.4g}'
-
-
-def over_seeds(
-  name: str, summaries: Mapping[int, Mapping[str, Any]]
-) -> dict[str, Any]:
-  """What runs that differ in their seed have in common.
-
-  Args:
-    name: of the runs.
-    summaries: content of summary.json by seed.
-
-  Returns:
-    Of each row of the tables, by split, the fitness of every seed with mean,
-    standard deviation (None for one seed), lowest and highest.
-  """
-  rows: dict[str, dict[str, Any]] = {}
-  for summary in summaries.values():
-    for row in summary['rows']:
-      found = rows.setdefault(
-        row['name'], {'name': row['name'], 'evaluations': []}
-      )
-      found['evaluations'].append(row['evaluations'])
-      for split in ('dev', 'test', 'heldout'):
-        if row.get(split):
-          fitness = row[split]['fitness']
-          entry = found.setdefault(
-            split, {'percent': fitness['percent'], 'scores': []}
-          )
-          entry['scores'].append(fitness['score'])
-  for row in rows.values():
-    for split in ('dev', 'test', 'heldout'):
-      if split in row:
-        row[split].update(_spread(row[split]['scores']))
-  return {'name': name, 'seeds': list(summaries), 'rows': list(rows.values())}
-
-
-def _spread(scores: Sequence[float | None]) -> dict[str, float | None]:
-  known = [score for score in scores if score is not None]
-  if not known:
-    return dict.fromkeys(('mean', 'sd', 'lowest', 'highest'))
-  return {
-    'mean': statistics.mean(known),
-    'sd': statistics.stdev(known) if len(known) > 1 else None,
-    'lowest': min(known),
-    'highest': max(known),
-  }
-
-
-def table_over_seeds(summary: Mapping[str, Any]) -> str:
-  """The rows of `over_seeds` as Markdown."""
-  splits = [
-    split
-    for split in ('dev', 'test', 'heldout')
-    if any(split in row for row in summary['rows'])
-  ]
-  head = ['model', 'runs']
-  for split in splits:
-    head += ['held out' if split == 'heldout' else split, 'sd']
-    head += ['range'] if split != 'dev' else []
-  lines = [head]
-  for row in summary['rows']:
-    cells = [row['name'], str(len(row['evaluations']))]
-    for split in splits:
-      entry = row.get(split, {})
-      values = [
-        '-'
-        if entry.get(part) is None
-        else number(entry[part], entry['percent'])
-        for part in ('mean', 'sd', 'lowest', 'highest')
-      ]
-      cells += values[:2]
-      cells += [f'{values[2]}-{values[3]}'] if split != 'dev' else []
-    lines.append(cells)
-  return _aligned(lines)
-
-
-def markdown_over_seeds(summary: Mapping[str, Any]) -> str:
-  """summary.md of several seeds."""
-  seeds = summary['seeds']
-  return '\n'.join(
-    [
-      f'# {summary["name"]}, seeds {seeds[0]} to {seeds[-1]}',
-      '',
-      table_over_seeds(summary),
-      '',
-      'Means over seeds, their standard deviation and range. The items are the '
-      'same for all seeds, so that the spread is that of the search alone; '
-      'baselines have no seed. Each run has its own report in '
-      'seed_N/summary.md.',
-      '',
-    ]
-  )

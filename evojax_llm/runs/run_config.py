@@ -190,11 +190,6 @@ class RunConfig(_Part):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.space == 'weights' and self.execution.base_dtype:
-      raise UserError(
-        'config.execution.base_dtype is of a base that members share; members '
-        'of config.space=weights share nothing: leave it off.'
-      )
     if self.resample and not (self.dev_limit or any(self.dev_limits)):
       raise UserError(
         'config.resample chooses other dev items in every generation: say how '

@@ -4,11 +4,9 @@ Whatever is not in it is lost with the process; see `checkpoint` for how it is
 kept, and `evolution` for what makes the next one of it.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
-from typing import Protocol
 
 import flax.serialization
 import flax.struct
@@ -19,38 +17,7 @@ import numpy as np
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
-from evojax_llm.strategies.base import negate
-
-
-class Scored(Protocol):
-  """What the loop reads of `fitness.scores.Scores`, for M scored members."""
-
-  fitness: np.ndarray  # (M,) f32, NaN where the member failed
-  task_scores: np.ndarray  # (M, K) f32
-  reasons: list[str | None]  # why a member failed
-
-
-# score(population, members): scores the members at these indices into P.
-Score = Callable[[Any, np.ndarray], Scored]
-
-
-@flax.struct.dataclass
-class Best:
-  """The best member ever scored on `dev`.
-
-  Attributes:
-    genome: its genome.
-    id: () i32; -1 as long as no member could be scored.
-    fitness: () f32; -inf as long as there is none.
-    task_scores: (K,) f32.
-    generation: () i32, when it was born.
-  """
-
-  genome: Any
-  id: jax.Array
-  fitness: jax.Array
-  task_scores: jax.Array
-  generation: jax.Array
+from evojax_llm.strategies import base
 
 
 @flax.struct.dataclass
@@ -59,7 +26,6 @@ class RunState:
 
   Attributes:
     strategy: the strategy's state: population, ids, fitness, memory.
-    best: the best member so far.
     seed: () u32; every key is folded from it.
     generation: () i32, generations that are over; the initial population is
       generation 0.
@@ -67,22 +33,71 @@ class RunState:
   """
 
   strategy: Any
-  best: Best
   seed: jax.Array
   generation: jax.Array
   evaluations: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Best:
+  """The best member of a search, on the host but for its genome.
+
+  Attributes:
+    genome: its genome.
+    id: its id.
+    fitness: f32.
+    task_scores: (K,) f32, as the tasks have them.
+    generation: when it was born.
+  """
+
+  genome: Any
+  id: int
+  fitness: np.ndarray
+  task_scores: np.ndarray
+  generation: int
+
+
+def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Best:
+  """Returns the best member of all time.
+
+  Args:
+    state: of a run.
+    maximise: see `evolution.evolve`.
+  """
+  memory = state.strategy.memory
+  known = jax.device_get(memory.replace(best=None, worst=None, personal=None))
+  return Best(
+    genome=memory.best,
+    id=int(known.best_id),
+    fitness=known.best_fitness,
+    task_scores=oriented(known.best_tasks, maximise),
+    generation=int(known.best_generation),
+  )
+
+
+def oriented(
+  task_scores: np.ndarray, maximise: Sequence[bool] | None
+) -> np.ndarray:
+  """Turns task scores into fitness on each task, and fitness into scores.
+
+  Args:
+    task_scores: (..., K) f32.
+    maximise: K times whether more of it is better; None where it is of all.
+  """
+  if maximise is None:
+    return task_scores
+  return np.where(np.asarray(maximise, bool), task_scores, -task_scores)
+
+
 def begin(
-  strategy: Any,
+  strategy: base.Strategy,
   params: Any,
   seed: int,
   population: Any,
-  fitness: jax.Array,
-  task_scores: jax.Array,
-  maximise: Sequence[bool] | None = None,
+  scores: base.Scores,
+  evaluations: int | None = None,
 ) -> RunState:
-  """The state after generation 0: P members and their scores.
+  """Makes the state after generation 0 of P members and their scores.
 
   Can be traced; `jax.eval_shape` of it tells what a checkpoint must hold.
 
@@ -91,70 +106,46 @@ def begin(
     params: see `evolution.evolve`.
     seed: see `evolution.evolve`.
     population: leaves (P, ...).
-    fitness: (P,) f32.
-    task_scores: (P, K) f32.
-    maximise: see `evolution.evolve`.
+    scores: of its members.
+    evaluations: members that were scored; all P by default.
   """
-  members, tasks = task_scores.shape
-  seed = jnp.uint32(seed)
-  zero = jnp.int32(0)
-  nobody = Best(
-    genome=jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population),
-    id=jnp.int32(lineage.NO_MEMBER),
-    fitness=jnp.float32(-jnp.inf),
-    task_scores=jnp.full((tasks,), jnp.nan, jnp.float32),
-    generation=zero,
-  )
-  ids = jnp.arange(members, dtype=jnp.int32)
-  best = succeed(nobody, population, ids, fitness, task_scores, zero)
+  members = scores.fitness.shape[0]
+  seed, zero = jnp.uint32(seed), jnp.int32(0)
   key = keys.key_for(jax.random.key(seed), zero, lineage.NO_MEMBER, 'init')
   return RunState(
-    strategy=strategy.init(
-      key,
-      population,
-      negate(fitness),
-      params,
-      objectives_of(task_scores, maximise),
-    ),
-    best=best,
+    strategy=strategy.init(key, population, scores, params),
     seed=seed,
     generation=zero,
-    evaluations=jnp.int32(members),
+    evaluations=jnp.int32(members if evaluations is None else evaluations),
   )
 
 
 def abstract_state(
-  strategy: Any, params: Any, population: Any, num_tasks: int
+  strategy: base.Strategy,
+  params: Any,
+  population: Any,
+  num_tasks: int,
+  num_items: int = 1,
 ) -> RunState:
-  """Shapes and dtypes of a run's state, without scoring anybody."""
-  members = stack.size(population)
-  return jax.eval_shape(
-    lambda *scores: begin(strategy, params, 0, *scores),
-    population,
-    jax.ShapeDtypeStruct((members,), jnp.float32),
-    jax.ShapeDtypeStruct((members, num_tasks), jnp.float32),
-  )
+  """Returns shapes and dtypes of a run's state; scores no member.
 
-
-@jax.jit
-def succeed(best, population, ids, fitness, task_scores, generation) -> Best:
-  """The better of the best so far and the best of M members.
-
-  A failed member (NaN) or an empty slot never is; of equals the elder, then
-  the one with the lowest index, stays.
+  Args:
+    strategy: see `evolution.evolve`.
+    params: see `evolution.evolve`.
+    population: leaves (P, ...), or their shapes.
+    num_tasks: K.
+    num_items: I of all tasks, for strategies that see them.
   """
-  fitness = jnp.where(jnp.isnan(fitness) | (ids < 0), -jnp.inf, fitness)
-  winner = jnp.argmax(fitness)
-  challenger = Best(
-    genome=jax.tree.map(lambda leaf: leaf[winner], population),
-    id=ids[winner],
-    fitness=fitness[winner],
-    task_scores=task_scores[winner],
-    generation=generation,
-  )
-  wins = challenger.fitness > best.fitness
-  return jax.tree.map(
-    lambda new, old: jnp.where(wins, new, old), challenger, best
+  members = stack.size(population)
+
+  def scores(*shape):
+    return jax.ShapeDtypeStruct((members, *shape), jnp.float32)
+
+  items = scores(num_items) if strategy.sees == 'items' else None
+  return jax.eval_shape(
+    lambda *args: begin(strategy, params, 0, *args),
+    population,
+    base.Scores(scores(), scores(num_tasks), items),
   )
 
 
@@ -174,24 +165,24 @@ class Members:
 
 
 def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
-  """The best members that a state still holds: alive or remembered.
+  """Returns the best members that a state holds, alive or remembered.
 
   Args:
     state: a `RunState`, or one as nested dicts, as checkpoints are read.
     count: M at most; fewer where the state holds fewer that could be scored.
-    keep_best: see `strategies.base.Strategy`; without, who is only remembered
-      is left out, unless nobody alive could be scored.
+    keep_best: see `strategies.base.Strategy`; without, members that are only
+      remembered are left out, unless all that are alive failed.
 
   Returns:
     The members by fitness, of equals the elder first.
   """
   tree = flax.serialization.to_state_dict(state)
-  inner, best = tree['strategy'], tree['best']
+  inner = tree['strategy']
   memory = inner['memory']
-  alone = jax.tree.map(lambda leaf: leaf[None], best['genome'])
+  best = jax.tree.map(lambda leaf: leaf[None], memory['best'])
   alive = (inner['population'], inner['ids'], inner['fitness'])
   sources = [
-    (alone, best['id'], best['fitness']),
+    (best, memory['best_id'], memory['best_fitness']),
     alive,
     (
       memory.get('personal'),
@@ -217,118 +208,4 @@ def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
     ids=ranked,
     fitness=np.asarray([held[member][0] for member in ranked], np.float32),
     population=stack.stack(genomes),
-  )
-
-
-def objectives_of(
-  task_scores: jax.Array, maximise: Sequence[bool] | None
-) -> jax.Array:
-  """Task scores (M, K) of which more is better.
-
-  Args:
-    task_scores: (M, K) f32.
-    maximise: K times whether it is so already; None where it is of all.
-  """
-  if maximise is None:
-    return jnp.asarray(task_scores)
-  return jnp.where(np.asarray(maximise, bool), task_scores, -task_scores)
-
-
-def rescore(
-  state: RunState, score: Score, maximise: Sequence[bool] | None = None
-) -> RunState:
-  """The state with everybody alive or remembered scored again.
-
-  The best and the worst are chosen anew among them, and a member's own best
-  between that and what the member is now. All of it counts as evaluations.
-  """
-  inner, memory = state.strategy, state.strategy.memory
-  remembered = [memory.best, memory.worst, state.best.genome]
-  groups = [inner.population, stack.stack(remembered)]
-  ids = [inner.ids, memory.best_id, memory.worst_id, state.best.id]
-  if memory.personal is not None:
-    groups.append(memory.personal)
-    ids.append(memory.personal_ids)
-  everyone = stack.concatenate(*groups)
-  ids = jnp.concatenate([jnp.atleast_1d(i) for i in ids])
-  # A population that grows has places where nobody is yet.
-  members = np.flatnonzero(np.asarray(ids) >= 0)
-  fitness, task_scores = spread(score(everyone, members), members, ids.shape[0])
-  return _rescored(
-    state,
-    everyone,
-    ids,
-    jnp.asarray(fitness),
-    jnp.asarray(task_scores),
-    objectives_of(task_scores, maximise),
-    jnp.int32(len(members)),
-  )
-
-
-def spread(
-  scored: Scored, members: np.ndarray, slots: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Fitness (slots,) and task scores (slots, K); NaN in the slots left empty.
-
-  Args:
-    scored: scores of M members.
-    members: (M,) their slots.
-    slots: number of slots.
-  """
-  fitness = np.full((slots,), np.nan, np.float32)
-  task_scores = np.full(
-    (slots, scored.task_scores.shape[1]), np.nan, np.float32
-  )
-  fitness[members], task_scores[members] = scored.fitness, scored.task_scores
-  return fitness, task_scores
-
-
-@jax.jit
-def _rescored(
-  state, everyone, ids, fitness, task_scores, objectives, evaluations
-) -> RunState:
-  inner, memory = state.strategy, state.strategy.memory
-  alive = inner.ids.shape[0]
-
-  def at(index):
-    return jax.tree.map(lambda leaf: leaf[index], everyone)
-
-  best = jnp.argmax(jnp.where(jnp.isnan(fitness), -jnp.inf, fitness))
-  worst = jnp.argmin(jnp.where(jnp.isnan(fitness), jnp.inf, fitness))
-  memory = memory.replace(
-    best=at(best),
-    best_fitness=fitness[best],
-    best_id=ids[best],
-    worst=at(worst),
-    worst_fitness=fitness[worst],
-    worst_id=ids[worst],
-  )
-  if memory.personal is not None:
-    own = jnp.arange(alive)
-    past = own + alive + 3
-    chosen = jnp.where(
-      jnp.nan_to_num(fitness[own], nan=-jnp.inf)
-      > jnp.nan_to_num(fitness[past], nan=-jnp.inf),
-      own,
-      past,
-    )
-    memory = memory.replace(
-      personal=at(chosen),
-      personal_fitness=fitness[chosen],
-      personal_ids=ids[chosen],
-    )
-  same = ids[best] == state.best.id
-  inner = inner.replace(fitness=fitness[:alive], memory=memory)
-  if inner.objectives is not None:
-    inner = inner.replace(objectives=objectives[:alive])
-  return state.replace(
-    strategy=inner,
-    best=state.best.replace(
-      genome=at(best),
-      id=ids[best],
-      fitness=jnp.nan_to_num(fitness[best], nan=-jnp.inf),
-      task_scores=task_scores[best],
-      generation=jnp.where(same, state.best.generation, state.generation),
-    ),
-    evaluations=state.evaluations + evaluations,
   )

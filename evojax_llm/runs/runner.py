@@ -60,7 +60,8 @@ def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
   prepared = preparation.prepare(config)
   if prepared.config.seeds > 1:
     raise errors.UserError(
-      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run.'
+      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run. '
+      'runs.sweep takes several.'
     )
   workdir = workdir or record.new_workdir('runs', prepared.name)
   path = run_prepared(prepared, workdir)
@@ -142,16 +143,16 @@ class _Run:
       folder, evaluator, prepared.setup, self.bar
     )
     if restored:
-      self.bar.resume(self.number, float(state.best.fitness))
+      self.bar.resume(self.number, float(state.strategy.memory.best_fitness))
     state = self.search(state)
-    state = final_member.settle(
+    best = final_member.settle(
       state,
       prepared.strategy,
       evaluator,
       prepared.setup.space,
       other_items=self.config.resample,
     )
-    final_table.finish(folder, prepared, baselines, state, self.bar)
+    final_table.finish(folder, prepared, baselines, state, best, self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
@@ -165,11 +166,16 @@ class _Run:
     ):
       rounds = evolution.evolve(
         prepared.strategy,
-        prepared.params,
+        prepared.setup.space,
         self.score,
-        initial.population,
+        population=initial.population if state is None else None,
+        params=prepared.params,
         seed=config.seed,
         generations=config.strategy.generations,
+        evaluations=config.strategy.evaluations,
+        tokens=config.strategy.tokens,
+        count_tokens=self.tokens,
+        seconds=config.strategy.seconds,
         patience=config.strategy.patience,
         state=state,
         redraw=self.redraw if config.resample else None,
@@ -180,7 +186,7 @@ class _Run:
       before = self.tokens()
       for state, done in rounds:
         # Records first: a checkpoint stands for the lines up to its own.
-        folder.items.append(done.number, done.ids, self.scored)
+        folder.items.append(done.number, done.ids[: done.scored], self.scored)
         folder.write(
           record.member_rows(
             done, prepared.strategy.operator_names, tasks, origins

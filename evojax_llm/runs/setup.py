@@ -5,32 +5,24 @@ reads the quick files first, and all of it ends in an error for the user before
 anything is compiled.
 """
 
-from collections.abc import Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
 from absl import logging
-import jax
 import jax.numpy as jnp
 
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.genomes.adapters import AdapterSpace
-from evojax_llm.genomes.gates import GateSpace
-from evojax_llm.genomes.weights import WeightSpace
-from evojax_llm.models import folders as folders_lib
-from evojax_llm.models import hub
-from evojax_llm.models import peft
+from evojax_llm.genomes.space import Model
+from evojax_llm.genomes.space import Space
+from evojax_llm.genomes.space import make_space
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
 from evojax_llm.runs.run_config import RunConfig
-from evojax_llm.strategies import coefficient_search
 from evojax_llm.strategies import registry
-from evojax_llm.strategies.evosax import Stock
 from evojax_llm.tasks import task_files as tasks_lib
 from evojax_llm.tasks.scorers.registry import scorer_of
 
@@ -44,22 +36,21 @@ class Setup:
   """The model, what is evolved on it, and the tasks.
 
   Attributes:
-    config: of the model.
-    params: of the base.
     tokenizer: of the base.
-    experts: the experts' own space, in which the baselines are made.
-    space: genome space of the search; `experts` itself, or made of it.
+    space: genome space of the search.
     tasks: K tasks.
     heldout: tasks that the search does not see.
   """
 
-  config: RunConfig
-  params: Any
   tokenizer: Any
-  experts: Any
-  space: Any
+  space: Space
   tasks: tuple[Any, ...]
   heldout: tuple[Any, ...] = ()
+
+  @property
+  def experts(self) -> Space:
+    """The space in which the baselines are made of the experts."""
+    return self.space.plain
 
   @property
   def task_names(self) -> list[str]:
@@ -85,62 +76,29 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
 
   tokenizer = Tokenizer.from_folder(files.model)
-  dtype = jnp.dtype(config.execution.dtype)
-  model, _ = hub.load_config(files.model)
-  if files.experts:
-    _check_models(files.experts, model)
-    _, params = hub.load_checkpoint(files.model, dtype)
-    experts = space = _of_models(files.experts, params, dtype)
-  else:
-    adapters = peft.load_adapters(files.adapters, model)
-    _, params = hub.load_checkpoint(files.model, dtype)
-    experts, space = make_space(config, adapters, params)
-  return Setup(model, params, tokenizer, experts, space, tasks, heldout)
+  return Setup(tokenizer, load_space(config, files), tasks, heldout)
 
 
-def _check_models(folders: Sequence[pathlib.Path], expected: Any) -> None:
-  """Refuses models that are not of the base's configuration."""
-  for folder in folders:
-    found, _ = hub.load_config(folder)
-    for field in dataclasses.fields(expected):
-      theirs = getattr(found, field.name)
-      own = getattr(expected, field.name)
-      if theirs != own:
-        raise UserError(
-          f'{folder}/config.json: {field.name} is {theirs}, and {own} in the '
-          'base; expected a model that was tuned from it.'
-        )
-
-
-def _of_models(folders: Sequence[pathlib.Path], params: Any, dtype: Any) -> Any:
-  """The space of whole models."""
-  experts = [
-    hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf)[1]
-    for folder in folders
-  ]
-  return WeightSpace(folders_lib.expert_names(folders), experts, params)
-
-
-def make_space(
-  config: RunConfig, adapters: Any, params: Any = None
-) -> tuple[Any, Any]:
-  """Spaces made of adapters.
+def load_space(
+  config: RunConfig,
+  files: inputs_lib.Files,
+  base: Model | None = None,
+  with_params: bool = True,
+) -> Space:
+  """Makes the genome space of a configuration.
 
   Args:
-    config: says which space is searched.
-    adapters: the experts.
-    params: of their base; read for the space 'weights' alone.
+    config: says which.
+    files: base and experts.
+    base: a model that is loaded already; that of the files by default.
+    with_params: False for a space that only exports.
 
-  Returns:
-    (the experts' own space, the space of the search).
+  Raises:
+    ModelError: a folder cannot be used.
   """
-  if config.space == 'weights':
-    space = WeightSpace.of_adapters(adapters, params)
-    return space, space
-  experts = AdapterSpace(adapters)
-  if config.space == 'adapters':
-    return experts, experts
-  return experts, GateSpace(adapters)
+  dtype = jnp.dtype(config.execution.dtype) if with_params else None
+  base = str(files.model) if base is None else base
+  return make_space(config.space, base, files.adapters, files.experts, dtype)
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:
@@ -149,29 +107,15 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
   Raises:
     UserError: its name or one of its options is unknown or out of range.
   """
-  name, size = config.strategy.name, config.strategy.population
-  options = config.strategy.options
-  searches = {
-    'random_search': coefficient_search.random_search,
-    'cma_es': coefficient_search.cma_es,
-  }
+  name = config.strategy.name
   with as_user_error(TypeError, ValueError, what='config.strategy'):
-    if name in searches:
-      if config.space != 'coefficients':
-        raise UserError(
-          f'{name} searches coefficients: set config.space=coefficients.'
-        )
-      num_experts = len(setup.space.names)
-      strategy = searches[name](size, num_experts, **options)
-    else:
-      genome = jax.eval_shape(
-        lambda: jax.tree.map(lambda leaf: leaf[0], setup.space.experts())
-      )
-      base = setup.space.base() if config.space == 'weights' else None
-      strategy = registry.make_strategy(
-        name, size, genome, base=base, **options
-      )
-  if config.resample and isinstance(strategy, Stock):
+    strategy = registry.make_strategy(
+      name,
+      config.strategy.population,
+      setup.space,
+      **config.strategy.options,
+    )
+  if config.resample and not strategy.can_rescore:
     raise UserError(
       f"{name} is one of evosax's algorithms, which keep scores of their own "
       'that cannot be made anew on other items: leave config.resample off.'
@@ -198,8 +142,6 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
   budget = execution.memory_budget_gib
   with as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
-      setup.config,
-      setup.params,
       setup.tokenizer,
       setup.tasks,
       weights=config.weights or None,

@@ -1,34 +1,66 @@
-"""The evosax interface for populations of pytrees.
+"""The contract of a search, for populations of pytrees.
 
-evosax's own base ravels every genome into a flat vector, which loses the types
-of the leaves and their sharding and copies the whole population at each call.
-`Strategy` keeps its interface (`init`, `ask`, `tell`, `default_params`,
-`get_best_solution`, `get_population`) and nothing of its storage.
-
-evosax minimises a cost; inside this package fitness is maximised. `negate` is
-the one place where the sign flips.
+`init`, `ask` and `tell` are pure functions of a state, which is a pytree;
+hyperparameters are arrays, so that changing one compiles nothing. Fitness is
+maximised everywhere. An algorithm written for a cost is wrapped by
+`strategies.evosax`, which also offers strategies to code that minimises.
 """
 
 import abc
-from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
 import functools
-import math
 from typing import Any
 
-from evosax.algorithms.population_based import base as evosax_base
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators import succession
+from evojax_llm.options import option
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 
+SEES = ('fitness', 'tasks', 'items')
 
-def negate(values: jax.Array) -> jax.Array:
-  """Turns a cost into fitness and fitness into a cost; NaN stays NaN."""
-  return -values
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Options that are fixed when a strategy is made; a subclass has more."""
+
+  keep_best: bool = option(
+    True,
+    'whether a run ends with the best member of all time; else with the best '
+    'of its last population',
+  )
+
+  def __post_init__(self):
+    options_lib.check(vars(self), type(self))
+
+
+@flax.struct.dataclass
+class Scores:
+  """Scores of M members; all maximised, NaN where a member failed.
+
+  Attributes:
+    fitness: (M,) f32.
+    tasks: (M, K) f32 fitness on each task, or None where it is not known.
+    items: (M, I) f32 values of the items of all tasks, or None.
+  """
+
+  fitness: jax.Array
+  tasks: jax.Array | None = None
+  items: jax.Array | None = None
+
+  def where(self, valid: jax.Array) -> 'Scores':
+    """The same in f32 with NaN where (M,) `valid` is false."""
+
+    def masked(leaf):
+      mask = valid.reshape(valid.shape + (1,) * (leaf.ndim - 1))
+      return jnp.where(mask, leaf.astype(jnp.float32), jnp.nan)
+
+    return jax.tree.map(masked, self)
 
 
 @flax.struct.dataclass
@@ -37,11 +69,10 @@ class State:
 
   Attributes:
     population: P genomes, leaves (P, ...).
-    fitness: (P,) f32, maximised, NaN where a member failed.
-    objectives: (P, K) f32 fitness on each task, likewise, where the strategy
-      looks at them; else None.
-    ids: (P,) i32, unique; -1 marks a place that is empty, where a population
-      may grow.
+    fitness: (P,) f32, NaN where a member failed.
+    tasks: (P, K) f32 fitness on each task, likewise, where the strategy sees
+      it; else None.
+    ids: (P,) i32, unique; -1 in an empty slot of a population that may grow.
     next_id: () i32, larger than every id given so far.
     generation: () i32, completed ask-score-tell rounds.
     memory: best and worst genomes of all time, and personal bests if any.
@@ -50,55 +81,43 @@ class State:
 
   population: Any
   fitness: jax.Array
-  objectives: jax.Array | None
+  tasks: jax.Array | None
   ids: jax.Array
   next_id: jax.Array
   generation: jax.Array
   memory: succession.Memory
   proposal: lineage.Proposal
 
-  # The names evosax gives to parts of its states.
 
-  @property
-  def best_solution(self) -> Any:
-    """The best genome of all time."""
-    return self.memory.best
-
-  @property
-  def best_fitness(self) -> jax.Array:
-    """Its cost in evosax's sign; NaN before anything was scored."""
-    return negate(self.memory.best_fitness)
-
-  @property
-  def generation_counter(self) -> jax.Array:
-    """Completed generations."""
-    return self.generation
-
-
-class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
-  """Base of strategies whose populations are pytrees.
-
-  A subclass writes `_start`, `_propose` and `_succeed` in this package's sign
-  and words; `init`, `ask` and `tell` are evosax's and take a cost.
+class Strategy(abc.ABC):
+  """Base of strategies; a subclass writes `_start`, `_propose`, `_succeed`.
 
   Not every slot of an ask need hold a member: `state.proposal.ids` is -1 in an
-  empty one, whose genome is zeros or anything else. Its cost is ignored, so it
-  need not be scored and may be NaN.
+  empty one, whose genome may be anything and whose scores are ignored.
 
-  `tell` gives up the buffers of the state it is handed: keep the new one.
+  `tell` and `rescored` give up the buffers of the state that they are given.
 
   Attributes:
+    declared: dataclasses whose fields declare the options of the constructor.
+    personal: whether the memory holds personal bests.
+    can_rescore: whether members can be scored again on other items.
+    sees: which of the scores it needs, one of SEES.
     population_size: members of the initial population.
-    capacity: P, places for members; more than there are at first where the
+    capacity: P, slots for members; more than there are at first where the
       population grows.
-    num_proposals: M, members of one ask; constant, so that nothing
-      recompiles, and a multiple of the devices of `sharding`.
+    num_proposals: M, members of one ask; constant, so that nothing recompiles,
+      and a multiple of the devices of `sharding`.
     operator_names: what `state.proposal.operator` counts.
     sharding: of population leaves, or None to leave it to the compiler.
     keep_best: whether a run ends with the best member of all time; else with
-      the best of its last population, by the fitness that stands there. The
-      memory, and patience with it, knows the best of all time either way.
+      the best of its last population, by the fitness that is known there. The
+      memory, and patience with it, holds the best of all time either way.
   """
+
+  declared: tuple[type, ...] = ()
+  personal = False
+  can_rescore = True
+  sees = 'fitness'
 
   def __init__(
     self,
@@ -109,7 +128,6 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     capacity: int | None = None,
     keep_best: bool = True,
   ):
-    # evosax's constructors ravel a genome; they are left out on purpose.
     if population_size < 1:
       raise ValueError(
         f'Got population_size {population_size}; expected at least 1.'
@@ -118,8 +136,8 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     capacity = population_size if capacity is None else capacity
     if capacity < population_size:
       raise ValueError(
-        f'Got places for {capacity} members and population_size '
-        f'{population_size}; expected no fewer places.'
+        f'Got slots for {capacity} members and population_size '
+        f'{population_size}; expected no fewer slots.'
       )
     if capacity % devices:
       raise ValueError(
@@ -132,62 +150,75 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     self.operator_names = operator_names
     self.sharding = sharding
     self.keep_best = keep_best
-    self.elite_ratio = 1.0
-    self.metrics_fn = metrics
+
+  @classmethod
+  def for_space(
+    cls, population_size: int, space: Any, genome: Any, **options: Any
+  ) -> 'Strategy':
+    """Makes the strategy for a space, which may be None, and its genomes.
+
+    See `registry.make_strategy`; options are those of the constructor.
+    """
+    del space
+    strategy = cls(population_size, **options)
+    if genome is not None:
+      strategy.check_genome(genome)
+    return strategy
 
   @property
+  @abc.abstractmethod
   def default_params(self) -> Any:
-    """Hyperparameters: arrays, so that changing one compiles nothing."""
-    return self._default_params
-
-  @functools.partial(jax.jit, static_argnames=('self',))
-  def _begin(self, key, population, cost, params, objectives):
-    fitness = negate(cost.astype(jnp.float32))
-    # Copies: the state owns its buffers, because `tell` gives them up.
-    population = jax.tree.map(jnp.copy, population)
-    return self._constrain(
-      self._start(key, population, fitness, params, objectives)
-    )
+    """Hyperparameters: a flax.struct pytree of arrays."""
 
   def init(
     self,
     key: jax.Array,
     population: stack.Population,
-    fitness: jax.Array,
+    scores: Scores,
     params: Any,
-    objectives: jax.Array | None = None,
   ) -> Any:
-    """Starts from a scored population.
+    """Returns the state of a scored population; its members are 0, 1, ...
 
     Args:
       key: () typed key.
       population: leaves (population_size, ...).
-      fitness: (population_size,) cost, minimised; NaN where a member failed.
+      scores: of its members.
       params: hyperparameters.
-      objectives: (population_size, K) f32 fitness on each task, maximised; for
-        strategies that choose by them.
-
-    Returns:
-      State; members have the ids 0, 1, ...
 
     Raises:
       ValueError: if the sizes are not population_size, the strategy cannot
-        work on such genomes, or it needs objectives and got none.
+        work on such genomes, or it needs scores that are missing.
     """
     members = stack.size(population)
-    if members != self.population_size or fitness.shape != (members,):
+    if members != self.population_size or scores.fitness.shape != (members,):
       raise ValueError(
-        f'Got {members} members with fitness of shape {fitness.shape}; '
+        f'Got {members} members with fitness of shape {scores.fitness.shape}; '
         f'expected {self.population_size} of each, the population_size this '
         'strategy was made with.'
       )
-    self.check_genome(
-      jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-        population,
-      )
+    self._check_scores(scores)
+    self.check_genome(jax.eval_shape(lambda: stack.take(population, 0)))
+    return self._begin(key, population, scores, params)
+
+  @functools.partial(jax.jit, static_argnames=('self',))
+  def _begin(self, key, population, scores, params):
+    # Copies: the state owns its buffers, because `tell` gives them up.
+    population = jax.tree.map(jnp.copy, population)
+    ids = jnp.arange(self.population_size, dtype=jnp.int32)
+    scores = scores.where(ids >= 0)
+    state = State(
+      population=population,
+      fitness=scores.fitness,
+      tasks=None if self.sees == 'fitness' else scores.tasks,
+      ids=ids,
+      next_id=jnp.int32(self.population_size),
+      generation=jnp.int32(0),
+      memory=succession.start_memory(
+        population, scores.fitness, ids, scores.tasks, personal=self.personal
+      ),
+      proposal=lineage.empty_proposal(self.num_proposals),
     )
-    return self._begin(key, population, fitness, params, objectives)
+    return self._constrain(self._start(key, state, scores, params))
 
   def ask(
     self, key: jax.Array, state: Any, params: Any
@@ -195,15 +226,13 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     """Proposes members to score.
 
     Args:
-      key: () typed key; the generation is folded in, so the run's seed key
-        may be given every time.
+      key: () typed key; the generation is folded in.
       state: from `init` or `tell`.
       params: hyperparameters.
 
     Returns:
-      Members (M, ...) and a state whose `proposal` describes them. What an ask
-      leaves alone, the population first of all, is shared with `state`, so
-      `tell` gives up both.
+      Members (M, ...) and a state whose `proposal` describes them. It shares
+      what an ask leaves alone with `state`, so `tell` gives up both.
     """
     proposals, changes = self._ask(key, state, params)
     return proposals, state.replace(**changes)
@@ -214,70 +243,124 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     proposals, changes = self._propose(key, state, params)
     return self._constrain_population(proposals), changes
 
-  @functools.partial(
-    jax.jit, static_argnames=('self',), donate_argnames=('state',)
-  )
   def tell(
     self,
     key: jax.Array,
     population: stack.Population,
-    fitness: jax.Array,
+    scores: Scores,
     state: Any,
     params: Any,
-    objectives: jax.Array | None = None,
-  ) -> tuple[Any, dict[str, jax.Array]]:
-    """Decides what lives on.
+  ) -> Any:
+    """Returns the next state: decides what lives on.
 
     Args:
       key: () typed key.
       population: the members (M, ...) of the last ask.
-      fitness: (M,) their cost, minimised; NaN where one failed. What stands
-        in empty slots does not matter.
+      scores: of these; those of empty slots do not matter.
       state: from that ask; its buffers are given up.
       params: hyperparameters.
-      objectives: (M, K) f32 fitness on each task, maximised; for strategies
-        that choose by them.
 
-    Returns:
-      The next state, and scalars worth a line of the record.
+    Raises:
+      ValueError: if the strategy needs scores that are missing.
     """
-    filled = state.proposal.filled
-    value = jnp.where(filled, negate(fitness.astype(jnp.float32)), jnp.nan)
-    if objectives is not None:
-      objectives = jnp.where(filled[:, None], objectives, jnp.nan)
-    state = self._succeed(key, population, value, state, params, objectives)
-    state = state.replace(generation=state.generation + 1)
-    return self._constrain(state), self.metrics_fn(
-      key, population, negate(value), state, params
+    self._check_scores(scores)
+    return self._tell(key, population, scores, state, params)
+
+  @functools.partial(
+    jax.jit, static_argnames=('self',), donate_argnames=('state',)
+  )
+  def _tell(self, key, population, scores, state, params):
+    proposal, generation = state.proposal, state.generation + 1
+    scores = scores.where(proposal.filled)
+    known = (scores.fitness, proposal.ids, scores.tasks, generation)
+    memory = succession.remember_extremes(state.memory, population, *known)
+    state = state.replace(memory=memory)
+    state = self._succeed(key, population, scores, state, params)
+    return self._constrain(
+      state.replace(
+        generation=generation, next_id=state.next_id + self.num_proposals
+      )
     )
 
-  def get_best_solution(self, state: Any) -> stack.Genome:
-    """The best genome of all time, from the memory."""
-    return state.memory.best
+  def held(self, state: Any) -> tuple[stack.Population, jax.Array]:
+    """The genomes whose scores the state holds, alive or remembered.
 
-  def get_population(self, state: Any) -> stack.Population:
-    """The members alive, leaves (P, ...)."""
-    return state.population
+    Returns:
+      Genomes (H, ...), and (H,) i32 ids, -1 in empty slots. Ids may repeat.
+    """
+    memory = state.memory
+    groups = [state.population, stack.stack([memory.best, memory.worst])]
+    ids = [state.ids, memory.best_id[None], memory.worst_id[None]]
+    if memory.personal is not None:
+      groups.append(memory.personal)
+      ids.append(memory.personal_ids)
+    return stack.concatenate(*groups), jnp.concatenate(ids)
 
-  def check_genome(self, genome: stack.Genome) -> None:
-    """Refuses genomes that this strategy cannot work on.
+  @functools.partial(
+    jax.jit, static_argnames=('self',), donate_argnames=('state',)
+  )
+  def rescored(self, state: Any, scores: Scores) -> Any:
+    """The state with new scores, for fitness on other items.
+
+    Best and worst are chosen anew among all genomes that are held, and a
+    personal best between the old one and what the member is now.
 
     Args:
-      genome: one genome, or its shapes and types.
+      state: its buffers are given up.
+      scores: of the genomes of `held(state)`.
+    """
+    memory, alive = state.memory, state.ids.shape[0]
+    genomes, ids = self.held(state)
+    scores = scores.where(ids >= 0)
+    fitness = scores.fitness
+
+    def at(index):
+      return jax.tree.map(lambda leaf: leaf[index], genomes)
+
+    best = jnp.argmax(jnp.nan_to_num(fitness, nan=-jnp.inf))
+    worst = jnp.argmin(jnp.nan_to_num(fitness, nan=jnp.inf))
+    same = ids[best] == memory.best_id
+    changes = {}
+    if memory.personal is not None:
+      own = jnp.arange(alive)
+      past = own + alive + 2
+      known = jnp.nan_to_num(fitness, nan=-jnp.inf)
+      chosen = jnp.where(known[own] > known[past], own, past)
+      changes = {
+        'personal': at(chosen),
+        'personal_fitness': fitness[chosen],
+        'personal_ids': ids[chosen],
+      }
+    memory = memory.replace(
+      best=at(best),
+      best_fitness=fitness[best],
+      best_id=ids[best],
+      best_tasks=None if scores.tasks is None else scores.tasks[best],
+      best_generation=jnp.where(same, memory.best_generation, state.generation),
+      worst=at(worst),
+      worst_fitness=fitness[worst],
+      worst_id=ids[worst],
+      **changes,
+    )
+    return self._constrain(
+      state.replace(
+        fitness=fitness[:alive],
+        tasks=None if state.tasks is None else scores.tasks[:alive],
+        memory=memory,
+      )
+    )
+
+  def check_genome(self, genome: stack.Genome) -> None:
+    """Refuses a genome, or its shapes, that the strategy cannot work on.
 
     Raises:
       ValueError: saying why.
     """
     del genome
 
-  @property
   @abc.abstractmethod
-  def _default_params(self) -> Any:
-    """Hyperparameters as a flax.struct pytree of arrays."""
-
-  @abc.abstractmethod
-  def _start(self, key, population, fitness, params, objectives) -> Any:
-    """State of a scored population, in maximised fitness."""
+  def _start(self, key, state: State, scores: Scores, params) -> Any:
+    """State of a scored population, made of what all strategies carry."""
 
   @abc.abstractmethod
   def _propose(
@@ -286,10 +369,17 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     """M members, and fields of the state to replace, `proposal` among them."""
 
   @abc.abstractmethod
-  def _succeed(
-    self, key, population, fitness, state, params, objectives
-  ) -> Any:
-    """State after scoring; fitness and objectives are NaN in empty slots."""
+  def _succeed(self, key, population, scores: Scores, state, params) -> Any:
+    """State after scoring; best and worst are up to date."""
+
+  def _check_scores(self, scores):
+    needed = SEES[: SEES.index(self.sees) + 1]
+    missing = [name for name in needed if getattr(scores, name) is None]
+    if missing:
+      raise ValueError(
+        f'Got scores without {" and ".join(missing)} for a strategy that sees '
+        f'{self.sees!r}; expected {", ".join(needed)} in init and tell.'
+      )
 
   def _constrain_population(self, population):
     if self.sharding is None:
@@ -300,75 +390,27 @@ class Strategy(evosax_base.PopulationBasedAlgorithm, abc.ABC):
     )
 
   def _constrain(self, state):
-    memory = state.memory
-    if memory.personal is not None:
-      memory = memory.replace(
-        personal=self._constrain_population(memory.personal)
-      )
+    """Keeps the population of a state, and all like it, sharded."""
+    memory = state.memory.replace(
+      personal=self._constrain_population(state.memory.personal)
+    )
     return state.replace(
       population=self._constrain_population(state.population), memory=memory
     )
 
 
-def metrics(
-  key: jax.Array,
-  population: stack.Population,
-  fitness: jax.Array,
-  state: Any,
-  params: Any,
-) -> dict[str, jax.Array]:
-  """Scalars of a generation under evosax's names, in its sign (cost).
-
-  evosax also copies the best solutions here; they stay in the state.
-  """
-  del key, population, params
-  return {
-    'generation_counter': state.generation,
-    'best_fitness_in_generation': jnp.nanmin(fitness),
-    'best_fitness': state.best_fitness,
-    'proposed': jnp.sum(state.proposal.filled).astype(jnp.int32),
-  }
-
-
-# What hyperparameters may be: from, to.
-SHARE = (0.0, 1.0)
-NOT_NEGATIVE = (0.0, math.inf)
-
-
-def make_params(
-  kind: Callable[..., Any],
-  defaults: Mapping[str, float],
-  values: Mapping[str, float],
-  ranges: Mapping[str, tuple[float, float]],
-) -> Any:
-  """Hyperparameters of a flax.struct class, each a () f32 array.
+def make_params(kind: type, values: Mapping[str, float], **others: Any) -> Any:
+  """Hyperparameters with some values in place of their defaults.
 
   Args:
-    kind: makes it of its fields by name.
-    defaults: all its fields.
-    values: those to change.
-    ranges: what some of them may be; the others may be any finite number.
+    kind: flax.struct dataclass, whose options become () f32 arrays.
+    values: by name; None leaves the default.
+    **others: fields of `kind` that are no options.
 
   Raises:
     ValueError: if a name is unknown, or a number is not in its range.
   """
-  unknown = sorted(set(values) - set(defaults))
-  if unknown:
-    raise ValueError(
-      f'Got unknown hyperparameters {unknown}; expected some of '
-      f'{sorted(defaults)}.'
-    )
-  for name, value in values.items():
-    low, high = ranges.get(name, (-math.inf, math.inf))
-    if not (math.isfinite(value) and low <= value <= high):
-      limits = 'a finite number'
-      if low > -math.inf:
-        limits = (
-          f'{low:g} or more' if high == math.inf else f'{low:g} to {high:g}'
-        )
-      raise ValueError(f'Got {name} {value}; expected {limits}.')
-  return kind(
-    **{
-      name: jnp.float32(value) for name, value in {**defaults, **values}.items()
-    }
-  )
+  given = {k: v for k, v in values.items() if v is not None}
+  options_lib.check(given, kind)
+  values = options_lib.defaults(kind) | given
+  return kind(**{k: jnp.float32(v) for k, v in values.items()}, **others)

@@ -1,7 +1,13 @@
-"""evosax's own algorithms under this package's interface."""
+"""evosax's algorithms as strategies, and strategies as evosax algorithms.
 
+evosax minimises a cost of flat vectors; this package maximises fitness of
+pytrees. The sign flips here and nowhere else.
+"""
+
+import functools
 import inspect
 from typing import Any
+import warnings
 
 from evosax import algorithms
 from evosax.algorithms.population_based import base as evosax_base
@@ -10,12 +16,33 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from evojax_llm.operators import succession
+from evojax_llm import options as options_lib
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
-from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
+from evojax_llm.strategies.evosax_options import ALGORITHMS
+from evojax_llm.strategies.evosax_options import SEARCHES
+
+# These hold matrices of N x N over the N numbers of a genome.
+_QUADRATIC = (
+  'ASEBO',
+  'CMA_ES',
+  'DiffusionEvolution',
+  'MA_ES',
+  'iAMaLGaM_Full',
+  'xNES',
+)
+MAX_QUADRATIC = 4096
+# evosax counts the numbers of a genome in 32 bits.
+MAX_FLAT = 2**31 - 1
+# From so many bytes in one flat copy of the population on, a warning is given.
+LARGE_COPY = 2**28
+
+
+def negate(values: jax.Array) -> jax.Array:
+  """Turns a cost into fitness and fitness into a cost; NaN stays NaN."""
+  return -values
 
 
 @flax.struct.dataclass
@@ -29,8 +56,8 @@ class State(base.State):
   inner: Any
 
 
-class Stock(base.Strategy):
-  """One of evosax's algorithms.
+class EvosaxStrategy(base.Strategy):
+  """One of evosax's algorithms as a strategy.
 
   It keeps flat f32 vectors; genomes go out in their own types. An algorithm
   that starts from a mean starts from the best initial member; one that keeps
@@ -41,47 +68,54 @@ class Stock(base.Strategy):
   bears NaN.
   """
 
+  # They keep scores of their own, which cannot be made anew on other items.
+  can_rescore = False
+
   def __init__(
     self,
-    name: str,
+    algorithm: str,
     population_size: int,
     genome: stack.Genome,
+    *,
     sigma: float | None = None,
     optimizer: str | None = None,
     learning_rate: float | None = None,
     **options: Any,
   ):
-    """Makes the strategy; `registry.make_strategy` checks the name first.
+    """Makes the strategy; `for_space` checks the size of the genome first.
 
     Args:
-      name: key of `evosax.algorithms.algorithms`.
+      algorithm: key of `evosax.algorithms.algorithms`.
       population_size: P.
       genome: one genome, for structure, shapes and types.
       sigma: first standard deviation.
       optimizer: name of an optimiser of optax; evosax's own by default.
       learning_rate: of that optimiser, or of Adam.
       **options: arguments of evosax's constructor and hyperparameters; those
-        that are None are left as evosax has them. See
-        stock_options.STOCK_OPTIONS.
+        that are None are left as evosax has them; see `evosax_options`.
 
     Raises:
       ValueError: if the algorithm has no such option, or cannot work with such
         a population.
     """
-    made = algorithms.algorithms[name]
+    made = algorithms.algorithms[algorithm]
     arguments = inspect.signature(made).parameters
+    if genome is None:
+      raise ValueError(
+        f'Got no genome for {algorithm!r}; expected a space or a genome.'
+      )
     given = {k: v for k, v in options.items() if v is not None}
-    known = STOCK_OPTIONS[name]
-    asked = {
+    known = ALGORITHMS[algorithm]
+    common = {
       'sigma': sigma,
       'optimizer': optimizer,
       'learning_rate': learning_rate,
     }
-    wanted = {*given, *(k for k, v in asked.items() if v is not None)}
+    wanted = {*given, *(k for k, v in common.items() if v is not None)}
     unknown = sorted(wanted - set(known) - set(arguments))
     if unknown:
       raise ValueError(
-        f'Got unknown options {unknown} of {name}; expected some of '
+        f'Got unknown options {unknown} of {algorithm}; expected some of '
         f'{sorted(known)}.'
       )
     constructed = {k: given.pop(k) for k in arguments if k in given}
@@ -90,8 +124,9 @@ class Stock(base.Strategy):
     if sigma is not None and 'std_schedule' in arguments:
       constructed['std_schedule'] = optax.constant_schedule(float(sigma))
     self._kinds = jax.tree.map(lambda leaf: leaf.dtype, genome)
+    super().__init__(population_size, population_size, (algorithm,))
+    # evosax mixes integers and floats.
     with jax.numpy_dtype_promotion('standard'):
-      # evosax mixes integers and floats.
       try:
         self.inner = made(
           population_size=population_size,
@@ -102,48 +137,59 @@ class Stock(base.Strategy):
           metrics_fn=_no_metrics,
           **constructed,
         )
-      except (AssertionError, ZeroDivisionError) as error:
+        params = self.inner.default_params
+        if sigma is not None and hasattr(params, 'std_init'):
+          given['std_init'] = sigma
+        self._params = params.replace(
+          **{
+            field: jnp.full_like(_number(getattr(params, field)), value)
+            for field, value in given.items()
+          }
+        )
+        jax.eval_shape(self._round, genome)
+      # It shows in many ways that a population is too small for it.
+      except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(
-          f'Got a population of {population_size} for {name!r}, which evosax '
-          f'refuses: {error}'
+          f'Got a population of {population_size} for {algorithm!r}, which '
+          f'evosax refuses ({reason}). Give it more members.'
         ) from error
-      params = self.inner.default_params
-    if sigma is not None and hasattr(params, 'std_init'):
-      given['std_init'] = sigma
-    self._params = params.replace(
-      **{
-        field: jnp.full_like(_number(getattr(params, field)), value)
-        for field, value in given.items()
-      }
-    )
-    super().__init__(population_size, population_size, (name,))
+
+  @classmethod
+  def for_space(cls, population_size, space, genome, **options):
+    """See base.Strategy; what is too large for the algorithm is refused."""
+    del space
+    _check_size(population_size, genome, **options)
+    return cls(population_size=population_size, genome=genome, **options)
 
   @property
-  def _default_params(self) -> Any:
+  def default_params(self) -> Any:
+    """evosax's own hyperparameters."""
     return self._params
 
-  def _start(self, key, population, fitness, params, objectives):
-    del objectives
-    ids = jnp.arange(self.population_size, dtype=jnp.int32)
-    memory = succession.start_memory(population, fitness, ids, personal=False)
-    cost = _without_failures(base.negate(fitness))
+  def _round(self, genome):
+    """A round on zeros, to be traced."""
+    population = jax.tree.map(
+      lambda leaf: jnp.zeros((self.population_size, *leaf.shape), leaf.dtype),
+      genome,
+    )
+    key, scores = (
+      jax.random.key(0),
+      base.Scores(jnp.zeros(self.population_size)),
+    )
+    state = self._begin(key, population, scores, self._params)
+    members, state = self.ask(key, state, self._params)
+    return self._tell(key, members, scores, state, self._params)
+
+  def _start(self, key, state, scores, params):
+    cost = _without_failures(negate(scores.fitness))
     key = keys.key_for(key, 0, lineage.NO_MEMBER, 'stock')
     with jax.numpy_dtype_promotion('standard'):
       if isinstance(self.inner, evosax_base.PopulationBasedAlgorithm):
-        inner = self.inner.init(key, _as_f32(population), cost, params)
+        inner = self.inner.init(key, _as_f32(state.population), cost, params)
       else:
-        inner = self.inner.init(key, _as_f32(memory.best), params)
-    return State(
-      population=population,
-      fitness=fitness,
-      objectives=None,
-      ids=ids,
-      next_id=jnp.int32(self.population_size),
-      generation=jnp.int32(0),
-      memory=memory,
-      proposal=lineage.empty_proposal(self.num_proposals),
-      inner=_settled(inner),
-    )
+        inner = self.inner.init(key, _as_f32(state.memory.best), params)
+    return State(**vars(state), inner=_settled(inner))
 
   def _propose(self, key, state, params):
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'ask')
@@ -161,24 +207,168 @@ class Stock(base.Strategy):
     )
     return proposals, {'inner': _settled(inner), 'proposal': proposal}
 
-  def _succeed(self, key, population, fitness, state, params, objectives):
-    del objectives
+  def _succeed(self, key, population, scores, state, params):
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
-    cost = _without_failures(base.negate(fitness))
+    cost = _without_failures(negate(scores.fitness))
     with jax.numpy_dtype_promotion('standard'):
       inner, _ = self.inner.tell(
         key, _as_f32(population), cost, state.inner, params
       )
-    ids = state.proposal.ids
     return state.replace(
       population=population,
-      fitness=fitness,
-      ids=ids,
-      next_id=state.next_id + self.num_proposals,
-      memory=succession.remember_extremes(
-        state.memory, population, fitness, ids
-      ),
+      fitness=scores.fitness,
+      ids=state.proposal.ids,
       inner=_settled(inner),
+    )
+
+
+class CMAES(EvosaxStrategy):
+  """CMA-ES (arXiv 1604.00772) from the best of the initial members."""
+
+  @classmethod
+  def for_space(cls, population_size, space, genome, **options):
+    """See base.Strategy."""
+    options = {'algorithm': 'CMA_ES', 'sigma': 0.3} | options
+    return super().for_space(population_size, space, genome, **options)
+
+
+class RandomSearch(EvosaxStrategy):
+  """Independent draws of the space's `sample`; the memory keeps the best."""
+
+  @classmethod
+  def for_space(cls, population_size, space, genome, **options):
+    """See base.Strategy; options are those of the space's `sample`."""
+    if space is None:
+      raise ValueError("Got no space for 'random_search', which draws of it.")
+    options_lib.check_known(options, SEARCHES['random_search'])
+    sample = functools.partial(space.sample, **options)
+    return cls('RandomSearch', population_size, genome, sampling_fn=sample)
+
+
+@flax.struct.dataclass
+class CostState:
+  """A strategy's state under the names and the sign of evosax's states."""
+
+  strategy: base.State
+
+  @property
+  def best_solution(self) -> Any:
+    """The best genome of all time."""
+    return self.strategy.memory.best
+
+  @property
+  def best_fitness(self) -> jax.Array:
+    """Its cost; NaN before anything was scored."""
+    return negate(self.strategy.memory.best_fitness)
+
+  @property
+  def generation_counter(self) -> jax.Array:
+    """Completed generations."""
+    return self.strategy.generation
+
+
+class _AsEvosax(evosax_base.PopulationBasedAlgorithm):
+  """See `as_evosax`."""
+
+  def __init__(self, strategy: base.Strategy):
+    # evosax's constructors ravel a genome; they are left out on purpose.
+    self.strategy = strategy
+    self.population_size = strategy.population_size
+    self.metrics_fn = metrics
+
+  @property
+  def _default_params(self):
+    return self.strategy.default_params
+
+  def init(self, key, population, fitness, params):
+    scores = base.Scores(negate(fitness))
+    return CostState(self.strategy.init(key, population, scores, params))
+
+  def ask(self, key, state, params):
+    members, inner = self.strategy.ask(key, state.strategy, params)
+    return members, CostState(inner)
+
+  def tell(self, key, population, fitness, state, params):
+    scores = base.Scores(negate(fitness))
+    state = CostState(
+      self.strategy.tell(key, population, scores, state.strategy, params)
+    )
+    return state, self.metrics_fn(key, population, fitness, state, params)
+
+  def get_best_solution(self, state):
+    return state.best_solution
+
+  def get_population(self, state):
+    return state.strategy.population
+
+
+def as_evosax(
+  strategy: base.Strategy,
+) -> evosax_base.PopulationBasedAlgorithm:
+  """Offers a strategy as an evosax algorithm, for evosax's problems and loops.
+
+  `init`, `ask` and `tell` take a cost, NaN where a member failed. The members
+  of an ask are pytrees (M, ...); those of empty slots, whose ids in
+  `state.strategy.proposal` are -1, may be scored or not.
+
+  Args:
+    strategy: one that sees fitness alone.
+
+  Raises:
+    ValueError: if it sees more.
+  """
+  if strategy.sees != 'fitness':
+    raise ValueError(
+      f'Got a strategy that sees {strategy.sees!r}, which evosax has not; '
+      "expected one that sees 'fitness'."
+    )
+  return _AsEvosax(strategy)
+
+
+def metrics(
+  key: jax.Array,
+  population: stack.Population,
+  fitness: jax.Array,
+  state: CostState,
+  params: Any,
+) -> dict[str, jax.Array]:
+  """Scalars of a generation under evosax's names; no copies of solutions."""
+  del key, population, params
+  filled = state.strategy.proposal.filled
+  return {
+    'generation_counter': state.generation_counter,
+    'best_fitness_in_generation': jnp.nanmin(
+      jnp.where(filled, fitness, jnp.nan)
+    ),
+    'best_fitness': state.best_fitness,
+    'proposed': jnp.sum(filled).astype(jnp.int32),
+  }
+
+
+def _check_size(population_size, genome, *, algorithm, **options):
+  numbers = sum(leaf.size for leaf in jax.tree.leaves(genome))
+  quadratic = algorithm in _QUADRATIC and not options.get('num_latent_dims')
+  if quadratic and numbers > MAX_QUADRATIC:
+    raise ValueError(
+      f'Got genomes of {numbers:,} numbers for {algorithm!r}, refused: it '
+      f'holds matrices of their square; expected at most {MAX_QUADRATIC:,}. '
+      'Evolve weights of experts instead of models, or take an algorithm of '
+      "linear memory such as 'Sep_CMA_ES'."
+    )
+  if numbers > MAX_FLAT:
+    raise ValueError(
+      f'Got genomes of {numbers:,} numbers for {algorithm!r}, refused: evosax '
+      f"counts to {MAX_FLAT:,}. Take 'genome' or 'genome_plus', which have no "
+      'such limit.'
+    )
+  copy = 4 * numbers * population_size
+  if copy >= LARGE_COPY:
+    warnings.warn(
+      f'{algorithm} ravels its population of {population_size} members of '
+      f'{numbers:,} numbers, {copy / 2**30:.1f} GiB in f32, and makes up to '
+      "ten copies of it in every generation. 'genome', 'genome_plus', "
+      "'model_swarms' and 'low_rank_es' keep it as it is.",
+      stacklevel=4,
     )
 
 

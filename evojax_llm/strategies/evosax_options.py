@@ -4,10 +4,18 @@ Numbers of their `default_params` and of their constructors. All that has a
 first standard deviation has it as `sigma`, whatever evosax calls it, and all
 that has an optimiser has `optimizer` (a name of optax) and `learning_rate`.
 Functions (`sampling_fn`, `fitness_shaping_fn`, ...) can be given from Python
-alone.
+alone. What is not set is as evosax has it.
 """
 
 from collections.abc import Mapping
+
+from evojax_llm.options import Option
+
+_TEXTS = {
+  'sigma': 'first standard deviation',
+  'optimizer': 'name of an optimiser of optax',
+  'learning_rate': 'of that optimiser, or of Adam',
+}
 
 
 def _table(
@@ -16,11 +24,15 @@ def _table(
   sigma: bool = True,
   optimizer: bool = False,
   **others: type,
-) -> dict[str, type]:
-  options = {'sigma': float} if sigma else {}
+) -> dict[str, Option]:
+  kinds: dict[str, type] = {'sigma': float} if sigma else {}
   if optimizer:
-    options |= {'optimizer': str, 'learning_rate': float}
-  return options | dict.fromkeys(floats.split(), float) | others
+    kinds |= {'optimizer': str, 'learning_rate': float}
+  kinds |= dict.fromkeys(floats.split(), float) | others
+  return {
+    name: Option(name, None, _TEXTS.get(name, "evosax's own"), kind=kind)
+    for name, kind in kinds.items()
+  }
 
 
 _CMA = 'std_min std_max mu_eff c_mean c_std d_std c_c c_1 c_mu chi_n'
@@ -28,8 +40,19 @@ _AMALGAM = (
   'eta_std eta_shift eta_avs_inc eta_avs_dec delta_ams theta_sdr c_mult_init'
 )
 
-# By evosax's key: the options and their types.
-STOCK_OPTIONS: Mapping[str, Mapping[str, type]] = {
+# Searches that every system is to beat; see `strategies.evosax`.
+SEARCHES: Mapping[str, Mapping[str, Option]] = {
+  'cma_es': {'sigma': Option('sigma', 0.3, _TEXTS['sigma'], low=0.0)},
+  'random_search': {
+    'concentration': Option(
+      'concentration', 1.0, 'of the Dirichlet mix of the experts', low=0.0
+    ),
+    'low': Option('low', 0.0, 'the mass of the mix is U(low, high)'),
+    'high': Option('high', 4.0, 'see low'),
+  },
+}
+# By evosax's key.
+ALGORITHMS: Mapping[str, Mapping[str, Option]] = {
   'ARS': _table(optimizer=True),
   'ASEBO': _table('grad_decay', optimizer=True, subspace_dims=int),
   'CMA_ES': _table(_CMA),

@@ -20,6 +20,7 @@ M adapters, of which a few thousand fit where the model is small.
 See experiments/low_rank_es/README.md for departures from the paper.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -27,9 +28,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators import low_rank
 from evojax_llm.operators import noise
-from evojax_llm.operators import succession
+from evojax_llm.options import option
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
 from evojax_llm.population import lineage
@@ -47,36 +49,58 @@ _OPTIMIZERS = {
 
 @flax.struct.dataclass
 class Params:
-  """Hyperparameters; every one a () f32 array that a sweep may vary.
+  """Hyperparameters; () f32 arrays that a sweep may vary."""
 
-  Attributes:
-    sigma: deviation of the members from the centre; a fraction of each matrix's
-      root mean square unless made with relative_sigma=False.
-    sigma_decay: sigma shrinks by it once a generation.
-    learning_rate: lr; a fraction likewise.
-    learning_decay: lr shrinks by it once a generation.
-  """
+  sigma: jax.Array = option(
+    0.3,
+    'deviation of the members from the centre, a fraction of the root mean '
+    'square of each matrix unless relative_sigma is off',
+    low=0.0,
+  )
+  sigma_decay: jax.Array = option(
+    1.0, 'factor of sigma once a generation', low=0.0
+  )
+  learning_rate: jax.Array = option(0.1, 'lr, a fraction likewise', low=0.0)
+  learning_decay: jax.Array = option(
+    1.0, 'factor of lr once a generation', low=0.0
+  )
 
-  sigma: jax.Array
-  sigma_decay: jax.Array
-  learning_rate: jax.Array
-  learning_decay: jax.Array
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is fixed when the strategy is made."""
 
-DEFAULTS = {
-  'sigma': 0.3,
-  'sigma_decay': 1.0,
-  'learning_rate': 0.1,
-  'learning_decay': 1.0,
-}
-RANGES = dict.fromkeys(DEFAULTS, base.NOT_NEGATIVE)
+  members: int | None = option(
+    None, 'M; the size of the initial population if unset', low=2, kind=int
+  )
+  rank: int = option(1, 'r of the noise', low=1)
+  mirrored: bool = option(
+    True, 'members come in pairs x + sigma E and x - sigma E'
+  )
+  shaping: str = option(
+    'centered_rank', 'of fitness to weights', choices=SHAPINGS
+  )
+  optimizer: str = option(
+    'adam', 'of optax; the momentum is 0.9', choices=tuple(_OPTIMIZERS)
+  )
+  relative_sigma: bool = option(
+    True, 'whether sigma and lr are relative to each matrix'
+  )
+
+  def __post_init__(self):
+    options_lib.check(vars(self), Options)
+    if self.shaping == 'sign' and not self.options.mirrored:
+      raise ValueError(
+        "Got shaping 'sign' without mirrored pairs, whose differences it is "
+        'of; take mirrored=True or another shaping.'
+      )
 
 
 @flax.struct.dataclass
 class State(base.State):
   """State of the strategy.
 
-  The population is one member: the centre that was scored last.
+  The population is one member: the centre as it was last scored.
 
   Attributes:
     centre: x, one genome in f32.
@@ -95,88 +119,56 @@ class State(base.State):
 class LowRankES(base.Strategy):
   """The strategy; an ask has M members and, where it has moved, the centre."""
 
-  def __init__(
-    self,
-    population_size: int,
-    *,
-    members: int | None = None,
-    rank: int = 1,
-    mirrored: bool = True,
-    shaping: str = 'centered_rank',
-    optimizer: str = 'adam',
-    relative_sigma: bool = True,
-    **params: float,
-  ):
+  declared = (Params, Options)
+
+  def __init__(self, population_size: int, **options: Any):
     """Makes the strategy.
 
     Args:
       population_size: members of the initial population, whose best is the
         first centre.
-      members: M; population_size by default.
-      rank: r of the noise.
-      mirrored: members come in pairs x + sigma E and x - sigma E.
-      shaping: of fitness to weights: 'centered_rank' (equal ones share their
-        ranks), 'z_score', 'centered' (its difference from the mean), or the
-        'sign' of the difference in a mirrored pair.
-      optimizer: 'sgd', 'momentum' (0.9) or 'adam', of optax.
-      relative_sigma: see Params.
-      **params: hyperparameters to change in `default_params`.
+      **options: of `Options`; the rest are hyperparameters to change in
+        `default_params`.
 
     Raises:
       ValueError: if an option is unknown or out of range.
     """
-    members = population_size if members is None else members
-    for name, value, known in (
-      ('shaping', shaping, SHAPINGS),
-      ('optimizer', optimizer, tuple(_OPTIMIZERS)),
-    ):
-      if value not in known:
-        raise ValueError(f'Got {name} {value!r}; expected one of {known}.')
-    if members < 2 or (mirrored and members % 2):
+    self.options, values = options_lib.split(Options, options)
+    members = self.options.members
+    self.members = members = population_size if members is None else members
+    if members < 2 or (self.options.mirrored and members % 2):
       raise ValueError(
         f'Got {members} members; expected two or more, an even number where '
         'they are mirrored.'
       )
-    if shaping == 'sign' and not mirrored:
+    if values.get('sigma', 1.0) <= 0.0:
       raise ValueError(
-        "Got shaping 'sign' without mirrored pairs, whose differences it is "
-        'of; take mirrored=True or another shaping.'
-      )
-    if rank < 1:
-      raise ValueError(f'Got rank {rank}; expected at least one.')
-    if params.get('sigma', 1.0) <= 0.0:
-      raise ValueError(
-        f'Got sigma {params["sigma"]}; expected more than 0, as the step is '
+        f'Got sigma {values["sigma"]}; expected more than 0, as the step is '
         'divided by it.'
       )
+    options_lib.check(values, *self.declared)
     super().__init__(population_size, members + 1, OPERATORS)
-    self.members, self.rank, self.mirrored = members, rank, mirrored
-    self.shaping = shaping
-    self.relative_sigma = relative_sigma
-    self.optimizer = _OPTIMIZERS[optimizer]()
-    self._params = dict(params)
-    base.make_params(Params, DEFAULTS, params, RANGES)
+    self.optimizer = _OPTIMIZERS[self.options.optimizer]()
+    self._values = values
 
   @property
-  def _default_params(self) -> Params:
-    return base.make_params(Params, DEFAULTS, self._params, RANGES)
+  def default_params(self) -> Params:
+    """See base.Strategy."""
+    return base.make_params(Params, self._values)
 
-  def _start(self, key, population, fitness, params, objectives):
-    del params, objectives
-    ids = jnp.arange(self.population_size, dtype=jnp.int32)
-    memory = succession.start_memory(population, fitness, ids, personal=False)
+  def _start(self, key, state, scores, params):
+    del scores, params
+    memory = state.memory
     centre = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), memory.best)
     with jax.numpy_dtype_promotion('standard'):
       optimizer = self.optimizer.init(centre)
-    return State(
+    one = state.replace(
       population=_alone(memory.best),
       fitness=memory.best_fitness[None],
-      objectives=None,
       ids=memory.best_id[None],
-      next_id=jnp.int32(self.population_size),
-      generation=jnp.int32(0),
-      memory=memory,
-      proposal=lineage.empty_proposal(self.num_proposals),
+    )
+    return State(
+      **vars(one),
       centre=centre,
       centre_moved=jnp.bool_(False),
       optimizer=optimizer,
@@ -192,22 +184,22 @@ class LowRankES(base.Strategy):
         member_key,
         state.centre,
         sign * sigma,
-        self.rank,
-        relative=self.relative_sigma,
+        self.options.rank,
+        relative=self.options.relative_sigma,
       )
       return self._as_member(member, state)
 
     # A mirrored pair has one key and two signs.
     pairs = self._noise_keys(state, noise_key)
     signs = [jnp.ones((len(pairs),), jnp.float32)]
-    if self.mirrored:
+    if self.options.mirrored:
       signs, pairs = [signs[0], -signs[0]], jnp.concatenate([pairs, pairs])
     sampled = jax.vmap(sample)(pairs, jnp.concatenate(signs))
     centre = _alone(self._as_member(state.centre, state))
 
     slots = jnp.arange(self.num_proposals)
     operator = jnp.where(slots < self.members, 0, OPERATORS.index('centre'))
-    if self.mirrored:
+    if self.options.mirrored:
       second = (slots >= self.members // 2) & (slots < self.members)
       operator = jnp.where(second, OPERATORS.index('mirrored noise'), operator)
     parents = jnp.stack(
@@ -228,17 +220,18 @@ class LowRankES(base.Strategy):
       'noise_key': noise_key,
     }
 
-  def _succeed(self, key, population, fitness, state, params, objectives):
-    del key, objectives
-    weights = shaped(fitness[: self.members], self.shaping, self.mirrored)
-    if self.mirrored:
+  def _succeed(self, key, population, scores, state, params):
+    del key
+    fitness, mirrored = scores.fitness, self.options.mirrored
+    weights = shaped(fitness[: self.members], self.options.shaping, mirrored)
+    if mirrored:
       weights = weights[: self.members // 2] - weights[self.members // 2 :]
     sigma = _decayed(params.sigma, params.sigma_decay, state.generation)
     gradient = low_rank.update(
       self._noise_keys(state, state.noise_key),
       weights / (jnp.float32(self.members) * sigma),
       state.centre,
-      self.rank,
+      self.options.rank,
     )
     with jax.numpy_dtype_promotion('standard'):
       # optax goes down, and fitness is to go up.
@@ -267,10 +260,6 @@ class LowRankES(base.Strategy):
       ),
       fitness=jnp.where(seen, fitness[-1:], state.fitness),
       ids=jnp.where(seen, state.proposal.ids[-1:], state.ids),
-      next_id=state.next_id + self.num_proposals,
-      memory=succession.remember_extremes(
-        state.memory, population, fitness, state.proposal.ids
-      ),
       centre=centre,
       # Not scored again as long as it stays.
       centre_moved=jnp.any(jnp.stack(moved)),
@@ -282,14 +271,14 @@ class LowRankES(base.Strategy):
 
     The same before and after its members are scored.
     """
-    count = self.members // 2 if self.mirrored else self.members
+    count = self.members // 2 if self.options.mirrored else self.members
     ids = state.next_id + jnp.arange(count, dtype=jnp.int32)
     return keys.keys_for(
       jax.random.wrap_key_data(data), state.generation, ids, 'low-rank noise'
     )
 
   def _scale(self, path, leaf):
-    if not self.relative_sigma:
+    if not self.options.relative_sigma:
       return jnp.float32(1.0)
     return noise.root_mean_square(path, leaf)
 

@@ -1,22 +1,27 @@
 """Model Swarms: experts as particles that search together, arXiv 2410.11163.
 
 In every round all particles move: by inertia, towards their own best and the
-best of all, away from the worst of all; then they are scored. Who has long not
-improved goes back to its own best. The swarm begins as the experts and as
-extrapolations between them (`genomes.initial`: 'experts', 'extrapolants').
+best of all, away from the worst of all; then they are scored. A particle that
+has long not improved goes back to its own best. The swarm begins as the experts
+and as extrapolations between them (`genomes.initial`: 'experts',
+'extrapolants').
 
 The defaults are the corrected algorithm. What the released code does instead
-is reached by options; see presets.py and experiments/model_swarms/README.md.
+is reached by options; see experiments/model_swarms/README.md.
 """
 
-import math
+import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators import restarts
 from evojax_llm.operators import succession
+from evojax_llm.options import option
+from evojax_llm.options import option_of
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.strategies import base
@@ -28,43 +33,48 @@ RESTARTS = ('once', 'forever', 'never')
 
 @flax.struct.dataclass
 class Params(succession_round.Params):
-  """Hyperparameters; every one a () f32 array that a sweep may vary.
+  """Hyperparameters; () f32 arrays that a sweep may vary."""
 
-  Attributes:
-    restart_after: rounds without a better position after which a particle is
-      restarted.
-    refractory: rounds, that of a restart among them, in which a particle has no
-      other.
-    drop_round: probability that nobody is scored in a round (Dropout-K).
-    drop_member: probability that a particle is not scored in a round
-      (Dropout-N).
-  """
+  cognitive: jax.Array = option_of(succession_round.Params, 'cognitive', 0.3)
+  social: jax.Array = option_of(succession_round.Params, 'social', 0.4)
+  repel: jax.Array = option_of(succession_round.Params, 'repel', 0.05)
+  step_length: jax.Array = option_of(
+    succession_round.Params, 'step_length', 1.0
+  )
+  step_floor: jax.Array = option_of(succession_round.Params, 'step_floor', 0.1)
+  restart_after: jax.Array = option(
+    4.0,
+    'rounds without a better position after which a particle is restarted',
+    low=1.0,
+  )
+  refractory: jax.Array = option(
+    3.0,
+    'rounds, that of a restart among them, in which a particle has no other',
+    low=0.0,
+  )
+  drop_round: jax.Array = option(
+    0.0, 'chance that no particle is scored in a round', low=0.0, high=1.0
+  )
+  drop_member: jax.Array = option(
+    0.0, 'chance that a particle is not scored in a round', low=0.0, high=1.0
+  )
 
-  restart_after: jax.Array
-  refractory: jax.Array
-  drop_round: jax.Array
-  drop_member: jax.Array
 
+@dataclasses.dataclass(frozen=True)
+class Options(base.Options):
+  """What is fixed when the swarm is made."""
 
-DEFAULTS = {
-  'inertia': 0.2,
-  'cognitive': 0.3,
-  'social': 0.4,
-  'repel': 0.05,
-  'step_length': 1.0,
-  'step_decay': 0.95,
-  'step_floor': 0.1,
-  'restart_after': 4.0,
-  'refractory': 3.0,
-  'drop_round': 0.0,
-  'drop_member': 0.0,
-}
-RANGES = succession_round.RANGES | {
-  'restart_after': (1.0, math.inf),
-  'refractory': base.NOT_NEGATIVE,
-  'drop_round': base.SHARE,
-  'drop_member': base.SHARE,
-}
+  restart: str = option(
+    'once',
+    "'once', after which the count of stale rounds begins anew; 'forever', "
+    'every round until the particle improves, as in the released code; or '
+    "'never'",
+    choices=RESTARTS,
+  )
+  draws: str = option_of(succession_round.Options, 'draws')
+  decay: str = option_of(succession_round.Options, 'decay', 'after')
+  personal: bool = option_of(succession_round.Options, 'personal')
+  velocity_start: str = option_of(succession_round.Options, 'velocity_start')
 
 
 @flax.struct.dataclass
@@ -81,82 +91,55 @@ class State(succession_round.State):
   scored: jax.Array
 
 
-class ModelSwarms(base.Strategy):
+class ModelSwarms(succession_round.Moving):
   """A swarm of P particles; every ask moves all of them."""
+
+  declared = (Params, Options)
+  personal = True
 
   def __init__(
     self,
     population_size: int,
     *,
-    restart: str = 'once',
-    draws: str = 'particle',
-    decay: str = 'after',
-    personal: bool = True,
-    velocity_start: str = 'random',
-    keep_best: bool = True,
     sharding: jax.sharding.Sharding | None = None,
-    **params: float,
+    **options: Any,
   ):
     """Makes the strategy.
 
     Args:
       population_size: P.
-      restart: 'once', after which the count of stale rounds begins anew;
-        'forever', every round until the particle improves, as in the released
-        code; or 'never'.
-      draws: whose random coefficients; see succession_round.Options.
-      decay: when lambda shrinks; likewise.
-      personal: whether a particle knows its own best; likewise.
-      velocity_start: first velocities are 'random' (towards another particle),
-        'zero', or towards the 'best'.
-      keep_best: whether a run ends with the best particle of all time; see
-        base.Strategy.
       sharding: of population leaves.
-      **params: hyperparameters to change in `default_params`.
+      **options: of `Options`; the rest are hyperparameters to change in
+        `default_params`.
 
     Raises:
-      ValueError: if an option is unknown.
+      ValueError: if an option is unknown or out of range.
     """
-    if restart not in RESTARTS:
-      raise ValueError(f'Got restart {restart!r}; expected one of {RESTARTS}.')
+    own, self._values = options_lib.split(Options, options)
+    options_lib.check(self._values, *self.declared)
     super().__init__(
       population_size,
       population_size,
       OPERATORS,
       sharding,
-      keep_best=keep_best,
+      keep_best=own.keep_best,
     )
-    self.restart = restart
-    self.succession = succession_round.Options(
-      draws=draws,
-      decay=decay,
-      personal=personal,
-      velocity_start=velocity_start,
-    )
-    self._params = dict(params)
-    base.make_params(Params, DEFAULTS, params, RANGES)
+    self.restart = own.restart
+    self.succession, _ = options_lib.split(succession_round.Options, vars(own))
 
   @property
-  def _default_params(self) -> Params:
-    return base.make_params(Params, DEFAULTS, self._params, RANGES)
+  def default_params(self) -> Params:
+    """See base.Strategy."""
+    return base.make_params(Params, self._values)
 
-  def _start(self, key, population, fitness, params, objectives):
-    del objectives
-    ids = jnp.arange(self.population_size, dtype=jnp.int32)
-    memory = succession.start_memory(population, fitness, ids)
+  def _start(self, key, state, scores, params):
+    del scores
     return State(
-      population=population,
-      fitness=fitness,
-      objectives=None,
-      ids=ids,
-      next_id=jnp.int32(self.population_size),
-      generation=jnp.int32(0),
-      memory=memory,
-      proposal=lineage.empty_proposal(self.num_proposals),
+      **vars(state),
       patience=restarts.start(self.population_size),
       scored=jnp.ones((self.population_size,), bool),
       **succession_round.begin(
-        key, population, ids, memory, params, self.succession
+        key, state.population, state.ids, state.memory, params, self.succession
       ),
     )
 
@@ -185,17 +168,18 @@ class ModelSwarms(base.Strategy):
     return members, changes | {'proposal': proposal, 'patience': patience}
 
   def _scores(self, key, state, params):
-    """(P,) bool, who is scored in this round."""
+    """(P,) bool, which particles are scored in this round."""
     round_key = keys.key_for(
       key, state.generation, lineage.NO_MEMBER, 'dropout'
     )
     member_keys = keys.keys_for(key, state.generation, state.ids, 'dropout')
     chances = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))
-    somebody = jax.random.uniform(round_key) >= params.drop_round
-    return somebody & (chances(member_keys) >= params.drop_member)
+    any_scored = jax.random.uniform(round_key) >= params.drop_round
+    return any_scored & (chances(member_keys) >= params.drop_member)
 
-  def _succeed(self, key, population, fitness, state, params, objectives):
-    del key, params, objectives
+  def _succeed(self, key, population, scores, state, params):
+    del key, params
+    fitness = scores.fitness
     members = self.population_size
     scored = state.proposal.ids[:members] >= 0
     improved = succession.improves(
@@ -203,10 +187,6 @@ class ModelSwarms(base.Strategy):
       state.memory.personal_fitness,
     )
     state = state.replace(
-      memory=succession.remember_extremes(
-        state.memory, population, fitness, state.proposal.ids
-      ),
-      next_id=state.next_id + self.num_proposals,
       # A round in which a particle was not scored says nothing about it.
       patience=jax.tree.map(
         lambda new, old: jnp.where(scored, new, old),
@@ -218,7 +198,3 @@ class ModelSwarms(base.Strategy):
     return succession_round.replace(
       population, fitness, state, kept=jnp.full((members,), jnp.nan)
     )
-
-  def _constrain(self, state):
-    state = super()._constrain(state)
-    return state.replace(velocity=self._constrain_population(state.velocity))

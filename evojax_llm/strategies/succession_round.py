@@ -11,7 +11,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators import succession
+from evojax_llm.options import option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
@@ -23,25 +25,23 @@ DECAYS = ('before', 'after', 'member')
 
 @flax.struct.dataclass
 class Params:
-  """Hyperparameters of a step; every one a () f32 array.
+  """Hyperparameters of a step; () f32 arrays that a sweep may vary."""
 
-  Attributes:
-    inertia: phi_v, weight of the velocity.
-    cognitive: phi_p, of the pull to a member's own best.
-    social: phi_g, of the pull to the best of all.
-    repel: phi_w, of the push from the worst of all; 0 turns it off.
-    step_length: lambda before the first step.
-    step_decay: phi_lambda, applied as `Options.decay` says.
-    step_floor: lambda does not fall below it.
-  """
-
-  inertia: jax.Array
-  cognitive: jax.Array
-  social: jax.Array
-  repel: jax.Array
-  step_length: jax.Array
-  step_decay: jax.Array
-  step_floor: jax.Array
+  inertia: jax.Array = option(0.2, 'phi_v, weight of the velocity', low=0.0)
+  cognitive: jax.Array = option(
+    0.2, "phi_p, of the pull to a member's own best", low=0.0
+  )
+  social: jax.Array = option(
+    0.2, 'phi_g, of the pull to the best of all', low=0.0
+  )
+  repel: jax.Array = option(
+    0.1, 'phi_w, of the push from the worst of all', low=0.0
+  )
+  step_length: jax.Array = option(0.5, 'lambda before the first step', low=0.0)
+  step_decay: jax.Array = option(
+    0.95, 'phi_lambda, the factor of lambda', low=0.0
+  )
+  step_floor: jax.Array = option(0.0, 'lambda does not fall below it', low=0.0)
 
   @property
   def blend(self) -> jax.Array:
@@ -49,26 +49,12 @@ class Params:
     return jnp.stack([self.inertia, self.cognitive, self.social, self.repel])
 
 
-RANGES = dict.fromkeys(
-  (
-    'inertia',
-    'cognitive',
-    'social',
-    'repel',
-    'step_length',
-    'step_decay',
-    'step_floor',
-  ),
-  base.NOT_NEGATIVE,
-)
-
-
 @flax.struct.dataclass
 class State(base.State):
   """State of a strategy whose members move.
 
   Attributes:
-    velocity: P velocities like the population; None where nobody moves.
+    velocity: P velocities like the population; None where no member moves.
     step_length: () f32 lambda.
     run_blend: (4,) f32 coefficients drawn once for the run; None otherwise.
   """
@@ -78,39 +64,50 @@ class State(base.State):
   run_blend: jax.Array | None
 
 
+class Moving(base.Strategy):
+  """Base of strategies whose members move."""
+
+  def _constrain(self, state):
+    state = super()._constrain(state)
+    return state.replace(velocity=self._constrain_population(state.velocity))
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What of a step is done how; the defaults are the papers' algorithms.
+  """How a step is made; the defaults are the papers' algorithms."""
 
-  Attributes:
-    draws: whose r ~ U(0, 1) are: of each 'particle' and step, of each 'tensor'
-      too, of the whole 'run' (GENOME's released code), or 'none', where r = 1.
-    decay: lambda shrinks 'before' the step of a round (GENOME), 'after' it
-      (Model Swarms), or before the step of each 'member' and without a floor
-      (GENOME's released code).
-    personal: whether a member knows its own best. In GENOME's released code
-      that is the position itself, and the pull to it always zero.
-    velocity_start: one of operators.succession.STARTS.
-    rescore: whether a moved member is scored. GENOME's released code keeps the
-      fitness of before the move; the moved genomes then keep their ids.
-  """
-
-  draws: str = 'particle'
-  decay: str = 'before'
-  personal: bool = True
-  velocity_start: str = 'random'
-  rescore: bool = True
+  draws: str = option(
+    'particle',
+    "r ~ U(0, 1) for each 'particle' and step, for each 'tensor' too, once "
+    "in the 'run' (GENOME's released code), or 'none': r = 1",
+    choices=DRAWS,
+  )
+  decay: str = option(
+    'before',
+    "lambda shrinks 'before' the step of a round (GENOME), 'after' it (Model "
+    "Swarms), or before the step of each 'member' and without a floor "
+    "(GENOME's released code)",
+    choices=DECAYS,
+  )
+  personal: bool = option(
+    True,
+    "whether a member knows its own best; in GENOME's released code that is "
+    'the position itself, and the pull to it zero',
+  )
+  velocity_start: str = option(
+    'random',
+    "first velocities are 'random' (towards another member), 'zero', or "
+    "towards the 'best'",
+    choices=succession.STARTS,
+  )
+  rescore: bool = option(
+    True,
+    "whether a moved member is scored; GENOME's released code keeps id and "
+    'fitness of before the move',
+  )
 
   def __post_init__(self):
-    for name, known in (
-      ('draws', DRAWS),
-      ('decay', DECAYS),
-      ('velocity_start', succession.STARTS),
-    ):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f'Got {name} {getattr(self, name)!r}; expected one of {known}.'
-        )
+    options_lib.check(vars(self), Options)
 
 
 def start(
@@ -222,7 +219,7 @@ def _lengths(state, params, options):
   """(P,) f32 lambda of each member, and () that of the state from then on."""
   members = state.ids.shape[0]
   if options.decay == 'member':
-    # Empty places come first in this order, and have no turn.
+    # Empty slots come first in this order, and have no turn.
     empty = jnp.sum(state.ids < 0).astype(jnp.float32)
     turn = jnp.argsort(jnp.argsort(state.ids)).astype(jnp.float32) - empty
     shrunk = params.step_decay ** (turn + 1.0)
@@ -271,7 +268,7 @@ def replace(
   state: State,
   kept: jax.Array,
 ) -> State:
-  """The moved members take the places of those they were.
+  """Puts the moved members in the slots of those that they were.
 
   Args:
     population: members (M, ...) of the ask.
@@ -296,7 +293,7 @@ def replace(
 
 
 def carry(
-  key: jax.Array, state: State, places: jax.Array, options: Options
+  key: jax.Array, state: State, origin: jax.Array, options: Options
 ) -> State:
   """After selection, velocity and personal best go along with survivors.
 
@@ -305,12 +302,12 @@ def carry(
   Args:
     key: () typed key.
     state: with the selected population but velocity and memory of before.
-    places: (P,) i32 where each came from; P and above for proposals.
+    origin: (P,) i32 slot each came from; P and above for proposals.
     options: see `Options`.
   """
   members = stack.size(state.population)
-  survived = places < members
-  former = jnp.where(survived, places, 0)
+  survived = origin < members
+  former = jnp.where(survived, origin, 0)
   memory = state.memory
   fresh = start(
     key, state.generation, state.population, state.ids, options, memory.best

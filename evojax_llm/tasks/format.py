@@ -5,57 +5,46 @@ from collections.abc import Sequence
 import string
 from typing import Any
 
-from evojax_llm.tasks.rows import hint
+from evojax_llm.lookup import did_you_mean
+from evojax_llm.options import declared
 from evojax_llm.tasks.rows import shown
 from evojax_llm.tasks.scorers import numerals
 from evojax_llm.tasks.scorers import registry
-from evojax_llm.tasks.task import CHOICE_STYLES
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 
 # What of a format is not the scorer's.
-PROMPT_KEYS = (
-  'kind',
-  'prompt',
-  'instruction',
-  'choice',
-  'system',
-  'shots',
-  'shots_seed',
-  'max_new_tokens',
-  'stop',
-)
+PROMPT_KEYS = ('kind', *declared(Format), 'shots', 'shots_seed')
 # A base model that has answered goes on with the next question.
 _STOP = ('\nQuestion:', '\nQ:')
 
 
-def told_kind(options: Mapping[str, Any], task_type: Any, path: str) -> Any:
-  """The kind that a file names, or None where its rows decide.
+def named_kind(
+  options: Mapping[str, Any], task_type: Any, path: str
+) -> str | None:
+  """Returns the kind that a file names, or None where its rows decide.
 
   Published files call numeric tasks "exact_match" as well: that `task_type`
   says nothing. `format.kind` comes first.
 
   Raises:
-    TaskError: a kind that is not in the table.
+    TaskError: there is no such kind.
   """
-  for name, kind in (
-    ('task_type', task_type),
-    ('format.kind', options.get('kind')),
-  ):
-    if kind is not None and kind not in registry.KINDS:
-      raise TaskError(
-        f"{path}, '{name}': expected {', '.join(registry.KINDS)}, got "
-        f'{shown(kind)}.{hint(kind, registry.KINDS)}'
-      )
-  told = options.get('kind')
-  return told or (None if task_type == 'exact_match' else task_type)
+  named = options.get('kind')
+  for name, kind in (('task_type', task_type), ('format.kind', named)):
+    if kind is not None:
+      try:
+        registry.scorer_class(kind)
+      except TaskError as error:
+        raise TaskError(f"{path}, '{name}': {error}") from error
+  return named or (None if task_type == 'exact_match' else task_type)
 
 
 def infer_kind(
   items: Sequence[Item], options: Mapping[str, Any], task_type: Any, path: str
 ) -> str:
-  """The kind of a task: what is told, if the rows allow it, or what they say.
+  """Returns the kind of a task: what is named, else what the rows say.
 
   Raises:
     TaskError: the rows have choices and should not, or the reverse.
@@ -63,13 +52,13 @@ def infer_kind(
   has_choices = items[0].choices is not None
   name = 'format.kind' if options.get('kind') else 'task_type'
   kind = options.get('kind') or task_type
-  wanted = None if kind is None else registry.SCORERS[kind].choices
+  wanted = None if kind is None else registry.scorer_class(kind).choices
   if wanted is not None and wanted != has_choices:
     has = 'have' if has_choices else 'have no'
     raise TaskError(f"{path}: '{name}' is {kind}, but its rows {has} choices.")
-  told = told_kind(options, task_type, path)
-  if told is not None:
-    return told
+  named = named_kind(options, task_type, path)
+  if named is not None:
+    return named
   if has_choices:
     return 'multiple_choice'
   numbers = all(
@@ -98,30 +87,27 @@ def read_format(
     TaskError: an unknown key, or a value that cannot be right.
   """
   where = f"{path}, 'format'"
-  known = PROMPT_KEYS
+  keys = PROMPT_KEYS
   if scorer is None:
-    known += registry.option_names(kind)
+    keys += registry.option_names(kind)
   for key in value:
-    if key not in known:
+    if key not in keys:
       raise TaskError(
-        f"{where}: unknown key '{key}'.{hint(key, known)} A task of kind "
-        f'{kind} knows {", ".join(known)}.'
+        f"{where}: unknown key '{key}'.{did_you_mean(key, keys)} A task of "
+        f'kind {kind} knows {", ".join(keys)}.'
       )
   options = {k: v for k, v in value.items() if k not in PROMPT_KEYS}
   options = {
     k: tuple(v) if isinstance(v, list) else v for k, v in options.items()
   }
-  if scorer is None:
-    try:
-      scorer = registry.make_scorer(kind, options)
-    except TaskError as error:
-      raise TaskError(f'{where}: {error}') from error
-  choice = value.get('choice', CHOICE_STYLES[0])
-  if choice not in CHOICE_STYLES:
-    raise TaskError(
-      f'{where}.choice: expected {" or ".join(CHOICE_STYLES)}, got '
-      f'{shown(choice)}.{hint(choice, CHOICE_STYLES)}'
-    )
+  try:
+    scorer = scorer or registry.make_scorer(kind, options)
+    for name in ('instruction', 'choice', 'system'):
+      if value.get(name) is not None:
+        declared(Format)[name].check(value[name])
+  except ValueError as error:
+    raise TaskError(f'{where}: {error}') from error
+  choice = value.get('choice') or 'letter'
   if choice == 'letter' and options.get('norm') in ('characters', 'bytes'):
     raise TaskError(
       f"{where}.norm: {options['norm']} are those of an option's text, and the "
@@ -132,11 +118,11 @@ def read_format(
     _check_template(prompt, scorer, choice, f'{where}.prompt')
   read = Format(
     prompt=prompt,
-    instruction=_text(value, 'instruction', where),
+    instruction=value.get('instruction'),
     choice=choice,
     max_new_tokens=_limit(value, scorer, where),
     stop=_stop(value, scorer, where),
-    system=_text(value, 'system', where) or '',
+    system=value.get('system') or '',
   )
   return read, tuple(sorted(options.items())), scorer
 
@@ -165,17 +151,10 @@ def _check_template(
     raise TaskError(f'{where}: {{{name}}} is missing in {shown(template)}.')
 
 
-def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
-  text = value.get(key)
-  if text is not None and not isinstance(text, str):
-    raise TaskError(f'{where}.{key}: expected text, got {shown(text)}.')
-  return text
-
-
 def whole(
   value: Mapping[str, Any], key: str, default: int, least: int, where: str
 ) -> int:
-  """An integer of a format; raises TaskError where it is none."""
+  """Returns an integer of a format; raises TaskError where it is none."""
   number = value.get(key, default)
   if not isinstance(number, int) or isinstance(number, bool) or number < least:
     raise TaskError(
@@ -207,7 +186,7 @@ def _stop(value: Mapping[str, Any], scorer: Any, where: str) -> tuple[str, ...]:
 def check_items(
   items: Sequence[Item], split: str, scorer: Any, path: str
 ) -> None:
-  """Refuses items that the scorer cannot score, by their place."""
+  """Refuses items that the scorer cannot score, by file and row."""
   for row, item in enumerate(items):
     try:
       scorer.check(item)

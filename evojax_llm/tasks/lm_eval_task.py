@@ -3,18 +3,17 @@
 A task may also be a YAML file of one's own ('lm_eval:my_task.yaml'). The
 harness makes the prompts, options and stop strings and judges the answers; only
 the model is ours. The metric is the first of the task's list unless one is
-named. Tasks of options, of the likelihood of a text or of rolling likelihoods
-are read by likelihood, generate_until by decoding. Refused are metrics that are
-no number for each document, and those that ask whether greedy decoding gives a
-text ('acc' of a loglikelihood task, 'exact_match' of options).
+named. generate_until is decoded, all other types are read by likelihood.
+Refused are metrics that are no number for each document, and those that ask
+whether greedy decoding gives a text ('acc' of a loglikelihood task,
+'exact_match' of options).
 
-A rolling text has no BOS but the one that it begins after. The windows of one
-that is longer than the context are a token shorter than the harness's.
+A rolling text begins after the only BOS. Where it is longer than the context,
+its windows are a token shorter than the harness's.
 
-Splits: dev is the training split where there is one, else the validation split;
-test is the test split, else the validation split where it is not dev. Worked
-examples are the harness's own choice, from the split that the task names; the
-harness leaves out the document in question.
+dev is the training split, or else the validation split; test is the test split,
+or else the validation split where it is not dev. Worked examples are the
+harness's own choice, which leaves out the document in question.
 
 The package is an extra of this project, `lm_eval`, and some of its tasks
 download their data.
@@ -25,7 +24,6 @@ import copy
 import dataclasses
 import functools
 from typing import Any
-from typing import ClassVar
 
 import numpy as np
 
@@ -49,7 +47,7 @@ _READS = {
 }
 # Whether greedy decoding would give a text is not read here.
 _GREEDY = (('multiple_choice', 'exact_match'), ('loglikelihood', 'acc'))
-_PLACES = ('training', 'validation', 'test')
+_SOURCES = ('training', 'validation', 'test')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,9 +72,9 @@ class LmEvalScorer(Scorer):
   reads: str = 'options'
   rolls: bool = False
 
-  choices: ClassVar[bool | None] = None
-  gold: ClassVar[bool] = False
-  stop: ClassVar[bool] = False
+  choices = None
+  gold = False
+  stop = False
 
   @property
   def binary(self) -> bool:
@@ -94,7 +92,7 @@ class LmEvalScorer(Scorer):
     return not self.rolls
 
   def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
-    """The harness's pairs; those with the same context are read together."""
+    """Returns the harness's pairs; those of one context are read together."""
     if self.reads == 'text' or self.rolls:
       return None
     pairs: list[tuple[str, list[str]]] = []
@@ -142,7 +140,7 @@ class LmEvalScorer(Scorer):
     return Verdict(prediction, float(value), weight)
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """The harness's aggregate of the documents."""
+    """Returns the harness's aggregate of the documents."""
     aggregate = self.task.aggregation()[self.metric]
     values = verdicts.values.tolist()
     if self.rolls:
@@ -150,14 +148,14 @@ class LmEvalScorer(Scorer):
       values = list(zip(totals, verdicts.weights.tolist(), strict=True))
     elif self.metric in _PAIRS and items[0].choices is not None:
       values = [
-        (int(item.answer), [text for _, text in item.choices].index(said))
-        for item, said in zip(items, verdicts.predictions, strict=True)
+        (int(item.answer), [text for _, text in item.choices].index(prediction))
+        for item, prediction in zip(items, verdicts.predictions, strict=True)
       ]
     return float(aggregate(values))
 
 
 def load(name: str, rules: Any) -> Task:
-  """The task 'name' or 'name:metric' of the harness.
+  """Makes the task 'name' or 'name:metric' of the harness.
 
   Raises:
     TaskError: the package is not installed, there is no such task or metric,
@@ -174,8 +172,7 @@ def load(name: str, rules: Any) -> Task:
     ) from error
   where, _, metric = name.partition(':')
   try:
-    found = _task_manager().load([where])['tasks']
-    ((title, task),) = found.items()
+    ((title, task),) = _task_manager().load([where])['tasks'].items()
   except Exception as error:
     raise TaskError(
       f'lm_eval:{name}: not one task that the harness can load: '
@@ -202,17 +199,17 @@ def load(name: str, rules: Any) -> Task:
       f'{"" if others else " (it has none)"}.'
     )
   docs: dict[str, Any] = {}
-  shots = task.config.num_fewshot or 0
-  if rules.shots is not None:
-    shots = rules.shots
+  shots = rules.shots
+  if shots is None:
+    shots = task.config.num_fewshot or 0
   top = {'name': title, 'format': _format(task)}
-  for split, place in _splits(task, source).items():
+  for split, own in _splits(task, source).items():
     rows = []
-    for index, doc in enumerate(_docs(task, place)):
+    for index, doc in enumerate(getattr(task, f'{own}_docs')()):
       context = task.fewshot_context(doc, num_fewshot=shots)
       requests = task.construct_requests(doc=doc, ctx=context)
       requests = requests if isinstance(requests, list) else [requests]
-      key = f'{place} {index}'
+      key = f'{own} {index}'
       docs[key] = doc, requests
       rows.append({'id': key, **_row(task, doc, requests)})
     top[split] = rows
@@ -232,18 +229,18 @@ def load(name: str, rules: Any) -> Task:
 
 @functools.cache
 def _task_manager() -> Any:
-  """The harness's index of its tasks, which takes seconds to make."""
+  """Returns the harness's index of its tasks, which takes seconds to make."""
   from lm_eval.tasks import TaskManager
 
   return TaskManager()
 
 
 def _splits(task: Any, source: str) -> dict[str, str]:
-  """Which of the harness's splits are dev and test."""
-  there = [place for place in _PLACES if getattr(task, f'has_{place}_docs')()]
-  dev = next((p for p in there if p != 'test'), None)
-  test = next((p for p in reversed(there) if p != dev), None)
-  if not there:
+  """Returns which of the harness's splits are dev and test."""
+  own = [name for name in _SOURCES if getattr(task, f'has_{name}_docs')()]
+  dev = next((name for name in own if name != 'test'), None)
+  test = next((name for name in reversed(own) if name != dev), None)
+  if not own:
     raise TaskError(f'{source}: the task has no documents.')
   # What is searched on is not reported as unseen: one split alone is test.
   if test is None:
@@ -251,12 +248,8 @@ def _splits(task: Any, source: str) -> dict[str, str]:
   return {'dev': dev, 'test': test}
 
 
-def _docs(task: Any, place: str) -> list[Any]:
-  return list(getattr(task, f'{place}_docs')())
-
-
 def _row(task: Any, doc: Any, requests: list[Any]) -> dict[str, Any]:
-  """A document as a row; what is read of it are its requests."""
+  """Returns a document as a row; what is read of it are its requests."""
   target = task.doc_to_target(doc)
   if task.OUTPUT_TYPE == 'loglikelihood_rolling':
     return {'answer': str(target)}

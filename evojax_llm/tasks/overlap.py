@@ -6,17 +6,17 @@ from evojax_llm.tasks.task import Item
 
 
 def normalise(text: str) -> str:
-  """Text without differences of case and white space."""
+  """Returns text without differences of case and white space."""
   return ' '.join(text.casefold().split())
 
 
 def identity(item: Item) -> tuple[str, tuple[str, ...]]:
-  """What makes two items the same: the question and the set of option texts.
+  """Returns what makes two items the same: the question and its options' texts.
 
-  The order and the keys of the options do not count, nor does the gold answer:
-  a shuffled copy is the same item. Items that share the question but offer
-  other options differ (Knowledge Crosswords asks one question many times). What
-  has no question, as texts whose perplexity is asked, is its gold answer.
+  Order and keys of the options do not count, nor does the gold answer: a
+  shuffled copy is the same item. Items with one question and other options
+  differ (Knowledge Crosswords asks one question many times). An item without a
+  question, such as a text for perplexity, is its gold answer.
   """
   texts = [normalise(text) for _, text in item.choices or ()]
   text = item.question if item.question.strip() else item.answer
@@ -26,7 +26,7 @@ def identity(item: Item) -> tuple[str, tuple[str, ...]]:
 def find_overlap(
   dev: Sequence[Item], test: Sequence[Item]
 ) -> list[tuple[Item, Item]]:
-  """Pairs (dev item, test item) that are the same item, in dev order.
+  """Returns pairs (dev item, test item) that are the same, in dev order.
 
   Every dev item occurs at most once, with the first test item that equals it.
   """
@@ -38,7 +38,7 @@ def find_overlap(
 
 
 def describe_overlap(pairs: Sequence[tuple[Item, Item]], shown: int = 3) -> str:
-  """The first pairs as indented lines: both ids and the question's start."""
+  """Returns the first pairs as indented lines: ids and the question's start."""
   lines = []
   for a, b in pairs[:shown]:
     # Questions may share a long preamble; what tells them apart comes last.

@@ -20,12 +20,12 @@ them or a copy of them, and none of them is in test. What is scored has thus
 never been shown with its answer.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 
 from absl import logging
 
-from evojax_llm.tasks.scorers import abstain
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
@@ -65,16 +65,13 @@ class EncodedItem:
 
 
 def write_prompt(task: Task, item: Item, chat: bool = False) -> str:
-  """The text that an item's model reads, before any chat template.
+  """Returns the text that is read about an item, before any chat template.
 
   Args:
     task: gives the template, the instruction and the worked examples.
     item: one of its items.
     chat: for the chat template: the prompt asks for a reply, and does not end
       in the middle of a sentence; system text and shots are other turns.
-
-  Returns:
-    The text.
   """
   head = _instruction(task, item, chat)
   if chat:
@@ -94,7 +91,7 @@ def _after_system(task: Task, text: str) -> str:
 
 
 def write_messages(task: Task, item: Item) -> list[dict[str, str]]:
-  """The turns of a conversation that ends with the item's question."""
+  """Returns the turns of a conversation that ends with an item's question."""
   messages = []
   for shot in task.shots:
     question = _instruction(task, shot, True) + _block(task, shot, True)
@@ -107,7 +104,7 @@ def write_messages(task: Task, item: Item) -> list[dict[str, str]]:
 
 
 def shown_answer(task: Task, item: Item) -> str:
-  """A gold answer as a shot shows it: the key, text or answer to be given."""
+  """Returns a gold answer as a shot shows it: the key, or the text."""
   if item.choices is not None and task.format.choice == 'text':
     return dict(item.choices)[item.answer]
   return item.answer
@@ -159,7 +156,7 @@ def _continuations(task: Task, item: Item, prompt: str) -> list[str]:
 
 
 def _parted(texts: Sequence[str], prompt: str) -> list[str]:
-  """Continuations with the space that parts them from the prompt."""
+  """Returns continuations with the space that parts them from a prompt."""
   # Nothing parts an option from a line's start or an opening bracket.
   close = not prompt or prompt[-1] in '\n\t([{"'
   return [text if close else f' {text}' for text in texts]
@@ -172,7 +169,18 @@ def encode_item(
   chat: bool = False,
   max_length: int | None = None,
 ) -> EncodedItem:
-  """Encodes an item of a task.
+  """Encodes the first that is asked about an item; see `encode_passes`."""
+  return encode_passes(task, item, tokenizer, chat, max_length)[0]
+
+
+def encode_passes(
+  task: Task,
+  item: Item,
+  tokenizer: Tokenizer,
+  chat: bool = False,
+  max_length: int | None = None,
+) -> list[EncodedItem]:
+  """Encodes all that is asked about an item.
 
   Args:
     task: gives the prompt and the way to answer.
@@ -183,97 +191,66 @@ def encode_item(
       prompt is cut from the left, which `truncated` tells.
 
   Returns:
-    The encoded item; an empty prompt is BOS alone.
+    Encoded items, mostly one; an empty prompt is BOS alone.
 
   Raises:
-    TaskError: the continuation alone does not fit in `max_length`.
+    TaskError: a continuation alone does not fit in `max_length`.
   """
-  text = write_prompt(task, item, chat)
-  turns = write_messages(task, item) if chat else None
-  starts = None
-  if scorer_of(task).reads != 'text':
-    starts = _continuations(task, item, '' if chat else text)
-  return _encode(task, item, text, turns, starts, tokenizer, max_length)
-
-
-def encode_passes(
-  task: Task,
-  item: Item,
-  tokenizer: Tokenizer,
-  chat: bool = False,
-  max_length: int | None = None,
-) -> list[EncodedItem]:
-  """An item as all that is asked about it; see `encode_item`."""
   scorer = scorer_of(task)
   if scorer.rolls and not item.question:
-    return _windows(task, item, tokenizer, max_length)
+    return [
+      _fitted(task, item, prompt, [window], 0, None)
+      for prompt, window in _windows(item.answer, tokenizer, max_length)
+    ]
+  generates = scorer.reads == 'text'
+  # Prompt as text, its turns in a chat, and what is read after it.
+  asked: list[tuple[str, list | None, Sequence[str] | None]] = []
   requests = scorer.requests(item)
   if requests is None:
-    passes = [encode_item(task, item, tokenizer, chat, max_length)]
-  else:
-    passes = []
-    for text, starts in requests:
-      turns = _turn(text) if chat and text else None
-      starts = [start.lstrip() for start in starts] if turns else starts
-      passes.append(
-        _encode(task, item, text, turns, starts, tokenizer, max_length)
-      )
-  if not hasattr(scorer, 'second_prompts'):
-    return passes
-  for text in scorer.second_prompts(item):
-    turns = _turn(text) if chat else None
-    starts = None
-    if scorer.reads != 'text':
-      starts = _parted(abstain.REPLIES, '' if chat else text)
-    passes.append(
-      _encode(task, item, text, turns, starts, tokenizer, max_length)
-    )
+    text = write_prompt(task, item, chat)
+    before = '' if chat else text
+    starts = None if generates else _continuations(task, item, before)
+    asked.append((text, write_messages(task, item) if chat else None, starts))
+  for text, starts in requests or ():
+    turns = _turn(text) if chat and text else None
+    starts = [start.lstrip() for start in starts] if turns else starts
+    asked.append((text, turns, starts))
+  for text, replies in scorer.second_pass(item):
+    starts = None if generates else _parted(replies, '' if chat else text)
+    asked.append((text, _turn(text) if chat else None, starts))
+  passes = []
+  for text, turns, starts in asked:
+    options, new = None, 0
+    if starts is None:
+      # A space at the end would be its own token, where the model expects to
+      # begin the next word with it.
+      prompt = encode_prompt(turns or text.rstrip(' '), tokenizer)
+      new = task.format.max_new_tokens
+    elif turns:
+      # The template ends with a special token or a line's end, which joins with
+      # nothing that follows.
+      prompt = encode_prompt(turns, tokenizer)
+      options = [tokenizer.encode(start, bos=False) for start in starts]
+    else:
+      prompt, options = encode_options(text, starts, tokenizer)
+    passes.append(_fitted(task, item, prompt, options, new, max_length))
   return passes
 
 
 def _windows(
-  task: Task, item: Item, tokenizer: Tokenizer, max_length: int | None
-) -> list[EncodedItem]:
-  """The text of an item from its start, in windows of `max_length` tokens."""
-  ids = tokenizer.encode(item.answer, bos=False)
+  text: str, tokenizer: Tokenizer, max_length: int | None
+) -> Iterator[tuple[list[int], list[int]]]:
+  """Yields (prompt, window) over a text in windows of `max_length` tokens."""
+  ids = tokenizer.encode(text, bos=False)
   most = max(1, (max_length or len(ids) + 1) - 1)
-  windows = []
   # An empty text has one window, which is refused.
   for start in range(0, max(1, len(ids)), most):
     window = ids[start : start + most]
     before = ids[max(0, start + len(window) - most - 1) : start]
-    prompt = before or encode_prompt('', tokenizer)
-    windows.append(_encoded(task, item, prompt, [window], 0, None))
-  return windows
+    yield before or encode_prompt('', tokenizer), window
 
 
-def _encode(
-  task: Task,
-  item: Item,
-  text: str,
-  turns: list[dict[str, str]] | None,
-  starts: list[str] | None,
-  tokenizer: Tokenizer,
-  max_length: int | None,
-) -> EncodedItem:
-  """Encodes a prompt, as text or turns, and what is read after it."""
-  options, new = None, 0
-  if starts is None:
-    # A space at the end would be its own token, where the model expects to
-    # begin the next word with it.
-    prompt = encode_prompt(turns or text.rstrip(' '), tokenizer)
-    new = task.format.max_new_tokens
-  elif turns:
-    # The template ends with a special token or a line's end, which joins with
-    # nothing that follows.
-    prompt = encode_prompt(turns, tokenizer)
-    options = [tokenizer.encode(start, bos=False) for start in starts]
-  else:
-    prompt, options = encode_options(text, starts, tokenizer)
-  return _encoded(task, item, prompt, options, new, max_length)
-
-
-def _encoded(
+def _fitted(
   task: Task,
   item: Item,
   prompt: list[int],
@@ -281,11 +258,12 @@ def _encoded(
   new: int,
   max_length: int | None,
 ) -> EncodedItem:
-  """Token ids as they are read, the prompt cut where it is too long."""
+  """Returns token ids as they are read, the prompt cut where it is too long."""
+  where = f"Task '{task.name}', item '{item.id}'"
   if options is not None and not all(options):
     raise TaskError(
-      f"Task '{task.name}', item '{item.id}': an option has no tokens of its "
-      'own, so that it cannot be scored.'
+      f'{where}: an option has no tokens of its own, so that it cannot be '
+      'scored.'
     )
   truncated = 0
   if max_length is not None:
@@ -294,9 +272,9 @@ def _encoded(
     if room < 1:
       what = 'max_new_tokens' if options is None else 'its longest option'
       raise TaskError(
-        f"Task '{task.name}', item '{item.id}': {what} takes {longest} tokens, "
-        f'which leaves no room for a prompt within {max_length}. Raise the '
-        'length limit, or lower max_new_tokens in the task\'s "format".'
+        f'{where}: {what} takes {longest} tokens, which leaves no room for a '
+        f'prompt within {max_length}. Raise the length limit, or lower '
+        'max_new_tokens in the task\'s "format".'
       )
     prompt, truncated = truncate(prompt, room)
   return EncodedItem(

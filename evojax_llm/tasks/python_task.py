@@ -14,7 +14,8 @@
 Rows are those of a file, and everything that is checked in a file is checked
 here. Without `score` the scorer is that of `format['kind']`, or what follows
 from the rows. The task is named by its file, as in --tasks=rhymes.py, or
---tasks=rhymes.py:Rhymes where the file has several.
+--tasks=rhymes.py:Rhymes where the file has several; a class of an installed
+package is --tasks=package.module:Rhymes.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ import math
 from typing import Any
 from typing import ClassVar
 
-from evojax_llm.tasks.scorers import plugins
+from evojax_llm import lookup
+from evojax_llm.tasks import task as task_lib
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
@@ -50,15 +52,15 @@ class PythonTask:
   maximise: bool = True
 
   def dev(self) -> Iterable[dict[str, Any]]:
-    """Rows that a search may see."""
+    """Returns rows that a search may see."""
     raise NotImplementedError
 
   def test(self) -> Iterable[dict[str, Any]]:
-    """Sealed rows; none by default."""
+    """Returns sealed rows; none by default."""
     return []
 
   def score(self, item: Item, text: str) -> float:
-    """The score of a generated text; leave it out to take a scorer by kind."""
+    """Scores a generated text; left out, the scorer is that of the kind."""
     raise NotImplementedError
 
 
@@ -72,22 +74,21 @@ class FunctionScorer(Scorer):
     maximise: whether more is better.
   """
 
-  # Fields of the base keep their place before it: it needs a default.
   function: Callable[[Item, str], float] | None = None
   metric: str = 'score'
   maximise: bool = True
 
-  binary: ClassVar[bool] = False
-  percent: ClassVar[bool] = False
-  choices: ClassVar[bool | None] = None
-  gold: ClassVar[bool] = False
+  binary = False
+  percent = False
+  choices = None
+  gold = False
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """The function's score.
+    """Calls the function.
 
     Raises:
-      TaskError: it is no number, which fails the run and not the member: a
-        fault of the task is nobody's fitness.
+      TaskError: it gives no number; that is a fault of the task and not of the
+        member, so that the run ends.
     """
     value = self.function(item, answer.text)
     try:
@@ -102,7 +103,7 @@ class FunctionScorer(Scorer):
 
 
 def load(name: str, rules: Any) -> Task:
-  """The task of a Python file, 'file.py' or 'file.py:Name'.
+  """Makes the task of 'file.py', 'file.py:Name' or 'package.module:Name'.
 
   Raises:
     TaskError: no such file or class, more than one class and none named, or
@@ -110,34 +111,53 @@ def load(name: str, rules: Any) -> Task:
   """
   from evojax_llm.tasks import task_files
 
-  path, wanted = (name, '') if name.endswith('.py') else name.rsplit(':', 1)
-  module = plugins.load_module(path)
-  classes = {
-    key: value
-    for key, value in vars(module).items()
-    if inspect.isclass(value)
-    and issubclass(value, PythonTask)
-    and value.__module__ == module.__name__
-  }
-  if wanted:
-    classes = {k: v for k, v in classes.items() if k == wanted}
-  if len(classes) != 1:
-    found = ', '.join(classes) or 'none'
-    raise TaskError(
-      f'{name}: expected one class of evojax_llm.tasks.python_task.'
-      f"PythonTask, found {found}. Name one as 'file.py:Name'."
-    )
-  ((key, kind),) = classes.items()
-  task = kind()
+  if ':' in name:
+    cls = task_lib.find(name, {}, 'task')
+    if not (inspect.isclass(cls) and issubclass(cls, PythonTask)):
+      raise TaskError(
+        f'Got task {name!r}, which is {cls!r}; expected a class derived from '
+        'evojax_llm.tasks.python_task.PythonTask.'
+      )
+    path = name.rpartition(':')[0]
+    if not path.endswith('.py'):
+      path = inspect.getsourcefile(cls) or name
+  else:
+    path, cls = name, _only_class(name)
+  task = cls()
   scorer = None
-  if kind.score is not PythonTask.score:
+  if cls.score is not PythonTask.score:
     scorer = FunctionScorer(
       function=task.score, metric=task.metric, maximise=task.maximise
     )
+  key = cls.__name__.lower()
   top = {
-    'name': task.name or key.lower(),
+    'name': task.name or key,
     'dev': list(task.dev()),
     'test': list(task.test()),
     'format': dict(task.format),
   }
-  return task_files.build(top, path, key.lower(), rules, scorer)
+  return task_files.build(top, path, key, rules, scorer)
+
+
+def _only_class(path: str) -> type[PythonTask]:
+  """Returns the one task class that a file defines."""
+  try:
+    module = lookup.load_module(path)
+  except Exception as error:
+    raise TaskError(
+      f'{path}: cannot be imported: {type(error).__name__}: {error}.'
+    ) from error
+  classes = [
+    value
+    for value in vars(module).values()
+    if inspect.isclass(value)
+    and issubclass(value, PythonTask)
+    and value.__module__ == module.__name__
+  ]
+  if len(classes) != 1:
+    names = ', '.join(cls.__name__ for cls in classes) or 'none'
+    raise TaskError(
+      f'{path}: expected one class of evojax_llm.tasks.python_task.'
+      f"PythonTask, found {names}. Name one as 'file.py:Name'."
+    )
+  return classes[0]

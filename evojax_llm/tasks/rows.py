@@ -1,6 +1,5 @@
-"""Rows of a task file as items; refuses what cannot be right, by its place."""
+"""Reads rows of a task file as items; refuses what cannot be right."""
 
-import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -14,42 +13,36 @@ from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 
 
-def hint(word: object, known: Sequence[str]) -> str:
-  """' Did you mean ...?' where one of the known words is close, else ''."""
-  close = difflib.get_close_matches(str(word), known, n=1)
-  return f" Did you mean '{close[0]}'?" if close else ''
-
-
 def shown(value: Any) -> str:
-  """A value as it may stand in a message, shortened."""
+  """Returns a value as it may stand in a message, shortened."""
   text = repr(value)
   return text if len(text) <= 60 else text[:57] + '...'
 
 
 def _text(value: Any) -> str | None:
-  """A JSON string or number as text; None for anything else."""
+  """Returns a JSON string or number as text; None for anything else."""
   if isinstance(value, bool):
     return None
   return str(value) if isinstance(value, str | int | float) else None
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-  """The one field of `names` that a row has, as non-empty text."""
-  found = [name for name in names if name in row]
+  """Returns the one field of `names` that a row has, as non-empty text."""
+  present = [name for name in names if name in row]
   wanted = ' or '.join(f"'{name}'" for name in names)
-  if not found:
+  if not present:
     given = ', '.join(map(str, row)) or 'nothing'
     close = difflib.get_close_matches(names[0], list(map(str, row)), n=1)
     advice = f" Rename '{close[0]}' to '{names[0]}'." if close else ''
     raise TaskError(f'{where}: no field {wanted}; the row has {given}.{advice}')
-  if len(found) > 1:
+  if len(present) > 1:
     raise TaskError(f'{where}: fields {wanted} say the same thing: keep one.')
-  text = _text(row[found[0]])
+  value = row[present[0]]
+  text = _text(value)
   if text is None or not text.strip():
-    value = row[found[0]]
     quoted = ' Put it in quotes.' if isinstance(value, bool) else ''
     raise TaskError(
-      f"{where}, field '{found[0]}': expected text that is not empty, got "
+      f"{where}, field '{present[0]}': expected text that is not empty, got "
       f'{shown(value)}.{quoted}'
     )
   return text
@@ -77,7 +70,7 @@ def _choices(value: Any, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def _answers(row: Mapping[str, Any], where: str, needed: bool) -> list[str]:
-  """Gold answers: a text, or a list of texts of which any is right."""
+  """Returns gold answers: a text, or a list of which any is right."""
   names = [name for name in ('answer', 'output') if name in row]
   if not needed and not names:
     return ['']
@@ -135,21 +128,21 @@ def _item(row: Any, index: int, where: str, scorer: Any) -> Item:
 
 
 def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
-  """Items with 'id#index' for each id that an earlier row has used."""
-  taken = collections.Counter(item.id for item in items)
-  if len(taken) == len(items):
+  """Returns items with 'id#index' for each id that an earlier row has."""
+  given = {item.id for item in items}
+  if len(given) == len(items):
     return tuple(items)
   seen, unique = set(), []
   for index, item in enumerate(items):
     name = item.id
-    while name in seen or (name != item.id and name in taken):
+    while name in seen or (name != item.id and name in given):
       name = f'{item.id}#{index}' if name == item.id else name + '#'
     seen.add(name)
     unique.append(dataclasses.replace(item, id=name))
   logging.warning(
     "%s: %d rows repeat the id of an earlier row; they are called 'id#index'.",
     where,
-    len(items) - len(taken),
+    len(items) - len(given),
   )
   return tuple(unique)
 
@@ -157,16 +150,13 @@ def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
 def read_items(
   rows: Any, path: str, split: str, scorer: Any = Scorer
 ) -> tuple[Item, ...]:
-  """The items of one split.
+  """Reads the items of one split, in file order and with unique ids.
 
   Args:
     rows: what the file holds under the split's name.
     path: the file, for messages.
     split: 'dev' or 'test', for messages.
     scorer: the scorer, or its class: says which fields a row needs.
-
-  Returns:
-    The items in file order, with unique ids.
 
   Raises:
     TaskError: names the file, the split, the row and the field.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def has_stop(text: str, stops: Sequence[str]) -> bool:
-  """Whether a text contains any of the strings."""
+  """Returns whether a text contains any of the strings."""
   return any(stop and stop in text for stop in stops)
 
 
@@ -14,11 +14,11 @@ def cut_ids(
   stops: Sequence[str],
   decode: Callable[[Sequence[int]], str],
 ) -> tuple[int, ...]:
-  """The fewest tokens whose text holds a stop string, or all of them.
+  """Returns the fewest tokens whose text holds a stop string, or all of them.
 
-  A stop string may begin and end within tokens and so may characters, so that
-  only the text of all tokens up to one tells. What is kept does not depend on
-  how many tokens were made behind it.
+  Stop strings and characters may begin and end within tokens, so that only the
+  text of all tokens up to one tells. What is kept does not depend on how many
+  tokens were made behind it.
 
   Args:
     ids: generated tokens.
@@ -38,10 +38,10 @@ def cut_ids(
 
 
 def recent(ids: Sequence[int], new: int, stops: Sequence[str]) -> Sequence[int]:
-  """The tokens that a stop string which ends in the last `new` may touch.
+  """Returns the tokens that a stop string ending in the last `new` may touch.
 
   A token stands for a byte at least, but for special ones, whose text is left
-  out; the full text is looked at in the end, so that a string missed here only
+  out; the full text is searched in the end, so that what is missed here only
   ends later.
   """
   longest = max(len(stop.encode()) for stop in stops)

@@ -1,11 +1,15 @@
 """What a task is: items in two splits, and how they are put to a model."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 from typing import Any
 
+from evojax_llm import lookup
+from evojax_llm.options import option
+
 SPLITS = ('dev', 'test')
-CHOICE_STYLES = ('letter', 'text')
 
 
 class TaskError(ValueError):
@@ -13,6 +17,29 @@ class TaskError(ValueError):
 
   The message says what was given, what was expected and what to do.
   """
+
+
+def find(name: str, table: Mapping[str, Any], what: str) -> Any:
+  """Returns what `lookup.find` does, and raises TaskError where it refuses."""
+  try:
+    return lookup.find(name, table, what)
+  except ValueError as error:
+    raise TaskError(str(error)) from error
+
+
+def find_function(name: str) -> Callable:
+  """Returns the function 'module:function' or 'file.py:function'.
+
+  Raises:
+    TaskError: the name has another form, or there is no such function.
+  """
+  function = find(name, {}, 'function') if ':' in name else None
+  if not callable(function):
+    raise TaskError(
+      f"Got {name!r}; expected a function as 'module:function' or "
+      "'file.py:function'."
+    )
+  return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +63,7 @@ class Item:
 
   @property
   def golds(self) -> tuple[str, ...]:
-    """All gold answers, the first one first."""
+    """All gold answers."""
     return (self.answer, *self.also)
 
 
@@ -44,23 +71,23 @@ class Item:
 class Format:
   """How items become prompts, and outputs become answers.
 
-  Attributes:
-    prompt: template with {question} and, if wanted, {choices}; None for the
-      default of the kind (evojax_llm/tasks/prompts.py).
-    instruction: the line above a multiple-choice question; None for the
-      default, '' for none.
-    choice: 'letter' scores the keys of the options (' A'), 'text' their texts.
-    max_new_tokens: tokens to decode at most, for the kinds that are generated.
-    stop: the output is cut at the first of these strings.
-    system: text that stands before everything else, or ''.
+  The default prompts are those of `prompts`.
   """
 
-  prompt: str | None = None
-  instruction: str | None = None
-  choice: str = 'letter'
-  max_new_tokens: int = 32
-  stop: tuple[str, ...] = ()
-  system: str = ''
+  prompt: str | None = option(
+    None, 'template with {question} and {choices}', kind=str
+  )
+  instruction: str | None = option(
+    None, "line above a multiple-choice question; '' for none", kind=str
+  )
+  choice: str = option(
+    'letter',
+    'what of an option is scored: its key or its text',
+    choices=('letter', 'text'),
+  )
+  max_new_tokens: int = option(32, 'tokens to decode at most', low=0)
+  stop: tuple[str, ...] = option((), 'strings at which an output is cut')
+  system: str = option('', 'text before everything else')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +96,7 @@ class Task:
 
   Attributes:
     name: from the file, else the file's name.
-    kind: how it is scored: a name of evojax_llm.tasks.scorers.registry.
+    kind: how it is scored; see `scorers.registry.scorer_class`.
     dev: items that a search may see.
     test: sealed items, read once at the end; may be empty.
     format: prompt and answer options.
@@ -95,7 +122,7 @@ class Task:
   shots: tuple[Item, ...] = ()
 
   def items(self, split: str) -> tuple[Item, ...]:
-    """All items of a split; raises TaskError where there are none."""
+    """Returns the items of a split; raises TaskError where there are none."""
     if split not in SPLITS:
       raise TaskError(f"Split '{split}' does not exist: use 'dev' or 'test'.")
     items = self.dev if split == 'dev' else self.test
@@ -109,22 +136,23 @@ class Task:
     return items
 
   def fingerprint(self) -> str:
-    """A digest of all that decides scores, wherever it was read from."""
+    """Returns a digest of all that decides scores, code in files included."""
     fields = [
       (field.name, getattr(self, field.name))
       for field in dataclasses.fields(self)
       if field.name not in ('source', 'scorer')
     ]
     digest = hashlib.sha256(repr(fields).encode())
-    if self.source.endswith('.py'):
-      with open(self.source, 'rb') as file:
-        digest.update(file.read())
+    for path in (self.source, self.kind.rpartition(':')[0]):
+      if path.endswith('.py'):
+        with open(path, 'rb') as file:
+          digest.update(file.read())
     return digest.hexdigest()[:16]
 
   def subset(
     self, split: str, limit: int | None = None, draw: int = 0
   ) -> tuple[Item, ...]:
-    """A seeded choice of `limit` items, in file order.
+    """Returns a seeded choice of `limit` items, in file order.
 
     An item's rank in a draw depends on the draw, the task's name and the
     item's id alone: the same draw gives the same items on every machine, and
@@ -134,9 +162,6 @@ class Task:
       split: 'dev' or 'test'.
       limit: number of items; None, or more than there are, for all.
       draw: seed of the choice.
-
-    Returns:
-      The items, in file order.
 
     Raises:
       TaskError: empty or unknown split, or a limit below 1.
@@ -152,7 +177,7 @@ class Task:
 
 
 def ranked(items: tuple[Item, ...], seed: str) -> list[int]:
-  """Indices of the items in a random order that a text and the ids decide."""
+  """Returns indices of the items, in an order that `seed` and ids decide."""
 
   def rank(index: int) -> bytes:
     text = f'{seed}\0{items[index].id}'

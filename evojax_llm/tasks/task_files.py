@@ -9,7 +9,8 @@ JSONL (one row a line):
   Each row says {"split": "dev"} or {"split": "test"}; or no row does, and all
   of them are dev. The task is named after the file.
 Python:
-  'file.py' or 'file.py:Name': a class; see evojax_llm.tasks.python_task.
+  'file.py', 'file.py:Name' or 'package.module:Name': a class; see
+  evojax_llm.tasks.python_task.
 lm-evaluation-harness:
   'lm_eval:name'; see evojax_llm.tasks.lm_eval_task.
 
@@ -20,9 +21,9 @@ its keys. A list of answers means that any of them is right. It may have an
 files repeat ids, and a repeated one becomes 'id#index', so that ids are unique
 within a split.
 
-The kind is a name of `tasks.scorers.registry`. Without `format.kind` it follows
-from the rows: choices make it multiple_choice, gold answers that are all
-numbers numeric_match, anything else exact_match.
+The kind is a name of `tasks.scorers.registry`, or 'package.module:Class'.
+Without `format.kind` it follows from the rows: choices make it multiple_choice,
+gold answers that are all numbers numeric_match, anything else exact_match.
 
 `format` may hold `kind`; prompt, instruction, choice, system, shots,
 shots_seed, max_new_tokens and stop (see evojax_llm.tasks.task.Format); and
@@ -39,29 +40,20 @@ from typing import Any
 
 from absl import logging
 
+from evojax_llm.lookup import did_you_mean
 from evojax_llm.tasks import format as format_lib
 from evojax_llm.tasks import overlap
-from evojax_llm.tasks.rows import hint
 from evojax_llm.tasks.rows import read_items
 from evojax_llm.tasks.rows import shown
 from evojax_llm.tasks.scorers import registry
 from evojax_llm.tasks.scorers.base import Scorer
-from evojax_llm.tasks.scorers.code import CodeTests
 from evojax_llm.tasks.task import SPLITS
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task import ranked
 
-_TOP_KEYS = (
-  'name',
-  'dataset',
-  'task_type',
-  'dev',
-  'test',
-  'icl_prompt',
-  'format',
-)
+_TOP_KEYS = tuple('name dataset task_type dev test icl_prompt format'.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +76,7 @@ class Rules:
   system: str | None = None
 
   def set_in(self, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's format with what is set for all tasks."""
+    """Returns a task's format with what is set for all tasks."""
     names = ('shots', 'shots_seed', 'system')
     given = {name: getattr(self, name) for name in names}
     return {**options, **{k: v for k, v in given.items() if v is not None}}
@@ -157,11 +149,9 @@ def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
   """Reads a task; see the module for the layouts.
 
   Args:
-    name: a .json or .jsonl file, 'file.py' or 'file.py:Name', 'lm_eval:name'.
+    name: a .json or .jsonl file, 'file.py', 'file.py:Name',
+      'package.module:Name' or 'lm_eval:name'.
     rules: what is allowed.
-
-  Returns:
-    The task.
 
   Raises:
     TaskError: a file that cannot be read, a row, field or option that cannot
@@ -169,7 +159,7 @@ def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
   """
   rules = rules or Rules()
   task = _read(str(name), rules)
-  if isinstance(registry.scorer_of(task), CodeTests) and not rules.allow_code:
+  if registry.scorer_of(task).runs_code and not rules.allow_code:
     raise TaskError(
       f'{task.source}: a code task runs what the model writes, in a process '
       'with limits on time, memory, files and network. Allow it (allow_code) '
@@ -211,11 +201,12 @@ def _read(name: str, rules: Rules) -> Task:
     from evojax_llm.tasks import lm_eval_task
 
     return lm_eval_task.load(name.removeprefix('lm_eval:'), rules)
-  if '.py' in (name[-3:], name.rpartition(':')[0][-3:]):
+  path = pathlib.Path(name)
+  of_python = path.suffix == '.py' or ':' in name
+  if of_python and path.suffix not in ('.json', '.jsonl'):
     from evojax_llm.tasks import python_task
 
     return python_task.load(name, rules)
-  path = pathlib.Path(name)
   try:
     text = path.read_text(encoding='utf-8-sig')
   except OSError as error:
@@ -246,7 +237,7 @@ def _read(name: str, rules: Rules) -> Task:
 def build(
   top: Any, path: str, name: str, rules: Rules, scorer: Any = None
 ) -> Task:
-  """The task of a parsed file.
+  """Makes the task of a parsed file.
 
   Args:
     top: what the file holds.
@@ -264,8 +255,8 @@ def build(
     )
   unknown = [key for key in top if key not in _TOP_KEYS]
   for key in unknown:
-    if hint(key, _TOP_KEYS):
-      raise TaskError(f"{path}: unknown key '{key}'.{hint(key, _TOP_KEYS)}")
+    if meant := did_you_mean(key, _TOP_KEYS):
+      raise TaskError(f"{path}: unknown key '{key}'.{meant}")
   if 'dev' not in top:
     raise TaskError(
       f'{path}: no "dev" rows; the file has {", ".join(top) or "nothing"}. '
@@ -280,8 +271,8 @@ def build(
     )
   options = rules.set_in(options)
   task_type = top.get('task_type')
-  told = format_lib.told_kind(options, task_type, path)
-  needs = scorer or registry.SCORERS.get(told, Scorer)
+  named = format_lib.named_kind(options, task_type, path)
+  needs = scorer or (registry.scorer_class(named) if named else Scorer)
   splits = {
     split: read_items(top.get(split, []), path, split, needs)
     for split in SPLITS
@@ -322,7 +313,7 @@ def build(
 
 
 def _with_shots(task: Task, count: int, seed: int) -> Task:
-  """A task that shows some of its dev items, which are then no longer scored.
+  """Returns a task that shows some of its dev items and scores the others.
 
   Copies of a shot leave dev as well, and what is in test is no shot.
   """

@@ -19,23 +19,23 @@ class Tokenizer(Protocol):
   bos_id: int | None
 
   def encode(self, text: str, bos: bool = True) -> list[int]:
-    """Token ids of a text."""
+    """Returns token ids of a text."""
 
   def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation, up to the start of the model's turn."""
+    """Returns token ids of a chat, up to the start of the model's turn."""
 
 
 def encode_prompt(
   prompt: str | Sequence[dict[str, str]], tokenizer: Tokenizer
 ) -> list[int]:
-  """Token ids of a text, or of a list of chat messages, with one BOS."""
+  """Returns token ids of a text, or of chat messages, with one BOS."""
   if isinstance(prompt, str):
     return _one_bos(tokenizer.encode(prompt, bos=True), tokenizer)
   return _one_bos(tokenizer.encode_chat(list(prompt)), tokenizer)
 
 
 def _one_bos(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-  """Ids that begin with exactly one BOS, whatever a template has written."""
+  """Returns ids that begin with exactly one BOS, whatever a template wrote."""
   if tokenizer.bos_id is None:
     return list(ids)
   start = 0
@@ -61,7 +61,7 @@ def truncate(ids: Sequence[int], room: int) -> tuple[list[int], int]:
 def encode_options(
   prompt: str, options: Sequence[str], tokenizer: Tokenizer
 ) -> tuple[list[int], list[list[int]]]:
-  """A prompt and its continuations, tokenised right at the border.
+  """Tokenises a prompt and its continuations right at the border.
 
   Args:
     prompt: text; spaces at its end move into the continuations.
@@ -84,7 +84,7 @@ def encode_options(
 
 
 def common_start(texts: Sequence[Sequence[int]]) -> int:
-  """How many ids all texts begin with alike."""
+  """Returns how many ids all texts begin with alike."""
   # Of all texts, the first and the last in order have the least in common.
   first, last = min(texts), max(texts)
   length = 0

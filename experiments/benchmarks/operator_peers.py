@@ -20,7 +20,8 @@ import threading
 
 from absl import logging
 
-from evojax_llm.operators import operator
+from experiments.benchmarks import operator_costs
+from experiments.benchmarks.operator_cases import Case
 from experiments.benchmarks.operator_sizes import Size
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ Taken = float | str
 
 def seconds(
   size: Size,
-  cases: Sequence[operator.Case],
+  cases: Sequence[Case],
   *,
   peft: bool,
   peer_python: str | None,
@@ -77,7 +78,7 @@ def _mergekit(size, cases, python, limit):
       seed = place * 10 + model
       random[f'{tensor} {model}'] = {'shape': list(shape), 'seed': seed}
     for case in cases:
-      if 'mergekit' in case.operator.peers:
+      if 'mergekit' in operator_costs.peers(case.operator):
         asked.append(_asked(size, case, tensor))
         times[asked[-1]['name']] = shapes.count(shape)
   command = [python, str(_MERGEKIT), f'--repeats={_REPEATS}']
@@ -99,7 +100,7 @@ def _asked(size, case, tensor):
   parameters = {
     name: value for name, value in case.chosen.items() if name in op.parameters
   }
-  method = op.peers['mergekit']
+  method = operator_costs.peers(op)['mergekit']
   if 'weights' in op.parameters and method not in _UNWEIGHTED:
     parameters['weight'] = [1.0] * parents
   if 't' in op.parameters:
@@ -111,7 +112,7 @@ def _asked(size, case, tensor):
     'models': [f'{tensor} {model}' for model in range(parents)],
     'parameters': parameters,
   }
-  if op.shared:
+  if case.shared:
     asked['base'] = f'{tensor} {size.parents}'
   elif method == 'slerp':  # has two models, of which one is called the base.
     asked['base'] = asked['models'].pop(0)
@@ -129,11 +130,11 @@ def _peft(size, cases, limit):
     {
       'name': case.name,
       'row': case.name,
-      'function': case.operator.peers['peft'],
+      'function': operator_costs.peers(case.operator)['peft'],
       'density': case.chosen.get('density', 1.0),
     }
     for case in cases
-    if case.operator.peers.get('peft') in _PEFT
+    if operator_costs.peers(case.operator).get('peft') in _PEFT
   ]
   command = [sys.executable, '-m', 'experiments.benchmarks.operator_peft']
   given = {'shapes': shapes * size.layers}

@@ -11,10 +11,12 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.operators import operator
 from evojax_llm.operators import registry
 from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import stack
+from experiments.benchmarks import operator_cases
+from experiments.benchmarks import operator_costs
 from experiments.benchmarks import operator_peers
 from experiments.benchmarks import operator_sizes
 
@@ -73,7 +75,7 @@ class Workbench:
     def draw(key):
       return jax.random.bits(key, (words,), jnp.uint32)
 
-    # Who draws in the loop that uses the words stores none of them.
+    # What draws in the loop that uses the words stores none of them.
     stored = jax.jit(draw)
     summed = jax.jit(lambda key: tensors.sums([draw(key)]))
     return [
@@ -85,34 +87,34 @@ class Workbench:
       ),
     ]
 
-  def row(self, case: operator.Case) -> Row:
+  def row(self, case: operator_cases.Case) -> Row:
     """An operator, lifted to the population."""
     op = case.operator
-    own = op.arity - op.shared
-    if op.kind == 'merge' and op.most is None:
+    cost, own, shared = operator_costs.cost(op), case.own, case.shared
+    if isinstance(op, Merge) and op.most is None:
       own = self._size.parents
     keys = jax.random.split(jax.random.key(1), self._size.members)
-    mapped = (0,) * (1 + own) + (None,) * op.shared
+    mapped = (0,) * (1 + own) + (None,) * shared
     lifted = jax.vmap(case.apply, in_axes=mapped)
-    in_place = op.kind == 'mutation' or op.results > 1
+    in_place = op.kind == 'mutation' or case.results > 1
     if in_place:
-      run = self._in_place(lifted, own, op, keys)
+      run = self._in_place(lifted, own, case, keys)
     else:
-      run = self._elsewhere(lifted, own, op.shared, keys)
+      run = self._elsewhere(lifted, own, shared, keys)
     numbers = operator_sizes.elements(
-      self._populations[0], second_only=op.cost.second_only
+      self._populations[0], second_only=cost.second_only
     )
-    streams = own + op.shared / self._size.members
+    streams = own + shared / self._size.members
     return Row(
       case.name,
       run,
-      4 * numbers * (op.cost.passes * streams + op.results),
-      numbers * op.cost.words,
+      4 * numbers * (cost.passes * streams + case.results),
+      numbers * cost.words,
       COPIES[not in_place],
     )
 
-  def _in_place(self, function, own, op=None, keys=None):
-    results, shared = (op.results, op.shared) if op else (1, 0)
+  def _in_place(self, function, own, case=None, keys=None):
+    results, shared = (case.results, case.shared) if case else (1, 0)
 
     def apply(given, others, shared, keys):
       first = () if keys is None else (keys,)
@@ -171,7 +173,7 @@ def time_rows(rows: Sequence[Row], repeats: int) -> dict[str, list[float]]:
 
 def measure(
   name: str,
-  cases: Sequence[operator.Case],
+  cases: Sequence[operator_cases.Case],
   *,
   repeats: int,
   peft: bool,
@@ -186,7 +188,8 @@ def measure(
     peers' seconds, or why there are none.
   """
   size = operator_sizes.SIZES[name]
-  cases = [c for c in cases if size.rank or c.operator.cost.group != 'algebra']
+  costs = {case.name: operator_costs.cost(case.operator) for case in cases}
+  cases = [c for c in cases if size.rank or costs[c.name].group != 'algebra']
   workbench = Workbench(size)
   limits = workbench.limits()
   rows = [workbench.row(case) for case in cases]
@@ -206,8 +209,8 @@ def measure(
     result['rows'].append(
       {
         'name': row.name,
-        'group': case.operator.cost.group,
-        'else': case.operator.cost.other,
+        'group': costs[case.name].group,
+        'else': costs[case.name].other,
         'seconds': seconds[row.name],
         'moved': row.moved,
         'words': row.words,
@@ -220,7 +223,7 @@ def measure(
 
 def chosen_cases(
   names: Sequence[str] | None, without: Sequence[str] = ()
-) -> list[operator.Case]:
+) -> list[operator_cases.Case]:
   """The cases of operators that make genomes.
 
   Args:
@@ -238,7 +241,7 @@ def chosen_cases(
     )
   return [
     case
-    for case in operator.cases(tuple(makers))
+    for case in operator_cases.cases(makers)
     if (not names or case.operator.name in names)
     and case.operator.name not in without
   ]

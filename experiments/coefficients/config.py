@@ -13,19 +13,16 @@ from ml_collections import config_dict
 from evojax_llm.runs import presets
 from evojax_llm.runs import run_config
 
-_OPTIONS = {
-  'cma_es': {'sigma': 0.3},
-  'random_search': {'concentration': 1.0, 'low': 0.0, 'high': 4.0},
-}
+_SEARCHES = ('cma_es', 'random_search')
 
 
 def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
-  if name not in _OPTIONS:
+  if name not in _SEARCHES:
     raise ValueError(
-      f'Got search {name!r}; expected one of {", ".join(_OPTIONS)}.'
+      f'Got search {name!r}; expected one of {", ".join(_SEARCHES)}.'
     )
   config = run_config.make()
   config.name = name
-  config.space = 'coefficients'
-  config.strategy = presets.strategy(name, 20, 12, _OPTIONS[name])
+  config.space = 'gates'
+  config.strategy = presets.strategy(name, 20, 12)
   return config

@@ -17,16 +17,13 @@ from ml_collections import config_dict
 
 from evojax_llm.runs import presets
 from evojax_llm.runs import run_config
-from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
 
 
 def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:
   config = run_config.make()
   config.name = name
-  config.space = 'coefficients'
-  # What is not there is refused with the reason where the strategy is made.
-  options = presets.placeholders(STOCK_OPTIONS.get(name, {}))
-  config.strategy = presets.strategy(name, 20, 9, options)
-  if 'sigma' in options:
+  config.space = 'gates'
+  config.strategy = presets.strategy(name, 20, 9)
+  if 'sigma' in config.strategy.options:
     config.strategy.options.sigma = 0.3
   return config

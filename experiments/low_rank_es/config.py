@@ -12,20 +12,16 @@ from ml_collections import config_dict
 
 from evojax_llm.runs import presets
 
-# What a preset does not say. tests/experiments/test_low_rank_es.py holds them
-# against strategies.low_rank_es.
-OPTIONS = {
-  'rank': 1,
-  'mirrored': True,
-  'shaping': 'centered_rank',
-  'optimizer': 'adam',
-  'relative_sigma': True,
-  'sigma': 0.3,
-  'sigma_decay': 1.0,
-  'learning_rate': 0.1,
-  'learning_decay': 1.0,
+PRESETS = {
+  'low_rank_es': presets.Preset(
+    'low_rank_es',
+    {'members': 32},
+    ('experts', 'zero', 'scaled_average', 'extrapolants'),
+    12,
+    6,
+  ),
 }
 
 
 def get_config(name: str = 'low_rank_es') -> config_dict.ConfigDict:
-  return presets.of_preset(name, ('low_rank_es',), OPTIONS, {'members': int})
+  return presets.of_preset(name, PRESETS)

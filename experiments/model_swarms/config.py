@@ -20,29 +20,108 @@ import random
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
+from evojax_llm.runs.presets import Preset
 
-# What a preset does not say. tests/experiments/test_evolve.py holds them
-# against strategies.model_swarms.
-OPTIONS = {
-  'restart': 'once',
+_MODEL_SWARMS_AS_PUBLISHED = {
+  'restart': 'forever',
   'draws': 'particle',
-  'decay': 'after',
-  'personal': True,
   'velocity_start': 'random',
-  'keep_best': True,
+  'step_decay': 0.95,
+  'step_floor': 0.1,
+}
+# The scripts draw phi and lambda from grids, run after run; this is their
+# middle.
+_MIDDLE_OF_GRIDS = {
   'inertia': 0.2,
   'cognitive': 0.3,
   'social': 0.4,
   'repel': 0.05,
-  'step_length': 1.0,
-  'step_decay': 0.95,
-  'step_floor': 0.1,
-  'restart_after': 4.0,
-  'refractory': 3.0,
-  'drop_round': 0.0,
-  'drop_member': 0.0,
+  'step_length': 0.75,
 }
+RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
 
+PRESETS = {
+  'model_swarms': Preset('model_swarms', {}, RICH, 20, 10),
+  'model_swarms_as_published': Preset(
+    'model_swarms',
+    _MODEL_SWARMS_AS_PUBLISHED | _MIDDLE_OF_GRIDS | {'restart_after': 6.0},
+    ('experts', 'extrapolants'),
+    20,
+    200,
+    patience=9,
+  ),
+  'model_swarms_as_published_cli': Preset(
+    'model_swarms',
+    _MODEL_SWARMS_AS_PUBLISHED
+    | {
+      'inertia': 0.4,
+      'cognitive': 0.3,
+      'social': 0.3,
+      'repel': 0.3,
+      'step_length': 1.0,
+      'restart_after': 4.0,
+    },
+    ('experts',),
+    10,
+    200,
+    patience=9,
+  ),
+  # The light profile of the released code's own description.
+  'model_swarms_as_published_light': Preset(
+    'model_swarms',
+    _MODEL_SWARMS_AS_PUBLISHED
+    | _MIDDLE_OF_GRIDS
+    | {
+      'restart_after': 2.0,
+      'drop_round': 0.5,
+      'drop_member': 0.5,
+    },
+    ('experts',),
+    10,
+    20,
+    patience=4,
+  ),
+  # The one that GENOME's released code is compared with (arXiv 2503.01155).
+  'model_swarms_by_genome': Preset(
+    'model_swarms',
+    {
+      'restart': 'never',
+      'personal': False,
+      'keep_best': False,
+      'draws': 'run',
+      'decay': 'member',
+      'inertia': 0.2,
+      'cognitive': 0.2,
+      'social': 0.2,
+      'repel': 0.1,
+      'step_length': 0.1,
+      'step_decay': 0.95,
+      'step_floor': 0.0,
+    },
+    ('pairs',),
+    10,
+    10,
+  ),
+  'moco': Preset(
+    'model_swarms',
+    {
+      'restart': 'once',
+      'inertia': 0.2,
+      'cognitive': 0.3,
+      'social': 0.4,
+      'repel': 0.05,
+      'step_length': 0.5,
+      'step_decay': 0.95,
+      'step_floor': 0.1,
+      'restart_after': 2.0,
+      'refractory': 3.0,
+    },
+    ('experts',),
+    10,
+    10,
+    patience=4,
+  ),
+}
 
 # What the released scripts draw from, evenly, for each of their runs.
 GRIDS = {
@@ -58,9 +137,7 @@ def get_config(name: str = 'model_swarms') -> config_dict.ConfigDict:
   preset, *changes = name.split('+')
   draws = [change for change in changes if change.startswith('draw=')]
   kept = [change for change in changes if change not in draws]
-  config = presets.of_preset(
-    '+'.join([preset, *kept]), ('model_swarms',), OPTIONS
-  )
+  config = presets.of_preset('+'.join([preset, *kept]), PRESETS)
   config.name = name
   for draw in draws:
     number = draw.removeprefix('draw=')

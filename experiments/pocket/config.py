@@ -19,19 +19,22 @@ from experiments.genome import config as genome_config
 
 # Chosen, as the space was, on the stage `mixed` among four settings: mutation
 # reaches as far as the weights of experts do.
-_COEFFICIENTS = {'sigma': 0.3}
+_GATES = {'sigma': 0.3}
+# What runs are called.
+_NAMES = {
+  'gates': 'genome_plus_coefficients',
+  'adapters': 'genome_plus_adapters',
+}
 
 
-def get_config(space: str = 'coefficients') -> config_dict.ConfigDict:
-  if space not in ('adapters', 'coefficients'):
-    raise ValueError(
-      f"Got space {space!r}; expected 'coefficients' or 'adapters'."
-    )
+def get_config(space: str = 'gates') -> config_dict.ConfigDict:
+  if space not in _NAMES:
+    raise ValueError(f"Got space {space!r}; expected 'gates' or 'adapters'.")
   config = genome_config.get_config('genome_plus')
-  config.name = f'genome_plus_{space}'
+  config.name = _NAMES[space]
   config.space = space
-  if space == 'coefficients':
-    config.strategy.options.update(_COEFFICIENTS)
+  if space == 'gates':
+    config.strategy.options.update(_GATES)
   config.tasks = 'main'
   config.dev_limit = 50
   config.test_limit = 250

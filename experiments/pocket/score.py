@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import LowRank
+from evojax_llm.models.expression import fold
 from evojax_llm.models.transformer import Gemma
 from experiments.pocket import data
 from experiments.pocket.families import Example
@@ -28,7 +29,7 @@ def _rows(config: GemmaConfig, params, population, batch):
   tokens, answer = batch['tokens'], batch['answer']
 
   def one(lora):
-    member = {'params': fold(params, lora)}
+    member = {'params': fold(params, LowRank(lora))}
     hidden, _ = model.apply(member, tokens, batch['positions'])
     logits = model.apply(member, hidden[:, :-1], method='unembed')
     gold = tokens[:, 1:]

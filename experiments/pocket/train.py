@@ -69,7 +69,7 @@ class Unrolled(Gemma):
     self.embedder = Embedder(c, self.dtype)
     self.layers = nn.scan(
       Layer,
-      variable_axes={'params': 0, 'lora': 0},
+      variable_axes={'params': 0, 'lora': 0, 'gates': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast),
       length=c.num_layers,

@@ -8,7 +8,8 @@ import numpy as np
 from evojax_llm.engine import forms
 from evojax_llm.engine import queues as queues_lib
 from evojax_llm.engine.decoder import Decoder
-from evojax_llm.engine.ledger import Ledger
+from evojax_llm.engine.runtime import Runtime
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -35,27 +36,30 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
     form: of execution.
     slots: prompts in work at a time.
     refill: prompts read at a time.
-    **options: devices, ids, ledger, sampling, active, stop_ids.
+    **options: runtime, or devices, ledger and sampling for one; ids, active,
+      stop_ids.
   """
   config, params, population = model
-  mesh = sharding.population_mesh(jax.devices()[: options.pop('devices', 1)])
+  runtime = options.pop('runtime', None) or Runtime(
+    devices=jax.devices()[: options.pop('devices', 1)],
+    sampling=options.pop('sampling', None),
+    ledger=options.pop('ledger', None),
+  )
+  mesh = runtime.mesh
   ids = options.pop('ids', range(stack.size(population)))
-  ledger = options.pop('ledger', Ledger())
   whole = sharding.replicated(mesh)
   queues = queues_lib.pack_queues(
     prompts, lambda *_: slots, lambda *_: refill, whole
   )
   decoder = Decoder(
+    runtime,
     Gemma(config),
     jax.device_put(params, whole),
-    mesh,
     form,
     Bytes(options.pop('stop_ids', STOP_IDS)),
-    ledger,
-    options.pop('sampling', None),
   )
   lora = jax.device_put(
-    forms.arrange(form, population),
+    forms.lay_out(form, LowRank(population)),
     sharding.population_sharding(mesh, forms.member_axis(form)),
   )
   active = np.asarray(options.pop('active', [True] * len(ids)))

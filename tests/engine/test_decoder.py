@@ -13,7 +13,8 @@ from evojax_llm.engine.queues import Prompt
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.models import hub
 from evojax_llm.models import peft
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import LowRank
+from evojax_llm.models.expression import fold
 from evojax_llm.population import stack
 from tests import tiny
 from tests.engine.continuing import STOP_IDS
@@ -83,7 +84,7 @@ def alone(models, prompts):
     texts = []
     for m in range(MEMBERS):
       member = jax.tree.map(lambda leaf: leaf[m], population)  # noqa: B023
-      folded = fold(params, member)
+      folded = fold(params, LowRank(member))
       made = []
       for prompt in prompts:
         tokens = np.zeros((1, longest), np.int32)

@@ -7,18 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.engine import groups
+from evojax_llm.engine import forms
 from evojax_llm.engine import plan as planning
-from evojax_llm.engine.groups import Expressed
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.fitness.racing import Racing
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.gates import GateSpace
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import Model
+from evojax_llm.genomes.space import load_model
 from evojax_llm.genomes.weights import WeightSpace
-from evojax_llm.models import hub
+from evojax_llm.models import expression
 from evojax_llm.models import peft
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
+from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from tests.fitness import setting
@@ -28,8 +32,7 @@ from tests.fitness.setting import make
 @pytest.fixture(scope='module')
 def model():
   return (
-    setting.tiny_config(),
-    setting.tiny_params(),
+    setting.tiny_space(),
     setting.population_of(setting.MEMBERS),
     setting.tiny_tasks(),
   )
@@ -43,102 +46,95 @@ def values_of(scores, member=None):
 
 @pytest.fixture(scope='module')
 def experts(tiny_gemma_folder, tiny_adapter_folders):
-  base, folders = tiny_gemma_folder(), tiny_adapter_folders(3)
-  config, params = hub.load_checkpoint(base)
-  tokenizer = Tokenizer.from_folder(base)
+  """(base, its tokenizer, tasks, adapters)."""
+  folder = tiny_gemma_folder()
+  base = load_model(folder)
   choices = (('A', 'yes'), ('B', 'no'), ('C', 'no way'))
   items = [Item(str(i), f'is it {i}?', 'A', choices) for i in range(5)]
   tasks = [Task('choice', 'multiple_choice', tuple(items))]
-  return config, params, tokenizer, tasks, peft.load_adapters(folders, config)
+  adapters = peft.load_adapters(tiny_adapter_folders(3), base.config)
+  return base, Tokenizer.from_folder(folder), tasks, adapters
 
 
 @pytest.mark.parametrize('form', ['batched', 'folded'])
 def test_gates_are_the_adapters_they_stand_for(experts, form):
-  config, params, tokenizer, tasks, adapters = experts
-  space = GateSpace(adapters)
+  base, tokenizer, tasks, adapters = experts
+  space = GateSpace(adapters, base)
   rows = np.array([[1, 0, 0], [0.5, -1, 2], [0, 0, 0], [0.3] * 3], np.float32)
-  population = {'coefficients': jnp.asarray(rows)}
-  engine = make(config, params, tasks, tokenizer, form=form)
+  population = {'gates': jnp.asarray(rows)}
+  engine = make(tasks, tokenizer, form=form)
   gated = engine.evaluate(space, population)
-  lora = jax.vmap(space.adapter)(population)
-  plain = engine.evaluate(Expressed(), lora)
+  low_rank = jax.vmap(
+    lambda genome: expression.as_low_rank(
+      space.express(genome), space.model().params
+    )
+  )(population)
+  plain = engine.evaluate(Expressed(base), low_rank)
   np.testing.assert_allclose(values_of(gated), values_of(plain), atol=2e-4)
-  expert = engine.evaluate(AdapterSpace(adapters), adapters.factors, [0])
+  expert = engine.evaluate(space.plain, adapters.factors, [0])
   np.testing.assert_allclose(values_of(gated, 0), values_of(expert), atol=2e-4)
   assert np.ptp(values_of(gated, 1) - values_of(gated, 2)) > 1e-2
 
 
+def test_two_spaces_over_one_base_hold_it_once(experts):
+  base, _, _, adapters = experts
+  runtime = Runtime(devices=jax.devices()[:1], base_dtype='int8')
+  gates = GateSpace(adapters, base)
+  one, two = map(runtime.params, (gates, gates.plain))
+  kernels = 0
+  for path, leaf in jax.tree.leaves_with_path(two):
+    other = one
+    for key in path:
+      other = other[key.key]
+    assert other is leaf
+    kernels += path[-1].key == 'kernel'
+    assert (leaf.dtype == jnp.int8) == (path[-1].key == 'kernel')
+  assert kernels and 'a' in one['layers']['mlp']['up_proj']
+
+
 @pytest.mark.parametrize('where', ['host', 'device'])
 def test_whole_models_are_scored_as_when_they_are_loaded(experts, where):
-  config, params, tokenizer, tasks, _ = experts
+  base, tokenizer, tasks, _ = experts
   models = [
-    jax.tree.map(lambda leaf, f=f: np.asarray(leaf) * f, params)
+    jax.tree.map(lambda leaf, f=f: np.asarray(leaf) * f, base.params)
     for f in (1.0, 0.9, 1.2)
   ]
-  space = WeightSpace(['a', 'b', 'c'], models, params)
+  # The base is that of none of them.
+  zero = jax.tree.map(jnp.zeros_like, base.params)
+  space = WeightSpace(['a', 'b', 'c'], models, Model(base.config, zero))
   population = space.experts()
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(population))
   if where == 'device':
     population = jax.device_put(population)
-  # The base of the engine is that of none of them.
-  other = jax.tree.map(jnp.zeros_like, params)
-  engine = make(config, other, tasks, tokenizer, members_per_group=2)
+  engine = make(tasks, tokenizer, members_per_group=2)
   scores = engine.evaluate(space, population)
   assert engine.plan.form == 'folded'
-  zero = jax.tree.map(
-    jnp.zeros_like,
-    jax.vmap(AdapterSpace(experts[-1]).express)(experts[-1].factors),
-  )
   for m, loaded in enumerate(models):
-    alone = make(config, loaded, tasks, tokenizer)
-    expected = alone.evaluate(Expressed(), zero, [0])
+    one = AdapterSpace(experts[-1], Model(base.config, loaded))
+    population = stack.stack([one.base()])
+    expected = make(tasks, tokenizer).evaluate(one, population)
     np.testing.assert_allclose(
       values_of(scores, m), values_of(expected), atol=1e-5
     )
 
 
-def test_whole_models_of_two_kinds_are_refused(experts):
-  _, params, *_ = experts
-  half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-  with pytest.raises(ValueError, match='Expert b differs from the base'):
-    WeightSpace(['a', 'b'], [params, half], params)
-
-
-def test_a_whole_member_comes_back_from_its_folder(
-  experts, tiny_gemma_folder, tmp_path
-):
-  config, params, *_ = experts
-  space = WeightSpace(['a', 'b'], [params, params], params)
-  genome = jax.tree.map(lambda leaf: leaf * 0.5, params)
-  out = space.export(
-    genome, tmp_path / 'out', config, 'base', tiny_gemma_folder()
-  )
-  _, back = hub.load_checkpoint(out)
-  jax.tree.map(np.testing.assert_array_equal, back, genome)
-
-
 @pytest.mark.parametrize('form', ['batched', 'folded'])
 def test_an_int8_base_is_nearly_the_base(experts, form):
-  config, params, tokenizer, tasks, adapters = experts
-  space = AdapterSpace(adapters)
-  whole = make(config, params, tasks, tokenizer, form=form)
-  eight = make(config, params, tasks, tokenizer, form=form, base_dtype='int8')
+  base, tokenizer, tasks, adapters = experts
+  space = AdapterSpace(adapters, base)
+  whole = make(tasks, tokenizer, form=form)
+  eight = make(tasks, tokenizer, form=form, base_dtype='int8')
   expected = values_of(whole.evaluate(space, adapters.factors))
   found = values_of(eight.evaluate(space, adapters.factors))
   assert 1e-5 < np.abs(found - expected).max() < 0.5
   assert np.abs(found - expected).mean() < 0.1
-  kernels = {
-    leaf.dtype
-    for path, leaf in jax.tree.leaves_with_path(eight._params)
-    if path[-1].key == 'kernel'
-  }
-  assert kernels == {np.dtype(np.int8)}
   with pytest.raises(ValueError, match='base_dtype'):
-    make(config, params, tasks, tokenizer, base_dtype='int3')
+    make(tasks, tokenizer, base_dtype='int3')
 
 
-def test_nothing_compiles_after_the_first_generation(model):
-  config, params, population, tasks = model
+@pytest.fixture
+def compilations():
+  """A list that grows with every program that the backend compiles."""
   compiled = []
 
   def listen(event, *_, **__):
@@ -146,29 +142,54 @@ def test_nothing_compiles_after_the_first_generation(model):
       compiled.append(event)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
-  engine = make(config, params, tasks)
-  engine.evaluate(Expressed(), population, [0, 1, 2, 3, 4])
-  programs, first = engine.ledger.programs, len(compiled)
+  yield compiled
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_compiles_after_the_first_generation(model, compilations):
+  space, population, tasks = model
+  engine = make(tasks)
+  engine.evaluate(space, population, [0, 1, 2, 3, 4])
+  programs, first = engine.ledger.programs, len(compilations)
   assert programs and first
-  space = Expressed()
-  engine.evaluate(space, population, [1])
-  known = len(compiled)  # a space of its own is traced once.
   for members in ([4], [3, 1], range(5)):
     changed = jax.tree.map(lambda leaf: leaf * 1.5, population)
     engine.evaluate(space, changed, list(members))
-  assert (engine.ledger.programs, len(compiled)) == (programs, known)
+  assert (engine.ledger.programs, len(compilations)) == (programs, first)
+
+
+@pytest.mark.parametrize('form', forms.FORMS)
+def test_queues_of_two_shapes_compile_each_program_once(
+  model, compilations, form
+):
+  space, population, tasks = model
+  long = dataclasses.replace(
+    tasks[1], name='long', format=Format(max_new_tokens=9)
+  )
+  engine = make([tasks[1], long], form=form, prompts_per_batch=2)
+  first = engine.evaluate(space, population)
+  queues = engine._split('dev', 128).queues
+  assert len({queue.shape for queue in queues}) == 2
+  # Expressing, folding, and of each shape the slots and the work on them.
+  assert engine.ledger.programs == len(compilations) == 5 + (form == 'folded')
+  second = engine.evaluate(space, population)
+  assert engine.ledger.programs == len(compilations) == 5 + (form == 'folded')
+  assert [t.predictions for t in first.tasks] == [
+    t.predictions for t in second.tasks
+  ]
 
 
 def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
-  config, params, population, tasks = model
+  space, population, tasks = model
   tasks = tasks[:1]
-  whole = make(config, params, tasks).evaluate(Expressed(), population)
-  engine = make(config, params, tasks, members_per_group=4)
-  program = engine._engine._program
+  whole = make(tasks).evaluate(space, population)
+  engine = make(tasks, members_per_group=4)
+  program = forms.group_program
   calls = []
 
-  def run_out(params, members, active, job):
-    run = program(params, members, active, job)
+  def run_out(*arguments):
+    run = program(*arguments)
+    active = arguments[-2]
     calls.append(active.shape[0])
     if active.shape[0] > 2 and len(calls) == 2:
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
@@ -176,8 +197,8 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
     return run
 
-  monkeypatch.setattr(engine._engine, '_program', run_out)
-  scores = engine.evaluate(Expressed(), population)
+  monkeypatch.setattr(forms, 'group_program', run_out)
+  scores = engine.evaluate(space, population)
   assert calls[:3] == [4, 4, 2] and set(calls[3:]) == {1}
   np.testing.assert_allclose(values_of(scores), values_of(whole), atol=1e-5)
   assert engine.plan.members_per_group == 1
@@ -186,23 +207,23 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
   def never(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
-  monkeypatch.setattr(engine._engine, '_program', never)
+  monkeypatch.setattr(forms, 'group_program', never)
   with pytest.raises(planning.MemoryPlanError, match='with one member'):
-    engine.evaluate(Expressed(), population)
+    engine.evaluate(space, population)
 
   def broken(*_):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
-  monkeypatch.setattr(engine._engine, '_program', broken)
+  monkeypatch.setattr(forms, 'group_program', broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
-    engine.evaluate(Expressed(), population)
+    engine.evaluate(space, population)
 
 
 def test_some_items_have_the_scores_that_they_have_among_all(model):
-  config, params, population, tasks = model
-  engine = make(config, params, tasks)
-  whole = engine.evaluate(Expressed(), population)
-  some = engine.evaluate(Expressed(), population, [3], items=[[5, 0], [8, 2]])
+  space, population, tasks = model
+  engine = make(tasks)
+  whole = engine.evaluate(space, population)
+  some = engine.evaluate(space, population, [3], items=[[5, 0], [8, 2]])
   assert [task.ids for task in some.tasks] == [['5', '0'], ['8', '2']]
   for k, picked in enumerate(([5, 0], [8, 2])):
     np.testing.assert_array_equal(
@@ -213,13 +234,13 @@ def test_some_items_have_the_scores_that_they_have_among_all(model):
 
 
 def test_a_race_ends_as_scoring_everything_does_for_those_that_finish(model):
-  config, params, population, tasks = model
+  space, population, tasks = model
   tasks = tasks[:1]
-  engine = make(config, params, tasks)
-  whole = engine.evaluate(Expressed(), population)
+  engine = make(tasks)
+  whole = engine.evaluate(space, population)
   shares = []
   raced = engine.race(
-    Expressed(),
+    space,
     population,
     [4, 0, 2],
     Racing('halving', rounds=2),
@@ -251,22 +272,22 @@ def test_a_race_ends_as_scoring_everything_does_for_those_that_finish(model):
 
 
 def test_one_member_and_256(model):
-  config, params, _, tasks = model
+  space, _, tasks = model
   few = [dataclasses.replace(tasks[0], dev=tasks[0].dev[:2])]
   population = setting.population_of(256)
   for form in ('folded', 'batched'):
-    engine = make(config, params, few, form=form, members_per_group=64)
-    many = engine.evaluate(Expressed(), population)
+    engine = make(few, form=form, members_per_group=64)
+    many = engine.evaluate(space, population)
     assert many.fitness.shape == (256,) and np.isfinite(many.fitness).all()
     one = jax.tree.map(lambda leaf: leaf[200:201], population)
-    alone = make(config, params, few, form=form).evaluate(Expressed(), one)
+    alone = make(few, form=form).evaluate(space, one)
     np.testing.assert_allclose(
       values_of(many, 200), values_of(alone), atol=1e-5
     )
 
 
 def test_ten_thousand_items(model):
-  config, params, population, _ = model
+  space, population, _ = model
   choices = (('A', 'x'), ('B', 'yz'))
   items = tuple(Item(str(i), f'{i:04d}', 'A', choices) for i in range(10_000))
   task = Task('many', 'multiple_choice', items)
@@ -274,20 +295,20 @@ def test_ten_thousand_items(model):
     task,
     format=dataclasses.replace(task.format, prompt='{question}', choice='text'),
   )
-  engine = make(config, params, [task])
-  scores = engine.evaluate(Expressed(), population, [2])
+  engine = make([task])
+  scores = engine.evaluate(space, population, [2])
   assert scores.tasks[0].correct.shape == (1, 10_000)
-  assert engine.ledger.programs == 1
-  few = make(config, params, [dataclasses.replace(task, dev=items[7000:7003])])
+  assert engine.ledger.programs == 2  # one of them expresses members.
+  few = make([dataclasses.replace(task, dev=items[7000:7003])])
   np.testing.assert_allclose(
     values_of(scores)[7000:7003],
-    values_of(few.evaluate(Expressed(), population, [2])),
+    values_of(few.evaluate(space, population, [2])),
     atol=1e-5,
   )
 
 
 def test_an_empty_prompt_is_bos_and_a_long_one_is_cut(model, caplog):
-  config, params, population, _ = model
+  space, population, _ = model
   choices = (('A', 'x'), ('B', 'yz'))
   task = Task(
     'odd',
@@ -298,54 +319,42 @@ def test_an_empty_prompt_is_bos_and_a_long_one_is_cut(model, caplog):
     task,
     format=dataclasses.replace(task.format, prompt='{question}', choice='text'),
   )
-  engine = make(config, params, [task])
-  values = values_of(engine.evaluate(Expressed(), population))
+  engine = make([task])
+  values = values_of(engine.evaluate(space, population))
   assert np.isfinite(values).all()
   assert 'cut from the left' in caplog.text
   short = dataclasses.replace(
     task, dev=(Item('short', 'q' * 124, 'B', choices),)
   )
-  again = make(config, params, [short]).evaluate(Expressed(), population)
+  again = make([short]).evaluate(space, population)
   # BOS, what fits of the question, and a space with two letters.
   np.testing.assert_allclose(values[1::2], values_of(again), atol=1e-5)
 
 
 def test_the_form_is_tried_where_sizes_do_not_tell(model, monkeypatch):
-  config, params, population, tasks = model
-  known = make(config, params, tasks[:1])
-  expected = known.evaluate(Expressed(), population)
+  space, population, tasks = model
+  known = make(tasks[:1])
+  expected = known.evaluate(space, population)
   assert known.plan.form == 'folded' and 'the rule' in known.plan.describe()
   monkeypatch.setattr(planning, '_FOLD_AT_MOST_BYTES', 0)
-  engine = make(config, params, tasks[:1])
-  scores = engine.evaluate(Expressed(), population)
+  engine = make(tasks[:1])
+  scores = engine.evaluate(space, population)
   assert engine.plan.reason.startswith('measured tokens/s: batched')
   np.testing.assert_allclose(values_of(scores), values_of(expected), atol=1e-4)
   # Where answers are generated they do: one look at the weights for everybody.
-  plan = make(config, params, tasks[1:]).prepare(Expressed(), population)
+  plan = make(tasks[1:]).prepare(space, population)
   assert plan.form == 'batched' and 'the rule' in plan.describe()
-  asked = make(config, params, tasks[:1], form='batched')
-  plan = asked.prepare(Expressed(), population)
+  asked = make(tasks[:1], form='batched')
+  plan = asked.prepare(space, population)
   assert plan.form == 'batched' and 'asked for' in plan.describe()
 
 
-def test_what_tells_members_from_whole_models(experts):
-  _, params, _, _, adapters = experts
-  gates = groups.abstract_member(
-    GateSpace(adapters), {'coefficients': np.zeros((2, 3), np.float32)}
-  )
-  assert not groups.is_whole(gates)
-  assert groups.is_whole(params)
-  assert groups.num_bytes(stack.take(params, 0)) < groups.num_bytes(params)
-
-
 def test_sampled_answers_go_by_id_and_not_by_place(model):
-  config, params, population, tasks = model
-  engine = make(
-    config, params, tasks[1:], sampling=Sampling(temperature=1.0, seed=2)
-  )
+  space, population, tasks = model
+  engine = make(tasks[1:], sampling=Sampling(temperature=1.0, seed=2))
 
   def said(population, members, ids):
-    scores = engine.evaluate(Expressed(), population, members, ids=ids)
+    scores = engine.evaluate(space, population, members, ids=ids)
     return scores.tasks[0].predictions
 
   first = said(population, [1, 3], [7, 9])

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from evojax_llm.engine.generation import generate_texts
-from evojax_llm.engine.groups import Expressed
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.models import hub
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import load_model
 from evojax_llm.models import peft
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
@@ -24,10 +25,10 @@ NEW = 4
 @pytest.fixture(scope='module')
 def model(tiny_gemma_folder, tiny_adapter_folders):
   folder = tiny_gemma_folder('gemma2')
-  config, params = hub.load_checkpoint(folder)
-  adapters = peft.load_adapters(tiny_adapter_folders(3), config)
-  population = jax.device_put(adapters.factors)
-  return config, params, Tokenizer.from_folder(folder), population
+  base = load_model(folder)
+  adapters = peft.load_adapters(tiny_adapter_folders(3), base.config)
+  population = LowRank(jax.device_put(adapters.factors))
+  return Expressed(base), population, Tokenizer.from_folder(folder)
 
 
 @pytest.fixture(scope='module')
@@ -37,11 +38,11 @@ def whole(model):
 
 
 def test_texts_are_those_that_the_engine_scores(model, whole):
-  config, params, tokenizer, population = model
+  space, population, tokenizer = model
   items = tuple(Item(str(i), text, 'x') for i, text in enumerate(PROMPTS))
   task = Task('t', 'exact_match', items, format=Format(max_new_tokens=NEW))
-  evaluator = Evaluator(config, params, tokenizer, [task])
-  scores = evaluator.evaluate(Expressed(), population)
+  evaluator = Evaluator(tokenizer, [task])
+  scores = evaluator.evaluate(space, population)
   # A first line without anything around it is its own answer.
   plain = 0
   for found, predictions in zip(
@@ -76,9 +77,9 @@ def test_cutting_the_work_changes_nothing(model, whole, devices, options):
 
 
 def test_a_broken_member_has_no_texts(model, whole):
-  *rest, population = model
+  space, population, tokenizer = model
   broken = jax.tree.map(lambda leaf: leaf.at[1].set(np.nan), population)
-  texts = generate_texts(*rest, broken, PROMPTS, NEW)
+  texts = generate_texts(space, broken, tokenizer, PROMPTS, NEW)
   assert texts == [whole[0], None, whole[2]]
 
 
@@ -87,10 +88,10 @@ def test_what_does_not_fit_is_refused(model):
     generate_texts(*model, ['a', 'x' * 300], 3)
   with pytest.raises(TaskError, match='0 prompts'):
     generate_texts(*model, [], 3)
-  config, params, tokenizer, population = model
+  space, population, tokenizer = model
   bare = dataclasses.replace(tokenizer, bos_id=None)
   with pytest.raises(TaskError, match='Prompt 1 has no tokens'):
-    generate_texts(config, params, bare, population, ['a', ''], 3)
+    generate_texts(space, population, bare, ['a', ''], 3)
 
 
 def test_an_empty_prompt_and_unicode(model):

@@ -49,28 +49,40 @@ def evolve(settings, folder: pathlib.Path, *more: str):
   arguments = [*settings, f'--workdir={folder}', *more]
   if not arguments[0].startswith('--config='):
     arguments.insert(0, f'--config={GENOME}')
+  return with_config('evolve', *arguments)
+
+
+def with_config(program: str, *arguments: str):
+  """What `main` of a program with a flag --config returns."""
   with pytest.MonkeyPatch.context() as patch:
     # ml_collections looks there for what --config.x changes.
-    patch.setattr(sys, 'argv', ['evolve', *arguments])
+    patch.setattr(sys, 'argv', [program, *arguments])
     try:
-      return running.run_program('evolve', *arguments)
+      return running.run_program(program, *arguments)
     finally:
       for name in [n for n in flags.FLAGS if n.startswith('config.')]:
         delattr(flags.FLAGS, name)
 
 
+def lines(path: pathlib.Path) -> list[dict]:
+  """The rows of a file of JSON lines."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(folder: pathlib.Path) -> dict:
+  """The summary.json of a finished run."""
+  return json.loads((folder / 'summary.json').read_text())
+
+
 def result(folder: pathlib.Path) -> dict:
   """All of a finished run but what the clock and the last process say."""
-  summary = json.loads((folder / 'summary.json').read_text())
-  del summary['seconds'], summary['ledger']
-  metrics = [
-    json.loads(line)
-    for line in (folder / 'metrics.jsonl').read_text().splitlines()
-  ]
+  kept = summary(folder)
+  del kept['seconds'], kept['ledger']
+  metrics = lines(folder / 'metrics.jsonl')
   for row in metrics:
     del row['seconds'], row['time']
   return {
-    'summary': summary,
+    'summary': kept,
     'metrics': metrics,
     'members': (folder / 'members.jsonl').read_text(),
     'baselines': (folder / 'baselines.json').read_text(),

@@ -4,16 +4,10 @@ import json
 import shutil
 
 import numpy as np
-import pytest
 
 from evojax_llm.fitness.item_log import ItemLog
 from tests.experiments import running
 from tests.experiments import runs
-
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 
 
 def test_a_run_is_analysed_from_its_records(finished, tmp_path, capsys):
@@ -23,7 +17,7 @@ def test_a_run_is_analysed_from_its_records(finished, tmp_path, capsys):
   assert 'no expert solved' in capsys.readouterr().out
   found = json.loads((run / 'analysis.json').read_text())
   assert (run / 'trajectory.png').stat().st_size > 1000
-  best = json.loads((run / 'summary.json').read_text())['best']['id']
+  best = runs.summary(run)['best']['id']
   unsolved = emerged = 0
   for task in ('a', 'b'):
     _, _, before = ItemLog(run / 'baseline_items').matrix(task)
@@ -79,7 +73,7 @@ def test_members_of_nobody_have_no_origin(finished, tmp_path, capsys):
   (run / 'members.jsonl').write_text(
     ''.join(json.dumps(r) + '\n' for r in rows)
   )
-  summary = json.loads((run / 'summary.json').read_text())
+  summary = runs.summary(run)
   summary['best']['id'] = rows[-1]['id']
   (run / 'summary.json').write_text(json.dumps(summary))
   assert rows[-1]['generation'] > 0

@@ -8,15 +8,13 @@ import pytest
 
 from evojax_llm import pocket
 from evojax_llm.runs import checkpoint
-from evojax_llm.runs import comparison as comparison_lib
-from evojax_llm.runs import contest
+from evojax_llm.runs import comparison_table
+from evojax_llm.runs import sweep_workers
 from tests.experiments import running
 
 pytestmark = pytest.mark.skipif(
   not pocket.base_folder().is_dir(), reason='no pocket population'
 )
-
-
 STAGE = '+'.join(pocket.stage('main')[:2])
 
 
@@ -58,7 +56,10 @@ def test_every_part_is_there_with_as_many_evaluations(comparison):
     )
   )
   for row in searches:
-    assert row['evaluations'] == 25
+    arm = row['name'].replace(' ', '_')
+    folder = comparison / STAGE / 'draw_0' / arm / f'seed_{row["seed"]}'
+    summary = json.loads((folder / 'summary.json').read_text())
+    assert summary['evaluations'] == row['evaluations'] == 25
     assert row['items'] == 25 * 6 * len(row['test_by_task'])
   # Shares of eight items.
   assert all((8 * row['heldout']) % 1 < 1e-6 for row in rows)
@@ -118,7 +119,7 @@ def test_scores_that_are_no_shares_are_shown_as_they_are():
 
   levels = [row('best expert', None, 2.0), row('scaled average', None, 3.0)]
   searches = [row('one', 0, 4.0), row('one', 1, 6.0), row('two', 0, None)]
-  lines = comparison_lib.table([*levels, *searches]).splitlines()
+  lines = comparison_table.table([*levels, *searches]).splitlines()
   cells = {
     (found := [cell.strip() for cell in line.split('|')[1:-1]])[0]: found[1:]
     for line in lines
@@ -132,7 +133,7 @@ def test_scores_that_are_no_shares_are_shown_as_they_are():
 def test_every_stage_has_a_table_of_its_own(comparison):
   rows = read(comparison)
   other = [row | {'stage': 'other'} for row in rows]
-  text = comparison_lib.markdown(rows + other)
+  text = comparison_table.markdown(rows + other)
   assert text.count('| base |') == 2
   assert f'## {STAGE}' in text and '## other' in text
 
@@ -140,22 +141,27 @@ def test_every_stage_has_a_table_of_its_own(comparison):
 def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   shutil.copytree(comparison, out)
-  parts = (out / 'parts.jsonl').read_text().splitlines(keepends=True)
-  # Killed in the middle of a line, and a seed more is asked for.
-  (out / 'parts.jsonl').write_text(''.join(parts[:-1]) + parts[-1][:40])
-  asked = []
-  search = contest.Contest.search
+  # Killed before the end of a run, and a seed more is asked for.
+  arm = out / STAGE / 'draw_0' / 'random_search_P=20'
+  (arm / 'seed_1' / 'summary.json').unlink()
+  ran, shared = [], []
+  run, share = sweep_workers._run, sweep_workers.runner.run_prepared
 
-  def spy(self, *part):
-    asked.append(part)
-    return search(self, *part)
+  def spy(path, trial, *more):
+    ran.append(trial.changes['seed'])
+    return run(path, trial, *more)
 
-  monkeypatch.setattr(contest.Contest, 'search', spy)
-  monkeypatch.setattr(contest.Contest, 'baselines', None)
+  def spy_share(*args, **kwargs):
+    shared.append(kwargs['share'])
+    return share(*args, **kwargs)
+
+  monkeypatch.setattr(sweep_workers, '_run', spy)
+  monkeypatch.setattr(sweep_workers.runner, 'run_prepared', spy_share)
   options = '--seeds=3', '--draws=1', '--populations=20'
   assert not compare(out, *options)
-  name = 'random_search P=20'
-  assert asked == [(0, name, 1), (0, name, 2)]
+  assert ran == [1, 2]
+  # Its own baselines are there, and those of the stage and draw.
+  assert shared[0] is None and shared[1] is not None
 
   def comparable(rows):
     return sorted(
@@ -171,13 +177,13 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   for arguments, words in (
-    ([tmp_path], 'is not empty and no comparison'),
+    ([tmp_path], 'is not empty and not the folder of a sweep'),
     ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
     ([tmp_path, '--populations=10,many'], "'many'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
     ([tmp_path / 'file'], 'File exists'),
     ([tmp_path / 'a', '--configs=README.md'], 'which is no Python file'),
-    ([tmp_path / 'a', '--configs=evojax_llm/runs/seeds.py'], "'get_config'"),
+    ([tmp_path / 'a', '--configs=evojax_llm/runs/errors.py'], "'get_config'"),
   ):
     assert compare(*arguments) == 1
     message = capsys.readouterr().err
@@ -191,7 +197,7 @@ SWARMS = 'experiments/model_swarms/config.py'
 def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
   tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(contest.Contest, 'baselines', None)
+  monkeypatch.setattr(sweep_workers, '_run', None)
   good = 'experiments/coefficients/config.py:random_search'
   config = tmp_path / 'config.py'
   config.write_text(
@@ -202,7 +208,11 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     '  return made\n'
   )
   for bad, more, words in (
-    (f'{SWARMS}:moco', ['--populations=20'], 'moco P=20: The recipe'),
+    (
+      f'{SWARMS}:moco',
+      ['--populations=20'],
+      'moco P=20: config.initial: The recipe',
+    ),
     (f'{SWARMS}:moco+step_decay=-1', [], 'step_decay -1.0; expected 0 or more'),
     (config, [], 'sets config.racing'),
     (good, [], "names 'random_search' twice"),
@@ -213,7 +223,7 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     message = capsys.readouterr().err
     assert words in message and 'Traceback' not in message
     # So what is corrected may be given the same folder.
-    assert not (tmp_path / 'out' / 'settings.json').exists()
+    assert not (tmp_path / 'out' / 'sweep.json').exists()
 
 
 def test_one_process_at_a_time(comparison, capsys):
@@ -225,29 +235,59 @@ def test_one_process_at_a_time(comparison, capsys):
   assert not compare(comparison, *options)
 
 
+def test_a_search_without_memory_ends_with_whole_generations(
+  tmp_path, settings
+):
+  config = tmp_path / 'config.py'
+  values = dict(flag.split('=', 1) for flag in settings[1:])
+  lines = ''.join(
+    f'  made.{part} = {values[f"--config.{part}"]!r}\n'
+    for part in ('model', 'adapters', 'tasks')
+  )
+  config.write_text(
+    'from experiments.genome import config\n'
+    'def get_config(name):\n'
+    f'  made = config.get_config(name)\n{lines}'
+    '  return made\n'
+  )
+  names = 'genome_plus', 'genome_plus+keep_best=False'
+  out = tmp_path / 'out'
+  # The first population, every member moved, and not all of what varies.
+  assert not running.run_program(
+    'compare',
+    '--configs=' + ','.join(f'{config}:{name}' for name in names),
+    '--evaluations=11',
+    '--populations=5',
+    '--ensemble=3',
+    '--seeds=1',
+    '--draws=1',
+    f'--out={out}',
+  )
+  rows = {row['name']: row for row in read(out)}
+  kept, lost = (rows[f'{name} P=5'] for name in names)
+  assert (kept['evaluations'], lost['evaluations']) == (11, 10)
+  assert rows[f'{names[1]} P=5, vote']['evaluations'] == 10
+  assert kept['dev'] >= lost['dev']
+
+
 def test_draws_differ_and_share_programs():
-  from evojax_llm.engine.groups import Expressed
   from evojax_llm.fitness.evaluator import Evaluator
-  from evojax_llm.models import hub
   from evojax_llm.models.tokenizer import Tokenizer
   from evojax_llm.runs import base_and_adapters
   from evojax_llm.tasks import task_files as tasks_lib
 
   base = pocket.base_folder()
   found = base_and_adapters.load(str(base))
-  config, params = hub.load_checkpoint(base)
   evaluator = Evaluator(
-    config,
-    params,
     Tokenizer.from_folder(base),
     [tasks_lib.load_task(pocket.task_file(pocket.stage('main')[0]))],
     limits={'dev': 5, 'test': None},
   )
-  first = evaluator.evaluate(Expressed(), found.population)
+  first = evaluator.evaluate(found.space, found.population)
   other = evaluator.redraw(1)
-  second = other.evaluate(Expressed(), found.population)
+  second = other.evaluate(found.space, found.population)
   assert first.tasks[0].ids != second.tasks[0].ids
-  again = other.redraw(0).evaluate(Expressed(), found.population)
+  again = other.redraw(0).evaluate(found.space, found.population)
   assert again.tasks[0].ids == first.tasks[0].ids
   assert again.fitness == first.fitness
   assert evaluator.ledger is other.ledger

@@ -1,20 +1,20 @@
 """Two generations of every preset leave the members that they left before.
 
 What is proposed, from which parents, by what operator and with what scores is
-compared with digests.json. The runs are small ones of the evolve program on the pocket
-stage `main`, and only their flags and their folders are read, so that anything
-behind them may be rebuilt.
+compared with digests.json. The runs are small ones of the evolve program on the
+pocket stage `main`, and only their flags and their folders are read, so that
+anything behind them may be rebuilt.
 
 Last bits differ from one jax to another and may turn a greedy answer. Under
 another jax than the recorded one, only the initial population is compared.
 
-Where results are meant to change, or a preset is new, record it, or all:
+Where results are meant to change, or a preset is new, record one or all:
 
-  python -m tests.experiments.test_digests -k genome_as_published
-  python -m tests.experiments.test_digests
+  EVOJAX_LLM_RECORD_DIGESTS=1 pytest -n0 tests/experiments/test_digests.py \
+      -k '[genome:genome_as_published]'
+  EVOJAX_LLM_RECORD_DIGESTS=1 pytest -n0 tests/experiments/test_digests.py
 
-Arguments are those of pytest. What is recorded before a change and after it
-differs in that change alone: read the difference.
+Under another jax than the file's, this begins the file anew: record all.
 """
 
 import hashlib
@@ -24,7 +24,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 
 import jax
 import numpy as np
@@ -36,19 +35,19 @@ from tests.experiments import runs
 EXPERIMENTS = runs.ROOT / 'experiments'
 STORED = pathlib.Path(__file__).with_name('digests.json')
 RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
-HOW = (
-  'If that is meant, record it: python -m tests.experiments.test_digests -k '
-)
-# The presets that are run of a system that takes any name.
+# Of systems that take the names of a library, those that are run.
 CHOSEN = {'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES')}
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14
 FLAGS = (
   '--config.tasks=main',
   '--config.strategy.generations=2',
-  '--config.dev_limit=20',
-  '--config.test_limit=1',
+  '--config.dev_limit=10',
   '--config.ensemble.size=0',
+  # Groups of one size, and as many test items: what scores them is compiled
+  # once, and not again for the test and for other populations.
+  '--config.test_limit=10',
+  '--config.execution.members_per_group=4',
 )
 
 # How ml_collections reads a configuration file.
@@ -58,7 +57,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def get_config(system: str, name: str):
-  """The configuration that --config=experiments/<system>/config.py:<name> is.
+  """What --config=experiments/<system>/config.py:<name> stands for.
 
   Raises:
     ValueError: there is no preset of that name; the message lists all.
@@ -68,17 +67,20 @@ def get_config(system: str, name: str):
 
 
 def names(system: str) -> list[str]:
-  """The presets of a system, which an unknown one is answered with."""
+  """The presets of a system, as an unknown one is answered with them."""
   if system in CHOSEN:
     return list(CHOSEN[system])
   try:
     get_config(system, '?')
   except ValueError as error:
-    listed = str(error).partition('expected ')[2]
-    return re.findall(r'\w+', listed.removeprefix('one of').replace(' or ', ''))
+    # '... expected one of a, b, c.' or "... expected 'a' or 'b'."
+    listed = re.findall(r'\w+', str(error).partition('expected ')[2])
+    found = [word for word in listed if word not in ('one', 'of', 'or')]
+    if found:
+      return found
   raise AssertionError(
-    f'experiments/{system}/config.py takes any name: say in CHOSEN of '
-    f'{pathlib.Path(__file__).name} which of them are run.'
+    f'experiments/{system}/config.py does not list its names when it is asked '
+    f"for '?': put some into CHOSEN of {pathlib.Path(__file__).name}."
   )
 
 
@@ -89,8 +91,9 @@ PRESETS = [
 ]
 
 
-def flags(system: str, name: str) -> list[str]:
+def flags(preset: str) -> list[str]:
   """Flags of a short run of a preset, without --workdir."""
+  system, name = preset.split(':')
   strategy = get_config(system, name).strategy
   found = [f'--config={EXPERIMENTS / system / "config.py"}:{name}', *FLAGS]
   if strategy.population > MOST_MEMBERS:
@@ -100,19 +103,24 @@ def flags(system: str, name: str) -> list[str]:
   return found
 
 
+def read_lines(path: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def digest(folder: pathlib.Path) -> dict:
   """What is kept of a finished run.
 
   Returns:
-    `fitness` of the members of each generation, `lines`, the beginnings of the
-    SHA-256 of their lines in members.jsonl, `sha256` of all lines, and `best`:
-    its id, and two numbers that follow from the exported weights.
+    By generation the `fitness` of its members, the beginnings of the SHA-256 of
+    their `lines` in members.jsonl, and how many `tokens` were read and written;
+    the `sha256` of all lines; the id of the `best`, and numbers that follow
+    from its weights.
   """
-  text = (folder / 'members.jsonl').read_text()
-  rows = [json.loads(line) for line in text.splitlines()]
+  rows = read_lines(folder / 'members.jsonl')
+  metrics = read_lines(folder / 'metrics.jsonl')
   generations = [
-    list(group)
-    for _, group in itertools.groupby(rows, lambda row: row['generation'])
+    [row for row in rows if row['generation'] == line['generation']]
+    for line in metrics
   ]
   best = json.loads((folder / 'summary.json').read_text())['best']
   return {
@@ -120,6 +128,7 @@ def digest(folder: pathlib.Path) -> dict:
     'lines': [
       ' '.join(_sha256(row)[:8] for row in group) for group in generations
     ],
+    'tokens': [line['tokens'] for line in metrics],
     'sha256': _sha256(rows),
     'best': {'id': best['id'], **_weights(folder / 'best')},
   }
@@ -130,9 +139,9 @@ def _sha256(value) -> str:
 
 
 def _weights(folder: pathlib.Path) -> dict[str, float]:
-  """The length of all weights as one vector, and its share along a direction.
+  """The length of all weights as one vector, and its share in one direction.
 
-  Both hardly change with last bits; the second depends on signs and order.
+  Last bits hardly change them; the second depends on signs and order as well.
   """
   tensors = safetensors.load_file(folder / 'adapter_model.safetensors')
   flat = np.concatenate(
@@ -152,82 +161,84 @@ def read_stored() -> dict:
 def record(preset: str, found: dict) -> None:
   """Puts a digest into the file, and drops those of presets that are gone."""
   stored = read_stored()
-  if stored['jax'] != jax.__version__:
-    # One file is of one jax.
-    stored = {'jax': jax.__version__, 'presets': {}}
-  known = {**stored['presets'], preset: found}
-  stored['presets'] = {name: known[name] for name in PRESETS if name in known}
-  STORED.write_text(json.dumps(stored, indent=1) + '\n')
+  known = stored['presets'] if stored['jax'] == jax.__version__ else {}
+  known = {**known, preset: found}
+  kept = {name: known[name] for name in PRESETS if name in known}
+  text = json.dumps({'jax': jax.__version__, 'presets': kept}, indent=1)
+  # A list of numbers is one line.
+  text = re.sub(r'\[[^][{}"]*\]', lambda m: ' '.join(m[0].split()), text)
+  STORED.write_text(text + '\n')
 
 
-def first_difference(rows: list[dict], found: dict, stored: dict, last: int):
-  """The first member that is not as stored, in words; None if there is none.
+def first_difference(
+  rows: list[dict], found: dict, stored: dict, last: int
+) -> str | None:
+  """Says who is the first member that is not as stored; None if nobody is.
 
   Args:
     rows: the lines of members.jsonl.
-    found: a digest.
+    found: the digest of them.
     stored: the one of before.
-    last: number of the last generation to look at.
+    last: the last generation to look at.
   """
-  members = iter(rows)
-  for number in range(last + 1):
-    here, there = (
-      list(zip(d['lines'][number].split(), d['fitness'][number], strict=True))
-      if number < len(d['lines'])
-      else []
-      for d in (found, stored)
-    )
-    for slot, (new, old) in enumerate(itertools.zip_longest(here, there)):
-      member = next(members) if new else None
-      if new == old:
-        continue
-      where = f'generation {number}, slot {slot}'
-      if new is None:
-        return f'{where}: no member; a fitness of {old[1]} was stored'
-      if old is None:
-        return f'{where}: none was stored; now {json.dumps(member)}'
-      fitness = (
-        f'a fitness of {old[1]} was stored'
-        if new[1] != old[1]
-        else 'the fitness is the stored one, another field is not'
+
+  def members(digest):
+    return [
+      (number, fitness, line)
+      for number, (values, lines) in enumerate(
+        zip(digest['fitness'], digest['lines'], strict=True)
       )
-      return f'{where}: {fitness}; now {json.dumps(member)}'
+      for fitness, line in zip(values, lines.split(), strict=True)
+      if number <= last
+    ]
+
+  for row, new, old in itertools.zip_longest(
+    rows, members(found), members(stored)
+  ):
+    if new == old:
+      continue
+    before = 'nobody was stored'
+    if old is not None:
+      before = f'one of generation {old[0]} with fitness {old[1]} was stored'
+      if new is not None and new[:2] == old[:2]:
+        before = 'its generation and fitness are as stored, the rest is not'
+    here = 'nobody' if new is None else json.dumps(row)
+    return f'the first that differs: {here}; {before}'
   return None
 
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_a_preset_leaves_the_members_of_before(preset, tmp_path):
-  stored = read_stored()
-  recording = bool(os.environ.get(RECORD))
-  if not recording and preset not in stored['presets']:
-    pytest.fail(f'No digest of {preset} is stored. {HOW}{preset}', False)
-  assert runs.evolve(flags(*preset.split(':')), tmp_path / 'run') is None
-  found = digest(tmp_path / 'run')
+  how = (
+    f'If that is meant: {RECORD}=1 pytest -n0 '
+    f"tests/experiments/{pathlib.Path(__file__).name} -k '[{preset}]'"
+  )
+  stored, recording = read_stored(), bool(os.environ.get(RECORD))
+  known = stored['presets'].get(preset)
+  if known is None and not recording:
+    pytest.fail(f'{preset} has no digest. {how}', pytrace=False)
+  folder = tmp_path / 'run'
+  assert runs.evolve(flags(preset), folder) is None
+  found = digest(folder)
   if recording:
     record(preset, found)
     return
-  known = stored['presets'][preset]
   same_jax = stored['jax'] == jax.__version__
-  lines = (tmp_path / 'run' / 'members.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  last = max(len(found['lines']), len(known['lines'])) - 1
+  rows = read_lines(folder / 'members.jsonl')
+  last = max(row['generation'] for row in rows)
   difference = first_difference(rows, found, known, last if same_jax else 0)
   if difference:
-    pytest.fail(f'{preset}, {difference}. {HOW}{preset}', False)
+    pytest.fail(f'{preset}, {difference}. {how}', pytrace=False)
   if not same_jax:
     pytest.skip(
       f'jax is {jax.__version__}, and {stored["jax"]} in {STORED.name}: only '
       'the initial population was compared'
     )
-  assert found['sha256'] == known['sha256']
-  assert found['best'] == pytest.approx(known['best'], rel=1e-4, abs=1e-4)
+  for name in ('fitness', 'lines', 'sha256', 'tokens'):
+    assert found[name] == known[name], how
+  assert found['best'] == pytest.approx(known['best'], rel=1e-4, abs=1e-4), how
 
 
-def test_only_presets_that_there_are_have_digests():
+def test_every_digest_is_of_a_preset():
   gone = set(read_stored()['presets']) - set(PRESETS)
-  assert not gone, f'{HOW}{PRESETS[0]} drops them.'
-
-
-if __name__ == '__main__':
-  os.environ[RECORD] = '1'
-  sys.exit(pytest.main(['-n0', __file__, *sys.argv[1:]]))
+  assert not gone, f'recording any preset with {RECORD}=1 drops them'

@@ -7,13 +7,8 @@ from tests.experiments import runs
 
 CONFIG = runs.ROOT / 'experiments' / 'evosax_algorithms' / 'config.py'
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 
-
-@pytest.mark.parametrize('space', ('coefficients', 'adapters'))
+@pytest.mark.parametrize('space', ('gates', 'adapters'))
 def test_they_run_by_name(
   space, tiny_gemma_folder, tiny_adapter_folders, tmp_path
 ):

@@ -7,16 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
-from evojax_llm.models import peft
+from evojax_llm.models.expression import variables
 from evojax_llm.models.transformer import Gemma
 from tests.experiments import running
-
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 
 
 @pytest.fixture(scope='module')
@@ -55,14 +50,14 @@ def test_the_merged_model_computes_what_base_and_adapter_do(
     'export', f'--run={run_folder}', f'--out={out}', '--merged'
   )
   assert code is None
-  config, params = hub.load_checkpoint(base)
   _, merged = hub.load_checkpoint(out)
-  space = AdapterSpace(peft.load_adapters([run_folder / 'best'], config))
-  tree = space.express(jax.tree.map(lambda leaf: leaf[0], space.experts()))
+  space = make_space('adapters', base, [run_folder / 'best'])
+  params = space.model().params
+  member = space.express(jax.tree.map(lambda leaf: leaf[0], space.experts()))
   tokens = jnp.arange(6, 18, dtype=jnp.int32)[None]
   positions = jnp.arange(12, dtype=jnp.int32)[None]
-  model = Gemma(config)
-  apart, _ = model.apply({'params': params, 'lora': tree}, tokens, positions)
+  model = Gemma(space.model().config)
+  apart, _ = model.apply(variables(params, member), tokens, positions)
   together, _ = model.apply({'params': merged}, tokens, positions)
   alone, _ = model.apply({'params': params}, tokens, positions)
   np.testing.assert_allclose(together, apart, atol=2e-4)

@@ -1,11 +1,15 @@
 """Presets as configurations: changes after plus signs, and the sweep."""
 
-import itertools
+import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
-from evojax_llm.runs import presets
 from evojax_llm.strategies import low_rank_es
+from evojax_llm.strategies import model_swarms
+from evojax_llm.strategies import registry
+from evojax_llm.strategies.genome import algorithm
 from experiments.genome import config as genome_config
 from experiments.low_rank_es import config as low_rank_config
 from experiments.model_swarms import config as swarms_config
@@ -78,14 +82,32 @@ def test_a_sweep_draws_coefficients_from_the_grids():
     swarms_config.get_config('model_swarms+draw=x')
 
 
-def test_the_low_rank_configuration_holds_the_defaults():
-  options = low_rank_config.OPTIONS
-  assert {k: options[k] for k in low_rank_es.DEFAULTS} == low_rank_es.DEFAULTS
-  strategy, plain = (
-    low_rank_es.LowRankES(4, **given) for given in (options, {})
+@pytest.mark.parametrize(
+  'module, name, make',
+  [
+    (genome_config, 'genome', algorithm.Genome),
+    (genome_config, 'genome_plus', algorithm.Genome),
+    (swarms_config, 'model_swarms', model_swarms.ModelSwarms),
+    (low_rank_config, 'low_rank_es', low_rank_es.LowRankES),
+  ],
+)
+def test_a_configuration_holds_all_options_with_their_defaults(
+  module, name, make
+):
+  options = module.get_config(name).strategy.options.to_dict()
+  assert set(options) == set(registry.options(name))
+  options |= {'members': None} if 'members' in options else {}
+  strategy, plain = make(4, **options), make(4)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    strategy.default_params,
+    plain.default_params,
   )
-  for name in ('members', 'rank', 'mirrored', 'shaping', 'relative_sigma'):
-    assert getattr(strategy, name) == getattr(plain, name)
+  for attribute in ('variation', 'succession', 'options', 'keep_best'):
+    one, two = (getattr(s, attribute, None) for s in (strategy, plain))
+    if attribute == 'variation' and one is not None:
+      one, two = (dataclasses.replace(o, merge_options={}) for o in (one, two))
+    assert one == two
 
 
 def test_placeholders_nest_and_take_their_type_alone():
@@ -95,5 +117,3 @@ def test_placeholders_nest_and_take_their_type_alone():
   merge.density = 0.5
   with pytest.raises(TypeError):
     merge.density = 'half'
-  kinds = presets.placeholders({'a': int, 'b': {'c': float}})
-  assert list(itertools.chain(kinds, kinds['b'])) == ['a', 'b', 'c']

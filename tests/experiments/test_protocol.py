@@ -1,7 +1,5 @@
 """Several seeds in a launch, held-out tasks, and runs that begin warm."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -10,19 +8,6 @@ from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.runs import checkpoint
 from tests.experiments import running
 from tests.experiments import runs
-
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
-
-def read(folder):
-  return json.loads((folder / 'summary.json').read_text())
-
-
-def lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope='module')
@@ -56,9 +41,9 @@ def several(settings, tmp_path_factory):
 
 def test_seeds_have_folders_and_a_common_summary(several):
   folder, _ = several
-  summary = read(folder)
+  summary = runs.summary(folder)
   assert summary['seeds'] == [4, 5, 6]
-  single = [read(folder / f'seed_{seed}') for seed in summary['seeds']]
+  single = [runs.summary(folder / f'seed_{seed}') for seed in summary['seeds']]
   for split in ('dev', 'test', 'heldout'):
     scores = [runs.row(one)[split]['fitness']['score'] for one in single]
     entry = runs.row(summary)[split]
@@ -98,7 +83,7 @@ def test_the_best_of_several_seeds_is_exported_by_seed(
 
 def test_held_out_tasks_have_a_column_for_every_row(several):
   folder, _ = several
-  summary = read(folder / 'seed_4')
+  summary = runs.summary(folder / 'seed_4')
   for row in summary['rows']:
     tasks = row['heldout']['tasks']
     assert {name: task['items'] for name, task in tasks.items()} == {
@@ -162,7 +147,7 @@ def test_a_warm_run_begins_with_the_best_of_another(
     '--config.ensemble.size=0',
   )
   assert code is None
-  first = lines(tmp_path / 'run' / 'members.jsonl')
+  first = runs.lines(tmp_path / 'run' / 'members.jsonl')
   operators = [row['operator'] for row in first]
   warm = operators.count('warm_start')
   # The best, and the rest of the population that is not it.
@@ -170,7 +155,7 @@ def test_a_warm_run_begins_with_the_best_of_another(
   assert operators[warm:] == ['expert', 'expert', 'expert'][: size - warm]
   # The same tasks and items: the same fitness.
   assert first[0]['fitness'] == pytest.approx(
-    read(old)['best']['fitness'], abs=1e-6
+    runs.summary(old)['best']['fitness'], abs=1e-6
   )
   _, before = checkpoint.Checkpoints(old / 'checkpoints').read()
   _, after = checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints').read()
@@ -192,7 +177,7 @@ def test_what_does_not_match_is_refused_with_words(
       [f'--config.warm_start={tmp_path}'],
       'is not the folder of a finished run',
     ),
-    ([f'--config.warm_start={old}', '--config.space=coefficients'], 'genomes'),
+    ([f'--config.warm_start={old}', '--config.space=gates'], 'genomes'),
     (
       [
         f'--config.warm_start={old}',

@@ -6,8 +6,11 @@ import jax
 import numpy as np
 
 from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import Model
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.config import Rope
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.transformer import init_params
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
@@ -64,7 +67,7 @@ def tiny_params():
 
 
 def population_of(members: int):
-  """Adapters on the host, b scaled."""
+  """Low ranks on the host."""
   config = tiny_config()
   tree = {'layers': {}}
   rng = np.random.default_rng(1)
@@ -74,7 +77,7 @@ def population_of(members: int):
       'a': rng.normal(0, 0.3, (*shape, fan_in, 2)).astype(np.float32),
       'b': rng.normal(0, 0.3, (*shape, 2, fan_out)).astype(np.float32),
     }
-  return tree
+  return LowRank(tree)
 
 
 def tiny_tasks() -> list[Task]:
@@ -99,9 +102,15 @@ def tiny_tasks() -> list[Task]:
   ]
 
 
-def make(config, params, tasks, tokenizer=None, **options) -> Evaluator:
+@functools.cache
+def tiny_space() -> Expressed:
+  """The space of `population_of`."""
+  return Expressed(Model(tiny_config(), tiny_params()))
+
+
+def make(tasks, tokenizer=None, **options) -> Evaluator:
   options.setdefault('devices', jax.devices()[:1])
-  return Evaluator(config, params, tokenizer or Letters(), tasks, **options)
+  return Evaluator(tokenizer or Letters(), tasks, **options)
 
 
 def raw(scores):

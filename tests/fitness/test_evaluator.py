@@ -9,8 +9,7 @@ import pytest
 from evojax_llm.engine import batches
 from evojax_llm.engine import decoder
 from evojax_llm.engine import prefix_tree
-from evojax_llm.engine.groups import Expressed
-from evojax_llm.models import lora as lora_lib
+from evojax_llm.models import expression
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.tasks.task import Format
 from tests.fitness import setting
@@ -31,6 +30,11 @@ def params():
 
 
 @pytest.fixture(scope='module')
+def space():
+  return setting.tiny_space()
+
+
+@pytest.fixture(scope='module')
 def population():
   return setting.population_of(MEMBERS)
 
@@ -43,7 +47,7 @@ def tasks():
 def one_by_one(config, params, member, evaluator):
   """Log-likelihoods and greedy tokens of a member, one row at a time."""
   model = Gemma(config)
-  folded = {'params': lora_lib.fold(params, member)}
+  folded = {'params': expression.fold(params, member)}
 
   @jax.jit
   def apply(tokens, positions):
@@ -56,7 +60,7 @@ def one_by_one(config, params, member, evaluator):
     positions[0] = np.where(np.arange(32) < len(ids), np.arange(32), -1)
     return np.asarray(apply(tokens, positions))[0, : len(ids)]
 
-  choice, exact = evaluator._encoded('dev')
+  choice, exact = evaluator._encoded('dev', 128)
   values, texts = [], []
   for item in choice:
     per_option = []
@@ -79,12 +83,12 @@ def one_by_one(config, params, member, evaluator):
 
 @pytest.mark.parametrize('form', ['batched', 'folded'])
 def test_agrees_with_one_member_and_item_at_a_time(
-  config, params, population, tasks, form
+  space, config, params, population, tasks, form
 ):
   made = {}
-  evaluator = make(config, params, tasks, form=form, prompts_per_batch=4)
+  evaluator = make(tasks, form=form, prompts_per_batch=4)
   _spy_on_texts(evaluator, made)
-  scores = evaluator.evaluate(Expressed(), population)
+  scores = evaluator.evaluate(space, population)
   assert scores.fitness.shape == (MEMBERS,)
   for m in range(MEMBERS):
     member = jax.tree.map(lambda leaf: leaf[m], population)  # noqa: B023
@@ -113,44 +117,43 @@ def _spy_on_texts(evaluator, made):
 
 @pytest.mark.parametrize('form', ['batched', 'folded'])
 def test_result_depends_neither_on_neighbours_nor_on_grouping(
-  config, params, population, tasks, form
+  space, population, tasks, form
 ):
-  whole = make(config, params, tasks, form=form)
-  values, predictions = raw(whole.evaluate(Expressed(), population))
+  whole = make(tasks, form=form)
+  values, predictions = raw(whole.evaluate(space, population))
   values = values.reshape(MEMBERS, -1, 3)
   order = np.array([3, 0, 4])
-  few = make(config, params, tasks, form=form, members_per_group=2)
-  some, said = raw(few.evaluate(Expressed(), population, order))
+  few = make(tasks, form=form, members_per_group=2)
+  some, said = raw(few.evaluate(space, population, order))
   np.testing.assert_allclose(some.reshape(3, -1, 3), values[order], atol=1e-5)
   assert said == [predictions[m] for m in order]
 
 
-def test_devices_share_the_members(config, params, population, tasks):
-  alone = make(config, params, tasks).evaluate(Expressed(), population)
+def test_devices_share_the_members(space, population, tasks):
+  alone = make(tasks).evaluate(space, population)
   for form in ('batched', 'folded'):
-    spread = make(
-      config, params, tasks, form=form, devices=jax.devices()
-    ).evaluate(Expressed(), population)
+    spread = make(tasks, form=form, devices=jax.devices()).evaluate(
+      space, population
+    )
     np.testing.assert_allclose(raw(spread)[0], raw(alone)[0], atol=1e-4)
     assert raw(spread)[1] == raw(alone)[1]
 
 
-def test_nothing_compiles_twice(config, params, population, tasks):
-  evaluator = make(config, params, tasks)
-  evaluator.evaluate(Expressed(), population, [0, 1, 2])
+def test_nothing_compiles_twice(space, population, tasks):
+  evaluator = make(tasks)
+  evaluator.evaluate(space, population, [0, 1, 2])
   compiled = evaluator.ledger.programs
-  evaluator.evaluate(Expressed(), population, [4])
-  evaluator.evaluate(Expressed(), population)
+  evaluator.evaluate(space, population, [4])
+  evaluator.evaluate(space, population)
   assert evaluator.ledger.programs == compiled
 
 
 @pytest.mark.parametrize('form', ['batched', 'folded'])
-def test_member_with_nan_fails_alone(config, params, population, tasks, form):
-  space = Expressed()
-  evaluator = make(config, params, tasks, form=form)
+def test_member_with_nan_fails_alone(space, population, tasks, form):
+  evaluator = make(tasks, form=form)
   good = evaluator.evaluate(space, population)
   broken = jax.tree.map(np.copy, population)
-  broken['layers']['mlp']['up_proj']['b'][2] = np.nan
+  broken.factors['layers']['mlp']['up_proj']['b'][2] = np.nan
   scores = evaluator.evaluate(space, broken)
   assert np.isnan(scores.fitness[2]) and scores.reasons[2]
   others = [0, 1, 3, 4]
@@ -158,21 +161,17 @@ def test_member_with_nan_fails_alone(config, params, population, tasks, form):
   assert [scores.reasons[m] for m in others] == [None] * 4
 
 
-def test_weights_of_tasks(config, params, population, tasks):
-  scores = make(config, params, tasks, weights=[3, 1]).evaluate(
-    Expressed(), population
-  )
+def test_weights_of_tasks(space, population, tasks):
+  scores = make(tasks, weights=[3, 1]).evaluate(space, population)
   np.testing.assert_allclose(
     scores.fitness, scores.task_scores @ np.array([0.75, 0.25]), rtol=1e-6
   )
   with pytest.raises(ValueError, match='expected 2 numbers'):
-    make(config, params, tasks, weights=[1.0])
+    make(tasks, weights=[1.0])
 
 
-def test_draws_of_items_are_normalised_apart(config, params, tasks):
-  first = make(
-    config, params, tasks, objective='z_score', limits={'dev': 3}
-  ).redraw(0)
+def test_draws_of_items_are_normalised_apart(tasks):
+  first = make(tasks, objective='z_score', limits={'dev': 3}).redraw(0)
   other = first.redraw(1)
   first.normalise_by(np.array([[0.1, 0.2], [0.3, 0.6]]))
   assert other.objective.needs_experts
@@ -183,23 +182,23 @@ def test_draws_of_items_are_normalised_apart(config, params, tasks):
   assert first.redraw(2).objective is first.objective
 
 
-def test_progress_ends_at_one(config, params, population, tasks):
+def test_progress_ends_at_one(space, population, tasks):
   seen = []
-  make(config, params, tasks, members_per_group=2).evaluate(
-    Expressed(), population, progress=seen.append
+  make(tasks, members_per_group=2).evaluate(
+    space, population, progress=seen.append
   )
   assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 2
 
 
 def test_long_answers_are_told_of_and_are_the_same(
-  config, params, population, tasks, monkeypatch
+  space, population, tasks, monkeypatch
 ):
   task = dataclasses.replace(tasks[1], format=Format(max_new_tokens=40))
 
   def said():
     seen = []
-    scores = make(config, params, [task], prompts_per_batch=4).evaluate(
-      Expressed(), population, [0, 1], progress=seen.append
+    scores = make([task], prompts_per_batch=4).evaluate(
+      space, population, [0, 1], progress=seen.append
     )
     assert seen == sorted(seen) and seen[-1] == 1.0
     return scores.tasks[0].predictions, len(seen)
@@ -212,10 +211,10 @@ def test_long_answers_are_told_of_and_are_the_same(
   assert watched == whole and many > few + 10
 
 
-def test_tokens_are_counted(config, params, population, tasks):
-  evaluator = make(config, params, tasks)
-  evaluator.evaluate(Expressed(), population, [1, 2])
-  choice, exact = evaluator._encoded('dev')
+def test_tokens_are_counted(space, population, tasks):
+  evaluator = make(tasks)
+  evaluator.evaluate(space, population, [1, 2])
+  choice, exact = evaluator._encoded('dev', 128)
   exact = sum(len(e.prompt) for e in exact)
   # Prompts are read once, and what all of them begin with once a row.
   pairs = [[(e.prompt, option) for option in e.options] for e in choice]
@@ -248,16 +247,14 @@ def test_buckets_are_few_and_hold_every_row():
 
 
 def test_long_vocabulary_is_read_in_chunks(
-  config, params, population, tasks, monkeypatch
+  space, population, tasks, monkeypatch
 ):
   from evojax_llm.engine import likelihood
 
-  whole = make(config, params, tasks[:1]).evaluate(Expressed(), population)
+  whole = make(tasks[:1]).evaluate(space, population)
   monkeypatch.setattr(likelihood, '_LOGITS_AT_ONCE', 400)
   for form in ('batched', 'folded'):
-    parts = make(config, params, tasks[:1], form=form).evaluate(
-      Expressed(), population
-    )
+    parts = make(tasks[:1], form=form).evaluate(space, population)
     np.testing.assert_allclose(
       [list(v.values()) for v in parts.tasks[0].loglikelihoods[1]],
       [list(v.values()) for v in whole.tasks[0].loglikelihoods[1]],

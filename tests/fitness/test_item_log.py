@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from evojax_llm.fitness.evaluation import Evaluation
+from evojax_llm.fitness.evaluation import TaskScores
 from evojax_llm.fitness.intervals import mean_interval
 from evojax_llm.fitness.intervals import wilson_interval
 from evojax_llm.fitness.item_log import ItemLog
-from evojax_llm.fitness.scores import Scores
-from evojax_llm.fitness.scores import TaskScores
 
 
 def task_scores(values, predictions, ids, binary=True, name='t'):
@@ -24,7 +24,7 @@ def task_scores(values, predictions, ids, binary=True, name='t'):
 def scores(*tasks):
   members = len(tasks[0].values)
   nothing = np.zeros((members, len(tasks)), np.float32)
-  return Scores(nothing[:, 0], nothing, list(tasks), [None] * members)
+  return Evaluation(nothing[:, 0], nothing, list(tasks), [None] * members)
 
 
 def example(members, items=11, seed=0):

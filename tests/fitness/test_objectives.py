@@ -108,6 +108,24 @@ def test_equal_experts_leave_a_task_as_it_is():
   )
 
 
+def second_best(scores, objective):
+  """An objective, as a user would write one."""
+  return np.sort(scores, axis=1)[:, -2] - objective.experts.max()
+
+
+second_best.needs_experts = True
+
+
+def test_an_objective_of_ones_own():
+  objective = make(f'{__name__}:second_best')
+  assert not objective.percent
+  np.testing.assert_allclose(objective(SCORES[:2]), [-0.4, -0.3], rtol=1e-6)
+  with pytest.raises(ValueError, match='expected a function of scores'):
+    make(f'{__name__}:SCORES')
+  with pytest.raises(ValueError, match="Did you mean 'second_best'"):
+    make(f'{__name__}:second_bets')
+
+
 def test_front():
   scores = [[1, 0], [0, 1], [0.5, 0.5], [0.4, 0.4], [1, 0], [np.nan, 9]]
   assert objectives.front(scores, [True, True]).tolist() == [0, 1, 2, 4]

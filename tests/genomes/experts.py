@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from evojax_llm.genomes.space import Model
 from evojax_llm.models import peft
+from evojax_llm.models.expression import LowRank
 
 LAYERS, RANK = 3, 2
 SHAPES = {'q_proj': (6, 5), 'o_proj': (5, 6)}
@@ -30,9 +32,17 @@ def adapter_set(num_experts: int = 10, seed: int = 0) -> peft.AdapterSet:
   )
 
 
-def delta(lora, name: str = 'q_proj') -> np.ndarray:
-  """The change (L, in, out) of one matrix by an expressed member, in f64."""
-  factors = lora['layers']['self_attn'][name]
+def base() -> Model:
+  """A base whose parameters no test reads, but for their modules."""
+  modules = {
+    name: {'kernel': np.zeros((LAYERS, *s))} for name, s in SHAPES.items()
+  }
+  return Model(None, {'layers': {'self_attn': modules}})
+
+
+def delta(member: LowRank, name: str = 'q_proj') -> np.ndarray:
+  """The change (L, in, out) of one matrix by a member, in f64."""
+  factors = member.factors['layers']['self_attn'][name]
   return np.einsum(
     '...ir,...ro->...io',
     np.asarray(factors['a'], np.float64),

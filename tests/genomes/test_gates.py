@@ -3,25 +3,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.genomes import gates
-from evojax_llm.models import hub
-from evojax_llm.models import peft
+from evojax_llm.models.expression import as_low_rank
 from evojax_llm.population import stack
 from tests.genomes import experts
 
 
 def genome(*values):
-  return {gates.COEFFICIENTS: jnp.asarray(values, jnp.float32)}
+  return {gates.GATES: jnp.asarray(values, jnp.float32)}
+
+
+def low_rank(space, genome):
+  return as_low_rank(space.express(genome), space.model().params)
 
 
 def test_a_member_is_the_exact_linear_merge_of_the_changes():
   adapters = experts.adapter_set(3)
-  space = gates.GateSpace(adapters)
+  space = gates.GateSpace(adapters, experts.base())
   assert space.rank == 3 * experts.RANK
-  lora = jax.jit(space.adapter)(genome(0.5, -1.0, 2.0))
+  member = jax.jit(low_rank, static_argnums=0)(space, genome(0.5, -1.0, 2.0))
   for name in experts.SHAPES:
     parts = [experts.expert_delta(adapters, n, name) for n in range(3)]
     np.testing.assert_allclose(
-      experts.delta(lora, name),
+      experts.delta(member, name),
       0.5 * parts[0] - parts[1] + 2.0 * parts[2],
       rtol=1e-4,
       atol=1e-5,
@@ -29,42 +32,27 @@ def test_a_member_is_the_exact_linear_merge_of_the_changes():
 
 
 def test_a_population_shares_every_matrix():
-  space = gates.GateSpace(experts.adapter_set(3))
+  space = gates.GateSpace(experts.adapter_set(3), experts.base())
   members = jax.vmap(space.express)(space.experts())
   assert {leaf.shape for leaf in jax.tree.leaves(members)} == {
     (3, experts.LAYERS, 3 * experts.RANK)
   }
-  q_proj = space.shared['layers']['self_attn']['q_proj']
+  q_proj = space.model().params['layers']['self_attn']['q_proj']
   assert q_proj['a'].shape == (experts.LAYERS, 6, 3 * experts.RANK)
   assert q_proj['b'].shape == (experts.LAYERS, 3 * experts.RANK, 5)
 
 
-def test_mass_of_initial_members_is_in_their_coefficients():
-  space = gates.GateSpace(experts.adapter_set(4))
+def test_mass_of_initial_members_is_in_their_gates():
+  space = gates.GateSpace(experts.adapter_set(4), experts.base())
   made = space.initial(
     ('experts', 'zero', 'average', ('scaled_average', {'factor': 3.0})),
     7,
     jax.random.key(0),
   )
-  rows = made.population[gates.COEFFICIENTS]
+  rows = made.population[gates.GATES]
   np.testing.assert_array_equal(rows[:4], np.eye(4))
   np.testing.assert_array_equal(rows[4], np.zeros(4))
   np.testing.assert_allclose(rows[5], np.full(4, 0.25))
   np.testing.assert_allclose(rows[6], np.full(4, 0.75))
-  zero = space.adapter(stack.take(made.population, 4))
+  zero = low_rank(space, stack.take(made.population, 4))
   assert not np.any(experts.delta(zero))
-
-
-def test_an_exported_member_comes_back(
-  tmp_path, tiny_gemma_folder, tiny_adapter_folders
-):
-  base, folders = tiny_gemma_folder(), tiny_adapter_folders(2)
-  config, _ = hub.load_config(base)
-  space = gates.GateSpace(peft.load_adapters(folders, config))
-  member = genome(0.75, -0.5)
-  out = space.export(member, tmp_path / 'member', config, 'base')
-  back = gates.GateSpace(peft.load_adapters([out], config))
-  lora, again = space.adapter(member), back.adapter(genome(1.0))
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), lora, again
-  )

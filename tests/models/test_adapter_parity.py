@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from evojax_llm.models import hub
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import LowRank
+from evojax_llm.models.expression import fold
 from evojax_llm.models.peft import load_adapters
 from evojax_llm.models.peft import save_adapter
 from tests.models import cases
@@ -97,7 +98,7 @@ def test_logits_of_each_expert(n, loaded):
   assert np.abs(expected - plain).max() > 0.1
   got = forward.logits(config, params, tokens, lora=lora)
   np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
-  got = forward.logits(config, fold(params, lora), tokens)
+  got = forward.logits(config, fold(params, LowRank(lora)), tokens)
   np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from evojax_llm.models import hub
 from evojax_llm.models.config import Rope
-from evojax_llm.models.lora import fold
+from evojax_llm.models.expression import LowRank
+from evojax_llm.models.expression import fold
 from evojax_llm.models.peft import load_adapters
 from tests.models import cases
 from tests.models import forward
@@ -67,7 +68,7 @@ def test_adapted_logits(case, folders, golden, tmp_path):
   assert np.abs(expected - golden[f'{case}/logits']).max() > 0.1
   for got in (
     forward.logits(config, params, tokens, lora=lora),
-    forward.logits(config, fold(params, lora), tokens),
+    forward.logits(config, fold(params, LowRank(lora)), tokens),
   ):
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
 

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from evojax_llm.models import hub
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.peft import load_adapters
 from evojax_llm.models.transformer import init_params
 from tests import tiny
 from tests.models import cases
@@ -64,6 +65,24 @@ def _refused(folder, *parts, load=hub.load_checkpoint):
 
 def _same(x, y):
   jax.tree.map(np.testing.assert_array_equal, x, y)
+
+
+def test_load_model(tiny_gemma_folder, tiny_adapter_folders):
+  folder = tiny_gemma_folder('gemma2')
+  model = hub.load_model(folder, dtype=jnp.bfloat16)
+  config, params = hub.load_checkpoint(folder, jnp.bfloat16)
+  assert model.config == config
+  _same(model.params, params)
+  assert model.tokenizer.encode('a cat')[0] == tiny.BOS
+  adapters = tiny_adapter_folders(2)
+  of_model, of_config = (load_adapters(adapters, m) for m in (model, config))
+  _same(of_model.factors, of_config.factors)
+
+
+def test_load_model_asks_for_the_tokenizer_before_it_reads_weights(folder):
+  (folder / 'tokenizer.json').unlink()
+  (folder / 'model.safetensors').unlink()
+  _refused(folder, 'tokenizer.json', load=hub.load_model)
 
 
 @pytest.mark.parametrize('model_type', tiny.MODEL_TYPES)

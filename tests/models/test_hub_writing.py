@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from evojax_llm.models import hub
+from evojax_llm.models import model_files
 from evojax_llm.models.errors import ModelError
 
 
@@ -109,7 +110,7 @@ def test_a_failed_write_leaves_nothing(folder, tmp_path, monkeypatch):
   def fail(*args, **kwargs):
     raise OSError('disk full')
 
-  monkeypatch.setattr(hub, 'save_file', fail)
+  monkeypatch.setattr(model_files, 'save_file', fail)
   before = sorted(os.listdir(tmp_path))
   with pytest.raises(OSError, match='disk full'):
     hub.save_checkpoint(tmp_path / 'out', params, config, folder)

@@ -48,8 +48,7 @@ def test_parts_of_a_text_join(tokenizer):
 
 
 def test_ids(tokenizer):
-  assert tokenizer.eos_ids == (tiny.EOS, tiny.END_OF_TURN)
-  assert tokenizer.stop_ids == tokenizer.eos_ids
+  assert tokenizer.stop_ids == (tiny.EOS, tiny.END_OF_TURN)
   assert tokenizer.pad_id == tiny.PAD
   assert tokenizer.vocab_size == 363
 
@@ -58,7 +57,7 @@ def test_ends_named_by_the_model(folder):
   path = folder / 'generation_config.json'
   path.write_text(json.dumps({'eos_token_id': [9, tiny.EOS]}))
   tokenizer = Tokenizer.from_folder(folder)
-  assert tokenizer.eos_ids == (tiny.EOS, 9, tiny.END_OF_TURN)
+  assert tokenizer.stop_ids == (tiny.EOS, 9, tiny.END_OF_TURN)
 
 
 def test_chat(tokenizer):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.models import lora
+from evojax_llm.models import expression
 from evojax_llm.operators import low_rank
 from evojax_llm.population import keys
 
@@ -100,7 +100,7 @@ def test_as_an_adapter_it_is_the_same_model():
   made = low_rank.factors(SEED, centre, 2)
   adapter = low_rank.as_adapter(made, sigma)
   assert set(adapter) == {'layers'} and set(adapter['layers']) == {'mlp'}
-  folded = lora.fold(centre, adapter)
+  folded = expression.fold(centre, expression.LowRank(adapter))
   formed = low_rank.perturb(SEED, centre, sigma, 2, relative=False)
   np.testing.assert_allclose(
     folded['layers']['mlp']['up']['kernel'],

@@ -104,7 +104,9 @@ def test_layers_change_with_all_their_matrices():
 
 def test_small_changes_of_bf16_are_drawn_in_f32():
   genome = {'x': jnp.full((4000,), 100.0, jnp.bfloat16)}
-  mutant = mutation.gaussian(KEY, genome, 0.3, 1.0, relative=False)
+  mutant = mutation.gaussian(
+    KEY, genome, 0.3, 1.0, relative=False, rounding='nearest'
+  )
   # Neighbours of 100 in bf16 lie 0.5 apart: f32 noise of 0.3 reaches them in
   # the share of draws beyond a quarter.
   moved = np.mean(np.asarray(mutant['x'], np.float32) != 100.0)
@@ -184,3 +186,13 @@ def test_scale_of_a_genome_without_factors_is_whole():
 def test_unknown_mask_is_refused():
   with pytest.raises(ValueError, match='gene.*element'):
     mutation.gaussian(KEY, genomes.member(), 0.1, 1.0, mask='gene')
+
+
+def test_layers_are_where_the_argument_says():
+  # Relative noise is of each layer, or of the leaf as a whole.
+  genome = {'layers': {'x': jnp.arange(6.0).reshape(2, 3)}}
+  each = mutation.gaussian(KEY, genome)
+  whole = mutation.gaussian(KEY, genome, layers=None)
+  other = mutation.gaussian(KEY, {'blocks': genome['layers']}, layers='blocks')
+  assert not np.array_equal(each['layers']['x'], whole['layers']['x'])
+  np.testing.assert_array_equal(other['blocks']['x'], each['layers']['x'])

@@ -53,7 +53,6 @@ def test_normal_numbers_have_the_moments_and_tails_of_the_normal_law():
 def test_extreme_words_give_finite_numbers():
   word = jnp.asarray([0, 1, 2**31 - 1, 2**31, 2**32 - 1], jnp.uint32)
   assert np.all(np.isfinite(noise.normal(word)))
-  assert float(noise.uniform(word)[-1]) < 1.0
 
 
 @pytest.mark.parametrize('rate', (0.001, 0.3, 1.0))
@@ -78,7 +77,7 @@ def test_rates_at_and_beyond_the_ends(rate, expected):
 
 
 def test_the_two_words_of_an_element_are_unrelated():
-  one, two = (np.asarray(noise.uniform(w)) for w in noise.words(KEY, 0, MANY))
+  one, two = (np.asarray(w, np.float64) for w in noise.words(KEY, 0, MANY))
   assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 0.01
 
 

@@ -14,7 +14,7 @@ POINTS = jnp.asarray(
 
 
 def fronts_by_definition(points):
-  """Peels off whoever nobody left dominates."""
+  """Peels off the members that no other one left dominates."""
   left = set(np.flatnonzero(np.all(np.isfinite(points), axis=1)).tolist())
   front = np.full(len(points), len(points))
   number = 0

@@ -16,10 +16,13 @@ from evojax_llm.operators import registry
 from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
+from experiments.benchmarks import operator_cases
+from experiments.benchmarks import operator_costs
+from tests.operators import facts
 from tests.operators import genomes
 
 P = 4
-CASES = operator.cases(registry.OPERATORS)
+CASES = operator_cases.cases(registry.OPERATORS)
 ALL_MAKERS = [case for case in CASES if case.operator.kind != 'selection']
 MAKERS = [case for case in ALL_MAKERS if case.operator.name not in MERGES]
 SELECTIONS = [case for case in CASES if case.operator.kind == 'selection']
@@ -34,18 +37,14 @@ def over(cases):
 
 def parents(case, dtype=jnp.float32):
   """Genomes of P members, then those that all of them share."""
-  op = case.operator
-  own = [
-    genomes.population(P, dtype, seed) for seed in range(op.arity - op.shared)
-  ]
-  return own, [genomes.member(dtype, 50 + seed) for seed in range(op.shared)]
+  own = [genomes.population(P, dtype, seed) for seed in range(case.own)]
+  return own, [genomes.member(dtype, 50 + seed) for seed in range(case.shared)]
 
 
 @functools.cache
 def lifted(case):
   """One program for all tests of an operator."""
-  op = case.operator
-  mapped = [0] * (1 + op.arity - op.shared) + [None] * op.shared
+  mapped = [0] * (1 + case.own) + [None] * case.shared
   return jax.jit(jax.vmap(case.apply, in_axes=tuple(mapped)))
 
 
@@ -73,7 +72,7 @@ def keys():
 
 
 def results(case, found):
-  return found if case.operator.results > 1 else (found,)
+  return found if case.results > 1 else (found,)
 
 
 def assert_same(first, second):
@@ -98,12 +97,21 @@ def test_names_are_unique_and_all_merges_are_there():
 def test_entries_say_what_is_true():
   for op in registry.OPERATORS:
     assert op.kind in operator.KINDS and op.doc, op.name
-    known = set(op.parameters) | set(op.options)
-    for chosen in op.cases:
-      assert set(chosen) <= known, op.name
-    assert set(op.peers) <= {'mergekit', 'peft'}, op.name
-    if op.cost.group == 'random':
-      assert op.draws and op.cost.words, op.name
+    for option in op.takes:
+      assert option.text, (op.name, option.name)
+      option.check(option.default)
+      known = op.signature.get(option.name)
+      if known and known.default is not known.empty:
+        assert known.default == option.default, (op.name, option.name)
+    for parameter in op.parameters.values():
+      low, high = parameter.span
+      assert parameter.low <= low <= parameter.default <= high, op.name
+      assert high <= parameter.high, op.name
+    for case in operator_cases.cases([op]):
+      assert set(case.chosen) <= {option.name for option in op.takes}, op.name
+    cost = operator_costs.cost(op)
+    if cost.group == 'random':
+      assert op.draws and cost.words, op.name
 
 
 @pytest.mark.parametrize('dtype', genomes.DTYPES)
@@ -112,7 +120,7 @@ def test_keeps_structure_shapes_and_types(case, dtype):
   own, shared = parents(case, dtype)
   shapes = jax.eval_shape(lifted(case), keys(), *own, *shared)
   found = results(case, shapes)
-  assert len(found) == case.operator.results
+  assert len(found) == case.results
   for genome in found:
     assert jax.tree.structure(genome) == jax.tree.structure(own[0])
     for new, old in zip(*map(jax.tree.leaves, (genome, own[0])), strict=True):
@@ -131,12 +139,12 @@ def test_values_are_finite_and_move(case):
 def test_jit_is_eager(case):
   # One leaf: without jit, every operation on every shape is a program.
   key, given = keys()[0], one(case)
-  if case.operator.cost.group != 'algebra':
+  if case.operator.name != 'exact_linear':
     given = [{'layers': {'b': g['layers']['mlp']['b']}} for g in given]
   assert_close(
     jax.jit(case.apply)(key, *given),
     case.apply(key, *given),
-    case.operator.tolerance,
+    facts.tolerance(case.operator),
   )
 
 
@@ -144,7 +152,7 @@ def test_jit_is_eager(case):
 def test_vmap_is_a_loop(case):
   looped = [single(case)(keys()[i], *one(case, i)) for i in range(P)]
   together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
-  assert_close(made(case), together, case.operator.tolerance)
+  assert_close(made(case), together, facts.tolerance(case.operator))
 
 
 @over(MAKERS)
@@ -190,14 +198,14 @@ def test_sharded_is_unsharded(case):
   )
   for leaf in jax.tree.leaves(split):
     assert leaf.sharding.spec[0] == sharding.POP
-  assert_close(split, made(case), case.operator.tolerance)
+  assert_close(split, made(case), facts.tolerance(case.operator))
 
 
 def seen(case, fitness):
   """What a selection sees, made of one number a member."""
-  if case.operator.sees == 'fitness':
+  if case.sees == 'fitness':
     return fitness
-  if case.operator.sees == 'objectives':
+  if case.sees == 'objectives':
     return jnp.stack([fitness, -fitness, jnp.zeros_like(fitness)], axis=1)
   columns = jnp.linspace(0.0, 1.0, 6)
   return jnp.where(
@@ -208,12 +216,14 @@ def seen(case, fitness):
 
 
 def wanted(case, count=5):
-  return min(count, case.operator.most or count)
+  return min(count, case.most or count)
 
 
 @functools.cache
 def choosing(case, count):
-  return jax.jit(lambda key, fitness, ids: case.apply(key, fitness, count, ids))
+  return jax.jit(
+    lambda key, fitness, ids: case.choose(key, fitness, count, ids)
+  )
 
 
 def choose(case, key, fitness, ids=IDS, count=5):
@@ -230,7 +240,7 @@ def test_selection_is_total(case):
     'mixed signs': jnp.linspace(-1.0, 1.0, MEMBERS),
     'far apart': jnp.asarray([1e-30, 1e30, 1.0, 0, 1e-38, 3, 1e20, 2]),
     'one lives': jnp.full(MEMBERS, jnp.nan).at[3].set(0.5),
-    'nobody lives': jnp.full(MEMBERS, jnp.nan),
+    'all failed': jnp.full(MEMBERS, jnp.nan),
     'infinite': jnp.linspace(0.0, 1.0, MEMBERS).at[0].set(jnp.inf),
   }
   for name, fitness in hostile.items():
@@ -259,7 +269,7 @@ def test_selection_jit_is_eager(case):
   key = jax.random.key(3)
   np.testing.assert_array_equal(
     choose(case, key, FITNESS),
-    case.apply(key, seen(case, FITNESS), wanted(case), IDS),
+    case.choose(key, seen(case, FITNESS), wanted(case), IDS),
   )
 
 
@@ -281,7 +291,7 @@ def test_selection_draws_if_it_says_so(case):
     tuple(choose(case, jax.random.key(seed), FITNESS, count=4).tolist())
     for seed in range(12)
   }
-  assert (len(drawn) > 1) == case.operator.draws
+  assert (len(drawn) > 1) == case.draws
 
 
 @over(SELECTIONS)

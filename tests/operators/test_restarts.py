@@ -30,7 +30,7 @@ def test_as_released_a_stale_particle_is_restarted_every_round():
 
 
 @pytest.mark.parametrize('forever', (False, True))
-def test_whoever_improves_is_not_restarted(forever):
+def test_a_particle_that_improves_is_not_restarted(forever):
   assert not rounds([False, False, True] * 4, 3, forever=forever)
 
 

@@ -96,7 +96,7 @@ def test_tournament_with_replacement_draws_each_time_from_all():
     np.testing.assert_allclose(frequency, [0, 0.6, 0, 0.1, 0.3], atol=0.05)
 
 
-def test_universal_draws_everybody_as_often_as_expected():
+def test_universal_draws_each_member_as_often_as_expected():
   fitness = f32(0.1, 0.4, 0.0, 0.3, 0.2)
   places = draws(selection.universal, fitness, 6, 500)
   for row in places:

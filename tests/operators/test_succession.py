@@ -114,7 +114,7 @@ def test_decay_stops_at_the_floor():
   assert seen == pytest.approx([0.5, 0.25, 0.2, 0.2])
 
 
-def test_partners_are_somebody_else_drawn_evenly():
+def test_partners_are_other_members_drawn_evenly():
   names = ids(5, 2, 9, 30)
   keys = jax.random.split(jax.random.key(0), 2000)
   partners = np.asarray(

@@ -43,7 +43,7 @@ def survive(method, fitness, eligible, count, elites, times=200):
 
 
 @pytest.mark.parametrize('method', selection.METHODS)
-def test_survivors_hold_the_elites_and_nobody_twice(method):
+def test_survivors_hold_the_elites_and_no_member_twice(method):
   fitness = f32(0.1, 0.8, NAN, 0.3, 0.9, 0.2, 0.0, 0.7)
   eligible = jnp.asarray([True] * 4 + [False] + [True] * 3)
   places, ids = survive(method, fitness, eligible, 4, elites=2)
@@ -75,7 +75,7 @@ def test_failed_members_survive_only_for_want_of_others(method):
 
 
 @pytest.mark.parametrize('method', selection.METHODS)
-def test_everybody_failed(method):
+def test_all_members_failed(method):
   fitness = jnp.full(5, NAN, jnp.float32)
   eligible = jnp.asarray([True, True, True, False, False])
   places, _ = survive(method, fitness, eligible, 3, elites=1)

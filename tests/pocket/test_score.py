@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from evojax_llm import pocket
-from evojax_llm.engine.groups import Expressed
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.tasks import task_files as tasks_lib
@@ -27,20 +26,19 @@ def loaded():
 
 def test_teacher_forcing_agrees_with_the_engine(loaded):
   engine = Evaluator(
-    loaded.config,
-    loaded.params,
     loaded.tokenizer,
     [tasks_lib.load_task(pocket.task_file(name)) for name in _TASKS],
     limits={'dev': 40},
-  ).evaluate(Expressed(), loaded.population)
+  ).evaluate(loaded.space, loaded.population)
+  model = loaded.space.model()
   for result in engine.tasks:
     content = json.loads(pocket.task_file(result.task).read_text())
     content['dev'] = [i for i in content['dev'] if i['id'] in set(result.ids)]
     assert [i['id'] for i in content['dev']] == list(result.ids)
     found = score.correct(
-      loaded.config,
-      loaded.params,
-      jax.tree.map(jnp.asarray, loaded.population),
+      model.config,
+      model.params,
+      jax.tree.map(jnp.asarray, loaded.population.factors),
       score.split_rows(content, 'dev'),
     )
     np.testing.assert_array_equal(found, result.correct, result.task)

@@ -47,7 +47,7 @@ class Score:
 def test_mixes_weigh_a_and_b_and_scale_b_alone():
   experts = make_experts()
   scale = {'layers': {'mlp': {'up_proj': np.ones(2, np.float32)}}}
-  space = AdapterSpace(peft.AdapterSet(NAMES, experts, scale, rank=4))
+  space = AdapterSpace(peft.AdapterSet(NAMES, experts, scale, rank=4), None)
   mixes = [
     baselines.Mix((0.0, 1.0, 0.0)),
     baselines.Mix((0.5, 0.25, 0.25), 3.0),

@@ -20,7 +20,7 @@ def make_population():
 
 
 class Score:
-  """Fitness is the (negative) distance to the ones; two tasks of equal worth.
+  """Fitness is the (negative) distance to the ones; two equal tasks.
 
   Members whose first gene is above `fails_above` cannot be scored.
   """
@@ -48,13 +48,12 @@ make_strategy = functools.cache(lambda: Genome(P))
 
 def run(score=None, seed=0, generations=6, strategy=None, **kwargs):
   strategy = strategy or make_strategy()
-  params = strategy.default_params
   return list(
     evolution.evolve(
       strategy,
-      params,
+      None,
       score or Score(),
-      make_population(),
+      population=make_population(),
       seed=seed,
       generations=generations,
       **kwargs,
@@ -84,7 +83,7 @@ def test_a_run_counts_and_remembers_what_it_scored():
   fitness = np.concatenate([g.fitness for _, g in rounds])
   assert last.best_fitness == fitness.max()
   assert last.best_id == scored[int(fitness.argmax())]
-  best = np.asarray(state.best.genome['x'])
+  best = np.asarray(state.strategy.memory.best['x'])
   np.testing.assert_allclose(-np.abs(best - 1).mean(), fitness.max(), rtol=1e-6)
 
 
@@ -114,7 +113,7 @@ def test_parents_are_known_members():
 def test_same_seed_same_bits():
   first, again, other = run(seed=5), run(seed=5), run(seed=6)
   assert_same(first[-1][0], again[-1][0])
-  x = [np.asarray(r[-1][0].best.genome['x']) for r in (first, other)]
+  x = [np.asarray(r[-1][0].strategy.memory.best['x']) for r in (first, other)]
   assert not np.array_equal(*x)
 
 
@@ -124,9 +123,9 @@ def test_going_on_from_a_state_changes_nothing(stop):
   whole, kept = [], None
   for state, generation in evolution.evolve(
     strategy,
-    strategy.default_params,
+    None,
     Score(),
-    make_population(),
+    population=make_population(),
     seed=1,
     generations=6,
   ):
@@ -150,7 +149,7 @@ def test_failed_members_are_counted_and_never_win():
     assert np.isfinite(generation.best_fitness)
     assert np.isfinite(generation.mean_fitness)
   state = rounds[-1][0]
-  assert float(state.best.genome['x'][0]) <= limit
+  assert float(state.strategy.memory.best['x'][0]) <= limit
 
 
 def test_all_members_failing_is_an_error_with_the_reason():
@@ -158,27 +157,15 @@ def test_all_members_failing_is_an_error_with_the_reason():
     run(Score(fails_above=-np.inf))
 
 
-def test_of_equals_the_elder_stays_best():
-  def flat(population, members):
-    fitness = np.full(len(members), 0.5, np.float32)
-    return types.SimpleNamespace(
-      fitness=fitness,
-      task_scores=fitness[:, None],
-      reasons=[None] * len(members),
-    )
+def flat(population, members):
+  return np.full(len(members), 0.5, np.float32)
 
+
+def test_of_equals_the_elder_stays_best():
   assert run(flat)[-1][1].best_id == 0
 
 
 def test_patience_ends_a_run_that_stands_still():
-  def flat(population, members):
-    fitness = np.full(len(members), 0.5, np.float32)
-    return types.SimpleNamespace(
-      fitness=fitness,
-      task_scores=fitness[:, None],
-      reasons=[None] * len(members),
-    )
-
   assert run(flat, patience=3)[-1][1].number == 3
 
 
@@ -213,7 +200,7 @@ class OtherTargets(Score):
     return Score()({'x': one['x'] / self.target}, [0]).fitness[0]
 
 
-def test_who_lives_on_is_scored_again_on_other_items():
+def test_members_that_live_on_are_scored_again_on_other_items():
   score = OtherTargets()
   steps = run(score, generations=3, redraw=score.redraw)
   assert [c for c in score.calls if isinstance(c, str)] == [
@@ -232,10 +219,7 @@ def test_who_lives_on_is_scored_again_on_other_items():
   assert memory.best_fitness == pytest.approx(
     score.fitness(memory.best), rel=1e-5
   )
-  assert last.best.fitness == pytest.approx(
-    score.fitness(last.best.genome), rel=1e-5
-  )
-  assert float(last.best.fitness) >= float(np.max(inner.fitness))
+  assert float(memory.best_fitness) >= float(np.max(inner.fitness))
   if memory.personal is not None:
     for i in range(P):
       own = {'x': memory.personal['x'][i]}
@@ -245,8 +229,8 @@ def test_who_lives_on_is_scored_again_on_other_items():
 
 
 @pytest.mark.parametrize('other_items', (False, True))
-def test_the_scores_of_the_tasks_reach_who_chooses_by_them(other_items):
-  # More places than members: nobody is in the last ones, nor scored.
+def test_a_strategy_sees_the_scores_of_the_tasks(other_items):
+  # More slots than members: the last ones are empty and not scored.
   strategy = Genome(P, chosen_by='pareto', max_population=P + 4)
   score = OtherTargets()
   kwargs = {'redraw': score.redraw} if other_items else {}
@@ -258,7 +242,7 @@ def test_the_scores_of_the_tasks_reach_who_chooses_by_them(other_items):
   fitness = np.asarray(inner.fitness)
   assert np.isnan(fitness[np.asarray(inner.ids) < 0]).all()
   np.testing.assert_array_equal(
-    inner.objectives, np.stack([fitness, -fitness], axis=1)
+    inner.tasks, np.stack([fitness, -fitness], axis=1)
   )
 
 
@@ -273,31 +257,140 @@ def test_the_same_items_again_change_nothing_but_the_count():
   assert int(again[-1][0].evaluations) > int(plain[-1][0].evaluations)
 
 
-def test_who_is_only_remembered_can_be_left_out():
+def test_members_that_are_only_remembered_can_be_left_out():
   # The elites move too, so the best of all time is lost sooner or later.
   strategy = make_strategy()
   rounds = evolution.evolve(
     strategy,
-    strategy.default_params,
+    None,
     Score(),
-    make_population(),
+    population=make_population(),
     seed=0,
     generations=9,
   )
   states = [host(state) for state, _ in rounds]
-  lost = [s for s in states if int(s.best.id) not in s.strategy.ids]
+  lost = [
+    s for s in states if int(s.strategy.memory.best_id) not in s.strategy.ids
+  ]
   assert lost
   for state in lost:
     inner = state.strategy
-    assert run_state.best_members(state, 1).ids == [int(state.best.id)]
+    assert run_state.best_members(state, 1).ids == [
+      int(state.strategy.memory.best_id)
+    ]
     found = run_state.best_members(state, P, keep_best=False)
     assert sorted(found.ids) == sorted(inner.ids.tolist())
-    assert found.fitness[0] == inner.fitness.max() < state.best.fitness
+    assert found.fitness[0] == inner.fitness.max() < inner.memory.best_fitness
     winner = inner.fitness.argmax()
     np.testing.assert_array_equal(
       found.population['x'][0], inner.population['x'][winner]
     )
   failed = inner.replace(fitness=np.full_like(inner.fitness, np.nan))
-  nobody = state.replace(strategy=failed)
-  found = run_state.best_members(nobody, 1, keep_best=False)
-  assert found.ids == [int(state.best.id)]
+  none_alive = state.replace(strategy=failed)
+  found = run_state.best_members(none_alive, 1, keep_best=False)
+  assert found.ids == [int(state.strategy.memory.best_id)]
+
+
+def of_x(population, which):
+  """Fitness as a plain array."""
+  return -np.abs(np.asarray(population['x'])[which] - 1).mean(axis=1)
+
+
+class Space:
+  """A space that can begin."""
+
+  def initial(self, recipe, size, key):
+    assert recipe == evolution.RECIPE and size == P
+    return types.SimpleNamespace(population=make_population())
+
+
+def test_a_search_of_a_space_by_a_function_of_fitness():
+  search = evolution.evolve(make_strategy(), Space(), of_x, generations=3)
+  assert search.stop is None
+  generation = list(search)[-1][1]
+  assert generation.number == 3 and search.stop == 'generations'
+  scored = run(generations=3)[-1][1]
+  assert generation.best_fitness == scored.best_fitness
+  np.testing.assert_array_equal(
+    generation.best_task_scores, [generation.best_fitness]
+  )
+
+
+@pytest.mark.parametrize('budget', (P - 2, P, P + 1, 40))
+def test_exactly_so_many_members_are_scored(budget):
+  score = Score()
+  search = evolution.evolve(
+    make_strategy(),
+    None,
+    score,
+    population=make_population(),
+    evaluations=budget,
+  )
+  rounds = list(search)
+  assert search.stop == 'evaluations'
+  assert sum(map(len, score.calls)) == budget
+  state, last = rounds[-1]
+  assert int(state.evaluations) == last.evaluations == budget
+  assert sum(g.scored for _, g in rounds) == budget
+  spent = [r == evolution.SPENT for r in last.reasons]
+  assert spent == [False] * last.scored + [True] * (len(spent) - last.scored)
+  assert np.isnan(last.fitness[spent]).all()
+
+
+def test_without_the_best_kept_generations_are_whole():
+  score = Score()
+  strategy = Genome(P, keep_best=False)
+  search = evolution.evolve(
+    strategy, None, score, population=make_population(), evaluations=40
+  )
+  rounds = list(search)
+  assert all(g.scored == len(g.ids) for _, g in rounds)
+  assert search.stop == 'evaluations'
+  assert 40 - P < rounds[-1][1].evaluations == sum(map(len, score.calls)) <= 40
+
+
+def test_members_are_refined_before_they_are_scored():
+  seen = []
+
+  def refine(members, which, key):
+    seen.append((len(which), np.asarray(jax.random.key_data(key))))
+    x = members['x'].at[which].set(1.0)
+    return {'x': x}
+
+  rounds = run(generations=2, refine=refine, patience=None)
+  assert len(seen) == 2 and not np.array_equal(seen[0][1], seen[1][1])
+  for (_, generation), (count, _) in zip(rounds[1:], seen, strict=True):
+    assert count == len(generation.ids)
+    np.testing.assert_array_equal(generation.fitness, 0.0)
+  best = rounds[-1][0].strategy.memory.best
+  np.testing.assert_array_equal(best['x'], np.ones(D))
+
+
+def test_a_strategy_that_sees_items_is_given_them():
+  class Sees(Genome):
+    """Looks at the items, and remembers how many."""
+
+    sees = 'items'
+
+    def __init__(self, *args, **options):
+      super().__init__(*args, **options)
+      self.sees, self.shapes = 'items', []
+
+    def _succeed(self, key, population, scores, state, params):
+      self.shapes.append(scores.items.shape)
+      return super()._succeed(key, population, scores, state, params)
+
+  def score(population, which):
+    scored = Score()(population, which)
+    scored.tasks = [
+      types.SimpleNamespace(
+        values=np.ones((len(which), 3), np.float32), maximise=maximise
+      )
+      for maximise in (True, False)
+    ]
+    return scored
+
+  strategy = Sees(P)
+  for state, _ in run(score, strategy=strategy, generations=2):
+    assert state.strategy.tasks.shape == (P, 2)
+  assert strategy.shapes == [(strategy.num_proposals, 6)]

@@ -11,11 +11,6 @@ from evojax_llm.runs import checkpoint
 from tests.experiments import running
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
 
 @pytest.fixture(scope='module')
 def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
@@ -45,7 +40,7 @@ def test_a_raced_run_on_an_eight_bit_base(
   ]
   assert runs.evolve(settings, tmp_path / 'one', *options) is None
   assert 'the same on' in capsys.readouterr().err
-  summary = json.loads((tmp_path / 'one' / 'summary.json').read_text())
+  summary = runs.summary(tmp_path / 'one')
   saved = summary['ledger']['items_saved']
   assert saved > 0
   text = (tmp_path / 'one' / 'summary.md').read_text()
@@ -81,9 +76,9 @@ def test_a_raced_run_on_an_eight_bit_base(
 
 
 def test_members_that_are_gates_are_reported_as_adapters(settings, tmp_path):
-  options = ['--config.space=coefficients', '--config.strategy.generations=1']
+  options = ['--config.space=gates', '--config.strategy.generations=1']
   assert runs.evolve(settings, tmp_path / 'run', *options) is None
-  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  summary = runs.summary(tmp_path / 'run')
   assert runs.row(summary)['test'] is not None
   seconds = summary['ledger']['seconds']
   assert {'compile', 'prefill', 'host', 'idle'} <= set(seconds)
@@ -96,7 +91,7 @@ def test_whole_models_are_evolved_and_are_experts_in_turn(
   weights = ['--config.space=weights', '--config.strategy.generations=1']
   first = tmp_path / 'first'
   assert runs.evolve(settings, first, *weights) is None
-  summary = json.loads((first / 'summary.json').read_text())
+  summary = runs.summary(first)
   assert summary['rows'][-1]['test'] is not None
   base = next(s for s in settings if s.startswith('--config.model='))
   folder = base.split('=', 1)[1]
@@ -105,7 +100,7 @@ def test_whole_models_are_evolved_and_are_experts_in_turn(
   second = tmp_path / 'second'
   more = [experts, '--config.initial=experts,extrapolants']
   assert runs.evolve(others, second, *weights, *more) is None
-  rows = json.loads((second / 'summary.json').read_text())['rows']
+  rows = runs.summary(second)['rows']
   found = {row['name']: row for row in rows}
   # The first run's best is there as it was, and is read to the last bit.
   best = max(

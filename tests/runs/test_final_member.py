@@ -6,25 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
-from evojax_llm.runs import contest
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.run_config import RunConfig
-from experiments.genome import config as genome_config
 from tests.experiments import running
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 ADAPTER = 'adapter_model.safetensors'
 
 
 @pytest.fixture(scope='module')
 def forgetful(settings, tmp_path_factory):
-  """A run whose last round moves everybody, the best too, and scores nobody."""
+  """A run whose last round moves all members, the best too, and scores none."""
   folder = tmp_path_factory.mktemp('outcome') / 'run'
   runs.evolve(
     settings,
@@ -37,9 +31,10 @@ def forgetful(settings, tmp_path_factory):
 
 
 def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
-  summary = json.loads((forgetful / 'summary.json').read_text())
+  summary = runs.summary(forgetful)
   _, state = Checkpoints(forgetful / 'checkpoints').read()
-  alive, ever = state['strategy'], state['best']
+  alive = state['strategy']
+  memory = alive['memory']
   place = np.lexsort((alive['ids'], -alive['fitness']))[0]
   row = runs.row(summary)
   assert row['detail'] == f'member {int(alive["ids"][place])}'
@@ -47,9 +42,9 @@ def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
   voters = summary['ensembles']['ensemble of evolved']['members']
   assert set(voters) <= set(alive['ids'].tolist())
   last = json.loads((forgetful / 'metrics.jsonl').read_text().splitlines()[-1])
-  assert last['best_id'] == int(ever['id'])
+  assert last['best_id'] == int(memory['best_id'])
 
-  # What is exported is who moved, and its row says what that one scores.
+  # What is exported is the member that moved, and its row has its scores.
   config = json.loads((forgetful / 'config.json').read_text())['config']
   config['adapters'] = str(forgetful / 'best')
   config = RunConfig.from_config(config)
@@ -57,7 +52,7 @@ def test_a_run_ends_with_the_best_of_its_last_population(forgetful):
   exported = best.experts.experts()['layers']['mlp']['up_proj']['a'][0]
   for tree, index, same in (
     (alive['population'], place, True),
-    (ever['genome'], ..., False),
+    (memory['best'], ..., False),
   ):
     found = tree['layers']['mlp']['up_proj']['a'][index]
     assert np.array_equal(exported, found) == same
@@ -77,20 +72,3 @@ def test_so_does_what_is_exported_before_the_end(forgetful, tmp_path):
   assert (out / ADAPTER).read_bytes() == (
     forgetful / 'best' / ADAPTER
   ).read_bytes()
-
-
-def test_a_search_of_a_comparison_ends_with_whole_generations(settings):
-  values = dict(flag.split('=', 1) for flag in settings[1:])
-  arms = {}
-  for name in ('genome_plus', 'genome_plus+keep_best=False'):
-    arms[name] = genome_config.get_config(name)
-    for part in ('model', 'adapters', 'tasks'):
-      arms[name][part] = values[f'--config.{part}']
-    arms[name].strategy.population = 5
-  # The first population, everybody moved, and not all of what varies.
-  made = contest.Contest(arms['genome_plus'], 'ab', arms, 11, 3)
-  kept, _ = made.search(0, 'genome_plus', 1)
-  lost, lost_vote = made.search(0, 'genome_plus+keep_best=False', 1)
-  assert (kept['evaluations'], lost['evaluations']) == (11, 10)
-  assert kept['dev'] > lost['dev']
-  assert lost_vote['evaluations'] == 10

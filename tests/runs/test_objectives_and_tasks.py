@@ -9,11 +9,6 @@ from evojax_llm.fitness.item_log import ItemLog
 from tests.experiments import runs
 from tests.experiments.running import run_program
 
-# What ml_collections uses to read the configuration.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
 TASK = '''
 from evojax_llm.tasks.python_task import PythonTask
 
@@ -61,10 +56,6 @@ def evolve(inputs, folder, *more):
   )
 
 
-def lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_z_scores_over_tasks_of_other_units(inputs, tmp_path):
   folder = tmp_path / 'run'
   options = ['--config.objective=z_score', '--config.dev_limits=(8,4)']
@@ -73,11 +64,11 @@ def test_z_scores_over_tasks_of_other_units(inputs, tmp_path):
   assert experts.shape == (3, 2)
   spread = experts.std(axis=0)
   spread[spread == 0] = 1
-  for row in lines(folder / 'members.jsonl'):
+  for row in runs.lines(folder / 'members.jsonl'):
     scores = np.array(list(row['tasks'].values()))
     z = ((scores - experts.mean(axis=0)) / spread).mean()
     assert row['fitness'] == pytest.approx(z, abs=1e-4)
-  summary = json.loads((folder / 'summary.json').read_text())
+  summary = runs.summary(folder)
   tasks = runs.row(summary)['dev']['tasks']
   assert [task['items'] for task in tasks.values()] == [8, 4]
   assert [task['metric'] for task in tasks.values()] == ['accuracy', 'score']
@@ -96,8 +87,8 @@ def test_z_scores_over_tasks_of_other_units(inputs, tmp_path):
 def test_pareto_keeps_the_front(inputs, tmp_path, capsys):
   folder = tmp_path / 'run'
   assert evolve(inputs, folder, '--config.objective=pareto') is None
-  summary = json.loads((folder / 'summary.json').read_text())
-  rows = {row['id']: row for row in lines(folder / 'members.jsonl')}
+  summary = runs.summary(folder)
+  rows = {row['id']: row for row in runs.lines(folder / 'members.jsonl')}
   front = summary['front']
   assert front and all(
     rows[row['id']]['tasks'] == row['tasks'] for row in front
@@ -118,9 +109,9 @@ def test_other_items_in_every_generation(inputs, tmp_path):
   assert evolve(inputs, folder, *options) is None
   first, second = ItemLog(folder / 'items').read()
   assert first.tasks[0].ids != second.tasks[0].ids
-  summary = json.loads((folder / 'summary.json').read_text())
+  summary = runs.summary(folder)
   assert runs.row(summary)['dev']['tasks']['choice']['items'] == 4
-  metrics = lines(folder / 'metrics.jsonl')
+  metrics = runs.lines(folder / 'metrics.jsonl')
   assert metrics[1]['evaluations'] > metrics[0]['scored'] + metrics[1]['scored']
 
 
@@ -148,7 +139,7 @@ def test_stock_algorithms_do_not_resample(inputs, tmp_path, capsys):
     tmp_path / 'run',
     '--config.resample=True',
     '--config.dev_limit=4',
-    '--config.space=coefficients',
+    '--config.space=gates',
     '--config.strategy.name=random_search',
     '--config.strategy.options={}',
   )

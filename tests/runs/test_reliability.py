@@ -1,7 +1,6 @@
 """What may happen to a run, and that nothing is lost by it."""
 
 import errno
-import json
 import pathlib
 import subprocess
 import sys
@@ -14,11 +13,6 @@ from evojax_llm.runs import checkpoint
 from evojax_llm.runs import plots
 from evojax_llm.runs import record
 from tests.experiments import runs
-
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 
 # Ends the process, as a pulled plug would, behind the n-th part of a name.
 _DYING = """
@@ -55,10 +49,6 @@ def run_until(settings, folder, part='', count=0):
     check=False,
     timeout=900,
   )
-
-
-def lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
@@ -167,9 +157,9 @@ def test_one_expert_and_one_item(
     '--config.strategy.generations=2',
   )
   assert code is None
-  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  summary = runs.summary(tmp_path / 'run')
   assert summary['failed'] == 0
   assert runs.row(summary)['test']['tasks']['one']['items'] == 1
   # A single item tells few members apart: all fitness is 0 or 1.
-  members = lines(tmp_path / 'run' / 'members.jsonl')
+  members = runs.lines(tmp_path / 'run' / 'members.jsonl')
   assert {row['fitness'] for row in members} <= {0.0, 1.0}

@@ -57,10 +57,6 @@ def test_names_may_come_as_a_sequence():
       {'resample': True, 'dev_limit': 2, 'racing': {'rule': 'paired'}},
       'leave one off',
     ),
-    (
-      {'space': 'weights', 'execution': {'base_dtype': 'int8'}},
-      'members of config.space=weights share nothing',
-    ),
   ],
 )
 def test_what_cannot_be_is_refused(values, message):

@@ -18,15 +18,6 @@ from evojax_llm.runs import runner
 from tests import tiny
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
-
-def lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
 
 def test_a_run_leaves_its_records(finished):
   folder, _ = finished
@@ -46,10 +37,10 @@ def test_a_run_leaves_its_records(finished):
     'summary.md',
     'test_items',
   }
-  metrics = lines(folder / 'metrics.jsonl')
+  metrics = runs.lines(folder / 'metrics.jsonl')
   assert [row['generation'] for row in metrics] == [0, 1, 2, 3, 4]
   assert all(row['tokens'] > 0 and row['seconds'] for row in metrics)
-  members = lines(folder / 'members.jsonl')
+  members = runs.lines(folder / 'members.jsonl')
   ids = [row['id'] for row in members]
   assert len(ids) == len(set(ids)) == metrics[-1]['evaluations']
   assert [m['operator'] for m in members[:5]] == [
@@ -66,7 +57,7 @@ def test_a_run_leaves_its_records(finished):
 
 def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
   folder, _ = finished
-  summary = json.loads((folder / 'summary.json').read_text())
+  summary = runs.summary(folder)
   assert [row['name'] for row in summary['rows']] == [
     'base',
     'best expert',
@@ -84,7 +75,7 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
     assert row['test']['tasks']['a']['items'] == 12
     mean = row['test']['fitness']
     assert 0 <= mean['low'] <= mean['score'] <= mean['high'] <= 1
-  members = {row['id']: row for row in lines(folder / 'members.jsonl')}
+  members = {row['id']: row for row in runs.lines(folder / 'members.jsonl')}
   best = summary['best']['id']
   assert members[best]['fitness'] == max(m['fitness'] for m in members.values())
   evolved = runs.row(summary)
@@ -98,7 +89,7 @@ def test_the_summary_has_all_rows_and_the_lineage_of_the_best(finished):
 
 def test_what_members_did_on_items_makes_their_scores(finished):
   folder, _ = finished
-  members = lines(folder / 'members.jsonl')
+  members = runs.lines(folder / 'members.jsonl')
   log = ItemLog(folder / 'items')
   for task in ('a', 'b'):
     ids, items, values = log.matrix(task)
@@ -117,7 +108,7 @@ def test_test_is_read_once_and_at_the_end(finished):
 
 def test_nobody_is_scored_twice(finished):
   folder, calls = finished
-  scored = [row['scored'] for row in lines(folder / 'metrics.jsonl')]
+  scored = [row['scored'] for row in runs.lines(folder / 'metrics.jsonl')]
   # Two calls for the baselines, then one a generation.
   assert [count for _, count in calls[2:-1]] == scored
 
@@ -127,7 +118,7 @@ def test_the_best_member_is_the_exported_adapter(finished, settings):
   base = settings[1].split('=')[1]
   exported = peft.load_adapters([folder / 'best'], hub.load_config(base)[0])
   _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
-  a = state['best']['genome']['layers']['mlp']['up_proj']['a']
+  a = state['strategy']['memory']['best']['layers']['mlp']['up_proj']['a']
   np.testing.assert_array_equal(
     exported.factors['layers']['mlp']['up_proj']['a'][0], a
   )
@@ -148,13 +139,13 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
     '--config.strategy.generations=2',
   )
   assert code is None
-  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  summary = runs.summary(tmp_path / 'run')
   assert summary['failed'] > 0
   assert summary['rows'][1]['detail'] == 'good'
   assert runs.row(summary)['dev']['fitness']['score'] is not None
   failed = [
     row
-    for row in lines(tmp_path / 'run' / 'members.jsonl')
+    for row in runs.lines(tmp_path / 'run' / 'members.jsonl')
     if row['fitness'] is None
   ]
   assert failed and all(row['reason'] for row in failed)
@@ -168,7 +159,7 @@ def test_a_generation_that_proposes_nobody_costs_nothing(settings, tmp_path):
     '--config.strategy.options.mutation_rate=0.0',
   )
   assert code is None
-  metrics = lines(tmp_path / 'run' / 'metrics.jsonl')
+  metrics = runs.lines(tmp_path / 'run' / 'metrics.jsonl')
   assert [row['scored'] for row in metrics] == [5, 0]
   assert metrics[1]['best_fitness'] == metrics[0]['best_fitness']
 
@@ -181,7 +172,7 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
     '--config.strategy.generations=1',
   )
   assert code is None
-  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  summary = runs.summary(tmp_path / 'run')
   assert summary['evaluations'] == 10
   assert runs.row(summary)['test'] is not None
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from evojax_llm.runs import errors
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
 from evojax_llm.runs.run_config import RunConfig
@@ -38,3 +39,19 @@ def test_few_items_to_search_on_are_a_warning(made, caplog):
   setup.make_evaluator(config, loaded)
   assert 'scores only 79 dev items' in caplog.text
   assert 'up to 5.6 points' in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    (
+      {'space': 'weights', 'execution': {'base_dtype': 'int8'}},
+      'members of config.space=weights share nothing',
+    ),
+    ({'space': 'coefficients'}, "Did you mean 'gates'"),
+    ({'experts': 'model', 'space': 'gates'}, 'set config.space=weights'),
+  ],
+)
+def test_spaces_that_cannot_be_made_are_refused(values, message):
+  with pytest.raises(errors.UserError, match=message):
+    inputs.locate(RunConfig.from_config(values))

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from evojax_llm.genomes.space import SPACES
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.strategies import base
 from experiments.genome import config as genome_config
 from experiments.low_rank_es import config as low_rank_config
 from experiments.model_swarms import config as swarms_config
@@ -30,7 +32,7 @@ def inputs(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   }
 
 
-@pytest.mark.parametrize('space', inputs_lib.SPACES)
+@pytest.mark.parametrize('space', SPACES)
 def test_a_round_leaves_a_state_of_the_same_shapes(inputs, space):
   first = genome_config.get_config()
   first.update(inputs, space=space)
@@ -54,8 +56,8 @@ def test_a_round_leaves_a_state_of_the_same_shapes(inputs, space):
     def play(state, strategy=strategy, params=params):
       members, asked = strategy.ask(key, state, params)
       slots = strategy.num_proposals
-      costs, objectives = jnp.zeros((slots,)), jnp.zeros((slots, tasks))
-      return strategy.tell(key, members, costs, asked, params, objectives)[0]
+      scores = base.Scores(jnp.zeros((slots,)), jnp.zeros((slots, tasks)))
+      return strategy.tell(key, members, scores, asked, params)
 
     after = jax.eval_shape(play, before.strategy)
     assert after == before.strategy, name

@@ -9,15 +9,7 @@ from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.item_log import ItemLog
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 EXPERTS, EVOLVED = 'ensemble of experts', 'ensemble of evolved'
-
-
-def read(folder):
-  return json.loads((folder / 'summary.json').read_text())
 
 
 def vote(values, said):
@@ -36,7 +28,7 @@ def test_the_members_are_the_best_by_dev_and_their_number_is_chosen_on_dev(
   finished,
 ):
   folder, _ = finished
-  summary = read(folder)
+  summary = runs.summary(folder)
   made = summary['ensembles'][EVOLVED]
   by_id = {
     row['id']: row
@@ -59,7 +51,7 @@ def test_the_members_are_the_best_by_dev_and_their_number_is_chosen_on_dev(
 @pytest.mark.parametrize('name', [EXPERTS, EVOLVED])
 def test_its_scores_are_those_of_a_vote(finished, name):
   folder, _ = finished
-  summary = read(folder)
+  summary = runs.summary(folder)
   made = summary['ensembles'][name]
   (tested,) = ItemLog(folder / 'test_items').read()
   if name == EVOLVED:
@@ -95,7 +87,7 @@ def test_its_scores_are_those_of_a_vote(finished, name):
 
 def test_the_oracle_is_called_what_it_is(finished):
   text = (finished[0] / 'summary.md').read_text()
-  assert text.count('An oracle, who knows which of them is right') == 2
+  assert text.count('An oracle that knows which of them is right') == 2
   assert text.count('a bound, and no result') == 2
 
 
@@ -108,7 +100,7 @@ def test_without_an_ensemble_there_is_no_row(settings, tmp_path):
     '--config.test_experts=True',
   )
   assert code is None
-  summary = read(tmp_path / 'run')
+  summary = runs.summary(tmp_path / 'run')
   assert not summary['ensembles']
   assert [row['name'] for row in summary['rows']][-1] == 'evolved'
   # All experts are read; the best of them is there already.

@@ -1,9 +1,19 @@
-"""Populations and costs for the strategy tests."""
+"""Populations and scores for the strategy tests."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.strategies import base
+from experiments.genome import config as genome_config
+from experiments.low_rank_es import config as low_rank_config
+from experiments.model_swarms import config as swarms_config
+
+PRESETS = {
+  **genome_config.PRESETS,
+  **swarms_config.PRESETS,
+  **low_rank_config.PRESETS,
+}
 P = 8
 KEY = jax.random.key(42)
 
@@ -37,28 +47,28 @@ def fitness(members):
   return jnp.exp(-0.02 * sum(squares))
 
 
-def cost(members):
-  return -fitness(members)
+def scores(members):
+  return base.Scores(fitness(members))
 
 
 def start(strategy, dtype=jnp.float32, key=KEY):
   members = population(dtype, strategy.population_size)
-  return strategy.init(key, members, cost(members), strategy.default_params)
+  return strategy.init(key, members, scores(members), strategy.default_params)
 
 
-def play(strategy, state, rounds, key=KEY, score=cost, params=None):
-  """Rounds of ask and tell; yields (members, costs, before, after).
+def play(strategy, state, rounds, key=KEY, score=fitness, params=None):
+  """Rounds of ask and tell; yields (members, fitness, before, after).
 
   States before are copied to the host, since tell gives up their buffers.
   """
   params = strategy.default_params if params is None else params
   for _ in range(rounds):
     members, asked = strategy.ask(key, state, params)
-    costs = score(members)
-    costs = jnp.where(asked.proposal.filled, costs, jnp.nan)
+    values = score(members)
+    values = jnp.where(asked.proposal.filled, values, jnp.nan)
     before = jax.tree.map(np.array, asked)
-    state, _ = strategy.tell(key, members, costs, asked, params)
-    yield members, np.asarray(costs), before, state
+    state = strategy.tell(key, members, base.Scores(values), asked, params)
+    yield members, np.asarray(values), before, state
 
 
 def last(strategy, state, rounds, **options):

@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 
-from evosax.algorithms import base as evosax_base
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,26 +17,70 @@ def make(**options):
   return algorithm.Genome(problems.P, **options)
 
 
-def test_it_is_an_evosax_algorithm():
+def test_init_keeps_what_it_is_given_and_the_best_once():
   strategy = make()
-  assert isinstance(strategy, evosax_base.EvolutionaryAlgorithm)
-  state = problems.start(strategy)
-  assert strategy.get_population(state) is state.population
-  assert strategy.get_best_solution(state) is state.memory.best
-  np.testing.assert_allclose(
-    state.best_fitness, problems.cost(state.population).min(), rtol=1e-6
+  members = problems.population()
+  fitness = problems.fitness(members)
+  tasks = jnp.stack([fitness, 1.0 - fitness], axis=1)
+  state = strategy.init(
+    problems.KEY,
+    members,
+    base.Scores(fitness, tasks),
+    strategy.default_params,
   )
-  assert int(state.generation_counter) == 0
+  np.testing.assert_array_equal(state.fitness, fitness)
+  best, memory = int(np.argmax(fitness)), state.memory
+  assert int(memory.best_id) == best and int(memory.best_generation) == 0
+  np.testing.assert_array_equal(memory.best_tasks, tasks[best])
+  # Members it does not see the tasks of are not kept with them.
+  assert strategy.sees == 'fitness' and state.tasks is None
 
 
-def test_negate_is_the_only_sign_flip_and_keeps_nan():
-  np.testing.assert_array_equal(
-    base.negate(jnp.asarray([1.0, -2.0, jnp.nan])), [-1.0, 2.0, np.nan]
+def test_the_memory_tells_when_the_best_was_born_and_what_it_does():
+  strategy = make()
+  params = strategy.default_params
+  state = strategy.init(
+    problems.KEY,
+    problems.population(),
+    base.Scores(jnp.zeros(problems.P), jnp.zeros((problems.P, 2))),
+    params,
   )
-  state = problems.start(make())
-  np.testing.assert_allclose(
-    state.fitness, problems.fitness(state.population), rtol=1e-6
+  for generation in (1, 2):
+    members, state = strategy.ask(problems.KEY, state, params)
+    fitness = problems.fitness(members) * float(generation == 2)
+    tasks = jnp.stack([fitness, 2 * fitness], axis=1)
+    state = strategy.tell(
+      problems.KEY, members, base.Scores(fitness, tasks), state, params
+    )
+    memory = state.memory
+    assert int(memory.best_generation) == (2 if generation == 2 else 0)
+    np.testing.assert_array_equal(
+      memory.best_tasks, np.float32([1, 2]) * np.asarray(memory.best_fitness)
+    )
+
+
+def test_members_that_are_held_can_be_scored_again():
+  strategy = make()
+  state = problems.last(strategy, problems.start(strategy), 4)
+  genomes, ids = strategy.held(state)
+  assert len(ids) == 2 * problems.P + 2
+  again = strategy.rescored(
+    jax.tree.map(jnp.copy, state), problems.scores(genomes)
   )
+  problems.assert_same(again.population, state.population)
+  np.testing.assert_allclose(again.fitness, state.fitness, rtol=1e-6)
+  assert int(again.memory.best_id) == int(state.memory.best_id)
+  # On other items the worst are the best.
+  other = strategy.rescored(state, base.Scores(-problems.fitness(genomes)))
+  assert int(other.memory.best_id) == int(again.memory.worst_id)
+  assert int(other.memory.best_generation) == 4
+
+
+def test_scores_that_a_strategy_sees_are_asked_for():
+  strategy = make(chosen_by='pareto')
+  assert strategy.sees == 'tasks'
+  with pytest.raises(ValueError, match="without tasks.*sees 'tasks'"):
+    problems.start(strategy)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +94,8 @@ def test_states_keep_their_types_under_scan(with_succession, dtype):
 
   def generation(state, key):
     members, state = strategy.ask(key, state, params)
-    state, metrics = strategy.tell(
-      key, members, problems.cost(members), state, params
-    )
-    return state, metrics['best_fitness']
+    state = strategy.tell(key, members, problems.scores(members), state, params)
+    return state, state.memory.best_fitness
 
   keys = jax.random.split(jax.random.key(0), 6)
   final, best = jax.jit(lambda s: jax.lax.scan(generation, s, keys))(state)
@@ -63,7 +104,7 @@ def test_states_keep_their_types_under_scan(with_succession, dtype):
   assert {x.dtype for x in jax.tree.leaves(final.population)} == {
     jnp.dtype(dtype)
   }
-  assert np.all(np.diff(best) <= 0)
+  assert np.all(np.diff(best) >= 0)
 
 
 def test_nothing_recompiles_when_hyperparameters_change():
@@ -73,7 +114,7 @@ def test_nothing_recompiles_when_hyperparameters_change():
 
   def programs():
     kind = type(strategy)
-    return kind._ask._cache_size(), kind.tell._cache_size()
+    return kind._ask._cache_size(), kind._tell._cache_size()
 
   compiled = programs()
   params = strategy.default_params.replace(
@@ -87,7 +128,7 @@ def test_tell_gives_up_the_state_but_not_the_first_population():
   strategy = make()
   members = problems.population()
   state = strategy.init(
-    problems.KEY, members, problems.cost(members), strategy.default_params
+    problems.KEY, members, problems.scores(members), strategy.default_params
   )
   old = jax.tree.leaves(state.population)[0]
   problems.last(strategy, state, 1)
@@ -103,17 +144,20 @@ def test_ask_copies_no_population():
   assert asked.memory is state.memory
 
 
-def test_what_is_told_of_empty_slots_does_not_matter():
+def test_scores_of_empty_slots_does_not_matter():
   strategy = make(with_succession=False, mutation_rate=0.2, cross_rate=0.4)
   params = strategy.default_params
   finals = []
-  for filler in (jnp.nan, -1e9):
+  for filler in (jnp.nan, 1e9):
     state = problems.start(strategy)
     for _ in range(4):
       members, state = strategy.ask(problems.KEY, state, params)
       assert not np.all(state.proposal.filled)
-      costs = jnp.where(state.proposal.filled, problems.cost(members), filler)
-      state, _ = strategy.tell(problems.KEY, members, costs, state, params)
+      filled = state.proposal.filled
+      values = jnp.where(filled, problems.fitness(members), filler)
+      state = strategy.tell(
+        problems.KEY, members, base.Scores(values), state, params
+      )
     finals.append(state)
   problems.assert_same(*finals)
 
@@ -123,7 +167,7 @@ def test_wrong_sizes_are_refused():
   members = problems.population(members=5)
   with pytest.raises(ValueError, match='5 members.*expected 8'):
     strategy.init(
-      problems.KEY, members, problems.cost(members), strategy.default_params
+      problems.KEY, members, problems.scores(members), strategy.default_params
     )
   with pytest.raises(ValueError, match='population_size 0'):
     algorithm.Genome(0)

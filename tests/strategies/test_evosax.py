@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
-from evojax_llm.strategies.evosax_options import STOCK_OPTIONS
+from evojax_llm.strategies.evosax_options import ALGORITHMS
 from experiments.evosax_algorithms import config as stock_config
 from tests.strategies import problems
 
@@ -22,13 +23,13 @@ def make(name, size=8, **options):
     options['sampling_fn'] = lambda key: {'x': jax.random.normal(key, (3,))}
   if name == 'GESMR_GA':
     size = 9
-  return registry.make_strategy(name, size, ONE, **options)
+  return registry.make_strategy(name, size, genome=ONE, **options)
 
 
-@pytest.mark.parametrize('name', STOCK_OPTIONS)
+@pytest.mark.parametrize('name', ALGORITHMS)
 def test_the_table_is_what_evosax_has(name):
   strategy = make(name)
-  options = set(STOCK_OPTIONS[name])
+  options = set(ALGORITHMS[name])
   arguments = set(inspect.signature(type(strategy.inner)).parameters)
   params = strategy.default_params
   numbers = {
@@ -44,7 +45,7 @@ def test_the_table_is_what_evosax_has(name):
   constructed = options - OURS - numbers
   assert constructed <= arguments
   for argument in constructed:
-    kind = STOCK_OPTIONS[name][argument]
+    kind = ALGORITHMS[name][argument].kind
     default = inspect.signature(type(strategy.inner)).parameters[argument]
     assert kind in (int, bool) and isinstance(default.default, kind | None)
 
@@ -54,7 +55,7 @@ def test_sigma_is_the_spread_of_what_is_asked_first(name):
   strategy = make(name, 512, sigma=0.25)
   members = {'x': jnp.full((strategy.population_size, 3), 2.0)}
   params = strategy.default_params
-  costs = jnp.zeros(strategy.population_size)
+  costs = base.Scores(jnp.zeros(strategy.population_size))
   state = strategy.init(problems.KEY, members, costs, params)
   asked, _ = strategy.ask(problems.KEY, state, params)
   assert float(jnp.std(asked['x'])) == pytest.approx(0.25, rel=0.15)
@@ -65,7 +66,9 @@ def test_hyperparameters_are_set_and_recompile_nothing():
   params = strategy.default_params
   assert float(params.inertia_coeff) == 0.5 and float(params.social_coeff) == 2
   members = {'x': jax.random.normal(problems.KEY, (8, 3))}
-  state = strategy.init(problems.KEY, members, jnp.arange(8.0), params)
+  state = strategy.init(
+    problems.KEY, members, base.Scores(jnp.arange(8.0)), params
+  )
   strategy.ask(problems.KEY, state, params)
   compiled = type(strategy)._ask._cache_size()
   strategy.ask(
@@ -83,11 +86,12 @@ def test_an_optimiser_by_name_moves_the_mean_as_far_as_it_says():
     strategy = make('Open_ES', optimizer='sgd', learning_rate=rate, sigma=0.5)
     params = strategy.default_params
     members = {'x': jnp.zeros((8, 3))}
-    state = strategy.init(problems.KEY, members, jnp.zeros(8), params)
-    members, state = strategy.ask(problems.KEY, state, params)
-    state, _ = strategy.tell(
-      problems.KEY, members, jnp.sum(members['x'] ** 2, 1), state, params
+    state = strategy.init(
+      problems.KEY, members, base.Scores(jnp.zeros(8)), params
     )
+    members, state = strategy.ask(problems.KEY, state, params)
+    scores = base.Scores(-jnp.sum(members['x'] ** 2, 1))
+    state = strategy.tell(problems.KEY, members, scores, state, params)
     means[rate] = np.asarray(state.inner.mean)
   np.testing.assert_allclose(means[0.1], 10 * means[0.01], rtol=1e-4)
 
@@ -110,19 +114,19 @@ def test_unknown_options_are_refused_with_the_list(name, options, message):
 def test_large_flat_populations_are_warned_of():
   large = jax.ShapeDtypeStruct((1 << 22,), 'f4')
   with pytest.warns(UserWarning, match='SimpleGA ravels.*0.3 GiB'):
-    registry.make_strategy('SimpleGA', 20, large)
+    registry.make_strategy('SimpleGA', 20, genome=large)
 
 
 def test_the_configuration_has_all_options_of_an_algorithm():
   config = stock_config.get_config('PGPE')
-  assert set(config.strategy.options) == set(STOCK_OPTIONS['PGPE'])
+  assert set(config.strategy.options) == set(ALGORITHMS['PGPE'])
   assert config.strategy.options.sigma == 0.3
   config.lock()
   config.strategy.options.std_lr = 0.2
   with pytest.raises(AttributeError):
     config.strategy.options.std_rate = 0.2
-  # Refused with the reason where the strategy is made.
-  assert not stock_config.get_config('EvoTF_ES').strategy.options
+  with pytest.raises(ValueError, match='refused: its tell keeps'):
+    stock_config.get_config('EvoTF_ES')
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,7 @@ def test_the_configuration_has_all_options_of_an_algorithm():
     ('ARS', 3, 'must be even'),
     ('DifferentialEvolution', 3, 'population_size >= 4'),
     ('iAMaLGaM_Full', 1, 'division by zero'),
+    ('LES', 1, ''),
   ],
 )
 def test_populations_that_evosax_refuses_are_refused_with_words(

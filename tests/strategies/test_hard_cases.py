@@ -3,7 +3,7 @@
 | case | outcome |
 |---|---|
 | some members fail (NaN) | never the best or the worst; finite proposals |
-| everybody fails | the run goes on, and finds a best as soon as one lives |
+| all fail | the run goes on, and finds a best as soon as one lives |
 | all fitness equal | the first member stays the best; finite proposals |
 | one expert only | as `ONE_EXPERT` says: a run, or an error that says why |
 | more members than pairs | pairs return with weights of their own |
@@ -19,7 +19,7 @@ import pytest
 
 from evojax_llm.genomes import initial
 from evojax_llm.population import stack
-from evojax_llm.strategies import presets
+from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
@@ -48,19 +48,21 @@ STRATEGIES = {
 def make(row):
   name, options = STRATEGIES[row]
   one = jax.tree.map(lambda leaf: leaf[0], problems.population(members=P))
-  return registry.make_strategy(name, P, one, **options)
+  if name == 'genome':
+    options = {'merge_base': jax.tree.map(jnp.zeros_like, one)} | options
+  return registry.make_strategy(name, P, genome=one, **options)
 
 
 def start(strategy, score):
   members = problems.population(members=P)
   return strategy.init(
-    problems.KEY, members, score(members), strategy.default_params
+    problems.KEY, members, base.Scores(score(members)), strategy.default_params
   )
 
 
 def some_fail(members):
   first = members['layers']['mlp']['a'][:, 0, 0, 0]
-  return jnp.where(first < 0.0, jnp.nan, problems.cost(members))
+  return jnp.where(first < 0.0, jnp.nan, problems.fitness(members))
 
 
 def all_fail(members):
@@ -68,7 +70,7 @@ def all_fail(members):
 
 
 def all_equal(members):
-  return jnp.full(members['layers']['mlp']['a'].shape[0], -0.5)
+  return jnp.full(members['layers']['mlp']['a'].shape[0], 0.5)
 
 
 def is_finite(tree):
@@ -82,11 +84,11 @@ def test_failures_and_draws_of_fitness(row):
   first = start(strategy, some_fail)
   assert 0 < np.isnan(some_fail(problems.population(members=P))).sum() < P
   best = -np.inf
-  for members, costs, before, after in problems.play(
+  for members, fitness, before, after in problems.play(
     strategy, first, 4, score=some_fail
   ):
     assert is_finite(members)
-    living = -costs[np.isfinite(costs)]
+    living = fitness[np.isfinite(fitness)]
     best = max([best, before.memory.best_fitness, *living])
     assert float(after.memory.best_fitness) == pytest.approx(best)
     assert np.isfinite(after.memory.worst_fitness)
@@ -127,14 +129,14 @@ def experts(count):
   return problems.population(members=count, seed=3)
 
 
-@pytest.mark.parametrize('name', presets.PRESETS)
+@pytest.mark.parametrize('name', problems.PRESETS)
 def test_one_expert_only(name):
-  preset = presets.PRESETS[name]
+  preset = problems.PRESETS[name]
   population_of = functools.partial(
     initial.make_initial,
     experts(1),
     preset.recipe,
-    preset.population_size,
+    preset.population,
     problems.KEY,
   )
   if ONE_EXPERT[name]:
@@ -143,7 +145,7 @@ def test_one_expert_only(name):
     return
   made = population_of()
   leaf = made.population['layers']['mlp']['b']
-  assert leaf.shape[0] == preset.population_size and is_finite(leaf)
+  assert leaf.shape[0] == preset.population and is_finite(leaf)
   # Beyond the expert, members differ from it in their mass.
   assert len({bytes(np.asarray(row)) for row in leaf}) > 2
 
@@ -151,20 +153,20 @@ def test_one_expert_only(name):
 def test_more_members_than_pairs():
   # Three experts make three pairs; the as-published presets ask for ten.
   for name in ('genome_as_published', 'genome_plus_as_published'):
-    preset = presets.PRESETS[name]
+    preset = problems.PRESETS[name]
     made = initial.make_initial(
-      experts(3), preset.recipe, preset.population_size, problems.KEY
+      experts(3), preset.recipe, preset.population, problems.KEY
     )
     pairs = [tuple(row.parents) for row in made.rows]
     assert len(set(pairs)) == 3 and pairs[:3] == pairs[3:6]
     leaf = made.population['layers']['mlp']['b']
     assert len({bytes(np.asarray(row)) for row in leaf}) == len(pairs)
   # The others fill up with points between members that there are.
-  preset = presets.PRESETS['model_swarms_as_published']
+  preset = problems.PRESETS['model_swarms_as_published']
   made = initial.make_initial(
-    experts(3), preset.recipe, preset.population_size, problems.KEY
+    experts(3), preset.recipe, preset.population, problems.KEY
   )
-  assert len(made.rows) == preset.population_size
+  assert len(made.rows) == preset.population
 
 
 def test_mutants_of_bf16_are_changed_by_a_small_sigma():

@@ -62,7 +62,7 @@ def test_members_are_the_centre_and_their_noise_in_mirrored_pairs(rank):
   members, asked = strategy.ask(problems.KEY, state, strategy.default_params)
   made = noise(state, M // 2, rank)
   proposal = jax.tree.map(np.asarray, asked.proposal)
-  # Nobody has moved yet: the centre has been scored.
+  # It has not moved yet: the centre has been scored.
   assert (proposal.ids[:M] >= 0).all() and proposal.ids[M] == -1
   assert [NAMES[o] for o in proposal.operator[[0, M // 2]]] == list(NAMES[:2])
   for leaf, e, x, s in zip(
@@ -90,9 +90,9 @@ def test_a_step_is_the_published_sum(mirrored, relative):
   made = jax.tree.map(np.asarray, noise(state, M))
   x = jax.tree.map(np.array, state.centre)
   members, asked = strategy.ask(problems.KEY, state, params)
-  costs = problems.cost(members)
-  after, _ = strategy.tell(problems.KEY, members, costs, asked, params)
-  f = -np.asarray(costs[:M])
+  scores = problems.scores(members)
+  after = strategy.tell(problems.KEY, members, scores, asked, params)
+  f = np.asarray(scores.fitness[:M])
   w = (f - f.mean()) / f.std()
   if mirrored:
     half = M // 2
@@ -110,7 +110,7 @@ def test_the_centre_is_scored_where_it_has_moved():
   strategy = make()
   state = problems.start(strategy)
   seen = set(range(P))
-  for members, costs, before, after in problems.play(strategy, state, 4):
+  for members, fitness, before, after in problems.play(strategy, state, 4):
     new = before.proposal.ids[before.proposal.ids >= 0].tolist()
     assert len(set(new)) == len(new) and not seen & set(new)
     seen |= set(new)
@@ -118,7 +118,7 @@ def test_the_centre_is_scored_where_it_has_moved():
     assert (before.proposal.ids[M] >= 0) == moved
     if moved:
       assert int(after.ids[0]) == before.proposal.ids[M]
-      np.testing.assert_allclose(after.fitness[0], -costs[M], rtol=1e-6)
+      np.testing.assert_allclose(after.fitness[0], fitness[M], rtol=1e-6)
       problems.assert_same(
         stack.take(after.population, 0), stack.take(members, M)
       )
@@ -165,7 +165,7 @@ def test_thousands_of_members_go_up(optimizer):
   first = float(state.memory.best_fitness)
   compiled = None
   for *_, after in problems.play(strategy, state, 12):
-    now = type(strategy)._ask._cache_size(), type(strategy).tell._cache_size()
+    now = type(strategy)._ask._cache_size(), type(strategy)._tell._cache_size()
     assert now == (compiled or now)
     compiled, centre = now, float(after.fitness[0])
   assert centre > first + 0.15
@@ -185,7 +185,7 @@ def test_genomes_keep_their_type_around_a_centre_in_f32():
   'options, message',
   [
     ({'members': 7}, 'Got 7 members'),
-    ({'members': 1, 'mirrored': False}, 'Got 1 members'),
+    ({'members': 1, 'mirrored': False}, 'members 1; expected 2'),
     ({'shaping': 'square'}, "'square'"),
     ({'shaping': 'sign', 'mirrored': False}, 'without mirrored'),
     ({'optimizer': 'lion'}, "'lion'"),

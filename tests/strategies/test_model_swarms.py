@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.population import keys
+from evojax_llm.strategies import base
 from evojax_llm.strategies import model_swarms
 from tests.strategies import problems
 
@@ -22,8 +23,8 @@ def values(member_tree):
   return np.asarray(member_tree['layers']['mlp']['a'], np.float32)
 
 
-def flat_cost(members):
-  """Nobody ever improves."""
+def flat_fitness(members):
+  """No particle ever improves."""
   return jnp.zeros((P,)) + 0.0 * values(members).sum()
 
 
@@ -31,7 +32,7 @@ def restarts_by_round(strategy, rounds, score):
   state = strategy.init(
     problems.KEY,
     problems.population(),
-    jnp.arange(P, dtype=jnp.float32),
+    base.Scores(-jnp.arange(P, dtype=jnp.float32)),
     strategy.default_params,
   )
   counts = []
@@ -42,7 +43,7 @@ def restarts_by_round(strategy, rounds, score):
 
 def worse(members):
   del members
-  return jnp.full((P,), 99.0)
+  return jnp.full((P,), -99.0)
 
 
 def test_a_step_is_the_published_formula():
@@ -75,11 +76,11 @@ def test_a_swarm_gets_better_and_scores_are_never_stale():
   strategy = make()
   state = problems.start(strategy)
   first, seen = float(state.memory.best_fitness), set(range(P))
-  for _, costs, before, after in problems.play(strategy, state, 12):
+  for _, fitness, before, after in problems.play(strategy, state, 12):
     new = before.proposal.ids.tolist()
     assert len(set(new)) == P and not set(new) & seen
     seen |= set(new)
-    np.testing.assert_allclose(after.fitness, -costs, rtol=1e-6)
+    np.testing.assert_allclose(after.fitness, fitness, rtol=1e-6)
     np.testing.assert_allclose(
       problems.fitness(after.memory.personal),
       after.memory.personal_fitness,
@@ -111,7 +112,8 @@ def test_a_restart_begins_at_the_own_best_at_rest():
   params = strategy.default_params.replace(social=jnp.float32(0.0))
   state = problems.start(strategy)
   members, asked = strategy.ask(problems.KEY, state, params)
-  state, _ = strategy.tell(problems.KEY, members, worse(members), asked, params)
+  scores = base.Scores(worse(members))
+  state = strategy.tell(problems.KEY, members, scores, asked, params)
   own = values(state.memory.personal).copy()
   members, asked = strategy.ask(problems.KEY, state, params)
   assert (np.asarray(asked.proposal.operator) == 1).all()
@@ -153,8 +155,8 @@ def test_a_failed_particle_starts_over_and_never_wins():
   params = strategy.default_params
   state = problems.start(strategy)
   members, asked = strategy.ask(problems.KEY, state, params)
-  costs = problems.cost(members).at[2].set(jnp.nan)
-  state, _ = strategy.tell(problems.KEY, members, costs, asked, params)
+  scores = base.Scores(problems.fitness(members).at[2].set(jnp.nan))
+  state = strategy.tell(problems.KEY, members, scores, asked, params)
   assert np.isfinite(state.memory.personal_fitness).all()
   members, asked = strategy.ask(problems.KEY, state, params)
   assert int(asked.proposal.operator[2]) == 1
@@ -197,7 +199,7 @@ def test_unknown_options_are_refused():
     model_swarms.ModelSwarms(4, restart='twice')
   with pytest.raises(ValueError, match='velocity_start'):
     model_swarms.ModelSwarms(4, velocity_start='fast')
-  with pytest.raises(ValueError, match='unknown hyperparameters'):
+  with pytest.raises(ValueError, match='unknown option'):
     model_swarms.ModelSwarms(4, sigma=0.1)
 
 

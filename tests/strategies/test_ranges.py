@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from evojax_llm.strategies import presets
 from evojax_llm.strategies import registry
+from tests.strategies import problems
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from evojax_llm.strategies import registry
 )
 def test_numbers_out_of_range_are_refused(name, options, message):
   with pytest.raises(ValueError, match=message):
-    registry.make_strategy(name, 4, None, **options)
+    registry.make_strategy(name, 4, **options)
 
 
-@pytest.mark.parametrize('name', presets.PRESETS)
+@pytest.mark.parametrize('name', problems.PRESETS)
 def test_presets_are_in_range(name):
-  preset = presets.PRESETS[name]
-  size = preset.population_size
-  registry.make_strategy(preset.strategy, size, None, **preset.options)
+  preset = problems.PRESETS[name]
+  size = preset.population
+  registry.make_strategy(preset.strategy, size, **preset.options)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.engine.groups import Expressed
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.models import hub
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import load_model
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
 from tests.golden import make_harness
 from tests.tasks import harness
@@ -24,21 +25,20 @@ STORED = json.loads(make_harness.FILE.read_text())
 
 def ours(model, folder, form):
   """(log-likelihoods, predictions) of the model without an adapter."""
-  config, params = hub.load_checkpoint(folder, jnp.float32)
+  base = load_model(folder)
+  config = base.config
   nothing = {
     'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),
     'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
   }
   evaluator = Evaluator(
-    config,
-    params,
     Tokenizer.from_folder(folder),
     [harness.task(model)],
     form=form,
     devices=jax.devices()[:1],
   )
   scores = evaluator.evaluate(
-    Expressed(), {'layers': {'mlp': {'up_proj': nothing}}}
+    Expressed(base), LowRank({'layers': {'mlp': {'up_proj': nothing}}})
   )
   return scores.tasks[0].loglikelihoods[0]
 

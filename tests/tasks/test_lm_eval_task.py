@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from evojax_llm.engine.groups import Expressed
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.models import hub
+from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import load_model
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.task import TaskError
@@ -59,7 +60,8 @@ def on_test(task):
 
 
 def evaluate(base, tasks, **options):
-  config, params = hub.load_checkpoint(base)
+  model = load_model(base)
+  config = model.config
   (block, name), (rows, columns) = next(iter(config.linear_shapes().items()))
   layers = config.num_layers
   nothing = {
@@ -67,15 +69,13 @@ def evaluate(base, tasks, **options):
     'b': np.zeros((1, layers, 1, columns), np.float32),
   }
   evaluator = Evaluator(
-    config,
-    params,
     Tokenizer.from_folder(base),
     tasks,
     devices=jax.devices()[:1],
     **options,
   )
-  population = {'layers': {block: {name: nothing}}}
-  return evaluator.evaluate(Expressed(), population)
+  population = LowRank({'layers': {block: {name: nothing}}})
+  return evaluator.evaluate(Expressed(model), population)
 
 
 def write(path, norm):

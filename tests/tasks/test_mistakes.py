@@ -27,7 +27,7 @@ def with_row(**changes):
     ('a.json', '{"dev": [{"answer": NaN}]}', ['NaN', 'in quotes']),
     ('a.json', {'train': [ROW]}, ['has train', 'Call the rows']),
     ('a.json', [ROW], ['expected an object with "dev"']),
-    ('a.csv', 'question,answer', ['an object a line']),
+    ('a.csv', 'question,answer', ["'.json' or '.jsonl'", 'an object a line']),
     (
       'a.jsonl',
       {'split': 'train', **ROW},
@@ -47,13 +47,17 @@ def with_row(**changes):
     ('a.json', with_row(answer='blue'), ['keys A, B', "Write its key, 'B'"]),
     ('a.json', with_row(answer=1), ["got '1'", 'not by its place']),
     ('a.json', with_row(answer=True), ['row 1', 'got True', 'in quotes']),
-    ('a.json', with_row(choices=['a', 'b']), ['row 1', 'a key, which the']),
+    ('a.json', with_row(choices=['a', 'b']), ['an object', 'a key, which the']),
     (
       'a.json',
       {'dev': [ROW], 'format': {'norm': 'characters'}},
       ["'format'.norm", 'by their keys', '"choice" to "text"'],
     ),
-    ('a.json', with_row(choices=None), ['row 1', 'split the file in two']),
+    (
+      'a.json',
+      with_row(choices=None),
+      ["no field 'choices', unlike row 0", 'split the file in two'],
+    ),
     (
       'a.json',
       {

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from evojax_llm import tasks
+from evojax_llm.tasks.python_task import PythonTask
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import TaskError
@@ -52,6 +53,17 @@ ROWS = """
 """
 
 
+class Installed(PythonTask):
+  def dev(self):
+    return [{'question': 'q', 'answer': '3'}]
+
+
+def test_a_class_of_a_package():
+  task = load_task(f'{__name__}:Installed')
+  assert (task.name, task.kind) == ('installed', 'numeric_match')
+  assert task.source == __file__
+
+
 def test_without_a_score_the_kind_decides(write):
   text = f"""
 class T(PythonTask):
@@ -92,8 +104,10 @@ class B(PythonTask):
   assert load_task(f'{path}:B').name == 'second'
   with pytest.raises(TaskError, match='found A, B. Name one'):
     load_task(path)
-  with pytest.raises(TaskError, match='found none'):
+  with pytest.raises(TaskError, match="has no 'C'"):
     load_task(f'{path}:C')
+  with pytest.raises(TaskError, match='expected a class derived from'):
+    load_task(f'{path}:__name__')
 
 
 @pytest.mark.parametrize(
@@ -101,7 +115,7 @@ class B(PythonTask):
   [
     ("  def dev(self):\n    return [{'answer': 'a'}]", "no field 'question'"),
     ("  format = {'kind': 'x'}\n" + ROWS, "'format.kind'"),
-    ('x', 'cannot be used: NameError'),
+    ('x', 'cannot be imported: NameError'),
   ],
 )
 def test_mistakes_are_told(write, tmp_path, body, words, request):
@@ -113,7 +127,7 @@ def test_mistakes_are_told(write, tmp_path, body, words, request):
 
 
 def test_a_file_that_is_not_there():
-  with pytest.raises(TaskError, match='no such Python file'):
+  with pytest.raises(TaskError, match='there is no file absent.py'):
     load_task('absent.py')
 
 

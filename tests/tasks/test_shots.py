@@ -132,7 +132,7 @@ def test_what_is_cut_is_counted(load, tokenizer, caplog):
     ({'shots': -1}, 'shots: expected an integer from 0'),
     ({'shots': '3'}, 'shots: expected an integer'),
     ({'shots': 1, 'shots_seed': -1}, 'shots_seed'),
-    ({'system': 3}, 'system: expected text'),
+    ({'system': 3}, 'Got system 3; expected str'),
   ],
 )
 def test_shots_that_cannot_be_are_refused(load, options, words):

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from evojax_llm.tasks import task_files as tasks_lib
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
@@ -192,14 +191,11 @@ def test_jsonl_without_splits_is_all_dev(write):
     ({'question': None}, ["row 1, field 'question'", 'None']),
     ({'question': ' '}, ["field 'question'", 'not empty']),
     ({'question': ['a']}, ["field 'question'", "['a']"]),
-    ({'answer': True}, ["field 'answer'", 'True']),
     ({'answer': 'C'}, ["field 'answer'", 'keys A, B', "'C'"]),
     ({'answer': '7'}, ["field 'answer'", "Write its key, 'B'"]),
-    ({'choices': ['4', '7']}, ["field 'choices'", 'an object']),
     ({'choices': {'A': '4'}}, ["field 'choices'", 'at least 2']),
     ({'choices': {'A': '4', 'B': ''}}, ["field 'choices'", "'B'"]),
     ({'choices': {'A': '4', '': 'x'}}, ["field 'choices'", "''"]),
-    ({'choices': None}, ["no field 'choices'", 'unlike row 0']),
     ({'id': [1]}, ["field 'id'", '[1]']),
     ({'input': 'twice'}, ["'question' or 'input' or 'prompt'", 'keep one']),
   ],
@@ -220,8 +216,6 @@ def test_missing_field_lists_what_is_there(write):
   ('value', 'words'),
   [
     ({'dev': []}, ['no rows']),
-    ({'test': [choice_row(1)]}, ['no "dev" rows']),
-    ([choice_row(1)], ['expected an object']),
     ({'dev': {'a': 1}}, ["'dev': expected a list"]),
     ({'dev': ['x']}, ["'dev' row 0: expected an object"]),
     ({'dev': [choice_row(1)], 'fromat': {}}, ['fromat', "mean 'format'"]),
@@ -255,6 +249,7 @@ def test_broken_files_are_refused(write, value, words):
     ({'prompt': '{question}{choices}{'}, ['prompt']),
     ({'prompt': '{question[0]}{choices}'}, ['prompt']),
     ({'prompt': 4}, ['prompt', 'text']),
+    ({'instruction': 4}, ['Got instruction 4']),
     ({'kind': 'exact_match'}, ["'format.kind'", 'have choices']),
   ],
 )
@@ -281,15 +276,9 @@ def test_broken_json_is_refused(write, tmp_path):
       'a.jsonl',
     )
   )
-  assert "'train'" in refusal(
-    write(json.dumps(exact_row(1, split='train')), 'a.jsonl')
-  )
   assert 'is empty' in refusal(write('\n', 'a.jsonl'))
-  assert "'.json' or '.jsonl'" in refusal(write('x', 'a.csv'))
   assert 'cannot be read' in refusal(tmp_path / 'absent.json')
   assert 'cannot be read' in refusal(tmp_path)
-  (tmp_path / 'latin.json').write_bytes(b'{"dev": "\xe9"}')
-  assert 'not UTF-8' in refusal(tmp_path / 'latin.json')
 
 
 def test_tasks_of_one_name_are_refused(write):
@@ -321,7 +310,3 @@ def test_subset_is_seeded_nested_and_in_order():
     task.subset('dev', 0)
   with pytest.raises(TaskError, match="'train'"):
     task.subset('train')
-
-
-def test_the_contract_is_where_it_is_looked_for():
-  assert tasks_lib.Item is Item and tasks_lib.Task is Task

@@ -1,29 +1,32 @@
-"""What a merge was given, held against the table before compilation."""
+"""Checks of what a merge was given, before anything is compiled."""
 
 from collections.abc import Mapping
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import options as option_checks
 from evojax_llm.operators.merges import registry
-from evojax_llm.operators.merges.method import Merge
-from evojax_llm.operators.merges.method import Parameter
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
+find = registry.find
+
 
 def checked(
-  method: str,
+  method: str | Merge,
   parents: stack.Population,
   base: stack.Genome | None,
   key: jax.Array | None,
   parameters: Mapping[str, Any] | None,
   options: Mapping[str, Any],
+  layers: str | None,
 ) -> Merge:
-  """The merge of that name, if it can be applied to these.
+  """Returns the merge of that name, if it can be applied to these.
 
   Raises:
     ValueError: saying what was given, what was expected and what to do.
@@ -38,65 +41,41 @@ def checked(
   by_leaf = [n for n, v in (parameters or {}).items() if isinstance(v, Mapping)]
   if options.get('span') == 'genome' and by_leaf:
     raise ValueError(
-      f'Got values by leaf for {by_leaf} of {method} over the whole genome; '
-      "expected one value. Take span='tensor', or one number."
+      f'Got values by leaf for {by_leaf} of {merge.name} over the whole '
+      "genome; expected one value. Choose span='tensor', or one number."
     )
   check_values(merge, parameters or {})
-  _check_shapes(merge, parents, parameters or {}, count)
+  _check_shapes(merge, parents, parameters or {}, count, layers)
   return merge
 
 
-def find(method: str) -> Merge:
-  """The merge of that name.
-
-  Raises:
-    ValueError: if there is none.
-  """
-  if method not in registry.MERGES:
-    raise ValueError(
-      f'Got merge {method!r}; expected one of {sorted(registry.MERGES)}.'
-    )
-  return registry.MERGES[method]
-
-
 def find_parameter(merge: Merge, name: str) -> Parameter:
-  """The merge's parameter of that name.
+  """Returns the merge's parameter of that name.
 
   Raises:
     ValueError: if there is none.
   """
-  return _entry(merge, 'parameter', name, merge.parameters)
-
-
-def _entry(merge, kind, name, known, hint=''):
-  if name not in known:
-    raise ValueError(
-      f'{merge.name} has no {kind} {name!r}; expected some of '
-      f'{sorted(known)}.{hint}'
-    )
-  return known[name]
+  return option_checks.find(name, merge.parameters, merge.name, 'parameter')
 
 
 def check_options(merge: Merge, options: Mapping[str, Any]) -> None:
-  """Refuses options and choices that are not in the table.
+  """Refuses options that the merge does not have, and their wrong choices.
 
   Raises:
     ValueError: naming what there is.
   """
   for name, choice in options.items():
-    hint = ' Parameters go into `parameters`.'
-    choices = _entry(merge, 'option', name, merge.options, hint)
-    number = isinstance(choices[0], int)
-    fits = isinstance(choice, int) and choice > 0 if number else False
-    if not fits and choice not in choices:
-      wanted = 'a positive whole number' if number else f'one of {choices}'
+    if name in merge.parameters:
       raise ValueError(
-        f'Got {name}={choice!r} for {merge.name}; expected {wanted}.'
+        f'Got the parameter {name!r} of {merge.name} as an option; expected it '
+        f'in parameters={{{name!r}: ...}}.'
       )
+    option = option_checks.find(name, merge.options, merge.name)
+    option.check(choice, merge.name)
 
 
 def check_values(merge: Merge, parameters: Mapping[str, Any]) -> None:
-  """Refuses parameters that there are not, and values that they cannot have.
+  """Refuses parameters that the merge does not have, and wrong values.
 
   Args:
     merge: from `find`.
@@ -109,26 +88,10 @@ def check_values(merge: Merge, parameters: Mapping[str, Any]) -> None:
   for name, value in parameters.items():
     entry = find_parameter(merge, name)
     for one in jax.tree.leaves(value):
-      if isinstance(one, jax.core.Tracer):
-        continue
-      known = np.asarray(one, np.float32)
-      outside = (known < entry.least) | (known > entry.most)
-      wrong = known[outside | ~np.isfinite(known)]
-      if wrong.size:
-        raise ValueError(
-          f'Got {name}={wrong.flat[0]:g} for {merge.name}; expected a finite '
-          f'number {_range(entry)}: {entry.doc}.'
-        )
-
-
-def _range(parameter):
-  low, high = (
-    f'{bound:g}' if math.isfinite(bound) else ''
-    for bound in (parameter.least, parameter.most)
-  )
-  if low and high:
-    return f'from {low} to {high}'
-  return f'of at least {low}' if low else 'of any size'
+      if not isinstance(one, jax.core.Tracer):
+        for number in np.unique(np.asarray(one, np.float32)):
+          # The shortest decimals that stand for the number in f32.
+          entry.check(float(str(number)), merge.name)
 
 
 def _check_key(merge, key):
@@ -189,8 +152,8 @@ def _check_base(merge, parents, base):
   jax.tree_util.tree_map_with_path(check_leaf, parents, base)
 
 
-def _check_shapes(merge, parents, parameters, count):
-  shapes = _tensor_shapes(parents)
+def _check_shapes(merge, parents, parameters, count, layers):
+  shapes = _tensor_shapes(parents, layers)
   for name, value in parameters.items():
     allowed = [()]
     if merge.parameters[name].per_model:
@@ -214,11 +177,13 @@ def _check_shapes(merge, parents, parameters, count):
       )
 
 
-def _tensor_shapes(parents):
-  """By leaf name, (L,) below 'layers', else ()."""
+def _tensor_shapes(parents, layers):
+  """By leaf name, (L,) where the leaf has that axis, else ()."""
   flat = jax.tree_util.tree_flatten_with_path(parents)[0]
   return {
-    leaves.name(path): leaf.shape[1:2] if leaves.is_layered(path) else ()
+    leaves.name(path): leaf.shape[1:2]
+    if leaves.is_layered(path, layers)
+    else ()
     for path, leaf in flat
   }
 

@@ -1,14 +1,20 @@
 """Merges that weigh deltas by how they agree: sce, ram, ramplus, model_stock.
 
-None has weights of its own: the deltas themselves decide.
+None has weights of its own: the deltas themselves decide. All take parents
+(k, ...) and a base (...), and return (...) in the base's type.
 """
+
+import itertools
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges import thresholds
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 
 
 def sce(
@@ -22,13 +28,9 @@ def sce(
   factors of adapters may), and the divisor is at least 1e-6.
 
   Args:
-    parents: (k, ...).
-    base: (...).
+    parents, base: see above.
     select_topk: () share of the positions of non-zero variance; 1 keeps all
       positions, also those without variance, and floor(share n) = 0 none.
-
-  Returns:
-    (...) in the base's type.
   """
   deltas = tensors.deltas(parents, base)
   share = jnp.asarray(select_topk, jnp.float32)
@@ -58,9 +60,9 @@ def sce(
     jnp.where(yes, weight, 0.0)
     for yes, weight in zip(agree, weights, strict=True)
   ]
-  mixed = tensors.total([s * d for s, d in zip(shares, deltas, strict=True)])
+  mixed = tensors.weighted(deltas, shares)
   mixed = mixed / jnp.maximum(tensors.total(shares), 1e-6)
-  return (base.astype(jnp.float32) + mixed).astype(base.dtype)
+  return tensors.child(parents, base, mixed)
 
 
 def ram(
@@ -68,20 +70,15 @@ def ram(
 ) -> jax.Array:
   """Mean over those that change an element (arXiv 2601.13572).
 
-  Args:
-    parents: (k, ...).
-    base: (...).
-    epsilon: () a change not larger than this is none.
-
-  Returns:
-    (...) in the base's type; the base where nobody changes it.
+  The base stays where no parent changes it; a change not larger than epsilon
+  () is none.
   """
   deltas = tensors.deltas(parents, base)
   epsilon = jnp.asarray(epsilon, jnp.float32)
   kept = [jnp.where(_changes(d, epsilon), d, 0.0) for d in deltas]
   count = tensors.total([jnp.where(d != 0.0, 1.0, 0.0) for d in kept])
   mixed = tensors.total(kept) / jnp.maximum(count, 1.0)
-  return (base.astype(jnp.float32) + mixed).astype(base.dtype)
+  return tensors.child(parents, base, mixed)
 
 
 def ramplus(
@@ -96,11 +93,7 @@ def ramplus(
 
   A change of one parent alone is multiplied by 1 + r clip(shared / unique, 0,
   alpha), from the numbers of elements that this parent shares and has alone
-  (tensor-local, mergekit's ramplus_tl).
-
-  Args:
-    parents, base, epsilon: as in `ram`.
-    r, alpha: ().
+  (tensor-local, mergekit's ramplus_tl). r and alpha are ().
   """
   deltas = tensors.deltas(parents, base)
   epsilon, r, alpha = (
@@ -120,8 +113,7 @@ def ramplus(
     jnp.where(mine, jnp.where(count == 1.0, factor, scale) * delta, 0.0)
     for mine, factor, delta in zip(there, factors, deltas, strict=True)
   ]
-  merged = base.astype(jnp.float32) + tensors.total(terms)
-  return merged.astype(base.dtype)
+  return tensors.child(parents, base, tensors.total(terms))
 
 
 def _changes(delta, epsilon):
@@ -133,9 +125,9 @@ def model_stock(
   parents: jax.Array,
   base: jax.Array,
   *,
-  axis: int = -1,
-  span: str = 'tensor',
-  negative: str = 'as_is',
+  axis: int,
+  span: str,
+  negative: str,
 ) -> jax.Array:
   """The mean, drawn to the base as the deltas disagree (arXiv 2403.19522).
 
@@ -145,16 +137,12 @@ def model_stock(
   lengths below 1e-6 counts as that, as in mergekit.
 
   Args:
-    parents: (k, ...), k of at least two.
-    base: (...).
+    parents, base: see above, k of at least two.
     axis: the axis that runs along a row.
     span: what has a cosine of its own, the whole 'tensor' or each 'row'
       (mergekit's filter_wise).
     negative: a negative c gives a negative t, that is, the far side of the
-      base. 'as_is' leaves it; 'base' takes t = 0 then.
-
-  Returns:
-    (...) in the base's type.
+      base. 'as_is' leaves it; 'base' sets t = 0 then.
   """
   deltas = tensors.deltas(parents, base)
   along = {'tensor': None, 'row': axis if base.ndim else None}[span]
@@ -163,16 +151,42 @@ def model_stock(
   inner = tensors.inner_products(deltas, along)
   norms = [jnp.sqrt(inner[i][i]) for i in range(k)]
   cosines = []
-  for i in range(k):
-    for j in range(i + 1, k):
-      lengths = jnp.maximum(norms[i] * norms[j], 1e-6)
-      cosine = inner[i][j] / lengths
-      cosines.append(jnp.clip(cosine, -1.0, 1.0))
+  for i, j in itertools.combinations(range(k), 2):
+    lengths = jnp.maximum(norms[i] * norms[j], 1e-6)
+    cosines.append(jnp.clip(inner[i][j] / lengths, -1.0, 1.0))
   cosine = tensors.total(cosines) / len(cosines)
   if negative == 'base':
     cosine = jnp.maximum(cosine, 0.0)
   below = 1.0 + (k - 1) * cosine
   singular = jnp.abs(below) < 1e-6
   t = jnp.where(singular, 0.0, k * cosine / jnp.where(singular, 1.0, below))
-  merged = base.astype(jnp.float32) + t * (tensors.total(deltas) / k)
-  return merged.astype(base.dtype)
+  return tensors.child(parents, base, t * (tensors.total(deltas) / k))
+
+
+SCE = Merge(
+  'sce',
+  sce,
+  'FuseChat 3, arXiv 2408.07990',
+  (Parameter('select_topk', 1.0, 'share of positions that count', 0.0, 1.0),),
+)
+RAM = Merge('ram', ram, 'arXiv 2601.13572', (takes.CHANGE,))
+RAMPLUS = Merge(
+  'ramplus',
+  ramplus,
+  'arXiv 2601.13572',
+  (
+    takes.CHANGE,
+    Parameter('r', 0.1, 'enlargement of what one parent changes'),
+    Parameter('alpha', 0.2, 'bound of the share it grows with', 0.0),
+  ),
+)
+MODEL_STOCK = Merge(
+  'model_stock',
+  model_stock,
+  'arXiv 2403.19522',
+  (
+    takes.choice('span', 'what has its own cosine', 'tensor', 'row'),
+    takes.choice('negative', 'at a negative cosine', 'as_is', 'base'),
+  ),
+  parents=(2, None),
+)

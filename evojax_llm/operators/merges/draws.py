@@ -7,7 +7,7 @@ that no array of random words is ever stored. One block of 64 bits decides for
 four models at one element: a decision is 16 bits.
 
 The words of an element depend on the key, its index in the tensor and the
-model's place only. Chunking or sharding changes none of them.
+model's position only. Chunking or sharding changes none of them.
 """
 
 import math

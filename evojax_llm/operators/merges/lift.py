@@ -1,8 +1,8 @@
 """Merges of whole genomes, and of many members at once.
 
-Below 'layers' every layer's matrix is a tensor of its own, as it is in a
-Hugging Face folder; elsewhere a leaf is one tensor. Adapters are merged factor
-by factor.
+A leaf with the layer axis L in front (below the key that the argument `layers`
+names) is L tensors, as it is in a Hugging Face folder; every other leaf is one
+tensor. Adapters are merged factor by factor.
 
 Parameters are arrays and cost no recompilation. A value is () or (k,) for all
 tensors alike, or differs by leaf: {leaves.name(path): array}, the array with L
@@ -14,6 +14,7 @@ name and the layer folded in.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 import math
 from typing import Any
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import check
-from evojax_llm.operators.merges.method import Merge
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
@@ -31,22 +32,24 @@ Parameters = Mapping[str, Any]
 
 
 def genome(
-  method: str,
-  parents: stack.Population,
+  method: str | Merge,
+  parents: stack.Population | Sequence[stack.Genome],
   base: stack.Genome | None = None,
   *,
   key: jax.Array | None = None,
   parameters: Parameters | None = None,
+  layers: str | None = leaves.LAYERS,
   **options: Any,
 ) -> stack.Genome:
-  """One child of k parents.
+  """Merges k parents into one child.
 
   Args:
-    method: a name in `registry.MERGES`.
-    parents: k genomes, leaves (k, ...) or (k, L, ...).
+    method: a name in `registry.MERGES`, or what else `registry.find` takes.
+    parents: a list of k genomes, or leaves (k, ...) or (k, L, ...).
     base: a genome, for methods that take one.
     key: () typed key, for methods that draw.
     parameters: by name, see above; the defaults of the table for the rest.
+    layers: key below which leaves have the axis L; None where none has it.
     **options: static choices of the table.
 
   Returns:
@@ -57,22 +60,26 @@ def genome(
       table says, or shapes do not fit. Values of parameters are looked at where
       they are known; in a program they are cut to their range.
   """
+  if isinstance(parents, (list, tuple)):
+    parents = stack.stack(parents)
   parents, base = jax.tree.map(jnp.asarray, (parents, base))
-  merge = check.checked(method, parents, base, key, parameters, options)
+  merge = check.checked(method, parents, base, key, parameters, options, layers)
   given = {
     name: _cut(parameter, (parameters or {}).get(name, parameter.default))
     for name, parameter in merge.parameters.items()
   }
   if merge.whole and options.pop('span', 'tensor') == 'genome':
     return merge.whole(parents, **given)
-  merge_leaf = functools.partial(_merge_leaf, merge, options, key, given)
+  merge_leaf = functools.partial(
+    _merge_leaf, merge, options, key, given, layers
+  )
   if base is None:
     return leaves.map_indexed(merge_leaf, parents)
   return leaves.map_indexed(merge_leaf, parents, base)
 
 
 def population(
-  method: str,
+  method: str | Merge,
   pool: stack.Population,
   rows: jax.Array,
   base: stack.Genome | None = None,
@@ -80,20 +87,22 @@ def population(
   keys: jax.Array | None = None,
   parameters: Parameters | None = None,
   batch: int | None = None,
+  layers: str | None = leaves.LAYERS,
   **options: Any,
 ) -> stack.Population:
-  """M children, each of its own k parents in a shared pool.
+  """Merges M children, each of its own k parents in a shared pool.
 
   Args:
-    method: a name in `registry.MERGES`.
+    method: as in `genome`.
     pool: P genomes, leaves (P, ...).
-    rows: (M, k) i32 places of the parents in the pool.
+    rows: (M, k) i32 indices of the parents in the pool.
     base: one genome, shared.
     keys: (M,) typed keys, for methods that draw.
     parameters: as in `genome`, every array with M in front; a number counts
       for all children.
     batch: so many children at a time, which bounds the memory for parents
       gathered from the pool; all of them by default.
+    layers: as in `genome`.
     **options: static choices of the table.
 
   Returns:
@@ -109,7 +118,15 @@ def population(
 
   def child(row, key, values):
     parents = jax.tree.map(lambda leaf: leaf[row], pool)
-    return genome(method, parents, base, key=key, parameters=values, **options)
+    return genome(
+      method,
+      parents,
+      base,
+      key=key,
+      parameters=values,
+      layers=layers,
+      **options,
+    )
 
   values = jax.tree.map(
     lambda value: _by_child(value, children), dict(parameters or {})
@@ -125,9 +142,9 @@ def _cut(parameter, value):
   if isinstance(value, Mapping):
     return {leaf: _cut(parameter, one) for leaf, one in value.items()}
   value = jnp.asarray(value, jnp.float32)
-  if math.isinf(parameter.least) and math.isinf(parameter.most):
+  if math.isinf(parameter.low) and math.isinf(parameter.high):
     return value
-  return jnp.clip(value, parameter.least, parameter.most)
+  return jnp.clip(value, parameter.low, parameter.high)
 
 
 def _check_children(rows, keys):
@@ -136,7 +153,7 @@ def _check_children(rows, keys):
   if len(shape) != 2 or not jnp.issubdtype(rows.dtype, jnp.integer):
     raise ValueError(
       f'Got rows of {rows.dtype}{list(shape)}; expected whole numbers (M, k), '
-      'the places of the k parents of each of M children.'
+      'the indices of the k parents of each of M children.'
     )
   if keys is not None and jnp.shape(keys)[:1] != shape[:1]:
     raise ValueError(
@@ -159,9 +176,11 @@ def _by_child(value, children):
   return value
 
 
-def _merge_leaf(merge, options, key, parameters, index, path, parents, *base):
+def _merge_leaf(
+  merge, options, key, parameters, layers, index, path, parents, *base
+):
   del index
-  layered = leaves.is_layered(path)
+  layered = leaves.is_layered(path, layers)
   name = leaves.name(path)
   by_leaf = {n for n, v in parameters.items() if isinstance(v, Mapping)}
   values = {n: v[name] if n in by_leaf else v for n, v in parameters.items()}
@@ -172,9 +191,9 @@ def _merge_leaf(merge, options, key, parameters, index, path, parents, *base):
 
   def apply(parents, base, key, values):
     drawn = {'key': key} if merge.draws else {}
-    return merge.function(parents, *base, **drawn, **values, **options)
+    return merge(parents, *base, **drawn, **values, **options)
 
-  key = _leaf_key(merge, key, path)
+  key = _leaf_key(merge, key, path, layered)
   if not layered:
     return apply(parents, base, key, values)
   tensor_keys = None
@@ -184,13 +203,13 @@ def _merge_leaf(merge, options, key, parameters, index, path, parents, *base):
   return mapped(parents, base, tensor_keys, values)
 
 
-def _leaf_key(merge: Merge, key, path):
+def _leaf_key(merge, key, path, layered):
   """The key of a leaf; those that share a draw share the key."""
-  if not merge.draws or merge.draws == 'genome':
+  if not merge.draws or merge.scope == 'genome':
     return key
-  if merge.draws == 'layer':
-    name = leaves.LAYERS if leaves.is_layered(path) else ''
-  elif merge.draws == 'matrix':
+  if merge.scope == 'layer':
+    name = leaves.LAYERS if layered else ''
+  elif merge.scope == 'matrix':
     name = leaves.module(path)
   else:
     name = leaves.name(path)
@@ -198,7 +217,7 @@ def _leaf_key(merge: Merge, key, path):
 
 
 def _layer_keys(merge, key, layers):
-  if merge.draws == 'genome':
+  if merge.scope == 'genome':
     return jnp.broadcast_to(key, (layers,))
   each = jnp.arange(layers, dtype=jnp.uint32)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, each)

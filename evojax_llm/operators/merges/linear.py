@@ -9,13 +9,16 @@ only dilute what the parents know, an extrapolating one need not.
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.operators.merges import parent_weights as merge_weights
+from evojax_llm.operators.merges import parent_weights
+from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 from evojax_llm.population import stack
 
 
 def linear(
-  parents: jax.Array, *, weights: jax.Array, normalize: str = 'weights'
+  parents: jax.Array, *, weights: jax.Array, normalize: str
 ) -> jax.Array:
   """Weighted sum (model soups, arXiv 2203.05482).
 
@@ -29,10 +32,7 @@ def linear(
     (...) in the parents' type. Weights (1, 0) give parent one bit for bit as
     long as parent two is finite.
   """
-  w = tensors.each(weights, len(parents))
-  if normalize == 'weights':
-    sum_of_weights = tensors.divisor(tensors.total(w), 1e-8)
-    w = [weight / sum_of_weights for weight in w]
+  w = tensors.shares(weights, len(parents), normalize)
   merged = tensors.weighted(tensors.unstacked(parents), w)
   return merged.astype(parents.dtype)
 
@@ -47,7 +47,7 @@ def extrapolate(
     key: () typed key; the same for all tensors of a genome.
     low, high: () bounds of t; see `weights.extrapolation_weights`.
   """
-  weights = merge_weights.extrapolation_weights(key, low, high)
+  weights = parent_weights.extrapolation_weights(key, low, high)
   return linear(parents, weights=weights, normalize='none')
 
 
@@ -71,3 +71,29 @@ def combine(parents: stack.Population, weights: jax.Array) -> stack.Genome:
   return jax.tree.map(
     lambda leaf: linear(leaf, weights=weights, normalize='none'), parents
   )
+
+
+LINEAR = Merge(
+  'linear',
+  linear,
+  'model soups, arXiv 2203.05482',
+  (takes.WEIGHTS, takes.NORMALIZE),
+)
+PASSTHROUGH = Merge(
+  'passthrough',
+  passthrough,
+  'mergekit',
+  (Parameter('scale', 1.0, 'factor on the parent', span=(0.0, 2.0)),),
+  parents=(1, 1),
+)
+EXTRAPOLATE = Merge(
+  'extrapolate',
+  extrapolate,
+  'Model Swarms, arXiv 2410.11163',
+  (
+    Parameter('low', 0.0, 'least weight of parent one', span=(-1.0, 1.0)),
+    Parameter('high', 2.0, 'largest weight of parent one', span=(0.0, 3.0)),
+  ),
+  parents=(2, 2),
+  scope='genome',
+)

@@ -1,4 +1,7 @@
-"""Merges of a base with one other model: nearswap and arcee_fusion."""
+"""Merges of a base (...) with one other model, parents (1, ...).
+
+All return (...) in the base's type.
+"""
 
 import jax
 from jax import lax
@@ -6,6 +9,8 @@ import jax.numpy as jnp
 
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges import thresholds
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 
 
 def nearswap(parents: jax.Array, base: jax.Array, *, t: jax.Array) -> jax.Array:
@@ -15,44 +20,36 @@ def nearswap(parents: jax.Array, base: jax.Array, *, t: jax.Array) -> jax.Array:
   Source: model card of alchemonaut/QuartetAnemoi-70B-t0.0001.
 
   Args:
-    parents: (1, ...).
-    base: (...).
+    parents, base: see above.
     t: () largest change of an element.
-
-  Returns:
-    (...) in the base's type.
   """
   (delta,) = tensors.deltas(parents, base)
   t = jnp.asarray(t, jnp.float32)
   share = jnp.clip(t / jnp.maximum(jnp.abs(delta), 1e-6), 0.0, 1.0)
-  return (base.astype(jnp.float32) + share * delta).astype(base.dtype)
+  return tensors.child(parents, base, share * delta)
 
 
 def arcee_fusion(
-  parents: jax.Array, base: jax.Array, *, axis: int = -1
+  parents: jax.Array, base: jax.Array, *, axis: int
 ) -> jax.Array:
   """The other's elements of outlying importance, the base's elsewhere.
 
   Importance is abs(x - b) times the divergence KL(softmax x || softmax b) of
   the element's row; outlying is at or above median + 1.5 (q3 - q1). The
   quantile q is the element of rank floor(q (n - 1)) of all n, not of a sample,
-  so that nothing is drawn. Source: mergekit, Arcee AI.
+  so that nothing is drawn. Equal tensors, or rows of one element, give
+  importance zero everywhere, and every element is the other's. Source:
+  mergekit, Arcee AI.
 
   Args:
-    parents: (1, ...).
-    base: (...).
+    parents, base: see above.
     axis: the axis that runs along a row.
-
-  Returns:
-    (...) in the base's type. Equal tensors, or rows of one element, give
-    importance zero everywhere, and every element of the other is taken.
   """
   (delta,) = tensors.deltas(parents, base)
   score = importance(parents[0], base, axis)
   # Not `>=`: what is not a number is to be seen in the child.
-  taken = ~(score < outlying(score))
-  merged = base.astype(jnp.float32) + jnp.where(taken, delta, 0.0)
-  return merged.astype(base.dtype)
+  outlies = ~(score < outlying(score))
+  return tensors.child(parents, base, jnp.where(outlies, delta, 0.0))
 
 
 def importance(x: jax.Array, base: jax.Array, axis: int) -> jax.Array:
@@ -83,3 +80,15 @@ def outlying(score: jax.Array) -> jax.Array:
   ranks = [score.size - quarter * last // 4 for quarter in (1, 2, 3)]
   low, middle, high = thresholds.kth_largest(score, ranks)
   return middle + 1.5 * (high - low)
+
+
+NEARSWAP = Merge(
+  'nearswap',
+  nearswap,
+  'QuartetAnemoi-70B-t0.0001',
+  (
+    Parameter('t', 1e-4, 'largest change of an element', 0.0, span=(0.0, 1e-2)),
+  ),
+  parents=(1, 1),
+)
+ARCEE_FUSION = Merge('arcee_fusion', arcee_fusion, 'mergekit', parents=(1, 1))

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from evojax_llm.operators.merges import check
-from evojax_llm.operators.merges.method import Merge
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
@@ -35,14 +35,19 @@ class PerModel:
 
 
 def resolve(
-  method: str, genome: stack.Genome, values: Mapping[str, Any]
+  method: str | Merge,
+  genome: stack.Genome,
+  values: Mapping[str, Any],
+  *,
+  layers: str | None = leaves.LAYERS,
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Arrays for every leaf, as `lift.genome` takes them.
+  """Returns arrays for every leaf, as `lift.genome` takes them.
 
   Args:
-    method: a name in `registry.MERGES`.
+    method: as in `lift.genome`.
     genome: one genome (arrays or shapes), leaves (...) or (L, ...).
     values: by parameter, see above.
+    layers: key below which leaves have the axis L; None where none has it.
 
   Returns:
     By parameter and leaf name: f32, () or (k,) with L in front where the leaf
@@ -56,7 +61,7 @@ def resolve(
   flat = jax.tree_util.tree_flatten_with_path(genome)[0]
   arrays = {
     name: {
-      leaves.name(path): _for_leaf(merge, name, value, path, leaf)
+      leaves.name(path): _for_leaf(merge, name, value, path, leaf, layers)
       for path, leaf in flat
     }
     for name, value in values.items()
@@ -65,9 +70,9 @@ def resolve(
   return arrays
 
 
-def _for_leaf(merge: Merge, name, value, path, leaf):
+def _for_leaf(merge, name, value, path, leaf, layers):
   per_model = check.find_parameter(merge, name).per_model
-  depths = _depths(path, leaf)
+  depths = _depths(leaves.is_layered(path, layers), leaf)
   if not isinstance(value, PerModel):
     return _read(name, value, leaves.name(path), depths)
   if not per_model:
@@ -79,9 +84,9 @@ def _for_leaf(merge: Merge, name, value, path, leaf):
   return np.stack(columns, axis=-1)
 
 
-def _depths(path, leaf):
+def _depths(layered, leaf):
   """Where between 0 and 1 each layer is, (L,); () outside of the layers."""
-  if not leaves.is_layered(path):
+  if not layered:
     return np.float64(0.0)
   layers = leaf.shape[0]
   return np.linspace(0.0, 1.0, layers) if layers > 1 else np.ones(1)

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 
 
 def blx(
@@ -13,7 +16,7 @@ def blx(
   key: jax.Array,
   alpha: jax.Array,
   weights: jax.Array,
-  form: str = 'sample',
+  form: str,
 ) -> jax.Array:
   """BLX-alpha (Eshelman and Schaffer, 1993).
 
@@ -62,3 +65,19 @@ def uniform_whole(parents: jax.Array, *, key: jax.Array) -> jax.Array:
   """A whole matrix, or layer, from any of the k parents, bits unchanged."""
   place = jax.random.randint(key, (), 0, len(parents))
   return parents[place]
+
+
+BLX = Merge(
+  'blx',
+  blx,
+  'BLX-alpha; GENOME, arXiv 2503.01155',
+  (
+    takes.WEIGHTS,
+    Parameter('alpha', 0.5, 'reach beyond the parents', 0.0, span=(0.0, 2.0)),
+    takes.choice('form', 'a draw or a clipped mean', 'sample', 'clamp'),
+  ),
+)
+_SOURCE = 'uniform crossover'
+UNIFORM_ELEMENT = Merge('uniform_element', uniform_element, _SOURCE)
+UNIFORM_MATRIX = Merge('uniform_matrix', uniform_whole, _SOURCE, scope='matrix')
+UNIFORM_LAYER = Merge('uniform_layer', uniform_whole, _SOURCE, scope='layer')

@@ -82,7 +82,7 @@ def bernoulli(
   """Each element on its own with the chance of the density (DARE).
 
   Chances are multiples of 2^-16. 'density' divides by the chance that was
-  taken, so that the mean over masks is the delta exactly.
+  used, so that the mean over masks is the delta exactly.
   """
   steps = [draws.steps(x) for x in tensors.each(density, len(parents))]
   numbers = draws.decisions(key, base.shape, len(parents))
@@ -222,10 +222,10 @@ def _chances(rank, n, density, epsilon):
 def _high_enough(sizes, density, epsilon, numbers):
   """Where numbers in [0, STEPS) are below the steps of an element's chance.
 
-  Nobody's rank is found for that, which takes a sort of pairs. A number keeps
-  whom it keeps from some rank on: an element is compared with the one that has
-  that rank in its row. Of equals an even number keeps all if it keeps the last,
-  an odd number if it keeps the first.
+  No element's rank is computed for that, which would sort pairs. A number keeps
+  all elements from some rank on: an element is compared with the one of that
+  rank in its row. Of equals an even number keeps all if it keeps the last, an
+  odd number if it keeps the first.
 
   Args:
     sizes: (..., n) f32, not negative, in rows.
@@ -250,7 +250,7 @@ def _high_enough(sizes, density, epsilon, numbers):
 def _ordinals(sizes):
   """I32 that order as sizes that are not negative: compared and sorted faster.
 
-  The order of floats has to place NaN and two zeros.
+  The order of floats has to decide on NaN and two zeros.
   """
   return lax.bitcast_convert_type(sizes, jnp.int32)
 

@@ -9,7 +9,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
+from evojax_llm.options import Option
 
 
 def _angle_weights(cosine, t, is_linear):
@@ -52,8 +56,8 @@ def nuslerp(
   base: jax.Array | None = None,
   *,
   weights: jax.Array,
-  axis: int = -1,
-  span: str = 'tensor',
+  axis: int,
+  span: str,
 ) -> jax.Array:
   """Spherical interpolation at t = w2 / (w1 + w2), of deltas if with a base.
 
@@ -74,19 +78,13 @@ def nuslerp(
   weight = first + second
   cancels = jnp.abs(weight) < 1e-6
   t = jnp.where(cancels, 0.5, second / jnp.where(cancels, 1.0, weight))
-  if base is None:
-    x, y = tensors.unstacked(parents)
-  else:
-    x, y = tensors.deltas(parents, base)
+  x, y = tensors.vectors(parents, base)
   row = axis if x.ndim else None
   vector = {'tensor': None, 'row': row, 'column': _other_axis(x, row)}[span]
   cosine = jnp.clip(_cosine(x, y, vector, 1e-7), -1.0, 1.0)
   # In f32 the test is whether the cosine is one or minus one to rounding.
   one, two = _angle_weights(cosine, t, 1.0 - jnp.square(cosine) <= 1e-16)
-  merged = one * x + two * y
-  if base is not None:
-    merged = base.astype(jnp.float32) + merged
-  return merged.astype(parents.dtype)
+  return tensors.child(parents, base, one * x + two * y)
 
 
 def _other_axis(x, axis):
@@ -100,14 +98,14 @@ def multislerp(
   *,
   weights: jax.Array,
   eps: jax.Array,
-  normalize: str = 'weights',
+  normalize: str,
 ) -> jax.Array:
   """Barycentric interpolation in the tangent space at the weighted mean.
 
   With u_k = x_k / (|x_k| + eps) and m the direction of sum w_k u_k, the child
   is m sum w_k |x_k|. The released formula adds the exponential of
   sum w_k (u_k - <u_k, m> m), which is zero by the definition of m. Where the
-  directions cancel there is no m; the weighted sum is taken (mergekit does so
+  directions cancel there is no m; the weighted sum is used (mergekit does so
   for two parents, and stops for more).
 
   Args:
@@ -119,15 +117,9 @@ def multislerp(
     normalize: 'weights' divides the weights by their sum (by one if zero);
       'none' takes them as given.
   """
-  w = tensors.each(weights, len(parents))
-  if normalize == 'weights':
-    sum_of_weights = tensors.divisor(tensors.total(w), 1e-8)
-    w = [weight / sum_of_weights for weight in w]
+  w = tensors.shares(weights, len(parents), normalize)
   eps = jnp.asarray(eps, jnp.float32)
-  if base is None:
-    xs = tensors.unstacked(parents)
-  else:
-    xs = tensors.deltas(parents, base)
+  xs = tensors.vectors(parents, base)
   lengths = [jnp.sqrt(square) for square in tensors.sums([x * x for x in xs])]
   shares = [
     weight / tensors.divisor(length + eps)
@@ -142,10 +134,7 @@ def multislerp(
     jnp.where(cancels, weight, share * scale)
     for weight, share in zip(w, shares, strict=True)
   ]
-  merged = tensors.weighted(xs, shares)
-  if base is not None:
-    merged = base.astype(jnp.float32) + merged
-  return merged.astype(parents.dtype)
+  return tensors.child(parents, base, tensors.weighted(xs, shares))
 
 
 def karcher(
@@ -153,7 +142,7 @@ def karcher(
   *,
   weights: jax.Array,
   tol: jax.Array,
-  iterations: int = 10,
+  iterations: int,
 ) -> jax.Array:
   """Mean on the sphere (Karcher, arXiv 2603.04972), at the mean length.
 
@@ -220,3 +209,40 @@ def _apply(matrix, vector):
 
 def _form(matrix, left, right):
   return jnp.sum(left * _apply(matrix, right))
+
+
+SLERP = Merge(
+  'slerp', slerp, 'EvoMerge, arXiv 2402.00070', (takes.T,), parents=(2, 2)
+)
+NUSLERP = Merge(
+  'nuslerp',
+  nuslerp,
+  'mergekit',
+  (
+    takes.WEIGHTS,
+    takes.choice('span', 'what is one vector', 'tensor', 'row', 'column'),
+  ),
+  parents=(2, 2),
+)
+MULTISLERP = Merge(
+  'multislerp',
+  multislerp,
+  'mergekit',
+  (
+    takes.WEIGHTS,
+    Parameter('eps', 1e-8, 'added to lengths', 0.0, span=(0.0, 1e-4)),
+    takes.NORMALIZE,
+  ),
+)
+KARCHER = Merge(
+  'karcher',
+  karcher,
+  'arXiv 2603.04972',
+  (
+    takes.WEIGHTS,
+    Parameter(
+      'tol', 1e-5, 'lengths and angles below are zero', 0.0, span=(0.0, 1e-2)
+    ),
+    Option('iterations', 10, 'most steps', low=1, kind=int),
+  ),
+)

@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
 from evojax_llm.population import stack
 
 
@@ -61,3 +64,17 @@ def split_slerp_whole(
     children.append(child.astype(leaf.dtype))
     left = left - x.size
   return jax.tree.unflatten(structure, children)
+
+
+SPLIT_SLERP = Merge(
+  'split_slerp',
+  split_slerp,
+  'M2N2, GECCO 2025',
+  (
+    takes.T,
+    Parameter('split', 0.5, 'share of the elements before the split', 0.0, 1.0),
+    takes.choice('span', 'what is one vector', 'tensor', 'genome'),
+  ),
+  parents=(2, 2),
+  whole=split_slerp_whole,
+)

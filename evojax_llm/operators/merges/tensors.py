@@ -28,6 +28,31 @@ def deltas(parents: jax.Array, base: jax.Array) -> list[jax.Array]:
   return [parent - start for parent in unstacked(parents)]
 
 
+def vectors(parents: jax.Array, base: jax.Array | None) -> list[jax.Array]:
+  """The deltas, or the parents themselves where there is no base."""
+  return unstacked(parents) if base is None else deltas(parents, base)
+
+
+def child(
+  parents: jax.Array, base: jax.Array | None, change: jax.Array
+) -> jax.Array:
+  """The base moved by an f32 change, or the change, in the parents' type."""
+  if base is not None:
+    change = base.astype(jnp.float32) + change
+  return change.astype(parents.dtype)
+
+
+def shares(
+  weights: jax.Array | float, models: int, normalize: str = 'weights'
+) -> list[jax.Array]:
+  """The weights of k models, over their sum (one if zero) for 'weights'."""
+  w = each(weights, models)
+  if normalize == 'weights':
+    whole = divisor(total(w), 1e-8)
+    w = [weight / whole for weight in w]
+  return w
+
+
 def each(value: jax.Array | float, models: int) -> list[jax.Array]:
   """A parameter (k,), or () for all models alike, as k numbers () f32."""
   value = jnp.asarray(value, jnp.float32)
@@ -92,7 +117,7 @@ def _added(terms):
   """The sums of the rows of each, by one reduction of two operands or more.
 
   A reduction of one operand is rewritten for a CPU into windows, and its
-  operand stored for them; so a single one has noughts at its side.
+  operand stored for them; so a single one gets zeros beside it.
   """
   several = list(terms)
   if len(several) == 1:
@@ -102,7 +127,7 @@ def _added(terms):
   def add(left, right):
     return tuple(x + y for x, y in zip(left, right, strict=True))
 
-  # Held back, or the sum of noughts is dropped, and one operand is left.
+  # Held back, or the sum of zeros is dropped, and one operand is left.
   rows = lax.optimization_barrier(lax.reduce(tuple(several), zeros, add, (1,)))
   return list(rows[: len(terms)])
 

@@ -127,7 +127,7 @@ class _Everywhere:
 
   def __init__(self, of, inputs, ranks):
     self._of = of
-    # Stored as they are, if somebody computes them: each is read in every pass.
+    # Stored where they are computed: each is read in every pass.
     self._inputs = list(lax.optimization_barrier(tuple(inputs)))
     self._owners = [i for i, some in enumerate(ranks) for _ in some]
     self._shape = self._inputs[0].shape

@@ -11,20 +11,20 @@ GENOME has the second kind only. What moves or is made is a new member with a
 new id and is scored before anything is decided by its fitness.
 
 The defaults are the corrected algorithm. What the released code does instead
-is reached by options; see presets.py and experiments/genome/README.md.
+is reached by options; see experiments/genome/README.md.
 """
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators import selection
-from evojax_llm.operators import succession
+from evojax_llm.options import option
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
@@ -36,105 +36,78 @@ from evojax_llm.strategies.genome import variation
 OPERATORS = ('succession',) + variation.OPERATORS
 
 
+def _chance(default: float, text: str) -> Any:
+  return option(default, text, low=0.0, high=1.0)
+
+
 @flax.struct.dataclass
 class Params(succession_round.Params):
   """Hyperparameters; all but the base () f32 arrays that a sweep may vary.
 
   Attributes:
-    cross_rate: probability that a slot for a child is used.
-    cross_low: of weighing 'line': t ~ U(cross_low, cross_high); beyond [0, 1]
-      children extrapolate.
-    cross_high: see cross_low.
-    temperature: of weighing 'softmax'.
     merge: hyperparameters of the merge by name, such as 'density'.
-    parent_share: of parents by 'truncation': the part of those able that they
-      are drawn from.
-    share_alpha: of chosen_by 'shared': how strongly members compete on a task.
-    mutation_rate: probability that a member or child gets a mutated copy.
-    gene_rate: probability that a gene of the copy changes.
-    sigma: standard deviation of a change; a fraction of each matrix's root
-      mean square unless the strategy was made with relative_sigma=False.
-    scale_rate: probability that a child or copy has its mass multiplied.
-    scale_low: by u ~ U(scale_low, scale_high).
-    scale_high: see scale_low.
-    elite_share: fraction of P that survives whatever selection draws.
     base: genome that a merge takes the parents' changes from; None for zeros.
   """
 
-  cross_rate: jax.Array
-  cross_low: jax.Array
-  cross_high: jax.Array
-  temperature: jax.Array
-  merge: dict[str, jax.Array]
-  parent_share: jax.Array
-  share_alpha: jax.Array
-  mutation_rate: jax.Array
-  gene_rate: jax.Array
-  sigma: jax.Array
-  scale_rate: jax.Array
-  scale_low: jax.Array
-  scale_high: jax.Array
-  elite_share: jax.Array
-  base: Any
+  cross_rate: jax.Array = _chance(0.8, 'chance that a slot for a child is used')
+  cross_low: jax.Array = option(
+    0.0, "t ~ U(cross_low, cross_high) of weighing 'line'"
+  )
+  cross_high: jax.Array = option(
+    2.0, 'see cross_low; beyond 0 to 1 children extrapolate'
+  )
+  temperature: jax.Array = option(0.1, "of weighing 'softmax'", low=0.0)
+  parent_share: jax.Array = _chance(
+    0.5, "of parents by 'truncation': the part that they are drawn from"
+  )
+  share_alpha: jax.Array = option(
+    1.0, "of chosen_by 'shared': how strongly members compete on a task"
+  )
+  mutation_rate: jax.Array = _chance(
+    0.3, 'chance that a member or child gets a mutated copy'
+  )
+  gene_rate: jax.Array = _chance(1.0, 'chance that a gene of the copy changes')
+  sigma: jax.Array = option(
+    0.1,
+    'deviation of a change, a fraction of the root mean square of each matrix '
+    'unless relative_sigma is off',
+    low=0.0,
+  )
+  scale_rate: jax.Array = _chance(
+    0.0, 'chance that the mass of a child or copy is multiplied'
+  )
+  scale_low: jax.Array = option(0.8, 'by u ~ U(scale_low, scale_high)')
+  scale_high: jax.Array = option(1.8, 'see scale_low')
+  elite_share: jax.Array = _chance(
+    0.1, 'part of P that survives whatever selection draws'
+  )
+  merge: Any = None
+  base: Any = None
 
 
-DEFAULTS = {
-  'cross_rate': 0.8,
-  'cross_low': 0.0,
-  'cross_high': 2.0,
-  'temperature': 0.1,
-  'parent_share': 0.5,
-  'share_alpha': 1.0,
-  'mutation_rate': 0.3,
-  'gene_rate': 1.0,
-  'sigma': 0.1,
-  'scale_rate': 0.0,
-  'scale_low': 0.8,
-  'scale_high': 1.8,
-  'elite_share': 0.1,
-  'inertia': 0.2,
-  'cognitive': 0.2,
-  'social': 0.2,
-  'repel': 0.1,
-  'step_length': 0.5,
-  'step_decay': 0.95,
-  'step_floor': 0.0,
-}
-RANGES = succession_round.RANGES | {
-  'cross_rate': base.SHARE,
-  'temperature': base.NOT_NEGATIVE,
-  'parent_share': base.SHARE,
-  'mutation_rate': base.SHARE,
-  'gene_rate': base.SHARE,
-  'sigma': base.NOT_NEGATIVE,
-  'scale_rate': base.SHARE,
-  'elite_share': base.SHARE,
-}
+@dataclasses.dataclass(frozen=True)
+class Options(base.Options):
+  """What is fixed when the strategy is made, beside the two kinds of round."""
+
+  spare_elites: bool = option(
+    False,
+    'in a succession round the elites stay where they are, with their ids and '
+    'their fitness',
+  )
+  max_population: int | None = option(
+    None, 'P, slots for members; as many as at first if unset', low=1, kind=int
+  )
+  max_mutants: int | None = option(
+    None, 'slots for mutated copies; all P + P // 2 if unset', kind=int
+  )
+  merge_parameters: Mapping[str, float | None] = option(
+    {},
+    'numbers of the merge by name; see operators/README.md',
+    parts=crossover.MERGE_PARAMETERS,
+  )
 
 
-def make_params(
-  merge: str = 'linear',
-  merge_parameters: Mapping[str, float | None] | None = None,
-  merge_base: stack.Genome | None = None,
-  **values: float,
-) -> Params:
-  """Params with `values` in place of defaults.
-
-  Args:
-    merge: a name of operators.merges.registry.
-    merge_parameters: of that merge, in place of the registry's defaults.
-    merge_base: see Params.base.
-    **values: all other hyperparameters to change.
-
-  Raises:
-    ValueError: if a name is unknown or a number out of range.
-  """
-  own = crossover.parameters(merge, merge_parameters or {})
-  kind = functools.partial(Params, merge=own, base=merge_base)
-  return base.make_params(kind, DEFAULTS, values, RANGES)
-
-
-class Genome(base.Strategy):
+class Genome(succession_round.Moving):
   """GENOME, with succession GENOME+.
 
   Slots of one ask: P // 2 children, then the mutated copies of members and
@@ -142,21 +115,18 @@ class Genome(base.Strategy):
   `max_mutants` the copies have fewer slots, which saves memory; should more be
   drawn, those of the lowest ids are made.
 
-  With `max_population` there are more places than members at first: nobody
-  dies as long as there are empty ones (GENOME+'s growth). Shapes are those of
-  the full population from the start.
+  With `max_population` there are more slots than members at first: all live on
+  as long as some are empty (GENOME+'s growth). Shapes are those of the full
+  population from the start.
   """
+
+  declared = (Params, variation.Options, succession_round.Options, Options)
 
   def __init__(
     self,
     population_size: int,
     *,
     with_succession: bool = True,
-    spare_elites: bool = False,
-    keep_best: bool = True,
-    max_population: int | None = None,
-    max_mutants: int | None = None,
-    merge_parameters: Mapping[str, float | None] | None = None,
     merge_base: stack.Genome | None = None,
     sharding: jax.sharding.Sharding | None = None,
     **options: Any,
@@ -166,55 +136,59 @@ class Genome(base.Strategy):
     Args:
       population_size: members at first.
       with_succession: alternate with succession rounds (GENOME+).
-      spare_elites: in a succession round the elites stay where they are, with
-        their ids and their fitness.
-      keep_best: whether a run ends with the best member of all time; see
-        base.Strategy.
-      max_population: P, places for members; population_size by default.
-      max_mutants: slots for mutated copies; all P + P // 2 by default.
-      merge_parameters: of the merge, to change in `default_params`.
       merge_base: genome of the base, for whole weights and merges that work on
         what parents change of it.
       sharding: of population leaves.
-      **options: of variation_round.Options and succession_round.Options; the
-        rest are hyperparameters to change in `default_params`.
+      **options: of the dataclasses in `declared`; those of `Params` change
+        `default_params`.
 
     Raises:
       ValueError: if an option is unknown or out of range.
     """
-    self.variation = variation.Options(**_taken(options, variation.Options))
-    self.succession = succession_round.Options(
-      **_taken(options, succession_round.Options)
+    self.variation, options = options_lib.split(variation.Options, options)
+    self.succession, options = options_lib.split(
+      succession_round.Options, options
     )
+    own, self._values = options_lib.split(Options, options)
+    options_lib.check(self._values, *self.declared)
     self.crossover = self.variation.crossover()
-    places = population_size if max_population is None else max_population
-    self.num_children = places // 2
-    sources = places + self.num_children
-    self.num_mutants = sources if max_mutants is None else max_mutants
+    self._merge_values = crossover.parameters(
+      self.variation.merge, own.merge_parameters
+    )
+    slots = own.max_population or population_size
+    self.num_children = slots // 2
+    sources = slots + self.num_children
+    mutants = own.max_mutants
+    self.num_mutants = sources if mutants is None else mutants
     if not 0 <= self.num_mutants <= sources:
       raise ValueError(
-        f'Got max_mutants {max_mutants}; expected 0 to {sources}, the number '
+        f'Got max_mutants {mutants}; expected 0 to {sources}, the number '
         'of members and children.'
       )
     varied = self.num_children + self.num_mutants
-    num_proposals = max(varied, places) if with_succession else varied
+    num_proposals = max(varied, slots) if with_succession else varied
     super().__init__(
-      population_size, num_proposals, OPERATORS, sharding, places, keep_best
+      population_size, num_proposals, OPERATORS, sharding, slots, own.keep_best
     )
-    self.with_succession = with_succession
-    self.spare_elites = spare_elites
-    if not self.crossover.method.needs_base:
-      merge_base = None
-    self._params = options | {
-      'merge': self.variation.merge,
-      'merge_parameters': merge_parameters,
-      'merge_base': jax.tree.map(jnp.asarray, merge_base),
-    }
-    make_params(**self._params)
+    self.with_succession = self.personal = with_succession
+    self.spare_elites = own.spare_elites
+    self.sees = 'fitness' if self.variation.chosen_by == 'fitness' else 'tasks'
+    self._base = None
+    if self.crossover.method.needs_base:
+      self._base = jax.tree.map(jnp.asarray, merge_base)
+
+  @classmethod
+  def for_space(cls, population_size, space, genome, **options):
+    """See base.Strategy; merges work on what parents change of the base."""
+    if space is not None:
+      options['merge_base'] = space.base()
+    return super().for_space(population_size, space, genome, **options)
 
   @property
-  def _default_params(self) -> Params:
-    return make_params(**self._params)
+  def default_params(self) -> Params:
+    """See base.Strategy."""
+    merge = {name: jnp.float32(v) for name, v in self._merge_values.items()}
+    return base.make_params(Params, self._values, merge=merge, base=self._base)
 
   def is_succession(self, generation: jax.Array) -> jax.Array:
     """Whether a round moves members: with succession, every other, first."""
@@ -224,35 +198,12 @@ class Genome(base.Strategy):
 
   def check_genome(self, genome: stack.Genome) -> None:
     """See base.Strategy; merges may need a base that there is not."""
-    crossover.check_genome(self.crossover, genome, self._params['merge_base'])
+    del genome
+    crossover.check_base(self.crossover, self._base)
 
-  def _start(self, key, population, fitness, params, objectives):
-    ids = jnp.arange(self.population_size, dtype=jnp.int32)
-    memory = succession.start_memory(
-      population, fitness, ids, personal=self.with_succession
-    )
-    if self.variation.chosen_by == 'fitness':
-      objectives = None
-    elif objectives is None:
-      raise ValueError(
-        f'Got no objectives for chosen_by {self.variation.chosen_by!r}; '
-        'expected the fitness on every task, (P, K), in init and tell.'
-      )
-    else:
-      missing = self.capacity - self.population_size
-      objectives = jnp.pad(
-        objectives, ((0, missing), (0, 0)), constant_values=jnp.nan
-      )
-    population, fitness, ids = self._room(population, fitness, ids)
-    if self.with_succession:
-      personal, personal_fitness, personal_ids = self._room(
-        memory.personal, memory.personal_fitness, memory.personal_ids
-      )
-      memory = memory.replace(
-        personal=personal,
-        personal_fitness=personal_fitness,
-        personal_ids=personal_ids,
-      )
+  def _start(self, key, state, scores, params):
+    del scores
+    state = self._with_room(state)
     moving = {
       'velocity': None,
       'step_length': jnp.copy(params.step_length),
@@ -260,18 +211,38 @@ class Genome(base.Strategy):
     }
     if self.with_succession:
       moving = succession_round.begin(
-        key, population, ids, memory, params, self.succession
+        key, state.population, state.ids, state.memory, params, self.succession
       )
-    return succession_round.State(
+    return succession_round.State(**vars(state), **moving)
+
+  def _with_room(self, state):
+    """The state of a first population, with empty slots behind its members."""
+    missing = (0, self.capacity - self.population_size)
+
+    def room(population, fitness, ids):
+      return (
+        stack.pad(population, self.capacity),
+        jnp.pad(fitness, missing, constant_values=jnp.nan),
+        jnp.pad(ids, missing, constant_values=lineage.NO_MEMBER),
+      )
+
+    memory, tasks = state.memory, state.tasks
+    if tasks is not None:
+      tasks = jnp.pad(tasks, (missing, (0, 0)), constant_values=jnp.nan)
+    if memory.personal is not None:
+      personal, fitness, ids = room(
+        memory.personal, memory.personal_fitness, memory.personal_ids
+      )
+      memory = memory.replace(
+        personal=personal, personal_fitness=fitness, personal_ids=ids
+      )
+    population, fitness, ids = room(state.population, state.fitness, state.ids)
+    return state.replace(
       population=population,
       fitness=fitness,
-      objectives=objectives,
+      tasks=tasks,
       ids=ids,
-      next_id=jnp.int32(self.population_size),
-      generation=jnp.int32(0),
       memory=memory,
-      proposal=lineage.empty_proposal(self.num_proposals),
-      **moving,
     )
 
   def _propose(self, key, state, params):
@@ -303,14 +274,14 @@ class Genome(base.Strategy):
     return members, changes | {'velocity': velocity, 'proposal': proposal}
 
   def _elites(self, state, params):
-    """(P,) bool, the worthiest that a selection would keep in any case."""
+    """(P,) bool, the best, which a selection would keep in any case."""
     count = variation.elite_count(
       self.variation, params, jnp.sum(state.ids >= 0), self.capacity
     )
-    value = parent_selection.worth(
+    value = parent_selection.criterion(
       self.variation.chosen_by,
       state.fitness,
-      state.objectives,
+      state.tasks,
       state.ids,
       params.share_alpha,
     )
@@ -323,53 +294,28 @@ class Genome(base.Strategy):
     same = {'velocity': state.velocity, 'step_length': state.step_length}
     return members, changes | same
 
-  def _succeed(self, key, population, fitness, state, params, objectives):
-    state = state.replace(
-      memory=succession.remember_extremes(
-        state.memory, population, fitness, state.proposal.ids
-      ),
-      next_id=state.next_id + self.num_proposals,
-    )
-    told = (population, fitness, state, params, objectives)
-    if not self.with_succession:
-      return variation.select(self, key, *told)[0]
-
+  def _succeed(self, key, population, scores, state, params):
     def vary():
-      selected, places = variation.select(self, key, *told)
-      return succession_round.carry(key, selected, places, self.succession)
+      return variation.select(self, key, population, scores, state, params)
+
+    if not self.with_succession:
+      return vary()[0]
+
+    def vary_moving():
+      selected, origin = vary()
+      return succession_round.carry(key, selected, origin, self.succession)
 
     def replace():
       after = succession_round.replace(
-        population, fitness, state, kept=state.fitness
+        population, scores.fitness, state, kept=state.fitness
       )
-      if state.objectives is None:
+      if state.tasks is None:
         return after
       scored = state.proposal.filled[: self.capacity, None]
       return after.replace(
-        objectives=jnp.where(
-          scored, objectives[: self.capacity], state.objectives
-        )
+        tasks=jnp.where(scored, scores.tasks[: self.capacity], state.tasks)
       )
 
-    return jax.lax.cond(self.is_succession(state.generation), replace, vary)
-
-  def _room(self, population, fitness, ids):
-    """The same with empty places behind, (P, ...) and twice (P,)."""
-    missing = (0, self.capacity - self.population_size)
-    return (
-      stack.pad(population, self.capacity),
-      jnp.pad(fitness, missing, constant_values=jnp.nan),
-      jnp.pad(ids, missing, constant_values=lineage.NO_MEMBER),
+    return jax.lax.cond(
+      self.is_succession(state.generation), replace, vary_moving
     )
-
-  def _constrain(self, state):
-    state = super()._constrain(state)
-    if state.velocity is None:
-      return state
-    return state.replace(velocity=self._constrain_population(state.velocity))
-
-
-def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
-  """Those that are fields of a dataclass, taken out of `options`."""
-  names = [field.name for field in dataclasses.fields(kind)]
-  return {name: options.pop(name) for name in names if name in options}

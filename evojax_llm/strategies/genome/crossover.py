@@ -1,10 +1,9 @@
 """How two parents make a child: a merge of the registry, and its weights.
 
-A merge that works on what parents change of a base takes the zero genome as
-base where that is the base model: for adapters, whose factors then count as
-the change themselves (as in PEFT and in GENOME's released code, arXiv
-2503.01155), and for coefficients of experts. Whole weights need to be given
-their base, or those merges are refused.
+A merge that works on what parents change of a base is given the genome of the
+base, which is zero for adapters, whose factors then count as the change
+themselves (as in PEFT and in GENOME's released code, arXiv 2503.01155), and for
+gates. Without it those merges are refused.
 """
 
 from collections.abc import Mapping
@@ -17,15 +16,22 @@ import jax.numpy as jnp
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parent_weights as merge_weights
-from evojax_llm.operators.merges.method import Merge
+from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
-from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 WEIGHINGS = ('line', 'fitness', 'softmax', 'random', 'equal')
-# Weights and place between the parents come from the weighing.
+# Weights and position between the parents come from the weighing.
 _WEIGHED = ('weights', 't')
-_COEFFICIENTS = 'coefficients'
+_OF_TWO = [m for m in MERGES.values() if m.least <= 2 <= (m.most or 2)]
+# What the merges of two parents take, by name, with types.
+MERGE_PARAMETERS = {
+  name: float for m in _OF_TWO for name in m.parameters if name not in _WEIGHED
+}
+MERGE_OPTIONS = {
+  name: option.kind for m in _OF_TWO for name, option in m.options.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,8 @@ class Crossover:
     weighing: weights of the parents: t and 1 - t with t ~ U(low, high) on the
       'line' through them; 'fitness', f_a / (f_a + f_b), as in GENOME's
       released code; 'softmax' of fitness over a temperature; 'random', u and
-      1 - u with u = U1 / (U1 + U2); or 'equal'. A merge with a place t between
-      the parents has it at the second one's weight; some merges take neither.
+      1 - u with u = U1 / (U1 + U2); or 'equal'. A merge with a position t
+      between the parents has it at the second one's weight; some take neither.
     options: of the merge, such as 'normalize' or 'election', by name.
   """
 
@@ -101,29 +107,25 @@ def parameters(
       f'{sorted(known)}.'
     )
   check.check_values(method, given)
-  return {name: jnp.float32(v) for name, v in {**known, **given}.items()}
+  return {**known, **given}
 
 
-def check_genome(
-  crossover: Crossover, genome: stack.Genome, base: stack.Genome | None
-) -> None:
-  """Refuses genomes that lack the base which the merge needs.
+def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
+  """Refuses a merge that needs a base, where there is none.
 
   Args:
     crossover: from `make`.
-    genome: one genome, or its shapes and types.
     base: genome of the base, if it is known.
 
   Raises:
     ValueError: if so.
   """
-  known = base is not None or _has_zero_base(genome)
-  if crossover.method.needs_base and not known:
+  if crossover.method.needs_base and base is None:
     raise ValueError(
       f'Got merge {crossover.merge!r}, which works on what parents change of a '
-      'base; these genomes are whole weights, of which no base is known. Give '
-      "the base's weights, take a merge without one, such as 'linear' or "
-      "'slerp', or evolve adapters or coefficients."
+      'base, and no base. Make the strategy for a space, or give '
+      "merge_base=space.base(), or take a merge without one, such as 'linear' "
+      "or 'slerp'."
     )
 
 
@@ -133,7 +135,7 @@ def children(
   generation: jax.Array,
   ids: jax.Array,
   population: stack.Population,
-  places: jax.Array,
+  pairs: jax.Array,
   weights: jax.Array,
   values: Mapping[str, jax.Array],
   base: stack.Genome | None,
@@ -146,10 +148,10 @@ def children(
     generation: () i32.
     ids: (C,) i32 of the children, which address what the merge draws.
     population: leaves (P, ...).
-    places: (C, 2) i32 of the parents.
+    pairs: (C, 2) i32 slots of the parents.
     weights: (C, 2) f32 of the parents.
     values: hyperparameters of the merge, from `parameters`.
-    base: genome of the base; zeros by default.
+    base: genome of the base, for a merge that needs it.
 
   Returns:
     Leaves (C, ...).
@@ -162,13 +164,11 @@ def children(
     given['t'] = weights[:, 1]
   if not method.needs_base:
     base = None
-  elif base is None:
-    base = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), population)
   draws = keys.keys_for(key, generation, ids, 'merge') if method.draws else None
   return lift.population(
     crossover.merge,
     population,
-    places,
+    pairs,
     base,
     keys=draws,
     parameters=given,
@@ -202,10 +202,3 @@ def weigh(
     positive = draws + 1e-12
     return positive / jnp.sum(positive)
   return jnp.full((2,), 0.5, jnp.float32)
-
-
-def _has_zero_base(genome):
-  """Whether the zero genome is the base model."""
-  return leaves.has_factors(genome) or (
-    isinstance(genome, Mapping) and set(genome) == {_COEFFICIENTS}
-  )

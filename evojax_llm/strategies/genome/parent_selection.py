@@ -1,11 +1,11 @@
-"""Who is drawn as a parent, who survives, and by which worth.
+"""Which members become parents or survive, and by which criterion.
 
-Everything is told apart by one number a member, its worth: the fitness, the
-place in the non-dominated sort of the tasks' fitnesses, or the fitness shared
-on the tasks with all who are good at them. With it every method of drawing
-works, for parents and for survivors.
+The criterion is one number a member: its fitness, its position in the
+non-dominated sort of the fitness on each task, or the fitness on the tasks
+shared with all members that are good at them. Every method of drawing works
+with each criterion, for parents and for survivors.
 
-A place that holds nobody has the id -1. It is never drawn.
+An empty slot has the id -1. It is never drawn.
 """
 
 import jax
@@ -16,25 +16,25 @@ from evojax_llm.operators import pareto
 from evojax_llm.operators import selection
 from evojax_llm.operators import survival
 
-# As operators.selection has them, and 'random', where all who live are equal.
+# Those of operators.selection, and 'random', where all living are equal.
 METHODS = (*selection.METHODS, 'random')
-WORTHS = ('fitness', 'pareto', 'shared')
+CRITERIA = ('fitness', 'pareto', 'shared')
 
 
-def worth(
+def criterion(
   chosen_by: str,
   fitness: jax.Array,
-  objectives: jax.Array | None,
+  tasks: jax.Array | None,
   ids: jax.Array,
   share_alpha: jax.Array,
 ) -> jax.Array:
-  """The number by which members are chosen.
+  """Returns the number by which members are chosen.
 
   Args:
-    chosen_by: one of WORTHS.
+    chosen_by: one of CRITERIA.
     fitness: (P,) f32, NaN where failed or empty.
-    objectives: (P, K) f32 fitness on each task, likewise; for 'fitness' None
-      will do.
+    tasks: (P, K) f32 fitness on each task, likewise; None will do for
+      'fitness'.
     ids: (P,) i32.
     share_alpha: () f32, of 'shared': how strongly members compete on a task.
 
@@ -43,7 +43,7 @@ def worth(
   """
   if chosen_by == 'fitness':
     return fitness
-  known = jnp.where(jnp.isfinite(fitness)[:, None], objectives, jnp.nan)
+  known = jnp.where(jnp.isfinite(fitness)[:, None], tasks, jnp.nan)
   if chosen_by == 'pareto':
     return pareto.fitness(known, ids)
   # What is shared must not be negative, as errors to be minimised are.
@@ -59,22 +59,22 @@ def parents(
   share: jax.Array,
   entrants: int,
 ) -> jax.Array:
-  """Two different members for one child.
+  """Draws two different members for one child.
 
-  Failed members are drawn for want of others alone; with fewer than two
+  Failed members are drawn only for want of others; with fewer than two
   members, what is returned means nothing.
 
   Args:
     method: one of METHODS. 'truncation' draws evenly from the fittest.
     key: () typed key.
-    value: (P,) f32 worth.
+    value: (P,) f32 criterion.
     ids: (P,) i32.
     share: () f32, of 'truncation': which part of those able is drawn from, at
       least two.
     entrants: of a tournament.
 
   Returns:
-    (2,) i32 places.
+    (2,) i32 slots.
   """
   present = ids >= 0
   able = present & jnp.isfinite(value)
@@ -109,22 +109,22 @@ def survivors(
   elites: jax.Array,
   entrants: int,
 ) -> jax.Array:
-  """Brings members and proposals back to `count` places.
+  """Brings members and proposals back to `count` slots.
 
-  As long as there are no more of them than places, everybody lives on.
+  As long as there are no more of them than slots, all live on.
 
   Args:
     method: one of METHODS.
     key: () typed key.
-    value: (Q,) f32 worth.
+    value: (Q,) f32 criterion.
     ids: (Q,) i32.
-    count: number of places.
-    elites: () i32, the worthiest, who survive whatever is drawn.
+    count: number of slots.
+    elites: () i32, the best, which survive whatever is drawn.
     entrants: of a tournament.
 
   Returns:
-    (count,) i32 places, of which those beyond the number of members hold
-    nobody.
+    (count,) i32 positions; those beyond the number of members are of empty
+    slots.
   """
   eligible = ids >= 0
   if method == 'random':
@@ -136,5 +136,5 @@ def survivors(
   chosen = survival.survivors(
     key, value, eligible, count, ids, elites, method=method, entrants=entrants
   )
-  everybody = jnp.lexsort((ids, ~eligible))[:count].astype(jnp.int32)
-  return jnp.where(jnp.sum(eligible) <= count, everybody, chosen)
+  all_members = jnp.lexsort((ids, ~eligible))[:count].astype(jnp.int32)
+  return jnp.where(jnp.sum(eligible) <= count, all_members, chosen)

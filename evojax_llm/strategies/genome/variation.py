@@ -1,8 +1,8 @@
 """A round of crossover and mutation, and the selection that ends it.
 
 Slots of a proposal: C = P // 2 for children, then those for mutated copies,
-where P is the number of places. Every draw is addressed by the id of who draws,
-so the order of the members does not matter.
+where P is the number of slots. Every draw is addressed by the id
+of the member that draws, so the order of the members does not matter.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators import mutation
 from evojax_llm.operators import survival
+from evojax_llm.options import option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.strategies import base
 from evojax_llm.strategies.genome import crossover
 from evojax_llm.strategies.genome import parent_selection
 
@@ -26,56 +29,53 @@ OPERATORS = ('crossover', 'crossover+scale', 'mutation', 'mutation+scale')
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What of a round is done how; the defaults are the corrected algorithm.
+  """How a round is made; the defaults are the corrected algorithm."""
 
-  Attributes:
-    merge: makes a child; see crossover.Crossover.
-    weighing: weights of its parents; likewise.
-    merge_options: static choices of the merge, by name; None for its default.
-    parents: how they are drawn, one of choice.METHODS.
-    survivors: likewise.
-    chosen_by: worth that parents and survivors are chosen by, one of
-      choice.WORTHS; all but 'fitness' need the fitness of every task.
-    entrants: size of a tournament.
-    relative_sigma: see genome.Params.sigma.
-    mask: one of operators.mutation.MASKS.
-    least_elites: at least so many survive; the guard that keeps the best.
-    elite_rounding: 'floor' or 'round' of elite_share times the base.
-    elite_base: the base is the 'population', its places, or the 'pool' of
-      members and filled proposals.
-  """
-
-  merge: str = 'linear'
-  weighing: str = 'line'
-  merge_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  parents: str = 'roulette'
-  survivors: str = 'roulette'
-  chosen_by: str = 'fitness'
-  entrants: int = 3
-  relative_sigma: bool = True
-  mask: str = 'element'
-  least_elites: int = 1
-  elite_rounding: str = 'floor'
-  elite_base: str = 'population'
+  merge: str = option('linear', 'makes a child; see operators/README.md')
+  weighing: str = option(
+    'line',
+    "weights of its parents: t and 1 - t on the 'line' through them, "
+    "'fitness' f_a / (f_a + f_b) (GENOME's released code), 'softmax' of "
+    "fitness, 'random' or 'equal'",
+    choices=crossover.WEIGHINGS,
+  )
+  merge_options: Mapping[str, Any] = option(
+    {},
+    'choices of the merge by name; see operators/README.md',
+    parts=crossover.MERGE_OPTIONS,
+  )
+  parents: str = option(
+    'roulette', 'how they are drawn', choices=parent_selection.METHODS
+  )
+  survivors: str = option(
+    'roulette', 'how they are drawn', choices=parent_selection.METHODS
+  )
+  chosen_by: str = option(
+    'fitness',
+    "criterion of parents and survivors; 'pareto' and 'shared' see the "
+    'fitness on every task',
+    choices=parent_selection.CRITERIA,
+  )
+  entrants: int = option(3, 'members of a tournament', low=1)
+  relative_sigma: bool = option(
+    True, 'whether sigma is relative to each matrix'
+  )
+  mask: str = option('element', 'what a gene is', choices=mutation.MASKS)
+  least_elites: int = option(
+    1, 'at least so many survive: the guard that keeps the best', low=0
+  )
+  elite_rounding: str = option(
+    'floor', 'of elite_share times the base', choices=('floor', 'round')
+  )
+  elite_base: str = option(
+    'population',
+    "the base: the 'population', its slots, or the 'pool' of members and "
+    'proposals',
+    choices=('population', 'pool'),
+  )
 
   def __post_init__(self):
-    for name, known in (
-      ('parents', parent_selection.METHODS),
-      ('survivors', parent_selection.METHODS),
-      ('chosen_by', parent_selection.WORTHS),
-      ('mask', mutation.MASKS),
-      ('elite_rounding', ('floor', 'round')),
-      ('elite_base', ('population', 'pool')),
-    ):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f'Got {name} {getattr(self, name)!r}; expected one of {known}.'
-        )
-    for name, least in (('entrants', 1), ('least_elites', 0)):
-      if getattr(self, name) < least:
-        raise ValueError(
-          f'Got {name} {getattr(self, name)}; expected {least} or more.'
-        )
+    options_lib.check(vars(self), Options)
 
   def crossover(self) -> crossover.Crossover:
     """What makes a child of two parents.
@@ -91,7 +91,7 @@ def propose(
 ) -> tuple[stack.Population, dict[str, Any]]:
   """Crossover children, and mutated copies of members and children.
 
-  Failed members take no part, unless everybody failed. More copies than there
+  Failed members take no part, unless all members failed. More copies than there
   are slots are dropped, those of the highest ids first.
 
   Args:
@@ -116,7 +116,7 @@ def propose(
     strategy, key, state, able, child_ids, params
   )
 
-  # Nobody is copied twice, so a copy may draw with the id of its source.
+  # No member is copied twice, so a copy may draw with the id of its source.
   pool = stack.concatenate(state.population, children)
   pool_ids = jnp.concatenate([state.ids, child_ids])
   copy_keys = keys.keys_for(key, generation, pool_ids, 'copy')
@@ -170,10 +170,9 @@ def select(
   strategy: Any,
   key: jax.Array,
   population: stack.Population,
-  fitness: jax.Array,
+  scores: base.Scores,
   state: Any,
   params: Any,
-  objectives: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
   """Brings members and proposals back to P.
 
@@ -181,45 +180,39 @@ def select(
     strategy: as in `propose`.
     key: () typed key.
     population: members (M, ...) of the ask.
-    fitness: (M,) f32, NaN where failed or empty.
+    scores: of these.
     state: with that ask's proposal.
     params: as in `propose`.
-    objectives: (M, K) f32, or None.
 
   Returns:
-    State with the survivors, and (P,) their places among members and
+    State with the survivors, and (P,) their positions among members and
     proposals.
   """
   options = strategy.variation
-  pool_fitness = jnp.concatenate([state.fitness, fitness])
-  pool_ids = jnp.concatenate([state.ids, state.proposal.ids])
-  pool_objectives = None
-  if state.objectives is not None:
-    pool_objectives = jnp.concatenate([state.objectives, objectives])
-  places = parent_selection.survivors(
+  fitness = jnp.concatenate([state.fitness, scores.fitness])
+  ids = jnp.concatenate([state.ids, state.proposal.ids])
+  tasks = None
+  if state.tasks is not None:
+    tasks = jnp.concatenate([state.tasks, scores.tasks])
+  chosen = parent_selection.survivors(
     options.survivors,
     keys.key_for(key, state.generation, lineage.NO_MEMBER, 'selection'),
-    parent_selection.worth(
-      options.chosen_by,
-      pool_fitness,
-      pool_objectives,
-      pool_ids,
-      params.share_alpha,
+    parent_selection.criterion(
+      options.chosen_by, fitness, tasks, ids, params.share_alpha
     ),
-    pool_ids,
+    ids,
     strategy.capacity,
-    elite_count(options, params, jnp.sum(pool_ids >= 0), strategy.capacity),
+    elite_count(options, params, jnp.sum(ids >= 0), strategy.capacity),
     options.entrants,
   )
   pool = stack.concatenate(state.population, population)
   state = state.replace(
-    population=stack.take(pool, places),
-    fitness=pool_fitness[places],
-    ids=pool_ids[places],
+    population=stack.take(pool, chosen),
+    fitness=fitness[chosen],
+    ids=ids[chosen],
+    tasks=None if tasks is None else tasks[chosen],
   )
-  if pool_objectives is not None:
-    state = state.replace(objectives=pool_objectives[places])
-  return state, places
+  return state, chosen
 
 
 def elite_count(
@@ -233,10 +226,10 @@ def elite_count(
     pool: () i32, members and filled proposals together.
     capacity: P.
   """
-  base = pool if options.elite_base == 'pool' else jnp.int32(capacity)
+  of = pool if options.elite_base == 'pool' else jnp.int32(capacity)
   return survival.elite_count(
     params.elite_share,
-    base,
+    of,
     least=options.least_elites,
     rounding=options.elite_rounding,
   )
@@ -267,10 +260,10 @@ def _cross(strategy, key, state, able, ids, params):
   wanted = (chance < params.cross_rate) & (jnp.sum(able) >= 2)
   members = jnp.sum(state.ids >= 0)
   wanted = wanted & (jnp.arange(strategy.num_children) < members // 2)
-  value = parent_selection.worth(
+  value = parent_selection.criterion(
     options.chosen_by,
     state.fitness,
-    state.objectives,
+    state.tasks,
     state.ids,
     params.share_alpha,
   )
@@ -285,25 +278,25 @@ def _cross(strategy, key, state, able, ids, params):
       options.entrants,
     )
 
-  places = jax.vmap(draw)(keys.keys_for(key, state.generation, ids, 'parents'))
+  pairs = jax.vmap(draw)(keys.keys_for(key, state.generation, ids, 'parents'))
   weights = jax.vmap(
     lambda draws, fitness: crossover.weigh(
       options.weighing, draws, fitness, params
     )
-  )(jnp.stack([t, second], axis=1), state.fitness[places])
+  )(jnp.stack([t, second], axis=1), state.fitness[pairs])
   children = crossover.children(
     strategy.crossover,
     key,
     state.generation,
     ids,
     state.population,
-    places,
+    pairs,
     weights,
     params.merge,
     params.base,
   )
   children, scaled = _scale(scale_chance, mass, children, params)
-  return children, wanted, state.ids[places], scaled
+  return children, wanted, state.ids[pairs], scaled
 
 
 def _scale(chance, mass, population, params):

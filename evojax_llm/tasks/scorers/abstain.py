@@ -7,15 +7,15 @@ model is shown an answer and asked whether it is true. Which answer that is
 depends on the member, so the second question is asked about every option and
 the one that the member chose is looked at: all members read the same prompts.
 
-by='likelihood' (the default) takes the likeliest option, and abstains where
-' False' is likelier than ' True'. by='text' generates both: the member abstains
-where the second text has the word 'false' in whatever case and anywhere, which
-is the published rule; with parse='model_swarms' the first pass is the published
-one as well. Who gives no answer that can be read abstains.
+by='likelihood' takes the likeliest option, and abstains where ' False' is
+likelier than ' True'. by='text' generates both: the member abstains where the
+second text has the word 'false' in whatever case and anywhere, which is the
+published rule; with parse='model_swarms' the first pass is the published one as
+well. A member without an answer that can be read abstains.
 """
 
+from collections.abc import Sequence
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
@@ -37,23 +37,26 @@ SECOND_PASS = (
 
 @dataclasses.dataclass(frozen=True)
 class AbstainQA(choice_text.KeyScorer):
-  """Effective reliability over two passes."""
+  """(right - wrong) / all, over two passes."""
 
-  metric: ClassVar[str] = 'effective_reliability'
-  binary: ClassVar[bool] = False
+  metric = 'effective_reliability'
+  binary = False
 
-  def second_prompts(self, item: Item) -> list[str]:
-    """The prompts of the second pass, one for each option."""
+  def second_pass(self, item: Item) -> Sequence[tuple[str, Sequence[str]]]:
+    """Returns the prompts of the second pass, one for each option."""
     choices = '\n'.join(f'{key}: {text}' for key, text in item.choices)
     return [
-      SECOND_PASS.format(
-        question=item.question, choices=choices, key=key, text=text
+      (
+        SECOND_PASS.format(
+          question=item.question, choices=choices, key=key, text=text
+        ),
+        REPLIES,
       )
       for key, text in item.choices
     ]
 
   def score_text(self, item: Item, answer: Answer) -> Verdict:
-    """1 right, 0 abstained, -1 wrong; the prediction is what was answered."""
+    """Scores 1 right, 0 abstained, -1 wrong; the prediction is the answer."""
     keys = [key for key, _ in item.choices]
     key = choice_text.find_key(item, answer.texts[0], self.parse)
     if key not in keys or 'false' in answer.texts[1 + keys.index(key)].lower():
@@ -63,7 +66,7 @@ class AbstainQA(choice_text.KeyScorer):
   def score_options(
     self, table: options.OptionTable, loglik: np.ndarray
   ) -> Verdicts:
-    """As `score_text`, of the likeliest options and replies."""
+    """Scores the likeliest options and replies as `score_text` does."""
     values = table.spread(loglik)
     best = options.likeliest(np.where(table.choices, values, -np.inf))
     # After the options of an item come the replies to each of them.
@@ -75,7 +78,7 @@ class AbstainQA(choice_text.KeyScorer):
     return options.verdicts_on(table, np.where(abstains, -1, best), wrong=-1.0)
 
   def labels(self, item: Item, count: int) -> list[str]:
-    """The options, then the replies to each of them."""
+    """Returns names of the options, then of the replies to each of them."""
     del count
     keys = [key for key, _ in item.choices]
     return keys + [f'{key} {reply}' for key in keys for reply in REPLIES]

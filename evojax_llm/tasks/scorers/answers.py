@@ -12,25 +12,19 @@ _MARK = re.compile(r'\banswer\s*:\**[ \t]*([^\n]*)', re.IGNORECASE)
 _CLAUSE_END = re.compile(r'[.,;:!?](?=\s|$)')
 _ENDING = '.,;:!'
 _WRAPPERS = (
-  ('**', '**'),
-  ('__', '__'),
-  ('`', '`'),
-  ('"', '"'),
-  ("'", "'"),
-  ('\u201c', '\u201d'),
-  ('(', ')'),
-  ('[', ']'),
+  *((mark, mark) for mark in ('**', '__', '`', '"', "'")),
+  *(('\u201c', '\u201d'), ('(', ')'), ('[', ']')),
 )
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-  """The text before the first occurrence of any stop string."""
+  """Returns the text before the first occurrence of any stop string."""
   ends = [text.find(string) for string in stop if string]
   return text[: min((end for end in ends if end >= 0), default=len(text))]
 
 
 def bare(text: str) -> str:
-  """Text without lead-in, wrappers and final punctuation.
+  """Returns text without lead-in, wrappers and final punctuation.
 
   Each step is taken only where a letter or digit is left: ')' stays ')'.
   """
@@ -50,12 +44,12 @@ def bare(text: str) -> str:
 
 
 def without_lead_in(text: str) -> str:
-  """Text without 'The answer is' and the like at its beginning."""
+  """Returns text without 'The answer is' and the like at its beginning."""
   return _LEAD_IN.sub('', text)
 
 
 def first_line(text: str) -> str | None:
-  """The first line that is not blank, without its lead-in; None if none."""
+  """Returns the first line that is not blank, without its lead-in, or None."""
   for line in text.splitlines():
     if line.strip():
       # The lead-in goes first: in 'Answer: No' the colon ends no clause.
@@ -64,19 +58,19 @@ def first_line(text: str) -> str | None:
 
 
 def first_clause(line: str) -> str:
-  """The part of a line before the punctuation that ends its first clause."""
+  """Returns a line up to the punctuation that ends its first clause."""
   end = _CLAUSE_END.search(line)
   return line[: end.start()] if end and end.start() else line
 
 
 def marked(text: str, last: bool = True) -> str | None:
-  """The rest of the line after 'Answer:', the last or the first; or None."""
-  found = _MARK.findall(text)
-  return found[-1 if last else 0].strip() or None if found else None
+  """Returns the rest of the line after the last (or first) 'Answer:'."""
+  rests = _MARK.findall(text)
+  return rests[-1 if last else 0].strip() or None if rests else None
 
 
 def last_boxed(text: str) -> str | None:
-  r"""The contents of the last \boxed{...}, braces balanced, or None."""
+  r"""Returns the contents of the last \boxed{...}, braces balanced, or None."""
   start = text.rfind('\\boxed{')
   if start < 0:
     return None

@@ -1,12 +1,14 @@
 """What a scorer is, and what it is given.
 
-A scorer is a frozen dataclass whose fields are the options that a task's
-`format` may set. The defaults are strict; what a published system does
-otherwise is a named value of an option. An answer is always extracted without a
-look at the gold answer, so that predictions can be compared and put to a vote;
-the scorers of published code that look at it say so.
+A scorer is a frozen dataclass whose fields, made by `options.option`, are the
+options that a task's `format` may set. Its defaults are strict; what a
+published system does otherwise is a named value of an option. An answer is
+extracted without a look at the gold answer, so that predictions can be compared
+and put to a vote; the rules of published code that do look at it say so.
 
-A new scorer is a file with such a class, and its line in `table`.
+A new scorer is a file with such a class and its line in `registry.SCORERS`. A
+scorer outside of the package is named as 'package.module:Class' or
+'file.py:Class'.
 """
 
 from collections.abc import Iterable
@@ -17,6 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from evojax_llm import options
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 
@@ -104,7 +107,7 @@ class Scorer:
   Class attributes:
     reads: what the engine has to provide: the likelihoods of the 'options',
       generated 'text', or the likelihood of the 'gold' answer.
-    metric: what the aggregate is called in results.
+    metric: name of the aggregate in results.
     maximise: whether more is better.
     binary: whether values are 0 or 1, so that an interval of a proportion
       holds.
@@ -113,11 +116,12 @@ class Scorer:
     choices: whether items have options: True, False, or None for either.
     question: whether items need a question.
     gold: whether items need a gold answer.
-    max_new_tokens: tokens to decode where the task says nothing.
+    max_new_tokens: tokens to decode where the task does not say.
     stop: whether an answer ends where a base model would go on with the next
       question.
     rolls: whether a gold answer without a question is read from its start, in
       windows where it is longer than the context.
+    runs_code: whether generated code is run, which has to be allowed.
   """
 
   reads: ClassVar[str] = 'text'
@@ -132,28 +136,27 @@ class Scorer:
   max_new_tokens: ClassVar[int] = 32
   stop: ClassVar[bool] = True
   rolls: ClassVar[bool] = False
-  # Known values of options that are words, for messages before a run.
-  words: ClassVar[dict[str, tuple[str, ...]]] = {}
+  runs_code: ClassVar[bool] = False
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      known = self.words.get(field.name)
-      if known is not None and value not in known:
-        raise TaskError(
-          f'{field.name}: expected {" or ".join(known)}, got {value!r}.'
-        )
-      _check_type(field, value)
+    for name, known in options.declared(type(self)).items():
+      value = getattr(self, name)
+      try:
+        known.check(value)
+      except ValueError as error:
+        raise TaskError(str(error)) from error
+      if known.kind is int:  # 10.0 is whole as well.
+        object.__setattr__(self, name, int(value))
 
   def check(self, item: Item) -> None:
     """Refuses an item that the scorer cannot score.
 
     Raises:
-      TaskError: says what was expected; the caller adds the place.
+      TaskError: says what was expected; the caller adds file and row.
     """
 
   def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
-    """What is read about an item where that is not its prompt and options.
+    """Returns what is read about an item instead of its prompt and options.
 
     Returns:
       (prompt, continuations) pairs, each continuation with the white space that
@@ -161,12 +164,20 @@ class Scorer:
     """
     del item
 
+  def second_pass(self, item: Item) -> Sequence[tuple[str, Sequence[str]]]:
+    """Returns (prompt, replies) pairs that are read after an item's own.
+
+    The replies are read by likelihood, or generated where `reads` is 'text'.
+    """
+    del item
+    return ()
+
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
     raise NotImplementedError
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
-    """Scores many answers, of whichever members; one at a time by default."""
+    """Scores many answers of any members; one at a time by default."""
     return [self.score(item, answer) for item, answer in pairs]
 
   def score_options(self, table: Any, loglik: np.ndarray) -> Verdicts:
@@ -180,45 +191,24 @@ class Scorer:
       Verdicts (M, I).
     """
     ends = np.cumsum([len(tokens) for tokens in table.tokens]).tolist()
-    places = list(
-      zip(table.items, [0, *ends[:-1]], ends, table.tokens, strict=True)
-    )
+    spans = [
+      *zip(table.items, [0, *ends[:-1]], ends, table.tokens, strict=True)
+    ]
     return Verdicts.of(
       (
         self.score(item, Answer(loglik=tuple(row[start:end]), tokens=tokens))
         for row in loglik.tolist()
-        for item, start, end, tokens in places
+        for item, start, end, tokens in spans
       ),
-      (len(loglik), len(places)),
+      (len(loglik), len(spans)),
     )
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """The task's score from a member's verdicts; their mean by default."""
+    """Returns the task's score from a member's verdicts, here the mean."""
     del items
     return float(np.mean(verdicts.values))
 
   def labels(self, item: Item, count: int) -> list[str]:
-    """Names of the `count` continuations that are read, for results."""
+    """Returns names of the `count` continuations that are read, for results."""
     names = [key for key, _ in item.choices or ()] or ['gold']
     return names + [str(i) for i in range(len(names), count)]
-
-
-_PLAIN = {'str': str, 'int': int, 'float': (int, float), 'bool': bool}
-
-
-def _check_type(field: dataclasses.Field, value: Any) -> None:
-  """Refuses an option of another type, or a number below its least value."""
-  name = getattr(field.type, '__name__', field.type)
-  kind = _PLAIN.get(name)
-  if kind is not None and (
-    not isinstance(value, kind) or (isinstance(value, bool) and name != 'bool')
-  ):
-    raise TaskError(f'{field.name}: expected {name}, got {value!r}.')
-  least = field.metadata.get('least')
-  if least is not None and value < least:
-    raise TaskError(f'{field.name}: expected at least {least}, got {value!r}.')
-
-
-def at_least(least: float, default: float) -> Any:
-  """A numeric option with a least value."""
-  return dataclasses.field(default=default, metadata={'least': least})

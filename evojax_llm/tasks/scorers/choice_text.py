@@ -23,9 +23,8 @@ Published rules, by name of `parse`:
 
 import dataclasses
 import re
-from typing import Any
-from typing import ClassVar
 
+from evojax_llm.options import option
 from evojax_llm.tasks.overlap import normalise
 from evojax_llm.tasks.scorers import answers
 from evojax_llm.tasks.scorers.base import Answer
@@ -45,17 +44,12 @@ _AFTER = (
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceText(Scorer):
-  """The key of an option, extracted from generated text.
+  """Accuracy of the key that generated text names."""
 
-  Attributes:
-    parse: 'strict' or a published rule: see the module.
-  """
+  parse: str = option('strict', 'how a key is found', choices=PARSES)
 
-  parse: str = 'strict'
-
-  choices: ClassVar[bool | None] = True
-  max_new_tokens: ClassVar[int] = 10
-  words: ClassVar[dict[str, Any]] = {'parse': PARSES}
+  choices = True
+  max_new_tokens = 10
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
@@ -65,26 +59,19 @@ class ChoiceText(Scorer):
 
 @dataclasses.dataclass(frozen=True)
 class KeyScorer(OptionScorer):
-  """Base of scorers of an option's key, likeliest or read out of text.
+  """Base of scorers of an option's key, likeliest or read out of text."""
 
-  Attributes:
-    by: 'likelihood' of the options, or 'text' that is generated and parsed.
-    parse: how text is parsed: see the module.
-  """
+  by: str = option(
+    'likelihood', 'what tells the key', choices=('likelihood', 'text')
+  )
+  parse: str = option('strict', 'how a key is found in text', choices=PARSES)
 
-  by: str = 'likelihood'
-  parse: str = 'strict'
-
-  choices: ClassVar[bool | None] = True
-  max_new_tokens: ClassVar[int] = 10
-  words: ClassVar[dict[str, Any]] = {
-    'by': ('likelihood', 'text'),
-    'parse': PARSES,
-  }
+  choices = True
+  max_new_tokens = 10
 
   @property
   def reads(self) -> str:
-    """What `by` asks of the engine."""
+    """'options', or 'text' with by='text'."""
     return 'options' if self.by == 'likelihood' else 'text'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
@@ -99,7 +86,7 @@ class KeyScorer(OptionScorer):
 
 
 def find_key(item: Item, text: str, parse: str = 'strict') -> str | None:
-  """The key of an option that a text names, or None."""
+  """Returns the key of the option that a text names, or None."""
   return _PARSERS[parse](item, text)
 
 
@@ -127,10 +114,8 @@ def _leading_key(item: Item, text: str) -> str | None:
 def _option_of(item: Item, text: str) -> str | None:
   """The one option that has this text."""
   wanted = normalise(answers.bare(text))
-  found = [
-    key for key, t in item.choices if normalise(answers.bare(t)) == wanted
-  ]
-  return found[0] if len(found) == 1 and wanted else None
+  same = [k for k, t in item.choices if normalise(answers.bare(t)) == wanted]
+  return same[0] if len(same) == 1 and wanted else None
 
 
 def _model_swarms(

@@ -15,14 +15,12 @@ import concurrent.futures
 import dataclasses
 import os
 import re
-from typing import Any
-from typing import ClassVar
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers import sandbox
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
-from evojax_llm.tasks.scorers.base import at_least
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 
@@ -32,24 +30,19 @@ _MOST_LINES = 100
 
 @dataclasses.dataclass(frozen=True)
 class CodeTests(Scorer):
-  """Whether generated code passes the tests of its item.
+  """Share of programs that pass the tests of their item."""
 
-  Attributes:
-    extract: 'block', or the published 'genome': see the module.
-    continues: the question is the beginning of the code, as in HumanEval, and
-      stands before the output where the output does not define it anew.
-    timeout: seconds of wall time.
-    memory: megabytes.
-  """
+  extract: str = option(
+    'block', 'what the code is', choices=('block', 'genome')
+  )
+  # As in HumanEval; where the output does not define the function anew.
+  continues: bool = option(False, 'the question begins the code')
+  timeout: float = option(10.0, 'seconds of wall time', low=0.1)
+  memory: int = option(512, 'megabytes', low=64)
 
-  extract: str = 'block'
-  continues: bool = False
-  timeout: float = at_least(0.1, 10.0)
-  memory: int = at_least(64, 512)
-
-  metric: ClassVar[str] = 'pass_rate'
-  max_new_tokens: ClassVar[int] = 512
-  words: ClassVar[dict[str, Any]] = {'extract': ('block', 'genome')}
+  metric = 'pass_rate'
+  max_new_tokens = 512
+  runs_code = True
 
   def check(self, item: Item) -> None:
     """Refuses tests that are no Python."""
@@ -78,7 +71,7 @@ class CodeTests(Scorer):
       return list(pool.map(lambda pair: self.score(*pair), pairs))
 
   def find_code(self, text: str) -> str:
-    """The code of an output."""
+    """Returns the code of an output."""
     if self.extract == 'genome':
       return _longest_code(text)
     block = _FENCE.search(text)
@@ -86,7 +79,7 @@ class CodeTests(Scorer):
 
 
 def _beginning(question: str, code: str) -> str:
-  """What of a question stands before code that goes on with it.
+  """Returns what of a question stands before code that goes on with it.
 
   Code that defines the question's last function anew follows what stands
   before that function.

@@ -11,17 +11,20 @@ An answer may be several spans, in any order: `spans` is what parts them in gold
 answers and in the output ('Bell, Gray'). They match exactly where both have the
 same spans, and F1 is the mean over spans that are matched one to one as well as
 can be; spans without a partner count 0.
+
+extract='line' takes the first line that is not blank, 'marked' the rest of the
+line after the last 'Answer:'; 'genome' takes the first 'Answer:' line, else the
+whole text (arXiv 2503.01155).
 """
 
 import dataclasses
 import re
 import string
-from typing import Any
-from typing import ClassVar
 
 import numpy as np
 from scipy import optimize
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers import answers
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
@@ -33,28 +36,16 @@ _ARTICLES = re.compile(r'\b(?:a|an|the)\b')
 
 @dataclasses.dataclass(frozen=True)
 class Drop(Scorer):
-  """Exact match or F1 by the rules of DROP.
+  """Exact match or F1 by the rules of DROP."""
 
-  Attributes:
-    score_by: 'em' or 'f1'.
-    extract: 'line' takes the first line that is not blank, 'marked' the rest
-      of the line after the last 'Answer:'; 'genome' takes the first 'Answer:'
-      line, else the whole text (arXiv 2503.01155).
-    separator: parts alternatives of a gold answer; '' for none.
-    spans: parts the spans of an answer, such as ', '; '' where an answer is one
-      span.
-  """
+  score_by: str = option('em', 'what is scored', choices=('em', 'f1'))
+  extract: str = option(
+    'line', 'what the answer is', choices=('line', 'marked', 'genome')
+  )
+  separator: str = option('|', "between alternatives of a gold; '' for none")
+  spans: str = option('', "between spans of an answer; '' for one span")
 
-  score_by: str = 'em'
-  extract: str = 'line'
-  separator: str = '|'
-  spans: str = ''
-
-  max_new_tokens: ClassVar[int] = 64
-  words: ClassVar[dict[str, Any]] = {
-    'score_by': ('em', 'f1'),
-    'extract': ('line', 'marked', 'genome'),
-  }
+  max_new_tokens = 64
 
   @property
   def metric(self) -> str:
@@ -63,7 +54,7 @@ class Drop(Scorer):
 
   @property
   def binary(self) -> bool:
-    """An exact match is right or wrong."""
+    """Whether exact matches are counted."""
     return self.score_by == 'em'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
@@ -88,13 +79,13 @@ class Drop(Scorer):
     return Verdict(prediction, max(measure(own, gold) for gold in golds))
 
   def _spans(self, text: str) -> list[list[str]]:
-    """The spans of an answer, each as its words; those without are no spans."""
+    """Returns the spans of an answer that have words, each as its words."""
     parts = text.split(self.spans) if self.spans else [text]
     return [words for words in map(normalised, parts) if words]
 
 
 def normalised(text: str) -> list[str]:
-  """Words of an answer as DROP compares them."""
+  """Returns the words of an answer as DROP compares them."""
   words = []
   for word in re.split(r'[ \n\t-]+', text):
     number = _number(word)
@@ -107,7 +98,7 @@ def normalised(text: str) -> list[str]:
 
 
 def f1(own: list[list[str]], gold: list[list[str]]) -> float:
-  """Mean F1 of spans, each with the partner that makes the sum largest."""
+  """Returns the mean F1 of spans, matched so that the sum is largest."""
   if not own or not gold:
     return 0.0
   each = np.array([[_span_f1(mine, one) for mine in own] for one in gold])

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint: retries, a cache on disk, a clear end.
+"""An OpenAI-compatible chat endpoint: retries, and a cache on disk.
 
 Replies are kept in a file of JSON lines by a digest of all that was asked, so
 that a run that goes on, or another one, asks nothing twice. A request that
@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import pathlib
-import threading
 import time
 from typing import Any
 import urllib.error
@@ -57,24 +56,26 @@ class Endpoint:
   max_tokens: int = 64
 
   def replies(self, prompts: Sequence[str]) -> list[str]:
-    """The replies to prompts of one user turn each, at temperature 0.
+    """Returns replies to prompts of one user turn each, at temperature 0.
 
     Raises:
       JudgeError: a request failed for good.
     """
-    bodies = {prompt: self._body(prompt) for prompt in prompts}
-    known = _Cache(self.cache)
-    missing = [p for p, body in bodies.items() if known.get(body) is None]
+    keys = {prompt: _digest(self._body(prompt)) for prompt in prompts}
+    known = _read(self.cache)
+    missing = [prompt for prompt, key in keys.items() if key not in known]
     with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-      jobs = {pool.submit(self._ask, bodies[p]): p for p in missing}
+      jobs = {pool.submit(self._ask, self._body(p)): p for p in missing}
       try:
         for job in concurrent.futures.as_completed(jobs):
-          known.put(bodies[jobs[job]], job.result())
+          key = keys[jobs[job]]
+          known[key] = job.result()
+          _append(self.cache, key, known[key])
       except BaseException:
         # Also when the user ends it: what waits must not be asked first.
         pool.shutdown(cancel_futures=True)
         raise
-    return [known.get(bodies[prompt]) for prompt in prompts]
+    return [known[keys[prompt]] for prompt in prompts]
 
   def _body(self, prompt: str) -> dict[str, Any]:
     return {
@@ -104,24 +105,24 @@ class Endpoint:
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
           return _content(json.load(response))
       except urllib.error.HTTPError as error:
-        said = f'HTTP {error.code} {error.reason}'
+        failure = f'HTTP {error.code} {error.reason}'
         after = error.headers.get('Retry-After', '')
         if error.code not in _PASSING:
           raise JudgeError(
-            f'{self.url} refuses a request: {said}{_explanation(error)}. Check '
-            'the address, the model name and the key.'
+            f'{self.url} refuses a request: {failure}{_explanation(error)}. '
+            'Check the address, the model name and the key.'
           ) from error
         error.close()
         wait = max(wait, float(after) if after.isdigit() else 0.0)
       except (OSError, http.client.HTTPException, ValueError) as error:
         # No connection, one that breaks, a time-out, or no reply of a model.
-        said = f'{type(error).__name__}: {error}'
+        failure = f'{type(error).__name__}: {error}'
       if attempt < self.retries:
         time.sleep(min(wait, _LONGEST_WAIT))
         wait *= 2
     raise JudgeError(
       f'{self.url} gave no reply in {self.retries + 1} tries; the last one: '
-      f'{said}. No score was made up: start the server and give the same '
+      f'{failure}. No score was made up: start the server and give the same '
       'command again, the run goes on where it was.'
     )
 
@@ -137,53 +138,43 @@ def _content(reply: Any) -> str:
 
 
 def _explanation(error: urllib.error.HTTPError) -> str:
-  """What a server says about a refusal, in parentheses, or ''."""
+  """Returns what a server says about a refusal, in parentheses, or ''."""
   with contextlib.closing(error), contextlib.suppress(OSError):
     text = ' '.join(error.read(2000).decode(errors='replace').split())
     return f' ({text[:200]})' if text else ''
   return ''
 
 
-class _Cache:
-  """Replies by a digest of the request, in memory and in a file."""
+def _read(path: str) -> dict[str, str]:
+  """Returns kept replies by digest, of a file that can be written."""
+  if not path:
+    return {}
+  file = pathlib.Path(path)
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, 'ab'):
+      pass
+    lines = file.read_bytes().split(b'\n')
+  except OSError as error:
+    raise JudgeError(
+      f'The cache {path} cannot be used: {error.strerror}. Expected a file '
+      'that can be written; nothing was asked.'
+    ) from error
+  replies = {}
+  for line in lines:
+    # A line may be cut off by the end of a process.
+    with contextlib.suppress(ValueError):
+      key, reply = json.loads(line)
+      replies[key] = reply
+  return replies
 
-  def __init__(self, path: str):
-    self._path = pathlib.Path(path) if path else None
-    self._lock = threading.Lock()
-    self._replies: dict[str, str] = {}
-    if self._path is not None:
-      for line in self._lines():
-        try:
-          key, reply = json.loads(line)
-        except ValueError:  # cut off by the end of a process
-          continue
-        self._replies[key] = reply
 
-  def _lines(self) -> list[bytes]:
-    """Lines of the file, which must be one that can be written."""
-    try:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      with open(self._path, 'ab'):
-        pass
-      return self._path.read_bytes().split(b'\n')
-    except OSError as error:
-      raise JudgeError(
-        f'The cache {self._path} cannot be used: {error.strerror}. Expected a '
-        'file that can be written; nothing was asked.'
-      ) from error
-
-  def get(self, body: dict[str, Any]) -> str | None:
-    return self._replies.get(_digest(body))
-
-  def put(self, body: dict[str, Any], reply: str) -> None:
-    key = _digest(body)
-    with self._lock:
-      self._replies[key] = reply
-      if self._path is not None:
-        with open(self._path, 'a', encoding='utf-8') as file:
-          # The line's end comes first: what a killed process left half
-          # written spoils no other line.
-          file.write('\n' + json.dumps([key, reply]))
+def _append(path: str, key: str, reply: str) -> None:
+  if path:
+    with open(path, 'a', encoding='utf-8') as file:
+      # The line's end comes first: what a killed process left half written
+      # spoils no other line.
+      file.write('\n' + json.dumps([key, reply]))
 
 
 def _digest(body: dict[str, Any]) -> str:

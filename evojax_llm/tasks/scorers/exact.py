@@ -24,8 +24,8 @@ gold answer to the letter, so that '18.' is not '18'.
 
 import dataclasses
 import re
-from typing import ClassVar
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers import answers
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
@@ -38,18 +38,12 @@ _MATCHES = ('line', 'clause', 'marked', 'words', 'genome', *_SUBSTRING)
 
 @dataclasses.dataclass(frozen=True)
 class ExactMatch(Scorer):
-  """The first line of the output equals the gold answer.
+  """Share of outputs whose first line equals the gold answer."""
 
-  Attributes:
-    match: what of the output must equal the gold answer: see the module.
-    ignore_case: whether 'no' is 'No'.
-  """
+  match: str = option('line', 'what equals the gold answer', choices=_MATCHES)
+  ignore_case: bool = option(False, "whether 'no' is 'No'")
 
-  match: str = 'line'
-  ignore_case: bool = False
-
-  metric: ClassVar[str] = 'exact_match'
-  words: ClassVar[dict[str, tuple[str, ...]]] = {'match': _MATCHES}
+  metric = 'exact_match'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
@@ -57,22 +51,18 @@ class ExactMatch(Scorer):
     if self.match in _SUBSTRING:
       return _verdict(answer.text, any(gold in answer.text for gold in golds))
     if self.match == 'words':
-      found = any(holds_words(answer.text, g, self.ignore_case) for g in golds)
-      return _verdict(answer.text, found)
+      held = any(holds_words(answer.text, g, self.ignore_case) for g in golds)
+      return _verdict(answer.text, held)
     prediction = self.extract(answer.text)
     if self.match == 'genome':
       return Verdict(prediction, float(prediction in golds))
-    return Verdict(
-      prediction,
-      float(
-        prediction is not None
-        and self._folded(prediction)
-        in [self._folded(answers.bare(g)) for g in golds]
-      ),
-    )
+    if prediction is None:
+      return Verdict(None, 0.0)
+    same = [self._folded(answers.bare(gold)) for gold in golds]
+    return Verdict(prediction, float(self._folded(prediction) in same))
 
   def extract(self, text: str) -> str | None:
-    """The answer of an output, without a look at the gold."""
+    """Returns the answer of an output, without a look at the gold."""
     if self.match == 'genome':
       return answers.marked(text, last=False)
     line = answers.first_line(text)
@@ -89,9 +79,9 @@ class ExactMatch(Scorer):
 
 
 def holds_words(text: str, gold: str, ignore_case: bool = False) -> bool:
-  """Whether `gold` stands in a text between word boundaries.
+  """Returns whether `gold` stands in a text between word boundaries.
 
-  Nor does a number stand within another: '1' is not in '1.5', '1,000' or '-1'.
+  A number does not stand within another: '1' is not in '1.5', '1,000' or '-1'.
   """
   gold = ' '.join(gold.split())
   sign = '(?<![-\u2212])' if gold[:1].isdigit() else ''

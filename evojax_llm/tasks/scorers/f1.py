@@ -2,13 +2,12 @@
 
 As scikit-learn's f1_score(average='weighted') over the whole task; GENOME
 (arXiv 2503.01155) scores its emotion tasks with it. An item without a
-prediction counts against the recall of its label and for nobody.
+prediction counts against the recall of its label only.
 """
 
 import collections
 from collections.abc import Sequence
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
@@ -23,29 +22,29 @@ from evojax_llm.tasks.task import Item
 
 @dataclasses.dataclass(frozen=True)
 class WeightedF1(choice_text.KeyScorer):
-  """Weighted F1 over the keys of the options."""
+  """F1 of the keys, weighted by support."""
 
-  metric: ClassVar[str] = 'weighted_f1'
-  binary: ClassVar[bool] = False
-  corpus: ClassVar[bool] = True
+  metric = 'weighted_f1'
+  binary = False
+  corpus = True
 
   def score_text(self, item: Item, answer: Answer) -> Verdict:
-    """1 where the label is right."""
+    """Scores 1 where the label is right."""
     key = choice_text.find_key(item, answer.text, self.parse)
     return Verdict(key, float(key == item.answer))
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
-    """1 where the likeliest label is right."""
+    """Scores 1 where the likeliest label is right."""
     return MultipleChoice().score_options(table, loglik)
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """Weighted F1 of the task."""
+    """Returns the weighted F1 of the task."""
     gold = [item.answer for item in items]
     return weighted_f1(gold, verdicts.predictions.tolist())
 
 
 def weighted_f1(gold: Sequence[str], predicted: Sequence[str | None]) -> float:
-  """F1 of each gold label, weighted by its number of items."""
+  """Returns the F1 of gold labels, weighted by their number of items."""
   support, named = collections.Counter(gold), collections.Counter(predicted)
   hits = collections.Counter(
     g for g, p in zip(gold, predicted, strict=True) if g == p

@@ -17,25 +17,22 @@ import math
 import re
 import string
 from typing import Any
-from typing import ClassVar
 
-from evojax_llm.tasks.scorers import plugins
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
-from evojax_llm.tasks.scorers.base import at_least
 from evojax_llm.tasks.scorers.endpoint import Endpoint
 from evojax_llm.tasks.scorers.endpoint import JudgeError
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task import find_function
 
 TEMPLATE = (
   'Rate the response to the instruction on a scale from {low:g} to {high:g}, '
   'where {high:g} is best. Reply with the number alone.\n\nInstruction:\n'
   '{prompt}\n\nResponse:\n{response}\n\nRating:'
 )
-
-
 _LEAD_IN = (
   r'[\s*_`"(\[]*(?:(?:the\s+)?(?:rating|score)(?:\s+is)?)?[\s*_`"(\[:]*'
 )
@@ -44,44 +41,28 @@ _NUMBER = r'(?<![\w.])(-?\d+(?:\.\d+)?)'
 
 @dataclasses.dataclass(frozen=True)
 class Judge(Scorer):
-  """The score of a judge, in the judge's own scale.
+  """Mean rating of a judge, in its own scale."""
 
-  Attributes:
-    function: (prompts, responses) -> scores, or where it is; '' for an
-      endpoint.
-    endpoint: the server's address up to '/v1'.
-    model: the server's name of the model.
-    template: what is asked: {prompt}, {response}, {low} and {high}.
-    low: least rating.
-    high: largest rating.
-    key: name of the environment variable with the key.
-    cache: file in which replies are kept; '' for none.
-    retries: further tries after a failed request.
-    wait: seconds before the first of them, doubled each time.
-    timeout: seconds for a request.
-    workers: requests at a time.
-  """
+  function: Any = option('', 'the judge, or where it is', kind=object)
+  endpoint: str = option('', "the server's address up to '/v1'")
+  model: str = option('', "the server's name of the model")
+  template: str = option(TEMPLATE, 'has {prompt}, {response}, {low}, {high}')
+  low: float = option(1.0, 'least rating')
+  high: float = option(10.0, 'largest rating')
+  key: str = option('', 'environment variable with the key')
+  cache: str = option('', 'file in which replies are kept')
+  retries: int = option(5, 'tries after a failed request', low=0)
+  wait: float = option(1.0, 'seconds before the first, then doubled', low=0.0)
+  timeout: float = option(60.0, 'seconds for a request', low=0.1)
+  workers: int = option(8, 'requests at a time', low=1)
 
-  function: Any = ''
-  endpoint: str = ''
-  model: str = ''
-  template: str = TEMPLATE
-  low: float = 1.0
-  high: float = 10.0
-  key: str = ''
-  cache: str = ''
-  retries: int = at_least(0, 5)
-  wait: float = at_least(0.0, 1.0)
-  timeout: float = at_least(0.1, 60.0)
-  workers: int = at_least(1, 8)
-
-  metric: ClassVar[str] = 'judge'
-  binary: ClassVar[bool] = False
-  percent: ClassVar[bool] = False
-  choices: ClassVar[bool | None] = None
-  gold: ClassVar[bool] = False
-  max_new_tokens: ClassVar[int] = 256
-  stop: ClassVar[bool] = False
+  metric = 'judge'
+  binary = False
+  percent = False
+  choices = None
+  gold = False
+  max_new_tokens = 256
+  stop = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -106,14 +87,14 @@ class Judge(Scorer):
     if not {'prompt', 'response'} <= fields:
       raise TaskError('template: {prompt} and {response} are needed.')
     if isinstance(self.function, str) and self.function:
-      plugins.function(self.function)
+      find_function(self.function)
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """The judge's score of one response."""
+    """Asks about one response."""
     return self.score_all([(item, answer)])[0]
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
-    """The judge's scores of many responses, in one call.
+    """Asks about many responses in one call.
 
     Raises:
       JudgeError: the judge fails, or gives no score that can be used.
@@ -122,19 +103,13 @@ class Judge(Scorer):
       return []
     prompts = [item.question for item, _ in pairs]
     responses = [answer.text for _, answer in pairs]
-    if self.endpoint:
-      scores = self._ask(prompts, responses)
-    else:
-      scores = self._call(prompts, responses)
-    return [
-      Verdict(response, score)
-      for response, score in zip(responses, scores, strict=True)
-    ]
+    scores = (self._ask if self.endpoint else self._call)(prompts, responses)
+    return [Verdict(*pair) for pair in zip(responses, scores, strict=True)]
 
   def _call(self, prompts: list[str], responses: list[str]) -> list[float]:
     function = self.function
     if isinstance(function, str):
-      function = plugins.function(function)
+      function = find_function(function)
     try:
       scores = [float(score) for score in function(prompts, responses)]
     except Exception as error:
@@ -159,11 +134,8 @@ class Judge(Scorer):
       self.timeout,
       self.workers,
     )
-    asked = [
-      self._prompt(p, r) for p, r in zip(prompts, responses, strict=True)
-    ]
     scores = []
-    for reply in server.replies(asked):
+    for reply in server.replies(list(map(self._prompt, prompts, responses))):
       score = rating(reply)
       if not self.low <= score <= self.high:
         raise JudgeError(
@@ -181,13 +153,11 @@ class Judge(Scorer):
 
 
 def rating(reply: str) -> float:
-  """The number that a reply begins with, or its only one; NaN if none.
+  """Returns the number that a reply begins with, or its only one; else NaN.
 
   'Rating: 7', '**7**' and '7/10, because of 3 slips' are 7. 'From 1 to 10, a 7'
   might be any of three.
   """
   first = re.match(_LEAD_IN + _NUMBER, reply, re.IGNORECASE)
-  if first:
-    return float(first.group(1))
-  numbers = re.findall(_NUMBER, reply)
+  numbers = [first[1]] if first else re.findall(_NUMBER, reply)
   return float(numbers[0]) if len(numbers) == 1 else math.nan

@@ -12,12 +12,12 @@ import dataclasses
 from typing import Any
 import unicodedata
 
-from evojax_llm.tasks.scorers import plugins
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task import find_function
 
 # First words of the Unicode names of a language's letters; the second list is
 # of scripts that it shares with others and does not tell it from them.
@@ -38,7 +38,7 @@ _SCRIPTS = {
 
 
 def by_script(text: str, language: str) -> float:
-  """Share of a text's letters that are of a language's scripts.
+  """Returns the share of a text's letters that are of a language's scripts.
 
   0 where none of its own scripts occurs: Chinese is not Japanese.
 
@@ -93,21 +93,18 @@ class Gated:
     return getattr(self.scorer, name)
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """The scorer's verdict; 0 in another language."""
+    """Scores one answer; 0 in another language."""
     return self.score_all([(item, answer)])[0]
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
-    """As `score`, for many answers."""
-    return [
-      verdict
-      if self._probability(answer.text) > self.threshold
-      else dataclasses.replace(verdict, value=0.0)
-      for verdict, (_, answer) in zip(
-        self.scorer.score_all(pairs), pairs, strict=True
-      )
-    ]
+    """Scores many answers; 0 in another language."""
+    verdicts = self.scorer.score_all(pairs)
+    for i, (_, answer) in enumerate(pairs):
+      if not self._probability(answer.text) > self.threshold:
+        verdicts[i] = dataclasses.replace(verdicts[i], value=0.0)
+    return verdicts
 
   def _probability(self, text: str) -> float:
     if self.detector == 'script':
       return by_script(text, self.language)
-    return float(plugins.function(self.detector)(text, self.language))
+    return float(find_function(self.detector)(text, self.language))

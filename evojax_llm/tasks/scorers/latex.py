@@ -15,9 +15,8 @@ equals the gold answer to the letter (arXiv 2503.01155).
 
 import dataclasses
 import re
-from typing import Any
-from typing import ClassVar
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers import answers
 from evojax_llm.tasks.scorers import numerals
 from evojax_llm.tasks.scorers.base import Answer
@@ -26,22 +25,11 @@ from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.task import Item
 
 _STATED = re.compile(r'answer\s+is\b\s*:?\s*([^\n]*)', re.IGNORECASE)
+# What goes, in this order.
 _GONE = (
-  '\\left',
-  '\\right',
-  '\\displaystyle',
-  '\\!',
-  '\\,',
-  '\\;',
-  '\\:',
+  *r'\left \right \displaystyle \! \, \; \:'.split(),
   '\\ ',
-  '^{\\circ}',
-  '^\\circ',
-  '\\circ',
-  '\\$',
-  '$',
-  '\\%',
-  '%',
+  *r'^{\circ} ^\circ \circ \$ $ \% %'.split(),
   '\u00b0',
 )
 _UNIT = re.compile(r'\\(?:text|mbox|mathrm)\{[^{}]*\}$')
@@ -56,34 +44,30 @@ _FRACTION = re.compile(r'^(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}$')
 
 @dataclasses.dataclass(frozen=True)
 class MathMatch(Scorer):
-  """The final answer is that of the gold solution.
+  """Share of final answers that are those of the gold solutions."""
 
-  Attributes:
-    match: 'equivalent', or the published 'genome': see the module.
-  """
+  match: str = option(
+    'equivalent', 'when answers are equal', choices=('equivalent', 'genome')
+  )
 
-  match: str = 'equivalent'
-
-  metric: ClassVar[str] = 'math_match'
-  max_new_tokens: ClassVar[int] = 512
-  words: ClassVar[dict[str, Any]] = {'match': ('equivalent', 'genome')}
+  metric = 'math_match'
+  max_new_tokens = 512
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
     if self.match == 'genome':
       prediction = answers.marked(answer.text, last=False)
       return Verdict(prediction, float(prediction in item.golds))
-    found = final_answer(answer.text)
-    if found is None or not normalised(found):
+    final = final_answer(answer.text)
+    if final is None or not normalised(final):
       return Verdict(None, 0.0)
-    right = any(
-      equivalent(found, answers.last_boxed(gold) or gold) for gold in item.golds
-    )
-    return Verdict(normalised(found), float(right))
+    golds = [answers.last_boxed(gold) or gold for gold in item.golds]
+    right = any(equivalent(final, gold) for gold in golds)
+    return Verdict(normalised(final), float(right))
 
 
 def final_answer(text: str) -> str | None:
-  """The final answer of a solution, as it is written there, or None."""
+  """Returns the final answer of a solution as it is written, or None."""
   boxed = answers.last_boxed(text)
   if boxed is not None:
     return boxed.strip() or None
@@ -93,7 +77,7 @@ def final_answer(text: str) -> str | None:
 
 
 def normalised(text: str) -> str:
-  """An answer in one spelling; see the module."""
+  """Returns an answer in one spelling; see the module."""
   text = text.strip().rstrip('.').strip()
   text = text.replace('\\dfrac', '\\frac').replace('\\tfrac', '\\frac')
   for gone in _GONE:
@@ -117,7 +101,7 @@ def _braced(match: re.Match[str]) -> str:
 
 
 def equivalent(first: str, second: str) -> bool:
-  """Whether two answers are the same up to how they are written."""
+  """Returns whether two answers are the same up to how they are written."""
   first, second = normalised(first), normalised(second)
   if first == second:
     return True

@@ -9,36 +9,29 @@ prediction is never right.
   characters  by the characters of the option's text ('acc_norm' there)
   bytes       by its UTF-8 bytes ('acc_bytes' there)
   tokens      by its tokens
-Characters and bytes are asked for with choice='text' alone: a key is not as
-long as its text.
+Characters and bytes need choice='text': a key is not as long as its text.
 """
 
 import dataclasses
-from typing import Any
-from typing import ClassVar
 
 import numpy as np
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers import options
 from evojax_llm.tasks.scorers.base import Verdicts
+
+_NORMS = ('none', 'characters', 'bytes', 'tokens')
 
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoice(options.OptionScorer):
-  """The likeliest option is the right one.
+  """Accuracy of the likeliest option."""
 
-  Attributes:
-    norm: what log-likelihoods are divided by: see the module.
-  """
+  norm: str = option('none', 'what divides log-likelihoods', choices=_NORMS)
 
-  norm: str = 'none'
-
-  choices: ClassVar[bool | None] = True
-  max_new_tokens: ClassVar[int] = 0
-  stop: ClassVar[bool] = False
-  words: ClassVar[dict[str, Any]] = {
-    'norm': ('none', 'characters', 'bytes', 'tokens')
-  }
+  choices = True
+  max_new_tokens = 0
+  stop = False
 
   def score_options(
     self, table: options.OptionTable, loglik: np.ndarray
@@ -51,7 +44,7 @@ class MultipleChoice(options.OptionScorer):
     return options.verdicts_on(table, options.likeliest(values))
 
   def _lengths(self, table: options.OptionTable) -> np.ndarray:
-    """(I, C) what an option's log-likelihood is divided by."""
+    """Returns (I, C) what an option's log-likelihood is divided by."""
     if self.norm == 'tokens':
       return table.per_option(table.tokens, 1.0, np.float64)
     size = len if self.norm == 'characters' else lambda t: len(t.encode())

@@ -17,41 +17,35 @@ Published rules, by name of `match`:
 
 import dataclasses
 import re
-from typing import Any
-from typing import ClassVar
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers import answers
 from evojax_llm.tasks.scorers import numerals
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
-from evojax_llm.tasks.scorers.base import at_least
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 
 _SUBSTRING = ('model_swarms', 'evogm')
+_MATCHES = ('number', *_SUBSTRING, 'genome', 'sakana')
 _PLAIN_NUMBER = re.compile(r'-?[0-9]+(?:\.[0-9]+)?')
 
 
 @dataclasses.dataclass(frozen=True)
 class NumericMatch(Scorer):
-  """The last number of the output equals the gold number.
+  """Share of outputs whose last number is the gold number."""
 
-  Attributes:
-    match: 'number', or a published rule: see the module.
-    last_words: words at the end in which the substring rules look.
-    tolerance: largest relative difference that counts as equal.
-  """
+  match: str = option('number', 'what is compared', choices=_MATCHES)
+  last_words: int = option(
+    10, 'words in which model_swarms and evogm look', low=1
+  )
+  tolerance: float = option(
+    0.0, 'relative difference that counts as equal', low=0.0
+  )
 
-  match: str = 'number'
-  last_words: int = at_least(1, 10)
-  tolerance: float = at_least(0.0, 0.0)
-
-  metric: ClassVar[str] = 'numeric_match'
-  max_new_tokens: ClassVar[int] = 256
-  words: ClassVar[dict[str, Any]] = {
-    'match': ('number', *_SUBSTRING, 'genome', 'sakana')
-  }
+  metric = 'numeric_match'
+  max_new_tokens = 256
 
   def check(self, item: Item) -> None:
     """Refuses a gold answer that is no number."""
@@ -80,14 +74,13 @@ class NumericMatch(Scorer):
     return Verdict(prediction, float(close))
 
   def extract(self, text: str) -> str | None:
-    """The number of an output in one spelling: 1000, 0.5 or 1/3; or None."""
+    """Returns the number of an output in one spelling (1000, 0.5, 1/3)."""
     if self.match == 'genome':
-      return (
-        re.sub(r'[^0-9]', '', answers.marked(text, last=False) or '') or None
-      )
+      marked = answers.marked(text, last=False) or ''
+      return re.sub(r'[^0-9]', '', marked) or None
     if self.match == 'sakana':
-      found = _PLAIN_NUMBER.findall(text)
-      value = numerals.whole_number(found[-1]) if found else None
+      plain = _PLAIN_NUMBER.findall(text)
+      value = numerals.whole_number(plain[-1]) if plain else None
       return None if value is None else numerals.write_number(value)
     for rest in reversed(re.findall(r'####([^\n]*)', text)):
       value = numerals.quantity(rest)

@@ -1,15 +1,14 @@
 """Likelihoods of options: all members and items of a task in one pass.
 
-The continuations that are read after the prompts of a task stand one after the
-other, item by item. An `OptionTable` lays them out as a table with a row an
-item, and scorers look for the largest value of a row with numpy. The rule for
-one answer is thus the rule for all of them, in the same code.
+The continuations that are read of a task stand one after the other, item by
+item. An `OptionTable` lays them out with a line for each item, in which scorers
+look for the largest value with numpy. The rule for one answer is thus the rule
+for all of them, in the same code.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import ClassVar
 
 import numpy as np
 
@@ -35,8 +34,8 @@ class OptionTable:
 
   @functools.cached_property
   def there(self) -> np.ndarray:
-    """(I, C) bool: where a row has a continuation."""
-    widths = np.array([len(row) for row in self.tokens], np.int64)
+    """(I, C) bool: where an item has a continuation."""
+    widths = np.array([len(tokens) for tokens in self.tokens], np.int64)
     return np.arange(widths.max(initial=1)) < widths[:, None]
 
   @functools.cached_property
@@ -62,40 +61,34 @@ class OptionTable:
     return self.choices & (self.keys == np.array(answers, object))
 
   def check_options(self) -> None:
-    """Refuses rows that are not the options of their items, one each.
-
-    Raises:
-      TaskError: names the item and what it has.
-    """
-    for item, row in zip(self.items, self.tokens, strict=True):
+    """Raises TaskError where an item was not read option by option."""
+    for item, tokens in zip(self.items, self.tokens, strict=True):
       count = len(item.choices or ())
-      if len(row) != count or not count:
+      if len(tokens) != count or not count:
         raise TaskError(
-          f"Item '{item.id}' has {count or 'no'} options, but {len(row)} "
+          f"Item '{item.id}' has {count or 'no'} options, but {len(tokens)} "
           'log-likelihoods were given: one per option is needed.'
         )
 
   def per_option(
-    self, rows: Sequence[Sequence], filler: object, dtype: type
+    self, values: Sequence[Sequence], filler: object, dtype: type
   ) -> np.ndarray:
-    """(I, C) what `rows` say of the options, `filler` elsewhere."""
+    """Returns (I, C) `values` at the options of each item, else `filler`."""
     table = np.full(self.choices.shape, filler, dtype)
-    table[self.choices] = [value for row in rows for value in row]
+    table[self.choices] = [value for item in values for value in item]
     return table
 
   def spread(self, loglik: np.ndarray) -> np.ndarray:
-    """(M, I, C) f64 values (M, continuations); -inf where there is none."""
+    """Returns (M, I, C) f64 of (M, continuations); -inf where there is none."""
     values = np.full((len(loglik), *self.there.shape), -np.inf)
     values[:, self.there] = loglik
     return values
 
 
 def likeliest(values: np.ndarray) -> np.ndarray:
-  """Column of the largest of values (..., C); the first one of a tie.
+  """Returns columns (...) i64 of the largest of values (..., C).
 
-  Returns:
-    (...) i64; -1 where there is no telling: a value is NaN or +inf, or none is
-    finite.
+  The first one of a tie; -1 where a value is NaN or +inf, or none is finite.
   """
   return np.where(np.isfinite(values.max(-1)), values.argmax(-1), -1)
 
@@ -103,33 +96,33 @@ def likeliest(values: np.ndarray) -> np.ndarray:
 def verdicts_on(
   table: OptionTable, best: np.ndarray, wrong: float = 0.0
 ) -> Verdicts:
-  """Verdicts (M, I) on the options in these columns (M, I).
+  """Returns verdicts (M, I) on the options in these columns (M, I).
 
   A right option is 1 and another one `wrong`. Column -1 is no prediction,
   which is 0.
   """
-  rows = np.arange(len(table.items))
+  items = np.arange(len(table.items))
   known = best >= 0
-  value = np.where(table.gold[rows, best], 1.0, wrong)
+  value = np.where(table.gold[items, best], 1.0, wrong)
   return Verdicts(
-    np.where(known, table.keys[rows, best], None),
+    np.where(known, table.keys[items, best], None),
     np.where(known, value, 0.0),
     np.ones(best.shape),
   )
 
 
 class OptionScorer(Scorer):
-  """Base of scorers of likelihoods, which judge a whole task at once."""
+  """Base of scorers of likelihoods, which score a whole task at once."""
 
-  reads: ClassVar[str] = 'options'
+  reads = 'options'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Judges one answer."""
+    """Scores one answer."""
     tokens = answer.tokens or (1,) * len(answer.loglik)
     loglik = np.asarray([answer.loglik], np.float64)
     verdicts = self.score_options(OptionTable([item], [tokens]), loglik)
     return verdicts.member(0).item(0)
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
-    """Judges the log-likelihoods (M, continuations) of M members."""
+    """Scores the log-likelihoods (M, continuations) of M members."""
     raise NotImplementedError

@@ -10,11 +10,10 @@ as lm-evaluation-harness rolls.
 from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Any
-from typing import ClassVar
 
 import numpy as np
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.scorers.options import OptionScorer
 from evojax_llm.tasks.scorers.options import OptionTable
@@ -23,27 +22,25 @@ from evojax_llm.tasks.task import Item
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity(OptionScorer):
-  """Perplexity of the gold answers; less is better.
+  """Perplexity of the gold answers, minimised.
 
   An item's value is its negative log-likelihood in nats per unit, its weight
-  the number of units.
-
-  Attributes:
-    unit: 'token'; or 'byte' or 'word', which compare across tokenizers.
+  the number of units. Bytes and words compare across tokenizers.
   """
 
-  unit: str = 'token'
+  unit: str = option(
+    'token', 'what the mean is over', choices=('token', 'byte', 'word')
+  )
 
-  reads: ClassVar[str] = 'gold'
-  maximise: ClassVar[bool] = False
-  binary: ClassVar[bool] = False
-  corpus: ClassVar[bool] = True
-  percent: ClassVar[bool] = False
-  question: ClassVar[bool] = False
-  max_new_tokens: ClassVar[int] = 0
-  stop: ClassVar[bool] = False
-  rolls: ClassVar[bool] = True
-  words: ClassVar[dict[str, Any]] = {'unit': ('token', 'byte', 'word')}
+  reads = 'gold'
+  maximise = False
+  binary = False
+  corpus = True
+  percent = False
+  question = False
+  max_new_tokens = 0
+  stop = False
+  rolls = True
 
   @property
   def metric(self) -> str:
@@ -51,7 +48,7 @@ class Perplexity(OptionScorer):
     return 'perplexity' if self.unit == 'token' else f'{self.unit}_perplexity'
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
-    """Negative log-likelihood per unit of each gold answer."""
+    """Scores each gold answer: its negative log-likelihood per unit."""
     units = np.array(
       [
         {
@@ -73,7 +70,7 @@ class Perplexity(OptionScorer):
     )
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """Perplexity of the task; inf where it is beyond a double."""
+    """Returns the task's perplexity; inf where it is beyond a double."""
     del items
     nats = sum((verdicts.values * verdicts.weights).tolist())
     mean = nats / sum(verdicts.weights.tolist())

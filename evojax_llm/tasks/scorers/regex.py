@@ -2,9 +2,8 @@
 
 import dataclasses
 import re
-from typing import Any
-from typing import ClassVar
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
@@ -14,21 +13,16 @@ from evojax_llm.tasks.task import TaskError
 
 @dataclasses.dataclass(frozen=True)
 class RegexMatch(Scorer):
-  r"""What a pattern finds equals the gold answer.
+  """Share of outputs in which a pattern finds the gold answer."""
 
-  Attributes:
-    pattern: a Python regular expression; its group 1, or all of it where it
-      has none, is the answer.
-    occurrence: which of the matches: the 'first' or the 'last'.
-    ignore_case: of the pattern and of the comparison.
-  """
+  # Its group 1, or all of it where it has none, is the answer.
+  pattern: str = option(r'(\S+)', 'a Python regular expression')
+  occurrence: str = option(
+    'last', 'which of the matches', choices=('last', 'first')
+  )
+  ignore_case: bool = option(False, 'in the pattern and in comparing')
 
-  pattern: str = r'(\S+)'
-  occurrence: str = 'last'
-  ignore_case: bool = False
-
-  metric: ClassVar[str] = 'regex_match'
-  words: ClassVar[dict[str, Any]] = {'occurrence': ('first', 'last')}
+  metric = 'regex_match'
 
   def __post_init__(self):
     super().__post_init__()
@@ -43,15 +37,12 @@ class RegexMatch(Scorer):
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
     flags = re.IGNORECASE if self.ignore_case else 0
-    found = list(re.finditer(self.pattern, answer.text, flags))
-    if not found:
+    matches = list(re.finditer(self.pattern, answer.text, flags))
+    if not matches:
       return Verdict(None, 0.0)
-    match = found[-1 if self.occurrence == 'last' else 0]
+    match = matches[-1 if self.occurrence == 'last' else 0]
     prediction = match.group(1) if match.re.groups else match.group()
     prediction = (prediction or '').strip()
-    golds = [gold.strip() for gold in item.golds]
-    if self.ignore_case:
-      right = prediction.casefold() in [gold.casefold() for gold in golds]
-    else:
-      right = prediction in golds
+    fold = str.casefold if self.ignore_case else str
+    right = fold(prediction) in [fold(gold.strip()) for gold in item.golds]
     return Verdict(prediction or None, float(right))

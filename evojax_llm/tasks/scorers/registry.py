@@ -1,25 +1,12 @@
-"""The table of scorers: one line each. README.md beside lists them too."""
+"""The table of scorers, and how a task's scorer is made."""
 
 from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
 
-from evojax_llm.tasks.scorers import abstain
-from evojax_llm.tasks.scorers import choice_text
-from evojax_llm.tasks.scorers import code
-from evojax_llm.tasks.scorers import drop
-from evojax_llm.tasks.scorers import exact
-from evojax_llm.tasks.scorers import f1
-from evojax_llm.tasks.scorers import judge
-from evojax_llm.tasks.scorers import latex
-from evojax_llm.tasks.scorers import multiple_choice
-from evojax_llm.tasks.scorers import numeric
-from evojax_llm.tasks.scorers import perplexity
-from evojax_llm.tasks.scorers import regex
-from evojax_llm.tasks.scorers import reward
-from evojax_llm.tasks.scorers import rouge
-from evojax_llm.tasks.scorers import translation
+from evojax_llm.options import declared
+from evojax_llm.tasks import task as task_lib
 from evojax_llm.tasks.scorers.answers import cut_at_stop
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
@@ -29,48 +16,67 @@ from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
 
-SCORERS: dict[str, type[Scorer]] = {
-  'multiple_choice': multiple_choice.MultipleChoice,
-  'choice_text': choice_text.ChoiceText,
-  'exact_match': exact.ExactMatch,
-  'numeric_match': numeric.NumericMatch,
-  'regex_match': regex.RegexMatch,
-  'math_match': latex.MathMatch,
-  'drop': drop.Drop,
-  'weighted_f1': f1.WeightedF1,
-  'bleu': translation.Bleu,
-  'chrf': translation.Chrf,
-  'rouge_l': rouge.RougeL,
-  'perplexity': perplexity.Perplexity,
-  'abstain_qa': abstain.AbstainQA,
-  'code': code.CodeTests,
-  'reward': reward.RewardModel,
-  'judge': judge.Judge,
+_HERE = 'evojax_llm.tasks.scorers'
+# A kind and its class, whose module is imported when a task is of the kind.
+SCORERS: dict[str, str] = {
+  'multiple_choice': f'{_HERE}.multiple_choice:MultipleChoice',
+  'choice_text': f'{_HERE}.choice_text:ChoiceText',
+  'exact_match': f'{_HERE}.exact:ExactMatch',
+  'numeric_match': f'{_HERE}.numeric:NumericMatch',
+  'regex_match': f'{_HERE}.regex:RegexMatch',
+  'math_match': f'{_HERE}.latex:MathMatch',
+  'drop': f'{_HERE}.drop:Drop',
+  'weighted_f1': f'{_HERE}.f1:WeightedF1',
+  'bleu': f'{_HERE}.translation:Bleu',
+  'chrf': f'{_HERE}.translation:Chrf',
+  'rouge_l': f'{_HERE}.rouge:RougeL',
+  'perplexity': f'{_HERE}.perplexity:Perplexity',
+  'abstain_qa': f'{_HERE}.abstain:AbstainQA',
+  'code': f'{_HERE}.code:CodeTests',
+  'reward': f'{_HERE}.reward:RewardModel',
+  'judge': f'{_HERE}.judge:Judge',
 }
-KINDS = tuple(SCORERS)
 # Options of the language gate, which any scorer of text takes.
 GATE_OPTIONS = ('language', 'detector', 'threshold')
 
 
+def scorer_class(kind: str) -> type[Scorer]:
+  """Returns the class of a kind.
+
+  Args:
+    kind: a name of the table, 'package.module:Class' or 'file.py:Class'.
+
+  Raises:
+    TaskError: there is none, or it is no scorer.
+  """
+  found = task_lib.find(kind, SCORERS, 'kind')
+  if not (isinstance(found, type) and issubclass(found, Scorer)):
+    raise TaskError(
+      f'Got kind {kind!r}, which is {found!r}; expected a class derived from '
+      f'{_HERE}.base.Scorer.'
+    )
+  return found
+
+
 def option_names(kind: str) -> tuple[str, ...]:
-  """Names of the options of a kind, those of the gate included."""
-  fields = dataclasses.fields(SCORERS[kind])
+  """Returns names of the options of a kind, those of the gate included."""
+  fields = dataclasses.fields(scorer_class(kind))
   return (*(field.name for field in fields), *GATE_OPTIONS)
 
 
 def make_scorer(kind: str, options: Mapping[str, Any]) -> Any:
-  """The scorer of a kind.
+  """Makes the scorer of a kind.
 
   Args:
-    kind: a name of the table.
+    kind: see `scorer_class`.
     options: by `option_names`.
 
   Raises:
-    TaskError: an option cannot be right; the caller adds the place.
+    TaskError: an option cannot be right; the caller adds file and row.
   """
   own = {k: v for k, v in options.items() if k not in GATE_OPTIONS}
   gate = {k: v for k, v in options.items() if k in GATE_OPTIONS}
-  scorer = SCORERS[kind](**own)
+  scorer = scorer_class(kind)(**own)
   if not gate:
     return scorer
   if 'language' not in gate:
@@ -84,22 +90,35 @@ def _cached(kind: str, options: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def scorer_of(task: Task) -> Any:
-  """A task's scorer: its own, or that of its kind with its options.
+  """Returns a task's scorer: its own, or that of its kind with its options.
 
   Raises:
     TaskError: the kind or an option is unknown.
   """
   if task.scorer is not None:
     return task.scorer
-  if task.kind not in SCORERS:
-    raise TaskError(
-      f"Task '{task.name}' is of kind {task.kind!r}; expected one of "
-      f'{", ".join(KINDS)}.'
-    )
-  return _cached(task.kind, task.options)
+  try:
+    return _cached(task.kind, task.options)
+  except TaskError as error:
+    raise TaskError(f"Task '{task.name}': {error}") from error
 
 
 def score_text(task: Task, item: Item, text: str) -> Verdict:
-  """The verdict on a generated text, cut at the task's stop strings."""
+  """Scores a generated text, cut at the task's stop strings."""
   answer = Answer((cut_at_stop(text, task.format.stop),))
   return scorer_of(task).score(item, answer)
+
+
+def table() -> str:
+  """Returns all scorers and their options as a Markdown table."""
+  lines = ['| kind | reads | score | options |', '|---|---|---|---|']
+  for kind in SCORERS:
+    cls = scorer_class(kind)
+    reads = cls.reads if isinstance(cls.reads, str) else 'options or text'
+    score = cls.__doc__.splitlines()[0].removesuffix('.')
+    options = '; '.join(
+      ': '.join([f'`{name}`', ', '.join(known.choices) or known.text])
+      for name, known in declared(cls).items()
+    )
+    lines.append(f'| `{kind}` | {reads} | {score} | {options} |')
+  return '\n'.join(lines) + '\n'

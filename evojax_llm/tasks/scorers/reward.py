@@ -22,15 +22,14 @@ import dataclasses
 import functools
 import math
 from typing import Any
-from typing import ClassVar
 
 from absl import logging
 import numpy as np
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
-from evojax_llm.tasks.scorers.base import at_least
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 
@@ -47,37 +46,25 @@ _SHORT, _LONG = 10, 201
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel(Scorer):
-  """The reward of a response.
+  """Mean reward of a classification model."""
 
-  Attributes:
-    folder: a Gemma2ForSequenceClassification checkpoint and its tokenizer.
-    mode: how reward and length are mixed: see the module.
-    low: reward that becomes 0.
-    high: reward that becomes 1.
-    chat: whether the two texts go through the chat template.
-    dtype: of the model: 'float32' or 'bfloat16'.
-    rows: conversations at a time.
-  """
+  folder: str = option('', 'Gemma2ForSequenceClassification and tokenizer')
+  mode: str = option('plain', 'how reward and length are mixed', choices=MODES)
+  low: float = option(-3.06, 'reward that becomes 0')
+  high: float = option(2.656, 'reward that becomes 1')
+  chat: bool = option(True, 'whether texts go through the chat template')
+  dtype: str = option(
+    'float32', 'type of the model', choices=('float32', 'bfloat16')
+  )
+  rows: int = option(8, 'conversations at a time', low=1)
 
-  folder: str = ''
-  mode: str = 'plain'
-  low: float = -3.06
-  high: float = 2.656
-  chat: bool = True
-  dtype: str = 'float32'
-  rows: int = at_least(1, 8)
-
-  metric: ClassVar[str] = 'reward'
-  binary: ClassVar[bool] = False
-  percent: ClassVar[bool] = False
-  choices: ClassVar[bool | None] = None
-  gold: ClassVar[bool] = False
-  max_new_tokens: ClassVar[int] = 200
-  stop: ClassVar[bool] = False
-  words: ClassVar[dict[str, Any]] = {
-    'mode': MODES,
-    'dtype': ('float32', 'bfloat16'),
-  }
+  metric = 'reward'
+  binary = False
+  percent = False
+  choices = None
+  gold = False
+  max_new_tokens = 200
+  stop = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -87,32 +74,28 @@ class RewardModel(Scorer):
       raise TaskError(f'low={self.low} is not below high={self.high}.')
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """The reward of one response."""
+    """Rewards one response."""
     return self.score_all([(item, answer)])[0]
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
-    """The rewards of many responses."""
+    """Rewards many responses."""
     if not pairs:
       return []
     model = _load(self.folder, self.dtype)
-    texts = [(item.question, answer.text) for item, answer in pairs]
-    rewards = model.score([self._encode(model, *t) for t in texts], self.rows)
-    return [
-      Verdict(
-        response,
-        mixed(
-          self.mode,
-          float(reward),
-          len(model.tokenizer.encode(response, bos=False)),
-          self.low,
-          self.high,
-        ),
-      )
-      for (_, response), reward in zip(texts, rewards, strict=True)
+    asked = [
+      self._encode(model.tokenizer, item.question, answer.text)
+      for item, answer in pairs
     ]
+    verdicts = []
+    for (_, answer), reward in zip(
+      pairs, model.score(asked, self.rows), strict=True
+    ):
+      tokens = len(model.tokenizer.encode(answer.text, bos=False))
+      value = mixed(self.mode, float(reward), tokens, self.low, self.high)
+      verdicts.append(Verdict(answer.text, value))
+    return verdicts
 
-  def _encode(self, model: Any, prompt: str, response: str) -> list[int]:
-    tokenizer = model.tokenizer
+  def _encode(self, tokenizer: Any, prompt: str, response: str) -> list[int]:
     if not self.chat:
       return tokenizer.encode(prompt + response, bos=True)
     ids = tokenizer.encode_chat(
@@ -129,7 +112,7 @@ class RewardModel(Scorer):
 def mixed(
   mode: str, reward: float, tokens: int, low: float, high: float
 ) -> float:
-  """A reward mixed with the length of the response; see the module."""
+  """Returns a reward mixed with the length of the response."""
   if mode == 'plain' or math.isnan(reward):
     return reward
   r = min(max((reward - low) / (high - low), 0.0), 1.0)
@@ -164,30 +147,30 @@ class _Loaded:
         'has one.'
       )
 
-  def score(self, rows: Sequence[Sequence[int]], at_once: int) -> np.ndarray:
-    """Rewards of token sequences, in their order."""
+  def score(self, asked: Sequence[Sequence[int]], at_once: int) -> np.ndarray:
+    """Returns rewards of token sequences, in their order."""
     longest = self.model.config.max_position_embeddings
-    cut = sum(len(ids) > longest for ids in rows)
+    cut = sum(len(ids) > longest for ids in asked)
     if cut:
       logging.warning(
         '%d of %d conversations are longer than the %d tokens of the reward '
         'model and were cut from the left.',
         cut,
-        len(rows),
+        len(asked),
         longest,
       )
-    rows = [list(ids[-longest:]) for ids in rows]
-    rewards = np.zeros(len(rows), np.float32)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    asked = [list(ids[-longest:]) for ids in asked]
+    rewards = np.zeros(len(asked), np.float32)
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
     for start in range(0, len(order), at_once):
       chosen = order[start : start + at_once]
       # Few shapes: whole batches, and lengths in steps of 64.
-      length = -(-len(rows[chosen[-1]]) // 64) * 64
+      length = -(-len(asked[chosen[-1]]) // 64) * 64
       tokens = np.full((at_once, length), self.tokenizer.pad_id, np.int32)
       positions = np.full((at_once, length), -1, np.int32)
-      for i, row in enumerate(chosen):
-        tokens[i, : len(rows[row])] = rows[row]
-        positions[i, : len(rows[row])] = np.arange(len(rows[row]))
+      for i, ids in enumerate(asked[index] for index in chosen):
+        tokens[i, : len(ids)] = ids
+        positions[i, : len(ids)] = np.arange(len(ids))
       positions[len(chosen) :, 0] = 0  # a row without any key has no result
       rewards[chosen] = self.model.logits(tokens, positions)[: len(chosen), 0]
     return rewards

@@ -10,9 +10,8 @@ parts them with MeCab, arXiv 2403.13187). There is no stemming.
 from collections.abc import Sequence
 import dataclasses
 import re
-from typing import Any
-from typing import ClassVar
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
@@ -21,18 +20,15 @@ from evojax_llm.tasks.task import Item
 
 @dataclasses.dataclass(frozen=True)
 class RougeL(Scorer):
-  """ROUGE-L F measure, in [0, 1].
+  """Mean ROUGE-L F measure, in [0, 1]."""
 
-  Attributes:
-    tokenize: 'words' or 'characters'.
-  """
+  tokenize: str = option(
+    'words', 'what is compared', choices=('words', 'characters')
+  )
 
-  tokenize: str = 'words'
-
-  metric: ClassVar[str] = 'rouge_l'
-  binary: ClassVar[bool] = False
-  max_new_tokens: ClassVar[int] = 128
-  words: ClassVar[dict[str, Any]] = {'tokenize': ('words', 'characters')}
+  metric = 'rouge_l'
+  binary = False
+  max_new_tokens = 128
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Scores one answer."""
@@ -48,7 +44,7 @@ class RougeL(Scorer):
 
 
 def f_measure(own: Sequence[str], reference: Sequence[str]) -> float:
-  """F measure of the longest common subsequence of two sequences."""
+  """Returns the F measure of two sequences' longest common subsequence."""
   if not own or not reference:
     return 0.0
   row = [0] * (len(reference) + 1)

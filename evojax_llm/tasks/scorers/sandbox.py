@@ -1,4 +1,4 @@
-"""Runs foreign Python code in a process with limits, and tells how it ended.
+"""Runs foreign Python code in a process with limits.
 
 The process has a memory limit, a time limit, no network, no other processes and
 may write no file (see `sandbox_child`). It can read what its user can read:

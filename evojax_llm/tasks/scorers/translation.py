@@ -6,6 +6,11 @@ exponential smoothing; sacrebleu's signature is
 six characters without white space, beta 2, and with `word_order=2` chrF++.
 Both are percentages of the whole task; an item's value is its sentence score
 (BLEU then with effective order), as sacrebleu's sentence functions give it.
+
+extract='line' takes the first line that is not blank, 'marked' the line after
+the last 'Translation:' or 'Answer:', 'all' the whole output. level='sentence'
+is the mean of the items. tokenize='char' is for languages without spaces, and
+'none' splits at white space.
 """
 
 import collections
@@ -14,17 +19,15 @@ import dataclasses
 import math
 import re
 import string
-from typing import Any
-from typing import ClassVar
 
 import numpy as np
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers import answers
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.scorers.base import Verdicts
-from evojax_llm.tasks.scorers.base import at_least
 from evojax_llm.tasks.task import Item
 
 _ORDER = 4
@@ -39,24 +42,17 @@ _RULES_13A = (
 
 @dataclasses.dataclass(frozen=True)
 class _Translation(Scorer):
-  """The first line against one or more references.
+  """Base of both: an output against one or more references."""
 
-  Attributes:
-    extract: 'line' takes the first line that is not blank, 'marked' the line
-      after the last 'Translation:' or 'Answer:', 'all' the whole output.
-    level: 'corpus', or 'sentence' for the mean of the items.
-  """
+  extract: str = option(
+    'line', 'what the translation is', choices=('line', 'marked', 'all')
+  )
+  level: str = option(
+    'corpus', 'what is scored', choices=('corpus', 'sentence')
+  )
 
-  extract: str = 'line'
-  level: str = 'corpus'
-
-  binary: ClassVar[bool] = False
-  max_new_tokens: ClassVar[int] = 128
-  words: ClassVar[dict[str, Any]] = {
-    'extract': ('line', 'marked', 'all'),
-    'level': ('corpus', 'sentence'),
-    'tokenize': ('13a', 'char', 'none'),
-  }
+  binary = False
+  max_new_tokens = 128
 
   @property
   def corpus(self) -> bool:
@@ -64,13 +60,13 @@ class _Translation(Scorer):
     return self.level == 'corpus'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """The sentence's score."""
+    """Scores a sentence."""
     text = _extract(answer.text, self.extract)
     counts = self._counts(text or '', item.golds)
     return Verdict(text, self._from_counts(counts, sentence=True))
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """The score of the whole task, from counts over all items."""
+    """Returns the task's score, from counts over all items."""
     if self.level == 'sentence':
       return super().aggregate(items, verdicts)
     counts = sum(
@@ -88,16 +84,13 @@ class _Translation(Scorer):
 
 @dataclasses.dataclass(frozen=True)
 class Bleu(_Translation):
-  """BLEU, in [0, 1].
+  """BLEU of the task, in [0, 1]."""
 
-  Attributes:
-    tokenize: '13a'; 'char' for languages without spaces; 'none' splits at
-      white space.
-  """
+  tokenize: str = option(
+    '13a', 'what words are', choices=('13a', 'char', 'none')
+  )
 
-  tokenize: str = '13a'
-
-  metric: ClassVar[str] = 'bleu'
+  metric = 'bleu'
 
   def _counts(self, text: str, golds: Sequence[str]) -> np.ndarray:
     """(hits, n-grams) of each order, length, nearest reference length."""
@@ -138,26 +131,26 @@ class Bleu(_Translation):
 
 @dataclasses.dataclass(frozen=True)
 class Chrf(_Translation):
-  """chrF2, in [0, 1]; chrF++ with word_order=2."""
+  """chrF2 of the task, in [0, 1]."""
 
-  char_order: int = at_least(1, 6)
-  word_order: int = at_least(0, 0)
-  beta: int = at_least(1, 2)
+  char_order: int = option(6, 'longest run of characters', low=1)
+  word_order: int = option(0, 'longest run of words', low=0)
+  beta: int = option(2, 'weight of recall', low=1)
 
-  metric: ClassVar[str] = 'chrf'
+  metric = 'chrf'
 
   def _counts(self, text: str, golds: Sequence[str]) -> np.ndarray:
     """(n-grams, reference n-grams, hits) of each order."""
     own = self._all_ngrams(text)
     best, best_score = None, -1.0
     for gold in golds:
-      rows = []
+      orders = []
       for mine, theirs in zip(own, self._all_ngrams(gold), strict=True):
         hits = sum((mine & theirs).values())
         # An output without n-grams of an order says nothing about it.
         total = sum(mine.values()) if theirs else 0
-        rows.append((total, sum(theirs.values()), hits))
-      counts = np.asarray(rows, np.float64)
+        orders.append((total, sum(theirs.values()), hits))
+      counts = np.asarray(orders, np.float64)
       score = self._from_counts(counts, sentence=True)
       if score > best_score:
         best, best_score = counts, score
@@ -185,7 +178,7 @@ class Chrf(_Translation):
 
 
 def tokenized(text: str, tokenize: str) -> list[str]:
-  """Words of a text by mteval-v13a, by character, or by white space."""
+  """Returns words of a text by mteval-v13a, character or white space."""
   if tokenize == '13a':
     text = text.replace('<skipped>', '').replace('-\n', '').replace('\n', ' ')
     for entity, character in _ENTITIES:
@@ -220,7 +213,6 @@ def _extract(text: str, how: str) -> str | None:
   if how == 'all':
     return text.strip() or None
   if how == 'marked':
-    found = _MARK.findall(text)
-    return found[-1].strip() or None if found else None
-  line = answers.first_line(text)
-  return line or None
+    marked = _MARK.findall(text)
+    return marked[-1].strip() or None if marked else None
+  return answers.first_line(text) or None

@@ -152,9 +152,7 @@ def key() -> jax.Array:
 @functools.cache
 def _program(name, options):
   """One program for all cases with these options."""
-  return jax.jit(
-    functools.partial(registry.MERGES[name].function, **dict(options))
-  )
+  return jax.jit(functools.partial(registry.MERGES[name], **dict(options)))
 
 
 def ours(case: dict, given: dict[str, np.ndarray], turned: bool = False):

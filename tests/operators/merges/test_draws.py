@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators.merges import draws
-from evojax_llm.operators.merges import task_vectors
+from evojax_llm.operators.merges.registry import MERGES
 
 
 def test_threefry_is_the_generator_of_jax():
@@ -63,7 +63,7 @@ def test_dare_is_unbiased(density):
   parents = base + jnp.asarray(rng.normal(size=(2, 6, 8)), jnp.float32)
   keys = jax.random.split(jax.random.key(0), 20_000)
   mean = masks_mean(
-    task_vectors.dare_linear, jnp.float32(density), base, parents, keys
+    MERGES['dare_linear'], jnp.float32(density), base, parents, keys
   )
   whole = jnp.sum(parents - base, axis=0) + base
   # Deviation of a rescaled element: |delta| sqrt((1 - d) / d).
@@ -79,7 +79,7 @@ def test_della_by_the_chance_of_each_element_is_unbiased():
   keys = jax.random.split(jax.random.key(0), 20_000)
   half, width = jnp.float32(0.5), jnp.float32(0.3)
   mean = masks_mean(
-    task_vectors.della_linear, half, base, parents, keys, epsilon=width
+    MERGES['della_linear'], half, base, parents, keys, epsilon=width
   )
   whole = jnp.sum(parents - base, axis=0) + base
   # The least chance is 0.2, and so no deviation larger than twice the delta.

@@ -23,9 +23,7 @@ ALL = pytest.mark.parametrize(
 @functools.cache
 def program(name, options=()):
   """One program for each merge and its options."""
-  return jax.jit(
-    functools.partial(registry.MERGES[name].function, **dict(options))
-  )
+  return jax.jit(functools.partial(registry.MERGES[name], **dict(options)))
 
 
 def run(name, parents, base=None, **given):
@@ -68,7 +66,7 @@ def test_is_finite_whatever_the_tensors_and_weights(merge):
     drawn = {'key': KEY} if merge.draws else {}
     bases = (row[2:],) if merge.needs_base else ()
     count = 1 if merge.most == 1 else 2
-    return merge.function(row[:count, None], *bases, **values, **drawn)
+    return merge(row[:count, None], *bases, **values, **drawn)
 
   made = jax.jit(jax.vmap(child))(rows, jnp.asarray([w for _, w in cases]))
   assert made.shape == (len(cases), 1, 6)
@@ -121,7 +119,7 @@ def test_what_is_not_a_number_in_a_parent_is_seen_in_the_child(merge):
 @pytest.mark.parametrize('name', ('nuslerp', 'model_stock'))
 @pytest.mark.parametrize('span', ('row', 'column', 'tensor'))
 def test_a_number_is_its_own_row(name, span):
-  if span not in registry.MERGES[name].options['span']:
+  if span not in registry.MERGES[name].options['span'].choices:
     pytest.skip(f'{name} knows no {span}')
   one, two, base = (jnp.float32(x) for x in (0.5, -0.2, 0.1))
   child = run(name, [one, two], base, span=span)
@@ -194,7 +192,7 @@ def test_della_cuts_chances_to_zero_and_one():
 
 
 @pytest.mark.parametrize('shape,axis', [((7, 300), -1), ((300, 7), -2)])
-def test_della_keeps_whom_the_chance_of_the_rank_keeps(shape, axis):
+def test_della_keeps_what_the_chance_of_the_rank_keeps(shape, axis):
   rng, key = np.random.default_rng(0), jax.random.key(5)
   deltas = jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)
   density, epsilon = jnp.float32(0.5), jnp.asarray([0.3, 0.0], jnp.float32)

@@ -66,7 +66,7 @@ def test_golden_vector(case):
   base = inputs['base'] and jnp.asarray(MODELS[inputs['base']])
   parents = jnp.stack([jnp.asarray(MODELS[name]) for name in inputs['models']])
   bases = () if base is None else (base,)
-  child = np.asarray(merge.function(parents, *bases, **values, **options))
+  child = np.asarray(merge(parents, *bases, **values, **options))
   accepted = [case['expected'], *case.get('also_accepted', [])]
   errors = [np.max(np.abs(child - np.asarray(one))) for one in accepted]
   assert min(errors) <= GOLDEN['tolerance'], child

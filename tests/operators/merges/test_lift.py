@@ -8,6 +8,9 @@ import pytest
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import registry
 from evojax_llm.operators.merges import split
+from evojax_llm.operators.operator import Merge
+from evojax_llm.operators.operator import Parameter
+from evojax_llm.options import Option
 from evojax_llm.population import leaves
 from tests.operators import genomes
 
@@ -206,3 +209,66 @@ def test_a_number_counts_for_all_children_and_an_array_for_each():
     assert not np.allclose(alone[0], together[0])
   with pytest.raises(ValueError, match='3 children'):
     children(weights=jnp.ones(2))
+
+
+def test_a_list_of_genomes_is_as_good_as_a_stack():
+  one, two = genomes.member(), genomes.member(seed=1)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    lift.genome('slerp', [one, two]),
+    lift.genome('slerp', jax.tree.map(lambda *x: jnp.stack(x), one, two)),
+  )
+
+
+def test_layers_are_where_the_argument_says():
+  x = jax.random.normal(KEY, (2, 3, 4), jnp.float32)
+  slerp = registry.MERGES['slerp'].function
+  whole = slerp(x, t=jnp.float32(0.5))
+  each = jax.vmap(lambda x: slerp(x, t=jnp.float32(0.5)), 1)(x)
+  for tree, layers, expected in (
+    ({'layers': {'x': x}}, 'layers', each),
+    ({'layers': {'x': x}}, None, whole),
+    ({'blocks': {'x': x}}, 'blocks', each),
+    ({'blocks': {'x': x}}, 'layers', whole),
+  ):
+    (child,) = jax.tree.leaves(lift.genome('slerp', tree, layers=layers))
+    np.testing.assert_allclose(child, expected, rtol=1e-6)
+
+
+def pull(parents, *, t, side):
+  end = parents[1] if side == 'two' else -parents[1]
+  return parents[0] + t * (end - parents[0])
+
+
+PULL = Merge(
+  'pull',
+  pull,
+  'these tests',
+  (
+    Parameter('t', 0.5, 'how far', 0.0, 1.0),
+    Option('side', 'two', 'where to', choices=('two', 'other')),
+  ),
+  parents=(2, 2),
+)
+
+
+@pytest.mark.parametrize('method', (PULL, f'{__name__}:PULL'))
+def test_a_merge_of_a_user_is_taken_by_its_name(method):
+  parents = genomes.population(2)
+  x, y = parents['coefficients']
+  child = lift.genome(method, parents, parameters={'t': 0.25}, side='other')
+  np.testing.assert_allclose(
+    child['coefficients'], 0.75 * x - 0.25 * y, rtol=1e-6
+  )
+  rows = jnp.asarray([[0, 1]])
+  (halfway,) = lift.population(method, parents, rows)['coefficients']
+  np.testing.assert_allclose(halfway, 0.5 * x + 0.5 * y, rtol=1e-6)
+  with pytest.raises(ValueError, match='Got t 2.0 for pull; expected 0 to 1'):
+    lift.genome(method, parents, parameters={'t': 2.0})
+
+
+def test_what_is_no_merge_is_refused():
+  with pytest.raises(ValueError, match='is a function; expected a Merge'):
+    lift.genome(f'{__name__}:pull', genomes.population(2))
+  with pytest.raises(ValueError, match="'tt'.* declared for pull; .*'t'"):
+    Merge('pull', pull, '', (Parameter('tt', 0.5, 'how far'),))

@@ -95,14 +95,14 @@ def test_values_by_leaf_may_differ_by_member():
 @pytest.mark.parametrize(
   'method, values, word',
   [
-    ('slerp', {'density': 0.5}, 'no parameter'),
+    ('slerp', {'density': 0.5}, 'unknown parameter'),
     ('nothing', {}, 'expected one of'),
     ('slerp', {'t': []}, 'expected a number'),
     ('slerp', {'t': 'a'}, 'expected a number'),
     ('slerp', {'t': [{'filter': 'mlp'}]}, 'expected .*value'),
     ('slerp', {'t': [{'filter': 'nowhere', 'value': 1.0}]}, 'matches the leaf'),
     ('slerp', {'t': parameters.PerModel([0.1, 0.2])}, 'one for all'),
-    ('ties', {'density': [0.5, 1.5]}, 'density=1.[0-9]+ for ties; .* 0 to 1'),
+    ('ties', {'density': [0.5, 1.5]}, 'density 1.[0-9]+ for ties; .* 0 to 1'),
   ],
 )
 def test_refuses(method, values, word):

@@ -8,6 +8,7 @@ import pytest
 from evojax_llm.operators import succession
 from evojax_llm.population import keys
 from evojax_llm.population import stack
+from evojax_llm.strategies import base
 from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
 
@@ -48,7 +49,7 @@ def test_nobody_is_scored_twice_and_scores_are_never_stale(with_succession):
   strategy = make(with_succession=with_succession, scale_rate=0.3)
   seen = set(range(P))
   state = problems.start(strategy)
-  for members, costs, before, after in problems.play(strategy, state, 8):
+  for members, fitness, before, after in problems.play(strategy, state, 8):
     ids = before.proposal.ids
     new = ids[ids >= 0].tolist()
     assert len(set(new)) == len(new) and not seen & set(new)
@@ -59,7 +60,7 @@ def test_nobody_is_scored_twice_and_scores_are_never_stale(with_succession):
       after.fitness, problems.fitness(after.population), rtol=1e-5
     )
     assert int(after.next_id) > max(seen)
-    del members, costs
+    del members, fitness
 
 
 def test_parents_are_alive_or_made_in_the_same_round():
@@ -86,14 +87,14 @@ def test_the_best_survives_variation_and_memory_keeps_it_in_succession():
   strategy = make()
   best = -np.inf
   state = problems.start(strategy)
-  for _, costs, before, after in problems.play(strategy, state, 10):
-    best = max(best, before.memory.best_fitness, np.nanmax(-costs))
+  for _, fitness, before, after in problems.play(strategy, state, 10):
+    best = max(best, before.memory.best_fitness, np.nanmax(fitness))
     assert float(after.memory.best_fitness) == pytest.approx(best)
     np.testing.assert_allclose(
       problems.fitness(stack.stack([after.memory.best]))[0], best, rtol=1e-5
     )
     if int(before.generation) % 2:
-      pool = np.concatenate([before.fitness, -costs])
+      pool = np.concatenate([before.fitness, fitness])
       assert np.max(after.fitness) == np.nanmax(pool)
 
 
@@ -136,7 +137,7 @@ def test_personal_bests_stay_behind_after_a_bad_move():
   state = problems.start(strategy)
   first = values(state.population)
   ((members, _, _, after),) = problems.play(
-    strategy, state, 1, score=lambda m: jnp.ones(strategy.num_proposals)
+    strategy, state, 1, score=lambda m: -jnp.ones(strategy.num_proposals)
   )
   np.testing.assert_array_equal(values(after.memory.personal), first)
   np.testing.assert_array_equal(after.memory.personal_ids, np.arange(P))
@@ -212,11 +213,11 @@ def test_reordering_the_members_changes_no_result(with_succession):
 
 
 def failing(share):
-  """Cost of which the members with low numbers fail."""
+  """Fitness of which the members with low numbers fail."""
 
   def score(members):
-    costs = problems.cost(members)
-    return jnp.where(values(members)[:, 0, 0, 0] < share, jnp.nan, costs)
+    fitness = problems.fitness(members)
+    return jnp.where(values(members)[:, 0, 0, 0] < share, jnp.nan, fitness)
 
   return score
 
@@ -228,7 +229,7 @@ def test_failed_members_never_win(with_succession, method):
   score = failing(0.0)
   members = problems.population()
   state = strategy.init(
-    problems.KEY, members, score(members), strategy.default_params
+    problems.KEY, members, base.Scores(score(members)), strategy.default_params
   )
   assert 0 < np.isnan(state.fitness).sum() < P
   for _, _, before, after in problems.play(strategy, state, 8, score=score):
@@ -245,8 +246,8 @@ def test_failed_members_never_win(with_succession, method):
 def test_only_the_living_are_parents(alive):
   strategy = make(with_succession=False, cross_rate=1.0, mutation_rate=1.0)
   members = problems.population()
-  costs = problems.cost(members).at[alive:].set(jnp.nan)
-  state = strategy.init(problems.KEY, members, costs, strategy.default_params)
+  scores = base.Scores(problems.fitness(members).at[alive:].set(jnp.nan))
+  state = strategy.init(problems.KEY, members, scores, strategy.default_params)
   _, state = strategy.ask(problems.KEY, state, strategy.default_params)
   proposal = jax.tree.map(np.asarray, state.proposal)
   crossed = proposal.operator == NAMES.index('crossover')
@@ -262,7 +263,10 @@ def test_a_population_of_failures_goes_on_and_recovers(with_succession):
   strategy = make(with_succession=with_succession)
   members = problems.population()
   state = strategy.init(
-    problems.KEY, members, jnp.full(P, jnp.nan), strategy.default_params
+    problems.KEY,
+    members,
+    base.Scores(jnp.full(P, jnp.nan)),
+    strategy.default_params,
   )
   state = problems.last(
     strategy, state, 4, score=lambda m: jnp.full(strategy.num_proposals, np.nan)
@@ -340,8 +344,7 @@ def test_one_member_alone():
 )
 def test_unknown_options_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    strategy = algorithm.Genome(P, **options)
-    del strategy
+    algorithm.Genome(P, **options)
 
 
 def test_memory_never_shares_buffers_with_the_population():

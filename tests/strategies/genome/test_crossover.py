@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from evojax_llm.strategies.genome import crossover
@@ -16,8 +17,8 @@ P = 4
 TWO_PARENTS = [n for n, m in MERGES.items() if (m.most or 2) >= 2 >= m.least]
 
 
-def coefficients():
-  return {'coefficients': jax.random.normal(problems.KEY, (P, 5))}
+def gates():
+  return {'gates': jax.random.normal(problems.KEY, (P, 5))}
 
 
 def weights():
@@ -27,15 +28,19 @@ def weights():
 
 GENOMES = {
   'adapters': lambda: problems.population(members=P),
-  'coefficients': coefficients,
+  'gates': gates,
   'weights': weights,
 }
 
 
+def base_of(members):
+  return jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), members)
+
+
 def children(strategy, members):
-  costs = jnp.linspace(-1.0, -0.2, P)
+  scores = base.Scores(jnp.linspace(1.0, 0.2, P))
   params = strategy.default_params
-  state = strategy.init(problems.KEY, members, costs, params)
+  state = strategy.init(problems.KEY, members, scores, params)
   made, asked = strategy.ask(problems.KEY, state, params)
   half = strategy.num_children
   return jax.tree.map(lambda leaf: np.asarray(leaf[:half]), made), asked
@@ -43,20 +48,21 @@ def children(strategy, members):
 
 @pytest.mark.parametrize('merge', TWO_PARENTS)
 def test_every_merge_of_two_fits_every_genome_or_says_why_not(merge):
-  strategy = algorithm.Genome(P, merge=merge, with_succession=False)
-  params = strategy.default_params
-  for kind, make in GENOMES.items():
+  for make in GENOMES.values():
     members = make()
     one = jax.tree.map(lambda leaf: leaf[0], members)
-    if MERGES[merge].needs_base and kind == 'weights':
-      with pytest.raises(ValueError, match='whole weights.*adapters or'):
-        strategy.check_genome(one)
-      continue
+    options = {'merge': merge, 'with_succession': False}
+    if MERGES[merge].needs_base:
+      with pytest.raises(ValueError, match='change of a base, and no base'):
+        algorithm.Genome(P, **options).check_genome(one)
+      options['merge_base'] = jax.tree.map(jnp.zeros_like, one)
+    strategy = algorithm.Genome(P, **options)
+    params = strategy.default_params
     strategy.check_genome(one)
 
-    def ask(members):
-      costs = jnp.zeros((P,))
-      state = strategy.init(problems.KEY, members, costs, params)
+    def ask(members, strategy=strategy, params=params):
+      scores = base.Scores(jnp.zeros((P,)))
+      state = strategy.init(problems.KEY, members, scores, params)
       return strategy.ask(problems.KEY, state, params)[0]
 
     made = jax.eval_shape(ask, members)
@@ -66,10 +72,16 @@ def test_every_merge_of_two_fits_every_genome_or_says_why_not(merge):
 
 @pytest.mark.parametrize('merge', ('dare_ties', 'slerp', 'uniform_layer'))
 def test_children_are_finite_and_their_own(merge):
+  members = problems.population(members=P)
   strategy = algorithm.Genome(
-    P, merge=merge, with_succession=False, cross_rate=1.0, mutation_rate=0.0
+    P,
+    merge=merge,
+    merge_base=base_of(members),
+    with_succession=False,
+    cross_rate=1.0,
+    mutation_rate=0.0,
   )
-  made, asked = children(strategy, problems.population(members=P))
+  made, asked = children(strategy, members)
   assert int(asked.proposal.filled.sum()) == P // 2
   for leaf in jax.tree.leaves(made):
     assert np.all(np.isfinite(leaf))
@@ -79,16 +91,17 @@ def test_children_are_finite_and_their_own(merge):
 def test_ties_of_adapters_is_the_published_one():
   # GENOME's released code: 0.7 of each parent by magnitude, the sign of their
   # sum, and a weighted sum divided by how many have that sign.
+  members = problems.population(members=P)
   strategy = algorithm.Genome(
     P,
     merge='ties',
+    merge_base=base_of(members),
     merge_options={'normalize': 'count', 'election': 'unweighted'},
     merge_parameters={'density': 0.7, 'epsilon': None},
     weighing='fitness',
     with_succession=False,
     cross_rate=1.0,
   )
-  members = problems.population(members=P)
   made, asked = children(strategy, members)
   fitness = np.linspace(1.0, 0.2, P)
   pairs = np.asarray(asked.proposal.parents[: P // 2])
@@ -113,10 +126,12 @@ def test_ties_of_adapters_is_the_published_one():
 
 
 def test_hyperparameters_of_a_merge_recompile_nothing():
-  strategy = algorithm.Genome(P, merge='ties', with_succession=False)
   members = problems.population(members=P)
+  strategy = algorithm.Genome(
+    P, merge='ties', merge_base=base_of(members), with_succession=False
+  )
   params = strategy.default_params
-  state = strategy.init(problems.KEY, members, problems.cost(members), params)
+  state = strategy.init(problems.KEY, members, problems.scores(members), params)
   one, _ = strategy.ask(problems.KEY, state, params)
   compiled = type(strategy)._ask._cache_size()
   thin = params.replace(merge=params.merge | {'density': jnp.float32(0.2)})
@@ -138,7 +153,9 @@ def test_hyperparameters_of_a_merge_recompile_nothing():
   ],
 )
 def test_weighings(weighing, wanted):
-  params = algorithm.make_params(cross_high=2.0, temperature=0.1)
+  params = base.make_params(
+    algorithm.Params, {'cross_high': 2.0, 'temperature': 0.1}
+  )
   weights = crossover.weigh(
     weighing, jnp.asarray([0.5, 0.25]), jnp.asarray([0.1, 0.3]), params
   )
@@ -147,7 +164,7 @@ def test_weighings(weighing, wanted):
 
 @pytest.mark.parametrize('weighing', crossover.WEIGHINGS)
 def test_weighings_bear_failures(weighing):
-  params = algorithm.make_params()
+  params = base.make_params(algorithm.Params, {})
   for fitness in ([np.nan, 0.5], [np.nan, np.nan], [0.0, 0.0], [-1.0, 2.0]):
     weights = crossover.weigh(
       weighing, jnp.asarray([0.5, 0.25]), jnp.asarray(fitness), params
@@ -163,12 +180,15 @@ def test_weighings_bear_failures(weighing):
     ({'merge_parameters': {'density': 0.5}}, r"\['density'\] of linear"),
     (
       {'merge': 'ties', 'merge_parameters': {'density': 1.5}},
-      'density=1.5 for ties; expected .* from 0 to 1',
+      'Got density 1.5 for ties; expected 0 to 1',
     ),
-    ({'merge_options': {'election': 'weighted'}}, "no option 'election'"),
+    (
+      {'merge_options': {'election': 'weighted'}},
+      "unknown option 'election' for linear",
+    ),
     (
       {'merge': 'ties', 'merge_options': {'election': 'most'}},
-      "election='most'",
+      "Got election 'most' for ties",
     ),
   ],
 )
@@ -181,14 +201,23 @@ def test_whole_weights_are_merged_by_what_they_change_of_the_base():
   members = weights()
   one = jax.tree.map(lambda leaf: leaf[0], members)
   options = {'merge': 'task_arithmetic', 'weighing': 'equal'}
-  with pytest.raises(ValueError, match='whole weights.*Give the base'):
-    registry.make_strategy('genome', P, one, **options)
-  base = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, one)
+  with pytest.raises(ValueError, match='or give merge_base=space.base'):
+    registry.make_strategy('genome', P, genome=one, **options)
+
+  class Space:
+    """A space of whole weights."""
+
+    def experts(self):
+      return members
+
+    def base(self):
+      return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, one)
+
+  base_genome = Space().base()
   strategy = registry.make_strategy(
     'genome',
     P,
-    one,
-    base=base,
+    Space(),
     merge_parameters={'lambda_': 3.0},
     cross_rate=1.0,
     **options,
@@ -196,7 +225,7 @@ def test_whole_weights_are_merged_by_what_they_change_of_the_base():
   made, asked = children(strategy, members)
   pairs = np.asarray(asked.proposal.parents[: P // 2])
   for child, start, leaf in zip(
-    *map(jax.tree.leaves, (made, base, members)), strict=True
+    *map(jax.tree.leaves, (made, base_genome, members)), strict=True
   ):
     mean = np.asarray(leaf)[pairs].mean(axis=1)
     np.testing.assert_allclose(
@@ -209,6 +238,6 @@ def test_the_configuration_names_what_merges_take():
     name for merge in TWO_PARENTS for name in MERGES[merge].parameters
   }
   options = {name for merge in TWO_PARENTS for name in MERGES[merge].options}
-  unset = genome_config.UNSET
-  assert set(unset['merge_parameters']) == parameters - {'weights', 't'}
-  assert set(unset['merge_options']) == options
+  config = genome_config.get_config().strategy.options
+  assert set(config.merge_parameters) == parameters - {'weights', 't'}
+  assert set(config.merge_options) == options

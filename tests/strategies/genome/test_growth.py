@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.population import stack
+from evojax_llm.strategies import base
 from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
 
@@ -59,7 +60,7 @@ def test_a_population_grows_until_it_is_full_and_nothing_recompiles(options):
       if before.proposal.operator.max() > 0:  # nobody dies as long as it grows
         assert set(before.ids[before.ids >= 0].tolist()) <= set(ids.tolist())
     sizes.append(len(ids))
-    now = type(strategy).tell._cache_size(), type(strategy)._ask._cache_size()
+    now = type(strategy)._tell._cache_size(), type(strategy)._ask._cache_size()
     assert now == (programs or now)
     programs = now
     del members
@@ -106,7 +107,10 @@ def test_a_population_of_failures_stays_a_population():
   strategy = make(with_succession=False)
   members = problems.population(members=FEW)
   state = strategy.init(
-    problems.KEY, members, jnp.full(FEW, jnp.nan), strategy.default_params
+    problems.KEY,
+    members,
+    base.Scores(jnp.full(FEW, jnp.nan)),
+    strategy.default_params,
   )
   state = problems.last(strategy, state, 3)
   assert len(alive(state)) >= FEW
@@ -114,7 +118,7 @@ def test_a_population_of_failures_stays_a_population():
 
 
 def test_shrinking_is_refused():
-  with pytest.raises(ValueError, match='places for 3 members'):
+  with pytest.raises(ValueError, match='slots for 3 members'):
     algorithm.Genome(FEW, max_population=3)
 
 
@@ -145,15 +149,15 @@ def test_spared_elites_stay_where_they_are_and_are_not_scored():
 
 
 def test_the_elites_that_stay_are_those_that_selection_would_keep():
-  # On the second task nobody else scores: shared, that is worth the most.
-  objectives = jnp.asarray([[0.9, 0.0], [0.8, 0.0], [0.8, 0.0], [0.0, 0.6]])
+  # On the second task no other member scores: shared, that is worth the most.
+  tasks = jnp.asarray([[0.9, 0.0], [0.8, 0.0], [0.8, 0.0], [0.0, 0.6]])
   strategy = algorithm.Genome(
     4, spare_elites=True, elite_share=0.25, chosen_by='shared'
   )
   members = problems.population(members=4)
   params = strategy.default_params
-  cost = -jnp.mean(objectives, axis=1)
-  state = strategy.init(problems.KEY, members, cost, params, objectives)
+  scores = base.Scores(jnp.mean(tasks, axis=1), tasks)
+  state = strategy.init(problems.KEY, members, scores, params)
   _, state = strategy.ask(problems.KEY, state, params)
   spared = np.asarray(state.proposal.ids[:4]) < 0
   assert spared.tolist() == [False, False, False, True]

@@ -1,4 +1,4 @@
-"""Parents, survivors and worth, as GENOME draws them."""
+"""Parents, survivors and their criterion, as GENOME draws them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators import pareto
+from evojax_llm.strategies import base
 from evojax_llm.strategies.genome import algorithm
 from evojax_llm.strategies.genome import parent_selection
 from tests.strategies import problems
@@ -79,7 +80,7 @@ def test_survivors_are_distinct_members_and_the_elites_among_them(method):
 
 
 @pytest.mark.parametrize('method', parent_selection.METHODS)
-def test_everybody_survives_where_there_is_room(method):
+def test_all_survive_where_there_is_room(method):
   places = parent_selection.survivors(
     method, problems.KEY, FITNESS, IDS, 7, jnp.int32(1), 3
   )
@@ -99,31 +100,33 @@ def test_random_survivors_are_drawn_evenly():
   np.testing.assert_allclose(counts[[0, 3, 4, 5]], 0.5, atol=0.08)
 
 
-def test_worth_by_the_vector():
+def test_criterion_by_the_vector():
   objectives = jnp.asarray(
     [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.4, 0.0], [np.nan, np.nan]]
   )
   ids = jnp.arange(5, dtype=jnp.int32)
   fitness = jnp.mean(objectives, axis=1)
-  value = parent_selection.worth(
+  value = parent_selection.criterion(
     'pareto', fitness, objectives, ids, jnp.float32(1.0)
   )
   np.testing.assert_array_equal(value, pareto.fitness(objectives, ids))
   # Only the fourth is beaten by another on all tasks; who failed has none.
   assert np.nanargmin(value) == 3 and np.isnan(value[4])
-  shared = parent_selection.worth(
+  shared = parent_selection.criterion(
     'shared', fitness, objectives, ids, jnp.float32(1.0)
   )
   # The second task is solved by one almost alone: that is worth most.
   assert np.nanargmax(shared) == 2 and np.isnan(shared[4])
-  assert parent_selection.worth('fitness', fitness, None, ids, None) is fitness
+  assert (
+    parent_selection.criterion('fitness', fitness, None, ids, None) is fitness
+  )
 
 
 def test_sharing_bears_metrics_to_be_minimised():
   objectives = -jnp.asarray([[1.0, 3.0], [2.0, 1.0], [5.0, 5.0]])
   ids = jnp.arange(3, dtype=jnp.int32)
   fitness = jnp.mean(objectives, axis=1)
-  shared = parent_selection.worth(
+  shared = parent_selection.criterion(
     'shared', fitness, objectives, ids, jnp.float32(1.0)
   )
   assert np.all(shared >= 0) and np.argmin(shared) == 2
@@ -151,28 +154,18 @@ def test_a_population_chosen_by_the_vector_keeps_its_ends(
   )
   params = strategy.default_params
   members = problems.population()
-  objectives = vector(members)
-  state = strategy.init(
-    problems.KEY, members, -objectives.mean(axis=1), params, objectives
-  )
-  best = np.asarray(objectives.max(axis=0))
+  tasks = vector(members)
+  scores = base.Scores(tasks.mean(axis=1), tasks)
+  state = strategy.init(problems.KEY, members, scores, params)
+  best = np.asarray(tasks.max(axis=0))
   for _ in range(4):
     members, state = strategy.ask(problems.KEY, state, params)
-    objectives = vector(members)
-    state, _ = strategy.tell(
-      problems.KEY, members, -objectives.mean(axis=1), state, params, objectives
-    )
-    np.testing.assert_allclose(
-      state.objectives, vector(state.population), rtol=1e-5
-    )
+    tasks = vector(members)
+    scores = base.Scores(tasks.mean(axis=1), tasks)
+    state = strategy.tell(problems.KEY, members, scores, state, params)
+    np.testing.assert_allclose(state.tasks, vector(state.population), rtol=1e-5)
     if chosen_by == 'pareto' and not with_succession:
       # The two ends of the first front have infinite distance.
-      now = np.asarray(state.objectives.max(axis=0))
+      now = np.asarray(state.tasks.max(axis=0))
       assert np.all(now >= best - 1e-6)
       best = now
-
-
-def test_the_vector_is_asked_for():
-  strategy = algorithm.Genome(P, chosen_by='pareto')
-  with pytest.raises(ValueError, match="objectives for chosen_by 'pareto'"):
-    problems.start(strategy)

@@ -296,10 +296,13 @@ def test_published_drop_takes_the_whole_text_without_a_mark():
 @pytest.mark.parametrize(
   ('make', 'words'),
   [
-    (lambda: ExactMatch(match='lines'), 'match: expected line or'),
-    (lambda: NumericMatch(last_words=0), 'last_words: expected at least 1'),
-    (lambda: NumericMatch(tolerance='x'), 'tolerance: expected float'),
-    (lambda: ExactMatch(ignore_case=1), 'ignore_case: expected bool'),
+    (
+      lambda: ExactMatch(match='lines'),
+      "Got match 'lines'; expected one of 'line'",
+    ),
+    (lambda: NumericMatch(last_words=0), 'Got last_words 0; expected 1 or'),
+    (lambda: NumericMatch(tolerance='x'), "Got tolerance 'x'; expected 0 or"),
+    (lambda: ExactMatch(ignore_case=1), 'Got ignore_case 1; expected bool'),
     (lambda: RegexMatch(pattern='('), 'regular expression'),
   ],
 )

@@ -285,8 +285,8 @@ def test_a_key_that_is_not_there(serve, monkeypatch):
     ({'function': lengths, 'low': 3.0, 'high': 3.0}, 'not below'),
     ({'function': lengths, 'template': '{prompt}'}, 'are needed'),
     ({'function': lengths, 'template': '{promt}{response}'}, 'promt'),
-    ({'function': 'json:nothing'}, 'expected a function'),
-    ({'function': 'nothing.py:f'}, 'no such Python file'),
+    ({'function': 'json:nothing'}, "'json' has no 'nothing'"),
+    ({'function': 'nothing.py:f'}, 'there is no file nothing.py'),
   ],
 )
 def test_judges_that_cannot_be_are_refused(options, words):

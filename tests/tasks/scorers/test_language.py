@@ -66,7 +66,7 @@ def test_a_detector_of_ones_own():
     (
       'exact_match',
       {'language': 'x', 'detector': 'nobody:here'},
-      'nobody: the module cannot be used',
+      "'nobody' cannot be imported",
     ),
     ('exact_match', {'language': 'x', 'detector': 'here'}, "'module:function'"),
   ],

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from evojax_llm.engine.answers import Answers
+from evojax_llm.engine.packed_split import PackedSplit
 from evojax_llm.engine.packed_split import Place
-from evojax_llm.engine.packed_split import Split
 from evojax_llm.fitness.objectives import Objective
 from evojax_llm.tasks.scorers.answers import cut_at_stop
 from evojax_llm.tasks.scorers.base import Answer
@@ -54,7 +54,7 @@ class TaskScores:
 
 
 @dataclasses.dataclass
-class Scores:
+class Evaluation:
   """Fitness of M members, and what it was made of.
 
   Attributes:
@@ -88,7 +88,10 @@ class Sheets:
     self._seen: list[TaskScores] = []
 
   def add(
-    self, members: np.ndarray, items: Sequence[Sequence[int]], scores: Scores
+    self,
+    members: np.ndarray,
+    items: Sequence[Sequence[int]],
+    scores: Evaluation,
   ) -> None:
     """Takes in scores of some members on some items of each task."""
     self._seen = scores.tasks
@@ -152,7 +155,7 @@ class Matcher:
     # By task, item and generated tokens.
     self._verdicts: dict[tuple, Verdict] = {}
 
-  def score(self, split: Split, answers: Answers) -> Scores:
+  def score(self, split: PackedSplit, answers: Answers) -> Evaluation:
     """Scores of all members.
 
     Raises:
@@ -173,7 +176,7 @@ class Matcher:
     fitness = np.full(len(alive), np.nan, np.float32)
     if not self.objective.needs_experts:
       fitness = self.objective(task_scores)
-    return Scores(
+    return Evaluation(
       fitness=fitness,
       task_scores=task_scores,
       tasks=tasks,
@@ -181,7 +184,7 @@ class Matcher:
     )
 
   def _score_task(
-    self, k: int, split: Split, answers: Answers
+    self, k: int, split: PackedSplit, answers: Answers
   ) -> tuple[TaskScores, np.ndarray]:
     """What all members did on a task, and the task's score of each."""
     task, scorer, places = self._tasks[k], self._scorers[k], split.places[k]

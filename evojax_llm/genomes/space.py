@@ -1,0 +1,224 @@
+"""The contract of genome spaces: how a genome is made, expressed and exported.
+
+A population is a pytree whose leaves have a leading P; a genome is the same
+tree without it. A space gives meaning to genomes: the engine asks it for the
+parameters that its members share (`model`) and for what tells one member from
+them (`express`), strategies and runs for the rest.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm import lookup
+from evojax_llm.genomes import initial
+from evojax_llm.models import hub
+from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.expression import Expression
+from evojax_llm.population import stack
+
+# By the value of the configuration; see `make_space`.
+SPACES: dict[str, Any] = {
+  'adapters': 'evojax_llm.genomes.adapters:AdapterSpace',
+  'gates': 'evojax_llm.genomes.gates:GateSpace',
+  'weights': 'evojax_llm.genomes.weights:WeightSpace',
+}
+# Names that spaces had, for messages.
+_FORMER = {'coefficients': 'gates'}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A configuration, and the parameters that all members of a space share.
+
+  Attributes:
+    config: of the model.
+    params: parameter tree of `models.transformer`.
+    folder: it was loaded from; gives tokenizer, stored types and the name of
+      the base to what is exported. None for a model without files.
+  """
+
+  config: GemmaConfig
+  params: Any
+  folder: str | os.PathLike | None = None
+
+
+class Expressing(Protocol):
+  """What the engine asks of a space."""
+
+  def model(self) -> Model:
+    """Returns what all members share."""
+
+  def express(self, genome: stack.Genome) -> Expression:
+    """Returns what tells one member from the model; pure, may be mapped."""
+
+
+class Space(Expressing, Protocol):
+  """A genome space over N experts; a base class with what most spaces do alike.
+
+  Attributes:
+    names: (N,) of the experts.
+    exports: 'adapter' or 'model', the kind of folder that `export` writes.
+    takes: kinds of experts that `from_files` takes, of 'adapters' and 'models'.
+    shares_base: whether members use the parameters of `model`; where they do
+      not, nothing is gained by an int8 base.
+  """
+
+  names: tuple[str, ...]
+  exports: str = 'adapter'
+  takes: tuple[str, ...] = ('adapters',)
+  shares_base: bool = True
+
+  @classmethod
+  def from_files(
+    cls,
+    base: str | os.PathLike | Model,
+    adapters: Sequence[str | os.PathLike] = (),
+    models: Sequence[str | os.PathLike] = (),
+    dtype: Any = jnp.float32,
+  ) -> 'Space':
+    """Makes the space of a base and experts on disk; see `make_space`."""
+
+  @property
+  def plain(self) -> 'Space':
+    """The space of the plain mixes of its experts that a search has to beat."""
+    return self
+
+  def experts(self) -> stack.Population:
+    """Returns the experts as genomes, leaves (N, ...)."""
+
+  def base(self) -> stack.Genome:
+    """Returns the genome that is expressed as the model without a change."""
+
+  def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
+    """Returns C mixes of the experts.
+
+    Args:
+      weights: (C, N) f64 of the experts.
+      factors: (C,) f64 that the change from the base is multiplied by.
+    """
+
+  def initial(
+    self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
+  ) -> initial.Initial:
+    """Makes an initial population; see `initial.make_initial`.
+
+    The mass of a member, which 'zero' and 'scaled_average' choose, is that of
+    its change from the base.
+    """
+    rows = initial.make_rows(len(self.names), recipe, size, key)
+    weights = np.stack([row.second for row in rows])
+    return initial.finish(rows, self.mix(weights, np.ones(len(rows))), key)
+
+  def sample(
+    self,
+    key: jax.Array,
+    concentration: float = 1.0,
+    low: float = 0.0,
+    high: float = 4.0,
+  ) -> stack.Genome:
+    """Draws one genome: a random mix of the experts with a random mass.
+
+    Args:
+      key: () typed key.
+      concentration: of the Dirichlet distribution of the mix.
+      low: least mass.
+      high: most mass; draws are within `bounds` unless this is over 4.
+    """
+
+  def bounds(self) -> tuple[stack.Genome, stack.Genome] | None:
+    """Returns the lowest and highest genome that `sample` draws, if known."""
+    return None
+
+  def export(
+    self, genome: stack.Genome, folder: str | os.PathLike
+  ) -> pathlib.Path:
+    """Writes one member as a new folder, of the kind that `exports` says."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expressed:
+  """Members that are expressed already: a genome is an `Expression`.
+
+  Attributes:
+    shared: what they have in common.
+  """
+
+  shared: Model
+
+  def model(self) -> Model:
+    """Returns what all members share."""
+    return self.shared
+
+  def express(self, genome: Expression) -> Expression:
+    """Returns the genome."""
+    return genome
+
+
+def find_space(name: str) -> Any:
+  """Returns the class of a space.
+
+  Args:
+    name: a key of SPACES, or 'package.module:Object'.
+
+  Raises:
+    ValueError: there is none of that name.
+  """
+  if name in _FORMER:
+    raise ValueError(
+      f'Got space {name!r}; expected one of {", ".join(SPACES)}. Did you mean '
+      f'{_FORMER[name]!r}, as it is called now?'
+    )
+  return lookup.find(name, SPACES, 'space')
+
+
+def load_model(
+  base: str | os.PathLike | Model, dtype: Any = jnp.float32
+) -> Model:
+  """Loads a model folder; with no dtype, its configuration alone.
+
+  A model that is loaded already is returned as it is, so that several spaces
+  share its arrays.
+  """
+  if isinstance(base, Model):
+    return base
+  if dtype is None:
+    return Model(hub.load_config(base)[0], None, base)
+  return Model(*hub.load_checkpoint(base, dtype), base)
+
+
+def make_space(
+  name: str,
+  base: str | os.PathLike | Model,
+  adapters: Sequence[str | os.PathLike] = (),
+  models: Sequence[str | os.PathLike] = (),
+  dtype: Any = jnp.float32,
+) -> Space:
+  """Makes the space of a base and experts on disk.
+
+  Args:
+    name: see `find_space`.
+    base: folder of the base, or the base where it is loaded already.
+    adapters: PEFT adapter folders, one an expert; or
+    models: folders of models that were tuned from the base.
+    dtype: of the parameters; None to load none, for a space that only exports.
+
+  Raises:
+    ValueError: the name is unknown, or the space does not take such experts.
+    ModelError: a folder cannot be used.
+  """
+  found = find_space(name)
+  for kind, folders in (('adapters', adapters), ('models', models)):
+    if folders and kind not in found.takes:
+      raise ValueError(
+        f'Got experts that are {kind} for the space {name!r}; expected '
+        f'{" or ".join(found.takes)}.'
+      )
+  return found.from_files(base, adapters, models, dtype)

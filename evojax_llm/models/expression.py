@@ -1,0 +1,190 @@
+"""What tells one member from another: low rank, gates or whole parameters.
+
+A genome space expresses a genome as one of three types, and the type says how
+the model runs it:
+
+  LowRank  factors added to linear maps,
+  Gates    weights of factors that all members share,
+  Weights  parameters of its own.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class LowRank:
+  """A member that adds a low rank to linear maps: y = x W + (x a) b.
+
+  Attributes:
+    factors: {'a': (..., in, R), 'b': (..., R, out)} at any subset of the linear
+      maps of the parameter tree; b is scaled.
+  """
+
+  factors: dict[str, Any]
+
+
+@flax.struct.dataclass
+class Gates:
+  """A member that weighs shared factors: y = x W + ((x a) gate) b.
+
+  `a` and `b` stand beside the kernel in the parameters (`with_factors`).
+
+  Attributes:
+    gates: (..., R) at any subset of the linear maps that have factors.
+  """
+
+  gates: dict[str, Any]
+
+
+@flax.struct.dataclass
+class Weights:
+  """A member that is a model: its parameters replace the shared ones.
+
+  Attributes:
+    params: parameter tree, whole.
+  """
+
+  params: dict[str, Any]
+
+
+Expression = LowRank | Gates | Weights
+
+
+def variables(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
+  """Returns the variables of the flax model for one member.
+
+  Args:
+    params: shared parameters; without a leading axis where `apply` is mapped
+      over members, which leaves one product x W for all of them.
+    expression: of the member.
+  """
+  match expression:
+    case LowRank(factors):
+      return {'params': params, 'lora': factors}
+    case Gates(gates):
+      named = jax.tree.map(lambda gate: {'gate': gate}, gates)
+      return {'params': params, 'gates': named}
+    case Weights(own):
+      return {'params': own}
+  raise TypeError(
+    f'Got a member expressed as {type(expression).__name__}; expected LowRank, '
+    'Gates or Weights.'
+  )
+
+
+def fold(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
+  """Returns the parameters of one member, its low rank added to the kernels.
+
+  Args:
+    params: shared parameters; kernels (..., in, out).
+    expression: of the member.
+
+  Returns:
+    The parameter tree with kernel + a b or kernel + (a gate) b, summed in f32
+    and kept in the type of the factors or, where it is a floating one, of the
+    kernel; untouched leaves are shared.
+  """
+  match expression:
+    case LowRank(factors):
+      return _at_maps(
+        lambda node, pair: {'kernel': _add(node, pair['a'], pair['b'])},
+        params,
+        factors,
+      )
+    case Gates(gates):
+      return _at_maps(
+        lambda node, gate: {
+          'kernel': _add(
+            node, node['a'].astype(jnp.float32) * gate[..., None, :], node['b']
+          )
+        },
+        params,
+        gates,
+      )
+  return variables(params, expression)['params']
+
+
+def as_low_rank(expression: Expression, params: dict[str, Any]) -> LowRank:
+  """Returns the same member with factors of its own.
+
+  Under vmap only `a` carries the axis of the members.
+
+  Args:
+    expression: LowRank or Gates.
+    params: shared parameters, of which only the factors matter.
+
+  Raises:
+    TypeError: the member is a whole model.
+  """
+  if isinstance(expression, LowRank):
+    return expression
+  if not isinstance(expression, Gates):
+    raise TypeError(
+      f'Got a member expressed as {type(expression).__name__}; expected one of '
+      'a low rank, LowRank or Gates.'
+    )
+
+  def weigh(gate, node):
+    if isinstance(gate, dict):
+      return {name: weigh(inner, node[name]) for name, inner in gate.items()}
+    a = node['a']
+    weighed = (a.astype(jnp.float32) * gate[..., None, :]).astype(a.dtype)
+    return {'a': weighed, 'b': node['b']}
+
+  return LowRank(weigh(expression.gates, params))
+
+
+def of_one_rank(*members: LowRank) -> list[LowRank]:
+  """Returns members of the same modules, zeros added up to the largest rank."""
+
+  trees = [member.factors for member in members]
+
+  def pad(path, leaf, *leaves):
+    axis = -1 if path[-1].key == 'a' else -2
+    width = [(0, 0)] * leaf.ndim
+    width[axis] = (0, max(x.shape[axis] for x in leaves) - leaf.shape[axis])
+    return jnp.pad(leaf, width)
+
+  return [LowRank(jax.tree.map_with_path(pad, tree, *trees)) for tree in trees]
+
+
+def with_factors(
+  params: dict[str, Any], factors: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns parameters with factors beside their kernels; nothing is copied.
+
+  Args:
+    params: parameter tree.
+    factors: {'a', 'b'} at any subset of its linear maps, as in `LowRank`.
+  """
+  return _at_maps(lambda node, pair: {**node, **pair}, params, factors)
+
+
+def _at_maps(change, params, tree):
+  """Makes change(node, part) of the linear maps that a tree has a part of."""
+  if 'kernel' in params:
+    return change(params, tree)
+  return {
+    name: _at_maps(change, node, tree[name]) if name in tree else node
+    for name, node in params.items()
+  }
+
+
+def _add(params: dict[str, jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
+  """Returns the kernel of a linear map with a b added."""
+  kernel, dtype = params['kernel'], params['kernel'].dtype
+  if 'step' in params:
+    kernel = kernel.astype(jnp.float32) * params['step'][..., None, :]
+    dtype = b.dtype
+  common = jnp.promote_types(a.dtype, b.dtype)
+  delta = jnp.einsum(
+    '...ir,...ro->...io',
+    a.astype(common),
+    b.astype(common),
+    preferred_element_type=jnp.float32,
+  )
+  return (kernel.astype(jnp.float32) + delta).astype(dtype)

@@ -1,0 +1,354 @@
+"""What the trials of a sweep change of a configuration.
+
+A change is a mapping such as {'strategy.options.sigma': 0.1, 'seed': 3}, and a
+sweep is a list of them. A configuration file says so in a function:
+
+    def sweep():
+      return changes.product(
+        changes.values('strategy.options.sigma', 0.01, 0.1, 1.0),
+        changes.values('seed', *range(5)),
+      )
+
+and a command line in text: 'strategy.options.sigma=0.01,0.1,1;seed=0..4'.
+"""
+
+import ast
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import itertools
+import math
+import random
+import re
+from typing import Any
+
+from ml_collections import config_dict
+
+from evojax_llm import lookup
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
+
+Change = Mapping[str, Any]
+_LONGEST_NAME = 120
+# What stands between commas that are outside of brackets and quotes.
+_ITEM = re.compile(r'(?:[^,(\["\']|\(.*?\)|\[.*?\]|".*?"|\'.*?\')+')
+_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A run of a sweep.
+
+  Attributes:
+    name: of its folder, below that of the sweep.
+    config: of the run.
+    changes: what tells it from the other trials, by field.
+  """
+
+  name: str
+  config: RunConfig
+  changes: Mapping[str, Any]
+
+
+def values(field: str, *given: Any) -> list[Change]:
+  """Returns a change for each value of a field."""
+  return [{field: value} for value in given]
+
+
+def product(*parts: Iterable[Change]) -> list[Change]:
+  """Combines each change of a part with each of the others."""
+  return [_merged(combined) for combined in itertools.product(*parts)]
+
+
+def zipped(*parts: Iterable[Change]) -> list[Change]:
+  """Combines the first changes of all parts, then the second ones, and so on.
+
+  Raises:
+    ValueError: the parts have different lengths.
+  """
+  return [_merged(combined) for combined in zip(*parts, strict=True)]
+
+
+def chain(*parts: Iterable[Change]) -> list[Change]:
+  """Returns the changes of one part after those of another."""
+  return list(itertools.chain(*parts))
+
+
+def draws(
+  count: int,
+  fields: Mapping[str, Sequence[Any] | Callable[[random.Random], Any]],
+  seed: int = 0,
+) -> list[Change]:
+  """Draws changes at random.
+
+  Args:
+    count: number of changes; the first ones do not depend on it.
+    fields: by name what a value is drawn from: a sequence, or a function such
+      as `uniform(0.1, 1.0)` of a `random.Random`.
+    seed: of the draws.
+  """
+  chance = random.Random(seed)
+
+  def draw(source):
+    return source(chance) if callable(source) else chance.choice(source)
+
+  return [{f: draw(s) for f, s in fields.items()} for _ in range(count)]
+
+
+def uniform(low: float, high: float) -> Callable[[random.Random], float]:
+  """Draws evenly from [low, high], to four digits."""
+  return lambda chance: float(f'{chance.uniform(low, high):.4g}')
+
+
+def log_uniform(low: float, high: float) -> Callable[[random.Random], float]:
+  """Draws evenly from the logarithms of [low, high], to four digits."""
+  ends = math.log(low), math.log(high)
+  return lambda chance: float(f'{math.exp(chance.uniform(*ends)):.4g}')
+
+
+def integers(low: int, high: int) -> Callable[[random.Random], int]:
+  """Draws evenly from low, ..., high."""
+  return lambda chance: chance.randint(low, high)
+
+
+def _merged(combined: Iterable[Change]) -> Change:
+  return {field: value for part in combined for field, value in part.items()}
+
+
+def parse(
+  text: str, config: config_dict.ConfigDict, what: str = '--sweep'
+) -> list[Change]:
+  """Reads 'field=1,2,3;other=0..4' as the product of its fields.
+
+  Args:
+    text: values are separated by commas outside of brackets and quotes; 0..4
+      is 0, 1, 2, 3, 4.
+    config: gives each value the type that its field has.
+    what: where the text comes from, for messages.
+
+  Raises:
+    UserError: there is no such field, or a value is not of its type.
+  """
+  parts: dict[str, list[Change]] = {}
+  for part in filter(None, (part.strip() for part in text.split(';'))):
+    field, equals, listed = part.partition('=')
+    field = field.strip()
+    if not equals or not listed.strip() or field in parts:
+      raise UserError(
+        f"Got {what} with {part!r}; expected 'field=value,value' once for each "
+        "field, and ';' between them."
+      )
+    group, name = _find(config, field)
+    given: list[Any] = []
+    for item in map(str.strip, _ITEM.findall(listed)):
+      bounds = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', item)
+      if bounds and group.get_type(name) in (int, float):
+        given += range(int(bounds[1]), int(bounds[2]) + 1)
+      else:
+        given.append(_value(item, group, name, f'{what} with {field}'))
+    parts[field] = values(field, *given)
+  if not parts or not all(parts.values()):
+    raise UserError(f'Got {what}={text!r}; expected values of a field.')
+  return product(*parts.values())
+
+
+def apply(
+  config: config_dict.ConfigDict, change: Change
+) -> config_dict.ConfigDict:
+  """Returns a copy of a configuration with the fields of a change set.
+
+  Raises:
+    UserError: there is no such field, or a value is not of its type.
+  """
+  config = config.copy_and_resolve_references()
+  for field, value in change.items():
+    group, name = _find(config, field)
+    if isinstance(value, Mapping):
+      value = config_dict.ConfigDict(value)
+    try:
+      group[name] = value
+    except (TypeError, ValueError) as error:
+      text = ' '.join(str(error).split())
+      raise UserError(f'Got {field}={value!r}: {text}') from error
+  return config
+
+
+def _find(
+  config: config_dict.ConfigDict, field: str
+) -> tuple[config_dict.ConfigDict, str]:
+  """The part of a configuration that a field is in, and its name there."""
+  *groups, name = field.split('.')
+  part: Any = config
+  for group in groups:
+    part = part.get(group) if isinstance(part, config_dict.ConfigDict) else None
+  if not isinstance(part, config_dict.ConfigDict) or name not in part:
+    known = fields(config)
+    # A name without what stands before it is the likeliest mistake.
+    same = [other for other in known if other.split('.')[-1] == name]
+    hint = lookup.did_you_mean(same[0] if same else field, known)
+    raise UserError(
+      f'Got a sweep over {field!r}, which the configuration does not have; '
+      f'expected a field such as seed or strategy.population.{hint}'
+    )
+  return part, name
+
+
+def fields(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns the values of a configuration by their whole names."""
+  found = {}
+  for name, value in config.items():
+    nests = isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value)
+    inner = (
+      fields(value, f'{prefix}{name}.') if nests else {prefix + name: value}
+    )
+    found |= inner
+  return found
+
+
+def _value(
+  text: str, group: config_dict.ConfigDict, name: str, what: str
+) -> Any:
+  """A value of the type that its field has."""
+  kind, unset = group.get_type(name), group[name] is None
+  if unset and text == 'None':
+    return None
+  try:
+    if kind is str:
+      quoted = text[:1] in ('"', "'")
+      return ast.literal_eval(text) if quoted else text
+    if kind is bool:
+      return {'true': True, 'false': False}[text.lower()]
+    if kind in (int, float):
+      return kind(text)
+    return ast.literal_eval(text)
+  except (KeyError, SyntaxError, ValueError):
+    raise UserError(
+      f'Got {what}={text}; expected values of type {kind.__name__}.'
+    ) from None
+
+
+def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
+  """Makes a trial of each change of a configuration, and of each of its seeds.
+
+  Args:
+    config: a `ConfigDict`, or a `RunConfig`.
+    changes: of its fields.
+
+  Raises:
+    UserError: there is no such field, or a value cannot be.
+  """
+  if isinstance(config, RunConfig):
+    config = config.to_config()
+  changes = list(changes)
+  if config.seeds > 1 and not any('seed' in change for change in changes):
+    changes = product(changes, values('seed', *_seeds(config)))
+  made = []
+  for name, change in zip(names(changes), changes, strict=True):
+    changed = apply(config, {'seeds': 1, **change})
+    made.append(Trial(name, RunConfig.from_config(changed), dict(change)))
+  return made
+
+
+def as_trials(configs: Any) -> list[Trial]:
+  """Returns trials as they are, or those of configurations and their seeds.
+
+  Args:
+    configs: trials; or a mapping of names to configurations; or configurations
+      alone, which are named by what differs among them.
+  """
+  if isinstance(configs, Mapping):
+    return [
+      Trial(
+        f'{name},{trial.name}', trial.config, {'config': name, **trial.changes}
+      )
+      for name, config in configs.items()
+      for trial in trials(
+        RunConfig.from_config(config), values('seed', *_seeds(config))
+      )
+    ]
+  configs = list(configs)
+  if all(isinstance(config, Trial) for config in configs):
+    return configs
+  read = [
+    dataclasses.replace(config, seed=seed, seeds=1)
+    for config in map(RunConfig.from_config, configs)
+    for seed in _seeds(config)
+  ]
+  flat = [fields(config.to_dict()) for config in read]
+  varied = [
+    field
+    for field in dict.fromkeys(itertools.chain(*flat))
+    if len({repr(one.get(field, '')) for one in flat}) > 1
+  ]
+  changes = [{f: one[f] for f in varied if f in one} for one in flat]
+  parts = zip(names(changes), read, changes, strict=True)
+  return [Trial(*part) for part in parts]
+
+
+def _seeds(config: Any) -> range:
+  return range(config.seed, config.seed + config.seeds)
+
+
+def conflicts(first: Trial, other: Trial) -> list[str]:
+  """Returns the fields that differ in two trials and that neither changes."""
+  changed = first.changes.keys() | other.changes.keys()
+  if first.name != other.name and not all(
+    field.split('.')[0] in _FIELDS for field in changed
+  ):
+    return []  # named configurations may differ in anything
+  there, here = (fields(trial.config.to_dict()) for trial in (first, other))
+  if first.name == other.name:
+    changed = set()
+  return [
+    f'{name}: {there[name]!r} there, {here[name]!r} here'
+    for name in there
+    if name in here
+    and _plain(there[name]) != _plain(here[name])
+    and not any(name == f or name.startswith(f'{f}.') for f in changed)
+  ]
+
+
+def names(changes: Sequence[Change]) -> list[str]:
+  """Returns a name for each change, of which folders can be made.
+
+  As much of a field is in it as tells the fields of all changes apart:
+  'sigma=0.1,seed=3'.
+
+  Raises:
+    UserError: two changes differ in nothing that a name shows.
+  """
+  short = short_names(list(dict.fromkeys(itertools.chain(*changes))))
+  made: dict[str, Change] = {}
+  for change in changes:
+    name = ','.join(f'{short[f]}={_shown(v)}' for f, v in change.items())
+    name = name or 'unchanged'
+    if len(name) > _LONGEST_NAME:
+      digest = hashlib.sha256(repr(change).encode()).hexdigest()[:8]
+      name = f'{name[: _LONGEST_NAME - 9]}-{digest}'
+    if made.setdefault(name, change) is not change:
+      raise UserError(f'Got the trial {name} twice; expected different ones.')
+  return list(made)
+
+
+def short_names(swept: Sequence[str]) -> dict[str, str]:
+  """Returns the shortest ends of dotted names that tell them apart."""
+  short = {}
+  for field in swept:
+    parts, length = field.split('.'), 1
+    others = [f.split('.') for f in swept if f != field]
+    while any(other[-length:] == parts[-length:] for other in others):
+      length += 1
+    short[field] = '.'.join(parts[-length:])
+  return short
+
+
+def _shown(value: Any) -> str:
+  return re.sub(r'[^\w.+-]+', '+', str(value)).strip('+') or 'none'
+
+
+def _plain(value: Any) -> Any:
+  """Sequences as JSON has them."""
+  return [*map(_plain, value)] if isinstance(value, (list, tuple)) else value

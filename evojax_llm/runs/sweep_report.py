@@ -1,0 +1,267 @@
+"""The table and the pictures of a sweep, and the table over seeds."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import itertools
+import json
+import statistics
+from typing import Any
+
+from evojax_llm.runs import plots
+from evojax_llm.runs import record
+from evojax_llm.runs import report
+from evojax_llm.runs import sweep_changes
+
+SPLITS = {'dev': 'dev', 'test': 'test', 'heldout': 'held out'}
+_EVOLVED = 'evolved'
+_LEVELS = ('base', 'best expert', 'soup', 'scaled average')
+
+
+def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
+  """Writes summary.json, summary.md and pictures of a `sweeps.Folder`.
+
+  Returns:
+    The content of summary.json: `trials` with status and error, `settings` with
+    the scores of their seeds and their mean, standard deviation, lowest and
+    highest, `best`, the setting with the highest mean on dev, and `baselines`,
+    where they are those of all trials.
+  """
+  summaries = {name: folder.summary(name) for name in folder.trials}
+  rows, groups = [], {}
+  for name, trial in folder.trials.items():
+    error = folder.error(name)
+    missing = 'failed' if error else 'unfinished'
+    status = 'finished' if summaries[name] else missing
+    row = {'name': name, 'changes': trial.changes, 'status': status}
+    rows.append({**row, 'error': error})
+    changes = {f: v for f, v in trial.changes.items() if f != 'seed'}
+    key = json.dumps(changes, sort_keys=True)
+    groups.setdefault(key, (changes, []))[1].append(name)
+  names = sweep_changes.names([changes for changes, _ in groups.values()])
+  settings = []
+  for name, (changes, trials) in zip(names, groups.values(), strict=True):
+    done = [summaries[t] for t in trials if summaries[t]]
+    evolved = over_seeds('', dict(enumerate(done)))['rows']
+    evolved = next((row for row in evolved if row['name'] == _EVOLVED), {})
+    times = [round(sum(one['seconds'].values()), 3) for one in done]
+    setting = {'changes': changes, 'trials': trials, 'runs': len(done)}
+    settings.append({**evolved, **setting, 'name': name, 'seconds': times})
+  means = {
+    one['name']: one['dev']['mean']
+    for one in settings
+    if one['runs'] and one['dev']['mean'] is not None
+  }
+  everything = dict(enumerate(filter(None, summaries.values())))
+  everything = over_seeds('', everything)['rows']
+  baselines = [row for row in everything if row['name'] in _LEVELS]
+  if any(row['dev']['lowest'] != row['dev']['highest'] for row in baselines):
+    baselines = []  # of several draws or tasks
+  summary = record.plain(
+    {
+      'name': folder.path.name,
+      'best': max(means, key=means.__getitem__) if means else None,
+      'settings': settings,
+      'baselines': baselines,
+      'trials': rows,
+    }
+  )
+  if pictures:
+    _draw(folder.path, settings, baselines)
+  record.write_text(folder.path / 'summary.md', _markdown(summary))
+  record.write_json(folder.path / 'summary.json', summary)
+  return summary
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """The settings of a sweep and its baselines as Markdown."""
+  settings = summary['settings']
+  swept = list(dict.fromkeys(f for one in settings for f in one['changes']))
+  short = sweep_changes.short_names(swept)
+  splits = [s for s in SPLITS if any(s in one for one in settings)]
+  lines = [[*short.values(), 'runs', *_head(splits), 'evaluations', 'seconds']]
+  lines[0].insert(0, '')
+  for one in settings:
+    labels = ['best on dev' if one['name'] == summary['best'] else '']
+    labels += [str(one['changes'].get(field, '-')) for field in swept]
+    cost = ['-', '-']
+    if one['runs']:
+      cost = [f'{statistics.mean(one["evaluations"]):.0f}']
+      cost += [f'{statistics.median(one["seconds"]):.1f}']
+    lines.append([*labels, str(one['runs']), *_cells(one, splits), *cost])
+  for row in summary['baselines']:
+    blank = [''] * (len(swept) + 1)
+    lines.append([row['name'], *blank, *_cells(row, splits), '', ''])
+  return report.aligned(lines)
+
+
+def _head(splits: Sequence[str]) -> list[str]:
+  head = []
+  for split in splits:
+    head += [SPLITS[split], 'sd'] + (['range'] if split != 'dev' else [])
+  return head
+
+
+def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+  """Mean, standard deviation and range of each split, '-' where unknown."""
+  cells = []
+  for split in splits:
+    entry = row.get(split, {})
+    mean, sd, lowest, highest = (
+      '-'
+      if entry.get(part) is None
+      else report.number(entry[part], entry['percent'])
+      for part in ('mean', 'sd', 'lowest', 'highest')
+    )
+    cells += [mean, sd] + ([f'{lowest}-{highest}'] if split != 'dev' else [])
+  return cells
+
+
+def _markdown(summary: Mapping[str, Any]) -> str:
+  lines = [f'# {summary["name"]}', '', table(summary), '']
+  lines += [
+    'Means over seeds, their standard deviation and range; the best setting is '
+    'that with the highest mean on dev.',
+    '',
+  ]
+  missing = [row for row in summary['trials'] if row['status'] != 'finished']
+  if missing:
+    lines += ['Trials without a result:', '']
+    lines += [
+      f'- {row["name"]}: {row["error"] or row["status"]}' for row in missing
+    ]
+    lines += ['']
+  return '\n'.join(lines)
+
+
+def _draw(
+  path: Any,
+  settings: Sequence[Mapping[str, Any]],
+  baselines: Sequence[Mapping[str, Any]],
+) -> None:
+  """Draws a line for one swept field, and a heat map for each two of several.
+
+  Scores are those on test, or on dev without test items; where more fields are
+  swept than a picture has axes, they are means over the others.
+  """
+  done = [one for one in settings if one['runs']]
+  split = 'test' if all('test' in one for one in done) else 'dev'
+  values: dict[str, list[Any]] = {}
+  for one in done:
+    for field, value in one['changes'].items():
+      known = values.setdefault(field, [])
+      if value not in known:
+        known.append(value)
+  values = {f: _sorted(v) for f, v in values.items() if len(v) > 1}
+  if not values:
+    return
+  short = sweep_changes.short_names(list(values))
+  percent = done[0][split]['percent']
+  label = f'fitness on {split}' + (' (%)' if percent else '')
+  scale = 100 if percent else 1
+
+  def scores(chosen):
+    return [
+      scale * score
+      for one in done
+      if all(one['changes'].get(f) == v for f, v in chosen.items())
+      for score in one[split]['scores']
+      if score is not None
+    ]
+
+  if len(values) == 1:
+    ((field, axis),) = values.items()
+    levels = {
+      row['name']: scale * row[split]['mean']
+      for row in baselines
+      if split in row and row[split]['mean'] is not None
+    }
+    cells = [_spread(scores({field: value})) for value in axis]
+    file = path / f'{short[field]}.png'
+    plots.line(file, axis, cells, levels, short[field], label)
+  for first, second in itertools.combinations(values, 2):
+    grid = [
+      [_spread(scores({first: x, second: y}))['mean'] for x in values[first]]
+      for y in values[second]
+    ]
+    file = path / f'{short[first]}_by_{short[second]}.png'
+    axes = (short[first], values[first]), (short[second], values[second])
+    plots.heat_map(file, *axes, grid, label)
+
+
+def _sorted(found: list[Any]) -> list[Any]:
+  numbers = all(isinstance(value, (int, float)) for value in found)
+  return sorted(found) if numbers else found
+
+
+def over_seeds(
+  name: str, summaries: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+  """What runs that differ in their seed have in common.
+
+  Args:
+    name: of the runs.
+    summaries: content of summary.json by seed.
+
+  Returns:
+    Of each row of the tables, by split, the fitness of every seed with mean,
+    standard deviation (None for one seed), lowest and highest.
+  """
+  rows: dict[str, dict[str, Any]] = {}
+  for summary in summaries.values():
+    for row in summary['rows']:
+      kept = rows.setdefault(
+        row['name'], {'name': row['name'], 'evaluations': []}
+      )
+      kept['evaluations'].append(row['evaluations'])
+      for split in SPLITS:
+        if row.get(split):
+          fitness = row[split]['fitness']
+          entry = kept.setdefault(
+            split, {'percent': fitness['percent'], 'scores': []}
+          )
+          entry['scores'].append(fitness['score'])
+  for row in rows.values():
+    for split in SPLITS:
+      if split in row:
+        row[split].update(_spread(row[split]['scores']))
+  return {'name': name, 'seeds': list(summaries), 'rows': list(rows.values())}
+
+
+def _spread(scores: Sequence[float | None]) -> dict[str, float | None]:
+  known = [score for score in scores if score is not None]
+  if not known:
+    return dict.fromkeys(('mean', 'sd', 'lowest', 'highest'))
+  return {
+    'mean': statistics.mean(known),
+    'sd': statistics.stdev(known) if len(known) > 1 else None,
+    'lowest': min(known),
+    'highest': max(known),
+  }
+
+
+def table_over_seeds(summary: Mapping[str, Any]) -> str:
+  """The rows of `over_seeds` as Markdown."""
+  splits = [s for s in SPLITS if any(s in row for row in summary['rows'])]
+  lines = [['model', 'runs', *_head(splits)]]
+  for row in summary['rows']:
+    runs = str(len(row['evaluations']))
+    lines.append([row['name'], runs, *_cells(row, splits)])
+  return report.aligned(lines)
+
+
+def markdown_over_seeds(summary: Mapping[str, Any]) -> str:
+  """The summary.md of several seeds."""
+  seeds = summary['seeds']
+  return '\n'.join(
+    [
+      f'# {summary["name"]}, seeds {seeds[0]} to {seeds[-1]}',
+      '',
+      table_over_seeds(summary),
+      '',
+      'Means over seeds, their standard deviation and range. The items are the '
+      'same for all seeds, so that the spread is that of the search alone; '
+      'baselines have no seed. Each run has its own report in '
+      'seed_N/summary.md.',
+      '',
+    ]
+  )

@@ -1,0 +1,114 @@
+r"""Runs a search with many settings, and writes one table over all of them.
+
+  python -m experiments.sweep --workdir=runs/sigmas \
+      --sweep='strategy.options.sigma=0.01,0.1,1;seed=0..4'
+  python -m experiments.sweep --config=my_sweep.py --workdir=runs/a --workers=4
+  python -m experiments.sweep --config=my_sweep.py --workdir=runs/a \
+      --workers=8 --slurm --slurm_partition=gpu --slurm_gpus=1
+
+--config and --config.x=... are those of experiments.evolve. --sweep combines
+every value of a field with every value of the others; a function `sweep()` in
+the configuration file returns changes in its place, made with
+evojax_llm.runs.sweep_changes: products, zips, chains, random draws.
+
+Each trial is a run folder below --workdir, such as sigma=0.1,seed=3, and
+resumes by itself: a sweep that was interrupted goes on when the same command is
+given again, and other trials may join it. Trials that differ in seeds and
+numbers of a strategy share compiled programs. A trial that fails does not stop
+the others: error.txt in its folder says why, and it is tried again when the
+sweep goes on. --workers=N shares the trials among N processes, or, with
+--slurm, among N jobs (pip install "evojax_llm[slurm]").
+
+Ends with summary.md (means over seeds, their spread and the best by dev, beside
+the baselines), summary.json, and a picture: a line for one swept field, a heat
+map for each two of several.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from evojax_llm import lookup
+from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import sweep_changes
+from experiments import command
+from experiments import settings
+
+_CONFIG, _parse_flags = settings.define(
+  pathlib.Path(__file__).parent / 'pocket' / 'config.py'
+)
+_SWEEP = flags.DEFINE_string(
+  'sweep', None, "Values by field: 'field=1,2,3;other=0..4'."
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the sweep, new or to go on with.'
+)
+_WORKERS = flags.DEFINE_integer('workers', 1, 'Processes, or jobs.', 1)
+_SLURM = flags.DEFINE_boolean('slurm', False, 'Submit jobs to Slurm.')
+_OPTIONS = {
+  'slurm_partition': flags.DEFINE_string('slurm_partition', None, 'Of a job.'),
+  'slurm_account': flags.DEFINE_string('slurm_account', None, 'Of a job.'),
+  'timeout_min': flags.DEFINE_integer(
+    'slurm_time', None, 'Minutes of a job; 240.'
+  ),
+  'gpus_per_node': flags.DEFINE_integer('slurm_gpus', None, 'Of a job.'),
+  'cpus_per_task': flags.DEFINE_integer('slurm_cpus', None, 'Of a job.'),
+  'mem_gb': flags.DEFINE_integer('slurm_memory', None, 'GiB of a job.'),
+}
+
+
+@command.clean_errors
+def main(_: Sequence[str]) -> int | None:
+  config = _CONFIG.value
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
+  trials = sweep_changes.trials(config, _changes(config))
+  files = inputs_lib.locate(trials[0].config)
+  options = {k: f.value for k, f in _OPTIONS.items() if f.value is not None}
+  if options and not _SLURM.value:
+    raise command.UserError('Options of jobs need --slurm.')
+  if _WORKERS.value == 1:
+    largest = max(trial.config.strategy.population for trial in trials)
+    command.use_cores(files.model, largest)
+
+  # Only now, so that --help and misspelt names are answered at once.
+  from evojax_llm.runs import sweeps
+
+  result = sweeps.sweep(
+    trials,
+    _WORKDIR.value,
+    workers=_WORKERS.value,
+    slurm=options if _SLURM.value else None,
+  )
+  print(result.table)
+  print(f'\nreport: {result.path / "summary.md"}')
+  return 0 if result.finished else 1
+
+
+def _changes(config):
+  """What --sweep or the configuration's file says."""
+  source = flags.FLAGS['config'].config_filename
+  path = source.partition(':')[0]
+  function = getattr(lookup.load_module(path), 'sweep', None)
+  if _SWEEP.value is not None:
+    return sweep_changes.parse(_SWEEP.value, config)
+  if function is not None:
+    return list(function())
+  if config.seeds > 1:
+    return [{}]
+  raise command.UserError(
+    f"Got neither --sweep='field=1,2,3' nor a function sweep() in {path}; "
+    'expected one of them.'
+  )
+
+
+if __name__ == '__main__':
+  try:
+    app.run(main, flags_parser=_parse_flags)
+  except KeyboardInterrupt:
+    print('\nstopped; with --workdir the sweep goes on', file=sys.stderr)
+    sys.exit(130)

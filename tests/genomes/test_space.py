@@ -1,0 +1,159 @@
+"""Every space keeps the contract of `space.Space`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_llm.genomes import space as space_lib
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import stack
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
+from tests.fitness.setting import make
+
+N, KEY = 3, jax.random.key(7)
+
+
+@pytest.fixture(scope='module')
+def files(tiny_gemma_folder, tiny_adapter_folders):
+  return str(tiny_gemma_folder()), tiny_adapter_folders(N)
+
+
+@pytest.fixture(scope='module', params=space_lib.SPACES)
+def space(request, files):
+  base, adapters = files
+  return space_lib.make_space(request.param, base, adapters)
+
+
+@pytest.fixture(scope='module')
+def engine(files):
+  choices = (('A', 'yes'), ('B', 'no'), ('C', 'no way'))
+  items = [Item(str(i), f'is it {i}?', 'A', choices) for i in range(4)]
+  tasks = [Task('choice', 'multiple_choice', tuple(items))]
+  return make(tasks, Tokenizer.from_folder(files[0]), form='folded')
+
+
+def values(engine, space, population):
+  """(P, items, options) log-likelihoods."""
+  rows = engine.evaluate(space, population).tasks[0].loglikelihoods
+  return np.array([[list(v.values()) for v in row] for row in rows])
+
+
+def one(genome):
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], genome)
+
+
+def check_equal(found, expected, **options):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, **options), found, expected
+  )
+
+
+def test_experts_and_base_score_as_they_do_alone(space, engine, files):
+  base, adapters = files
+  found = values(engine, space, space.experts())
+  assert len(found) == len(space.names) == N
+  for n, folder in enumerate(adapters):
+    alone = space_lib.make_space('adapters', base, [folder])
+    expected = values(engine, alone, alone.experts())[0]
+    np.testing.assert_allclose(found[n], expected, atol=2e-4)
+  plain = values(engine, alone, one(alone.base()))
+  np.testing.assert_allclose(
+    values(engine, space, one(space.base())), plain, atol=2e-4
+  )
+  assert np.abs(found - plain).max() > 1e-2
+
+
+def test_draws_are_genomes_within_bounds(space):
+  keys = jax.random.split(KEY, 8)
+  drawn = jax.jit(jax.vmap(space.sample))(keys)
+  like = jax.tree.map(lambda leaf: leaf[:1], space.experts())
+  kinds = jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), like)
+  assert jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), drawn) == kinds
+  check_equal(stack.take(drawn, 3), space.sample(keys[3]), atol=1e-5)
+  first = jax.tree.leaves(drawn)[0]
+  assert len({leaf.tobytes() for leaf in np.asarray(first)}) == 8
+  if space.bounds() is not None:
+    low, high = space.bounds()
+    jax.tree.map(
+      lambda leaf, low, high: np.testing.assert_array_equal(
+        (leaf >= low) & (leaf <= high), True
+      ),
+      drawn,
+      low,
+      high,
+    )
+
+
+def test_mixes(space):
+  weights = np.concatenate([np.eye(N), np.full((1, N), 1 / N)])
+  mixed = space.mix(weights, np.array([1.0, 1.0, 1.0, 0.0]))
+  check_equal(jax.tree.map(lambda leaf: leaf[:N], mixed), space.experts())
+  model = space.model()
+  if space.exports == 'model':
+    check_equal(stack.take(mixed, N), space.base(), atol=1e-5)
+  assert model.config.num_layers
+
+
+def test_members_are_expressed_alike_alone_and_together(space):
+  population = space.initial(('experts', 'pairs'), 5, KEY).population
+  together = jax.vmap(space.express)(population)
+  for n in range(5):
+    alone = space.express(jax.tree.map(lambda leaf, n=n: leaf[n], population))
+    assert type(alone) is type(together)
+    check_equal(
+      jax.tree.map(lambda leaf, n=n: leaf[n], together), alone, rtol=1e-6
+    )
+
+
+def test_an_exported_member_scores_the_same(space, engine, files, tmp_path):
+  base, _ = files
+  genome = space.sample(KEY)
+  folder = space.export(genome, tmp_path / 'out')
+  expected = values(engine, space, one(genome))
+  if space.exports == 'model':
+    back = space_lib.make_space('weights', base, models=[folder])
+  else:
+    back = space_lib.make_space('adapters', base, [folder])
+  found = values(engine, back, back.experts())
+  np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_a_space_without_parameters_exports(space, files, tmp_path):
+  (name,) = [
+    n for n in space_lib.SPACES if isinstance(space, space_lib.find_space(n))
+  ]
+  bare = space_lib.make_space(name, *files, dtype=None)
+  assert bare.model().params is None
+  genome = space.sample(KEY)
+  ours, theirs = (
+    s.export(genome, tmp_path / n) for s, n in ((space, 'a'), (bare, 'b'))
+  )
+  for file in ours.iterdir():
+    assert file.read_bytes() == (theirs / file.name).read_bytes()
+
+
+def test_the_space_of_plain_mixes_is_over_the_same_base(space):
+  assert space.plain.names == space.names and space.plain.plain is space.plain
+  ours, plain = space.model().params, space.plain.model().params
+  assert ours['embedder']['embedding'] is plain['embedder']['embedding']
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'message'),
+  [
+    ('coefficients', {}, "Did you mean 'gates'"),
+    ('gate', {}, "Did you mean 'gates'"),
+    ('gates', {'models': ['a']}, "that are models for the space 'gates'"),
+  ],
+)
+def test_what_cannot_be_made_is_refused(files, name, options, message):
+  with pytest.raises(ValueError, match=message):
+    space_lib.make_space(name, files[0], **options)
+
+
+def test_a_space_of_the_user(files):
+  name = 'evojax_llm.genomes.adapters:AdapterSpace'
+  space = space_lib.make_space(name, *files)
+  assert space.names == space_lib.make_space('gates', *files).names
