@@ -19,7 +19,7 @@ __version__ = '0.1.0'
 
 _PUBLIC = {
   # Models and experts.
-  'load_model': 'evojax_llm.genomes.space:load_model',
+  'load_model': 'evojax_llm.models.hub:load_model',
   'Tokenizer': 'evojax_llm.models.tokenizer:Tokenizer',
   'load_adapters': 'evojax_llm.models.peft:load_adapters',
   'save_adapter': 'evojax_llm.models.peft:save_adapter',
@@ -43,7 +43,7 @@ _PUBLIC = {
   'evolve': 'evojax_llm.runs.evolution:evolve',
   # Runs.
   'run': 'evojax_llm.runs.runner:run',
-  'sweep': 'evojax_llm.runs.sweep:sweep',
+  'sweep': 'evojax_llm.runs.sweeps:sweep',
   # Types.
   'Model': 'evojax_llm.types:Model',
   'Space': 'evojax_llm.types:Space',

@@ -17,10 +17,10 @@ RunState     all that a run needs to go on; a pytree
 RunConfig    the settings of a run
 """
 
-from evojax_llm.fitness.scores import Evaluation
-from evojax_llm.genomes.space import Model
+from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.genomes.space import Space
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.hub import Model
 from evojax_llm.runs.evolution import Generation
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.runs.run_state import Member
