@@ -89,7 +89,7 @@ class Options:
 
   def __post_init__(self):
     options_lib.check(vars(self), Options)
-    if self.shaping == 'sign' and not self.options.mirrored:
+    if self.shaping == 'sign' and not self.mirrored:
       raise ValueError(
         "Got shaping 'sign' without mirrored pairs, whose differences it is "
         'of; take mirrored=True or another shaping.'

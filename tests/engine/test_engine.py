@@ -22,7 +22,6 @@ from evojax_llm.models import expression
 from evojax_llm.models import peft
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
-from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from tests.fitness import setting
@@ -163,17 +162,18 @@ def test_queues_of_two_shapes_compile_each_program_once(
   model, compilations, form
 ):
   space, population, tasks = model
-  long = dataclasses.replace(
-    tasks[1], name='long', format=Format(max_new_tokens=9)
-  )
+  # They begin differently, so that no common beginning is read apart.
+  items = tuple(Item(str(i), f'{i}' * 60, 'a') for i in range(9))
+  long = dataclasses.replace(tasks[1], name='long', dev=items)
   engine = make([tasks[1], long], form=form, prompts_per_batch=2)
   first = engine.evaluate(space, population)
-  queues = engine._split('dev', 128).queues
-  assert len({queue.shape for queue in queues}) == 2
+  shapes = {queue.shape for queue in engine._split('dev', 128).queues}
+  assert len(shapes) > 1
   # Expressing, folding, and of each shape the slots and the work on them.
-  assert engine.ledger.programs == len(compilations) == 5 + (form == 'folded')
+  expected = 1 + (form == 'folded') + 2 * len(shapes)
+  assert engine.ledger.programs == len(compilations) == expected
   second = engine.evaluate(space, population)
-  assert engine.ledger.programs == len(compilations) == 5 + (form == 'folded')
+  assert engine.ledger.programs == len(compilations) == expected
   assert [t.predictions for t in first.tasks] == [
     t.predictions for t in second.tasks
   ]
