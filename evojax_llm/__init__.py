@@ -35,6 +35,7 @@ _PUBLIC = {
   'load_tasks': 'evojax_llm.tasks.task_files:load_tasks',
   'Evaluator': 'evojax_llm.fitness.evaluator:Evaluator',
   'generate_texts': 'evojax_llm.engine.generation:generate_texts',
+  'Runtime': 'evojax_llm.engine.runtime:Runtime',
   'Sampling': 'evojax_llm.engine.sampling:Sampling',
   # Searches.
   'make_strategy': 'evojax_llm.strategies.registry:make_strategy',
