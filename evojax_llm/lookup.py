@@ -6,6 +6,7 @@ package. The tables hold such names too, so that a module is imported only when
 somebody asks for what it holds.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import difflib
 import functools
@@ -86,3 +87,26 @@ def did_you_mean(name: object, known: Any) -> str:
   """Returns " Did you mean 'x'?" where a known name is close, else ''."""
   close = difflib.get_close_matches(str(name), list(known), n=1)
   return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def public_names(
+  package: str, names: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+  """Returns `__getattr__` and `__dir__` of a package that imports on demand.
+
+  Args:
+    package: `__name__` of the package.
+    names: 'package.module:Object', or 'package.module' for a module, by name.
+  """
+
+  def get(name: str) -> Any:
+    if name not in names:
+      raise AttributeError(
+        f'module {package!r} has no attribute {name!r}.'
+        f'{did_you_mean(name, names)}'
+      )
+    where, _, attribute = names[name].partition(':')
+    module = importlib.import_module(where)
+    return getattr(module, attribute) if attribute else module
+
+  return get, lambda: sorted(names)

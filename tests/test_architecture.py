@@ -29,7 +29,8 @@ RANKS = {
   'evojax_llm.fitness': 5,
   'evojax_llm.strategies': 6,
   'evojax_llm.runs': 7,
-  'experiments': 8,
+  'evojax_llm.types': 8,
+  'experiments': 9,
 }
 MAX_LINES = 420
 

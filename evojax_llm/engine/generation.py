@@ -31,10 +31,12 @@ def generate_texts(
   prompts: Sequence[str | Sequence[dict[str, str]]],
   max_new_tokens: int,
   *,
+  members: Sequence[int] | None = None,
   stop: Sequence[str] = (),
   sampling: Sampling | None = None,
   dtype: Any = jnp.float32,
   devices: Sequence[jax.Device] | None = None,
+  runtime: Runtime | None = None,
   progress: Callable[[float], None] | None = None,
   **plan_options: Any,
 ) -> list[list[str] | None]:
@@ -49,17 +51,20 @@ def generate_texts(
       which go through the chat template.
     max_new_tokens: tokens to generate at most; an end token ends a text
       before.
+    members: indices of the M members that are asked; all P by default.
     stop: strings that end a text and are not part of it.
     sampling: how tokens are chosen; greedy by default. A draw is addressed by
       seed, member, prompt and step.
     dtype: type of activations and cache.
     devices: devices to spread the members over; all by default.
+    runtime: in place of sampling, dtype and devices; given to several calls,
+      what has been compiled for one is used again by the next.
     progress: called with the share of the work that is done.
     **plan_options: form, members_per_group, prompts_per_batch and budget of
       `plan.make_plan`.
 
   Returns:
-    P lists of a text a prompt, or None for a member whose logits were not
+    M lists of a text a prompt, or None for a member whose logits were not
     finite.
 
   Raises:
@@ -69,7 +74,8 @@ def generate_texts(
   """
   context = space.model().config.max_position_embeddings
   items = _encode(prompts, tokenizer, max_new_tokens, context, stop)
-  runtime = Runtime(devices=devices, dtype=dtype, sampling=sampling)
+  if runtime is None:
+    runtime = Runtime(devices=devices, dtype=dtype, sampling=sampling)
   engine = Engine(runtime, tokenizer)
   lengths = packed_split.longest_rows([items])
   plan = engine.prepare(space, population, lengths, **plan_options)
@@ -80,7 +86,9 @@ def generate_texts(
     sharding.replicated(runtime.mesh),
     tokenizer.pad_id,
   )
-  members = np.arange(stack.size(population))
+  if members is None:
+    members = np.arange(stack.size(population))
+  members = np.asarray(members)
   answers = Answers(work, len(members))
   engine.answer(space, population, members, work, answers, progress)
   decode = functools.cache(tokenizer.decode)

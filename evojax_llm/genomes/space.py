@@ -20,8 +20,8 @@ import numpy as np
 from evojax_llm import lookup
 from evojax_llm.genomes import initial
 from evojax_llm.models import hub
-from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.hub import Model
 from evojax_llm.population import stack
 
 # By the value of the configuration; see `make_space`.
@@ -32,22 +32,6 @@ SPACES: dict[str, Any] = {
 }
 # Names that spaces had, for messages.
 _FORMER = {'coefficients': 'gates'}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-  """A configuration, and the parameters that all members of a space share.
-
-  Attributes:
-    config: of the model.
-    params: parameter tree of `models.transformer`.
-    folder: it was loaded from; gives tokenizer, stored types and the name of
-      the base to what is exported. None for a model without files.
-  """
-
-  config: GemmaConfig
-  params: Any
-  folder: str | os.PathLike | None = None
 
 
 class Expressing(Protocol):

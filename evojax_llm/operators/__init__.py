@@ -3,7 +3,7 @@
 The public names are imported when they are asked for; README.md lists them.
 """
 
-import importlib
+from evojax_llm.lookup import public_names as _public_names
 
 _PUBLIC = {
   'operator': 'Merge Operator Parameter',
@@ -23,18 +23,10 @@ _PUBLIC = {
 }
 _RENAMED = {'find_merge': 'find', 'merge': 'genome'}
 _RENAMED |= {'merge_population': 'population'}
-_MODULES = {
-  n: module for module, names in _PUBLIC.items() for n in names.split()
+_NAMES = {
+  name: f'{__name__}.{module}:{_RENAMED.get(name, name)}'
+  for module, names in _PUBLIC.items()
+  for name in names.split()
 }
-__all__ = sorted(_MODULES)
-
-
-def __getattr__(name):
-  if name not in _MODULES:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
-  return getattr(module, _RENAMED.get(name, name))
-
-
-def __dir__():
-  return __all__
+__all__ = sorted(_NAMES)
+__getattr__, __dir__ = _public_names(__name__, _NAMES)

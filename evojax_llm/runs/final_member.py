@@ -16,7 +16,7 @@ def settle(
   evaluator: Any,
   space: Any,
   other_items: bool = False,
-) -> run_state.Best:
+) -> run_state.Member:
   """Returns the member that a search ends with.
 
   That member is scored on dev wherever its scores are not those of this genome

@@ -38,7 +38,7 @@ def finish(
   prepared: Prepared,
   baselines: baselines_lib.Baselines,
   state: run_state.RunState,
-  best: run_state.Best,
+  best: run_state.Member,
   bar: progress.Progress,
 ) -> None:
   """Exports the best member, reads test once, writes the report."""
@@ -60,7 +60,7 @@ class _Ending:
   prepared: Prepared
   baselines: baselines_lib.Baselines
   state: run_state.RunState
-  best: run_state.Best
+  best: run_state.Member
 
   def finish(self, bar: progress.Progress) -> None:
     prepared, best = self.prepared, self.best

@@ -108,7 +108,7 @@ def _task_files(value: str) -> Sequence[pathlib.Path | str]:
   for name in names(value):
     if pathlib.Path(name).is_file():
       files.append(pathlib.Path(name))
-    elif name.startswith('lm_eval:') or '.py:' in name:
+    elif ':' in name:
       files.append(name)
     else:
       files += _pocket_tasks(name)

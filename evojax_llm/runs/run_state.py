@@ -39,8 +39,8 @@ class RunState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
-  """The best member of a search, on the host but for its genome.
+class Member:
+  """One member, such as the best of a search; on the host but for its genome.
 
   Attributes:
     genome: its genome.
@@ -57,7 +57,7 @@ class Best:
   generation: int
 
 
-def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Best:
+def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Member:
   """Returns the best member of all time.
 
   Args:
@@ -66,7 +66,7 @@ def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Best:
   """
   memory = state.strategy.memory
   known = jax.device_get(memory.replace(best=None, worst=None, personal=None))
-  return Best(
+  return Member(
     genome=memory.best,
     id=int(known.best_id),
     fitness=known.best_fitness,
