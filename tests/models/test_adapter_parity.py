@@ -123,7 +123,7 @@ def test_written_adapter_is_read_by_peft(n, loaded, tmp_path):
 
 def test_written_merge_is_read_by_transformers(loaded, tmp_path):
   case, base, folders, config, params, adapters = loaded
-  merged = fold(params, forward.member(adapters, 2))
+  merged = fold(params, LowRank(forward.member(adapters, 2)))
   hub.save_checkpoint(tmp_path / 'merged', merged, config, base)
   tokens = cases.tokens(case)
   expected = oracle.logits(

@@ -26,6 +26,7 @@ def make_generation(number=0, **changes):
     best_fitness=np.float32(0.775),
     best_task_scores=np.array([0.75, 0.8], np.float32),
     evaluations=7,
+    scored=2,
   )
   return Generation(**{**values, **changes})
 
