@@ -3,7 +3,7 @@
 Wherever a name is looked up (strategy, merge, space, scorer, objective, task),
 'package.module:Object' and 'file.py:Object' name an object outside of the
 package. The tables hold such names too, so that a module is imported only when
-somebody asks for what it holds.
+what it holds is asked for.
 """
 
 from collections.abc import Callable

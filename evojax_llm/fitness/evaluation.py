@@ -159,7 +159,7 @@ class Matcher:
     """Scores of all members.
 
     Raises:
-      JudgeError: a judge gives no scores; nobody is scored then.
+      JudgeError: a judge gives no scores; no member is scored then.
     """
     alive = answers.finite.copy()
     reasons = [None if ok else 'logits are not finite' for ok in alive]

@@ -110,7 +110,7 @@ def save(
 
 
 def scaled(factors: dict[str, Any], scale: Any) -> dict[str, Any]:
-  """Returns factors of one member with b multiplied by the scale (L,)."""
+  """Returns factors, of one member or many, with b times the scale (L,)."""
   if isinstance(scale, dict):
     return {name: scaled(node, scale[name]) for name, node in factors.items()}
   b = factors['b']

@@ -187,10 +187,12 @@ class Gemma(nn.Module):
   Attributes:
     config: shape and mathematics.
     dtype: type of activations; products accumulate in f32.
+    unroll: layers that one step of the scan over L holds.
   """
 
   config: GemmaConfig
   dtype: Any = jnp.float32
+  unroll: int = 1
 
   def setup(self):
     c = self.config
@@ -201,6 +203,7 @@ class Gemma(nn.Module):
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast),
       length=c.num_layers,
+      unroll=self.unroll,
     )(c)
     self.final_norm = RMSNorm(c.norm_eps)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from evojax_llm.genomes.adapters import scaled
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import load_model
 from evojax_llm.models import hub
@@ -78,22 +78,8 @@ def _population(
       'an adapter is in the results. Rename it.'
     )
 
-  def with_base(factors: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.concatenate([np.zeros_like(factors[:1]), factors]))
+  def with_base(factors: Any) -> jax.Array:
+    return jnp.concatenate([jnp.zeros_like(factors[:1]), factors])
 
-  population = {
-    'layers': {
-      block: {
-        name: {
-          'a': with_base(module['a']),
-          # (L,) scale on b (N, L, R, out).
-          'b': with_base(
-            module['b'] * loaded.scale['layers'][block][name][:, None, None]
-          ),
-        }
-        for name, module in modules.items()
-      }
-      for block, modules in loaded.factors['layers'].items()
-    }
-  }
+  population = jax.tree.map(with_base, scaled(loaded.factors, loaded.scale))
   return (BASE, *loaded.names), population

@@ -73,8 +73,8 @@ SUFFIX = (
   'pad_',
   'swp_',
 )
-# Known functions under a prompt form that nobody was trained on: one family of
-# each column, none of them sharing an owner with another.
+# Known functions under a prompt form that no expert was trained on: one family
+# of each column, none of them sharing an owner with another.
 PROMPT_HELD_OUT = ('zip-new', 'top-new', 'swp-new', 'evn-new')
 
 CONTROL = 'rev'

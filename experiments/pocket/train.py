@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from absl import logging
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -20,10 +19,7 @@ import numpy as np
 import optax
 
 from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.linear import RMSNorm
-from evojax_llm.models.transformer import Embedder
 from evojax_llm.models.transformer import Gemma
-from evojax_llm.models.transformer import Layer
 from evojax_llm.models.transformer import init_params
 from experiments.pocket import data
 
@@ -59,23 +55,6 @@ class Recipe:
       optax.clip_by_global_norm(1.0),
       optax.adamw(schedule, b2=0.98, weight_decay=weight_decay),
     )
-
-
-class Unrolled(Gemma):
-  """Gemma with its layers unrolled: gradients on a CPU take half the time."""
-
-  def setup(self):
-    c = self.config
-    self.embedder = Embedder(c, self.dtype)
-    self.layers = nn.scan(
-      Layer,
-      variable_axes={'params': 0, 'lora': 0, 'gates': 0},
-      split_rngs={'params': True},
-      in_axes=(0, nn.broadcast),
-      length=c.num_layers,
-      unroll=c.num_layers,
-    )(c)
-    self.final_norm = RMSNorm(c.norm_eps)
 
 
 def answer_loss(model: Gemma, variables: dict[str, Any], batch) -> jax.Array:
@@ -131,7 +110,8 @@ def train_base(
   config: GemmaConfig, mixture: data.Mixture, recipe: Recipe, params=None
 ) -> dict[str, Any]:
   """Trains all parameters on a mixture; returns the parameter tree."""
-  model = Unrolled(config)
+  # Unrolled layers halve the time of gradients on a CPU.
+  model = Gemma(config, unroll=config.num_layers)
   tx = recipe.optimiser(0.01)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -200,7 +180,8 @@ def train_experts(
   Returns:
     Factors with a leading P axis, B unscaled.
   """
-  model = Unrolled(config)
+  # Unrolled layers halve the time of gradients on a CPU.
+  model = Gemma(config, unroll=config.num_layers)
   tx = recipe.optimiser(0.0)
 
   def loss_of(factors, batch):
