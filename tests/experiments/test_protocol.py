@@ -161,7 +161,7 @@ def test_a_warm_run_begins_with_the_best_of_another(
   _, after = checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints').read()
   jax.tree.map(
     lambda best, population: np.testing.assert_array_equal(best, population[0]),
-    before['best']['genome'],
+    before['strategy']['memory']['best'],
     after['strategy']['population'],
   )
 

@@ -63,7 +63,7 @@ def test_labels_of_members(loaded):
   measure = measure_lib.Measure(limit=5)
   name = measure.names[2]
   own = measure.member(name)['layers']['mlp']['up_proj']
-  stored = loaded.population['layers']['mlp']['up_proj']
+  stored = loaded.population.factors['layers']['mlp']['up_proj']
   np.testing.assert_allclose(own['b'], stored['b'][1], rtol=1e-6)
   twice = measure.member(f'{name}*2.0')['layers']['mlp']['up_proj']
   np.testing.assert_allclose(twice['b'], 2 * own['b'], rtol=1e-6)

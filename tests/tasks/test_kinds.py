@@ -131,7 +131,7 @@ def test_every_kind_has_scores_of_its_items():
 def test_perplexity_is_that_of_the_likelihoods():
   tasks, _, scores = kinds()
   k = [task.kind for task in tasks].index('perplexity')
-  tokenizer = model()[2]
+  tokenizer = model()[0]
   for m in range(2):
     nats = [-row['gold'] for row in scores.tasks[k].loglikelihoods[m]]
     # What follows the prompt, the space included.
