@@ -11,7 +11,6 @@ import jax
 
 from evojax_llm.population import lineage
 from evojax_llm.runs import baselines as baselines_lib
-from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
@@ -90,7 +89,11 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  config = prepared.configured(prepared.config.seed if seed is None else seed)
+  config = dataclasses.replace(
+    prepared.config,
+    seed=prepared.config.seed if seed is None else seed,
+    seeds=1,
+  )
   with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
     if folder.finished:
       errors.say(f'{folder.path} is finished')
@@ -111,7 +114,7 @@ class _Run:
     folder: record.RunFolder,
   ):
     self.prepared, self.config, self.folder = prepared, config, folder
-    self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
+    self.evaluator = prepared.evaluator
     self.bar = progress.Progress(
       config.strategy.generations,
       tokens=self.tokens,
@@ -124,13 +127,13 @@ class _Run:
 
   def tokens(self) -> int:
     """Tokens read and generated so far."""
-    return self.ledger.prompt_tokens + self.ledger.new_tokens
+    ledger = self.evaluator.ledger
+    return ledger.prompt_tokens + ledger.new_tokens
 
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
-    with errors.as_user_error(checkpoint.CheckpointError):
-      restored = folder.checkpoints.restore(prepared.abstract)
+    restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     folder.rewind(self.number)
     going_on = f', going on after generation {self.number}' if restored else ''
@@ -158,12 +161,10 @@ class _Run:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial = prepared.initial(config.seed)
-    tasks = prepared.setup.task_names
+    tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    with (
-      progress.Stopwatch() as watch,
-      errors.as_user_error(evolution.EvolutionError),
-    ):
+    limits = 'generations', 'evaluations', 'tokens', 'seconds', 'patience'
+    with progress.Stopwatch() as watch:
       rounds = evolution.evolve(
         prepared.strategy,
         prepared.setup.space,
@@ -171,12 +172,8 @@ class _Run:
         population=initial.population if state is None else None,
         params=prepared.params,
         seed=config.seed,
-        generations=config.strategy.generations,
-        evaluations=config.strategy.evaluations,
-        tokens=config.strategy.tokens,
+        **{name: getattr(config.strategy, name) for name in limits},
         count_tokens=self.tokens,
-        seconds=config.strategy.seconds,
-        patience=config.strategy.patience,
         state=state,
         redraw=self.redraw if config.resample else None,
         maximise=self.evaluator.objective.maximise,
@@ -240,7 +237,7 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
   return rows
 
 
-def _line(generation: evolution.Generation, percent: bool = True) -> str:
+def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
   mean = report.number(generation.mean_fitness, percent)
