@@ -62,7 +62,7 @@ class Engine:
     form: str = 'auto',
     **options: Any,
   ) -> planning.Plan:
-    """Fixes form, group and batch sizes.
+    """Fixes form, group and batch sizes, and keeps the plan.
 
     Where the form is left open and sizes do not tell, each is tried for a
     moment.
@@ -75,9 +75,6 @@ class Engine:
       form: 'auto', 'batched' or 'folded' (see `forms`).
       **options: population_bytes, members_per_group, prompts_per_batch and
         budget of `plan.make_plan`.
-
-    Returns:
-      The plan, which is kept.
 
     Raises:
       MemoryPlanError: what is asked for cannot fit.
@@ -115,7 +112,7 @@ class Engine:
     progress: Callable[[float], None] | None = None,
     ids: np.ndarray | None = None,
   ) -> None:
-    """Answers a split for some members of a population.
+    """Answers a split for M members of a population.
 
     Where a device runs out of memory, the group is halved, which is logged, and
     the work goes on at the first member that is not done.
@@ -127,8 +124,7 @@ class Engine:
       split: what is to be answered.
       answers: where the answers of the M members go.
       progress: called with the share of the work that is done.
-      ids: (M,) i32 names of the members, which address random draws; their
-        indices by default.
+      ids: (M,) i32, which address random draws; the indices by default.
 
     Raises:
       MemoryPlanError: a device is out of memory with the smallest group.
