@@ -92,7 +92,7 @@ def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
 
 
 def oracle(values: np.ndarray) -> np.ndarray:
-  """Chooses the best answer by values (M, items): a bound that knows the gold."""
+  """Chooses the best answer by values (M, items): a bound."""
   return np.argmax(values, axis=0).astype(np.int32)
 
 

@@ -72,7 +72,7 @@ def take(result: Any, slots: Sequence[int]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationItems:
-  """K results of the members (M,) i32 ids that were scored in one generation."""
+  """K results of the members (M,) i32 that were scored in one generation."""
 
   number: int
   members: np.ndarray

@@ -176,7 +176,7 @@ def random_mix(
 def sum_experts(
   experts: stack.Population, first: jax.Array, second: jax.Array
 ) -> stack.Genome:
-  """Returns one sum of experts with weights (N,), as `combine` does for many."""
+  """Returns one sum of experts, weights (N,), as `combine` does for many."""
   none = jnp.full((1,), lineage.NO_MEMBER, jnp.int32)
   made = _combine(experts, first[None], second[None], none)
   return jax.tree.map(lambda leaf: leaf[0], made)

@@ -28,7 +28,7 @@ _UNROLLED = 8
 
 @flax.struct.dataclass
 class Factors:
-  """Noise a b of one leaf: a (..., in, r) and b (..., r, out) / sqrt(r), f32."""
+  """Noise a b of a leaf: a (..., in, r) and b (..., r, out) / sqrt(r), f32."""
 
   a: jax.Array
   b: jax.Array

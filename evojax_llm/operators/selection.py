@@ -39,9 +39,7 @@ def default_ids(fitness: jax.Array, ids: jax.Array | None) -> jax.Array:
 
 
 def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns classes of candidates (P,) i32, lower ones exhausted first, and the
-  logarithm of the chance within them (P,) f32 in roulette.
-  """
+  """Returns classes (P,) i32, and logarithms of chances within them (P,) f32."""
   finite = jnp.isfinite(fitness)
   known = jnp.where(finite, fitness, jnp.inf)
   lowest = jnp.min(known)
