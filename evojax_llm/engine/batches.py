@@ -175,10 +175,7 @@ def _texts(
   return rows, [len(row.tokens) for row in rows]
 
 
-def _forests(
-  continuations: Sequence[prefix_tree.Continuation],
-  families: Sequence[int] | None,
-) -> tuple[list[prefix_tree.Row], list[int]]:
+def _forests(continuations, families):
   """Rows of as many items as there is room for, and how long they may be."""
   items: dict[int, dict[tuple[int, ...], list[int]]] = {}
   for owner, (prompt, _) in enumerate(continuations):

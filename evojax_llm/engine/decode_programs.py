@@ -161,14 +161,7 @@ class DecodePrograms:
 
     return call
 
-  def _advance(
-    self,
-    refill: int,
-    slots: Slots,
-    weights: Any,
-    own: dict[str, Any],
-    shared: dict[str, Any],
-  ) -> tuple[Slots, dict[str, jax.Array]]:
+  def _advance(self, refill, slots, weights, own, shared):
     """Works on the slots of a part; see `continuous_batching.advance`."""
     slots = _scalars(slots, lambda leaf: leaf[0])
     fresh = continuous_batching.restart(slots, own['active'])
@@ -259,14 +252,7 @@ class DecodePrograms:
 
     return self._run(('slots', key), make, ())
 
-  def _run(
-    self,
-    name: Any,
-    function: Callable,
-    arguments: tuple,
-    in_specs: tuple | None = None,
-    donate: tuple[int, ...] = (),
-  ) -> Any:
+  def _run(self, name, function, arguments, in_specs=None, donate=()):
     """Runs the compiled program of a function; results go along P."""
     program = self._runtime.compiled(
       (name, self._form, self._model),

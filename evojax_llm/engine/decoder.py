@@ -88,13 +88,7 @@ class Decoder:
     self._open = Decoding(work)
     return self._open
 
-  def _work(
-    self,
-    queues: list[Queue],
-    members: Expression,
-    active: np.ndarray,
-    ids: np.ndarray,
-  ) -> Iterator[list[Generated] | float]:
+  def _work(self, queues, members, active, ids):
     """Does the work; yields the share done at each wait, then the results."""
     results = [
       Generated(

@@ -5,7 +5,6 @@ call stays in flight while the host works on the results of the one before.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -23,12 +22,9 @@ from evojax_llm.engine import likelihood
 from evojax_llm.engine import plan as planning
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.decoder import Decoder
-from evojax_llm.engine.decoder import Decoding
-from evojax_llm.engine.packed_split import Job
 from evojax_llm.engine.packed_split import PackedSplit
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
-from evojax_llm.models.expression import Expression
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import stack
@@ -150,16 +146,8 @@ class Engine:
     return -(-min(self.plan.members_per_group, slots) // devices) * devices
 
   def _pass(
-    self,
-    space: Expressing,
-    population: Any,
-    indices: np.ndarray,
-    ids: np.ndarray,
-    start: int,
-    split: PackedSplit,
-    answers: Answers,
-    progress: Callable[[float], None] | None,
-  ) -> Iterator[int]:
+    self, space, population, indices, ids, start, split, answers, progress
+  ):
     """Yields how many members are done, as calls come in."""
     model, params = self._model(space), self._runtime.params(space)
     size = self.group_size(stack.size(population))
@@ -204,14 +192,7 @@ class Engine:
     while running:
       yield collect()
 
-  def _read(
-    self,
-    model: Gemma,
-    params: Any,
-    members: Expression,
-    active: jax.Array,
-    job: Job,
-  ) -> tuple[jax.Array, float]:
+  def _read(self, model, params, members, active, job):
     """Returns log-probabilities of a job's reads, and when they were asked."""
     arguments = (params, members, active, job.inputs)
     program = forms.group_program(
@@ -219,14 +200,7 @@ class Engine:
     )
     return program(*arguments)['logprobs'], time.perf_counter()
 
-  def _add_options(
-    self,
-    job: Job,
-    result: tuple[jax.Array, float],
-    span: slice,
-    answers: Answers,
-    _: Callable[[float], None],
-  ) -> None:
+  def _add_options(self, job, result, span, answers, _):
     """Waits for log-probabilities and adds them to the answers."""
     logprobs, asked = result
     ledger, count = self._runtime.ledger, span.stop - span.start
@@ -237,14 +211,7 @@ class Engine:
     with ledger.time('host'):
       answers.add_options(job.batch.owner, span.start, logprobs)
 
-  def _add_texts(
-    self,
-    work: Decoding,
-    queues: list[Any],
-    span: slice,
-    answers: Answers,
-    report: Callable[[float], None],
-  ) -> None:
+  def _add_texts(self, work, queues, span, answers, report):
     """Waits for texts, reporting progress, and adds them to the answers."""
     results = work.finish(report)
     self._runtime.idle_since = time.perf_counter()

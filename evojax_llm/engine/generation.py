@@ -96,13 +96,7 @@ def generate_texts(
   ]
 
 
-def _encode(
-  prompts: Sequence[Any],
-  tokenizer: Any,
-  max_new_tokens: int,
-  context: int,
-  stop: Sequence[str],
-) -> list[EncodedItem]:
+def _encode(prompts, tokenizer, max_new_tokens, context, stop):
   """Prompts as items to be continued; refuses those that are too long."""
   if not prompts or max_new_tokens < 1:
     raise TaskError(

@@ -306,12 +306,7 @@ class Evaluator:
       )
     return self._items[key]
 
-  def _split(
-    self,
-    split: str,
-    max_length: int,
-    items: Sequence[Sequence[int]] | None = None,
-  ) -> packed_split.PackedSplit:
+  def _split(self, split, max_length, items=None):
     chosen = items and tuple(tuple(map(int, task)) for task in items)
     key = (split, max_length, chosen)
     if key not in self._splits:

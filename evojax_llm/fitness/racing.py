@@ -193,13 +193,7 @@ def race(
   )
 
 
-def _survivors(
-  values: list[np.ndarray],
-  running: np.ndarray,
-  weights: np.ndarray,
-  sizes: np.ndarray,
-  racing: Racing,
-) -> np.ndarray:
+def _survivors(values, running, weights, sizes, racing):
   """Returns the members that go on, in their order."""
   if len(running) <= racing.keep:
     return running

@@ -39,7 +39,7 @@ def default_ids(fitness: jax.Array, ids: jax.Array | None) -> jax.Array:
 
 
 def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns classes (P,) i32, and logarithms of chances within them (P,) f32."""
+  """Returns classes (P,) i32, and log chances within them (P,) f32."""
   finite = jnp.isfinite(fitness)
   known = jnp.where(finite, fitness, jnp.inf)
   lowest = jnp.min(known)
@@ -51,7 +51,7 @@ def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """Returns indices (P,) i32 from the fittest to failed ones; ids break ties."""
+  """Returns indices (P,) i32, fittest first, failed last; ids break ties."""
   ids = default_ids(fitness, ids)
   known = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
   failed = (~jnp.isfinite(fitness)).astype(jnp.int32)
