@@ -24,7 +24,7 @@ _INPUTS = ('tokens', 'positions', 'until', 'row', 'column', 'target')
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A call of the likelihood program: a batch, its arrays on the device."""
+  """A call of the likelihood program: a batch and its arrays on a device."""
 
   batch: batches.LikelihoodBatch
   inputs: dict[str, jax.Array]
