@@ -38,6 +38,11 @@ class Ledger:
   busy_slot_steps: int = 0
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
+  @property
+  def tokens(self) -> int:
+    """Tokens read and generated."""
+    return self.prompt_tokens + self.new_tokens
+
   @contextlib.contextmanager
   def time(self, purpose: str) -> Iterator[None]:
     """Adds the wall time of a block to a purpose."""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 import math
 
+from scipy import special
+
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -43,6 +45,15 @@ def mean_interval(
   squares = math.fsum((float(value) - mean) ** 2 for value in values)
   half = z * math.sqrt(squares / (count - 1) / count)
   return mean - half, mean + half
+
+
+def t95(freedom: int) -> float:
+  """Returns the two-sided 95 % quantile of Student's t.
+
+  Args:
+    freedom: degrees of freedom, at least 1: pairs less one.
+  """
+  return float(special.stdtrit(freedom, 0.975))
 
 
 def standard_error(total: int, share: float = 0.5) -> float:
