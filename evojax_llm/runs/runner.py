@@ -100,7 +100,9 @@ def run_prepared(
     else:
       if share is not None:
         baselines_lib.share(share, folder.path)
-      _Run(prepared, config, folder).go_on()
+      running = _Run(prepared, config, folder)
+      with running.bar:
+        running.go_on()
   return folder.path
 
 
@@ -115,20 +117,16 @@ class _Run:
   ):
     self.prepared, self.config, self.folder = prepared, config, folder
     self.evaluator = prepared.evaluator
+    self.ledger = self.evaluator.ledger
     self.bar = progress.Progress(
       config.strategy.generations,
-      tokens=self.tokens,
+      self.ledger,
       percent=self.evaluator.objective.percent,
     )
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
     self.number = -1
-
-  def tokens(self) -> int:
-    """Tokens read and generated so far."""
-    ledger = self.evaluator.ledger
-    return ledger.prompt_tokens + ledger.new_tokens
 
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
@@ -155,7 +153,8 @@ class _Run:
       prepared.setup.space,
       other_items=self.config.resample,
     )
-    final_table.finish(folder, prepared, baselines, state, best, self.bar)
+    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
@@ -173,14 +172,14 @@ class _Run:
         params=prepared.params,
         seed=config.seed,
         **{name: getattr(config.strategy, name) for name in limits},
-        count_tokens=self.tokens,
+        count_tokens=lambda: self.ledger.tokens,
         state=state,
         redraw=self.redraw if config.resample else None,
         maximise=self.evaluator.objective.maximise,
         phase=watch.phase,
       )
       del initial  # its memory is wanted for the search
-      before = self.tokens()
+      before = self.ledger.tokens
       for state, done in rounds:
         # Records first: a checkpoint stands for the lines up to its own.
         folder.items.append(done.number, done.ids[: done.scored], self.scored)
@@ -188,9 +187,11 @@ class _Run:
           record.member_rows(
             done, prepared.strategy.operator_names, tasks, origins
           ),
-          record.metrics_row(done, tasks, watch.take(), self.tokens() - before),
+          record.metrics_row(
+            done, tasks, watch.take(), self.ledger.tokens - before
+          ),
         )
-        before = self.tokens()
+        before = self.ledger.tokens
         with watch.phase('checkpoint'):
           folder.checkpoints.save(done.number, state)
         line = _line(done, self.evaluator.objective.percent)
@@ -240,6 +241,5 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
 def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
-  mean = report.number(generation.mean_fitness, percent)
-  sign = ' %' if percent else ''
-  return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'
+  mean = report.number(generation.mean_fitness, percent, ' %')
+  return f'mean {mean}  {len(generation.ids)} scored{failed}'

@@ -22,8 +22,8 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from evojax_llm.commands import command
 from evojax_llm.runs import errors
-from experiments import command
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 
