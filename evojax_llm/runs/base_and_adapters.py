@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from evojax_llm.genomes.adapters import scaled
 from evojax_llm.genomes.space import Expressed
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.config import GemmaConfig
@@ -54,7 +54,7 @@ def load(
   tokenizer = Tokenizer.from_folder(model)
   config, _ = hub.load_config(model)
   names, population = _population(config, adapters)
-  space = Expressed(load_model(model, dtype))
+  space = Expressed(load_base(model, dtype))
   return Members(space, tokenizer, names, LowRank(population))
 
 
