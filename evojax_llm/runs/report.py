@@ -180,6 +180,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     f'{summary["generations"]} generations, {summary["evaluations"]} '
     f'evaluations, {summary["failed"]} failed.',
     *_oracles(summary),
+    *(f'Warning: {what}' for what in summary.get('lost', ())),
   ]
   if rows := summary.get('front'):
     lines = [['member', *rows[0]['tasks']]]
