@@ -98,7 +98,7 @@ def run_prepared(
       if share is not None:
         baselines_lib.share(share, folder.path)
       running = _Run(prepared, config, folder)
-      with running.bar:
+      with running.watch, running.bar:
         running.go_on()
   return folder.path
 
@@ -114,9 +114,11 @@ class _Run:
   ):
     self.prepared, self.config, self.folder = prepared, config, folder
     self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
+    self.watch = progress.Stopwatch()
     self.bar = progress.Progress(
       config.strategy.generations,
       self.ledger,
+      self.watch,
       percent=self.evaluator.objective.percent,
     )
     # What the search scores with; its items change in a run that resamples.
@@ -159,10 +161,9 @@ class _Run:
     initial = prepared.initial(config.seed)
     tasks = prepared.setup.task_names
     origins = _origins(initial, prepared.setup.space.names)
-    with (
-      progress.Stopwatch() as watch,
-      errors.as_user_error(evolution.EvolutionError),
-    ):
+    watch = self.watch
+    watch.take()  # what was compiled for the baselines
+    with errors.as_user_error(evolution.EvolutionError):
       rounds = evolution.evolve(
         prepared.strategy,
         prepared.setup.space,
