@@ -14,15 +14,7 @@ def wilson_interval(
   """Returns the score interval of a proportion (Wilson 1927, JASA 22:209).
 
   Unlike the normal approximation it stays within [0, 1] and does not collapse
-  to a point at 0 or `total` correct.
-
-  Args:
-    correct: number of successes, between 0 and `total`.
-    total: number of trials, at least 1.
-    z: normal quantile; the default gives a 95 % interval.
-
-  Returns:
-    (low, high), both in [0, 1].
+  to a point at 0 or `total` correct. The default z is of 95 %.
 
   Raises:
     ValueError: no trials, or successes outside [0, total].

@@ -11,7 +11,6 @@ import jax
 
 from evojax_llm.population import lineage
 from evojax_llm.runs import baselines as baselines_lib
-from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
@@ -90,7 +89,11 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  config = prepared.configured(prepared.config.seed if seed is None else seed)
+  config = dataclasses.replace(
+    prepared.config,
+    seed=prepared.config.seed if seed is None else seed,
+    seeds=1,
+  )
   with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
     if folder.finished:
       errors.say(f'{folder.path} is finished')
@@ -113,7 +116,8 @@ class _Run:
     folder: record.RunFolder,
   ):
     self.prepared, self.config, self.folder = prepared, config, folder
-    self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
+    self.evaluator = prepared.evaluator
+    self.ledger = self.evaluator.ledger
     self.watch = progress.Stopwatch()
     self.bar = progress.Progress(
       config.strategy.generations,
@@ -129,8 +133,7 @@ class _Run:
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
-    with errors.as_user_error(checkpoint.CheckpointError):
-      restored = folder.checkpoints.restore(prepared.abstract)
+    restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     folder.rewind(self.number)
     going_on = f', going on after generation {self.number}' if restored else ''
@@ -159,47 +162,43 @@ class _Run:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial = prepared.initial(config.seed)
-    tasks = prepared.setup.task_names
+    tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
+    limits = 'generations', 'evaluations', 'tokens', 'seconds', 'patience'
     watch = self.watch
     watch.take()  # what was compiled for the baselines
-    with errors.as_user_error(evolution.EvolutionError):
-      rounds = evolution.evolve(
-        prepared.strategy,
-        prepared.setup.space,
-        self.score,
-        population=initial.population if state is None else None,
-        params=prepared.params,
-        seed=config.seed,
-        generations=config.strategy.generations,
-        evaluations=config.strategy.evaluations,
-        tokens=config.strategy.tokens,
-        count_tokens=lambda: self.ledger.tokens,
-        seconds=config.strategy.seconds,
-        patience=config.strategy.patience,
-        state=state,
-        redraw=self.redraw if config.resample else None,
-        maximise=self.evaluator.objective.maximise,
-        phase=watch.phase,
+    rounds = evolution.evolve(
+      prepared.strategy,
+      prepared.setup.space,
+      self.score,
+      population=initial.population if state is None else None,
+      params=prepared.params,
+      seed=config.seed,
+      **{name: getattr(config.strategy, name) for name in limits},
+      count_tokens=lambda: self.ledger.tokens,
+      state=state,
+      redraw=self.redraw if config.resample else None,
+      maximise=self.evaluator.objective.maximise,
+      phase=watch.phase,
+    )
+    del initial  # its memory is wanted for the search
+    before = self.ledger.tokens
+    for state, done in rounds:
+      # Records first: a checkpoint stands for the lines up to its own.
+      folder.items.append(done.number, done.ids[: done.scored], self.scored)
+      folder.write(
+        record.member_rows(
+          done, prepared.strategy.operator_names, tasks, origins
+        ),
+        record.metrics_row(
+          done, tasks, watch.take(), self.ledger.tokens - before
+        ),
       )
-      del initial  # its memory is wanted for the search
       before = self.ledger.tokens
-      for state, done in rounds:
-        # Records first: a checkpoint stands for the lines up to its own.
-        folder.items.append(done.number, done.ids[: done.scored], self.scored)
-        folder.write(
-          record.member_rows(
-            done, prepared.strategy.operator_names, tasks, origins
-          ),
-          record.metrics_row(
-            done, tasks, watch.take(), self.ledger.tokens - before
-          ),
-        )
-        before = self.ledger.tokens
-        with watch.phase('checkpoint'):
-          folder.checkpoints.save(done.number, state)
-        line = _line(done, self.evaluator.objective.percent)
-        self.bar.generation(done.number, done.best_fitness, line)
+      with watch.phase('checkpoint'):
+        folder.checkpoints.save(done.number, state)
+      line = _line(done, self.evaluator.objective.percent)
+      self.bar.generation(done.number, done.best_fitness, line)
     return state
 
   def redraw(self, number: int) -> None:
@@ -242,7 +241,7 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
   return rows
 
 
-def _line(generation: evolution.Generation, percent: bool = True) -> str:
+def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
   mean = report.number(generation.mean_fitness, percent, ' %')
