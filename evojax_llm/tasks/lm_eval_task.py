@@ -78,12 +78,10 @@ class LmEvalScorer(Scorer):
 
   @property
   def binary(self) -> bool:
-    """Whether a document is right or wrong."""
     return self.metric in _BINARY
 
   @property
   def percent(self) -> bool:
-    """Whether the score is a share."""
     return self.binary or self.metric == 'f1'
 
   @property
@@ -107,7 +105,6 @@ class LmEvalScorer(Scorer):
     return pairs
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Asks the harness."""
     doc, requests = self.docs[item.id]
     prediction = None
     if self.rolls:
@@ -140,7 +137,6 @@ class LmEvalScorer(Scorer):
     return Verdict(prediction, float(value), weight)
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """Returns the harness's aggregate of the documents."""
     aggregate = self.task.aggregation()[self.metric]
     values = verdicts.values.tolist()
     if self.rolls:

@@ -63,7 +63,6 @@ class Item:
 
   @property
   def golds(self) -> tuple[str, ...]:
-    """All gold answers."""
     return (self.answer, *self.also)
 
 

@@ -40,21 +40,13 @@ _NUMBER = r'(?<![\w.])(-?\d+(?:\.\d+)?)'
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge(Scorer):
+class Judge(Endpoint, Scorer):
   """Mean rating of a judge, in its own scale."""
 
   function: Any = option('', 'the judge, or where it is', kind=object)
-  endpoint: str = option('', "the server's address up to '/v1'")
-  model: str = option('', "the server's name of the model")
   template: str = option(TEMPLATE, 'has {prompt}, {response}, {low}, {high}')
   low: float = option(1.0, 'least rating')
   high: float = option(10.0, 'largest rating')
-  key: str = option('', 'environment variable with the key')
-  cache: str = option('', 'file in which replies are kept')
-  retries: int = option(5, 'tries after a failed request', low=0)
-  wait: float = option(1.0, 'seconds before the first, then doubled', low=0.0)
-  timeout: float = option(60.0, 'seconds for a request', low=0.1)
-  workers: int = option(8, 'requests at a time', low=1)
 
   metric = 'judge'
   binary = False
@@ -90,7 +82,6 @@ class Judge(Scorer):
       find_function(self.function)
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Asks about one response."""
     return self.score_all([(item, answer)])[0]
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
@@ -124,18 +115,8 @@ class Judge(Scorer):
     return scores
 
   def _ask(self, prompts: list[str], responses: list[str]) -> list[float]:
-    server = Endpoint(
-      self.endpoint,
-      self.model,
-      self.key,
-      self.cache,
-      self.retries,
-      self.wait,
-      self.timeout,
-      self.workers,
-    )
     scores = []
-    for reply in server.replies(list(map(self._prompt, prompts, responses))):
+    for reply in self.replies(list(map(self._prompt, prompts, responses))):
       score = rating(reply)
       if not self.low <= score <= self.high:
         raise JudgeError(
