@@ -57,6 +57,7 @@ def clean_errors(main: Callable[[Sequence[str]], int | None]):
 def _user_errors() -> tuple[type[ValueError], ...]:
   # Not at import: these load jax, and --help should answer at once.
   from evojax_llm.engine.plan import MemoryPlanError
+  from evojax_llm.files import FileError
   from evojax_llm.models.errors import ModelError
   from evojax_llm.tasks.scorers.endpoint import JudgeError
   from evojax_llm.tasks.scorers.sandbox import SandboxError
@@ -64,6 +65,7 @@ def _user_errors() -> tuple[type[ValueError], ...]:
 
   return (
     UserError,
+    FileError,
     TaskError,
     MemoryPlanError,
     ModelError,

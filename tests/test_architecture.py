@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A part may import from its own rank and from lower ones, never from higher.
 RANKS = {
   'evojax_llm': 0,
+  'evojax_llm.files': 0,
   'evojax_llm.lookup': 0,
   'evojax_llm.options': 0,
   'evojax_llm.models': 0,

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from evojax_llm import files
 from evojax_llm.models.errors import ModelError
 
 # Stored types that are read; anything else is a quantised or a damaged file.
@@ -27,9 +28,6 @@ FLOAT_TYPES = {
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
-_LFS = b'version https://git-lfs'
-_LFS_HINT = 'a Git LFS pointer; run `git lfs pull` there.'
-_ABSENT = 'no such file; the folder is incomplete, fetch it again.'
 
 
 def import_transformers():
@@ -74,27 +72,8 @@ def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads the JSON object in a file."""
-  try:
-    text = path.read_text(encoding='utf-8')
-  except FileNotFoundError:
-    raise ModelError(f'{path}: {_ABSENT}') from None
-  except (OSError, UnicodeDecodeError) as error:
-    raise ModelError(f'{path}: cannot be read as UTF-8: {error}.') from error
-  if text.startswith(_LFS.decode()):
-    raise ModelError(f'{path}: {_LFS_HINT}')
-  try:
-    value = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise ModelError(
-      f'{path}: broken JSON at line {error.lineno}, column {error.colno}: '
-      f'{error.msg}. Fetch the file again.'
-    ) from error
-  if not isinstance(value, dict):
-    raise ModelError(
-      f'{path}: holds a JSON {type(value).__name__}; expected an object.'
-    )
-  return value
+  """Reads the JSON object in a file of a model or adapter folder."""
+  return files.read_object(path, ModelError, 'Fetch the file again.')
 
 
 def listing(names: Iterable[str]) -> str:
@@ -115,12 +94,12 @@ class TensorFiles:
     names: names of the stored tensors.
   """
 
-  def __init__(self, path: pathlib.Path, files: dict[str, pathlib.Path] | None):
+  def __init__(self, path: pathlib.Path, of: dict[str, pathlib.Path] | None):
     """Opens the files.
 
     Args:
       path: the file or index, for messages.
-      files: the file of each tensor; None if `path` holds them all.
+      of: the file of each tensor; None if `path` holds them all.
 
     Raises:
       ModelError: a file is missing, truncated, or lacks a tensor.
@@ -128,10 +107,10 @@ class TensorFiles:
     self.path = path
     self._handles = {}
     with contextlib.ExitStack() as stack:
-      for file in sorted(set(files.values())) if files else [path]:
+      for file in sorted(set(of.values())) if of else [path]:
         self._handles[file] = stack.enter_context(_open(file))
       held = {f: set(h.keys()) for f, h in self._handles.items()}
-      absent = [n for n, f in (files or {}).items() if n not in held[f]]
+      absent = [n for n, f in (of or {}).items() if n not in held[f]]
       if absent:
         raise ModelError(
           f'{path}: names tensors that their file lacks: {listing(absent)} '
@@ -139,7 +118,7 @@ class TensorFiles:
           'fetch the folder again.'
         )
       self._stack = stack.pop_all()
-    self._files = files or dict.fromkeys(self._handles[path].keys(), path)
+    self._files = of or dict.fromkeys(self._handles[path].keys(), path)
     self.names = tuple(self._files)
 
   @classmethod
@@ -161,15 +140,15 @@ class TensorFiles:
         f'{index}: has no weight_map; expected an object that gives the file '
         'of each tensor. Fetch the file again.'
       )
-    files = {}
+    of = {}
     for name, file in weight_map.items():
       if not isinstance(file, str) or pathlib.PurePath(file).name != file:
         raise ModelError(
           f'{index}: weight_map[{name!r}] is {file!r}; expected the name of a '
           'file in the same folder.'
         )
-      files[name] = folder / file
-    return cls(index, files)
+      of[name] = folder / file
+    return cls(index, of)
 
   @classmethod
   def of_adapter(cls, folder: pathlib.Path) -> Self:
@@ -218,13 +197,11 @@ class TensorFiles:
 
 def _open(file: pathlib.Path):
   """Opens a safetensors file."""
+  files.check_regular(file, ModelError)
   try:
     with file.open('rb') as f:
-      if f.read(len(_LFS)) == _LFS:
-        raise ModelError(f'{file}: {_LFS_HINT}')
+      files.check_lfs(file, f.read(64), ModelError)
     return safetensors.safe_open(file, framework='numpy')
-  except FileNotFoundError:
-    raise ModelError(f'{file}: {_ABSENT}') from None
   except (OSError, safetensors.SafetensorError) as error:
     raise ModelError(
       f'{file}: not a whole safetensors file ({error}); it is truncated or '

@@ -220,7 +220,7 @@ def test_no_config(folder, config):
   shutil.copytree(folder, outer / 'default')
   _refused(outer, config, 'no such file', f'Did you mean {outer / "default"}')
   (folder / 'adapter_config.json').write_text('{')
-  _refused(folder, config, folder / 'adapter_config.json', 'broken JSON')
+  _refused(folder, config, folder / 'adapter_config.json', 'not valid JSON')
 
 
 @pytest.mark.parametrize('name', ['adapter_model.bin', 'pytorch_model.bin'])
