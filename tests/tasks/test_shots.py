@@ -6,8 +6,8 @@ import pytest
 
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import overlap
-from evojax_llm.tasks.prompts import encode_item
 from evojax_llm.tasks.prompts import encode_items
+from evojax_llm.tasks.prompts import encode_passes
 from evojax_llm.tasks.prompts import write_messages
 from evojax_llm.tasks.prompts import write_prompt
 from evojax_llm.tasks.task import TaskError
@@ -110,7 +110,7 @@ def test_chat_prompts(load, tokenizer):
   assert turns[0]['content'] == f'Be brief.\n\n{task.shots[0].question}'
   assert turns[1]['content'] == task.shots[0].answer
   assert turns[4]['content'] == task.dev[0].question
-  encoded = encode_item(task, task.dev[0], tokenizer, chat=True)
+  encoded = encode_passes(task, task.dev[0], tokenizer, chat=True)[0]
   assert encoded.prompt == tuple(tokenizer.encode_chat(turns))
   alone = load(system='Be brief.')
   (turn,) = write_messages(alone, alone.dev[0])

@@ -36,6 +36,7 @@ TEMPLATE = (
 _LEAD_IN = (
   r'[\s*_`"(\[]*(?:(?:the\s+)?(?:rating|score)(?:\s+is)?)?[\s*_`"(\[:]*'
 )
+_FIELDS = ('prompt', 'response', 'low', 'high')
 _NUMBER = r'(?<![\w.])(-?\d+(?:\.\d+)?)'
 
 
@@ -72,11 +73,19 @@ class Judge(Endpoint, Scorer):
     if not self.low < self.high:
       raise TaskError(f'low={self.low} is not below high={self.high}.')
     try:
-      fields = {f for _, f, _, _ in string.Formatter().parse(self.template)}
-      self._prompt('', '')
-    except (ValueError, LookupError) as error:
+      parts = [*string.Formatter().parse(self.template)]
+    except ValueError as error:
       raise TaskError(f'template: {error}.') from error
-    if not {'prompt', 'response'} <= fields:
+    for _, name, form, conversion in parts:
+      # As in {low:g}; a width of a billion is a text of a billion characters.
+      allowed = ('', 'g') if name in ('low', 'high') else ('',)
+      known = name in _FIELDS and form in allowed and not conversion
+      if name is not None and not known:
+        raise TaskError(
+          f'template: {{{name}}} with format {form!r}; expected one of '
+          f'{", ".join(_FIELDS)}, as it is or with format g.'
+        )
+    if not {'prompt', 'response'} <= {name for _, name, _, _ in parts}:
       raise TaskError('template: {prompt} and {response} are needed.')
     if isinstance(self.function, str) and self.function:
       find_function(self.function)
