@@ -120,7 +120,7 @@ def test_chat_prompts(load, tokenizer):
 def test_what_is_cut_is_counted(load, tokenizer, caplog):
   task = load(shots=5)
   items = encode_items(task, task.dev, tokenizer, max_length=60)
-  assert all(len(item.prompt) + 32 <= 60 for item in items)
+  assert all(len(item.prompt) + item.max_new_tokens == 60 for item in items)
   assert all(item.truncated > 0 for item in items)
   assert '85 of 85 prompts are longer' in caplog.text
 

@@ -57,7 +57,7 @@ class Endpoint:
     known = _read(self.cache)
     missing = [prompt for prompt, key in keys.items() if key not in known]
     with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-      jobs = {pool.submit(self._ask, self._body(p)): p for p in missing}
+      jobs = {pool.submit(self._reply, self._body(p)): p for p in missing}
       try:
         for job in concurrent.futures.as_completed(jobs):
           key = keys[jobs[job]]
@@ -77,7 +77,7 @@ class Endpoint:
       'max_tokens': _MAX_TOKENS,
     }
 
-  def _ask(self, body: dict[str, Any]) -> str:
+  def _reply(self, body: dict[str, Any]) -> str:
     headers = {'Content-Type': 'application/json'}
     if self.key:
       if self.key not in os.environ:
