@@ -92,6 +92,7 @@ class Item:
 
   @property
   def golds(self) -> tuple[str, ...]:
+    """All gold answers."""
     return (self.answer, *self.also)
 
 

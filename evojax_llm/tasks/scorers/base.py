@@ -91,9 +91,11 @@ class Verdicts:
     )
 
   def member(self, m: int) -> 'Verdicts':
+    """Those on one member."""
     return Verdicts(self.predictions[m], self.values[m], self.weights[m])
 
   def item(self, i: int) -> Verdict:
+    """That of one member on one item."""
     prediction, value = self.predictions[i], float(self.values[i])
     return Verdict(prediction, value, float(self.weights[i]))
 

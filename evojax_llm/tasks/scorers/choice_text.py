@@ -78,6 +78,7 @@ class KeyScorer(OptionScorer):
     return self.score_text(item, answer)
 
   def score_text(self, item: Item, answer: Answer) -> Verdict:
+    """Scores the texts of one answer."""
     raise NotImplementedError
 
 

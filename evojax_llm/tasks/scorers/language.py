@@ -97,9 +97,11 @@ class Gated:
     return getattr(self.scorer, name)
 
   def score(self, item: Item, answer: Answer) -> Verdict:
+    """Scores one answer; 0 in another language."""
     return self.score_all([(item, answer)])[0]
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
+    """Scores many answers; 0 in another language."""
     verdicts = self.scorer.score_all(pairs)
     for i, (_, answer) in enumerate(pairs):
       if not self._probability(answer.text) > self.threshold:
