@@ -16,20 +16,6 @@ from evojax_llm.models.expression import LowRank
 from evojax_llm.population import stack
 
 
-def load(
-  cls: type,
-  base: str | os.PathLike | space.Model,
-  adapters: Sequence[str | os.PathLike] = (),
-  models: Sequence[str | os.PathLike] = (),
-  dtype: Any = jnp.float32,
-) -> Any:
-  """Makes a space cls(adapters, model) of adapter folders."""
-  del models
-  config = space.load_model(base, None).config
-  loaded = peft.load_adapters(adapters, config)
-  return cls(loaded, space.load_model(base, dtype))
-
-
 class AdapterSpace(space.Space):
   """Low-rank members over one shared base.
 
@@ -43,21 +29,16 @@ class AdapterSpace(space.Space):
     rank: R.
   """
 
-  from_files = classmethod(load)
-
   def __init__(
     self,
     adapters: peft.AdapterSet,
     model: space.Model,
     dtype: Any = jnp.float32,
   ):
-    """Makes the space.
+    """Makes the space of adapters over their base.
 
-    Args:
-      adapters: the experts.
-      model: their base.
-      dtype: of the genomes; f32 unless memory forbids, as small changes of
-        bf16 weights are lost.
+    Genomes are f32 unless memory forbids, as small changes of bf16 weights are
+    lost.
     """
     self.names, self.rank = adapters.names, adapters.rank
     self._dtype, self._adapters, self._model = dtype, adapters, model

@@ -37,21 +37,13 @@ class GateSpace(space.Space):
     rank: N R, the rank of a member.
   """
 
-  from_files = classmethod(adapter_genomes.load)
-
   def __init__(
     self,
     adapters: peft.AdapterSet,
     model: space.Model,
     dtype: Any = jnp.float32,
   ):
-    """Makes the space.
-
-    Args:
-      adapters: the experts.
-      model: their base.
-      dtype: of the shared factors; gates are f32.
-    """
+    """Makes the space; `dtype` is of the shared factors, gates are f32."""
     self.names = adapters.names
     self.rank = adapters.rank * len(adapters.names)
     self._plain = adapter_genomes.AdapterSpace(adapters, model, dtype)
