@@ -61,6 +61,28 @@ class StrategyConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class FormatConfig(_Part):
+  """Keys of every task's `format`; see `tasks.task.Format`."""
+
+  _path = 'format.'
+
+  kind: str | None = option(None, 'how answers are scored', kind=str)
+  prompt: str | None = option(
+    None, 'template with {question} and {choices}', kind=str
+  )
+  instruction: str | None = option(
+    None, 'line above a multiple-choice question', kind=str
+  )
+  choice: str | None = option(
+    None, 'scored of an option', choices=(None, 'letter', 'text'), kind=str
+  )
+  max_new_tokens: int | None = option(
+    None, 'tokens to decode at most', low=0, kind=int
+  )
+  stop: tuple[str, ...] = option((), 'strings at which an output is cut')
+
+
+@dataclasses.dataclass(frozen=True)
 class EnsembleConfig(_Part):
   """The vote of the best members at the end."""
 
@@ -161,8 +183,12 @@ class RunConfig(_Part):
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
+  drop_overlap: bool = option(False, 'leave such items out of dev')
+  skip_bad_rows: bool = option(
+    False, 'leave out rows of task files that cannot be used'
+  )
   allow_code: bool = option(
-    False, 'run generated code, in a process with limits'
+    False, 'run generated code, in limits, and code that task files name'
   )
   shots: int | None = option(
     None, 'worked examples before a question, from dev', low=0, kind=int
@@ -183,6 +209,7 @@ class RunConfig(_Part):
     False, 'read all experts on test, not only those in the table'
   )
 
+  format: FormatConfig = FormatConfig()
   strategy: StrategyConfig = StrategyConfig()
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
