@@ -30,9 +30,7 @@ import sys
 import time
 from typing import Any
 
-from absl import app
 from absl import flags
-from absl import logging
 
 from evojax_llm import lookup
 from evojax_llm.commands import command
@@ -80,10 +78,7 @@ _OUT = flags.DEFINE_string(
 )
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> int | None:
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   configs = [_read_config(source) for source in _CONFIGS.value]
   sizes = [_size(value) for value in _POPULATIONS.value or ()]
   arms = {}
@@ -314,4 +309,4 @@ def _read_config(source: str) -> Any:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)
