@@ -28,7 +28,6 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 
-from absl import app
 from absl import flags
 
 from evojax_llm.commands import command
@@ -98,7 +97,6 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
   out = command.check_out(_OUT.value, _OVERWRITE.value)
   from evojax_llm.tasks import task_files as tasks_lib
@@ -177,4 +175,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)
