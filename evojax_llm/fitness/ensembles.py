@@ -3,8 +3,8 @@
 GENOME+ (arXiv 2503.01155) ends in a vote of its best members, Model Swarms
 (arXiv 2410.11163) reports one. Every rule names, item by item, the member whose
 answer stands; the value of the decision is that member's value on the item,
-whatever the scorer. No rule sees the gold answer but `oracle`, an upper bound
-that must be reported as such.
+whatever the scorer. No rule sees the gold answer but `bound`, which
+must be reported as such.
 
 Members are ordered by `dev`, which decides ties and the number of members. The
 released code of GENOME ranks by test scores, gives half a point for ties that
@@ -35,10 +35,6 @@ Predictions = Sequence[Sequence[str | None]]
 
 def majority(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   """Chooses the answer of most members; of equally many, of the best by dev.
-
-  Args:
-    predictions: M lists of an answer an item, the best member first.
-    fitness: (M,) dev fitness; not used.
 
   Returns:
     (items,) i32, the best member that gave the winning answer. Members without
@@ -91,22 +87,12 @@ def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   return stands
 
 
-def oracle(values: np.ndarray) -> np.ndarray:
-  """Chooses the best answer by values (M, items): a bound."""
-  return np.argmax(values, axis=0).astype(np.int32)
-
-
 AUTO = 'auto'
 RULES: Mapping[str, Callable[[Predictions, np.ndarray], np.ndarray]] = {
   'majority': majority,
   'weighted': weighted,
   'medoid': medoid,
 }
-
-
-def decided(values: np.ndarray, stands: np.ndarray) -> np.ndarray:
-  """Returns values (items,) of a decision, of the members that stand."""
-  return values[stands, np.arange(values.shape[1])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,17 +123,11 @@ def decide(
   scorers: Sequence[Scorer],
   items: Sequence[Sequence[Item]],
 ) -> np.ndarray:
-  """Returns scores (K,) f32 of the answers that stand.
+  """Returns scores (K,) f32 of the answers that stand, by the K scorers.
 
-  Args:
-    rule: one of RULES, or 'auto': the medoid where items have more than two
-      values, so that answers are texts, and the majority elsewhere.
-    group: the members.
-    scorers: of the K tasks.
-    items: of each task, in the order of the values.
-
-  Returns:
-    Of a task without predictions, such as a perplexity, the best member's.
+  The rule 'auto' is the medoid where items have more than two values, so that
+  answers are texts, and the majority elsewhere. Of a task without predictions,
+  such as a perplexity, the score is the best member's.
 
   Raises:
     ValueError: the rule is unknown.
@@ -167,7 +147,7 @@ def decide(
     columns = np.arange(values.shape[1])
     verdicts = Verdicts(
       np.array(predictions, object).reshape(values.shape)[stands, columns],
-      decided(values, stands).astype(np.float64),
+      values[stands, columns].astype(np.float64),
       np.ones(values.shape[1]),
     )
     scores[k] = scorer.aggregate(items[k], verdicts)
@@ -211,8 +191,7 @@ def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
   ):
     if not scorer.corpus:
       sign = 1 if scorer.maximise else -1
-      values = np.asarray(result.values)
-      scores[k] = decided(values, oracle(sign * values)).mean()
+      scores[k] = sign * (sign * np.asarray(result.values)).max(axis=0).mean()
   return scores
 
 

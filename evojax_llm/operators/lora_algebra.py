@@ -1,19 +1,18 @@
 """Exact algebra of adapters, on their factors.
 
-An adapter changes a matrix by a b. Merging a with a and b with b, as GENOME
-(arXiv 2503.01155) and Model Swarms (arXiv 2410.11163) do, gives cross terms
-a_i b_j; a weighted sum of the changes themselves is the concatenation of the
-factors, of the sum of the ranks. `compress` brings it back to rank R, the best
-there is in the Frobenius norm (Eckart and Young, 1936). The dense matrix is
-never formed; to fold an adapter into its base, see models.expression.fold.
+Merging a with a and b with b, as GENOME (arXiv 2503.01155) and Model Swarms
+(arXiv 2410.11163) do, gives cross terms a_i b_j; a weighted sum of the changes
+a b themselves is the concatenation of the factors, of the sum of the ranks.
+`compress` brings it back to rank R, the best there is in the Frobenius norm
+(Eckart and Young, 1936). The dense matrix is never formed.
 
-Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module, with
-any axes in front (layers, members). b is used as it is: where adapters have
-scales, multiply their b first (genomes.adapters.scaled), or the weights.
+Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module. b is
+used as it is: where adapters have scales, multiply their b first
+(genomes.adapters.scaled), or the weights.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -26,22 +25,11 @@ from evojax_llm.population import stack
 PRODUCTS = ('factors', 'exact')
 
 
-def _map_factors(function: Callable[..., Any], *trees: Any) -> Any:
-  """Maps function(factors, ...) over modules, and over other leaves alike."""
-  return jax.tree.map(function, *trees, is_leaf=leaves.is_factors)
-
-
 def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
   """Returns the adapter whose change is sum_n w_n a_n b_n, by concatenation.
 
-  Args:
-    adapters: N adapter trees of the same modules; ranks may differ. Leaves that
-      are no factors are summed.
-    weights: (N,) f32.
-
-  Returns:
-    An adapter tree of the sum of the ranks; exact but for rounding w b to the
-      type of b.
+  Adapters are N trees of the same modules; ranks may differ. Leaves that are no
+  factors are summed. Exact but for rounding w b to the type of b.
 
   Raises:
     ValueError: if there is no adapter, or not one weight for each.
@@ -65,7 +53,7 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
       'b': jnp.concatenate(scaled, axis=-2),
     }
 
-  return _map_factors(add, *adapters)
+  return jax.tree.map(add, *adapters, is_leaf=leaves.is_factors)
 
 
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
@@ -96,7 +84,9 @@ def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
     _matmul(one, _turned(two))
     for one, two in zip(cores[:middle], cores[middle:], strict=True)
   ]
-  decomposed = _at_once(_svd, small)
+  decomposed = _at_once(
+    functools.partial(jnp.linalg.svd, full_matrices=False), small
+  )
   for i, left, right, parts in zip(
     indices, sides[:middle], sides[middle:], decomposed, strict=True
   ):
@@ -126,16 +116,11 @@ def _truncated(node, left, right, parts, rank):
   }, error
 
 
-def _svd(matrices):
-  return jnp.linalg.svd(matrices, full_matrices=False)
-
-
 def _at_once(function, matrices):
   """function(matrix) of several batches of small square ones, in one call.
 
-  Decompositions are calls into LAPACK, which spreads a batch over threads and
-  waits for them. Several that XLA runs beside one another can wait for each
-  other's threads for ever; one after the other they cannot.
+  LAPACK spreads a batch over threads and waits for them. Several calls that XLA
+  runs beside one another can wait for each other's threads for ever.
   """
   found = [None] * len(matrices)
   sizes = {matrix.shape[-1] for matrix in matrices}

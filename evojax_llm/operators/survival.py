@@ -54,12 +54,11 @@ def survivors(
     count: P, at most the number eligible.
     ids: (P + M,) i32; may repeat only where not eligible.
     elites: () i32, the fittest that survive whatever is drawn.
-    method: one of METHODS.
-    entrants: size of a tournament.
+    method: one of METHODS; a tournament has `entrants`.
 
   Returns:
-    (count,) different i32 indices, ordered by id. A failed member survives only
-      if too few others are eligible.
+    (count,) different i32 indices, ordered by id; failed members only if too
+      few others are eligible.
 
   Raises:
     ValueError: if `method` is unknown or there are fewer members than `count`.
@@ -78,8 +77,18 @@ def survivors(
   order = jnp.lexsort((ids, selection.ranking_key(fitness), ~eligible))
   position = selection.positions_in(order)
   if method == 'tournament':
-    chosen = _tournament_survivors(
-      key, fitness, eligible, count, ids, elites, entrants
+    # Failed members stand aside while there are others: drawn three at a time
+    # they could win, as a group of failed entrants has a winner too.
+    alive = eligible & jnp.isfinite(fitness)
+    playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
+    chosen = selection.tournament(
+      key,
+      fitness,
+      count,
+      ids,
+      entrants=entrants,
+      eligible=playing,
+      elites=elites,
     )
   else:
     chances = fitness
@@ -97,13 +106,3 @@ def survivors(
       chance = chance + selection.gumbel(key, ids)
     chosen = jnp.lexsort((ids, -chance, group))[:count]
   return chosen[jnp.argsort(ids[chosen])].astype(jnp.int32)
-
-
-def _tournament_survivors(key, fitness, eligible, count, ids, elites, entrants):
-  # Failed members stand aside while there are others: drawn three at a time
-  # they could win, as a group of failed entrants has a winner too.
-  alive = eligible & jnp.isfinite(fitness)
-  playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
-  return selection.tournaments(
-    key, fitness, count, ids, playing, elites, entrants=entrants
-  )
