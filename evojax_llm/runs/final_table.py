@@ -21,6 +21,7 @@ from evojax_llm.runs import int8_base
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import votes
@@ -255,7 +256,7 @@ class Ending:
         for name, group in groups.items()
       },
       'tested': names if self._has_test() else [],
-      'lineage': record.lineage_of(int(best.id), members),
+      'lineage': record_rows.lineage_of(int(best.id), members),
       'generations': int(state.generation),
       'evaluations': int(state.evaluations),
       'failed': sum(row['failed'] for row in metrics),

@@ -19,6 +19,7 @@ from evojax_llm.runs import int8_base
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs.run_config import RunConfig
 
@@ -210,10 +211,10 @@ class _Run:
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       folder.write(
-        record.member_rows(
+        record_rows.member_rows(
           done, prepared.strategy.operator_names, tasks, origins
         ),
-        record.metrics_row(
+        record_rows.metrics_row(
           done, tasks, watch.take(), self.ledger.tokens - before
         ),
       )
