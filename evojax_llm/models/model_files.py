@@ -9,14 +9,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from evojax_llm.models import names
+from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
 from evojax_llm.models.folders import write_json
-
-MODEL_FOLDER = 'a Gemma folder in Hugging Face layout'
 
 
 class ModelFiles(TensorFiles):
@@ -113,10 +112,13 @@ def read_leaf(
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
   dtype = np.dtype(dtype)
   if not leaf.stacked:
-    return files.read(stored[0]).astype(dtype, copy=False)
+    out = files.read(stored[0]).astype(dtype, copy=False)
+    files.check_finite(stored[0], out)
+    return out
   out = np.empty(leaf.leaf_shape(len(stored)), dtype)
   for layer, name in zip(out, stored, strict=True):
     _write(layer, files.read(name), leaf)
+    files.check_finite(name, layer)
   return out
 
 
