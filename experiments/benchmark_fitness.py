@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import pocket
+from evojax_llm.commands import command
 from evojax_llm.engine import batches
 from evojax_llm.engine.forms import FORMS
 from evojax_llm.fitness.evaluator import Evaluation
@@ -56,7 +57,6 @@ from evojax_llm.tasks.scorers.registry import score_text
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
-from experiments import command
 from experiments.benchmarks import tables
 from experiments.benchmarks.static import pack_static
 from experiments.benchmarks.timing import Way

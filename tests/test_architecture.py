@@ -31,8 +31,10 @@ RANKS = {
   'evojax_llm.strategies': 6,
   'evojax_llm.runs': 7,
   'evojax_llm.types': 8,
-  'experiments': 9,
+  'evojax_llm.commands': 9,
+  'experiments': 10,
 }
+PROGRAMS = ('evojax_llm.commands', 'experiments')
 MAX_LINES = 420
 
 # Sites that documents may point to. A package index is none of them.
@@ -170,7 +172,7 @@ def test_library_defines_no_flags():
   defining = [
     module
     for module, tree in _modules().items()
-    if _part(module) != 'experiments'
+    if _part(module) not in PROGRAMS
     for node in ast.walk(tree)
     if isinstance(node, ast.Attribute) and node.attr.startswith('DEFINE_')
   ]
@@ -225,7 +227,7 @@ def test_public_names_are_documented():
   for module, tree in _modules().items():
     if ast.get_docstring(tree) is None:
       missing.append(module)
-    if _part(module) != 'experiments':
+    if _part(module) not in PROGRAMS:
       missing += _undocumented(tree.body, module)
   assert not missing
 
@@ -240,7 +242,8 @@ if sys.argv[1] == 'evosax':
   before = len(jax.live_arrays())
 for name in sys.argv[2:]:
   importlib.import_module(name)
-  if name.startswith('experiments'):  # each of them is a program of its own.
+  if name.startswith(('experiments', 'evojax_llm.commands')):
+    # Each of them is a program of its own.
     for flag in list(flags.FLAGS):
       delattr(flags.FLAGS, flag)
 if sys.argv[1] == 'evosax':

@@ -179,10 +179,10 @@ def read_config(folder: pathlib.Path) -> PeftConfig:
     )
   for field in ('target_modules', 'exclude_modules', 'layers_pattern'):
     value = raw.get(field)
-    texts = [value] if isinstance(value, str) else value or []
-    if not isinstance(texts, list) or not all(
-      isinstance(t, str) for t in texts
-    ):
+    texts = [value] if isinstance(value, str) else value
+    if value is None:
+      continue
+    if not isinstance(texts, list) or {*map(type, texts)} - {str}:
       refuse(field, 'expected a list of names or a pattern')
     if isinstance(value, str) or field == 'layers_pattern':
       for pattern in texts:

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import reprlib
-from typing import Any
 
 import numpy as np
 
@@ -72,7 +71,7 @@ def read_adapter(
       _check_shapes(files, peft, module, pair, rank, shape)
       arrays = {}
       for factor, name in pair.items():
-        # Beyond f32 is infinity here, and is refused with it.
+        # What is beyond f32 becomes infinity, and is refused with it.
         with np.errstate(over='ignore'):
           arrays[factor] = files.read(name).astype(np.float32)
         files.check_finite(name, arrays[factor])

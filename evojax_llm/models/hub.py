@@ -35,13 +35,22 @@ from evojax_llm.models.model_files import read_leaf
 from evojax_llm.models.model_files import write_weights
 from evojax_llm.models.tokenizer import Tokenizer
 
-# How the names of the small files begin that go with the weights.
+# The small files that go with the weights: what transformers writes of a
+# tokenizer, templates, and what the licence asks to pass on.
 _KEPT = (
-  'generation_config',
-  'tokenizer',
-  'special_tokens_map',
-  'added_tokens',
-  'chat_template',
+  'generation_config*',
+  'tokenizer*',
+  'special_tokens_map*',
+  'added_tokens*',
+  'chat_template*',
+  'additional_chat_templates/*',
+  '*.jinja',
+  'vocab.*',
+  'merges.txt',
+  '*.model',
+  'LICEN[CS]E*',
+  'NOTICE*',
+  'USE_POLICY*',
 )
 
 
@@ -154,9 +163,11 @@ def save_checkpoint(
     raw = _config_json(like, hf_config, base_config, config, dtype)
     write_json(path / 'config.json', raw)
     _check_same(config, load_config(path)[0], like)
-    for file in sorted(like.iterdir()):
-      if file.is_file() and file.name.startswith(_KEPT):
-        shutil.copyfile(file, path / file.name)
+    for file in {file for kept in _KEPT for file in like.glob(kept)}:
+      if file.is_file():
+        to = path / file.relative_to(like)
+        to.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, to)
     write_weights(path, params, config, dtypes, max_shard_bytes)
   return pathlib.Path(folder)
 
@@ -174,19 +185,44 @@ def _config_json(
   if text is not hf_config:
     outer, raw = raw, json.loads(text.to_json_string(use_diff=False))
     raw['architectures'] = ['Gemma3ForCausalLM']
-    for key in ('eos_token_id', 'bos_token_id', 'pad_token_id', 'dtype'):
+    for key in (
+      *('eos_token_id', 'bos_token_id', 'pad_token_id'),
+      *('dtype', 'torch_dtype'),
+    ):
       if outer.get(key) is not None:
         raw[key] = outer[key]
-    if raw.get('dtype') is None:
-      raw['dtype'] = outer.get('torch_dtype')
+  raw.update(_ropes(text.rope_parameters))
   if config.num_layers != base_config.num_layers:
     raw['num_hidden_layers'] = config.num_layers
   if config.layer_types != base_config.layer_types:
     raw['layer_types'] = list(config.layer_types)
   if dtype is not None:
-    raw.pop('torch_dtype', None)
     raw['dtype'] = np.dtype(dtype).name
+  if stored := raw.get('dtype') or raw.get('torch_dtype'):
+    raw['dtype'] = raw['torch_dtype'] = stored
   return raw
+
+
+def _ropes(parameters: dict[str, Any]) -> dict[str, Any]:
+  """Returns rotary embeddings as transformers 5 and as 4 spell them.
+
+  Of the other's spelling each reads nothing, and takes its defaults.
+
+  Args:
+    parameters: of transformers 5, of all layers or by type of layer.
+  """
+  sliding = parameters.get('sliding_attention')
+  full = parameters.get('full_attention') or sliding or parameters
+  scaled = full.get('rope_type', 'default') != 'default'
+  rest = {k: v for k, v in full.items() if k != 'rope_theta'}
+  fields = {
+    'rope_parameters': parameters,
+    'rope_theta': full['rope_theta'],
+    'rope_scaling': rest if scaled else None,
+  }
+  if sliding:
+    fields['rope_local_base_freq'] = sliding['rope_theta']
+  return fields
 
 
 def _check_same(

@@ -30,7 +30,8 @@ class Tokenizer:
     stop_ids: end a generation: those of the tokenizer and of the model's
       configuration files, and the end of a chat turn.
     pad_id: fills rows; any valid id.
-    vocab_size: V, rows of the model's embedding.
+    vocab_size: V, rows of the model's embedding; without a config.json the
+      number of tokens.
   """
 
   backend: Any
@@ -45,13 +46,14 @@ class Tokenizer:
     """Loads the tokenizer of a model folder; nothing is downloaded.
 
     Raises:
-      ModelError: no folder, no config.json or tokenizer in it, or one that
-        does not load; an end that is no token of the model.
+      ModelError: no folder, no tokenizer in it, or one that does not load; an
+        end that is no token of the model.
     """
     path = existing_folder(folder, 'a model folder with its tokenizer')
     # Also first, so that its faults are not taken for the tokenizer's.
-    vocab_size = load_config(path)[0].vocab_size
+    config = load_config(path)[0] if (path / 'config.json').exists() else None
     backend = _load(path)
+    vocab_size = config.vocab_size if config else len(backend)
     ids = [backend.eos_token_id, backend.get_vocab().get(END_OF_TURN)]
     # A token that the model cannot write ends nothing.
     ends = [i for i in ids if i is not None and i < vocab_size]
@@ -157,9 +159,12 @@ def _load(path: pathlib.Path) -> Any:
     if (path / name).exists():
       read_json(path / name)
   try:
-    return import_transformers().AutoTokenizer.from_pretrained(
+    backend = import_transformers().AutoTokenizer.from_pretrained(
       path, local_files_only=True, trust_remote_code=False
     )
+    # Fields of a wrong type show when they are used.
+    backend.encode('a', add_special_tokens=False, verbose=False)
+    return backend
   except (KeyboardInterrupt, SystemExit):
     raise
   except BaseException as error:  # A panic of tokenizers is no Exception.

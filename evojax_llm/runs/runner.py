@@ -11,7 +11,6 @@ import jax
 
 from evojax_llm.population import lineage
 from evojax_llm.runs import baselines as baselines_lib
-from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
@@ -90,14 +89,20 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  config = prepared.configured(prepared.config.seed if seed is None else seed)
+  config = dataclasses.replace(
+    prepared.config,
+    seed=prepared.config.seed if seed is None else seed,
+    seeds=1,
+  )
   with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
     if folder.finished:
       errors.say(f'{folder.path} is finished')
     else:
       if share is not None:
         baselines_lib.share(share, folder.path)
-      _Run(prepared, config, folder).go_on()
+      running = _Run(prepared, config, folder)
+      with running.bar:
+        running.go_on()
   return folder.path
 
 
@@ -111,10 +116,11 @@ class _Run:
     folder: record.RunFolder,
   ):
     self.prepared, self.config, self.folder = prepared, config, folder
-    self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
+    self.evaluator = prepared.evaluator
+    self.ledger = self.evaluator.ledger
     self.bar = progress.Progress(
       config.strategy.generations,
-      tokens=self.tokens,
+      self.ledger,
       percent=self.evaluator.objective.percent,
     )
     # What the search scores with; its items change in a run that resamples.
@@ -122,15 +128,10 @@ class _Run:
     self.scored: Any = None
     self.number = -1
 
-  def tokens(self) -> int:
-    """Tokens read and generated so far."""
-    return self.ledger.prompt_tokens + self.ledger.new_tokens
-
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
-    with errors.as_user_error(checkpoint.CheckpointError):
-      restored = folder.checkpoints.restore(prepared.abstract)
+    restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     folder.rewind(self.number)
     going_on = f', going on after generation {self.number}' if restored else ''
@@ -152,18 +153,17 @@ class _Run:
       prepared.setup.space,
       other_items=self.config.resample,
     )
-    final_table.finish(folder, prepared, baselines, state, best, self.bar)
+    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial = prepared.initial(config.seed)
-    tasks = prepared.setup.task_names
+    tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    with (
-      progress.Stopwatch() as watch,
-      errors.as_user_error(evolution.EvolutionError),
-    ):
+    limits = 'generations', 'evaluations', 'tokens', 'seconds', 'patience'
+    with progress.Stopwatch() as watch:
       rounds = evolution.evolve(
         prepared.strategy,
         prepared.setup.space,
@@ -171,19 +171,15 @@ class _Run:
         population=initial.population if state is None else None,
         params=prepared.params,
         seed=config.seed,
-        generations=config.strategy.generations,
-        evaluations=config.strategy.evaluations,
-        tokens=config.strategy.tokens,
-        count_tokens=self.tokens,
-        seconds=config.strategy.seconds,
-        patience=config.strategy.patience,
+        **{name: getattr(config.strategy, name) for name in limits},
+        count_tokens=lambda: self.ledger.tokens,
         state=state,
         redraw=self.redraw if config.resample else None,
         maximise=self.evaluator.objective.maximise,
         phase=watch.phase,
       )
       del initial  # its memory is wanted for the search
-      before = self.tokens()
+      before = self.ledger.tokens
       for state, done in rounds:
         # Records first: a checkpoint stands for the lines up to its own.
         folder.items.append(done.number, done.ids[: done.scored], self.scored)
@@ -191,9 +187,11 @@ class _Run:
           record.member_rows(
             done, prepared.strategy.operator_names, tasks, origins
           ),
-          record.metrics_row(done, tasks, watch.take(), self.tokens() - before),
+          record.metrics_row(
+            done, tasks, watch.take(), self.ledger.tokens - before
+          ),
         )
-        before = self.tokens()
+        before = self.ledger.tokens
         with watch.phase('checkpoint'):
           folder.checkpoints.save(done.number, state)
         line = _line(done, self.evaluator.objective.percent)
@@ -240,9 +238,8 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
   return rows
 
 
-def _line(generation: evolution.Generation, percent: bool = True) -> str:
+def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
-  mean = report.number(generation.mean_fitness, percent)
-  sign = ' %' if percent else ''
-  return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'
+  mean = report.number(generation.mean_fitness, percent, ' %')
+  return f'mean {mean}  {len(generation.ids)} scored{failed}'

@@ -8,7 +8,7 @@ from tests.experiments import runs
 
 _PROGRAM = """
 import sys
-from experiments import command
+from evojax_llm.commands import command
 command.use_cores(sys.argv[1], int(sys.argv[2]))
 import jax
 print(len(jax.devices()))

@@ -210,10 +210,36 @@ def test_transformers_is_imported_late_and_quietly(tiny_gemma_folder):
 
 
 def test_no_folder(tmp_path):
-  _refused(
-    tmp_path / 'absent', tmp_path / 'absent', 'does not exist', 'downloaded'
-  )
-  _refused('google/gemma-2-2b', 'google/gemma-2-2b', 'does not exist')
+  _refused(tmp_path / 'absent', tmp_path / 'absent', 'does not exist')
+  _refused('gemma', 'gemma: does not exist', 'expected a Gemma folder')
+
+
+def test_names_of_the_hub_are_looked_up_in_its_cache(
+  tiny_gemma_folder, tmp_path, monkeypatch
+):
+  name = 'google/gemma-2-2b-it'
+  for variable in ('HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'XDG_CACHE_HOME'):
+    monkeypatch.delenv(variable, raising=False)
+  monkeypatch.setenv('HF_HOME', str(tmp_path))
+  repository = tmp_path / 'hub' / 'models--google--gemma-2-2b-it'
+  hint = f'hf download {name} --local-dir=gemma-2-2b-it'
+  _refused(name, name, tmp_path / 'hub', hint)
+  for commit in ('0ld', 'n3w'):
+    (repository / 'snapshots' / commit).mkdir(parents=True)
+  for file in tiny_gemma_folder('gemma2').iterdir():
+    (repository / 'snapshots' / 'n3w' / file.name).symlink_to(file)
+  _refused(name, 'has 2 snapshots')
+  (repository / 'refs').mkdir()
+  (repository / 'refs' / 'main').write_text('n3w')
+  assert hub.load_model(name).config == hub.load_config(name)[0]
+  # One snapshot is taken without refs; another variable has another cache.
+  shutil.rmtree(repository / 'refs')
+  (repository / 'snapshots' / '0ld').rmdir()
+  hub.load_config(name)
+  monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'other'))
+  _refused(name, tmp_path / 'other', hint)
+  for odd in ('google/../gemma', 'google/gemma/x', '/google/gemma'):
+    _refused(odd, f'{odd}: does not exist')
 
 
 def test_a_file_is_no_folder(folder):
@@ -261,6 +287,20 @@ def test_adapter_given_as_base(folder):
       "'yarn'",
     ),
     (dict(quantization_config={'quant_method': 'x'}), 'quantization_config'),
+    (dict(sliding_window=-4), 'sliding_window is -4; expected a whole number'),
+    (dict(sliding_window=2.5), 'sliding_window is 2.5'),
+    (dict(sliding_window=10**10), 'sliding_window is 10000000000'),
+    (dict(attn_logit_softcapping=0.0), 'attn_logit_softcapping is 0.0'),
+    (dict(final_logit_softcapping='1'), "final_logit_softcapping is '1'"),
+    (dict(query_pre_attn_scalar=0), 'query_pre_attn_scalar is 0'),
+    (dict(head_dim=-8), 'head_dim is -8'),
+    (dict(head_dim=True), 'head_dim is True'),
+    (dict(num_hidden_layers=10**9), 'num_hidden_layers is 1000000000'),
+    (dict(num_labels=10**9), 'num_labels is 1000000000'),
+    (dict(layer_types='full'), "layer_types is 'full'"),
+    (dict(rope_parameters=[1]), 'rope_parameters: is [1]'),
+    (dict(rope_scaling={'factor': 0}), 'rope_scaling: factor is 0'),
+    (dict(text_config=7), 'text_config: is 7'),
   ],
   ids=str,
 )
@@ -270,8 +310,52 @@ def test_configurations_refused(change, part, folder):
 
 
 def test_no_weights(folder):
-  (folder / 'model.safetensors').unlink()
+  file = folder / 'model.safetensors'
+  file.unlink()
   _refused(folder, folder, 'neither model.safetensors nor')
+  file.symlink_to('gone.safetensors')
+  _refused(folder, file, 'a link to gone.safetensors', 'not there')
+  file.unlink()
+  file.symlink_to(file.name)
+  _refused(folder, file, 'back to itself')
+  file.unlink()
+  os.mkfifo(file)
+  _refused(folder, file, 'is a FIFO')
+
+
+def test_one_file_beside_shards(shards):
+  single = shards / 'model.safetensors'
+  shutil.copyfile(sorted(shards.glob('model-*'))[0], single)
+  _refused(shards, single.name, 'model-00003-of-00003', 'Remove')
+
+
+def test_an_index_of_one_file(folder):
+  names = load_file(folder / 'model.safetensors')
+  index = {'weight_map': dict.fromkeys(names, 'model.safetensors')}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  hub.load_checkpoint(folder)
+
+
+@pytest.mark.parametrize('value', [np.nan, -np.inf, 1e39])
+@pytest.mark.parametrize('name', [Q_PROJ, 'model.embed_tokens.weight'])
+def test_weights_that_are_not_finite(value, name, folder):
+  def edit(stored):
+    stored[name] = stored[name].astype(np.float64)
+    stored[name][1, 2] = value
+
+  _edit_tensors(folder, edit)
+  _refused(folder, folder / 'model.safetensors', name, 'finite')
+
+
+def test_numbers_beyond_the_type(folder):
+  def edit(stored):
+    stored[Q_PROJ][1, 2] = 1e5
+
+  _edit_tensors(folder, edit)
+  hub.load_checkpoint(folder, jnp.bfloat16)
+  _refused(
+    folder, Q_PROJ, 'float16', load=lambda f: hub.load_checkpoint(f, 'float16')
+  )
 
 
 def test_pickle_is_never_opened(folder):
@@ -332,7 +416,7 @@ def test_config_of_another_width(folder):
 
 def test_integer_tensor(folder):
   _edit_tensors(folder, lambda s: s.update({Q_PROJ: s[Q_PROJ].astype(np.int8)}))
-  _refused(folder, Q_PROJ, 'I8', 'expected one of F32, F16, BF16')
+  _refused(folder, Q_PROJ, 'I8', 'expected one of F64, F32, F16, BF16')
 
 
 def test_untied_lm_head(folder):

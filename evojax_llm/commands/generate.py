@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from absl import app
 from absl import flags
 
+from evojax_llm.commands import command
 from evojax_llm.runs import prompt_file
-from experiments import command
 
 _MODEL = flags.DEFINE_string(
   'model', None, 'Gemma folder in Hugging Face form.', required=True

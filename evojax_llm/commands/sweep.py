@@ -33,13 +33,13 @@ from absl import flags
 from absl import logging
 
 from evojax_llm import lookup
+from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import sweep_changes
-from experiments import command
-from experiments import settings
 
 _CONFIG, _parse_flags = settings.define(
-  pathlib.Path(__file__).parent / 'pocket' / 'config.py'
+  pathlib.Path(__file__).parents[2] / 'experiments' / 'pocket' / 'config.py'
 )
 _SWEEP = flags.DEFINE_string(
   'sweep', None, "Values by field: 'field=1,2,3;other=0..4'."

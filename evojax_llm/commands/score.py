@@ -31,7 +31,7 @@ import functools
 from absl import app
 from absl import flags
 
-from experiments import command
+from evojax_llm.commands import command
 
 _MODEL = flags.DEFINE_string(
   'model', None, 'Gemma folder in Hugging Face form.', required=True

@@ -91,8 +91,10 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   ):
     return
-  weights = pathlib.Path(model).glob('*.safetensors')
-  if sum(file.stat().st_size for file in weights) > _SMALL_MODEL_BYTES:
+  from evojax_llm.models.folders import existing_folder
+
+  weights = existing_folder(model, 'a Gemma folder').glob('*.safetensors')
+  if sum(f.stat().st_size for f in weights if f.is_file()) > _SMALL_MODEL_BYTES:
     return
   import jax
 

@@ -22,8 +22,8 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from evojax_llm.commands import command
 from evojax_llm.runs import errors
-from experiments import command
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 
@@ -40,9 +40,8 @@ def main(_: Sequence[str]) -> None:
     )
 
   from evojax_llm.runs import analysis
-  from evojax_llm.runs import checkpoint
 
-  with errors.as_user_error(checkpoint.CheckpointError, ValueError):
+  with errors.as_user_error(ValueError):
     print(analysis.analyse(run))
 
 

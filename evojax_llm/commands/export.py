@@ -18,7 +18,7 @@ import pathlib
 from absl import app
 from absl import flags
 
-from experiments import command
+from evojax_llm.commands import command
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 _OUT = flags.DEFINE_string(

@@ -33,10 +33,10 @@ from absl import flags
 from absl import logging
 
 from evojax_llm import lookup
+from evojax_llm.commands import command
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
 from evojax_llm.runs import sweep_changes
-from experiments import command
 
 _ROUNDS = 10
 _CONFIGS = flags.DEFINE_list(

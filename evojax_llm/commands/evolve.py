@@ -28,13 +28,13 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.run_config import RunConfig
-from experiments import command
-from experiments import settings
 
 _CONFIG, _parse_flags = settings.define(
-  pathlib.Path(__file__).parent / 'pocket' / 'config.py'
+  pathlib.Path(__file__).parents[2] / 'experiments' / 'pocket' / 'config.py'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder, new or to go on with.'
