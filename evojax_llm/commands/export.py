@@ -15,7 +15,6 @@ best member of its last checkpoint.
 from collections.abc import Sequence
 import pathlib
 
-from absl import app
 from absl import flags
 
 from evojax_llm.commands import command
@@ -30,7 +29,6 @@ _ALLOW_UNFINISHED = flags.DEFINE_bool(
 )
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
   run, out = pathlib.Path(_RUN.value), pathlib.Path(_OUT.value)
   from evojax_llm.runs import checkpoint
@@ -43,4 +41,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

@@ -17,7 +17,6 @@ on the places of member and prompt in their lists, and on nothing beside them.
 
 from collections.abc import Sequence
 
-from absl import app
 from absl import flags
 
 from evojax_llm.commands import command
@@ -57,7 +56,6 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
   out = command.check_out(_OUT.value, _OVERWRITE.value)
   prompts = prompt_file.read_prompts(_PROMPTS.value)
@@ -122,4 +120,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

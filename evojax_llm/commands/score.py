@@ -28,7 +28,6 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 
-from absl import app
 from absl import flags
 
 from evojax_llm.commands import command
@@ -67,10 +66,18 @@ _MAX_LENGTH = flags.DEFINE_integer(
   lower_bound=2,
 )
 _ALLOW_CODE = flags.DEFINE_bool(
-  'allow_code', False, 'Run generated code, in a process with limits.'
+  'allow_code',
+  False,
+  'Run generated code, in limits, and code that task files name.',
 )
 _ALLOW_OVERLAP = flags.DEFINE_bool(
   'allow_overlap', False, 'Read tasks whose dev and test share items.'
+)
+_DROP_OVERLAP = flags.DEFINE_bool(
+  'drop_overlap', False, 'Leave items out of dev that are in test as well.'
+)
+_SKIP_BAD_ROWS = flags.DEFINE_bool(
+  'skip_bad_rows', False, 'Leave out rows of task files that cannot be used.'
 )
 _PER_ITEM = flags.DEFINE_bool(
   'per_item', False, 'Write every prediction to --out.'
@@ -90,14 +97,15 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
   out = command.check_out(_OUT.value, _OVERWRITE.value)
   from evojax_llm.tasks import task_files as tasks_lib
 
   rules = tasks_lib.Rules(
     allow_overlap=_ALLOW_OVERLAP.value,
+    drop_overlap=_DROP_OVERLAP.value,
     allow_code=_ALLOW_CODE.value,
+    skip_bad_rows=_SKIP_BAD_ROWS.value,
     shots=_SHOTS.value,
     shots_seed=_SHOTS_SEED.value,
     system=_SYSTEM.value,
@@ -156,6 +164,7 @@ def main(_: Sequence[str]) -> None:
       'split': _SPLIT.value,
       'chat': _CHAT.value,
       'truncated': evaluator.ledger.truncated,
+      'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': changed,
       'members': results,
     },
@@ -166,4 +175,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

@@ -48,14 +48,14 @@ def export(
     raise UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )
+  if (run / 'sweep.json').is_file():
+    trials = sorted(path.parent.name for path in run.glob('*/config.json'))
+    raise UserError(
+      f'--run={run} holds several runs: name one of them, {", ".join(trials)}.'
+    )
   if not (run / 'config.json').is_file():
     raise UserError(
       f'--run={run} is not the folder of a run: it has no config.json.'
-    )
-  if seeds := sorted(path.name for path in run.glob('seed_*')):
-    raise UserError(
-      f'--run={run} holds the runs of several seeds: name one of them, '
-      f'{", ".join(seeds)}.'
     )
   finished = (run / 'summary.json').is_file()
   if not finished and not allow_unfinished:

@@ -113,9 +113,10 @@ def locate(config: RunConfig) -> Files:
 def _task_files(value: str) -> Sequence[pathlib.Path | str]:
   files = []
   for name in names(value):
-    if pathlib.Path(name).is_file():
-      files.append(pathlib.Path(name))
-    elif ':' in name:
+    path = pathlib.Path(name).expanduser()
+    if path.is_file():
+      files.append(path)
+    elif ':' in name or path.suffix or len(path.parts) > 1:
       files.append(name)
     else:
       files += _pocket_tasks(name)

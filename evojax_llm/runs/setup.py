@@ -53,7 +53,10 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   """
   rules = tasks_lib.Rules(
     allow_overlap=config.allow_overlap,
+    drop_overlap=config.drop_overlap,
     allow_code=config.allow_code,
+    skip_bad_rows=config.skip_bad_rows,
+    format={k: v for k, v in vars(config.format).items() if v != ()},
     shots=config.shots,
     shots_seed=config.shots_seed,
     system=config.system,
