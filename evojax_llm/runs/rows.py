@@ -1,0 +1,238 @@
+"""Rows of a run's table as members again, made of what its folder keeps.
+
+The evolved member and those that vote are in the last checkpoint; plain mixes
+are made of the experts as they were for the table.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm import lookup
+from evojax_llm.genomes.space import Space
+from evojax_llm.genomes.space import find_space
+from evojax_llm.genomes.space import make_space
+from evojax_llm.models.folders import expert_names
+from evojax_llm.population import stack
+from evojax_llm.runs import baselines as baselines_lib
+from evojax_llm.runs import checkpoint
+from evojax_llm.runs import final_table
+from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import record
+from evojax_llm.runs import run_state
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
+
+_VOTES = (final_table.OF_EVOLVED, final_table.OF_EXPERTS)
+# Shorter names of votes.
+_ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote:
+  """How the members of a row decide.
+
+  Attributes:
+    rule: of `fitness.ensembles`.
+    fitness: (M,) f32 of the members on dev.
+  """
+
+  rule: str
+  fitness: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of the table, with the members that it stands for.
+
+  Attributes:
+    name: as in the table, or that of an expert.
+    space: of the genomes.
+    genomes: leaves (M, ...); M is 1 but for a vote.
+    members: M names.
+    vote: None but for a vote.
+    entry: of summary.json; None where it is not in the table.
+  """
+
+  name: str
+  space: Space
+  genomes: Any
+  members: tuple[str, ...]
+  vote: Vote | None = None
+  entry: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The folder of a run.
+
+  Attributes:
+    path: of the folder.
+    config: its configuration.
+    inputs: fingerprints of its inputs.
+  """
+
+  path: pathlib.Path
+  config: RunConfig
+  inputs: Mapping[str, Any]
+
+  @classmethod
+  def open(cls, path: pathlib.Path) -> 'Run':
+    """Reads config.json.
+
+    Raises:
+      UserError: the folder is not that of one run.
+      CheckpointError: its record is damaged.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not (path / 'config.json').is_file():
+      runs = sorted(
+        str(found.parent.relative_to(path))
+        for depth in ('*', '*/*/*/*')
+        for found in path.glob(f'{depth}/config.json')
+        if (found.parent / 'lock').exists()
+      )
+      if runs:
+        more = f' and {len(runs) - 5} more' if len(runs) > 5 else ''
+        raise UserError(
+          f'--run={path} holds several runs: name one of them, '
+          f'{", ".join(runs[:5])}{more}.'
+        )
+      raise UserError(
+        f'--run={path} is not the folder of a run: it has no config.json.'
+      )
+    known = record.read_json(path / 'config.json')
+    return cls(path, RunConfig.from_config(known['config']), known['inputs'])
+
+  @functools.cached_property
+  def files(self) -> inputs_lib.Files:
+    """Where its inputs are."""
+    return inputs_lib.locate(self.config)
+
+  @functools.cached_property
+  def summary(self) -> dict[str, Any] | None:
+    """The content of summary.json; None before the end of the run."""
+    path = self.path / 'summary.json'
+    return record.read_json(path) if path.is_file() else None
+
+  def row(self, name: str = final_table.EVOLVED, dtype: Any = None) -> Row:
+    """Makes the members of a row.
+
+    Args:
+      name: of the row, or of an expert; 'vote' is that of evolved members.
+      dtype: of the parameters; None for a space that only exports.
+
+    Raises:
+      UserError: there is no such row.
+      ModelError: an input cannot be used any more.
+      CheckpointError: the row needs a file of the run that cannot be read.
+    """
+    wanted = ' '.join(name.split(' (')[0].lower().replace('_', ' ').split())
+    wanted = _ALIASES.get(wanted, wanted)
+    mixes = self._mixes()
+    by_lower = {known.lower().replace('_', ' '): known for known in mixes}
+    if wanted == final_table.EVOLVED:
+      row = self._evolved(dtype)
+    elif wanted in _VOTES and self._ensemble(wanted):
+      row = self._vote(wanted, dtype)
+    elif wanted in by_lower:
+      found, space = by_lower[wanted], self._space(dtype, experts=True).plain
+      genomes = baselines_lib.mix_experts(space, [mixes[found]])
+      row = Row(found, space, genomes, (found,))
+    else:
+      raise self._unknown(name, mixes)
+    rows = (self.summary or {}).get('rows', ())
+    entry = next((r for r in rows if r['name'] == row.name), None)
+    return dataclasses.replace(row, entry=entry)
+
+  def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
+    votes = [
+      short for short, long in _ALIASES.items() if self._ensemble(long)
+    ]
+    known = [final_table.EVOLVED, *votes, *mixes]
+    why = ''
+    if not votes:
+      why = ' The run has no vote' + (
+        ': config.ensemble.size was 0, or fewer than two members were scored.'
+        if self.summary
+        else ' before it has finished.'
+      )
+    return UserError(
+      f'Got --row={name!r}; expected one of {", ".join(known)}.'
+      f'{lookup.did_you_mean(name, known)}{why}'
+    )
+
+  def _space(self, dtype: Any, experts: bool = False) -> Space:
+    """The space of the search; with no dtype one that only exports."""
+    files, name = self.files, self.config.space
+    if experts and dtype is None and find_space(name).exports == 'model':
+      # Its experts are parameters.
+      dtype = jnp.dtype(self.config.execution.dtype)
+    return make_space(
+      name, str(files.model), files.adapters, files.experts, dtype
+    )
+
+  def _mixes(self) -> dict[str, baselines_lib.Mix]:
+    """Plain mixes by name: baselines, then experts."""
+    path, mixes = self.path / 'baselines.json', {}
+    if path.is_file():
+      rows = record.read_json(path)['rows']
+      mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
+    experts = expert_names(self.files.experts or self.files.adapters)
+    for i, expert in enumerate(experts):
+      mixes.setdefault(expert, baselines_lib.single(i, len(experts)))
+    return mixes
+
+  def _ensemble(self, name: str) -> Mapping[str, Any] | None:
+    return ((self.summary or {}).get('ensembles') or {}).get(name)
+
+  def _best(self, count: int) -> run_state.Members:
+    """The best members of the last checkpoint, as the run chooses them."""
+    _, state = checkpoint.Checkpoints(self.path / 'checkpoints').read()
+    keep_best = self.config.strategy.options.get('keep_best', True)
+    return run_state.best_members(state, count, keep_best)
+
+  def _evolved(self, dtype: Any) -> Row:
+    name, best = final_table.EVOLVED, self.path / 'best'
+    if (self.path / 'checkpoints').exists() or not best.is_dir():
+      return Row(name, self._space(dtype), self._best(1).population, (name,))
+    # All that is left of the search.
+    base = str(self.files.model)
+    if find_space(self.config.space).exports == 'model':
+      dtype = dtype or jnp.dtype(self.config.execution.dtype)
+      space = make_space('weights', base, models=[best], dtype=dtype)
+    else:
+      space = make_space('adapters', base, [best], dtype=dtype)
+    return Row(name, space, space.experts(), (name,))
+
+  def _vote(self, name: str, dtype: Any) -> Row:
+    group, of_experts = self._ensemble(name), name == final_table.OF_EXPERTS
+    space = self._space(dtype, of_experts)
+    chosen = group['members']
+    if of_experts:
+      members = tuple(space.names[i] for i in chosen)
+      kept = record.read_json(self.path / 'baselines.json')['fitness']
+      fitness = [kept[expert] for expert in members]
+      space = space.plain
+      genomes = stack.take(space.experts(), np.asarray(chosen))
+    else:
+      members = tuple(f'member {id_}' for id_ in chosen)
+      best = self._best(self.config.ensemble.size)
+      absent = [id_ for id_ in chosen if id_ not in best.ids]
+      if absent:
+        raise checkpoint.CheckpointError(
+          f'{self.path}: the last checkpoint has no member {absent[0]}, which '
+          'votes. It is not that of the finished run.'
+        )
+      indices = np.asarray([best.ids.index(id_) for id_ in chosen])
+      genomes = stack.take(best.population, indices)
+      fitness = best.fitness[indices]
+    fitness = np.asarray(group.get('fitness', fitness), np.float32)
+    vote = Vote(group['rule'], fitness)
+    return Row(name, space, genomes, members, vote)
