@@ -24,12 +24,7 @@ _INPUTS = ('tokens', 'positions', 'until', 'row', 'column', 'target')
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One call of the likelihood program, but for the members.
-
-  Attributes:
-    batch: the host's batch.
-    inputs: its arrays on the device.
-  """
+  """A call of the likelihood program: a batch and its arrays on a device."""
 
   batch: batches.LikelihoodBatch
   inputs: dict[str, jax.Array]
@@ -66,10 +61,8 @@ class PackedSplit:
 
   Attributes:
     items: K lists of encoded items.
-    num_options: continuations to be read.
-    num_prompts: prompts to be continued.
-    jobs: the program calls that read all continuations.
-    queues: all prompts to be continued.
+    num_options: continuations to be read, by `jobs`.
+    num_prompts: prompts to be continued, in `queues`.
   """
 
   items: list[list[EncodedItem]]
@@ -137,14 +130,10 @@ def pack(
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
 ) -> PackedSplit:
-  """Packs the items of all tasks into few shapes and puts them on the device.
+  """Packs the items of K tasks into few shapes and puts them on the device.
 
-  Args:
-    items: K lists of encoded items.
-    rows: most rows of a batch, by prompt tokens and new tokens.
-    slots: most prompts in work at a time, likewise.
-    sharding: where the arrays go.
-    pad_id: token that stands where there is none.
+  `rows` and `slots` are the most rows of a batch, and prompts in work at a
+  time, by prompt tokens and new tokens.
   """
   families, continuations, to_continue = [], [], []
   for k, task in enumerate(items):

@@ -147,16 +147,10 @@ def choose_form(
 ) -> tuple[str, bool]:
   """The execution form for a model on a platform, and whether that is clear.
 
-  An accelerator wants one large product of the base for all members. A CPU
-  is faster on one member's working set at a time, as long as folding a member
+  An accelerator wants one large product of the base for all members. A CPU is
+  faster on one member's working set at a time, as long as folding a member
   costs little. A model beyond a CPU's caches is read once a step of decoding:
   better for all members than for the few answers of one.
-
-  Args:
-    config: the model.
-    platform: of the devices.
-    itemsize: bytes of a parameter.
-    generates: whether answers are generated.
   """
   layers = config.num_params - config.vocab_size * config.embed_dim
   if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:

@@ -57,13 +57,9 @@ class _Node:
 def lay_out(
   continuations: Sequence[Continuation], owners: Sequence[int]
 ) -> Row:
-  """The row of some texts.
+  """The row of some texts, with the owner of each continuation for its reads.
 
   The last token of a text is read and not computed on; it takes no column.
-
-  Args:
-    continuations: token ids of what is given and of what is scored behind it.
-    owners: index of each continuation, for its reads.
   """
   root = _Node()
   for owner, (given, scored) in zip(owners, continuations, strict=True):
@@ -120,9 +116,6 @@ def fill(
     sizes: columns of each tree.
     capacity: columns of a row.
     shared: columns at the start of every tree that are the same for all.
-
-  Returns:
-    The trees of each row, in the order given.
   """
   rows: list[list[int]] = []
   # Rows by the columns that they have left.

@@ -42,7 +42,7 @@ def majority(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
 
   Returns:
     (items,) i32, the best member that gave the winning answer. Members without
-    an answer have no vote; where none has an answer, the best member stands.
+      an answer have no vote; where none has an answer, the best member stands.
 
   Raises:
     ValueError: there are no members, or lists of different lengths.
@@ -92,14 +92,7 @@ def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
 
 
 def oracle(values: np.ndarray) -> np.ndarray:
-  """Chooses the best answer of any member: a bound that knows the gold answer.
-
-  Args:
-    values: (M, items) f32, the larger the better.
-
-  Returns:
-    (items,) i32, the first member with the largest value.
-  """
+  """Chooses the best answer by values (M, items): a bound."""
   return np.argmax(values, axis=0).astype(np.int32)
 
 
@@ -121,10 +114,10 @@ class Group:
   """M members, the best by dev first, and what they did on a split.
 
   Attributes:
-    fitness: (M,) f32 fitness on dev, none of them NaN.
-    task_scores: (M, K) f32 scores on the split.
-    results: K results on the split, whose `values` (M, items) and
-      `predictions` are read: those of an evaluation, or `item_log.TaskItems`.
+    fitness: (M,) f32 on dev, none of them NaN.
+    task_scores: (M, K) f32 on the split.
+    results: K results on the split, whose `values` (M, items) and `predictions`
+      are read.
   """
 
   fitness: np.ndarray
@@ -190,19 +183,12 @@ def choose_size(
 ) -> tuple[int, np.ndarray]:
   """Returns the number of members that decides best on `dev`.
 
-  Args:
-    rule: see `decide`.
-    group: M members with what they did on `dev`.
-    scorers: of the K tasks.
-    items: dev items of each task.
-    objective: fitness (M,) of task scores (M, K).
+  The group is of M members with what they did on `dev`, the best first; the
+  objective makes fitness (M,) of task scores (M, K).
 
   Returns:
     k, the smallest of the best sizes, and the task scores (M, K) f32 of the
-    sizes 1 .. M.
-
-  Raises:
-    ValueError: the rule is unknown.
+      sizes 1 .. M.
   """
   sizes = range(1, len(group.fitness) + 1)
   by_size = np.stack(
@@ -233,15 +219,9 @@ def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
 def gather(
   generations: Iterable[GenerationItems], members: Sequence[int]
 ) -> list[TaskItems] | None:
-  """Gathers what members did when they were scored from the log of items.
+  """Gathers K results of M members, by id, from the log of items.
 
-  Args:
-    generations: of `item_log.ItemLog.read`.
-    members: M ids.
-
-  Returns:
-    K results of the M members in their order; None where the log has not all
-    of them, or had them on other items.
+  None where the log has not all of them, or had them on other items.
   """
   known: dict[int, list[TaskItems]] = {}
   for generation in generations:

@@ -33,7 +33,7 @@ class TaskScores:
     predictions: M lists of a string an item, or None where there is none.
     loglikelihoods: of M members a list of {option: value} an item; None when
       generated.
-    asked: (M, items) bool, which items a member was asked at all; elsewhere its
+    asked: (M, items) bool, the items that a member was asked; elsewhere its
       value is NaN and its prediction None. None where all were asked all.
   """
 
@@ -177,10 +177,7 @@ class Matcher:
     if not self.objective.needs_experts:
       fitness = self.objective(task_scores)
     return Evaluation(
-      fitness=fitness,
-      task_scores=task_scores,
-      tasks=tasks,
-      reasons=reasons,
+      fitness=fitness, task_scores=task_scores, tasks=tasks, reasons=reasons
     )
 
   def _score_task(

@@ -164,15 +164,6 @@ class Evaluator:
     """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
     Called by the first `evaluate`, or earlier to print the plan.
-
-    Args:
-      space: of the population.
-      population: genomes (P, ...), or their shapes and types.
-      members: most members that are scored at a time; P by default.
-      population_bytes: see `plan.make_plan`.
-
-    Raises:
-      MemoryPlanError: what is asked for cannot fit.
     """
     return self._engine.prepare(
       space,
@@ -198,13 +189,12 @@ class Evaluator:
     items: Sequence[Sequence[int]] | None = None,
     ids: Sequence[int] | None = None,
   ) -> Evaluation:
-    """Scores members of a population.
+    """Scores M members of a population, in the order of `members`.
 
     Args:
       space: expresses genomes (see `genomes.space`).
-      population: genomes stacked on a leading axis; only the chosen members
-        are scored. Where its leaves are numpy arrays it stays on the host, and
-        a group at a time goes to the devices.
+      population: genomes (P, ...). Where its leaves are numpy arrays it stays
+        on the host, and a group at a time goes to the devices.
       members: M indices into that axis; all by default.
       split: 'dev' or 'test'.
       progress: called with the share of the work that is done.
@@ -212,9 +202,6 @@ class Evaluator:
         choice needs is packed and compiled once and kept.
       ids: of the M members, which address the draws of sampled answers; their
         indices by default.
-
-    Returns:
-      The scores of the M members, in the order of `members`.
 
     Raises:
       MemoryPlanError: the device is out of memory with a single member.
@@ -243,19 +230,16 @@ class Evaluator:
     generation: int,
     progress: Callable[[float], None] | None = None,
   ) -> racing.Raced:
-    """Scores members on `dev` as long as they can matter; see `racing`.
+    """Scores M members on `dev` as long as they can matter; see `racing`.
 
     Args:
       space: expresses genomes.
-      population: genomes stacked on a leading axis.
+      population: genomes (P, ...).
       members: M indices into that axis.
       rules: of the race.
       seed_key: () typed key of the run; the items are dealt by it.
       generation: which orders the blocks of items.
       progress: called with the share of the work that is done or saved.
-
-    Returns:
-      What was found about the M members, in the order of `members`.
 
     Raises:
       ValueError: fitness is no weighted mean over items to be maximised.
@@ -322,12 +306,7 @@ class Evaluator:
       )
     return self._items[key]
 
-  def _split(
-    self,
-    split: str,
-    max_length: int,
-    items: Sequence[Sequence[int]] | None = None,
-  ) -> packed_split.PackedSplit:
+  def _split(self, split, max_length, items=None):
     chosen = items and tuple(tuple(map(int, task)) for task in items)
     key = (split, max_length, chosen)
     if key not in self._splits:

@@ -24,14 +24,9 @@ _DAMAGES = (OSError, LookupError, EOFError, ValueError, zipfile.BadZipFile)
 
 @dataclasses.dataclass(frozen=True)
 class TaskItems:
-  """What M members did on the items of one task.
+  """What M members did on the items of one task; see `evaluation.TaskScores`.
 
   Attributes:
-    task: its name.
-    metric: name of its score.
-    maximise: whether more of it is better.
-    binary: whether values are 0 or 1.
-    ids: ids of the items.
     values: (M, items) f32; NaN where a member was not asked.
     predictions: (M, items) strings, None where there is none.
     asked: (M, items) bool.
@@ -77,13 +72,7 @@ def take(result: Any, slots: Sequence[int]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationItems:
-  """What the members scored in one generation did.
-
-  Attributes:
-    number: of the generation.
-    members: (M,) i32 ids.
-    tasks: K results.
-  """
+  """K results of the members (M,) i32 that were scored in one generation."""
 
   number: int
   members: np.ndarray
@@ -97,12 +86,7 @@ class ItemLog:
     self.folder = pathlib.Path(folder)
 
   def append(self, number: int, members: Sequence[int], scores: Any) -> None:
-    """Keeps the results of a generation; replaces what was kept of it before.
-
-    Args:
-      number: of the generation.
-      members: ids of the M members scored, in the order of `scores`.
-      scores: their `evaluation.Evaluation`, or the `racing.Raced` of a race.
+    """Keeps the `Evaluation` or `Raced` of members; replaces that generation's.
 
     Raises:
       ValueError: another number of members than of scores.
@@ -165,12 +149,10 @@ class ItemLog:
       yield generation
 
   def matrix(self, task: str) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Returns values of all members on all items of a task.
+    """Returns values (M, items) f32 of all members on all items of a task.
 
-    Returns:
-      (member ids (M,) i32, item ids, values (M, items) f32), NaN where a
-      member was not scored on an item. A member that was scored again has its
-      last values.
+    With the member ids (M,) i32 and item ids in front; NaN where a member was
+    not scored on an item. One that was scored again has its last values.
     """
     known: dict[int, dict[str, float]] = {}
     ids: dict[str, None] = {}

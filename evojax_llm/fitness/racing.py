@@ -71,14 +71,12 @@ class Raced:
   """The outcome of a race of M members.
 
   Attributes:
-    fitness: (M,) f32, NaN where the member failed; see the module for those
-      that were stopped.
+    fitness: (M,) f32, NaN where failed; see the module for those stopped.
     task_scores: (M, K) f32, means over the items that the member has seen.
     reasons: why a member failed, or None.
     seen: (M,) i32 items that the member was scored on.
     saved: items that were not scored.
-    tasks: what the members did on each item of the K tasks, as far as they were
-      asked (see `evaluation.TaskScores`); () where it is not kept.
+    tasks: K results item by item (`evaluation.TaskScores`); () where not kept.
   """
 
   fitness: np.ndarray
@@ -92,8 +90,7 @@ class Raced:
 # score(members (A,) of the M, items of each task): values (A, items) of each
 # task, and why a member failed.
 Score = Callable[
-  [np.ndarray, list[list[int]]],
-  tuple[list[np.ndarray], Sequence[str | None]],
+  [np.ndarray, list[list[int]]], tuple[list[np.ndarray], Sequence[str | None]]
 ]
 
 
@@ -119,15 +116,11 @@ def check(scorers: Sequence[Any], objective: str) -> None:
 def draw_blocks(
   lengths: Sequence[Sequence[int]], count: int, seed_key: jax.Array
 ) -> list[list[list[int]]]:
-  """Deals the items of K tasks into blocks of all lengths.
-
-  Args:
-    lengths: of the items of each task.
-    count: blocks, at most the items of the smallest task.
-    seed_key: () typed key of the run.
+  """Deals the items of K tasks, of some lengths, into blocks of all lengths.
 
   Returns:
-    Of each block and task, the indices of its items, in order.
+    Of each of at most `count` blocks and of each task, the indices of its
+      items, in order.
   """
   count = max(1, min(count, *map(len, lengths)))
   blocks = [[[] for _ in lengths] for _ in range(count)]
@@ -153,7 +146,7 @@ def race(
   seed_key: jax.Array,
   generation: int,
 ) -> Raced:
-  """Scores members block by block, and stops those that cannot matter.
+  """Scores M members block by block, and stops those that cannot matter.
 
   Args:
     score: scores some of the members on some items.
@@ -200,13 +193,7 @@ def race(
   )
 
 
-def _survivors(
-  values: list[np.ndarray],
-  running: np.ndarray,
-  weights: np.ndarray,
-  sizes: np.ndarray,
-  racing: Racing,
-) -> np.ndarray:
+def _survivors(values, running, weights, sizes, racing):
   """Returns the members that go on, in their order."""
   if len(running) <= racing.keep:
     return running

@@ -51,13 +51,10 @@ class AdapterSpace(space.Space):
     model: space.Model,
     dtype: Any = jnp.float32,
   ):
-    """Makes the space.
+    """Makes the space of adapters over their base.
 
-    Args:
-      adapters: the experts.
-      model: their base.
-      dtype: of the genomes; f32 unless memory forbids, as small changes of
-        bf16 weights are lost.
+    Genomes are f32 unless memory forbids, as small changes of bf16 weights are
+    lost.
     """
     self.names, self.rank = adapters.names, adapters.rank
     self._dtype, self._adapters, self._model = dtype, adapters, model

@@ -45,13 +45,7 @@ class GateSpace(space.Space):
     model: space.Model,
     dtype: Any = jnp.float32,
   ):
-    """Makes the space.
-
-    Args:
-      adapters: the experts.
-      model: their base.
-      dtype: of the shared factors; gates are f32.
-    """
+    """Makes the space; `dtype` is of the shared factors, gates are f32."""
     self.names = adapters.names
     self.rank = adapters.rank * len(adapters.names)
     self._plain = adapter_genomes.AdapterSpace(adapters, model, dtype)

@@ -82,11 +82,9 @@ class Space(Expressing, Protocol):
     """Returns the genome that is expressed as the model without a change."""
 
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    """Returns C mixes of the experts.
+    """Returns C mixes of the experts, weights (C, N) f64.
 
-    Args:
-      weights: (C, N) f64 of the experts.
-      factors: (C,) f64 that the change from the base is multiplied by.
+    The change from the base is multiplied by factors (C,) f64.
     """
 
   def initial(
@@ -108,13 +106,10 @@ class Space(Expressing, Protocol):
     low: float = 0.0,
     high: float = 4.0,
   ) -> stack.Genome:
-    """Draws one genome: a random mix of the experts with a random mass.
+    """Draws one genome: a mix ~ Dirichlet(concentration), its mass ~ U(low,
+    high).
 
-    Args:
-      key: () typed key.
-      concentration: of the Dirichlet distribution of the mix.
-      low: least mass.
-      high: most mass; draws are within `bounds` unless this is over 4.
+    Draws are within `bounds` unless `high` is over 4.
     """
 
   def bounds(self) -> tuple[stack.Genome, stack.Genome] | None:
@@ -147,14 +142,7 @@ class Expressed:
 
 
 def find_space(name: str) -> Any:
-  """Returns the class of a space.
-
-  Args:
-    name: a key of SPACES, or 'package.module:Object'.
-
-  Raises:
-    ValueError: there is none of that name.
-  """
+  """Returns the class of a space of SPACES, or 'package.module:Object'."""
   if name in _FORMER:
     raise ValueError(
       f'Got space {name!r}; expected one of {", ".join(SPACES)}. Did you mean '

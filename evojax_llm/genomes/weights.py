@@ -42,13 +42,7 @@ class WeightSpace(space.Space):
   def __init__(
     self, names: Sequence[str], experts: Sequence[dict[str, Any]], model: Model
   ):
-    """Makes the space.
-
-    Args:
-      names: of the experts.
-      experts: N parameter trees of one configuration, as `hub.load_checkpoint`
-        gives them.
-      model: what they were tuned from.
+    """Makes the space of N named parameter trees that were tuned from a model.
 
     Raises:
       ValueError: they differ in structure, shape or type.
@@ -145,9 +139,7 @@ class WeightSpace(space.Space):
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:
-    """Writes one member as a model folder; see `hub.save_checkpoint`.
-
-    Tokenizer and stored types are those of the base's folder.
+    """Writes one member as a model folder, with the base's tokenizer and types.
 
     Raises:
       ModelError: the base has no folder.

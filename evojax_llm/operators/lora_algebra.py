@@ -35,13 +35,13 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
   """Returns the adapter whose change is sum_n w_n a_n b_n, by concatenation.
 
   Args:
-    adapters: N adapter trees of the same modules; ranks may differ. Leaves
-      that belong to no pair of factors are summed.
+    adapters: N adapter trees of the same modules; ranks may differ. Leaves that
+      are no factors are summed.
     weights: (N,) f32.
 
   Returns:
-    An adapter tree whose rank is the sum of the ranks. Exact but for rounding
-    w b to the type of b.
+    An adapter tree of the sum of the ranks; exact but for rounding w b to the
+      type of b.
 
   Raises:
     ValueError: if there is no adapter, or not one weight for each.
@@ -71,20 +71,14 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   """Returns the nearest adapter of rank R, and how far it is.
 
-  With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of
-  a b are those of the small matrix R_a R_b^T. The columns of the new a are
-  orthonormal; b holds the singular values, so that its size is the adapter's
-  mass.
-
-  Args:
-    adapter: adapter tree of any rank; smaller ones are filled up with zeros.
-    rank: R.
+  With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of a b
+  are those of the small matrix R_a R_b^T. The new a is orthonormal; b holds the
+  singular values. Smaller ranks are filled up with zeros.
 
   Returns:
     The adapter in the types of the leaves, and for each module the relative
-    error ||a b - a' b'|| / ||a b|| in the Frobenius norm (...,) f32, zero for
-    a change of zero. Leaves that belong to no pair of factors are kept; their
-    error is zero.
+      error ||a b - a' b'|| / ||a b|| in the Frobenius norm (...,) f32. Leaves
+      that are no factors are kept, with error zero.
 
   Raises:
     ValueError: if the rank is not positive.
@@ -205,14 +199,10 @@ def _matmul(one, two):
 def linear(
   parents: stack.Population, weights: jax.Array, *, products: str = 'factors'
 ) -> stack.Genome:
-  """Merges k parents of one rank into a genome of that rank.
+  """Merges k parents (k, ...) of one rank, with weights (k,), into that rank.
 
-  Args:
-    parents: k genomes, leaves (k, ...); any tree.
-    weights: (k,) f32.
-    products: 'factors' sums a and b apart, with cross terms, as published;
-      'exact' sums the changes a b and keeps the best of the parents' rank.
-      Leaves other than factors are summed either way.
+  `products` 'factors' sums a and b apart, with cross terms, as published;
+  'exact' sums the changes a b and keeps the best of the parents' rank.
 
   Raises:
     ValueError: if `products` is neither, or modules differ in rank.

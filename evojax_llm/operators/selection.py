@@ -39,12 +39,7 @@ def default_ids(fitness: jax.Array, ids: jax.Array | None) -> jax.Array:
 
 
 def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns classes of candidates, and their chances in roulette.
-
-  Returns:
-    (P,) i32 class, a lower one exhausted before a higher one, and (P,) f32
-    logarithm of the chance within it.
-  """
+  """Returns classes (P,) i32, and log chances within them (P,) f32."""
   finite = jnp.isfinite(fitness)
   known = jnp.where(finite, fitness, jnp.inf)
   lowest = jnp.min(known)
@@ -56,15 +51,7 @@ def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """Returns indices from the fittest to the least fit, failed ones last.
-
-  Args:
-    fitness: (P,) f32.
-    ids: (P,) i32, for ties; indices by default.
-
-  Returns:
-    (P,) i32.
-  """
+  """Returns indices (P,) i32, fittest first, failed last; ids break ties."""
   ids = default_ids(fitness, ids)
   known = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
   failed = (~jnp.isfinite(fitness)).astype(jnp.int32)
@@ -74,11 +61,7 @@ def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
 def truncation(
   fitness: jax.Array, count: int, ids: jax.Array | None = None
 ) -> jax.Array:
-  """Returns the `count` fittest, (count,) i32 indices, best first.
-
-  Raises:
-    ValueError: if more members are asked for than there are.
-  """
+  """Returns the `count` fittest, (count,) i32 indices, best first."""
   _check_count(count, fitness)
   return ranking(fitness, ids)[:count]
 
@@ -92,10 +75,10 @@ def roulette(
   replace: bool = False,
   eligible: jax.Array | None = None,
 ) -> jax.Array:
-  """Draws in proportion to fitness.
+  """Draws in proportion to fitness: (count,) i32 indices in the order drawn.
 
-  Without replacement this is Gumbel top-k over log fitness, which has the
-  law of successive draws.
+  Without replacement this is Gumbel top-k over log fitness, which has the law
+  of successive draws.
 
   Args:
     key: () typed key.
@@ -104,9 +87,6 @@ def roulette(
     ids: (P,) i32 that address the draws; indices by default.
     replace: whether a member may be drawn twice.
     eligible: (P,) bool; others are drawn for want of any alone.
-
-  Returns:
-    (count,) i32 indices in the order drawn.
 
   Raises:
     ValueError: if more members are asked for than there are.
@@ -165,16 +145,10 @@ def tournament(
 ) -> jax.Array:
   """Chooses repeatedly the fittest of `entrants`, drawn evenly from the rest.
 
-  The winner leaves, as in GENOME's released code, so no member is drawn
-  twice; with `replace` it stays. With fewer left than `entrants`, all of them
-  compete. The entrants of one tournament are different members.
-
-  Returns:
-    (count,) i32 indices in the order drawn.
-
-  Raises:
-    ValueError: if no member enters, or if more members are asked for than there
-      are, unless with replacement.
+  The winner leaves, as in GENOME's released code; with `replace` it stays. With
+  fewer left than `entrants`, all of them compete. The entrants of one
+  tournament are different members. Args, result and errors are those of
+  `roulette`.
   """
   if not replace:
     _check_count(count, fitness)
@@ -201,10 +175,9 @@ def tournaments(
   entrants: int = 3,
   replace: bool = False,
 ) -> jax.Array:
-  """Holds tournaments, in the first few of which all those eligible compete.
+  """Holds tournaments as `tournament` does, of the `eligible` (P,) bool only.
 
-  As `tournament`, of the `eligible` (P,) bool only; all of them compete in the
-  first `elites` () i32.
+  All of them compete in the first `elites` () i32.
 
   Raises:
     ValueError: if no member enters.
@@ -249,12 +222,9 @@ def universal(
 
   With replacement (Baker, "Reducing bias and inefficiency in the selection
   algorithm", 1987) a member whose share of the wheel is e / count is drawn
-  floor(e) or ceil(e) times. Without, shares are capped at one draw, and what
-  is cut off goes to the others of the class in proportion (systematic
-  sampling with unequal probabilities).
-
-  Args and errors are those of `roulette`; the ids are the order around the
-  wheel, and of the (count,) i32 indices that are returned.
+  floor(e) or ceil(e) times. Without, shares are capped at one draw, and what is
+  cut off goes to the others of the class in proportion. Args and errors are
+  those of `roulette`; the ids are the order around the wheel and of the result.
   """
   if not replace:
     _check_count(count, fitness)
@@ -297,9 +267,6 @@ def spin(
     chance: (P,) f32 logarithm of the chance within a class.
     count: at most P.
     ids: (P,) i32; may repeat where excluded.
-
-  Returns:
-    (count,) i32 indices, ordered by id.
   """
   expected = jnp.zeros(chance.shape, jnp.float32)
   left = jnp.float32(count)

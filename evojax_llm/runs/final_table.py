@@ -26,23 +26,8 @@ from evojax_llm.runs import votes
 from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
 
-EVOLVED = 'evolved'
-OF_EXPERTS = 'ensemble of experts'
-OF_EVOLVED = 'ensemble of evolved'
 # Baselines that the curve shows.
-_LEVELS = ('base', 'best expert', 'soup', 'scaled average')
-
-
-def finish(
-  run: record.RunFolder,
-  prepared: Prepared,
-  baselines: baselines_lib.Baselines,
-  state: run_state.RunState,
-  best: run_state.Member,
-  bar: progress.Progress,
-) -> None:
-  """Exports the best member, reads test once, writes the report."""
-  _Ending(run, prepared, baselines, state, best).finish(bar)
+_LEVELS = ('base', 'best expert', 'soup', 'scaled average', votes.OF_EXPERTS)
 
 
 def show(folder: pathlib.Path) -> None:
@@ -53,7 +38,7 @@ def show(folder: pathlib.Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ending:
+class Ending:
   """A run whose search is over."""
 
   run: record.RunFolder
@@ -63,46 +48,35 @@ class _Ending:
   best: run_state.Member
 
   def finish(self, bar: progress.Progress) -> None:
-    prepared, best = self.prepared, self.best
-    evaluator, heldout = prepared.evaluator, prepared.heldout()
+    """Exports the best member, reads test once, writes the report."""
+    evaluator, heldout = self.prepared.evaluator, self.prepared.heldout()
     self._export()
+    bar.begin(self.prepared.config.ensemble.size, 'votes')
     groups = self._groups()
     rows = self._rows(groups)
     finalists = self._finalists(groups)
     # What is read at the end: by name the evaluator, its split, and scores.
     ends = {}
     if self._has_test():
-      bar.begin(len(finalists.names), 'test')
-      scores = finalists.read(evaluator, 'test', bar.update)
-      log = ItemLog(self.run.path / 'test_items')
-      log.append(0, range(len(finalists.names)), scores)
-      ends['test'] = evaluator, 'test', scores
+      ends['test'] = evaluator, 'test'
     if heldout is not None:
-      bar.begin(len(finalists.names), 'held-out tasks')
-      scores = finalists.read(heldout, 'dev', bar.update)
-      ends['heldout'] = heldout, 'dev', scores
+      ends['heldout'] = heldout, 'dev'
     bounds = {name: {'dev': group.bound} for name, group in groups.items()}
     for row in rows:
-      name = row['name']
       row['test'] = None
-      for end, (reader, split, scores) in ends.items():
-        if name in groups:
-          group = groups[name]
-          index = finalists.expert
-          if group.population is not None:
-            index = finalists.member
-          task_scores, bounds[name][end] = votes.score(
-            reader,
-            split,
-            group,
-            scores.task_scores,
-            scores.tasks,
-            [index(member) for member in group.members],
+    for end, (reader, split) in ends.items():
+      bar.begin(len(finalists.names), end)
+      scores = finalists.read(reader, split, bar.update)
+      if end == 'test':
+        log = ItemLog(self.run.path / 'test_items')
+        log.append(0, range(len(finalists.names)), scores)
+      for row in rows:
+        if group := groups.get(row['name']):
+          task_scores, bounds[row['name']][end] = votes.score(
+            reader, split, group, scores, finalists.indices(group)
           )
-        elif name == EVOLVED:
-          task_scores = scores.task_scores[finalists.member(int(best.id))]
         else:
-          task_scores = scores.task_scores[finalists.names.index(name)]
+          task_scores = scores.task_scores[finalists.index(row)]
         row[end] = report.of_split(reader, split, task_scores)
     self._write(rows, finalists.names, groups, bounds)
 
@@ -125,13 +99,13 @@ class _Ending:
       self.state, options.size, prepared.strategy.keep_best
     )
     groups = {
-      OF_EXPERTS: votes.of_experts(
+      votes.OF_EXPERTS: votes.of_experts(
         prepared.evaluator,
         self.baselines.expert_scores,
         lambda experts: baselines_lib.expert_results(self.run, experts),
         options,
       ),
-      OF_EVOLVED: votes.of_members(
+      votes.OF_EVOLVED: votes.of_members(
         prepared.evaluator,
         prepared.setup.space,
         members,
@@ -155,23 +129,21 @@ class _Ending:
 
   def _rows(self, groups: Mapping[str, votes.Ensemble]) -> list[dict[str, Any]]:
     """Rows of the table with their dev scores."""
-    evaluator, best = self.prepared.evaluator, self.best
-    evaluations = int(self.state.evaluations)
+    rows = [dict(kept) for kept in self.baselines.rows]
 
-    def row(name, detail, count, task_scores):
-      dev = report.of_split(evaluator, 'dev', task_scores)
-      return dict(name=name, detail=detail, evaluations=count, dev=dev)
+    def add(name, detail, count, task_scores):
+      dev = report.of_split(self.prepared.evaluator, 'dev', task_scores)
+      rows.append(dict(name=name, detail=detail, evaluations=count, dev=dev))
+
+    def add_group(name, count):
+      if group := groups.get(name):
+        add(name, group.detail, count + group.evaluations, group.dev)
 
     # Experts stand with the baselines, members behind the best of them.
-    rows = [dict(kept) for kept in self.baselines.rows]
-    if group := groups.get(OF_EXPERTS):
-      count = len(self.prepared.setup.experts.names) + group.evaluations
-      rows.append(row(OF_EXPERTS, group.detail, count, group.dev))
-    detail = f'member {int(best.id)}'
-    rows.append(row(EVOLVED, detail, evaluations, best.task_scores))
-    if group := groups.get(OF_EVOLVED):
-      count = evaluations + group.evaluations
-      rows.append(row(OF_EVOLVED, group.detail, count, group.dev))
+    add_group(votes.OF_EXPERTS, len(self.prepared.setup.experts.names))
+    count, best = int(self.state.evaluations), self.best
+    add(report.EVOLVED, f'member {int(best.id)}', count, best.task_scores)
+    add_group(votes.OF_EVOLVED, count)
     return rows
 
   def _finalists(self, groups: Mapping[str, votes.Ensemble]) -> Finalists:
@@ -181,10 +153,9 @@ class _Ending:
     genomes = [stack.stack([best.genome])]
     if self.prepared.config.test_experts:
       experts = range(len(setup.experts.names))
-    elif OF_EXPERTS in groups:
-      experts = groups[OF_EXPERTS].members
-    if OF_EVOLVED in groups:
-      group = groups[OF_EVOLVED]
+    elif votes.OF_EXPERTS in groups:
+      experts = groups[votes.OF_EXPERTS].members
+    if group := groups.get(votes.OF_EVOLVED):
       others = [i for i, id_ in enumerate(group.members) if id_ != ids[0]]
       if others:
         ids += [group.members[i] for i in others]
@@ -199,6 +170,10 @@ class _Ending:
     evaluator, state = self.prepared.evaluator, self.state
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
+    seconds: dict[str, float] = {}
+    for row in metrics:
+      for part, spent in row['seconds'].items():
+        seconds[part] = round(seconds.get(part, 0.0) + spent, 4)
     summary = {
       'name': self.prepared.name,
       'version': evojax_llm.__version__,
@@ -225,17 +200,16 @@ class _Ending:
       'evaluations': int(state.evaluations),
       'failed': sum(row['failed'] for row in metrics),
       'tokens': sum(row['tokens'] for row in metrics),
-      'seconds': _total_seconds(metrics),
+      'seconds': seconds,
       # Of the process that ended the run, baselines and test included.
       'ledger': evaluator.ledger.as_dict(),
       'base_dtype': int8_base.read(self.run),
     }
     if objective.name == 'pareto':
       summary['front'] = _front(objective, members)
+    scores = {row['name']: row['dev']['fitness']['score'] for row in rows}
     levels = {
-      row['name']: row['dev']['fitness']['score']
-      for row in rows
-      if row['name'] in _LEVELS and row['dev']['fitness']['score'] is not None
+      name: scores[name] for name in _LEVELS if scores.get(name) is not None
     }
     plots.curve(path / 'curve.png', metrics, levels, objective.percent)
     record.write_text(
@@ -253,11 +227,3 @@ def _front(objective: Any, members: Sequence[Mapping[str, Any]]) -> Any:
   ]
   kept = objectives.front(vectors, objective.maximise)
   return [{k: members[i][k] for k in ('id', 'tasks')} for i in kept]
-
-
-def _total_seconds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  total: dict[str, float] = {}
-  for row in metrics:
-    for part, seconds in row['seconds'].items():
-      total[part] = round(total.get(part, 0.0) + seconds, 4)
-  return total

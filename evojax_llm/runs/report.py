@@ -10,6 +10,8 @@ import numpy as np
 from evojax_llm.fitness.intervals import wilson_interval
 from evojax_llm.tasks.scorers.registry import scorer_of
 
+EVOLVED = 'evolved'
+
 
 def summarise(
   tasks: Sequence[str],
@@ -34,36 +36,33 @@ def summarise(
     {'fitness': {'score', 'low', 'high', 'percent'}, 'tasks': {name: the same,
     'items' and 'metric'}}; None in place of NaN and of a missing interval.
   """
-  by_task = {}
-  for k, task in enumerate(tasks):
-    metric, score, n = metrics[k], float(scores[k]), items[k]
+  exact, by_task = [], {}
+  for task, score, n, metric in zip(tasks, scores, items, metrics, strict=True):
+    score = float(score)
     # Shares come in f32; the counts behind them are whole.
     if metric.binary and not math.isnan(score):
       score = round(score * n) / n
+    exact.append(score)
     by_task[task] = {
       **_interval(score, n if metric.binary else None, metric.percent),
       'items': n,
       'metric': metric.metric,
     }
   weighted = objective.name in ('weighted_mean', 'pareto')
+  weights = [float(w) for w in objective.weights]
   if weighted and objective.percent:
-    fitness = sum(
-      float(w) * entry['exact']
-      for w, entry in zip(objective.weights, by_task.values(), strict=True)
-    )
+    fitness = sum(w * s for w, s in zip(weights, exact, strict=True))
   else:
     fitness = float(objective(np.asarray([scores], np.float32))[0])
   # Items of one task with as wide an interval as those of all tasks. With equal
   # weights and sizes it is the number of all items.
   alike = None
   if weighted and all(metric.binary for metric in metrics):
-    alike = 1 / sum(
-      float(w) ** 2 / n for w, n in zip(objective.weights, items, strict=True)
-    )
-  whole = _interval(fitness, alike, objective.percent)
-  for entry in (whole, *by_task.values()):
-    del entry['exact']
-  return {'fitness': whole, 'tasks': by_task}
+    alike = 1 / sum(w**2 / n for w, n in zip(weights, items, strict=True))
+  return {
+    'fitness': _interval(fitness, alike, objective.percent),
+    'tasks': by_task,
+  }
 
 
 def of_split(
@@ -84,7 +83,6 @@ def _interval(
 ) -> dict[str, Any]:
   """A score with its interval, where it is a share of so many items."""
   entry = {'score': None, 'low': None, 'high': None, 'percent': percent}
-  entry['exact'] = score
   if not math.isfinite(score):
     return entry
   if items is not None:
@@ -243,10 +241,15 @@ def shown(entry: Mapping[str, Any], unit: str = '') -> str:
   """Returns a score as tables show it, with a unit behind a percentage."""
   if entry['score'] is None:
     return 'failed'
-  percent = entry['percent']
-  return number(entry['score'], percent) + (unit if percent else '')
+  return number(entry['score'], entry['percent'], unit)
 
 
-def number(score: float, percent: bool) -> str:
-  """Returns a share in percent, and any other score as it is."""
-  return f'{100 * score:.1f}' if percent else f'{score:.4g}'
+def number(score: float, percent: bool, unit: str = '') -> str:
+  """Returns a score as it is shown everywhere: a share in percent.
+
+  Scores are f32 in the engine and decimals in files; rounded to six digits
+  first, one is shown as the other.
+  """
+  if not percent:
+    return f'{score:.4g}'
+  return f'{100 * round(float(score), 6):.1f}{unit}'

@@ -97,7 +97,9 @@ def run_prepared(
     else:
       if share is not None:
         baselines_lib.share(share, folder.path)
-      _Run(prepared, config, folder).go_on()
+      running = _Run(prepared, config, folder)
+      with running.bar:
+        running.go_on()
   return folder.path
 
 
@@ -114,17 +116,13 @@ class _Run:
     self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
     self.bar = progress.Progress(
       config.strategy.generations,
-      tokens=self.tokens,
+      self.ledger,
       percent=self.evaluator.objective.percent,
     )
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
     self.number = -1
-
-  def tokens(self) -> int:
-    """Tokens read and generated so far."""
-    return self.ledger.prompt_tokens + self.ledger.new_tokens
 
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
@@ -152,7 +150,8 @@ class _Run:
       prepared.setup.space,
       other_items=self.config.resample,
     )
-    final_table.finish(folder, prepared, baselines, state, best, self.bar)
+    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
@@ -174,7 +173,7 @@ class _Run:
         generations=config.strategy.generations,
         evaluations=config.strategy.evaluations,
         tokens=config.strategy.tokens,
-        count_tokens=self.tokens,
+        count_tokens=lambda: self.ledger.tokens,
         seconds=config.strategy.seconds,
         patience=config.strategy.patience,
         state=state,
@@ -183,7 +182,7 @@ class _Run:
         phase=watch.phase,
       )
       del initial  # its memory is wanted for the search
-      before = self.tokens()
+      before = self.ledger.tokens
       for state, done in rounds:
         # Records first: a checkpoint stands for the lines up to its own.
         folder.items.append(done.number, done.ids[: done.scored], self.scored)
@@ -191,9 +190,11 @@ class _Run:
           record.member_rows(
             done, prepared.strategy.operator_names, tasks, origins
           ),
-          record.metrics_row(done, tasks, watch.take(), self.tokens() - before),
+          record.metrics_row(
+            done, tasks, watch.take(), self.ledger.tokens - before
+          ),
         )
-        before = self.tokens()
+        before = self.ledger.tokens
         with watch.phase('checkpoint'):
           folder.checkpoints.save(done.number, state)
         line = _line(done, self.evaluator.objective.percent)
@@ -243,6 +244,5 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
 def _line(generation: evolution.Generation, percent: bool = True) -> str:
   """Sums up a generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
-  mean = report.number(generation.mean_fitness, percent)
-  sign = ' %' if percent else ''
-  return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'
+  mean = report.number(generation.mean_fitness, percent, ' %')
+  return f'mean {mean}  {len(generation.ids)} scored{failed}'

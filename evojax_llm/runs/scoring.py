@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import functools
 import math
 from typing import Any
 
@@ -79,46 +78,35 @@ def _result(
 def table(
   results: Sequence[Mapping[str, Any]], percent: Mapping[str, bool]
 ) -> str:
-  """Returns a table of members by tasks with 95 % intervals.
+  """Returns a Markdown table of members by tasks with 95 % intervals.
 
   Args:
     results: of `results`.
     percent: by task, whether its score is a share, shown in percent; there is
       a mean where all are.
   """
-  names = list(results[0]['tasks'])
-  sizes = [task['n'] for task in results[0]['tasks'].values()]
-  with_mean = len(names) > 1 and all(percent.values())
-  rows = [['member']]
-  rows[0] += [f'{name} (n={n})' for name, n in zip(names, sizes, strict=True)]
-  rows[0] += ['mean'] if with_mean else []
+  tasks = results[0]['tasks'].items()
+  with_mean = len(tasks) > 1 and all(percent.values())
+  lines = [['member', *(f'{name} (n={task["n"]})' for name, task in tasks)]]
+  lines[0] += ['mean'] if with_mean else []
+  failures = ''
   for result in results:
-    row = [result['name']]
+    cells = [result['name']]
     if 'failed' in result:
-      rows.append([*row, f'failed: {result["failed"]}'])
-      continue
-    for name, task in result['tasks'].items():
-      row.append(_cell(task, percent[name]))
-    if with_mean:
-      mean = sum(task['score'] for task in result['tasks'].values())
-      row.append(f'{100 * mean / len(names):.1f}')
-    rows.append(row)
-  widths = [
-    max(len(row[column]) for row in rows if column < len(row))
-    for column in range(len(rows[0]))
-  ]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=False)
-    ).rstrip()
-    for row in rows
-  )
+      cells += ['failed'] * (len(lines[0]) - 1)
+      failures += f'\n{result["name"]} failed: {result["failed"]}'
+    else:
+      scores = [task['score'] for task in result['tasks'].values()]
+      cells += [_cell(t, percent[name]) for name, t in result['tasks'].items()]
+      if with_mean:
+        cells.append(report.number(sum(scores) / len(scores), percent=True))
+    lines.append(cells)
+  return report.aligned(lines) + failures
 
 
 def _cell(task: Mapping[str, Any], percent: bool) -> str:
-  """A score and its interval, in percent or as they are."""
-  shown = functools.partial(report.number, percent=percent)
+  score = report.number(task['score'], percent)
   if task['interval'] is None:
-    return shown(task['score'])
-  low, high = map(shown, task['interval'])
-  return f'{shown(task["score"])} [{low}, {high}]'
+    return score
+  low, high = (report.number(end, percent) for end in task['interval'])
+  return f'{score} [{low}, {high}]'

@@ -122,13 +122,10 @@ class LowRankES(base.Strategy):
   declared = (Params, Options)
 
   def __init__(self, population_size: int, **options: Any):
-    """Makes the strategy.
+    """Makes the strategy; the best of the initial population is the first
+    centre.
 
-    Args:
-      population_size: members of the initial population, whose best is the
-        first centre.
-      **options: of `Options`; the rest are hyperparameters to change in
-        `default_params`.
+    Options are those of `Options` and hyperparameters of `default_params`.
 
     Raises:
       ValueError: if an option is unknown or out of range.
@@ -290,16 +287,10 @@ class LowRankES(base.Strategy):
 
 
 def shaped(fitness: jax.Array, shaping: str, mirrored: bool) -> jax.Array:
-  """Weights of members in the sum over their noise.
+  """Weights (M,) f32 of members in the sum over their noise.
 
-  Args:
-    fitness: (M,) f32, NaN where failed.
-    shaping: one of SHAPINGS.
-    mirrored: whether the second half mirrors the first; a pair of which one
-      failed then counts for nothing.
-
-  Returns:
-    (M,) f32. Failed members, and all where all are equal, have none.
+  Failed members, and all where all are equal, have none; with `mirrored` a pair
+  of which one failed has none either.
   """
   alive = jnp.isfinite(fitness)
   half = fitness.shape[0] // 2

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import pytest
@@ -94,7 +95,7 @@ def test_the_table_has_a_line_for_each_search_and_baseline(comparison):
     'random_search P=10',
     'random_search P=20, vote',
   ):
-    assert text.count(f'| {name} |') == 1
+    assert len(re.findall(rf'\| {name} +\| +\d+ \|', text)) == 1
 
 
 def test_scores_that_are_no_shares_are_shown_as_they_are():
@@ -124,17 +125,24 @@ def test_scores_that_are_no_shares_are_shown_as_they_are():
     (found := [cell.strip() for cell in line.split('|')[1:-1]])[0]: found[1:]
     for line in lines
   }
-  assert cells['one'] == (
-    '2 5 50 2.5 **5** 1.414 4 6 +3 +2 25.0 0.0 5 50.0 -'.split()
-  )
-  assert cells['two'][4:10] == ['**nan**', '-', 'nan', 'nan', 'nan', 'nan']
+  assert cells['one'] == '2 5 50 2.5 **5** 1.414 4 6 25.0 0.0 5 50.0 -'.split()
+  assert cells['two'][4:8] == ['**nan**', '-', 'nan', 'nan']
+  lines = comparison_table.differences([*levels, *searches]).splitlines()
+  head, _, one, two = (line.split('|')[1:-1] for line in lines)
+  assert [cell.strip() for cell in head[1:]] == [
+    *('best expert', 'scaled average', 'one', 'two')
+  ]
+  # Of two pairs, whose mean has a standard error of 1.
+  half = 12.706
+  assert one[1].strip() == f'+3 [{3 - half:.4g}, +{3 + half:.4g}]'
+  assert not ''.join(two[1:]).strip()
 
 
 def test_every_stage_has_a_table_of_its_own(comparison):
   rows = read(comparison)
   other = [row | {'stage': 'other'} for row in rows]
   text = comparison_table.markdown(rows + other)
-  assert text.count('| base |') == 2
+  assert len(re.findall(r'\| base +\|', text)) == 2
   assert f'## {STAGE}' in text and '## other' in text
 
 

@@ -116,8 +116,9 @@ def test_base_alone_scores_as_it_does_among_adapters(
     assert a['loglikelihoods'] == pytest.approx(b['loglikelihoods'], rel=1e-5)
   assert found['tasks']['say'] == expected['say']
   lines = capsys.readouterr().out.splitlines()
-  assert lines[0].split() == ['member', 'pick', '(n=6)', 'say', '(n=5)', 'mean']
-  assert len(lines) == 2 and lines[1].startswith('base ')
+  head = [cell.strip() for cell in lines[0].strip('|').split('|')]
+  assert head == ['member', 'pick (n=6)', 'say (n=5)', 'mean']
+  assert len(lines) == 3 and lines[2].startswith('| base ')
 
 
 def test_split_limit_and_chat(tmp_path, base, files):
@@ -193,7 +194,7 @@ def test_a_failed_member_is_shown_and_not_fatal(
   good, bad = result['members'][1:]
   assert 'failed' not in good and good['tasks']['pick']['score'] is not None
   assert bad['failed'] and bad['tasks']['pick']['score'] is None
-  assert 'broken   failed: ' in capsys.readouterr().out
+  assert 'broken failed: ' in capsys.readouterr().out
 
 
 def test_existing_output_is_kept(tmp_path, capsys, base, files):

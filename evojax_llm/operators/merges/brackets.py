@@ -36,11 +36,7 @@ Count = Callable[[jax.Array], jax.Array]
 class Bracket(NamedTuple):
   """At least k numbers are at or above low, fewer at or above high; (s,) i32.
 
-  Attributes:
-    low: threshold.
-    low_count: numbers at or above it.
-    high: threshold above low.
-    high_count: numbers at or above it.
+  The counts are of the numbers at or above either.
   """
 
   low: jax.Array
@@ -71,13 +67,11 @@ def start(
 def around(
   bracket: Bracket, k: jax.Array, deviation: jax.Array | None = None
 ) -> jax.Array:
-  """Thresholds (s, m) i32 about the k-th largest, if numbers lie on a line.
+  """Thresholds (s, m) i32 about the k-th (s,) largest, if numbers lie on a
+  line.
 
-  Args:
-    bracket: with numbers.
-    k: (s,) i32.
-    deviation: (s,) f32, by how many numbers the guess is off; that of numbers
-      spread at random by default.
+  `deviation` (s,) f32 is by how many numbers the guess is off; that of numbers
+  spread at random by default.
   """
   within = jnp.maximum(bracket.within, 1).astype(jnp.float32)
   rank = (k - bracket.high_count).astype(jnp.float32)
@@ -121,15 +115,14 @@ def search(
   exact: bool = False,
   where: jax.Array | bool = True,
 ) -> Bracket:
-  """Narrows until `low` leaves exactly k, or is the k-th largest.
+  """Narrows until `low` leaves exactly k (s,), or is the k-th largest.
 
   Args:
     bracket: to begin with.
     k: (s,) i32; nothing is searched where it is zero.
     count: gives counts (s, m) at thresholds (s, m).
     enough: ends as well where so many numbers, or fewer, are within.
-    exact: whether `low` must be the k-th largest; otherwise any threshold at
-      or above which k numbers are will do.
+    exact: whether `low` must be the k-th largest.
     where: (s,) bool, the searches that are made.
   """
   m = _thresholds(k)

@@ -25,15 +25,9 @@ _PARITY = 0x1BD11BDA
 def threefry(
   key: jax.Array, high: jax.Array, low: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """One block for each counter (high, low).
+  """Two u32 arrays, one block for each counter (high, low) of u32.
 
-  Args:
-    key: () typed threefry key.
-    high, low: u32, of shapes that broadcast.
-
-  Returns:
-    Two u32 arrays. Their exclusive or is what `jax.random.bits` gives at that
-    counter.
+  Their exclusive or is what `jax.random.bits` gives at that counter.
   """
   first, second = jax.random.key_data(key)
   schedule = (first, second, first ^ second ^ jnp.uint32(_PARITY))

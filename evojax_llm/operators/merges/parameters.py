@@ -51,11 +51,11 @@ def resolve(
 
   Returns:
     By parameter and leaf name: f32, () or (k,) with L in front where the leaf
-    has it.
+      has it.
 
   Raises:
-    ValueError: if a parameter or a value is not of this kind or out of its
-      range, or no entry matches a leaf.
+    ValueError: if a value is not of this kind or out of its range, or no entry
+      matches a leaf.
   """
   merge = check.find(method)
   flat = jax.tree_util.tree_flatten_with_path(genome)[0]

@@ -5,17 +5,10 @@ import jax.numpy as jnp
 
 
 def fitness_weights(fitness: jax.Array) -> jax.Array:
-  """Weights proportional to fitness: f_i / sum f (GENOME's crossover).
+  """Weights (k,) f32 proportional to fitness (k,): GENOME's crossover.
 
-  A failed parent (not finite) gets no weight. Where the ratio means nothing,
-  because a fitness is negative, all are zero or all failed, the parents that
-  did not fail (or all of them) share equally.
-
-  Args:
-    fitness: (k,) f32.
-
-  Returns:
-    (k,) f32 that sum to one.
+  A failed parent (not finite) gets no weight. Where a fitness is negative, all
+  are zero or all failed, the parents that did not fail (or all) share equally.
   """
   alive = jnp.isfinite(fitness)
   alive = jnp.where(jnp.any(alive), alive, True)

@@ -27,11 +27,8 @@ def blx(
     weights: (k,), of the 'clamp' only.
     form: 'sample' draws each element from U(min - alpha I, max + alpha I), I
       the parents' range there. 'clamp', as GENOME's code has it (arXiv
-      2503.01155), draws nothing: the weighted sum (weights divided by their
-      sum) is cut to those bounds, which a convex sum never reaches.
-
-  Returns:
-    (...) in the parents' type.
+      2503.01155), draws nothing: the normalised weighted sum is cut to those
+      bounds, which a convex sum never reaches.
   """
   xs = tensors.unstacked(parents)
   low = high = xs[0]

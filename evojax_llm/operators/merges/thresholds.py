@@ -38,12 +38,10 @@ _TOP = 0x7FFFFFFF
 
 
 class Cut(NamedTuple):
-  """Where the k largest end: bits above `value`, or equal and early enough.
+  """Where the k largest end: bits () i32 above `value`, or equal and early.
 
-  Attributes:
-    value: () i32 bits.
-    rest: () i32; an element equal to `value` is in if there are at least
-      `rest` elements from it to the end of the tensor.
+  An element equal to `value` is in if there are at least `rest` () i32 elements
+  from it to the end of the tensor.
   """
 
   value: jax.Array

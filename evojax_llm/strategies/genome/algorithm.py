@@ -111,13 +111,10 @@ class Genome(succession_round.Moving):
   """GENOME, with succession GENOME+.
 
   Slots of one ask: P // 2 children, then the mutated copies of members and
-  children; in a succession round the first P hold the moved members. With
-  `max_mutants` the copies have fewer slots, which saves memory; should more be
-  drawn, those of the lowest ids are made.
-
+  children; in a succession round the first P hold the moved members. Should
+  more copies be drawn than `max_mutants`, those of the lowest ids are made.
   With `max_population` there are more slots than members at first: all live on
-  as long as some are empty (GENOME+'s growth). Shapes are those of the full
-  population from the start.
+  as long as some are empty (GENOME+'s growth).
   """
 
   declared = (Params, variation.Options, succession_round.Options, Options)
@@ -136,11 +133,9 @@ class Genome(succession_round.Moving):
     Args:
       population_size: members at first.
       with_succession: alternate with succession rounds (GENOME+).
-      merge_base: genome of the base, for whole weights and merges that work on
-        what parents change of it.
+      merge_base: genome of the base, for merges of what parents change of it.
       sharding: of population leaves.
-      **options: of the dataclasses in `declared`; those of `Params` change
-        `default_params`.
+      **options: of the dataclasses in `declared`.
 
     Raises:
       ValueError: if an option is unknown or out of range.

@@ -36,16 +36,10 @@ MERGE_OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Crossover:
-  """What a child is made by.
+  """What a child is made by: a merge of two parents, their weighing, options.
 
-  Attributes:
-    merge: a name of operators.merges.registry that takes two parents.
-    weighing: weights of the parents: t and 1 - t with t ~ U(low, high) on the
-      'line' through them; 'fitness', f_a / (f_a + f_b), as in GENOME's
-      released code; 'softmax' of fitness over a temperature; 'random', u and
-      1 - u with u = U1 / (U1 + U2); or 'equal'. A merge with a position t
-      between the parents has it at the second one's weight; some take neither.
-    options: of the merge, such as 'normalize' or 'election', by name.
+  A merge with a position t between the parents has it at the second one's
+  weight; some take neither.
   """
 
   merge: str
@@ -59,11 +53,7 @@ class Crossover:
 
 
 def make(merge: str, weighing: str, options: Mapping[str, Any]) -> Crossover:
-  """A crossover; options that are None are left as they are.
-
-  Raises:
-    ValueError: if a name is unknown or the merge is not one of two parents.
-  """
+  """A crossover; options that are None are left as they are."""
   method = check.find(merge)
   if method.least > 2 or (method.most or 2) < 2:
     raise ValueError(
@@ -83,11 +73,7 @@ def make(merge: str, weighing: str, options: Mapping[str, Any]) -> Crossover:
 def parameters(
   merge: str, values: Mapping[str, float | None]
 ) -> dict[str, jax.Array]:
-  """The hyperparameters of a merge, each a () f32 array.
-
-  Args:
-    merge: a name of the registry.
-    values: those to change; None leaves the registry's default.
+  """The hyperparameters of a merge; None leaves the registry's default.
 
   Raises:
     ValueError: if the merge has no such parameter, or it cannot have such a
@@ -111,15 +97,7 @@ def parameters(
 
 
 def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
-  """Refuses a merge that needs a base, where there is none.
-
-  Args:
-    crossover: from `make`.
-    base: genome of the base, if it is known.
-
-  Raises:
-    ValueError: if so.
-  """
+  """Refuses a merge that needs a base, where there is none."""
   if crossover.method.needs_base and base is None:
     raise ValueError(
       f'Got merge {crossover.merge!r}, which works on what parents change of a '
@@ -140,7 +118,7 @@ def children(
   values: Mapping[str, jax.Array],
   base: stack.Genome | None,
 ) -> stack.Population:
-  """The children of pairs.
+  """The children (C, ...) of pairs.
 
   Args:
     crossover: from `make`.
@@ -152,9 +130,6 @@ def children(
     weights: (C, 2) f32 of the parents.
     values: hyperparameters of the merge, from `parameters`.
     base: genome of the base, for a merge that needs it.
-
-  Returns:
-    Leaves (C, ...).
   """
   method = crossover.method
   given = dict(values)
@@ -179,13 +154,11 @@ def children(
 def weigh(
   weighing: str, draws: jax.Array, fitness: jax.Array, params: Any
 ) -> jax.Array:
-  """Weights of two parents, (2,) f32.
+  """Weights of two parents, (2,) f32, of draws (2,) in [0, 1) and fitness (2,).
 
-  Args:
-    weighing: one of WEIGHINGS.
-    draws: (2,) f32 uniform in [0, 1).
-    fitness: (2,) f32.
-    params: with cross_low, cross_high and temperature.
+  'line' has t and 1 - t with t ~ U(cross_low, cross_high); 'fitness' f_a / (f_a
+  + f_b), as in GENOME's released code; 'softmax' that of fitness over
+  `temperature`; 'random' u and 1 - u with u = U1 / (U1 + U2).
   """
   if weighing == 'line':
     reach = params.cross_high - params.cross_low
