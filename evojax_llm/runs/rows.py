@@ -22,14 +22,15 @@ from evojax_llm.models.folders import expert_names
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
-from evojax_llm.runs import final_table
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
+from evojax_llm.runs import report
 from evojax_llm.runs import run_state
+from evojax_llm.runs import votes
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
-_VOTES = (final_table.OF_EVOLVED, final_table.OF_EXPERTS)
+_VOTES = (votes.OF_EVOLVED, votes.OF_EXPERTS)
 # Shorter names of votes.
 _ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
 
@@ -121,7 +122,7 @@ class Run:
     path = self.path / 'summary.json'
     return record.read_json(path) if path.is_file() else None
 
-  def row(self, name: str = final_table.EVOLVED, dtype: Any = None) -> Row:
+  def row(self, name: str = report.EVOLVED, dtype: Any = None) -> Row:
     """Makes the members of a row.
 
     Args:
@@ -137,7 +138,7 @@ class Run:
     wanted = _ALIASES.get(wanted, wanted)
     mixes = self._mixes()
     by_lower = {known.lower().replace('_', ' '): known for known in mixes}
-    if wanted == final_table.EVOLVED:
+    if wanted == report.EVOLVED:
       row = self._evolved(dtype)
     elif wanted in _VOTES and self._ensemble(wanted):
       row = self._vote(wanted, dtype)
@@ -152,12 +153,10 @@ class Run:
     return dataclasses.replace(row, entry=entry)
 
   def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
-    votes = [
-      short for short, long in _ALIASES.items() if self._ensemble(long)
-    ]
-    known = [final_table.EVOLVED, *votes, *mixes]
+    groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
+    known = [report.EVOLVED, *groups, *mixes]
     why = ''
-    if not votes:
+    if not groups:
       why = ' The run has no vote' + (
         ': config.ensemble.size was 0, or fewer than two members were scored.'
         if self.summary
@@ -199,7 +198,7 @@ class Run:
     return run_state.best_members(state, count, keep_best)
 
   def _evolved(self, dtype: Any) -> Row:
-    name, best = final_table.EVOLVED, self.path / 'best'
+    name, best = report.EVOLVED, self.path / 'best'
     if (self.path / 'checkpoints').exists() or not best.is_dir():
       return Row(name, self._space(dtype), self._best(1).population, (name,))
     # All that is left of the search.
@@ -212,7 +211,7 @@ class Run:
     return Row(name, space, space.experts(), (name,))
 
   def _vote(self, name: str, dtype: Any) -> Row:
-    group, of_experts = self._ensemble(name), name == final_table.OF_EXPERTS
+    group, of_experts = self._ensemble(name), name == votes.OF_EXPERTS
     space = self._space(dtype, of_experts)
     chosen = group['members']
     if of_experts:
