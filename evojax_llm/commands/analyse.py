@@ -40,9 +40,8 @@ def main(_: Sequence[str]) -> None:
     )
 
   from evojax_llm.runs import analysis
-  from evojax_llm.runs import checkpoint
 
-  with errors.as_user_error(checkpoint.CheckpointError, ValueError):
+  with errors.as_user_error(ValueError):
     print(analysis.analyse(run))
 
 

@@ -48,6 +48,7 @@ class RunFolder:
   Raises:
     CheckpointError: the folder is in use, holds something else than a run, or
       belongs to a run of another configuration.
+    OSError: it cannot be made.
   """
 
   def __init__(
@@ -145,13 +146,9 @@ class JsonLines:
 
   def rewind(self, generation: int) -> None:
     """Cuts the file behind the last row of `generation`."""
-    end = 0
-    for row, after in self._rows():
-      if row['generation'] > generation:
-        break
-      end = after
+    ends = [e for row, e in self._rows() if row['generation'] <= generation]
     if self.path.exists():
-      os.truncate(self.path, end)
+      os.truncate(self.path, max(ends, default=0))
 
   def _rows(self) -> list[tuple[dict[str, Any], int]]:
     """(row, offset behind it), up to a line that was cut off in writing."""
@@ -175,23 +172,17 @@ def member_rows(
   generation: Generation,
   operator_names: Sequence[str],
   tasks: Sequence[str],
-  origins: Sequence[Mapping[str, Any]] = (),
+  origins: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-  """Returns the lines of members.jsonl that a generation adds.
+  """Returns the lines of members.jsonl that a generation of K tasks adds.
 
-  Args:
-    generation: what happened.
-    operator_names: of the strategy.
-    tasks: names of the K tasks.
-    origins: of each member of the initial population, `operator`, `parents`
-      and `experts`.
+  `origins` has `operator`, `parents` and `experts` of the initial population.
   """
   rows = []
   for i, member in enumerate(generation.ids):
     row = {'generation': generation.number, 'id': member}
     if generation.number == 0:
-      row.update(operator='initial', parents=[])
-      row.update(origins[i] if i < len(origins) else {})
+      row.update(origins[i])
     else:
       row['operator'] = operator_names[generation.operators[i]]
       row['parents'] = [p for p in generation.parents[i] if p >= 0]
@@ -208,13 +199,10 @@ def metrics_row(
   seconds: Mapping[str, float],
   tokens: int = 0,
 ) -> dict[str, Any]:
-  """Returns the line of metrics.jsonl for a generation.
+  """Returns the line of metrics.jsonl for a generation of K tasks.
 
-  Args:
-    generation: what happened.
-    tasks: names of the K tasks.
-    seconds: wall time by part; 'checkpoint' is that of the generation before.
-    tokens: read and generated in this generation.
+  `seconds` is wall time by part, 'checkpoint' that of the generation before;
+  `tokens` were read and generated.
   """
   return {
     'generation': generation.number,

@@ -11,7 +11,6 @@ import jax
 
 from evojax_llm.population import lineage
 from evojax_llm.runs import baselines as baselines_lib
-from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
@@ -90,7 +89,11 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  config = prepared.configured(prepared.config.seed if seed is None else seed)
+  config = dataclasses.replace(
+    prepared.config,
+    seed=prepared.config.seed if seed is None else seed,
+    seeds=1,
+  )
   with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
     if folder.finished:
       errors.say(f'{folder.path} is finished')
@@ -113,7 +116,8 @@ class _Run:
     folder: record.RunFolder,
   ):
     self.prepared, self.config, self.folder = prepared, config, folder
-    self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
+    self.evaluator = prepared.evaluator
+    self.ledger = self.evaluator.ledger
     self.bar = progress.Progress(
       config.strategy.generations,
       self.ledger,
@@ -127,8 +131,7 @@ class _Run:
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
-    with errors.as_user_error(checkpoint.CheckpointError):
-      restored = folder.checkpoints.restore(prepared.abstract)
+    restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     folder.rewind(self.number)
     going_on = f', going on after generation {self.number}' if restored else ''
@@ -157,12 +160,10 @@ class _Run:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial = prepared.initial(config.seed)
-    tasks = prepared.setup.task_names
+    tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    with (
-      progress.Stopwatch() as watch,
-      errors.as_user_error(evolution.EvolutionError),
-    ):
+    limits = 'generations', 'evaluations', 'tokens', 'seconds', 'patience'
+    with progress.Stopwatch() as watch:
       rounds = evolution.evolve(
         prepared.strategy,
         prepared.setup.space,
@@ -170,12 +171,8 @@ class _Run:
         population=initial.population if state is None else None,
         params=prepared.params,
         seed=config.seed,
-        generations=config.strategy.generations,
-        evaluations=config.strategy.evaluations,
-        tokens=config.strategy.tokens,
+        **{name: getattr(config.strategy, name) for name in limits},
         count_tokens=lambda: self.ledger.tokens,
-        seconds=config.strategy.seconds,
-        patience=config.strategy.patience,
         state=state,
         redraw=self.redraw if config.resample else None,
         maximise=self.evaluator.objective.maximise,
@@ -241,7 +238,7 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
   return rows
 
 
-def _line(generation: evolution.Generation, percent: bool = True) -> str:
+def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
   mean = report.number(generation.mean_fitness, percent, ' %')

@@ -124,7 +124,7 @@ class Folder:
     self.trials: dict[str, Trial] = {}
     self._settings = dict(settings or {})
     index = self.path / sweep_workers.INDEX
-    with errors.as_user_error(checkpoint.CheckpointError, OSError):
+    with errors.as_user_error(OSError):
       if self.path.is_dir() and not index.exists():
         if any(file.name != 'lock' for file in self.path.iterdir()):
           raise UserError(

@@ -13,7 +13,6 @@ from evojax_llm.genomes import initial
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
-from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
@@ -70,18 +69,13 @@ def load(
   """
   folder = pathlib.Path(config.warm_start)
   flag = f'config.warm_start={config.warm_start}'
-  if (
-    not (folder / 'summary.json').is_file()
-    or not (folder / 'checkpoints').is_dir()
-  ):
+  if not (folder / 'summary.json').is_file():
     raise UserError(
-      f'{flag} is not the folder of a finished run, with summary.json and '
-      'checkpoints. Finish that run first; of several seeds, name the folder '
-      'of one.'
+      f'{flag} is not the folder of a finished run, with summary.json. Finish '
+      'that run first; of several seeds, name the folder of one.'
     )
-  with errors.as_user_error(checkpoint.CheckpointError, what=flag):
-    known = record.read_json(folder / 'config.json')
-    _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
+  known = record.read_json(folder / 'config.json')
+  _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
   for what, there, here in (
     ('genomes', known['config']['space'], config.space),
     ('models', known['inputs']['model'], inputs['model']),

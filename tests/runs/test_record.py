@@ -93,7 +93,7 @@ def test_rewind_cuts_later_and_broken_lines(tmp_path, tail):
 
 def test_member_rows_name_operators_parents_and_failures():
   rows = record.member_rows(
-    make_generation(3), ('mutate', 'cross'), ('rev', 'nth')
+    make_generation(3), ('mutate', 'cross'), ('rev', 'nth'), []
   )
   assert json.loads(json.dumps(record.plain(rows))) == [
     {
@@ -122,10 +122,10 @@ def test_rows_of_the_initial_population_say_where_members_come_from():
     make_generation(),
     ('mutate',),
     ('rev', 'nth'),
-    [{'operator': 'expert', 'experts': ['x']}],
+    [{'operator': 'expert', 'experts': ['x']}, {'operator': 'zero'}],
   )
   assert rows[0]['operator'] == 'expert' and rows[0]['experts'] == ['x']
-  assert rows[1]['operator'] == 'initial' and rows[1]['parents'] == []
+  assert rows[1]['operator'] == 'zero'
 
 
 def test_metrics_row_counts_failures():
