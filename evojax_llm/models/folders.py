@@ -58,6 +58,15 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
   return path
 
 
+def model_name(folder: str | os.PathLike) -> str:
+  """Returns the name of a model folder, 'owner/name' of a Hub's snapshot."""
+  path = pathlib.Path(folder).expanduser().resolve()
+  if path.parent.name == 'snapshots':
+    owner_and_name = path.parent.parent.name.removeprefix('models--')
+    return owner_and_name.replace('--', '/', 1)
+  return path.name
+
+
 def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
   """Returns the shortest ends of the paths that tell the folders apart."""
   paths = [pathlib.Path(f).expanduser().absolute() for f in folders]

@@ -5,21 +5,26 @@ are made of the experts as they were for the table.
 """
 
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import files as files_lib
 from evojax_llm import lookup
+from evojax_llm.fitness import ensembles
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import find_space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.folders import expert_names
+from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import inputs as inputs_lib
@@ -30,13 +35,13 @@ from evojax_llm.runs import votes
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
+VOTE_FILE = 'vote.json'
 _VOTES = (votes.OF_EVOLVED, votes.OF_EXPERTS)
 # Shorter names of votes.
 _ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Vote:
+class Vote(NamedTuple):
   """How the members of a row decide.
 
   Attributes:
@@ -58,6 +63,8 @@ class Row:
     genomes: leaves (M, ...); M is 1 but for a vote.
     members: M names.
     vote: None but for a vote.
+    mix: of the experts; None but for a plain mix.
+    detail: which member it is, for an evolved one.
     entry: of summary.json; None where it is not in the table.
   """
 
@@ -66,7 +73,89 @@ class Row:
   genomes: Any
   members: tuple[str, ...]
   vote: Vote | None = None
+  mix: baselines_lib.Mix | None = None
+  detail: str = ''
   entry: Mapping[str, Any] | None = None
+
+  def recipes(self) -> dict[str, Any]:
+    """Returns what each member is made of, by its name."""
+    if self.mix:
+      weights = zip(self.space.names, self.mix.weights, strict=True)
+      recipe = {'weights': dict(weights), 'factor': self.mix.factor}
+      return {self.name: record.plain(recipe)}
+    return {
+      name: record.plain(self.space.recipe(stack.take(self.genomes, i)))
+      for i, name in enumerate(self.members)
+    }
+
+
+def is_vote(folder: str) -> bool:
+  """Returns whether a folder is what `export` has written of a vote."""
+  return (pathlib.Path(folder).expanduser() / VOTE_FILE).is_file()
+
+
+def load(
+  folder: str, name: str, dtype: Any = jnp.float32
+) -> tuple[base_and_adapters.Members, Vote | None]:
+  """Loads the base and the members of a row, as one population.
+
+  Args:
+    folder: of a run, or that of an exported vote.
+    name: of the row.
+    dtype: of the parameters.
+
+  Raises:
+    UserError: there is no such folder or row, or an input has changed.
+    ModelError: a folder cannot be used.
+  """
+  path = pathlib.Path(folder).expanduser()
+  if is_vote(folder):
+    return _exported_vote(path, dtype)
+  run = Run.open(path)
+  run.check_inputs()
+  row = run.row(name, dtype)
+  names, population = (base_and_adapters.BASE,), stack.stack([row.space.base()])
+  if row.name != base_and_adapters.BASE:
+    # As the space has them: a run of another type may have kept them.
+    genomes = jax.tree.map(
+      lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
+    )
+    names, population = (
+      (*names, *row.members),
+      stack.concatenate(population, genomes),
+    )
+  tokenizer = Tokenizer.from_folder(run.files.model)
+  members = base_and_adapters.Members(row.space, tokenizer, names, population)
+  return members, row.vote
+
+
+def _exported_vote(
+  path: pathlib.Path, dtype: Any
+) -> tuple[base_and_adapters.Members, Vote]:
+  """What `export` has written of a vote."""
+  known = files_lib.read_object(path / VOTE_FILE, UserError)
+  try:
+    base, rule = str(known['base']), known['rule']
+    folders = [path / member['folder'] for member in known['members']]
+    names = tuple(member['name'] for member in known['members'])
+    fitness = np.asarray([m['fitness'] for m in known['members']], np.float32)
+    ensembles.check_rule(rule)
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{path / VOTE_FILE}: not as export writes it ({error!r}); export the '
+      'vote again.'
+    ) from None
+  names = (base_and_adapters.BASE, *names)
+  if (folders[0] / 'adapter_config.json').is_file():
+    members = base_and_adapters.load(base, folders, dtype)
+    members = dataclasses.replace(members, names=names)
+  else:
+    space = make_space('weights', base, models=folders, dtype=dtype)
+    population = stack.concatenate(stack.stack([space.base()]), space.experts())
+    members = base_and_adapters.Members(
+      space, Tokenizer.from_folder(base), names, population
+    )
+  return members, Vote(rule, fitness)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +205,32 @@ class Run:
     """Where its inputs are."""
     return inputs_lib.locate(self.config)
 
+  def reads(self) -> list[pathlib.Path]:
+    """Returns all that stands in the folder, and the inputs on disk."""
+    files = self.files
+    given = [files.model, *files.adapters, *files.experts]
+    tasks = (pathlib.Path(task) for task in (*files.tasks, *files.heldout))
+    return [*self.path.iterdir(), *given, *tasks]
+
+  def check_inputs(self) -> None:
+    """Refuses a base or experts that are not those of the run.
+
+    Raises:
+      UserError: one of them has changed since.
+    """
+    for what in ('model', 'adapters', 'experts'):
+      there = getattr(self.files, what)
+      folders = [there] if what == 'model' else there
+      known = self.inputs[what]
+      known = [known] if what == 'model' else known
+      for folder, before in zip(folders, known, strict=True):
+        if record.fingerprint(folder) != before:
+          raise UserError(
+            f'{folder.absolute()} is not what the run in {self.path} was made '
+            'with: its files differ from those that the run has the '
+            'fingerprint of.'
+          )
+
   @functools.cached_property
   def summary(self) -> dict[str, Any] | None:
     """The content of summary.json; None before the end of the run."""
@@ -145,7 +260,7 @@ class Run:
     elif wanted in by_lower:
       found, space = by_lower[wanted], self._space(dtype, experts=True).plain
       genomes = baselines_lib.mix_experts(space, [mixes[found]])
-      row = Row(found, space, genomes, (found,))
+      row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
       raise self._unknown(name, mixes)
     rows = (self.summary or {}).get('rows', ())
@@ -191,23 +306,33 @@ class Run:
   def _ensemble(self, name: str) -> Mapping[str, Any] | None:
     return ((self.summary or {}).get('ensembles') or {}).get(name)
 
-  def _best(self, count: int) -> run_state.Members:
-    """The best members of the last checkpoint, as the run chooses them."""
-    _, state = checkpoint.Checkpoints(self.path / 'checkpoints').read()
+  def _best(self, count: int) -> tuple[int, run_state.Members]:
+    """The last generation and its best members, as the run chooses them."""
+    number, state = checkpoint.Checkpoints(self.path / 'checkpoints').read()
     keep_best = self.config.strategy.options.get('keep_best', True)
-    return run_state.best_members(state, count, keep_best)
+    return number, run_state.best_members(state, count, keep_best)
 
   def _evolved(self, dtype: Any) -> Row:
-    name, best = report.EVOLVED, self.path / 'best'
-    if (self.path / 'checkpoints').exists() or not best.is_dir():
-      return Row(name, self._space(dtype), self._best(1).population, (name,))
+    name, folder = report.EVOLVED, self.path / 'best'
+    try:
+      number, best = self._best(1)
+    except checkpoint.CheckpointError:
+      if not self.summary or not folder.is_dir():
+        raise
+    else:
+      detail = (
+        f'member {best.ids[0]}, the best after generation {number}: fitness '
+        f'{best.fitness[0]:.4g}'
+      )
+      space = self._space(dtype)
+      return Row(name, space, best.population, (name,), detail=detail)
     # All that is left of the search.
     base = str(self.files.model)
     if find_space(self.config.space).exports == 'model':
       dtype = dtype or jnp.dtype(self.config.execution.dtype)
-      space = make_space('weights', base, models=[best], dtype=dtype)
+      space = make_space('weights', base, models=[folder], dtype=dtype)
     else:
-      space = make_space('adapters', base, [best], dtype=dtype)
+      space = make_space('adapters', base, [folder], dtype=dtype)
     return Row(name, space, space.experts(), (name,))
 
   def _vote(self, name: str, dtype: Any) -> Row:
@@ -222,7 +347,7 @@ class Run:
       genomes = stack.take(space.experts(), np.asarray(chosen))
     else:
       members = tuple(f'member {id_}' for id_ in chosen)
-      best = self._best(self.config.ensemble.size)
+      _, best = self._best(self.config.ensemble.size)
       absent = [id_ for id_ in chosen if id_ not in best.ids]
       if absent:
         raise checkpoint.CheckpointError(
