@@ -49,7 +49,7 @@ from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.gates import GATES
 from evojax_llm.genomes.gates import GateSpace
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models import peft
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import prompts
@@ -122,7 +122,7 @@ class Workload:
     # One model alone reads P times the items: an even share on each device.
     share = self.items * self.members // len(jax.devices())
     self._share = dataclasses.replace(task, dev=task.test[:share])
-    model = load_model(base)
+    model = load_base(base)
     self._config = model.config
     self._tokenizer = Tokenizer.from_folder(base)
     adapters = peft.load_adapters(experts, self._config)

@@ -36,7 +36,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ItemSpan:
   """Where the answers to one item are, which may have several prompts.
 
   Attributes:
@@ -72,12 +72,12 @@ class PackedSplit:
   queues: list[Queue]
 
   @functools.cached_property
-  def places(self) -> list[list[Place]]:
+  def spans(self) -> list[list[ItemSpan]]:
     """Of each task, its items and where their answers are."""
     option = prompt = 0
-    places = []
+    spans = []
     for task in self.items:
-      places.append([])
+      spans.append([])
       # An item may have several prompts.
       for _, parts in itertools.groupby(task, key=lambda e: e.item.id):
         parts = list(parts)
@@ -85,16 +85,16 @@ class PackedSplit:
         texts = sum(e.options is None for e in parts)
         span = slice(option, option + len(tokens))
         asked = slice(prompt, prompt + texts)
-        places[-1].append(Place(parts[0].item, span, asked, tokens))
+        spans[-1].append(ItemSpan(parts[0].item, span, asked, tokens))
         option, prompt = span.stop, asked.stop
-    return places
+    return spans
 
   @functools.cached_property
   def tables(self) -> list[OptionTable]:
     """Of each task, what is read after its prompts."""
     return [
-      OptionTable([p.item for p in places], [p.tokens for p in places])
-      for places in self.places
+      OptionTable([p.item for p in spans], [p.tokens for p in spans])
+      for spans in self.spans
     ]
 
 

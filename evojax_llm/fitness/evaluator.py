@@ -27,9 +27,9 @@ from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
+from evojax_llm.fitness.evaluation import AnswerScorer
 from evojax_llm.fitness.evaluation import Evaluation
-from evojax_llm.fitness.evaluation import Matcher
-from evojax_llm.fitness.evaluation import Sheets
+from evojax_llm.fitness.evaluation import ItemScores
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -116,7 +116,7 @@ class Evaluator:
     self._items: dict[tuple, list] = {}
     self._splits: dict[tuple, packed_split.PackedSplit] = {}
     metrics = [scorer_of(task) for task in self.tasks]
-    self._matcher = Matcher(
+    self._scorer = AnswerScorer(
       self.tasks,
       objectives.make_objective(objective, self.weights, metrics),
       tokenizer,
@@ -135,16 +135,16 @@ class Evaluator:
   @property
   def objective(self) -> objectives.Objective:
     """What makes fitness of the tasks' scores."""
-    return self._matcher.objective
+    return self._scorer.objective
 
   def normalise_by(self, experts: np.ndarray) -> None:
     """Gives the objective the experts' scores (N, K), where it needs them.
 
     Holds for this evaluator and for those that are drawn from it from then on.
     """
-    # A matcher of its own: other draws have other items, and scores on them.
-    self._matcher = copy.copy(self._matcher)
-    self._matcher.objective = self.objective.normalised_by(experts)
+    # A scorer of its own: other draws have other items, and scores on them.
+    self._scorer = copy.copy(self._scorer)
+    self._scorer.objective = self.objective.normalised_by(experts)
 
   def items(self, split: str) -> list[tuple[Item, ...]]:
     """The items of each task that are scored: its limit's choice of a split."""
@@ -218,7 +218,7 @@ class Evaluator:
     )
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
-      return self._matcher.score(data, answers)
+      return self._scorer.score(data, answers)
 
   def race(
     self,
@@ -251,13 +251,13 @@ class Evaluator:
       for task in self._encoded('dev', self.max_length(space))
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
-    sheets = Sheets(self.items('dev'), len(members))
+    seen = ItemScores(self.items('dev'), len(members))
     done = 0
 
     def score(running, items):
       nonlocal done
       scores = self.evaluate(space, population, members[running], items=items)
-      sheets.add(running, items, scores)
+      seen.add(running, items, scores)
       done += 1
       if progress:
         progress(done / len(blocks))
@@ -268,7 +268,7 @@ class Evaluator:
       score, len(members), blocks, self.weights, rules, seed_key, generation
     )
     self.ledger.items_saved += raced.saved
-    return dataclasses.replace(raced, tasks=sheets.tasks())
+    return dataclasses.replace(raced, tasks=seen.tasks())
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

@@ -22,14 +22,19 @@ from evojax_llm.fitness import intervals
 _DAMAGES = (OSError, LookupError, EOFError, ValueError, zipfile.BadZipFile)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class TaskItems:
-  """What M members did on the items of one task; see `evaluation.TaskScores`.
+  """What M members did on the items of one task.
 
   Attributes:
-    values: (M, items) f32; NaN where a member was not asked.
-    predictions: (M, items) strings, None where there is none.
-    asked: (M, items) bool.
+    task: its name.
+    metric: name of its score.
+    maximise: whether more of it is better.
+    binary: whether an item is right or wrong and nothing between.
+    ids: ids of the items.
+    values: (M, items) f32; 0 and 1 where binary, NaN where not asked.
+    predictions: M lists or (M, items) of strings, None where there is none.
+    asked: (M, items) bool, the items that a member was asked; None for all.
   """
 
   task: str
@@ -38,8 +43,8 @@ class TaskItems:
   binary: bool
   ids: list[str]
   values: np.ndarray
-  predictions: np.ndarray
-  asked: np.ndarray
+  predictions: Sequence[Sequence[str | None]]
+  asked: np.ndarray | None = None
 
   def intervals(self) -> list[tuple[float, float] | None]:
     """Returns the 95 % interval of each member's mean over items it was asked.

@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.population import keys
 
 RULES = ('paired', 'halving')
@@ -66,25 +67,18 @@ class Racing:
       )
 
 
-@dataclasses.dataclass(frozen=True)
-class Raced:
-  """The outcome of a race of M members.
+@dataclasses.dataclass
+class Raced(Evaluation):
+  """The outcome of a race of M members; see the module for those stopped.
 
   Attributes:
-    fitness: (M,) f32, NaN where failed; see the module for those stopped.
-    task_scores: (M, K) f32, means over the items that the member has seen.
-    reasons: why a member failed, or None.
-    seen: (M,) i32 items that the member was scored on.
+    seen: (M,) i32 items that the member was scored on; scores are means over
+      them.
     saved: items that were not scored.
-    tasks: K results item by item (`evaluation.TaskScores`); () where not kept.
   """
 
-  fitness: np.ndarray
-  task_scores: np.ndarray
-  reasons: list[str | None]
   seen: np.ndarray
   saved: int
-  tasks: Sequence[Any] = ()
 
 
 # score(members (A,) of the M, items of each task): values (A, items) of each
@@ -187,6 +181,7 @@ def race(
   return Raced(
     fitness=fitness.astype(np.float32),
     task_scores=task_scores.astype(np.float32),
+    tasks=[],
     reasons=reasons,
     seen=seen.astype(np.int32),
     saved=int(members * sizes.sum() - seen.sum()),

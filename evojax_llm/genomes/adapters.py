@@ -16,20 +16,6 @@ from evojax_llm.models.expression import LowRank
 from evojax_llm.population import stack
 
 
-def load(
-  cls: type,
-  base: str | os.PathLike | space.Model,
-  adapters: Sequence[str | os.PathLike] = (),
-  models: Sequence[str | os.PathLike] = (),
-  dtype: Any = jnp.float32,
-) -> Any:
-  """Makes a space cls(adapters, model) of adapter folders."""
-  del models
-  config = space.load_model(base, None).config
-  loaded = peft.load_adapters(adapters, config)
-  return cls(loaded, space.load_model(base, dtype))
-
-
 class AdapterSpace(space.Space):
   """Low-rank members over one shared base.
 
@@ -42,8 +28,6 @@ class AdapterSpace(space.Space):
     names: (N,) names of the experts.
     rank: R.
   """
-
-  from_files = classmethod(load)
 
   def __init__(
     self,

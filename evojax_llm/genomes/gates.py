@@ -37,8 +37,6 @@ class GateSpace(space.Space):
     rank: N R, the rank of a member.
   """
 
-  from_files = classmethod(adapter_genomes.load)
-
   def __init__(
     self,
     adapters: peft.AdapterSet,

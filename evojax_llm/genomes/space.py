@@ -20,6 +20,7 @@ import numpy as np
 from evojax_llm import lookup
 from evojax_llm.genomes import initial
 from evojax_llm.models import hub
+from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.hub import Model
 from evojax_llm.population import stack
@@ -68,7 +69,13 @@ class Space(Expressing, Protocol):
     models: Sequence[str | os.PathLike] = (),
     dtype: Any = jnp.float32,
   ) -> 'Space':
-    """Makes the space of a base and experts on disk; see `make_space`."""
+    """Makes the space of a base and experts on disk; see `make_space`.
+
+    That is cls(adapters, model) of adapter folders.
+    """
+    del models
+    config = load_base(base, None).config
+    return cls(peft.load_adapters(adapters, config), load_base(base, dtype))
 
   @property
   def plain(self) -> 'Space':
@@ -151,7 +158,7 @@ def find_space(name: str) -> Any:
   return lookup.find(name, SPACES, 'space')
 
 
-def load_model(
+def load_base(
   base: str | os.PathLike | Model, dtype: Any = jnp.float32
 ) -> Model:
   """Loads a model folder; with no dtype, its configuration alone.

@@ -98,11 +98,11 @@ class WeightSpace(space.Space):
       ModelError: a model is not of the base's configuration, or a folder cannot
         be used.
     """
-    config = space.load_model(base, None).config
+    config = space.load_base(base, None).config
     for other in models:
       _check_config(other, config)
     loaded = peft.load_adapters(adapters, config) if adapters else None
-    model = space.load_model(base, dtype)
+    model = space.load_base(base, dtype)
     if dtype is None:
       return cls((), (), model)
     if loaded:

@@ -48,7 +48,7 @@ def words(
     raise ValueError(
       f'Got shape {shape}; expected fewer than 2^31 elements. Split the leaf.'
     )
-  return draws.threefry(key, jnp.uint32(stream), draws.places(shape))
+  return draws.threefry(key, jnp.uint32(stream), draws.flat_indices(shape))
 
 
 def bernoulli(word: jax.Array, rate: jax.Array) -> jax.Array:

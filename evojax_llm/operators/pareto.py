@@ -83,6 +83,6 @@ def fitness(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
   P for the first of the ranking, down to one; NaN where failed.
   """
   members = objectives.shape[0]
-  position = selection.places_of(ranking(objectives, ids))
+  position = selection.positions_in(ranking(objectives, ids))
   alive = jnp.all(jnp.isfinite(objectives), axis=1)
   return jnp.where(alive, (members - position).astype(jnp.float32), jnp.nan)

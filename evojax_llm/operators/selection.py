@@ -187,13 +187,13 @@ def tournaments(
       f'Got tournaments of {entrants} entrants; expected at least one.'
     )
   order = ranking(fitness, ids)
-  strength = places_of(order)
+  strength = positions_in(order)
 
   def play(left, at):
     round_index, noise = at
     # Of those left, the `entrants` with the highest noise.
-    place_in_draw = places_of(jnp.lexsort((ids, -noise, ~left)))
-    enters = left & ((place_in_draw < entrants) | (round_index < elites))
+    position = positions_in(jnp.lexsort((ids, -noise, ~left)))
+    enters = left & ((position < entrants) | (round_index < elites))
     # A failed member may enter, but one that lives beats it.
     rounds_left = jnp.where(enters, strength, order.shape[0])
     winner = jnp.argmin(rounds_left).astype(jnp.int32)
@@ -204,7 +204,7 @@ def tournaments(
   return winners
 
 
-def places_of(order: jax.Array) -> jax.Array:
+def positions_in(order: jax.Array) -> jax.Array:
   """Returns the position of each index in an order of all, (P,) i32."""
   positions = jnp.arange(order.shape[0], dtype=jnp.int32)
   return jnp.zeros(order.shape, jnp.int32).at[order].set(positions)

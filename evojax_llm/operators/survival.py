@@ -76,7 +76,7 @@ def survivors(
   elites = jnp.asarray(elites, jnp.int32)
   fitness = jnp.where(eligible, fitness, jnp.nan)
   order = jnp.lexsort((ids, selection.ranking_key(fitness), ~eligible))
-  position = selection.places_of(order)
+  position = selection.positions_in(order)
   if method == 'tournament':
     chosen = _tournament_survivors(
       key, fitness, eligible, count, ids, elites, entrants

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from evojax_llm.genomes.adapters import scaled
 from evojax_llm.genomes.space import Expressed
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.config import GemmaConfig
@@ -58,7 +58,7 @@ def load(
   names, population = (model_name(model),), alone(config)
   if adapters:
     names, population = _with_adapters(config, adapters)
-  space = Expressed(load_model(model, dtype))
+  space = Expressed(load_base(model, dtype))
   return Members(space, tokenizer, names, population)
 
 

@@ -15,6 +15,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
+from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import warm_start as warm_start_lib
@@ -83,7 +84,12 @@ class Prepared:
       UserError: it is in use, or of another run.
     """
     with errors.as_user_error(OSError):
-      return record.RunFolder(workdir, config.to_dict(), self.inputs)
+      return record.RunFolder(
+        workdir,
+        config.to_dict(),
+        self.inputs,
+        recorded_inputs.paths(self.files),
+      )
 
 
 def prepare(
@@ -157,12 +163,8 @@ def prepare(
 def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
   """What is evolved and on what, and fingerprints of what was read."""
   setup = setup_lib.load(config, files)
-  inputs = {
-    'model': record.fingerprint(files.model),
-    'adapters': [record.fingerprint(folder) for folder in files.adapters],
-    'experts': [record.fingerprint(folder) for folder in files.experts],
-    'tasks': [task.fingerprint() for task in setup.tasks],
-  }
+  inputs = recorded_inputs.of_folders(files)
+  inputs['tasks'] = [task.fingerprint() for task in setup.tasks]
   if setup.heldout:
     inputs['heldout'] = [task.fingerprint() for task in setup.heldout]
   return setup, inputs

@@ -13,10 +13,11 @@ then end as they would have without the interruption.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import datetime
-import hashlib
 import json
 import math
 import os
@@ -25,16 +26,19 @@ from typing import Any
 
 import numpy as np
 
+from evojax_llm import files as files_lib
 from evojax_llm.fitness.item_log import ItemLog
-from evojax_llm.runs.checkpoint import CheckpointError
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
+from evojax_llm.runs.errors import CheckpointError
+from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.evolution import Generation
 
 # What a killed process may have left in a new folder, or a sweep whose trial
 # could not begin.
 _OURS = ('lock', 'config.json.part', 'error.txt')
-_READ_AT_MOST = 1 << 28
+# Settings that a run may be given otherwise when it goes on.
+_CHANGES_NOTHING = ('require_signal',)
 
 
 class RunFolder:
@@ -44,6 +48,7 @@ class RunFolder:
     path: the folder; made if there is none.
     config: the resolved configuration, JSON types only.
     inputs: fingerprints of what the run reads, JSON types only.
+    files: their paths, one for each fingerprint.
 
   Raises:
     CheckpointError: the folder is in use, holds something else than a run, or
@@ -56,12 +61,14 @@ class RunFolder:
     path: str | os.PathLike,
     config: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
+    files: Mapping[str, Any] | None = None,
   ):
     self.path = pathlib.Path(path).absolute()
     self.path.mkdir(parents=True, exist_ok=True)
     self._lock = WorkdirLock(self.path)
+    wanted = {'config': config, 'inputs': inputs or {}, 'files': files or {}}
     try:
-      self._claim({'config': dict(config), 'inputs': dict(inputs or {})})
+      self._claim(json.loads(json.dumps(wanted)))
     except BaseException:
       self._lock.release()
       raise
@@ -101,7 +108,6 @@ class RunFolder:
 
   def _claim(self, wanted: dict[str, Any]) -> None:
     path = self.path / 'config.json'
-    wanted = json.loads(json.dumps(wanted))
     if not path.exists():
       others = sorted(
         p.name for p in self.path.iterdir() if p.name not in _OURS
@@ -113,7 +119,13 @@ class RunFolder:
         )
       write_json(path, wanted)
       return
-    differences = compare(read_json(path), wanted)
+    kept = read_config(self.path)
+    settings = [
+      {k: v for k, v in half['config'].items() if k not in _CHANGES_NOTHING}
+      for half in (kept, wanted)
+    ]
+    differences = compare(*settings)
+    differences += _changed(kept['inputs'], wanted['inputs'], wanted['files'])
     if differences:
       shown = '\n  '.join(differences[:12])
       hint = ''
@@ -123,8 +135,9 @@ class RunFolder:
           f'one from its members with --config.warm_start={self.path}.'
         )
       raise CheckpointError(
-        f'{self.path} belongs to a run with other settings:\n  {shown}\n'
-        f'Give the same settings to go on with it, or another workdir.{hint}'
+        f'{self.path} belongs to a run with other settings or inputs:\n  '
+        f'{shown}\nGive the same ones to go on with it, or another workdir.'
+        f'{hint}'
       )
 
 
@@ -245,26 +258,29 @@ def compare(old: Any, new: Any, name: str = '') -> list[str]:
       inner = f'{name}.{key}' if name else key
       differences += compare(old.get(key), new.get(key), inner)
     return differences
-  # The first word only says which half of config.json it is.
-  name = name.removeprefix('config.')
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 
-def fingerprint(path: str | os.PathLike) -> str:
-  """Returns a digest of a file, or of the files in a folder.
-
-  Of files above 256 MiB, the weights of a base, it holds name and size alone.
-  """
-  path = pathlib.Path(path)
-  digest = hashlib.sha256()
-  for file in [path] if path.is_file() else sorted(path.rglob('*')):
-    if not file.is_file():
+def _changed(
+  old: Mapping[str, Any], new: Mapping[str, Any], files: Mapping[str, Any]
+) -> list[str]:
+  """Lists the inputs whose fingerprints differ, by path where it is known."""
+  lines = []
+  for kind in sorted(old.keys() | new.keys()):
+    there, here, path = old.get(kind), new.get(kind), files.get(kind)
+    if there == here:
       continue
-    size = file.stat().st_size
-    digest.update(f'{file.name}\0{size}\0'.encode())
-    if size <= _READ_AT_MOST:
-      digest.update(file.read_bytes())
-  return digest.hexdigest()[:16]
+    if isinstance(here, str) and isinstance(path, str):
+      there, here, path = [there], [here], [path]
+    if not path or not there or len(there) != len(here):
+      lines += compare(there, here, f'inputs.{kind}')
+      continue
+    lines += [
+      f'{name}: not what the run has read of it ({kind})'
+      for a, b, name in zip(there, here, path, strict=True)
+      if a != b
+    ]
+  return lines
 
 
 def new_workdir(root: str | os.PathLike, name: str) -> pathlib.Path:
@@ -300,12 +316,39 @@ def read_json(path: pathlib.Path) -> Any:
     CheckpointError: there is none, or it is damaged.
   """
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+    return files_lib.read_json(path)
+  except files_lib.FileError as error:
     raise CheckpointError(
-      f'{path} cannot be read ({error}). Is {path.parent} the folder of a '
-      'run? If so it is damaged; start again in a new workdir.'
+      f'{error} Is {path.parent} the folder of a run? If so it is damaged; '
+      'start again in a new workdir.'
     ) from None
+
+
+def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Reads config.json of a run: `config`, `inputs`, and `files` if it has them.
+
+  Raises:
+    CheckpointError: there is none, or it is damaged.
+  """
+  path = run / 'config.json'
+  kept = read_json(path)
+  with damaged(path, 'Start again in a new workdir.'):
+    halves = [kept['config'], kept['inputs'], kept.get('files', {})]
+    if not all(isinstance(half, dict) for half in halves):
+      raise TypeError('its parts are not objects')
+  return kept
+
+
+@contextlib.contextmanager
+def damaged(path: pathlib.Path, advice: str) -> Iterator[None]:
+  """Blames what goes wrong with the content of a file on damage to it."""
+  try:
+    yield
+  except (LookupError, TypeError, ValueError, AttributeError) as error:
+    if isinstance(error, UserError):
+      raise
+    what = f'no {error}' if isinstance(error, KeyError) else str(error)
+    raise CheckpointError(f'{path} is damaged: {what}. {advice}') from error
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where a count falls to k: a search that counts at several places at once.
+"""Where a count falls to k: a search that counts at several points at once.
 
 What is counted is how many of some whole numbers are at or above a threshold.
 A bracket is two thresholds and what was counted there; a pass narrows it to
@@ -82,10 +82,10 @@ def around(
   # has its quantiles: close by, with tails.
   m = _thresholds(k)
   spread = [math.tan(math.pi * ((j + 0.5) / m - 0.5)) for j in range(m)]
-  places = (within - rank + 0.5)[:, None] + deviation[:, None] * jnp.asarray(
+  points = (within - rank + 0.5)[:, None] + deviation[:, None] * jnp.asarray(
     spread, jnp.float32
   )
-  return _above(bracket.low, step[:, None] * places)
+  return _above(bracket.low, step[:, None] * points)
 
 
 def narrow(

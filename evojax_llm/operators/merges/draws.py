@@ -42,7 +42,7 @@ def threefry(
   return x, y
 
 
-def places(shape: tuple[int, ...], dtype=jnp.uint32) -> jax.Array:
+def flat_indices(shape: tuple[int, ...], dtype=jnp.uint32) -> jax.Array:
   """Each element's index in the flattened tensor."""
   return jnp.arange(math.prod(shape), dtype=dtype).reshape(shape)
 
@@ -51,7 +51,7 @@ def decisions(
   key: jax.Array, shape: tuple[int, ...], models: int
 ) -> list[jax.Array]:
   """For each model, an i32 array of numbers uniform in [0, STEPS)."""
-  low, found = places(shape), []
+  low, found = flat_indices(shape), []
   for block in range(-(-models // _PER_BLOCK)):
     x, y = threefry(key, jnp.uint32(block), low)
     for word in (x, y):
@@ -61,7 +61,7 @@ def decisions(
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """F32 array uniform in [0, 1), multiples of 2^-24."""
-  word, _ = threefry(key, jnp.uint32(0), places(shape))
+  word, _ = threefry(key, jnp.uint32(0), flat_indices(shape))
   return (word >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
 
 

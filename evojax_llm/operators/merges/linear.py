@@ -8,7 +8,6 @@ one need not.
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.operators.merges import parent_weights
 from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.operator import Merge
@@ -38,7 +37,9 @@ def extrapolate(
   U(0, 1) interpolates; U(0, 2), as in Model Swarms' released code, leaves the
   segment half of the time. The key is the same for all tensors of a genome.
   """
-  weights = parent_weights.extrapolation_weights(key, low, high)
+  low, high = jnp.float32(low), jnp.float32(high)
+  t = low + (high - low) * jax.random.uniform(key, (), jnp.float32)
+  weights = jnp.stack([t, 1.0 - t])
   return linear(parents, weights=weights, normalize='none')
 
 
@@ -54,6 +55,22 @@ def combine(parents: stack.Population, weights: jax.Array) -> stack.Genome:
   return jax.tree.map(
     lambda leaf: linear(leaf, weights=weights, normalize='none'), parents
   )
+
+
+def fitness_weights(fitness: jax.Array) -> jax.Array:
+  """Weights (k,) f32 proportional to fitness (k,): GENOME's crossover.
+
+  A failed parent (not finite) gets no weight. Where a fitness is negative, all
+  are zero or all failed, the parents that did not fail (or all) share equally.
+  """
+  alive = jnp.isfinite(fitness)
+  alive = jnp.where(jnp.any(alive), alive, True)
+  shared = alive.astype(jnp.float32)
+  known = jnp.where(jnp.isfinite(fitness), fitness, 0.0)
+  total = jnp.sum(known)
+  proportional = (jnp.min(known) >= 0.0) & (total > 0.0)
+  weights = jnp.where(proportional, known, shared)
+  return weights / jnp.sum(weights)
 
 
 LINEAR = Merge(

@@ -52,16 +52,16 @@ def uniform_element(parents: jax.Array, *, key: jax.Array) -> jax.Array:
   """
   (number,) = draws.decisions(key, parents.shape[1:], 1)
   child = parents[0]
-  for place in range(1, len(parents)):
-    first = -(-place * draws.STEPS // len(parents))
-    child = jnp.where(number >= first, parents[place], child)
+  for parent in range(1, len(parents)):
+    first = -(-parent * draws.STEPS // len(parents))
+    child = jnp.where(number >= first, parents[parent], child)
   return child
 
 
 def uniform_whole(parents: jax.Array, *, key: jax.Array) -> jax.Array:
   """A whole matrix, or layer, from any of the k parents, bits unchanged."""
-  place = jax.random.randint(key, (), 0, len(parents))
-  return parents[place]
+  parent = jax.random.randint(key, (), 0, len(parents))
+  return parents[parent]
 
 
 BLX = Merge(

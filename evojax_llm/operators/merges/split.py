@@ -49,7 +49,7 @@ def split_slerp_whole(
   left = split * sum(pair[0].size for pair in pairs)
   children = []
   for leaf, (x, y) in zip(leaves, pairs, strict=True):
-    before = draws.places(x.shape).astype(jnp.float32) < left
+    before = draws.flat_indices(x.shape).astype(jnp.float32) < left
     child = jnp.where(before, near, far) * x + jnp.where(before, far, near) * y
     children.append(child.astype(leaf.dtype))
     left = left - x.size

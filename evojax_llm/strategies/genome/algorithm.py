@@ -280,7 +280,7 @@ class Genome(succession_round.Moving):
       state.ids,
       params.share_alpha,
     )
-    position = selection.places_of(selection.ranking(value, state.ids))
+    position = selection.positions_in(selection.ranking(value, state.ids))
     return (position < count) & jnp.isfinite(value)
 
   def _vary(self, key, state, params):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
-from evojax_llm.operators.merges import parent_weights as merge_weights
+from evojax_llm.operators.merges import linear
 from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
@@ -162,9 +162,10 @@ def weigh(
   """
   if weighing == 'line':
     reach = params.cross_high - params.cross_low
-    return merge_weights.line_weights(params.cross_low + reach * draws[0])
+    t = params.cross_low + reach * draws[0]
+    return jnp.stack([t, 1.0 - t])
   if weighing == 'fitness':
-    return merge_weights.fitness_weights(fitness)
+    return linear.fitness_weights(fitness)
   if weighing == 'softmax':
     alive = jnp.isfinite(fitness)
     alive = alive | ~jnp.any(alive)

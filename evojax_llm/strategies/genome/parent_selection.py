@@ -84,7 +84,7 @@ def parents(
   if method == 'rank':
     value = selection.rank_chances(value, ids)
   elif method == 'truncation':
-    position = selection.places_of(selection.ranking(value, ids))
+    position = selection.positions_in(selection.ranking(value, ids))
     count = jnp.ceil(share * jnp.sum(able).astype(jnp.float32))
     fittest = position < jnp.maximum(count, 2.0).astype(jnp.int32)
     value = jnp.where(fittest, 1.0, jnp.nan)
@@ -113,7 +113,7 @@ def survivors(
   """
   eligible = ids >= 0
   if method == 'random':
-    position = selection.places_of(selection.ranking(value, ids))
+    position = selection.positions_in(selection.ranking(value, ids))
     # All alike, but for the elites.
     chances = jnp.where(position < elites, 2.0, 1.0)
     value = jnp.where(jnp.isfinite(value), chances, jnp.nan)
