@@ -104,11 +104,16 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
 
 
+# Help of flags that several programs have.
 ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CHANGED = 'Take a base or experts that have changed since the run.'
 
 
 def open_source(
-  model: str | None, adapters: Sequence[str], run: str | None
+  model: str | None,
+  adapters: Sequence[str],
+  run: str | None,
+  allow_changed: bool = False,
 ) -> Any:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
 
@@ -126,7 +131,7 @@ def open_source(
     return None
   from evojax_llm.runs import rows
 
-  return None if rows.is_vote(run) else rows.Run.open(run)
+  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
 
 
 def check_out(

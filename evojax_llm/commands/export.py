@@ -45,6 +45,7 @@ _MAX_RANK = flags.DEFINE_integer(
 _ALLOW_UNFINISHED = flags.DEFINE_bool(
   'allow_unfinished', False, 'Take the best so far of a run that goes on.'
 )
+_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 
 
 @command.clean_errors
@@ -53,7 +54,12 @@ def main(_: Sequence[str]) -> None:
 
   options = export.Options(_MERGED.value, _DTYPE.value, _MAX_RANK.value)
   kind = export.export(
-    _RUN.value, _OUT.value, _ROW.value, _ALLOW_UNFINISHED.value, options
+    _RUN.value,
+    _OUT.value,
+    _ROW.value,
+    allow_unfinished=_ALLOW_UNFINISHED.value,
+    allow_changed=_ALLOW_CHANGED.value,
+    options=options,
   )
   print(f'{kind} written to {_OUT.value}')
 

@@ -40,6 +40,7 @@ _ADAPTERS = flags.DEFINE_list(
 )
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
+_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'JSON list of texts or of message lists.', required=True
 )
@@ -70,7 +71,9 @@ _OVERWRITE = flags.DEFINE_bool(
 
 @command.clean_errors
 def main(_: Sequence[str]) -> None:
-  run = command.open_source(_MODEL.value, _ADAPTERS.value, _RUN.value)
+  run = command.open_source(
+    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+  )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
   out = command.check_out(
@@ -101,7 +104,7 @@ def main(_: Sequence[str]) -> None:
   if _RUN.value:
     from evojax_llm.runs import rows
 
-    members, vote = rows.load(_RUN.value, _ROW.value, dtype)
+    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(

@@ -51,6 +51,7 @@ _ADAPTERS = flags.DEFINE_list(
 )
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
+_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _TASKS = flags.DEFINE_list(
   'tasks', None, "Task files, separated by commas; by default the run's."
 )
@@ -112,7 +113,9 @@ _SETTINGS = {
 
 @command.clean_errors
 def main(_: Sequence[str]) -> None:
-  run = command.open_source(_MODEL.value, _ADAPTERS.value, _RUN.value)
+  run = command.open_source(
+    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+  )
   if not run and not _TASKS.value:
     raise command.UserError('--tasks must have a value: name task files.')
   source = _MODEL.value or _RUN.value
@@ -140,7 +143,7 @@ def main(_: Sequence[str]) -> None:
   if _RUN.value:
     from evojax_llm.runs import rows
 
-    members, vote = rows.load(_RUN.value, _ROW.value, dtype)
+    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   make = functools.partial(

@@ -53,6 +53,7 @@ def export(
   out: str | os.PathLike,
   row: str = report.EVOLVED,
   allow_unfinished: bool = False,
+  allow_changed: bool = False,
   options: Options = Options(),
 ) -> str:
   """Exports a row of a run's table, with a model card.
@@ -63,6 +64,7 @@ def export(
     row: its name; see `rows.Run.row`.
     allow_unfinished: take the best of the last checkpoint of a run that has
       not finished.
+    allow_changed: take a base or experts that have changed since the run.
     options: how it is written.
 
   Returns:
@@ -72,7 +74,8 @@ def export(
     UserError: `out` is not new, or `run` not a run that can be exported.
     CheckpointError: a record or a checkpoint is damaged.
   """
-  run, out = rows.Run.open(pathlib.Path(run)), pathlib.Path(out).expanduser()
+  run = rows.Run.open(run, allow_changed)
+  out = pathlib.Path(out).expanduser()
   outputs.check_apart(out, run.reads())
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(
@@ -83,7 +86,6 @@ def export(
       f'The run in {run.path} has not finished. Go on with it, or take what '
       'there is so far with --allow_unfinished.'
     )
-  run.check_inputs()
   found = run.row(row)
   whole = found.space.exports == 'model'
   if whole and options.max_rank or options.merged and options.max_rank:

@@ -7,9 +7,11 @@ are made of the experts as they were for the table.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
+from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import votes
@@ -95,25 +98,22 @@ def is_vote(folder: str) -> bool:
 
 
 def load(
-  folder: str, name: str, dtype: Any = jnp.float32
+  source: 'Run | str', name: str, dtype: Any = jnp.float32
 ) -> tuple[base_and_adapters.Members, Vote | None]:
   """Loads the base and the members of a row, as one population.
 
   Args:
-    folder: of a run, or that of an exported vote.
+    source: a run, or the folder of an exported vote.
     name: of the row.
     dtype: of the parameters.
 
   Raises:
-    UserError: there is no such folder or row, or an input has changed.
+    UserError: there is no such row, or the vote is not as it was written.
     ModelError: a folder cannot be used.
   """
-  path = pathlib.Path(folder).expanduser()
-  if is_vote(folder):
-    return _exported_vote(path, dtype)
-  run = Run.open(path)
-  run.check_inputs()
-  row = run.row(name, dtype)
+  if not isinstance(source, Run):
+    return _exported_vote(pathlib.Path(source).expanduser(), dtype)
+  row = source.row(name, dtype)
   names, population = (base_and_adapters.BASE,), stack.stack([row.space.base()])
   if row.name != base_and_adapters.BASE:
     # As the space has them: a run of another type may have kept them.
@@ -124,7 +124,7 @@ def load(
       (*names, *row.members),
       stack.concatenate(population, genomes),
     )
-  tokenizer = Tokenizer.from_folder(run.files.model)
+  tokenizer = Tokenizer.from_folder(source.files.model)
   members = base_and_adapters.Members(row.space, tokenizer, names, population)
   return members, row.vote
 
@@ -165,28 +165,34 @@ class Run:
   Attributes:
     path: of the folder.
     config: its configuration.
-    inputs: fingerprints of its inputs.
+    files: where its inputs are.
+    inputs: fingerprints of them.
   """
 
   path: pathlib.Path
   config: RunConfig
+  files: inputs_lib.Files
   inputs: Mapping[str, Any]
 
   @classmethod
-  def open(cls, path: pathlib.Path) -> 'Run':
-    """Reads config.json.
+  def open(cls, folder: str | os.PathLike, allow_changed: bool = False) -> Self:
+    """Reads config.json and finds the inputs again.
+
+    Args:
+      folder: of the run.
+      allow_changed: take a base or experts that have changed since.
 
     Raises:
-      UserError: the folder is not that of one run.
+      UserError: the folder is not that of one run, or an input has changed.
       CheckpointError: its record is damaged.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(folder).expanduser()
     if not (path / 'config.json').is_file():
       runs = sorted(
         str(found.parent.relative_to(path))
-        for depth in ('*', '*/*/*/*')
+        for depth in ('*', '*/*', '*/*/*/*')
         for found in path.glob(f'{depth}/config.json')
-        if (found.parent / 'lock').exists()
+        if (found.parent / 'checkpoints').exists()
       )
       if runs:
         more = f' and {len(runs) - 5} more' if len(runs) > 5 else ''
@@ -197,13 +203,8 @@ class Run:
       raise UserError(
         f'--run={path} is not the folder of a run: it has no config.json.'
       )
-    known = record.read_json(path / 'config.json')
-    return cls(path, RunConfig.from_config(known['config']), known['inputs'])
-
-  @functools.cached_property
-  def files(self) -> inputs_lib.Files:
-    """Where its inputs are."""
-    return inputs_lib.locate(self.config)
+    config, files = recorded_inputs.find(path, allow_changed)
+    return cls(path, config, files, record.read_config(path)['inputs'])
 
   def reads(self) -> list[pathlib.Path]:
     """Returns all that stands in the folder, and the inputs on disk."""
@@ -211,25 +212,6 @@ class Run:
     given = [files.model, *files.adapters, *files.experts]
     tasks = (pathlib.Path(task) for task in (*files.tasks, *files.heldout))
     return [*self.path.iterdir(), *given, *tasks]
-
-  def check_inputs(self) -> None:
-    """Refuses a base or experts that are not those of the run.
-
-    Raises:
-      UserError: one of them has changed since.
-    """
-    for what in ('model', 'adapters', 'experts'):
-      there = getattr(self.files, what)
-      folders = [there] if what == 'model' else there
-      known = self.inputs[what]
-      known = [known] if what == 'model' else known
-      for folder, before in zip(folders, known, strict=True):
-        if record.fingerprint(folder) != before:
-          raise UserError(
-            f'{folder.absolute()} is not what the run in {self.path} was made '
-            'with: its files differ from those that the run has the '
-            'fingerprint of.'
-          )
 
   @functools.cached_property
   def summary(self) -> dict[str, Any] | None:
