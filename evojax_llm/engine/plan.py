@@ -113,10 +113,11 @@ class Plan:
     def mib(n: int) -> str:
       return f'{n / _MIB:,.0f} MiB'
 
+    how = 'one after another' if self.form == 'folded' else 'in one product'
     return '\n'.join(
       [
-        f'plan: {self.form} execution on {self.device} ({self.reason}), '
-        f'{self.members_per_group} members a group',
+        f'plan: groups of {self.members_per_group} members on {self.device}, '
+        f'computed {how} ({self.form}: {self.reason})',
         f'  base {mib(self.base)}, population {mib(self.population)}, '
         f'fixed in all {mib(self.fixed)} of {mib(self.budget)}',
         f'  a 256-token prompt of one member {mib(self.row_bytes(256))}',

@@ -47,6 +47,25 @@ def mean_interval(
   return mean - half, mean + half
 
 
+def of_difference(
+  first: Sequence[float], second: Sequence[float]
+) -> tuple[float, float]:
+  """Returns the interval of a difference of two independent scores.
+
+  Newcombe 1998 (Statist. Med. 17:873), method 10, where the intervals are
+  Wilson's.
+
+  Args:
+    first: score, and the low and high end of its interval.
+    second: what is taken from it, likewise.
+  """
+  (one, low, high), (other, lower, higher) = first, second
+  return (
+    one - other - math.hypot(one - low, higher - other),
+    one - other + math.hypot(high - one, other - lower),
+  )
+
+
 def t95(freedom: int) -> float:
   """Returns the two-sided 95 % quantile of Student's t.
 

@@ -10,12 +10,11 @@ import numpy as np
 
 from evojax_llm.fitness import intervals
 from evojax_llm.runs import report
-from evojax_llm.runs import votes
 
 # Baselines that searches are paired with.
-_LEVELS = ('best expert', 'soup', 'scaled average', votes.OF_EXPERTS)
+_LEVELS = ('best expert', 'soup', 'scaled average', report.OF_EXPERTS)
 _VOTE = ', vote'
-_EVOLVED = {report.EVOLVED: '{}', votes.OF_EVOLVED: '{}' + _VOTE}
+_EVOLVED = {report.EVOLVED: '{}', report.OF_EVOLVED: '{}' + _VOTE}
 Row = dict[str, Any]
 
 

@@ -25,16 +25,19 @@ from evojax_llm.runs import run_state
 from evojax_llm.runs import votes
 from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
+from evojax_llm.strategies import registry
 
 # Baselines that the curve shows.
-_LEVELS = ('base', 'best expert', 'soup', 'scaled average', votes.OF_EXPERTS)
+_LEVELS = ('base', 'best expert', 'soup', 'scaled average', report.OF_EXPERTS)
 
 
 def show(folder: pathlib.Path) -> None:
   """Prints the table of a finished run."""
   summary = record.read_json(folder / 'summary.json')
-  print(report.table(summary['rows']))
-  print(f'\nbest member: {folder / "best"}\nreport: {folder / "summary.md"}')
+  lines = [report.table(summary['rows']), '', report.tasks_foot(summary), '']
+  lines += report.better_lines(summary, str(folder))
+  print('\n'.join(lines))
+  print(f'best member: {folder / "best"}\nreport: {folder / "summary.md"}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +102,13 @@ class Ending:
       self.state, options.size, prepared.strategy.keep_best
     )
     groups = {
-      votes.OF_EXPERTS: votes.of_experts(
+      report.OF_EXPERTS: votes.of_experts(
         prepared.evaluator,
         self.baselines.expert_scores,
         lambda experts: baselines_lib.expert_results(self.run, experts),
         options,
       ),
-      votes.OF_EVOLVED: votes.of_members(
+      report.OF_EVOLVED: votes.of_members(
         prepared.evaluator,
         prepared.setup.space,
         members,
@@ -140,10 +143,10 @@ class Ending:
         add(name, group.detail, count + group.evaluations, group.dev)
 
     # Experts stand with the baselines, members behind the best of them.
-    add_group(votes.OF_EXPERTS, len(self.prepared.setup.experts.names))
+    add_group(report.OF_EXPERTS, len(self.prepared.setup.experts.names))
     count, best = int(self.state.evaluations), self.best
     add(report.EVOLVED, f'member {int(best.id)}', count, best.task_scores)
-    add_group(votes.OF_EVOLVED, count)
+    add_group(report.OF_EVOLVED, count)
     return rows
 
   def _finalists(self, groups: Mapping[str, votes.Ensemble]) -> Finalists:
@@ -153,9 +156,9 @@ class Ending:
     genomes = [stack.stack([best.genome])]
     if self.prepared.config.test_experts:
       experts = range(len(setup.experts.names))
-    elif votes.OF_EXPERTS in groups:
-      experts = groups[votes.OF_EXPERTS].members
-    if group := groups.get(votes.OF_EVOLVED):
+    elif report.OF_EXPERTS in groups:
+      experts = groups[report.OF_EXPERTS].members
+    if group := groups.get(report.OF_EVOLVED):
       others = [i for i, id_ in enumerate(group.members) if id_ != ids[0]]
       if others:
         ids += [group.members[i] for i in others]
@@ -165,11 +168,30 @@ class Ending:
       setup, self.baselines.rows, experts, ids, stack.concatenate(*genomes)
     )
 
+  def _search(self) -> dict[str, Any]:
+    """What searched, on what."""
+    config, strategy = self.prepared.config, self.prepared.config.strategy
+    known = registry.options(strategy.name)
+    return {
+      'strategy': strategy.name,
+      'population': strategy.population,
+      'options': strategy.options,
+      # Of these, what is set and is not the strategy's default.
+      'changed': {
+        name: value
+        for name, value in _set(strategy.options).items()
+        if name not in known or known[name].default != value
+      },
+      'space': config.space,
+      'experts': self.prepared.setup.experts.names,
+    }
+
   def _write(self, rows, names, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
+    recipe = {}
     seconds: dict[str, float] = {}
     for row in metrics:
       for part, spent in row['seconds'].items():
@@ -177,12 +199,16 @@ class Ending:
     summary = {
       'name': self.prepared.name,
       'version': evojax_llm.__version__,
+      'search': self._search(),
       'objective': objective.name,
       'rows': rows,
+      'better': report.better(rows),
+      'examples': {t.name: report.example(t) for t in evaluator.tasks},
       'best': {
         'id': int(best.id),
         'generation': int(best.generation),
         'fitness': np.asarray(best.fitness)[()],
+        'recipe': recipe,
       },
       'ensembles': {
         name: {
@@ -211,12 +237,35 @@ class Ending:
     levels = {
       name: scores[name] for name in _LEVELS if scores.get(name) is not None
     }
-    plots.curve(path / 'curve.png', metrics, levels, objective.percent)
+    plots.curve(
+      path / 'curve.png', metrics, levels, objective.percent, _middle(members)
+    )
     record.write_text(
-      path / 'summary.md', report.markdown(record.plain(summary))
+      path / 'summary.md', report.markdown(record.plain(summary), str(path))
     )
     # Last: a folder with a summary.json is a finished run.
     record.write_json(path / 'summary.json', summary)
+
+
+def _set(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Options that are not None, in groups likewise."""
+  groups = {
+    k: _set(v) if isinstance(v, dict) else v for k, v in options.items()
+  }
+  return {k: v for k, v in groups.items() if v not in (None, {})}
+
+
+def _middle(members: Sequence[Mapping[str, Any]]) -> dict[int, Any]:
+  """By generation the quartiles of the fitness of its members."""
+  by_generation: dict[int, list[float]] = {}
+  for row in members:
+    fitness = by_generation.setdefault(row['generation'], [])
+    fitness += [] if row['fitness'] is None else [row['fitness']]
+  return {
+    number: np.quantile(fitness, [0.25, 0.75])
+    for number, fitness in by_generation.items()
+    if fitness
+  }
 
 
 def _front(objective: Any, members: Sequence[Mapping[str, Any]]) -> Any:

@@ -30,9 +30,13 @@ class Stopwatch:
       with watch.phase('score'):
         ...
       watch.take()  # {'compile': 2.1, 'score': 0.4}
+
+  Attributes:
+    compiled: seconds of compilation in all.
   """
 
   def __init__(self):
+    self.compiled = 0.0
     self._seconds: dict[str, float] = {'compile': 0.0}
 
   def __enter__(self) -> 'Stopwatch':
@@ -61,6 +65,7 @@ class Stopwatch:
   def _listen(self, event: str, seconds: float, **_: Any) -> None:
     if event in _COMPILING:
       self._seconds['compile'] += seconds
+      self.compiled += seconds
 
 
 class Progress:
@@ -71,7 +76,8 @@ class Progress:
 
   Args:
     generations: G of the run.
-    ledger: of the engine, for tokens and for the seconds of compilation.
+    ledger: of the engine, for the tokens.
+    watch: for the seconds of compilation, which no time left is judged by.
     stream: where to write; standard error by default.
     percent: whether fitness is a share.
   """
@@ -80,10 +86,11 @@ class Progress:
     self,
     generations: int,
     ledger: Ledger | None = None,
+    watch: Stopwatch | None = None,
     stream: TextIO | None = None,
     percent: bool = True,
   ):
-    self._ledger = ledger or Ledger()
+    self._ledger, self._watch = ledger or Ledger(), watch or Stopwatch()
     self._stream = stream or sys.stderr
     self._percent = percent
     # A dumb terminal, as of an editor, shows control codes as they are.
@@ -91,9 +98,9 @@ class Progress:
     self._live = self._stream.isatty() and not dumb
     self._generations = generations
     self._label, self._members = '', 0
-    self._began, self._started = self._worked(), time.monotonic()
-    self._written, self._tokens = time.monotonic(), 0
-    self._first = self._done = 0
+    self._started = self._written = time.monotonic()
+    self._tokens = self._first = self._done = 0
+    self._began: float | None = None
     self._best: float | None = None
 
   def __enter__(self) -> 'Progress':
@@ -107,6 +114,8 @@ class Progress:
     self._label = label or f'generation {self._done}/{self._generations}'
     self._members = members
     self._started, self._tokens = time.monotonic(), self._ledger.tokens
+    if not label and self._began is None:
+      self._began = self._worked()
     if label and not self._live:
       self.line(f'{label}: {members} members')
 
@@ -132,7 +141,7 @@ class Progress:
   def resume(self, generation: int, best: float) -> None:
     """Goes on behind a generation that an earlier process has done."""
     self._first = self._done = generation + 1
-    self._best, self._began = best, self._worked()
+    self._best = best
 
   def generation(self, number: int, best: float, text: str) -> None:
     """Writes the line of a generation that is over."""
@@ -152,13 +161,13 @@ class Progress:
 
   def _worked(self) -> float:
     """Seconds of a clock that stands still while a program is compiled."""
-    return time.monotonic() - self._ledger.seconds.get('compile', 0.0)
+    return time.monotonic() - self._watch.compiled
 
   def _left(self, share: float) -> list[str]:
     """Time until the last generation, judged by those of this process."""
     done = self._done - self._first
     to_come = self._generations + 1 - self._done - share
-    if done < 1 or to_come <= 0:
+    if self._began is None or done < 1 or to_come <= 0:
       return []
     spent = self._worked() - self._began
     return [f'{clock(spent / (done + share) * to_come)} left']

@@ -101,7 +101,7 @@ def run_prepared(
       if share is not None:
         baselines_lib.share(share, folder.path)
       running = _Run(prepared, config, folder)
-      with running.bar:
+      with running.watch, running.bar:
         running.go_on()
   return folder.path
 
@@ -118,9 +118,11 @@ class _Run:
     self.prepared, self.config, self.folder = prepared, config, folder
     self.evaluator = prepared.evaluator
     self.ledger = self.evaluator.ledger
+    self.watch = progress.Stopwatch()
     self.bar = progress.Progress(
       config.strategy.generations,
       self.ledger,
+      self.watch,
       percent=self.evaluator.objective.percent,
     )
     # What the search scores with; its items change in a run that resamples.
@@ -163,39 +165,40 @@ class _Run:
     tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
     limits = 'generations', 'evaluations', 'tokens', 'seconds', 'patience'
-    with progress.Stopwatch() as watch:
-      rounds = evolution.evolve(
-        prepared.strategy,
-        prepared.setup.space,
-        self.score,
-        population=initial.population if state is None else None,
-        params=prepared.params,
-        seed=config.seed,
-        **{name: getattr(config.strategy, name) for name in limits},
-        count_tokens=lambda: self.ledger.tokens,
-        state=state,
-        redraw=self.redraw if config.resample else None,
-        maximise=self.evaluator.objective.maximise,
-        phase=watch.phase,
+    watch = self.watch
+    watch.take()  # what was compiled for the baselines
+    rounds = evolution.evolve(
+      prepared.strategy,
+      prepared.setup.space,
+      self.score,
+      population=initial.population if state is None else None,
+      params=prepared.params,
+      seed=config.seed,
+      **{name: getattr(config.strategy, name) for name in limits},
+      count_tokens=lambda: self.ledger.tokens,
+      state=state,
+      redraw=self.redraw if config.resample else None,
+      maximise=self.evaluator.objective.maximise,
+      phase=watch.phase,
+    )
+    del initial  # its memory is wanted for the search
+    before = self.ledger.tokens
+    for state, done in rounds:
+      # Records first: a checkpoint stands for the lines up to its own.
+      folder.items.append(done.number, done.ids[: done.scored], self.scored)
+      folder.write(
+        record.member_rows(
+          done, prepared.strategy.operator_names, tasks, origins
+        ),
+        record.metrics_row(
+          done, tasks, watch.take(), self.ledger.tokens - before
+        ),
       )
-      del initial  # its memory is wanted for the search
       before = self.ledger.tokens
-      for state, done in rounds:
-        # Records first: a checkpoint stands for the lines up to its own.
-        folder.items.append(done.number, done.ids[: done.scored], self.scored)
-        folder.write(
-          record.member_rows(
-            done, prepared.strategy.operator_names, tasks, origins
-          ),
-          record.metrics_row(
-            done, tasks, watch.take(), self.ledger.tokens - before
-          ),
-        )
-        before = self.ledger.tokens
-        with watch.phase('checkpoint'):
-          folder.checkpoints.save(done.number, state)
-        line = _line(done, self.evaluator.objective.percent)
-        self.bar.generation(done.number, done.best_fitness, line)
+      with watch.phase('checkpoint'):
+        folder.checkpoints.save(done.number, state)
+      line = _line(done, self.evaluator.objective.percent)
+      self.bar.generation(done.number, done.best_fitness, line)
     return state
 
   def redraw(self, number: int) -> None:

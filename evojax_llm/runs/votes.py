@@ -15,9 +15,6 @@ from evojax_llm.population import stack
 from evojax_llm.runs import run_state
 from evojax_llm.tasks.scorers.registry import scorer_of
 
-OF_EXPERTS = 'ensemble of experts'
-OF_EVOLVED = 'ensemble of evolved'
-
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:

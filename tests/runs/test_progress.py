@@ -126,7 +126,7 @@ def test_on_a_terminal_one_line_changes_and_is_gone_at_the_end(
   monkeypatch.setenv('TERM', 'xterm')
   ledger = Ledger()
   with terminal(columns) as (stream, shown):
-    with progress.Progress(3, ledger, stream) as bar:
+    with progress.Progress(3, ledger, stream=stream) as bar:
       for number in range(2):
         bar.begin(4)
         for share in (0.25, 0.5, 1.0):
@@ -169,13 +169,16 @@ def test_after_a_resume_time_is_judged_by_this_process(monkeypatch):
   assert 'left' not in stream.getvalue()
 
 
-def test_seconds_of_compilation_are_not_in_the_time_left(monkeypatch):
+def test_the_time_left_is_judged_by_work_on_generations_alone(monkeypatch):
   now = 100.0
   monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
-  stream, ledger = io.StringIO(), Ledger()
-  bar = progress.Progress(10, ledger, stream)
+  stream, watch = io.StringIO(), progress.Stopwatch()
+  bar = progress.Progress(10, watch=watch, stream=stream)
+  bar.begin(17, 'baselines')
+  now += 1000.0
+  bar.begin(20)
   now += 30.0
-  ledger.add('compile', 24.0)
+  watch.compiled += 24.0
   bar.generation(0, 0.5, 'mean')
   assert stream.getvalue().endswith('mean  1:00 left\n')
 
