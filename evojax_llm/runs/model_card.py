@@ -30,12 +30,12 @@ def text(run: rows.Run, row: rows.Row, kind: str) -> str:
     kind: of the folder of each member, 'adapter' or 'model'.
   """
   base = model_name(run.files.model)
-  licence = _licence(run.files.model)
+  stated = licence(run.files.model)
   front = {
     'base_model': base,
     'library_name': 'peft' if kind == 'adapter' else 'transformers',
     'pipeline_tag': 'text-generation',
-    **licence,
+    **stated,
     'tags': ['evojax_llm', 'evolution', 'merge']
     + (['lora'] if kind == 'adapter' else []),
   }
@@ -58,7 +58,7 @@ def text(run: rows.Run, row: rows.Row, kind: str) -> str:
     *_lineage(run, row),
     *_data(run),
     '## Licence of the base',
-    ', '.join(licence.values())
+    ', '.join(stated.values())
     or f'Not stated in the folder of `{base}`: see where it comes from.',
   ]
   return '\n\n'.join(sections) + '\n'
@@ -153,8 +153,8 @@ def _data(run: rows.Run) -> list[str]:
   return ['## Data', report.aligned(lines)]
 
 
-def _licence(model: pathlib.Path) -> dict[str, str]:
-  """The fields of a licence in the model card of a base."""
+def licence(model: pathlib.Path) -> dict[str, str]:
+  """Returns the fields of the licence in the model card of a base."""
   path = model / 'README.md'
   if not path.is_file():
     return {}

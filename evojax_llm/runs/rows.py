@@ -34,12 +34,11 @@ from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
-from evojax_llm.runs import votes
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
 VOTE_FILE = 'vote.json'
-_VOTES = (votes.OF_EVOLVED, votes.OF_EXPERTS)
+_VOTES = (report.OF_EVOLVED, report.OF_EXPERTS)
 # Shorter names of votes.
 _ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
 
@@ -86,8 +85,9 @@ class Row:
       weights = zip(self.space.names, self.mix.weights, strict=True)
       recipe = {'weights': dict(weights), 'factor': self.mix.factor}
       return {self.name: record.plain(recipe)}
+    recipe = getattr(self.space, 'recipe', lambda genome: {})
     return {
-      name: record.plain(self.space.recipe(stack.take(self.genomes, i)))
+      name: record.plain(recipe(stack.take(self.genomes, i)))
       for i, name in enumerate(self.members)
     }
 
@@ -318,7 +318,7 @@ class Run:
     return Row(name, space, space.experts(), (name,))
 
   def _vote(self, name: str, dtype: Any) -> Row:
-    group, of_experts = self._ensemble(name), name == votes.OF_EXPERTS
+    group, of_experts = self._ensemble(name), name == report.OF_EXPERTS
     space = self._space(dtype, of_experts)
     chosen = group['members']
     if of_experts:
