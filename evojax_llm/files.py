@@ -6,6 +6,7 @@ numbers beyond a double, halves of surrogate pairs. All of it ends here in one
 error that names the file and, where there is one, the key.
 """
 
+import collections
 import errno
 import gzip
 import json
@@ -189,8 +190,8 @@ def parse_json(
   def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(items)
     if len(value) < len(items):
-      keys = [key for key, _ in items]
-      twice = next(key for key in keys if keys.count(key) > 1)
+      counts = collections.Counter(key for key, _ in items)
+      twice = counts.most_common(1)[0][0]
       raise error(f'{where}: not valid JSON: the key {twice!r} stands twice.')
     return value
 

@@ -190,7 +190,7 @@ def _bases(node: ast.ClassDef) -> list[str]:
 
 @functools.cache
 def _documented(name: str) -> frozenset[str]:
-  """Documented methods of the classes of a name and of their bases."""
+  """Documented names in the classes of a name and in their bases."""
   found = frozenset()
   for tree in _modules().values():
     for node in ast.walk(tree):
@@ -199,6 +199,13 @@ def _documented(name: str) -> frozenset[str]:
           part.name
           for part in node.body
           if isinstance(part, ast.FunctionDef) and ast.get_docstring(part)
+        }
+        # Attributes that the class declares, which its docstring names.
+        found |= {
+          part.target.id
+          for part in node.body
+          if isinstance(part, ast.AnnAssign)
+          and f'{part.target.id}:' in (ast.get_docstring(node) or '')
         }
         found = found.union(*map(_documented, set(_bases(node)) - {name}))
   return found

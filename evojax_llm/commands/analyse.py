@@ -18,9 +18,7 @@ No model is loaded.
 from collections.abc import Sequence
 import pathlib
 
-from absl import app
 from absl import flags
-from absl import logging
 
 from evojax_llm.commands import command
 from evojax_llm.runs import errors
@@ -28,10 +26,7 @@ from evojax_llm.runs import errors
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   run = pathlib.Path(_RUN.value)
   if not (run / 'summary.json').is_file() or not (run / 'items').is_dir():
     raise command.UserError(
@@ -46,4 +41,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

@@ -1,17 +1,21 @@
-"""What the command-line programs share: user errors, progress, output files."""
+"""What the commands share: their frame, progress, output files."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 import contextlib
-import functools
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from typing import Any
 
+from absl import flags
+from absl import logging
+
+from evojax_llm import lookup
 from evojax_llm.runs import outputs
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import has_no_room
@@ -19,41 +23,133 @@ from evojax_llm.runs.errors import say
 
 _SMALL_MODEL_BYTES = 1 << 28
 _HAS_AFFINITY = hasattr(os, 'sched_getaffinity')
+_HELP = re.compile(r'--?(?:h|help|helpfull|helpshort)(?:=(.*))?')
+# --config.x=VALUE, --config.x VALUE, --config.x and --noconfig.x.
+_SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
+
+Main = Callable[[Sequence[str]], int | None]
 
 
-def clean_errors(main: Callable[[Sequence[str]], int | None]):
-  """A main that shows an error of the user as one message, with exit code 1.
+def launch(main: Main) -> None:
+  """Runs the `main` of a command on the command line, and exits."""
+  logging.use_absl_handler()
+  try:
+    sys.exit(run(main, sys.argv))
+  except KeyboardInterrupt:
+    print('\nstopped; with --workdir the run goes on', file=sys.stderr)
+    sys.exit(130)
+
+
+def run(main: Main, argv: Sequence[str]) -> int | None:
+  """Returns what `main` returns for a command line, or 1 after a message.
 
   Errors that the user can do nothing about keep their traceback.
   """
+  try:
+    for arg in argv[1:]:
+      if asked := _HELP.fullmatch(arg):
+        from evojax_llm.commands import help_text
 
-  @functools.wraps(main)
-  def wrapped(argv: Sequence[str]) -> int | None:
-    try:
-      if len(argv) > 1:
-        raise UserError(
-          f"Unexpected argument '{argv[1]}': all options have the form "
-          '--name=value. See --help.'
-        )
-      return main(argv)
-    except ValueError as error:
-      if not isinstance(error, _user_errors()):
-        raise
-      print(f'error: {error}', file=sys.stderr)
-      return 1
-    except OSError as error:
-      if not has_no_room(error):
-        raise
-      where = f' at {error.filename}' if error.filename else ''
-      print(
-        f'error: {error.strerror}{where}. Nothing that was complete is lost: '
-        'make room and give the same command again; with --workdir a run goes '
-        'on where it was.',
-        file=sys.stderr,
-      )
-      return 1
+        print(help_text.describe(main, asked[1] or ''))
+        return 0
+    _parse(argv)
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # orbax tells of every step.
+    return main(argv[:1])
+  except ValueError as error:
+    if not isinstance(error, _user_errors()):
+      raise
+    print(f'error: {error}', file=sys.stderr)
+  except RuntimeError as error:
+    if 'Unable to initialize backend' not in str(error):
+      raise
+    print(f'error: {_no_backend(error)}', file=sys.stderr)
+  except OSError as error:
+    if not has_no_room(error):
+      raise
+    where = f' at {error.filename}' if error.filename else ''
+    print(
+      f'error: {error.strerror}{where}. Nothing that was complete is lost: '
+      'make room and give the same command again; with --workdir a run goes '
+      'on where it was.',
+      file=sys.stderr,
+    )
+  return 1
 
-  return wrapped
+
+def _parse(argv: Sequence[str]) -> None:
+  """Reads the flags of a command; --config.x=VALUE become --setting=x=VALUE.
+
+  Raises:
+    UserError: there is no such flag, or a value is not one of it.
+  """
+  known = own_flags()
+  given, rest = [argv[0]], list(argv[1:])
+  while rest:
+    arg = rest.pop(0)
+    setting = _SETTING.fullmatch(arg)
+    if setting and 'setting' in known:
+      no, field, value = setting.groups()
+      if value is None and (no or not rest or rest[0].startswith('--')):
+        value = 'false' if no else 'true'
+      value = rest.pop(0) if value is None else value
+      given.append(f'--setting={field}={value}')
+    else:
+      # What a shell does in front of a path, and not behind an equals sign.
+      given.append(re.sub(r'(?<=[=,])~(?=/)', os.path.expanduser('~'), arg))
+  try:
+    left = flags.FLAGS(given)[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(_unknown(error.flagname, known)) from error
+  except flags.Error as error:
+    missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
+    if not missing:
+      raise UserError(f'{error} See --help.'.replace('\n', ' ')) from error
+    flag = known[missing[1]]
+    raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
+      error
+    )
+  if left:
+    raise UserError(
+      f"Unexpected argument '{left[0]}': all options have the form "
+      '--name=value. See --help.'
+    )
+
+
+def own_flags() -> dict[str, flags.Flag]:
+  """Returns the flags that a command has of its own, by name."""
+  return {
+    flag.name: flag
+    for module, defined in flags.FLAGS.flags_by_module_dict().items()
+    if not module.startswith('absl')
+    for flag in defined
+  }
+
+
+def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
+  names = [name for name in known if name != 'setting']
+  everything = list(names)
+  if 'setting' in known:
+    from evojax_llm.commands import settings
+
+    everything += settings.names()
+  # A setting without what stands before it is the likeliest mistake.
+  same = [n for n in everything if n.split('.')[-1] == name]
+  hint = lookup.did_you_mean(same[0] if same else name, everything)
+  hint = hint.replace("'", '--', 1).replace("'", '')
+  return (
+    f'Got unknown flag --{name}; expected some of '
+    f'{", ".join(f"--{name}" for name in names)}.{hint} See --help.'
+  )
+
+
+def _no_backend(error: RuntimeError) -> str:
+  asked = os.environ.get('JAX_PLATFORMS', '')
+  return (
+    f'JAX_PLATFORMS={asked} names a device that jax does not find here: '
+    f'{" ".join(str(error).split())[:300]} Leave JAX_PLATFORMS unset, or '
+    'install what jax needs for it: see README.md, "Install".'
+  )
 
 
 def _user_errors() -> tuple[type[ValueError], ...]:
@@ -125,7 +221,8 @@ def open_source(
       '--run is given with --model or --adapters: a run has its own; leave '
       'them out.'
       if run
-      else '--model must have a value, a model folder; or --run, a run folder.'
+      else '--model is missing: a model folder; or --run, a run folder. See '
+      '--help.'
     )
   if not run:
     return None

@@ -28,9 +28,7 @@ import re
 import sys
 from typing import Any
 
-from absl import app
 from absl import flags
-from absl import logging
 
 from evojax_llm import lookup
 from evojax_llm.commands import command
@@ -78,10 +76,7 @@ _OUT = flags.DEFINE_string(
 )
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> int | None:
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   configs = [_read_config(source) for source in _CONFIGS.value]
   sizes = [_size(value) for value in _POPULATIONS.value or ()]
   arms = {}
@@ -260,4 +255,4 @@ def _read_config(source: str) -> Any:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

@@ -22,7 +22,6 @@ best member of its last checkpoint.
 
 from collections.abc import Sequence
 
-from absl import app
 from absl import flags
 
 from evojax_llm.commands import command
@@ -48,7 +47,6 @@ _ALLOW_UNFINISHED = flags.DEFINE_bool(
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
   from evojax_llm.runs import export
 
@@ -65,4 +63,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

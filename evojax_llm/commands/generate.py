@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from evojax_llm.commands import command
@@ -69,7 +68,6 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
   run = command.open_source(
     _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
@@ -171,4 +169,4 @@ def _decided(
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

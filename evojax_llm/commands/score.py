@@ -37,7 +37,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from evojax_llm.commands import command
@@ -80,10 +79,18 @@ _MAX_LENGTH = flags.DEFINE_integer(
   lower_bound=2,
 )
 _ALLOW_CODE = flags.DEFINE_bool(
-  'allow_code', False, 'Run generated code, in a process with limits.'
+  'allow_code',
+  False,
+  'Run generated code, in limits, and code that task files name.',
 )
 _ALLOW_OVERLAP = flags.DEFINE_bool(
   'allow_overlap', False, 'Read tasks whose dev and test share items.'
+)
+_DROP_OVERLAP = flags.DEFINE_bool(
+  'drop_overlap', False, 'Leave items out of dev that are in test as well.'
+)
+_SKIP_BAD_ROWS = flags.DEFINE_bool(
+  'skip_bad_rows', False, 'Leave out rows of task files that cannot be used.'
 )
 _PER_ITEM = flags.DEFINE_bool(
   'per_item', False, 'Write every prediction to --out.'
@@ -106,18 +113,19 @@ _OVERWRITE = flags.DEFINE_bool(
 # Settings of a run by the flags that change them.
 _SETTINGS = {
   'draw': 'dev_draw',
-  'allow_overlap': 'allow_overlap',
   **{name: name for name in ('chat', 'shots', 'shots_seed', 'system')},
+  **{n: n for n in ('allow_overlap', 'drop_overlap', 'skip_bad_rows')},
 }
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
   run = command.open_source(
     _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
   )
   if not run and not _TASKS.value:
-    raise command.UserError('--tasks must have a value: name task files.')
+    raise command.UserError(
+      '--tasks is missing: task files, separated by commas. See --help.'
+    )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
   out = command.check_out(
@@ -179,6 +187,7 @@ def main(_: Sequence[str]) -> None:
       'split': _SPLIT.value,
       'chat': config.chat,
       'truncated': evaluator.ledger.truncated,
+      'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': changed,
       'members': results,
     },
@@ -200,16 +209,12 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
     given |= {f'{split}_limit': _LIMIT.value, f'{split}_limits': ()}
   # Whether code may run is never read from a folder.
   config = dataclasses.replace(config, allow_code=_ALLOW_CODE.value, **given)
-  from evojax_llm.tasks import task_files as tasks_lib
+  from evojax_llm.runs import inputs as inputs_lib
+  from evojax_llm.tasks import task_files
 
-  rules = tasks_lib.Rules(
-    allow_overlap=config.allow_overlap,
-    allow_code=config.allow_code,
-    shots=config.shots,
-    shots_seed=config.shots_seed,
-    system=config.system,
+  whole = task_files.load_tasks(
+    _TASKS.value or run.files.tasks, inputs_lib.rules(config)
   )
-  whole = tasks_lib.load_tasks(_TASKS.value or run.files.tasks, rules)
   limits = getattr(config, f'{split}_limits')
   if len(limits) != len(whole):
     limits = [getattr(config, f'{split}_limit')] * len(whole)
@@ -238,4 +243,4 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

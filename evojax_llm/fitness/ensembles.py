@@ -3,8 +3,8 @@
 GENOME+ (arXiv 2503.01155) ends in a vote of its best members, Model Swarms
 (arXiv 2410.11163) reports one. Every rule names, item by item, the member whose
 answer stands; the value of the decision is that member's value on the item,
-whatever the scorer. No rule sees the gold answer but `oracle`, an upper bound
-that must be reported as such.
+whatever the scorer. No rule sees the gold answer but `bound`, which
+must be reported as such.
 
 Members are ordered by `dev`, which decides ties and the number of members. The
 released code of GENOME ranks by test scores, gives half a point for ties that
@@ -91,22 +91,12 @@ def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   return stands
 
 
-def oracle(values: np.ndarray) -> np.ndarray:
-  """Chooses the best answer by values (M, items): a bound."""
-  return np.argmax(values, axis=0).astype(np.int32)
-
-
 AUTO = 'auto'
 RULES: Mapping[str, Callable[[Predictions, np.ndarray], np.ndarray]] = {
   'majority': majority,
   'weighted': weighted,
   'medoid': medoid,
 }
-
-
-def decided(values: np.ndarray, stands: np.ndarray) -> np.ndarray:
-  """Returns values (items,) of a decision, of the members that stand."""
-  return values[stands, np.arange(values.shape[1])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +148,10 @@ def decide(
       continue
     values = np.asarray(group.results[k].values)
     predictions = np.array(group.results[k].predictions, object)
+    stand = stands, np.arange(values.shape[1])
     verdicts = Verdicts(
-      decided(predictions.reshape(values.shape), stands),
-      decided(values, stands).astype(np.float64),
+      predictions.reshape(values.shape)[stand],
+      values[stand].astype(np.float64),
       np.ones(values.shape[1]),
     )
     scores[k] = scorers[k].aggregate(items[k], verdicts)
@@ -225,8 +216,7 @@ def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
   ):
     if not scorer.corpus:
       sign = 1 if scorer.maximise else -1
-      values = np.asarray(result.values)
-      scores[k] = decided(values, oracle(sign * values)).mean()
+      scores[k] = sign * (sign * np.asarray(result.values)).max(axis=0).mean()
   return scores
 
 

@@ -12,8 +12,8 @@ any axes in front (layers, members). b is used as it is: where adapters have
 scales, multiply their b first (genomes.adapters.scaled), or the weights.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -24,11 +24,6 @@ from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 PRODUCTS = ('factors', 'exact')
-
-
-def _map_factors(function: Callable[..., Any], *trees: Any) -> Any:
-  """Maps function(factors, ...) over modules, and over other leaves alike."""
-  return jax.tree.map(function, *trees, is_leaf=leaves.is_factors)
 
 
 def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
@@ -65,7 +60,7 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
       'b': jnp.concatenate(scaled, axis=-2),
     }
 
-  return _map_factors(add, *adapters)
+  return jax.tree.map(add, *adapters, is_leaf=leaves.is_factors)
 
 
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
@@ -96,7 +91,9 @@ def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
     _matmul(one, _turned(two))
     for one, two in zip(cores[:middle], cores[middle:], strict=True)
   ]
-  decomposed = _at_once(_svd, small)
+  decomposed = _at_once(
+    functools.partial(jnp.linalg.svd, full_matrices=False), small
+  )
   for i, left, right, parts in zip(
     indices, sides[:middle], sides[middle:], decomposed, strict=True
   ):
@@ -124,10 +121,6 @@ def _truncated(node, left, right, parts, rank):
     'a': jnp.pad(new_a, [*no_pad, (0, missing)]).astype(a.dtype),
     'b': jnp.pad(new_b, [*no_pad[1:], (0, missing), (0, 0)]).astype(b.dtype),
   }, error
-
-
-def _svd(matrices):
-  return jnp.linalg.svd(matrices, full_matrices=False)
 
 
 def _at_once(function, matrices):

@@ -53,9 +53,7 @@ def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
 def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
   """Returns indices (P,) i32, fittest first, failed last; ids break ties."""
   ids = default_ids(fitness, ids)
-  known = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
-  failed = (~jnp.isfinite(fitness)).astype(jnp.int32)
-  return jnp.lexsort((ids, -known, failed)).astype(jnp.int32)
+  return jnp.lexsort((ids, ranking_key(fitness))).astype(jnp.int32)
 
 
 def truncation(
@@ -142,52 +140,29 @@ def tournament(
   *,
   entrants: int = 3,
   replace: bool = False,
+  eligible: jax.Array | None = None,
+  elites: jax.Array | int = 0,
 ) -> jax.Array:
   """Chooses repeatedly the fittest of `entrants`, drawn evenly from the rest.
 
   The winner leaves, as in GENOME's released code; with `replace` it stays. With
-  fewer left than `entrants`, all of them compete. The entrants of one
-  tournament are different members. Args, result and errors are those of
-  `roulette`.
+  fewer left than `entrants`, and in the first `elites` () rounds, all of them
+  compete. The entrants of one tournament are different members, of the
+  `eligible` (P,) bool. Otherwise as `roulette`.
+
+  Raises:
+    ValueError: if no member enters, or more are asked for than there are.
   """
   if not replace:
     _check_count(count, fitness)
-  ids = default_ids(fitness, ids)
-  return tournaments(
-    key,
-    fitness,
-    count,
-    ids,
-    jnp.ones(fitness.shape, bool),
-    entrants=entrants,
-    replace=replace,
-  )
-
-
-def tournaments(
-  key: jax.Array,
-  fitness: jax.Array,
-  count: int,
-  ids: jax.Array,
-  eligible: jax.Array,
-  elites: jax.Array | int = 0,
-  *,
-  entrants: int = 3,
-  replace: bool = False,
-) -> jax.Array:
-  """Holds tournaments as `tournament` does, of the `eligible` (P,) bool only.
-
-  All of them compete in the first `elites` () i32.
-
-  Raises:
-    ValueError: if no member enters.
-  """
   if entrants < 1:
     raise ValueError(
       f'Got tournaments of {entrants} entrants; expected at least one.'
     )
-  order = ranking(fitness, ids)
-  strength = positions_in(order)
+  ids = default_ids(fitness, ids)
+  if eligible is None:
+    eligible = jnp.ones(fitness.shape, bool)
+  strength = positions_in(ranking(fitness, ids))
 
   def play(left, at):
     round_index, noise = at
@@ -195,7 +170,7 @@ def tournaments(
     position = positions_in(jnp.lexsort((ids, -noise, ~left)))
     enters = left & ((position < entrants) | (round_index < elites))
     # A failed member may enter, but one that lives beats it.
-    rounds_left = jnp.where(enters, strength, order.shape[0])
+    rounds_left = jnp.where(enters, strength, fitness.shape[0])
     winner = jnp.argmin(rounds_left).astype(jnp.int32)
     return (left if replace else left.at[winner].set(False)), winner
 

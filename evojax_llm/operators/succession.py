@@ -23,6 +23,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.operators import selection
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
@@ -94,8 +95,7 @@ def start_memory(
 
 
 def _first_best(fitness, ids):
-  known = jnp.where(jnp.isfinite(fitness), -fitness, jnp.inf)
-  return jnp.lexsort((ids, known))[0]
+  return selection.ranking(fitness, ids)[0]
 
 
 def remember_extremes(
@@ -148,23 +148,6 @@ def remember_personal(
   )
 
 
-def coefficients(
-  draws: jax.Array, weights: jax.Array, *, normalise: bool = True
-) -> jax.Array:
-  """The blend a = r phi / sum(r phi), or r phi: (..., 4) of draws (..., 4).
-
-  Normalised, as in both papers, they sum to one, or are zero where the products
-  do not sum to more than zero.
-  """
-  products = draws * weights
-  if not normalise:
-    return products
-  total = jnp.sum(products, axis=-1, keepdims=True)
-  return jnp.where(
-    total > 0.0, products / jnp.where(total > 0, total, 1.0), 0.0
-  )
-
-
 def draw_coefficients(
   key: jax.Array,
   weights: jax.Array,
@@ -181,7 +164,8 @@ def draw_coefficients(
     draws: r ~ U(0, 1) once for the 'particle', for each 'tensor', or 'none',
       where r is one.
     num_tensors: leaves of the genome, for 'tensor'.
-    normalise: see `coefficients`.
+    normalise: whether a = r phi / sum(r phi), as in both papers, zero where
+      the sum is not positive; else r phi.
 
   Raises:
     ValueError: if `draws` is unknown, or 'tensor' without their number.
@@ -200,7 +184,13 @@ def draw_coefficients(
   else:
     shape = (num_tensors, *weights.shape)
     drawn = jax.random.uniform(key, shape, jnp.float32)
-  return coefficients(drawn, weights, normalise=normalise)
+  products = drawn * weights
+  if not normalise:
+    return products
+  total = jnp.sum(products, axis=-1, keepdims=True)
+  return jnp.where(
+    total > 0.0, products / jnp.where(total > 0, total, 1.0), 0.0
+  )
 
 
 def velocity(
@@ -277,13 +267,6 @@ def swarm(
   )
   speed = velocity(blend, speed, position, personal, best, worst)
   return speed, step(position, speed, length)
-
-
-def decay(
-  length: jax.Array, factor: jax.Array | float, floor: jax.Array | float
-) -> jax.Array:
-  """New lambda: max(factor lambda, floor), once a generation."""
-  return jnp.maximum(length * jnp.float32(factor), jnp.float32(floor))
 
 
 def first_velocity(

@@ -78,8 +78,18 @@ def survivors(
   order = jnp.lexsort((ids, selection.ranking_key(fitness), ~eligible))
   position = selection.positions_in(order)
   if method == 'tournament':
-    chosen = _tournament_survivors(
-      key, fitness, eligible, count, ids, elites, entrants
+    # Failed members stand aside while there are others: drawn three at a time
+    # they could win, as a group of failed entrants has a winner too.
+    alive = eligible & jnp.isfinite(fitness)
+    playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
+    chosen = selection.tournament(
+      key,
+      fitness,
+      count,
+      ids,
+      entrants=entrants,
+      eligible=playing,
+      elites=elites,
     )
   else:
     chances = fitness
@@ -97,13 +107,3 @@ def survivors(
       chance = chance + selection.gumbel(key, ids)
     chosen = jnp.lexsort((ids, -chance, group))[:count]
   return chosen[jnp.argsort(ids[chosen])].astype(jnp.int32)
-
-
-def _tournament_survivors(key, fitness, eligible, count, ids, elites, entrants):
-  # Failed members stand aside while there are others: drawn three at a time
-  # they could win, as a group of failed entrants has a winner too.
-  alive = eligible & jnp.isfinite(fitness)
-  playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
-  return selection.tournaments(
-    key, fitness, count, ids, playing, elites, entrants=entrants
-  )

@@ -229,6 +229,8 @@ class Ending:
       'seconds': seconds,
       # Of the process that ended the run, baselines and test included.
       'ledger': evaluator.ledger.as_dict(),
+      # Bad rows and overlapping dev items of task files, where some were.
+      'left_out': {t.name: t.left_out for t in evaluator.tasks if t.left_out},
       'base_dtype': int8_base.read(self.run),
     }
     if objective.name == 'pareto':

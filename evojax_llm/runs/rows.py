@@ -187,7 +187,8 @@ class Run:
       CheckpointError: its record is damaged.
     """
     path = pathlib.Path(folder).expanduser()
-    if not (path / 'config.json').is_file():
+    whole = (path / 'config.json').is_file()
+    if not whole or (path / 'sweep.json').is_file():
       runs = sorted(
         str(found.parent.relative_to(path))
         for depth in ('*', '*/*', '*/*/*/*')

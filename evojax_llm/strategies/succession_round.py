@@ -218,9 +218,7 @@ def _lengths(state, params, options):
     shrunk = params.step_decay ** (turn + 1.0)
     after = state.step_length * params.step_decay ** (members - empty)
     return state.step_length * shrunk, after
-  after = succession.decay(
-    state.step_length, params.step_decay, params.step_floor
-  )
+  after = jnp.maximum(state.step_length * params.step_decay, params.step_floor)
   used = after if options.decay == 'before' else state.step_length
   return jnp.broadcast_to(used, (members,)), after
 

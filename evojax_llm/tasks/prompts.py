@@ -162,17 +162,6 @@ def _parted(texts: Sequence[str], prompt: str) -> list[str]:
   return [text if close else f' {text}' for text in texts]
 
 
-def encode_item(
-  task: Task,
-  item: Item,
-  tokenizer: Tokenizer,
-  chat: bool = False,
-  max_length: int | None = None,
-) -> EncodedItem:
-  """Encodes the first that is asked about an item; see `encode_passes`."""
-  return encode_passes(task, item, tokenizer, chat, max_length)[0]
-
-
 def encode_passes(
   task: Task,
   item: Item,
@@ -267,6 +256,8 @@ def _fitted(
     )
   truncated = 0
   if max_length is not None:
+    if not task.format.limited:  # A default leaves half to the prompt.
+      new = min(new, max(1, max_length // 2))
     longest = max(map(len, options)) if options else new
     room = max_length - longest
     if room < 1:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.models.tokenizer import Tokenizer
-from evojax_llm.tasks.prompts import encode_item
+from evojax_llm.tasks.prompts import encode_passes
 from evojax_llm.tasks.task_files import load_task
 from tests import tiny
 from tests.experiments.running import run_program
@@ -166,7 +166,7 @@ def test_likelihoods_agree_with_transformers_and_peft(
     for item, found in zip(
       task.dev, member['tasks']['pick']['items'], strict=True
     ):
-      encoded = encode_item(task, item, tokenizer)
+      encoded = encode_passes(task, item, tokenizer)[0]
       for (key, _), option in zip(item.choices, encoded.options, strict=True):
         ids = torch.tensor([encoded.prompt + option])
         with torch.no_grad():

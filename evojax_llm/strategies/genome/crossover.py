@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import linear
@@ -42,14 +43,9 @@ class Crossover:
   weight; some take neither.
   """
 
-  merge: str
+  method: Merge
   weighing: str
-  options: tuple[tuple[str, Any], ...]
-
-  @property
-  def method(self) -> Merge:
-    """The entry of the registry."""
-    return check.find(self.merge)
+  options: Mapping[str, Any]
 
 
 def make(merge: str, weighing: str, options: Mapping[str, Any]) -> Crossover:
@@ -67,7 +63,7 @@ def make(merge: str, weighing: str, options: Mapping[str, Any]) -> Crossover:
   if merge == 'linear':
     # Weights are on a line already; dividing by their sum would only round.
     chosen = {'normalize': 'none'} | chosen
-  return Crossover(merge, weighing, tuple(sorted(chosen.items())))
+  return Crossover(method, weighing, chosen)
 
 
 def parameters(
@@ -79,29 +75,23 @@ def parameters(
     ValueError: if the merge has no such parameter, or it cannot have such a
       value.
   """
-  method = check.find(merge)
   known = {
-    name: parameter.default
-    for name, parameter in method.parameters.items()
+    name: parameter
+    for name, parameter in check.find(merge).parameters.items()
     if name not in _WEIGHED
   }
   given = {name: value for name, value in values.items() if value is not None}
-  unknown = sorted(set(given) - set(known))
-  if unknown:
-    raise ValueError(
-      f'Got unknown parameters {unknown} of {merge}; expected some of '
-      f'{sorted(known)}.'
-    )
-  check.check_values(method, given)
-  return {**known, **given}
+  for name, value in given.items():
+    options_lib.find(name, known, merge, 'parameter').check(value, merge)
+  return {name: known[name].default for name in known} | given
 
 
 def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
   """Refuses a merge that needs a base, where there is none."""
   if crossover.method.needs_base and base is None:
     raise ValueError(
-      f'Got merge {crossover.merge!r}, which works on what parents change of a '
-      'base, and no base. Make the strategy for a space, or give '
+      f'Got merge {crossover.method.name!r}, which works on what parents '
+      'change of a base, and no base. Make the strategy for a space, or give '
       "merge_base=space.base(), or take a merge without one, such as 'linear' "
       "or 'slerp'."
     )
@@ -141,13 +131,13 @@ def children(
     base = None
   draws = keys.keys_for(key, generation, ids, 'merge') if method.draws else None
   return lift.population(
-    crossover.merge,
+    method,
     population,
     pairs,
     base,
     keys=draws,
     parameters=given,
-    **dict(crossover.options),
+    **crossover.options,
   )
 
 

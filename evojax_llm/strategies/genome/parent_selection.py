@@ -73,7 +73,9 @@ def parents(
   able = present & jnp.isfinite(value)
   able = jnp.where(jnp.sum(able) >= 2, able, present)
   if method == 'tournament':
-    return selection.tournaments(key, value, 2, ids, able, entrants=entrants)
+    return selection.tournament(
+      key, value, 2, ids, entrants=entrants, eligible=able
+    )
   if method == 'universal':
     group, chance = selection.classes(jnp.where(able, value, jnp.nan))
     group = jnp.where(able, group, selection.EXCLUDED)
