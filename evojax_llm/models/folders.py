@@ -70,6 +70,7 @@ def model_name(folder: str | os.PathLike) -> str:
 def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
   """Returns the shortest ends of the paths that tell the folders apart."""
   paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
+  names: list[str] = []
   for depth in range(1, max((len(p.parts) for p in paths), default=0) + 1):
     names = ['/'.join(p.parts[-depth:]) for p in paths]
     if len(set(names)) == len(set(paths)):
