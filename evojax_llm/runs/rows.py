@@ -85,9 +85,8 @@ class Row:
       weights = zip(self.space.names, self.mix.weights, strict=True)
       recipe = {'weights': dict(weights), 'factor': self.mix.factor}
       return {self.name: record.plain(recipe)}
-    recipe = getattr(self.space, 'recipe', lambda genome: {})
     return {
-      name: record.plain(recipe(stack.take(self.genomes, i)))
+      name: record.plain(self.space.recipe(stack.take(self.genomes, i)))
       for i, name in enumerate(self.members)
     }
 

@@ -236,7 +236,7 @@ def test_existing_output_is_kept(tmp_path, capsys, base, files):
   [
     ({'model': 'absent'}, ['absent', 'does not exist']),
     ({'adapters': 'absent'}, ['absent', 'does not exist']),
-    ({'tasks': 'absent.json'}, ['absent.json', 'cannot be read']),
+    ({'tasks': 'absent.json'}, ['absent.json', 'no such file']),
     ({'split': 'test'}, ["'say'", 'no test items']),
     ({'out': '.'}, ['--out=.', 'is a folder']),
   ],
@@ -291,7 +291,7 @@ def test_help_and_mistakes_answer_without_jax(tmp_path, name):
   assert f'python -m experiments.{name} --model=' in done.stdout
   assert '--adapters' in done.stdout
   done = _command(f'experiments.{name}', '--model=x')
-  assert done.returncode == 1 and 'must have a value' in done.stderr
+  assert done.returncode == 1 and 'is missing' in done.stderr
   path = 'tasks' if name == 'score' else 'prompts'
   done = _command(
     f'experiments.{name}',
