@@ -110,11 +110,16 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
-# Settings of a run by the flags that change them.
+# Settings of a run, and the flags that change them.
 _SETTINGS = {
-  'draw': 'dev_draw',
-  **{name: name for name in ('chat', 'shots', 'shots_seed', 'system')},
-  **{n: n for n in ('allow_overlap', 'drop_overlap', 'skip_bad_rows')},
+  'dev_draw': _DRAW,
+  'chat': _CHAT,
+  'shots': _SHOTS,
+  'shots_seed': _SHOTS_SEED,
+  'system': _SYSTEM,
+  'allow_overlap': _ALLOW_OVERLAP,
+  'drop_overlap': _DROP_OVERLAP,
+  'skip_bad_rows': _SKIP_BAD_ROWS,
 }
 
 
@@ -200,11 +205,7 @@ def main(_: Sequence[str]) -> None:
 def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
   """The settings of tasks, those of a run first, and what is scored."""
   config, split = RunConfig() if run is None else run.config, _SPLIT.value
-  given = {
-    name: flags.FLAGS[flag].value
-    for flag, name in _SETTINGS.items()
-    if flags.FLAGS[flag].present
-  }
+  given = {n: flag.value for n, flag in _SETTINGS.items() if flag.present}
   if _LIMIT.value:
     given |= {f'{split}_limit': _LIMIT.value, f'{split}_limits': ()}
   # Whether code may run is never read from a folder.

@@ -77,8 +77,11 @@ def _made_of(run: rows.Run, row: rows.Row) -> list[str]:
     + ', '.join(f'`{name}`' for name in experts)
     + '.'
   )
-  recipes = json.dumps(row.recipes(), indent=2)
-  return ['## Recipe', searched, f'```json\n{recipes}\n```']
+  recipes = {}
+  if row.name == report.EVOLVED and run.summary:
+    recipes = run.summary['best'].get('recipe')
+  text = json.dumps(recipes or row.recipes(), indent=2)
+  return ['## Recipe', searched, f'```json\n{text}\n```']
 
 
 def _scores(row: rows.Row) -> list[str]:

@@ -80,7 +80,9 @@ class Row:
   entry: Mapping[str, Any] | None = None
 
   def recipes(self) -> dict[str, Any]:
-    """Returns what each member is made of, by its name."""
+    """Returns what each member is made of, by its name, where it is known."""
+    if not self.space.names:  # A space of models without its experts.
+      return {}
     if self.mix:
       weights = zip(self.space.names, self.mix.weights, strict=True)
       recipe = {'weights': dict(weights), 'factor': self.mix.factor}
