@@ -102,10 +102,20 @@ def _hub_cache() -> pathlib.Path:
   return pathlib.Path(cache or os.path.join(home, 'hub')).expanduser()
 
 
+def model_name(folder: str | os.PathLike) -> str:
+  """Returns the name of a model folder, 'owner/name' of a Hub's snapshot."""
+  path = pathlib.Path(folder).expanduser().resolve()
+  if path.parent.name == 'snapshots':
+    owner_and_name = path.parent.parent.name.removeprefix('models--')
+    return owner_and_name.replace('--', '/', 1)
+  return path.name
+
+
 def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
   """Returns the shortest ends of the paths that tell the folders apart."""
   paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
-  for depth in range(1, max(len(p.parts) for p in paths) + 1):
+  names: list[str] = []
+  for depth in range(1, max((len(p.parts) for p in paths), default=0) + 1):
     names = ['/'.join(p.parts[-depth:]) for p in paths]
     if len(set(names)) == len(set(paths)):
       break

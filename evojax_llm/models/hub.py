@@ -29,6 +29,7 @@ from evojax_llm.models.folders import read_json
 from evojax_llm.models.folders import write_json
 from evojax_llm.models.model_files import check_params
 from evojax_llm.models.model_files import check_tied
+from evojax_llm.models.model_files import get
 from evojax_llm.models.model_files import open_model
 from evojax_llm.models.model_files import put
 from evojax_llm.models.model_files import read_leaf
@@ -154,11 +155,7 @@ def save_checkpoint(
   base_config, hf_config = load_config(like)
   like = existing_folder(like, MODEL_FOLDER)
   check_params(params, config)
-  with open_model(like, base_config) as files:
-    dtypes = {
-      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
-      for leaf in names.leaves(config)
-    }
+  dtypes = stored_types(like, config, dtype)
   with new_folder(folder) as path:
     raw = _config_json(like, hf_config, base_config, config, dtype)
     write_json(path / 'config.json', raw)
@@ -170,6 +167,53 @@ def save_checkpoint(
         shutil.copyfile(file, to)
     write_weights(path, params, config, dtypes, max_shard_bytes)
   return pathlib.Path(folder)
+
+
+def stored_types(
+  like: str | os.PathLike, config: GemmaConfig, dtype: Any = None
+) -> dict[tuple[str, ...], np.dtype]:
+  """Returns the type that `save_checkpoint` gives each leaf, by its path."""
+  with open_model(like, load_config(like)[0]) as files:
+    return {
+      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
+      for leaf in names.leaves(config)
+    }
+
+
+def kept_change(
+  params: dict[str, Any],
+  base: dict[str, Any],
+  types: dict[tuple[str, ...], np.dtype],
+) -> tuple[float, float]:
+  """Returns what is left of a change of weights when they are stored.
+
+  Args:
+    params: parameter tree of the changed model.
+    base: that of the model it was made from, of the same shapes.
+    types: of `stored_types`.
+
+  Returns:
+    The share of the change d that what is stored has of it, <stored, d> / |d|^2
+    over all weights, within [0, 1]; and |stored - d| / |d|. (1, 0) for no
+    change.
+  """
+  along = apart = total = 0.0
+  for path, kind in types.items():
+    pair = (np.asarray(get(tree, path)) for tree in (params, base))
+    # Layer by layer, as copies of all of them would be large.
+    layers = pair if path[0] == 'layers' else (leaf[None] for leaf in pair)
+    for new, old in zip(*layers, strict=True):
+      change = new.astype(np.float32) - old.astype(np.float32)
+      if not change.any():
+        continue
+      stored, before = (x.astype(kind).astype(np.float32) for x in (new, old))
+      stored -= before
+      along += float(np.vdot(stored, change))
+      apart += float(np.square(stored - change).sum())
+      total += float(np.square(change).sum())
+  if not total:
+    return 1.0, 0.0
+  return min(max(along / total, 0.0), 1.0), float(np.sqrt(apart / total))
 
 
 def _config_json(

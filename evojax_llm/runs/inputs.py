@@ -9,6 +9,7 @@ from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
 from evojax_llm.runs.errors import say
 from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.tasks import task_files as tasks_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,20 @@ def recipe(config: RunConfig) -> list[Any]:
   for entry in config.initial:
     entries += names(entry) if isinstance(entry, str) else [entry]
   return entries
+
+
+def rules(config: RunConfig) -> tasks_lib.Rules:
+  """Returns how the tasks of a configuration are read."""
+  return tasks_lib.Rules(
+    allow_overlap=config.allow_overlap,
+    drop_overlap=config.drop_overlap,
+    allow_code=config.allow_code,
+    skip_bad_rows=config.skip_bad_rows,
+    format={k: v for k, v in vars(config.format).items() if v != ()},
+    shots=config.shots,
+    shots_seed=config.shots_seed,
+    system=config.system,
+  )
 
 
 def locate(config: RunConfig) -> Files:
