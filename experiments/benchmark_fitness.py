@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import pocket
+from evojax_llm.commands import command
 from evojax_llm.engine import batches
 from evojax_llm.engine.forms import FORMS
 from evojax_llm.fitness.evaluator import Evaluation
@@ -48,7 +49,7 @@ from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.gates import GATES
 from evojax_llm.genomes.gates import GateSpace
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models import peft
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import prompts
@@ -56,7 +57,6 @@ from evojax_llm.tasks.scorers.registry import score_text
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
-from experiments import command
 from experiments.benchmarks import tables
 from experiments.benchmarks.static import pack_static
 from experiments.benchmarks.timing import Way
@@ -122,7 +122,7 @@ class Workload:
     # One model alone reads P times the items: an even share on each device.
     share = self.items * self.members // len(jax.devices())
     self._share = dataclasses.replace(task, dev=task.test[:share])
-    model = load_model(base)
+    model = load_base(base)
     self._config = model.config
     self._tokenizer = Tokenizer.from_folder(base)
     adapters = peft.load_adapters(experts, self._config)

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A part may import from its own rank and from lower ones, never from higher.
 RANKS = {
   'evojax_llm': 0,
+  'evojax_llm.files': 0,
   'evojax_llm.lookup': 0,
   'evojax_llm.options': 0,
   'evojax_llm.models': 0,
@@ -30,8 +31,10 @@ RANKS = {
   'evojax_llm.strategies': 6,
   'evojax_llm.runs': 7,
   'evojax_llm.types': 8,
-  'experiments': 9,
+  'evojax_llm.commands': 9,
+  'experiments': 10,
 }
+PROGRAMS = ('evojax_llm.commands', 'experiments')
 MAX_LINES = 420
 
 # Sites that documents may point to. A package index is none of them.
@@ -169,7 +172,7 @@ def test_library_defines_no_flags():
   defining = [
     module
     for module, tree in _modules().items()
-    if _part(module) != 'experiments'
+    if _part(module) not in PROGRAMS
     for node in ast.walk(tree)
     if isinstance(node, ast.Attribute) and node.attr.startswith('DEFINE_')
   ]
@@ -187,7 +190,7 @@ def _bases(node: ast.ClassDef) -> list[str]:
 
 @functools.cache
 def _documented(name: str) -> frozenset[str]:
-  """Documented methods of the classes of a name and of their bases."""
+  """Documented names in the classes of a name and in their bases."""
   found = frozenset()
   for tree in _modules().values():
     for node in ast.walk(tree):
@@ -196,6 +199,13 @@ def _documented(name: str) -> frozenset[str]:
           part.name
           for part in node.body
           if isinstance(part, ast.FunctionDef) and ast.get_docstring(part)
+        }
+        # Attributes that the class declares, which its docstring names.
+        found |= {
+          part.target.id
+          for part in node.body
+          if isinstance(part, ast.AnnAssign)
+          and f'{part.target.id}:' in (ast.get_docstring(node) or '')
         }
         found = found.union(*map(_documented, set(_bases(node)) - {name}))
   return found
@@ -224,7 +234,7 @@ def test_public_names_are_documented():
   for module, tree in _modules().items():
     if ast.get_docstring(tree) is None:
       missing.append(module)
-    if _part(module) != 'experiments':
+    if _part(module) not in PROGRAMS:
       missing += _undocumented(tree.body, module)
   assert not missing
 
@@ -239,7 +249,8 @@ if sys.argv[1] == 'evosax':
   before = len(jax.live_arrays())
 for name in sys.argv[2:]:
   importlib.import_module(name)
-  if name.startswith('experiments'):  # each of them is a program of its own.
+  if name.startswith(('experiments', 'evojax_llm.commands')):
+    # Each of them is a program of its own.
     for flag in list(flags.FLAGS):
       delattr(flags.FLAGS, flag)
 if sys.argv[1] == 'evosax':

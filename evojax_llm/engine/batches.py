@@ -32,18 +32,17 @@ _BATCHES_PER_CALL = 8
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodBatch:
-  """J batches of rows, to be read by one call of a likelihood program.
+  """J batches of rows, to be read by one call of a likelihood program; all i32.
 
   Attributes:
-    tokens: (J, B, T) i32, padded right.
-    positions: (J, B, T) i32, -1 where padded.
-    until: (J, B, T) i32, which columns see a token (see `prefix_tree`); 0 where
+    tokens: (J, B, T), padded right.
+    positions: (J, B, T), -1 where padded.
+    until: (J, B, T), which columns see a token (see `prefix_tree`); 0 where
       padded.
-    row: (J, Q) i32 row of each read.
-    column: (J, Q) i32 column of each read; its logits predict the next token.
-    target: (J, Q) i32 token whose log-probability is read.
-    owner: (J, Q) i32 index of the continuation a read belongs to; -1 is
-      padding.
+    row: (J, Q) of each read.
+    column: (J, Q) of each read; its logits predict the next token.
+    target: (J, Q) token whose log-probability is read.
+    owner: (J, Q) the continuation a read belongs to; -1 is padding.
   """
 
   tokens: np.ndarray
@@ -104,8 +103,7 @@ def pack_likelihood(
   each with its continuations branching off behind it.
 
   Args:
-    continuations: token ids of each prompt and of what follows it; the prompt
-      has at least one token.
+    continuations: token ids of each prompt, not empty, and of what follows.
     rows_per_batch: most rows of a batch, as a function of T.
     pad_id: token that stands where there is none.
     families: of each continuation; prompts of one family share a row, and what
@@ -177,10 +175,7 @@ def _texts(
   return rows, [len(row.tokens) for row in rows]
 
 
-def _forests(
-  continuations: Sequence[prefix_tree.Continuation],
-  families: Sequence[int] | None,
-) -> tuple[list[prefix_tree.Row], list[int]]:
+def _forests(continuations, families):
   """Rows of as many items as there is room for, and how long they may be."""
   items: dict[int, dict[tuple[int, ...], list[int]]] = {}
   for owner, (prompt, _) in enumerate(continuations):
@@ -226,19 +221,10 @@ def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
 
 
 def _row_to_share(shared: int) -> int:
-  """Columns of a row for the sake of a start of so many columns.
-
-  What the items of a family begin with is read once a row: the longer it is,
-  the longer the row.
-  """
+  """Columns of a row for the sake of a start of so many, read once a row."""
   return min(3 * shared, _LONGEST_TO_SHARE)
 
 
 def longest_row(sizes: Sequence[int], shared: int) -> int:
-  """Columns that the rows of a family have at most.
-
-  Args:
-    sizes: columns of each item.
-    shared: columns that all items begin with.
-  """
+  """Columns at most of the rows of a family of items that share a start."""
   return max(*sizes, _SHORTEST_ROWS[-1], _row_to_share(shared))

@@ -36,8 +36,7 @@ class Slots:
   Attributes:
     cache: with a leading P, but for the index.
     entry: (P, B) i32, the prompt that a slot works on; -1 where it is free.
-    token: (P, B) i32, the token to be read next.
-    position: (P, B) i32, its position.
+    token: (P, B) i32, the token to be read next, at `position` (P, B) i32.
     made: (P, B) i32, tokens made, `token` included.
     next: (P,) i32, the first prompt that waits.
     out: (P, N, new) i32, the tokens made for each prompt; -1 behind the end.
@@ -61,14 +60,7 @@ class Slots:
 
 
 def empty_slots(cache: Cache, slots: int, prompts: int, new: int) -> Slots:
-  """Returns slots that are all free, of a queue that is done.
-
-  Args:
-    cache: (P, L, B, S, Kv, h) keys and values.
-    slots: B.
-    prompts: N.
-    new: most tokens that a prompt makes.
-  """
+  """Returns free slots (P, B) of a queue of N prompts that is done."""
   members = cache.k.shape[0]
   zero = jnp.zeros((), jnp.int32)
   per_slot = jnp.zeros((members, slots), jnp.int32)
@@ -88,12 +80,7 @@ def empty_slots(cache: Cache, slots: int, prompts: int, new: int) -> Slots:
 
 
 def restart(slots: Slots, active: jax.Array) -> Slots:
-  """Returns the same slots at the start of a queue.
-
-  Args:
-    slots: in any state.
-    active: (P,) bool members that work on it; the others do nothing.
-  """
+  """Returns the slots at the start of a queue, for `active` (P,) members."""
   prompts = slots.out.shape[1]
   zero = jnp.zeros((), jnp.int32)
   return slots.replace(
@@ -262,12 +249,11 @@ def write_rows(
 ) -> Cache:
   """Puts prompts into slots, so that they end just before the next column.
 
-  What the slots held is gone; the rows of a prompt that is shorter than the
-  ring are empty elsewhere.
+  What the slots held is gone; the rest of the ring is empty.
 
   Args:
     cache: (P, L, B, S, Kv, h) keys and values.
-    rows: (P, L, R, T, Kv, h) keys and values of the prompts, T at most S.
+    rows: (P, L, R, T, Kv, h) of the prompts, T at most S.
     slots: (P, R) i32 slot of each row, none twice for a member.
     new: (P, R) bool; other rows are left out.
   """

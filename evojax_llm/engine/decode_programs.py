@@ -54,11 +54,7 @@ class DecodePrograms:
     self._slots: tuple[tuple, Slots] | None = None
 
   def parts(self, active: np.ndarray) -> list[np.ndarray]:
-    """Returns indices of the members of each part of a group; none is idle.
-
-    Args:
-      active: (P,) bool members of the group that have work.
-    """
+    """Returns indices of the members of each part of a group; none is idle."""
     if self._form == 'batched':
       return [np.arange(len(active))]
     # A device holds members in a row, and works on one of them at a time.
@@ -66,15 +62,7 @@ class DecodePrograms:
     return [part for part in parts if active[part].any()]
 
   def weights(self, members: Expression, part: np.ndarray) -> Any:
-    """Returns what tells the members of a part from the base.
-
-    Args:
-      members: of the group, as `forms.lay_out` left them, placed.
-      part: indices of the part's members.
-
-    Returns:
-      The members in the batched form, else their own parameters.
-    """
+    """Returns the members of a part as laid out, or folded into parameters."""
     if self._form == 'batched':
       return members
 
@@ -130,18 +118,14 @@ class DecodePrograms:
   ) -> Callable:
     """Returns the program of a queue, for the members of a part.
 
-    Args:
-      queue: of which the slots are.
-      weights: of the members (`weights`).
-      prefix: what `read_prefix` returned for them, or None.
-      active: (P,) bool.
-      ids: (P,) i32.
+    `prefix` is what `read_prefix` returned for them, or None; active and ids
+    are (P,).
 
     Returns:
       call(again, stopped, most_steps) -> report: starts again or goes on, with
-      (P, N) bool prompts that have ended or None, for so many steps. The report
-      has `out`, `finite`, `entry`, `refills`, `steps`, `busy` of `Slots`, and
-      `working`; scalars are there for each device.
+        (P, N) bool prompts that have ended or None, for so many steps. The
+        report has `out`, `finite`, `entry`, `refills`, `steps`, `busy` of
+        `Slots`, and `working`; scalars are there for each device.
     """
     along = sharding.population_sharding(self._mesh)
     own = jax.device_put(
@@ -177,14 +161,7 @@ class DecodePrograms:
 
     return call
 
-  def _advance(
-    self,
-    refill: int,
-    slots: Slots,
-    weights: Any,
-    own: dict[str, Any],
-    shared: dict[str, Any],
-  ) -> tuple[Slots, dict[str, jax.Array]]:
+  def _advance(self, refill, slots, weights, own, shared):
     """Works on the slots of a part; see `continuous_batching.advance`."""
     slots = _scalars(slots, lambda leaf: leaf[0])
     fresh = continuous_batching.restart(slots, own['active'])
@@ -275,14 +252,7 @@ class DecodePrograms:
 
     return self._run(('slots', key), make, ())
 
-  def _run(
-    self,
-    name: Any,
-    function: Callable,
-    arguments: tuple,
-    in_specs: tuple | None = None,
-    donate: tuple[int, ...] = (),
-  ) -> Any:
+  def _run(self, name, function, arguments, in_specs=None, donate=()):
     """Runs the compiled program of a function; results go along P."""
     program = self._runtime.compiled(
       (name, self._form, self._model),

@@ -72,17 +72,13 @@ class Decoder:
     active: jax.Array,
     ids: Sequence[int] | None = None,
   ) -> 'Decoding':
-    """Begins to continue the prompts of some queues.
+    """Begins to continue the prompts of some queues; one work at a time.
 
     Args:
       queues: the work of each member.
       members: of the group, as `forms.lay_out` left them, placed.
       active: (P,) bool; the others' results mean nothing.
-      ids: P ids of the members, which address random draws; their positions in
-        the group by default.
-
-    Returns:
-      The work under way; one is under way at a time.
+      ids: P ids, which address random draws; positions in the group by default.
     """
     if self._open is not None:
       self._open.finish()
@@ -92,13 +88,7 @@ class Decoder:
     self._open = Decoding(work)
     return self._open
 
-  def _work(
-    self,
-    queues: list[Queue],
-    members: Expression,
-    active: np.ndarray,
-    ids: np.ndarray,
-  ) -> Iterator[list[Generated] | float]:
+  def _work(self, queues, members, active, ids):
     """Does the work; yields the share done at each wait, then the results."""
     results = [
       Generated(
@@ -193,16 +183,9 @@ class Decoder:
     One call is in flight while the host reads the texts of the one before; a
     slot is freed a call or two after its text has ended.
 
-    Args:
-      queue: of which the slots are.
-      program: what works on it.
-      again: whether to start at the beginning.
-      members: of the part that are active.
-
     Yields:
-      The last call made, the device's seconds for the one before, and the
-      share of the answers that are done. At the end that call has nothing to
-      do.
+      The last call made, the device's seconds for the one before, and the share
+        of the answers that are done. At the end that call has nothing to do.
     """
     stops = any(queue.stops)
     look = self._steps_per_look

@@ -5,7 +5,6 @@ call stays in flight while the host works on the results of the one before.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -23,12 +22,9 @@ from evojax_llm.engine import likelihood
 from evojax_llm.engine import plan as planning
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.decoder import Decoder
-from evojax_llm.engine.decoder import Decoding
-from evojax_llm.engine.packed_split import Job
 from evojax_llm.engine.packed_split import PackedSplit
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
-from evojax_llm.models.expression import Expression
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import stack
@@ -62,7 +58,7 @@ class Engine:
     form: str = 'auto',
     **options: Any,
   ) -> planning.Plan:
-    """Fixes form, group and batch sizes.
+    """Fixes form, group and batch sizes, and keeps the plan.
 
     Where the form is left open and sizes do not tell, each is tried for a
     moment.
@@ -75,9 +71,6 @@ class Engine:
       form: 'auto', 'batched' or 'folded' (see `forms`).
       **options: population_bytes, members_per_group, prompts_per_batch and
         budget of `plan.make_plan`.
-
-    Returns:
-      The plan, which is kept.
 
     Raises:
       MemoryPlanError: what is asked for cannot fit.
@@ -115,20 +108,11 @@ class Engine:
     progress: Callable[[float], None] | None = None,
     ids: np.ndarray | None = None,
   ) -> None:
-    """Answers a split for some members of a population.
+    """Answers a split for M members (indices) of a population (P, ...).
 
     Where a device runs out of memory, the group is halved, which is logged, and
-    the work goes on at the first member that is not done.
-
-    Args:
-      space: of the population.
-      population: genomes, leaves (P, ...).
-      indices: (M,) members.
-      split: what is to be answered.
-      answers: where the answers of the M members go.
-      progress: called with the share of the work that is done.
-      ids: (M,) i32 names of the members, which address random draws; their
-        indices by default.
+    the work goes on at the first member that is not done. `ids` (M,) address
+    random draws; the indices by default.
 
     Raises:
       MemoryPlanError: a device is out of memory with the smallest group.
@@ -154,16 +138,8 @@ class Engine:
     return -(-min(self.plan.members_per_group, slots) // devices) * devices
 
   def _pass(
-    self,
-    space: Expressing,
-    population: Any,
-    indices: np.ndarray,
-    ids: np.ndarray,
-    start: int,
-    split: PackedSplit,
-    answers: Answers,
-    progress: Callable[[float], None] | None,
-  ) -> Iterator[int]:
+    self, space, population, indices, ids, start, split, answers, progress
+  ):
     """Yields how many members are done, as calls come in."""
     model, params = self._model(space), self._runtime.params(space)
     size = self.group_size(stack.size(population))
@@ -208,14 +184,7 @@ class Engine:
     while running:
       yield collect()
 
-  def _read(
-    self,
-    model: Gemma,
-    params: Any,
-    members: Expression,
-    active: jax.Array,
-    job: Job,
-  ) -> tuple[jax.Array, float]:
+  def _read(self, model, params, members, active, job):
     """Returns log-probabilities of a job's reads, and when they were asked."""
     arguments = (params, members, active, job.inputs)
     program = forms.group_program(
@@ -223,14 +192,7 @@ class Engine:
     )
     return program(*arguments)['logprobs'], time.perf_counter()
 
-  def _add_options(
-    self,
-    job: Job,
-    result: tuple[jax.Array, float],
-    span: slice,
-    answers: Answers,
-    _: Callable[[float], None],
-  ) -> None:
+  def _add_options(self, job, result, span, answers, _):
     """Waits for log-probabilities and adds them to the answers."""
     logprobs, asked = result
     ledger, count = self._runtime.ledger, span.stop - span.start
@@ -241,14 +203,7 @@ class Engine:
     with ledger.time('host'):
       answers.add_options(job.batch.owner, span.start, logprobs)
 
-  def _add_texts(
-    self,
-    work: Decoding,
-    queues: list[Any],
-    span: slice,
-    answers: Answers,
-    report: Callable[[float], None],
-  ) -> None:
+  def _add_texts(self, work, queues, span, answers, report):
     """Waits for texts, reporting progress, and adds them to the answers."""
     results = work.finish(report)
     self._runtime.idle_since = time.perf_counter()

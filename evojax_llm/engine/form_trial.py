@@ -30,17 +30,7 @@ def choose(
   """Returns the plan whose form reads the most tokens a second.
 
   Each form reads a few rows of zeros for its group of members; values do not
-  change the time. Both programs are compiled for it.
-
-  Args:
-    plans: that differ in their form.
-    runtime: devices.
-    model: the module.
-    params: of the base, on all devices.
-    member: shapes and types of one expressed member.
-
-  Returns:
-    One of the plans, with the speeds of all in `reason`.
+  change the time. `member` holds shapes and types of one expressed member.
   """
   speeds = {
     plan.form: _speed(plan, runtime, model, params, member) for plan in plans

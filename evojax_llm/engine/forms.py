@@ -53,20 +53,11 @@ def run_group(
   active: jax.Array,
   batch: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
-  """Runs a program for a group of members.
+  """Runs a program of (forward, unembed, batch) for a group of P members.
 
-  Args:
-    program: of (forward, unembed, batch), such as `likelihood`.
-    form: 'batched' or 'folded'.
-    model: the module.
-    params: shared base parameters.
-    members: expressed members of the group, as `lay_out` left them.
-    active: (P,) bool; the folded form spends nothing on the others, whose
-      results mean nothing in either form.
-    batch: arrays of the batch, the same prompts for all members.
-
-  Returns:
-    The program's results with a leading P.
+  Members are as `lay_out` left them, the batch is the same for all. The folded
+  form spends nothing on those that are not `active` (P,), whose results mean
+  nothing in either form.
   """
 
   def unembed_with(params):
@@ -100,18 +91,12 @@ def run_group(
 def batched_forward(
   model: Gemma, params: Any, expressed: Any, members: int
 ) -> Callable:
-  """The forward pass of a group in the batched form.
-
-  Args:
-    model: the module.
-    params: shared base parameters.
-    expressed: members of the group, as `lay_out` left them.
-    members: P.
+  """The forward pass of a group of P members in the batched form.
 
   Returns:
     forward(tokens, positions, cache, until, prefix) of `Gemma`, with a leading
-    P but for `cache.index` and `until`; tokens without one are the same for all
-    members.
+      P but for `cache.index` and `until`; tokens without one are the same for
+      all members.
   """
   # The slot index is the same for all members and stays a scalar: mapped, it
   # would turn each cache write into a scatter.

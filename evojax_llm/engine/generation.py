@@ -43,14 +43,12 @@ def generate_texts(
   """Continues prompts, each member in its own way.
 
   Args:
-    space: of the population; `space.Expressed` for members that are expressed
-      already.
+    space: of the population; `space.Expressed` for expressed members.
     population: genomes, leaves (P, ...).
     tokenizer: of the model.
-    prompts: texts, which are read as they are, or lists of chat messages,
-      which go through the chat template.
-    max_new_tokens: tokens to generate at most; an end token ends a text
-      before.
+    prompts: texts, which are read as they are, or lists of chat messages, which
+      go through the chat template.
+    max_new_tokens: at most; an end token ends a text before.
     members: indices of the M members that are asked; all P by default.
     stop: strings that end a text and are not part of it.
     sampling: how tokens are chosen; greedy by default. A draw is addressed by
@@ -65,7 +63,7 @@ def generate_texts(
 
   Returns:
     M lists of a text a prompt, or None for a member whose logits were not
-    finite.
+      finite.
 
   Raises:
     TaskError: a prompt does not fit in the context with its new tokens, or has
@@ -98,13 +96,7 @@ def generate_texts(
   ]
 
 
-def _encode(
-  prompts: Sequence[Any],
-  tokenizer: Any,
-  max_new_tokens: int,
-  context: int,
-  stop: Sequence[str],
-) -> list[EncodedItem]:
+def _encode(prompts, tokenizer, max_new_tokens, context, stop):
   """Prompts as items to be continued; refuses those that are too long."""
   if not prompts or max_new_tokens < 1:
     raise TaskError(

@@ -23,18 +23,13 @@ def express(
 ) -> tuple[Expression, jax.Array]:
   """Expresses a group of members and places them on the devices.
 
-  Args:
-    runtime: the devices.
-    space: of the genomes.
-    population: genomes (P, ...). Where they are numpy arrays they stay on the
-      host, and only the group goes to the devices.
-    chosen: up to `size` indices into it.
-    size: members of the group; what is missing repeats the first one.
-    form: that they are laid out for.
+  `chosen` are up to `size` indices into the population (P, ...); what is
+  missing repeats the first. Numpy arrays stay on the host, and only the group
+  goes to the devices.
 
   Returns:
-    (the group's members, as `forms.lay_out` leaves them; (size,) bool, which of
-    them were chosen).
+    The group's members, as `forms.lay_out` leaves them, and (size,) bool, which
+      of them were chosen.
   """
   index = np.full(size, chosen[0], np.int32)
   index[: len(chosen)] = chosen

@@ -15,18 +15,15 @@ class Ledger:
     items_saved: items of members that a race did not score.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
-    truncated: prompts that were cut from the left to fit, of all splits that
-      were encoded.
+    truncated: prompts that were cut from the left to fit.
     programs: programs compiled.
     refills: times that prompts were read into slots.
     steps: times that a token was made in every slot.
-    slot_steps: slots of all steps.
-    busy_slot_steps: of these, slots that worked on an answer.
-    seconds: wall time by purpose: 'compile', 'score' (device work, waited
-      for), 'host' (matching answers); and of the work on answers, which is
-      partly among these, 'prefill' (refills times the seconds of one, measured
-      when slots are filled for the first time), 'decode' (the rest of the
-      device's time) and 'idle' (the device had no call to work on).
+    slot_steps: slots of all steps, and busy_slot_steps those at work.
+    seconds: wall time by purpose: 'compile', 'score' (device work, waited for),
+      'host' (scoring answers); and, partly among these, 'prefill' (refills
+      times the seconds of one, measured at the first), 'decode' (the rest of
+      the device's time) and 'idle' (the device had no call to work on).
   """
 
   members: int = 0
@@ -40,6 +37,11 @@ class Ledger:
   slot_steps: int = 0
   busy_slot_steps: int = 0
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def tokens(self) -> int:
+    """Tokens read and generated."""
+    return self.prompt_tokens + self.new_tokens
 
   @contextlib.contextmanager
   def time(self, purpose: str) -> Iterator[None]:

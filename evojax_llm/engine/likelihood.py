@@ -22,16 +22,12 @@ Forward = Callable[..., tuple[jax.Array, Cache | None]]
 def likelihood(
   forward: Forward, unembed: Callable, batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Log-probabilities of the tokens that are read.
+  """Returns `logprobs` (..., J, Q) f32 of the tokens that are read.
 
   Args:
     forward: hidden states of a batch, for one member or with a leading P.
     unembed: logits of hidden states.
-    batch: the arrays of a `LikelihoodBatch`; its J batches are read one after
-      the other.
-
-  Returns:
-    `logprobs` (..., J, Q) f32.
+    batch: the arrays of a `LikelihoodBatch`; its J batches one after the other.
   """
 
   def read_batch(batch: dict[str, jax.Array]) -> jax.Array:

@@ -24,12 +24,7 @@ _INPUTS = ('tokens', 'positions', 'until', 'row', 'column', 'target')
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One call of the likelihood program, but for the members.
-
-  Attributes:
-    batch: the host's batch.
-    inputs: its arrays on the device.
-  """
+  """A call of the likelihood program: a batch and its arrays on a device."""
 
   batch: batches.LikelihoodBatch
   inputs: dict[str, jax.Array]
@@ -41,7 +36,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ItemSpan:
   """Where the answers to one item are, which may have several prompts.
 
   Attributes:
@@ -66,10 +61,8 @@ class PackedSplit:
 
   Attributes:
     items: K lists of encoded items.
-    num_options: continuations to be read.
-    num_prompts: prompts to be continued.
-    jobs: the program calls that read all continuations.
-    queues: all prompts to be continued.
+    num_options: continuations to be read, by `jobs`.
+    num_prompts: prompts to be continued, in `queues`.
   """
 
   items: list[list[EncodedItem]]
@@ -79,12 +72,12 @@ class PackedSplit:
   queues: list[Queue]
 
   @functools.cached_property
-  def places(self) -> list[list[Place]]:
+  def spans(self) -> list[list[ItemSpan]]:
     """Of each task, its items and where their answers are."""
     option = prompt = 0
-    places = []
+    spans = []
     for task in self.items:
-      places.append([])
+      spans.append([])
       # An item may have several prompts.
       for _, parts in itertools.groupby(task, key=lambda e: e.item.id):
         parts = list(parts)
@@ -92,16 +85,16 @@ class PackedSplit:
         texts = sum(e.options is None for e in parts)
         span = slice(option, option + len(tokens))
         asked = slice(prompt, prompt + texts)
-        places[-1].append(Place(parts[0].item, span, asked, tokens))
+        spans[-1].append(ItemSpan(parts[0].item, span, asked, tokens))
         option, prompt = span.stop, asked.stop
-    return places
+    return spans
 
   @functools.cached_property
   def tables(self) -> list[OptionTable]:
     """Of each task, what is read after its prompts."""
     return [
-      OptionTable([p.item for p in places], [p.tokens for p in places])
-      for places in self.places
+      OptionTable([p.item for p in spans], [p.tokens for p in spans])
+      for spans in self.spans
     ]
 
 
@@ -137,14 +130,10 @@ def pack(
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
 ) -> PackedSplit:
-  """Packs the items of all tasks into few shapes and puts them on the device.
+  """Packs the items of K tasks into few shapes and puts them on the device.
 
-  Args:
-    items: K lists of encoded items.
-    rows: most rows of a batch, by prompt tokens and new tokens.
-    slots: most prompts in work at a time, likewise.
-    sharding: where the arrays go.
-    pad_id: token that stands where there is none.
+  `rows` and `slots` are the most rows of a batch, and prompts in work at a
+  time, by prompt tokens and new tokens.
   """
   families, continuations, to_continue = [], [], []
   for k, task in enumerate(items):

@@ -113,10 +113,11 @@ class Plan:
     def mib(n: int) -> str:
       return f'{n / _MIB:,.0f} MiB'
 
+    how = 'one after another' if self.form == 'folded' else 'in one product'
     return '\n'.join(
       [
-        f'plan: {self.form} execution on {self.device} ({self.reason}), '
-        f'{self.members_per_group} members a group',
+        f'plan: groups of {self.members_per_group} members on {self.device}, '
+        f'computed {how} ({self.form}: {self.reason})',
         f'  base {mib(self.base)}, population {mib(self.population)}, '
         f'fixed in all {mib(self.fixed)} of {mib(self.budget)}',
         f'  a 256-token prompt of one member {mib(self.row_bytes(256))}',
@@ -147,16 +148,10 @@ def choose_form(
 ) -> tuple[str, bool]:
   """The execution form for a model on a platform, and whether that is clear.
 
-  An accelerator wants one large product of the base for all members. A CPU
-  is faster on one member's working set at a time, as long as folding a member
+  An accelerator wants one large product of the base for all members. A CPU is
+  faster on one member's working set at a time, as long as folding a member
   costs little. A model beyond a CPU's caches is read once a step of decoding:
   better for all members than for the few answers of one.
-
-  Args:
-    config: the model.
-    platform: of the devices.
-    itemsize: bytes of a parameter.
-    generates: whether answers are generated.
   """
   layers = config.num_params - config.vocab_size * config.embed_dim
   if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:

@@ -57,13 +57,9 @@ class _Node:
 def lay_out(
   continuations: Sequence[Continuation], owners: Sequence[int]
 ) -> Row:
-  """The row of some texts.
+  """The row of some texts, with the owner of each continuation for its reads.
 
   The last token of a text is read and not computed on; it takes no column.
-
-  Args:
-    continuations: token ids of what is given and of what is scored behind it.
-    owners: index of each continuation, for its reads.
   """
   root = _Node()
   for owner, (given, scored) in zip(owners, continuations, strict=True):
@@ -114,15 +110,10 @@ def size(continuations: Sequence[Continuation]) -> int:
 def fill(
   sizes: Sequence[int], capacity: int, shared: int = 0
 ) -> list[list[int]]:
-  """Puts trees into as few rows as it can: best fit, the largest first.
+  """Puts trees of some sizes into as few rows as it can: best fit, largest
+  first.
 
-  Args:
-    sizes: columns of each tree.
-    capacity: columns of a row.
-    shared: columns at the start of every tree that are the same for all.
-
-  Returns:
-    The trees of each row, in the order given.
+  The first `shared` columns of every tree are the same for all.
   """
   rows: list[list[int]] = []
   # Rows by the columns that they have left.

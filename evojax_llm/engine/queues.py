@@ -113,13 +113,9 @@ def pack_queues(
 ) -> list[Queue]:
   """Packs prompts into queues and puts them on the device.
 
-  Args:
-    prompts: in any order; the queues' `owner` refers to it.
-    slots: most prompts in work at a time, by the tokens of a prompt and the
-      tokens that it makes.
-    rows: most prompts read at a time, likewise.
-    sharding: where the arrays go.
-    pad_id: token that stands where there is none.
+  `slots` and `rows` are the most prompts in work, and read, at a time, by the
+  tokens of a prompt and those that it makes. The queues' `owner` refers to the
+  order of the prompts.
 
   Raises:
     ValueError: a prompt without a token, or a limit below one.

@@ -22,15 +22,13 @@ class Runtime:
   Args:
     devices: those to spread members over; all by default.
     dtype: type of activations and cache.
-    base_dtype: 'int8' for shared kernels of eight bits (see
-      `models.quantize`); None to take the parameters as they are.
+    base_dtype: 'int8' for shared kernels of eight bits (see `models.quantize`);
+      None to take the parameters as they are.
     sampling: how tokens of generated answers are chosen; greedy by default.
     ledger: counts; a new one by default.
 
   Attributes:
     mesh: devices that members are spread over.
-    dtype: see Args.
-    ledger: see Args.
     sampling: arrays of the sampling on all devices; None for greedy.
     idle_since: when the devices had last done all that they were asked for, in
       seconds of `time.perf_counter`.
@@ -120,13 +118,9 @@ class Runtime:
     return self._programs[key][0]
 
   def waited(self, asked: float) -> float:
-    """Counts the time of a call that the devices have just done.
+    """Counts the seconds of a call, asked for at `asked`, that is just done.
 
-    Args:
-      asked: when they were asked for it, in seconds of `time.perf_counter`.
-
-    Returns:
-      The seconds that they worked on it.
+    Both are of `time.perf_counter`; returns the seconds that devices worked.
     """
     self.ledger.add('idle', max(0.0, asked - self.idle_since))
     since = max(asked, self.idle_since)

@@ -65,13 +65,8 @@ class Sampling:
 
 @flax.struct.dataclass
 class SamplingArrays:
-  """A `Sampling` on the device.
-
-  Attributes:
-    temperature: () f32, above 0.
-    top_p: () f32.
-    top_k: () i32.
-    key: () key of the seed.
+  """A `Sampling` on the device: temperature () f32 above 0, top_p () f32, top_k
+  () i32, key ().
   """
 
   temperature: jax.Array
@@ -91,17 +86,7 @@ def keys(
   items: jax.Array,
   steps: jax.Array,
 ) -> jax.Array:
-  """Keys of draws, by member id, item id and number of the token made.
-
-  Args:
-    sampling: holds the key of the seed.
-    members: (...) i32.
-    items: (...) i32.
-    steps: (...) i32.
-
-  Returns:
-    (...) keys.
-  """
+  """Keys (...) of draws, by member id, item id and number of the token made."""
 
   def one(member, item, step):
     key = jax.random.fold_in(sampling.key, member)
@@ -113,19 +98,11 @@ def keys(
 def sample(
   logits: jax.Array, sampling: SamplingArrays, keys: jax.Array
 ) -> jax.Array:
-  """Draws tokens.
+  """Draws tokens (...) i32 of logits (..., V) f32, with a key (...) each.
 
   Logits are divided by the temperature, then cut to the top k, then what is
   left to the smallest set of likeliest tokens whose probability reaches top p,
   in the order of transformers. Tokens that tie with the last one stay in.
-
-  Args:
-    logits: (..., V) f32.
-    sampling: the settings.
-    keys: (...) keys, one a draw.
-
-  Returns:
-    (...) i32 tokens.
   """
   shape = logits.shape[:-1]
   logits = logits.reshape(-1, logits.shape[-1]) / sampling.temperature

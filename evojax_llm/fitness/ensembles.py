@@ -3,8 +3,8 @@
 GENOME+ (arXiv 2503.01155) ends in a vote of its best members, Model Swarms
 (arXiv 2410.11163) reports one. Every rule names, item by item, the member whose
 answer stands; the value of the decision is that member's value on the item,
-whatever the scorer. No rule sees the gold answer but `oracle`, an upper bound
-that must be reported as such.
+whatever the scorer. No rule sees the gold answer but `bound`, which
+must be reported as such.
 
 Members are ordered by `dev`, which decides ties and the number of members. The
 released code of GENOME ranks by test scores, gives half a point for ties that
@@ -36,13 +36,9 @@ Predictions = Sequence[Sequence[str | None]]
 def majority(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   """Chooses the answer of most members; of equally many, of the best by dev.
 
-  Args:
-    predictions: M lists of an answer an item, the best member first.
-    fitness: (M,) dev fitness; not used.
-
   Returns:
     (items,) i32, the best member that gave the winning answer. Members without
-    an answer have no vote; where none has an answer, the best member stands.
+      an answer have no vote; where none has an answer, the best member stands.
 
   Raises:
     ValueError: there are no members, or lists of different lengths.
@@ -91,18 +87,6 @@ def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   return stands
 
 
-def oracle(values: np.ndarray) -> np.ndarray:
-  """Chooses the best answer of any member: a bound that knows the gold answer.
-
-  Args:
-    values: (M, items) f32, the larger the better.
-
-  Returns:
-    (items,) i32, the first member with the largest value.
-  """
-  return np.argmax(values, axis=0).astype(np.int32)
-
-
 AUTO = 'auto'
 RULES: Mapping[str, Callable[[Predictions, np.ndarray], np.ndarray]] = {
   'majority': majority,
@@ -111,20 +95,15 @@ RULES: Mapping[str, Callable[[Predictions, np.ndarray], np.ndarray]] = {
 }
 
 
-def decided(values: np.ndarray, stands: np.ndarray) -> np.ndarray:
-  """Returns values (items,) of a decision, of the members that stand."""
-  return values[stands, np.arange(values.shape[1])]
-
-
 @dataclasses.dataclass(frozen=True)
 class Group:
   """M members, the best by dev first, and what they did on a split.
 
   Attributes:
-    fitness: (M,) f32 fitness on dev, none of them NaN.
-    task_scores: (M, K) f32 scores on the split.
-    results: K results on the split, whose `values` (M, items) and
-      `predictions` are read: those of an evaluation, or `item_log.TaskItems`.
+    fitness: (M,) f32 on dev, none of them NaN.
+    task_scores: (M, K) f32 on the split.
+    results: K results on the split, whose `values` (M, items) and `predictions`
+      are read.
   """
 
   fitness: np.ndarray
@@ -144,41 +123,50 @@ def decide(
   scorers: Sequence[Scorer],
   items: Sequence[Sequence[Item]],
 ) -> np.ndarray:
-  """Returns scores (K,) f32 of the answers that stand.
+  """Returns scores (K,) f32 of the answers that stand, by the K scorers.
 
-  Args:
-    rule: one of RULES, or 'auto': the medoid where items have more than two
-      values, so that answers are texts, and the majority elsewhere.
-    group: the members.
-    scorers: of the K tasks.
-    items: of each task, in the order of the values.
-
-  Returns:
-    Of a task without predictions, such as a perplexity, the best member's.
+  The rule 'auto' is the medoid where items have more than two values, so that
+  answers are texts, and the majority elsewhere. Of a task without predictions,
+  such as a perplexity, the score is the best member's.
 
   Raises:
     ValueError: the rule is unknown.
   """
-  check_rule(rule)
   scores = group.task_scores[0].copy()
-  for k, (scorer, result) in enumerate(
-    zip(scorers, group.results, strict=True)
-  ):
-    predictions, values = result.predictions, np.asarray(result.values)
+  for k, stands in enumerate(standing(rule, group, scorers)):
+    if stands is None:
+      continue
+    values = np.asarray(group.results[k].values)
+    predictions = np.array(group.results[k].predictions, object)
+    stand = stands, np.arange(values.shape[1])
+    verdicts = Verdicts(
+      predictions.reshape(values.shape)[stand],
+      values[stand].astype(np.float64),
+      np.ones(values.shape[1]),
+    )
+    scores[k] = scorers[k].aggregate(items[k], verdicts)
+  return scores
+
+
+def standing(
+  rule: str, group: Group, scorers: Sequence[Scorer]
+) -> list[np.ndarray | None]:
+  """Returns (items,) of each task, the members whose answers stand.
+
+  None for a task without predictions. See `decide`.
+  """
+  check_rule(rule)
+  stands = []
+  for scorer, result in zip(scorers, group.results, strict=True):
+    predictions = result.predictions
     if all(answer is None for answers in predictions for answer in answers):
+      stands.append(None)
       continue
     chosen = rule
     if rule == AUTO:
       chosen = 'majority' if scorer.binary else 'medoid'
-    stands = RULES[chosen](predictions, group.fitness)
-    columns = np.arange(values.shape[1])
-    verdicts = Verdicts(
-      np.array(predictions, object).reshape(values.shape)[stands, columns],
-      decided(values, stands).astype(np.float64),
-      np.ones(values.shape[1]),
-    )
-    scores[k] = scorer.aggregate(items[k], verdicts)
-  return scores
+    stands.append(RULES[chosen](predictions, group.fitness))
+  return stands
 
 
 def choose_size(
@@ -190,19 +178,12 @@ def choose_size(
 ) -> tuple[int, np.ndarray]:
   """Returns the number of members that decides best on `dev`.
 
-  Args:
-    rule: see `decide`.
-    group: M members with what they did on `dev`.
-    scorers: of the K tasks.
-    items: dev items of each task.
-    objective: fitness (M,) of task scores (M, K).
+  The group is of M members with what they did on `dev`, the best first; the
+  objective makes fitness (M,) of task scores (M, K).
 
   Returns:
     k, the smallest of the best sizes, and the task scores (M, K) f32 of the
-    sizes 1 .. M.
-
-  Raises:
-    ValueError: the rule is unknown.
+      sizes 1 .. M.
   """
   sizes = range(1, len(group.fitness) + 1)
   by_size = np.stack(
@@ -225,23 +206,16 @@ def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
   ):
     if not scorer.corpus:
       sign = 1 if scorer.maximise else -1
-      values = np.asarray(result.values)
-      scores[k] = decided(values, oracle(sign * values)).mean()
+      scores[k] = sign * (sign * np.asarray(result.values)).max(axis=0).mean()
   return scores
 
 
 def gather(
   generations: Iterable[GenerationItems], members: Sequence[int]
 ) -> list[TaskItems] | None:
-  """Gathers what members did when they were scored from the log of items.
+  """Gathers K results of M members, by id, from the log of items.
 
-  Args:
-    generations: of `item_log.ItemLog.read`.
-    members: M ids.
-
-  Returns:
-    K results of the M members in their order; None where the log has not all
-    of them, or had them on other items.
+  None where the log has not all of them, or had them on other items.
   """
   known: dict[int, list[TaskItems]] = {}
   for generation in generations:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from evojax_llm.engine.answers import Answers
+from evojax_llm.engine.packed_split import ItemSpan
 from evojax_llm.engine.packed_split import PackedSplit
-from evojax_llm.engine.packed_split import Place
+from evojax_llm.fitness.item_log import TaskItems
 from evojax_llm.fitness.objectives import Objective
 from evojax_llm.tasks.scorers.answers import cut_at_stop
 from evojax_llm.tasks.scorers.base import Answer
@@ -20,32 +21,15 @@ from evojax_llm.tasks.task import Task
 
 
 @dataclasses.dataclass
-class TaskScores:
-  """What M members did on the items of one task.
+class TaskScores(TaskItems):
+  """What M members did on the items of one task, as they are scored.
 
   Attributes:
-    task: name of the task.
-    metric: name of the task's score.
-    maximise: whether more of it is better.
-    binary: whether an item is right or wrong and nothing between.
-    ids: ids of the items.
-    values: (M, items) f32 scores of the items; 0 and 1 where binary.
-    predictions: M lists of a string an item, or None where there is none.
     loglikelihoods: of M members a list of {option: value} an item; None when
       generated.
-    asked: (M, items) bool, which items a member was asked at all; elsewhere its
-      value is NaN and its prediction None. None where all were asked all.
   """
 
-  task: str
-  metric: str
-  maximise: bool
-  binary: bool
-  ids: list[str]
-  values: np.ndarray
-  predictions: list[list[str | None]]
-  loglikelihoods: Sequence[list[dict[str, float]]] | None
-  asked: np.ndarray | None = None
+  loglikelihoods: Sequence[list[dict[str, float]]] | None = None
 
   @property
   def correct(self) -> np.ndarray:
@@ -71,7 +55,7 @@ class Evaluation:
   reasons: list[str | None]
 
 
-class Sheets:
+class ItemScores:
   """What M members did on all items of K tasks, asked a part at a time.
 
   Args:
@@ -121,9 +105,9 @@ class _Likelihoods(Sequence):
   """M lists of {option: value} an item, each made when it is asked for."""
 
   def __init__(
-    self, labels: list[list[str]], places: list[Place], values: np.ndarray
+    self, labels: list[list[str]], spans: list[ItemSpan], values: np.ndarray
   ):
-    self._labels, self._places, self._values = labels, places, values
+    self._labels, self._spans, self._values = labels, spans, values
 
   def __len__(self) -> int:
     return len(self._values)
@@ -131,12 +115,12 @@ class _Likelihoods(Sequence):
   def __getitem__(self, m: int) -> list[dict[str, float]]:
     row = self._values[m].tolist()
     return [
-      dict(zip(names, row[place.options], strict=True))
-      for names, place in zip(self._labels, self._places, strict=True)
+      dict(zip(names, row[span.options], strict=True))
+      for names, span in zip(self._labels, self._spans, strict=True)
     ]
 
 
-class Matcher:
+class AnswerScorer:
   """Turns answers into scores; remembers verdicts, since members often agree.
 
   Args:
@@ -177,26 +161,23 @@ class Matcher:
     if not self.objective.needs_experts:
       fitness = self.objective(task_scores)
     return Evaluation(
-      fitness=fitness,
-      task_scores=task_scores,
-      tasks=tasks,
-      reasons=reasons,
+      fitness=fitness, task_scores=task_scores, tasks=tasks, reasons=reasons
     )
 
   def _score_task(
     self, k: int, split: PackedSplit, answers: Answers
   ) -> tuple[TaskScores, np.ndarray]:
     """What all members did on a task, and the task's score of each."""
-    task, scorer, places = self._tasks[k], self._scorers[k], split.places[k]
+    task, scorer, spans = self._tasks[k], self._scorers[k], split.spans[k]
     items = split.tables[k].items
     likelihoods = None
     if scorer.reads == 'text':
-      verdicts = self._judge_texts(k, places, answers)
+      verdicts = self._judge_texts(k, spans, answers)
     else:
       read = answers.loglikelihoods
-      labels = [scorer.labels(p.item, len(p.tokens)) for p in places]
-      likelihoods = _Likelihoods(labels, places, read)
-      span = slice(places[0].options.start, places[-1].options.stop)
+      labels = [scorer.labels(p.item, len(p.tokens)) for p in spans]
+      likelihoods = _Likelihoods(labels, spans, read)
+      span = slice(spans[0].options.start, spans[-1].options.stop)
       verdicts = scorer.score_options(split.tables[k], read[:, span])
     result = TaskScores(
       task=task.name,
@@ -214,20 +195,20 @@ class Matcher:
     return result, column
 
   def _judge_texts(
-    self, k: int, places: list[Place], answers: Answers
+    self, k: int, spans: list[ItemSpan], answers: Answers
   ) -> Verdicts:
     stop, decode = self._tasks[k].format.stop, self._tokenizer.decode
     keys = [
       # The task holds the item as long as this lives: its address is its own.
-      [(k, id(p.item), *member[p.prompts]) for p in places]
+      [(k, id(p.item), *member[p.prompts]) for p in spans]
       for member in answers.generated
     ]
     new = {}
     for m, row in enumerate(keys):
       # A failed member has said nothing; no judge need be asked about it.
-      for key, place in zip(row, places, strict=True):
+      for key, span in zip(row, spans, strict=True):
         if key not in self._verdicts and answers.finite[m]:
-          new.setdefault(key, place.item)
+          new.setdefault(key, span.item)
     pairs = [
       (item, Answer(tuple(cut_at_stop(decode(ids), stop) for ids in key[2:])))
       for key, item in new.items()
@@ -237,5 +218,5 @@ class Matcher:
     nothing = Verdict(None, 0.0)
     return Verdicts.of(
       (self._verdicts.get(key, nothing) for row in keys for key in row),
-      (len(keys), len(places)),
+      (len(keys), len(spans)),
     )

@@ -27,9 +27,9 @@ from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
+from evojax_llm.fitness.evaluation import AnswerScorer
 from evojax_llm.fitness.evaluation import Evaluation
-from evojax_llm.fitness.evaluation import Matcher
-from evojax_llm.fitness.evaluation import Sheets
+from evojax_llm.fitness.evaluation import ItemScores
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -116,7 +116,7 @@ class Evaluator:
     self._items: dict[tuple, list] = {}
     self._splits: dict[tuple, packed_split.PackedSplit] = {}
     metrics = [scorer_of(task) for task in self.tasks]
-    self._matcher = Matcher(
+    self._scorer = AnswerScorer(
       self.tasks,
       objectives.make_objective(objective, self.weights, metrics),
       tokenizer,
@@ -135,16 +135,16 @@ class Evaluator:
   @property
   def objective(self) -> objectives.Objective:
     """What makes fitness of the tasks' scores."""
-    return self._matcher.objective
+    return self._scorer.objective
 
   def normalise_by(self, experts: np.ndarray) -> None:
     """Gives the objective the experts' scores (N, K), where it needs them.
 
     Holds for this evaluator and for those that are drawn from it from then on.
     """
-    # A matcher of its own: other draws have other items, and scores on them.
-    self._matcher = copy.copy(self._matcher)
-    self._matcher.objective = self.objective.normalised_by(experts)
+    # A scorer of its own: other draws have other items, and scores on them.
+    self._scorer = copy.copy(self._scorer)
+    self._scorer.objective = self.objective.normalised_by(experts)
 
   def items(self, split: str) -> list[tuple[Item, ...]]:
     """The items of each task that are scored: its limit's choice of a split."""
@@ -164,15 +164,6 @@ class Evaluator:
     """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
     Called by the first `evaluate`, or earlier to print the plan.
-
-    Args:
-      space: of the population.
-      population: genomes (P, ...), or their shapes and types.
-      members: most members that are scored at a time; P by default.
-      population_bytes: see `plan.make_plan`.
-
-    Raises:
-      MemoryPlanError: what is asked for cannot fit.
     """
     return self._engine.prepare(
       space,
@@ -198,13 +189,12 @@ class Evaluator:
     items: Sequence[Sequence[int]] | None = None,
     ids: Sequence[int] | None = None,
   ) -> Evaluation:
-    """Scores members of a population.
+    """Scores M members of a population, in the order of `members`.
 
     Args:
       space: expresses genomes (see `genomes.space`).
-      population: genomes stacked on a leading axis; only the chosen members
-        are scored. Where its leaves are numpy arrays it stays on the host, and
-        a group at a time goes to the devices.
+      population: genomes (P, ...). Where its leaves are numpy arrays it stays
+        on the host, and a group at a time goes to the devices.
       members: M indices into that axis; all by default.
       split: 'dev' or 'test'.
       progress: called with the share of the work that is done.
@@ -212,9 +202,6 @@ class Evaluator:
         choice needs is packed and compiled once and kept.
       ids: of the M members, which address the draws of sampled answers; their
         indices by default.
-
-    Returns:
-      The scores of the M members, in the order of `members`.
 
     Raises:
       MemoryPlanError: the device is out of memory with a single member.
@@ -231,7 +218,7 @@ class Evaluator:
     )
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
-      return self._matcher.score(data, answers)
+      return self._scorer.score(data, answers)
 
   def race(
     self,
@@ -243,19 +230,10 @@ class Evaluator:
     generation: int,
     progress: Callable[[float], None] | None = None,
   ) -> racing.Raced:
-    """Scores members on `dev` as long as they can matter; see `racing`.
+    """Scores M members on `dev` as long as they can matter; see `racing`.
 
-    Args:
-      space: expresses genomes.
-      population: genomes stacked on a leading axis.
-      members: M indices into that axis.
-      rules: of the race.
-      seed_key: () typed key of the run; the items are dealt by it.
-      generation: which orders the blocks of items.
-      progress: called with the share of the work that is done or saved.
-
-    Returns:
-      What was found about the M members, in the order of `members`.
+    The items are dealt by the key of the run, and `generation` orders the
+    blocks.
 
     Raises:
       ValueError: fitness is no weighted mean over items to be maximised.
@@ -267,13 +245,13 @@ class Evaluator:
       for task in self._encoded('dev', self.max_length(space))
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
-    sheets = Sheets(self.items('dev'), len(members))
+    seen = ItemScores(self.items('dev'), len(members))
     done = 0
 
     def score(running, items):
       nonlocal done
       scores = self.evaluate(space, population, members[running], items=items)
-      sheets.add(running, items, scores)
+      seen.add(running, items, scores)
       done += 1
       if progress:
         progress(done / len(blocks))
@@ -284,7 +262,7 @@ class Evaluator:
       score, len(members), blocks, self.weights, rules, seed_key, generation
     )
     self.ledger.items_saved += raced.saved
-    return dataclasses.replace(raced, tasks=sheets.tasks())
+    return dataclasses.replace(raced, tasks=seen.tasks())
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.
@@ -322,12 +300,7 @@ class Evaluator:
       )
     return self._items[key]
 
-  def _split(
-    self,
-    split: str,
-    max_length: int,
-    items: Sequence[Sequence[int]] | None = None,
-  ) -> packed_split.PackedSplit:
+  def _split(self, split, max_length, items=None):
     chosen = items and tuple(tuple(map(int, task)) for task in items)
     key = (split, max_length, chosen)
     if key not in self._splits:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 import math
 
+from scipy import special
+
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -12,15 +14,7 @@ def wilson_interval(
   """Returns the score interval of a proportion (Wilson 1927, JASA 22:209).
 
   Unlike the normal approximation it stays within [0, 1] and does not collapse
-  to a point at 0 or `total` correct.
-
-  Args:
-    correct: number of successes, between 0 and `total`.
-    total: number of trials, at least 1.
-    z: normal quantile; the default gives a 95 % interval.
-
-  Returns:
-    (low, high), both in [0, 1].
+  to a point at 0 or `total` correct. The default z is of 95 %.
 
   Raises:
     ValueError: no trials, or successes outside [0, total].
@@ -51,6 +45,34 @@ def mean_interval(
   squares = math.fsum((float(value) - mean) ** 2 for value in values)
   half = z * math.sqrt(squares / (count - 1) / count)
   return mean - half, mean + half
+
+
+def of_difference(
+  first: Sequence[float], second: Sequence[float]
+) -> tuple[float, float]:
+  """Returns the interval of a difference of two independent scores.
+
+  Newcombe 1998 (Statist. Med. 17:873), method 10, where the intervals are
+  Wilson's.
+
+  Args:
+    first: score, and the low and high end of its interval.
+    second: what is taken from it, likewise.
+  """
+  (one, low, high), (other, lower, higher) = first, second
+  return (
+    one - other - math.hypot(one - low, higher - other),
+    one - other + math.hypot(high - one, other - lower),
+  )
+
+
+def t95(freedom: int) -> float:
+  """Returns the two-sided 95 % quantile of Student's t.
+
+  Args:
+    freedom: degrees of freedom, at least 1: pairs less one.
+  """
+  return float(special.stdtrit(freedom, 0.975))
 
 
 def standard_error(total: int, share: float = 0.5) -> float:

@@ -14,15 +14,18 @@ import os
 import pathlib
 from typing import Any
 import zipfile
+import zlib
 
 import numpy as np
 
 from evojax_llm.fitness import intervals
 
+# What numpy and zipfile raise at a file with a bit that has changed.
 _DAMAGES = (OSError, LookupError, EOFError, ValueError, zipfile.BadZipFile)
+_DAMAGES += (zlib.error, RuntimeError, TypeError, SyntaxError, MemoryError)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class TaskItems:
   """What M members did on the items of one task.
 
@@ -30,11 +33,11 @@ class TaskItems:
     task: its name.
     metric: name of its score.
     maximise: whether more of it is better.
-    binary: whether values are 0 or 1.
+    binary: whether an item is right or wrong and nothing between.
     ids: ids of the items.
-    values: (M, items) f32; NaN where a member was not asked.
-    predictions: (M, items) strings, None where there is none.
-    asked: (M, items) bool.
+    values: (M, items) f32; 0 and 1 where binary, NaN where not asked.
+    predictions: M lists or (M, items) of strings, None where there is none.
+    asked: (M, items) bool, the items that a member was asked; None for all.
   """
 
   task: str
@@ -43,8 +46,8 @@ class TaskItems:
   binary: bool
   ids: list[str]
   values: np.ndarray
-  predictions: np.ndarray
-  asked: np.ndarray
+  predictions: Sequence[Sequence[str | None]]
+  asked: np.ndarray | None = None
 
   def intervals(self) -> list[tuple[float, float] | None]:
     """Returns the 95 % interval of each member's mean over items it was asked.
@@ -77,13 +80,7 @@ def take(result: Any, slots: Sequence[int]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationItems:
-  """What the members scored in one generation did.
-
-  Attributes:
-    number: of the generation.
-    members: (M,) i32 ids.
-    tasks: K results.
-  """
+  """K results of the members (M,) i32 that were scored in one generation."""
 
   number: int
   members: np.ndarray
@@ -97,12 +94,7 @@ class ItemLog:
     self.folder = pathlib.Path(folder)
 
   def append(self, number: int, members: Sequence[int], scores: Any) -> None:
-    """Keeps the results of a generation; replaces what was kept of it before.
-
-    Args:
-      number: of the generation.
-      members: ids of the M members scored, in the order of `scores`.
-      scores: their `evaluation.Evaluation`, or the `racing.Raced` of a race.
+    """Keeps the `Evaluation` or `Raced` of members; replaces that generation's.
 
     Raises:
       ValueError: another number of members than of scores.
@@ -142,6 +134,10 @@ class ItemLog:
       np.savez_compressed(file, **arrays)
     os.replace(part, path)
 
+  def generations(self) -> list[int]:
+    """Returns the generations that are kept, oldest first."""
+    return [int(path.stem) for path in self._files()]
+
   def rewind(self, generation: int) -> None:
     """Drops the files of later generations; -1 drops all."""
     for path in self._files():
@@ -158,19 +154,20 @@ class ItemLog:
     """
     for path in self._files():
       try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with (
+          open(path, 'rb') as file,
+          np.load(file, allow_pickle=False) as arrays,
+        ):
           generation = _generation(int(path.stem), arrays)
       except _DAMAGES as error:
         raise ValueError(f'{path} is damaged: {error}.') from error
       yield generation
 
   def matrix(self, task: str) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Returns values of all members on all items of a task.
+    """Returns values (M, items) f32 of all members on all items of a task.
 
-    Returns:
-      (member ids (M,) i32, item ids, values (M, items) f32), NaN where a
-      member was not scored on an item. A member that was scored again has its
-      last values.
+    With the member ids (M,) i32 and item ids in front; NaN where a member was
+    not scored on an item. One that was scored again has its last values.
     """
     known: dict[int, dict[str, float]] = {}
     ids: dict[str, None] = {}

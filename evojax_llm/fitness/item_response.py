@@ -26,8 +26,7 @@ class ItemResponse:
   Attributes:
     abilities: (M,) f64, 0 for the average member.
     difficulties: (I,) f64, 0 for the average item.
-    offset: log-odds of a right answer of the average member on the average
-      item.
+    offset: log-odds of the average member on the average item.
     values: (M, I) what they were made from.
   """
 
@@ -51,10 +50,8 @@ class ItemResponse:
 def fit(values: np.ndarray, spread: float = 1.0) -> ItemResponse:
   """Estimates abilities and difficulties.
 
-  Args:
-    values: (M, I) 1 right, 0 wrong, NaN not asked, as `ItemLog.matrix` gives
-      them of a task whose items are right or wrong.
-    spread: standard deviation of both priors.
+  Values are (M, I) 1 right, 0 wrong, NaN not asked, as `ItemLog.matrix` gives
+  them; `spread` is the standard deviation of both priors.
 
   Raises:
     ValueError: other values, or nothing was seen.

@@ -95,7 +95,7 @@ class Objective:
 def make_objective(
   name: str, weights: np.ndarray, metrics: Sequence[Any]
 ) -> Objective:
-  """Makes an objective.
+  """Makes an objective of K tasks.
 
   Args:
     name: of the table, 'package.module:function' or 'file.py:function'.
@@ -193,13 +193,9 @@ def _function(name: str) -> Callable[[np.ndarray, Objective], np.ndarray]:
 def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
   """Returns indices of the members that no other one beats, in order.
 
-  One member beats another where it is at least as good on all tasks and better
-  on one. Members that failed on a task are never in the front; of members with
-  the same scores all are.
-
-  Args:
-    scores: (M, K).
-    maximise: K times whether more is better.
+  Of scores (M, K), maximised (K,) or not. One beats another where it is at
+  least as good on all tasks and better on one; members that failed never are in
+  it.
   """
   scores = np.asarray(scores, np.float64)
   scores = np.where(np.asarray(maximise, bool), scores, -scores)

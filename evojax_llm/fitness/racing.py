@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.population import keys
 
 RULES = ('paired', 'halving')
@@ -66,34 +67,24 @@ class Racing:
       )
 
 
-@dataclasses.dataclass(frozen=True)
-class Raced:
-  """The outcome of a race of M members.
+@dataclasses.dataclass
+class Raced(Evaluation):
+  """The outcome of a race of M members; see the module for those stopped.
 
   Attributes:
-    fitness: (M,) f32, NaN where the member failed; see the module for those
-      that were stopped.
-    task_scores: (M, K) f32, means over the items that the member has seen.
-    reasons: why a member failed, or None.
-    seen: (M,) i32 items that the member was scored on.
+    seen: (M,) i32 items that the member was scored on; scores are means over
+      them.
     saved: items that were not scored.
-    tasks: what the members did on each item of the K tasks, as far as they were
-      asked (see `evaluation.TaskScores`); () where it is not kept.
   """
 
-  fitness: np.ndarray
-  task_scores: np.ndarray
-  reasons: list[str | None]
   seen: np.ndarray
   saved: int
-  tasks: Sequence[Any] = ()
 
 
 # score(members (A,) of the M, items of each task): values (A, items) of each
 # task, and why a member failed.
 Score = Callable[
-  [np.ndarray, list[list[int]]],
-  tuple[list[np.ndarray], Sequence[str | None]],
+  [np.ndarray, list[list[int]]], tuple[list[np.ndarray], Sequence[str | None]]
 ]
 
 
@@ -119,15 +110,11 @@ def check(scorers: Sequence[Any], objective: str) -> None:
 def draw_blocks(
   lengths: Sequence[Sequence[int]], count: int, seed_key: jax.Array
 ) -> list[list[list[int]]]:
-  """Deals the items of K tasks into blocks of all lengths.
-
-  Args:
-    lengths: of the items of each task.
-    count: blocks, at most the items of the smallest task.
-    seed_key: () typed key of the run.
+  """Deals the items of K tasks, of some lengths, into blocks of all lengths.
 
   Returns:
-    Of each block and task, the indices of its items, in order.
+    Of each of at most `count` blocks and of each task, the indices of its
+      items, in order.
   """
   count = max(1, min(count, *map(len, lengths)))
   blocks = [[[] for _ in lengths] for _ in range(count)]
@@ -153,16 +140,10 @@ def race(
   seed_key: jax.Array,
   generation: int,
 ) -> Raced:
-  """Scores members block by block, and stops those that cannot matter.
+  """Scores M members block by block, and stops those that cannot matter.
 
-  Args:
-    score: scores some of the members on some items.
-    members: M.
-    blocks: of `draw_blocks`.
-    weights: (K,) of the tasks in the fitness; sum to one.
-    racing: the rule.
-    seed_key: () typed key of the run.
-    generation: which orders the blocks.
+  `score` scores some of the members on some items; `weights` (K,) of the tasks
+  in the fitness sum to one; `generation` orders the blocks.
   """
   sizes = np.array(
     [sum(len(block[k]) for block in blocks) for k in range(len(weights))]
@@ -194,19 +175,14 @@ def race(
   return Raced(
     fitness=fitness.astype(np.float32),
     task_scores=task_scores.astype(np.float32),
+    tasks=[],
     reasons=reasons,
     seen=seen.astype(np.int32),
     saved=int(members * sizes.sum() - seen.sum()),
   )
 
 
-def _survivors(
-  values: list[np.ndarray],
-  running: np.ndarray,
-  weights: np.ndarray,
-  sizes: np.ndarray,
-  racing: Racing,
-) -> np.ndarray:
+def _survivors(values, running, weights, sizes, racing):
   """Returns the members that go on, in their order."""
   if len(running) <= racing.keep:
     return running

@@ -50,11 +50,8 @@ class Row:
 class Initial:
   """An initial population and where it comes from.
 
-  Attributes:
-    population: leaves (P, ...) in the experts' types.
-    operators: (P,) names.
-    parents: (P, 2) i32, as in Row.
-    rows: (P,) how each was made.
+  Leaves (P, ...) in the experts' types; of each member the name of its
+  operator, its parents (P, 2) i32 as in Row, and how it was made.
   """
 
   population: stack.Population
@@ -73,11 +70,11 @@ def make_initial(
   size: int,
   seed_key: jax.Array,
 ) -> Initial:
-  """Makes P members by a list of recipes, in order.
+  """Makes P members by a list of recipes, in order; too many are cut off at P.
 
   The last entry fills what is left, so it must be one without a fixed number
   ('pairs', 'interpolants', 'extrapolants', 'noise') unless the others make P
-  already. Too many members are cut off at P.
+  already.
 
   Args:
     experts: leaves (N, ...).
@@ -87,8 +84,8 @@ def make_initial(
     seed_key: () typed key of the run.
 
   Raises:
-    ValueError: an entry or its options are unknown, there are too few
-      experts, or the recipe ends before P.
+    ValueError: an entry or its options are unknown, there are too few experts,
+      or the recipe ends before P.
   """
   rows = make_rows(stack.size(experts), recipe, size, seed_key)
   population = combine(
@@ -102,13 +99,7 @@ def make_initial(
 def finish(
   rows: Sequence[Row], population: stack.Population, seed_key: jax.Array
 ) -> Initial:
-  """Puts the noise on members whose rows ask for it.
-
-  Args:
-    rows: of P members.
-    population: leaves (P, ...), the rows' sums of experts.
-    seed_key: () typed key of the run.
-  """
+  """Puts the noise on members (P, ...) whose rows ask for it."""
   sigma = np.asarray([row.sigma for row in rows], np.float32)
   if np.any(sigma):
     indices = np.flatnonzero(sigma)
@@ -121,7 +112,11 @@ def finish(
       stack.take(population, indices),
       jnp.asarray(sigma[indices]),
     )
-    population = stack.put(population, indices, noisy)
+    population = jax.tree.map(
+      lambda leaf, new: leaf.at[indices].set(new.astype(leaf.dtype)),
+      population,
+      noisy,
+    )
   return Initial(
     population=population,
     operators=tuple(row.operator for row in rows),
@@ -133,16 +128,11 @@ def finish(
 def combine(
   experts: stack.Population, first: np.ndarray, second: np.ndarray
 ) -> stack.Population:
-  """Members as weighted sums of experts, B weighed apart from the rest.
+  """Members (P, ...) as weighted sums of experts, B weighed apart from the
+  rest.
 
-  Args:
-    experts: leaves (N, ...).
-    first: (P, N) weights of all leaves but B.
-    second: (P, N) weights of B.
-
-  Returns:
-    Leaves (P, ...), summed in f32, in the experts' types. A member that is one
-    expert alone is that expert bit for bit.
+  `first` (P, N) weighs all leaves but B, `second` (P, N) B. Summed in f32, in
+  the experts' types; a member that is one expert alone is that bit for bit.
   """
   index = np.argmax(first, axis=1)
   one_hot = np.eye(stack.size(experts))[index]
@@ -190,13 +180,7 @@ def random_mix(
 def sum_experts(
   experts: stack.Population, first: jax.Array, second: jax.Array
 ) -> stack.Genome:
-  """Returns one weighted sum of experts, as `combine` does for many.
-
-  Args:
-    experts: leaves (N, ...).
-    first: (N,) weights of all leaves but B.
-    second: (N,) weights of B.
-  """
+  """Returns one sum of experts, weights (N,), as `combine` does for many."""
   none = jnp.full((1,), lineage.NO_MEMBER, jnp.int32)
   made = _combine(experts, first[None], second[None], none)
   return jax.tree.map(lambda leaf: leaf[0], made)
@@ -266,8 +250,6 @@ def expert_pairs(
   num_experts: int, count: int, seed_key: jax.Array
 ) -> list[tuple[int, int]]:
   """GENOME's pairs: all unordered ones, shuffled, repeated beyond their number.
-
-  Ten experts make 45, so 40 members are 40 different pairs.
 
   Raises:
     ValueError: there are fewer than two experts.

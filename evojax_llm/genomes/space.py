@@ -19,7 +19,9 @@ import numpy as np
 
 from evojax_llm import lookup
 from evojax_llm.genomes import initial
+from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.models import hub
+from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.hub import Model
 from evojax_llm.population import stack
@@ -68,7 +70,13 @@ class Space(Expressing, Protocol):
     models: Sequence[str | os.PathLike] = (),
     dtype: Any = jnp.float32,
   ) -> 'Space':
-    """Makes the space of a base and experts on disk; see `make_space`."""
+    """Makes the space of a base and experts on disk; see `make_space`.
+
+    That is cls(adapters, model) of adapter folders.
+    """
+    del models
+    config = load_base(base, None).config
+    return cls(peft.load_adapters(adapters, config), load_base(base, dtype))
 
   @property
   def plain(self) -> 'Space':
@@ -82,11 +90,9 @@ class Space(Expressing, Protocol):
     """Returns the genome that is expressed as the model without a change."""
 
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    """Returns C mixes of the experts.
+    """Returns C mixes of the experts, weights (C, N) f64.
 
-    Args:
-      weights: (C, N) f64 of the experts.
-      factors: (C,) f64 that the change from the base is multiplied by.
+    The change from the base is multiplied by factors (C,) f64.
     """
 
   def initial(
@@ -108,18 +114,22 @@ class Space(Expressing, Protocol):
     low: float = 0.0,
     high: float = 4.0,
   ) -> stack.Genome:
-    """Draws one genome: a random mix of the experts with a random mass.
+    """Draws one genome: a mix ~ Dirichlet(concentration), its mass ~ U(low,
+    high).
 
-    Args:
-      key: () typed key.
-      concentration: of the Dirichlet distribution of the mix.
-      low: least mass.
-      high: most mass; draws are within `bounds` unless this is over 4.
+    Draws are within `bounds` unless `high` is over 4.
     """
 
   def bounds(self) -> tuple[stack.Genome, stack.Genome] | None:
     """Returns the lowest and highest genome that `sample` draws, if known."""
     return None
+
+  def recipe(self, genome: stack.Genome) -> dict[str, Any]:
+    """Returns what one member is in the terms of the space, as JSON holds it.
+
+    A space says here what it can, such as weights by the experts' names.
+    """
+    return recipe_lib.numbers(genome)
 
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike
@@ -147,14 +157,7 @@ class Expressed:
 
 
 def find_space(name: str) -> Any:
-  """Returns the class of a space.
-
-  Args:
-    name: a key of SPACES, or 'package.module:Object'.
-
-  Raises:
-    ValueError: there is none of that name.
-  """
+  """Returns the class of a space of SPACES, or 'package.module:Object'."""
   if name in _FORMER:
     raise ValueError(
       f'Got space {name!r}; expected one of {", ".join(SPACES)}. Did you mean '
@@ -163,7 +166,7 @@ def find_space(name: str) -> Any:
   return lookup.find(name, SPACES, 'space')
 
 
-def load_model(
+def load_base(
   base: str | os.PathLike | Model, dtype: Any = jnp.float32
 ) -> Model:
   """Loads a model folder; with no dtype, its configuration alone.

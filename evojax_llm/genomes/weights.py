@@ -12,6 +12,7 @@ import numpy as np
 
 from evojax_llm.genomes import adapters as adapter_genomes
 from evojax_llm.genomes import initial
+from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.genomes import space
 from evojax_llm.genomes.space import Model
 from evojax_llm.models import expression
@@ -23,18 +24,12 @@ from evojax_llm.population import stack
 
 
 class WeightSpace(space.Space):
-  """Members that are models of one shape.
+  """Members that are models of one shape: parameter trees.
 
-  A genome is a parameter tree of `models.transformer`. Populations of them are
-  large: leaves that are numpy arrays stay on the host, and the engine takes a
-  group at a time to the devices.
-
-  What has a mass is the change from the base, as in task arithmetic (arXiv
-  2212.04089): a sum of experts with weights w is base + sum_n w_n (expert_n -
-  base), so that weights of zero give the base.
-
-  Attributes:
-    names: (N,) names of the experts.
+  Populations of them are large: leaves that are numpy arrays stay on the host,
+  and the engine takes a group at a time to the devices. What has a mass is the
+  change from the base, as in task arithmetic (arXiv 2212.04089): a sum of
+  experts with weights w is base + sum_n w_n (expert_n - base).
   """
 
   exports, takes, shares_base = 'model', ('adapters', 'models'), False
@@ -42,13 +37,7 @@ class WeightSpace(space.Space):
   def __init__(
     self, names: Sequence[str], experts: Sequence[dict[str, Any]], model: Model
   ):
-    """Makes the space.
-
-    Args:
-      names: of the experts.
-      experts: N parameter trees of one configuration, as `hub.load_checkpoint`
-        gives them.
-      model: what they were tuned from.
+    """Makes the space of N named parameter trees that were tuned from a model.
 
     Raises:
       ValueError: they differ in structure, shape or type.
@@ -104,11 +93,11 @@ class WeightSpace(space.Space):
       ModelError: a model is not of the base's configuration, or a folder cannot
         be used.
     """
-    config = space.load_model(base, None).config
+    config = space.load_base(base, None).config
     for other in models:
       _check_config(other, config)
     loaded = peft.load_adapters(adapters, config) if adapters else None
-    model = space.load_model(base, dtype)
+    model = space.load_base(base, dtype)
     if dtype is None:
       return cls((), (), model)
     if loaded:
@@ -142,12 +131,28 @@ class WeightSpace(space.Space):
   def express(self, genome: stack.Genome) -> expression.Weights:
     return expression.Weights(genome)
 
+  def recipe(self, genome: stack.Genome) -> dict[str, Any]:
+    """Returns the change of the base beside those of the experts."""
+
+    def changes(models, own):
+      models = np.asarray(models, np.float32)
+      rows = [*models[:-1], np.asarray(own, np.float32)]
+      return np.stack([(row - models[-1]).reshape(-1) for row in rows])
+
+    pairs = zip(
+      jax.tree.leaves(self._models), jax.tree.leaves(genome), strict=True
+    )
+    blocks = ((changes(*pair),) for pair in pairs)
+    base = recipe_lib.numbers(self.base())
+    return {
+      'base_norm': base['norm'],
+      **recipe_lib.by_experts(self.names, blocks),
+    }
+
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:
-    """Writes one member as a model folder; see `hub.save_checkpoint`.
-
-    Tokenizer and stored types are those of the base's folder.
+    """Writes one member as a model folder, with the base's tokenizer and types.
 
     Raises:
       ModelError: the base has no folder.

@@ -18,33 +18,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.models import names
-from evojax_llm.models.config import MODEL_TYPES
+from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.config import config_from_hf
+from evojax_llm.models.config import load_config
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
-from evojax_llm.models.folders import import_transformers
 from evojax_llm.models.folders import listing
 from evojax_llm.models.folders import new_folder
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.folders import write_json
-from evojax_llm.models.model_files import MODEL_FOLDER
 from evojax_llm.models.model_files import check_params
 from evojax_llm.models.model_files import check_tied
+from evojax_llm.models.model_files import get
 from evojax_llm.models.model_files import open_model
 from evojax_llm.models.model_files import put
 from evojax_llm.models.model_files import read_leaf
 from evojax_llm.models.model_files import write_weights
 from evojax_llm.models.tokenizer import Tokenizer
 
-_KNOWN = (*MODEL_TYPES, 'gemma3')
-# How the names of the small files begin that go with the weights.
+# The small files that go with the weights: what transformers writes of a
+# tokenizer, templates, and what the licence asks to pass on.
 _KEPT = (
-  'generation_config',
-  'tokenizer',
-  'special_tokens_map',
-  'added_tokens',
-  'chat_template',
+  'generation_config*',
+  'tokenizer*',
+  'special_tokens_map*',
+  'added_tokens*',
+  'chat_template*',
+  'additional_chat_templates/*',
+  '*.jinja',
+  'vocab.*',
+  'merges.txt',
+  '*.model',
+  'LICEN[CS]E*',
+  'NOTICE*',
+  'USE_POLICY*',
 )
 
 
@@ -79,46 +86,6 @@ def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
   # A folder without a tokenizer is refused before its weights are read.
   tokenizer = Tokenizer.from_folder(folder)
   return Model(*load_checkpoint(folder, dtype), folder, tokenizer)
-
-
-def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
-  """Reads config.json through transformers' AutoConfig.
-
-  Args:
-    folder: a Gemma 1, 2 or 3 folder; of a multimodal Gemma 3 the text part is
-      read.
-
-  Returns:
-    The configuration, and the transformers configuration it was read from.
-
-  Raises:
-    ModelError: no folder or file, broken JSON, another or a quantised model.
-  """
-  path = existing_folder(folder, MODEL_FOLDER) / 'config.json'
-  raw = read_json(path)
-  model_type = raw.get('model_type')
-  if model_type not in _KNOWN:
-    hint = (
-      ' This is an adapter folder; give it as an expert, not as the base.'
-      if 'peft_type' in raw
-      else ''
-    )
-    raise ModelError(
-      f'{path}: model_type is {model_type!r}; expected one of '
-      f'{", ".join(_KNOWN)}.{hint}'
-    )
-  if raw.get('quantization_config'):
-    raise ModelError(
-      f'{path}: quantization_config is set; expected plain float weights. '
-      'Convert them back first.'
-    )
-  try:
-    hf_config = import_transformers().AutoConfig.from_pretrained(
-      path.parent, local_files_only=True, trust_remote_code=False
-    )
-    return config_from_hf(hf_config), hf_config
-  except Exception as error:
-    raise ModelError(f'{path}: {error}') from error
 
 
 def load_checkpoint(
@@ -186,22 +153,67 @@ def save_checkpoint(
       `config` does not fit `like`.
   """
   base_config, hf_config = load_config(like)
-  like = pathlib.Path(like).expanduser()
+  like = existing_folder(like, MODEL_FOLDER)
   check_params(params, config)
-  with open_model(like, base_config) as files:
-    dtypes = {
-      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
-      for leaf in names.leaves(config)
-    }
+  dtypes = stored_types(like, config, dtype)
   with new_folder(folder) as path:
     raw = _config_json(like, hf_config, base_config, config, dtype)
     write_json(path / 'config.json', raw)
     _check_same(config, load_config(path)[0], like)
-    for file in sorted(like.iterdir()):
-      if file.is_file() and file.name.startswith(_KEPT):
-        shutil.copyfile(file, path / file.name)
+    for file in {file for kept in _KEPT for file in like.glob(kept)}:
+      if file.is_file():
+        to = path / file.relative_to(like)
+        to.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, to)
     write_weights(path, params, config, dtypes, max_shard_bytes)
   return pathlib.Path(folder)
+
+
+def stored_types(
+  like: str | os.PathLike, config: GemmaConfig, dtype: Any = None
+) -> dict[tuple[str, ...], np.dtype]:
+  """Returns the type that `save_checkpoint` gives each leaf, by its path."""
+  with open_model(like, load_config(like)[0]) as files:
+    return {
+      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
+      for leaf in names.leaves(config)
+    }
+
+
+def kept_change(
+  params: dict[str, Any],
+  base: dict[str, Any],
+  types: dict[tuple[str, ...], np.dtype],
+) -> tuple[float, float]:
+  """Returns what is left of a change of weights when they are stored.
+
+  Args:
+    params: parameter tree of the changed model.
+    base: that of the model it was made from, of the same shapes.
+    types: of `stored_types`.
+
+  Returns:
+    The share of the change d that what is stored has of it, <stored, d> / |d|^2
+    over all weights, within [0, 1]; and |stored - d| / |d|. (1, 0) for no
+    change.
+  """
+  along = apart = total = 0.0
+  for path, kind in types.items():
+    pair = (np.asarray(get(tree, path)) for tree in (params, base))
+    # Layer by layer, as copies of all of them would be large.
+    layers = pair if path[0] == 'layers' else (leaf[None] for leaf in pair)
+    for new, old in zip(*layers, strict=True):
+      change = new.astype(np.float32) - old.astype(np.float32)
+      if not change.any():
+        continue
+      stored, before = (x.astype(kind).astype(np.float32) for x in (new, old))
+      stored -= before
+      along += float(np.vdot(stored, change))
+      apart += float(np.square(stored - change).sum())
+      total += float(np.square(change).sum())
+  if not total:
+    return 1.0, 0.0
+  return min(max(along / total, 0.0), 1.0), float(np.sqrt(apart / total))
 
 
 def _config_json(
@@ -217,19 +229,44 @@ def _config_json(
   if text is not hf_config:
     outer, raw = raw, json.loads(text.to_json_string(use_diff=False))
     raw['architectures'] = ['Gemma3ForCausalLM']
-    for key in ('eos_token_id', 'bos_token_id', 'pad_token_id', 'dtype'):
+    for key in (
+      *('eos_token_id', 'bos_token_id', 'pad_token_id'),
+      *('dtype', 'torch_dtype'),
+    ):
       if outer.get(key) is not None:
         raw[key] = outer[key]
-    if raw.get('dtype') is None:
-      raw['dtype'] = outer.get('torch_dtype')
+  raw.update(_ropes(text.rope_parameters))
   if config.num_layers != base_config.num_layers:
     raw['num_hidden_layers'] = config.num_layers
   if config.layer_types != base_config.layer_types:
     raw['layer_types'] = list(config.layer_types)
   if dtype is not None:
-    raw.pop('torch_dtype', None)
     raw['dtype'] = np.dtype(dtype).name
+  if stored := raw.get('dtype') or raw.get('torch_dtype'):
+    raw['dtype'] = raw['torch_dtype'] = stored
   return raw
+
+
+def _ropes(parameters: dict[str, Any]) -> dict[str, Any]:
+  """Returns rotary embeddings as transformers 5 and as 4 spell them.
+
+  Of the other's spelling each reads nothing, and takes its defaults.
+
+  Args:
+    parameters: of transformers 5, of all layers or by type of layer.
+  """
+  sliding = parameters.get('sliding_attention')
+  full = parameters.get('full_attention') or sliding or parameters
+  scaled = full.get('rope_type', 'default') != 'default'
+  rest = {k: v for k, v in full.items() if k != 'rope_theta'}
+  fields = {
+    'rope_parameters': parameters,
+    'rope_theta': full['rope_theta'],
+    'rope_scaling': rest if scaled else None,
+  }
+  if sliding:
+    fields['rope_local_base_freq'] = sliding['rope_theta']
+  return fields
 
 
 def _check_same(

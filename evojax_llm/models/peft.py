@@ -6,12 +6,15 @@ A stored adapter adds scale * lora_B lora_A to a weight (out, in), with `lora_A`
 2106.09685).
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 import os
 import pathlib
 from typing import Any
 
+from absl import logging
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -69,6 +72,21 @@ def load_adapters(
     raise ModelError('No adapter folder is given; expected one or more.')
   config = getattr(model, 'config', model)
   experts = [read_adapter(folder, config) for folder in folders]
+  names = expert_names(folders)
+  first: dict[bytes, str] = {}
+  for name, expert in zip(names, experts, strict=True):
+    content = hashlib.blake2b()
+    for key in sorted(expert):
+      content.update(f'{key} {expert[key].scale}'.encode())
+      content.update(np.ascontiguousarray(expert[key].a))
+      content.update(np.ascontiguousarray(expert[key].b))
+    same = first.setdefault(content.digest(), name)
+    if same != name:
+      logging.warning(
+        '%s is the same adapter as %s: it counts twice in every mix.',
+        name,
+        same,
+      )
   rank = max(f.a.shape[0] for e in experts for f in e.values())
   factors: dict[str, Any] = {}
   scales: dict[str, Any] = {}
@@ -92,7 +110,7 @@ def load_adapters(
     factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
     scales.setdefault(block, {})[projection] = scale.astype(np.float32)
   return AdapterSet(
-    names=expert_names(folders),
+    names=names,
     factors={'layers': factors},
     scale={'layers': scales},
     rank=rank,
@@ -126,11 +144,15 @@ def save_adapter(
 ) -> pathlib.Path:
   """Writes one adapter as a folder that PEFT loads.
 
+  The rank is the least that holds the member: columns that change nothing are
+  left out. There is one rank and one alpha, since other readers than PEFT do
+  not know patterns; where scales differ they go into lora_B.
+
   Args:
     folder: a new or empty folder; appears whole or not at all.
     factors: adapter tree of one member: a (L, in, R) and b (L, R, out), b not
       scaled. Written as f32.
-    scale: tree of the same modules, (L,); becomes alpha / r.
+    scale: tree of the same modules, (L,).
     config: the base's.
     base_model_name: the base's name in the written file.
     base_folder: the base's folder; if it is multimodal, PEFT finds the layers
@@ -147,23 +169,26 @@ def save_adapter(
     path = existing_folder(base_folder, 'the folder of the base')
     if read_json(path / 'config.json').get('model_type') == 'gemma3':
       prefix = 'model.language_model.'
-  ranks, alphas, tensors = {}, {}, {}
-  for block, projections in factors['layers'].items():
-    for projection, pair in projections.items():
-      name = f'{block}.{projection}'
-      a, b = (np.asarray(pair[x], np.float32) for x in 'ab')
-      rank = _check_factors(config, (block, projection), a, b)
-      s = np.asarray(scale['layers'][block][projection], np.float64)
-      alpha = np.broadcast_to(s * rank, (config.num_layers,)).tolist()
-      for layer in range(config.num_layers):
-        module = f'{prefix}layers.{layer}.{name}'
-        key = f'base_model.model.{module}'
-        tensors[f'{key}.lora_A.weight'] = np.ascontiguousarray(a[layer].T)
-        tensors[f'{key}.lora_B.weight'] = np.ascontiguousarray(b[layer].T)
-        ranks[module], alphas[module] = rank, alpha[layer]
-  if not tensors:
+  kept = _least_factors(factors, scale, config)
+  if not kept:
     raise ModelError('The adapter has no factors; expected one module or more.')
-  raw = _adapter_json(factors, ranks, alphas, base_model_name, prefix)
+  rank = max(1, *(len(b) for _, b, _ in kept.values()))
+  common, *others = {s for _, b, s in kept.values() if len(b)} or {1.0}
+  alpha = round(common * rank)
+  # Whole, as PEFT declares it. Where that is no alpha of this scale, and where
+  # there are several, lora_B is scaled.
+  in_b = bool(others) or np.float32(alpha / rank) != np.float32(common)
+  if in_b:
+    alpha = rank
+  tensors = {}
+  for ((block, projection), layer), (a, b, s) in kept.items():
+    key = f'base_model.model.{prefix}layers.{layer}.{block}.{projection}'
+    missing = ((0, rank - len(b)), (0, 0))
+    b = b * np.float32(s) if in_b else b
+    tensors[f'{key}.lora_A.weight'] = np.pad(a, missing)
+    tensors[f'{key}.lora_B.weight'] = np.ascontiguousarray(np.pad(b, missing).T)
+  projections = dict.fromkeys(p for (_, p), _ in kept)
+  raw = _adapter_json(rank, alpha, projections, base_model_name, prefix)
   with new_folder(folder) as path:
     save_file(
       tensors, path / 'adapter_model.safetensors', metadata={'format': 'pt'}
@@ -172,10 +197,37 @@ def save_adapter(
   return pathlib.Path(folder)
 
 
+def _least_factors(
+  factors: dict[str, Any], scale: dict[str, Any], config: GemmaConfig
+) -> dict[tuple[Module, int], tuple[np.ndarray, np.ndarray, float]]:
+  """Returns (R, in), (R, out) and the scale of each module of each layer.
+
+  R is what is left of the rank without products of zero.
+  """
+  kept = {}
+  for block, projections in factors['layers'].items():
+    for projection, pair in projections.items():
+      a, b = (np.asarray(pair[x], np.float32) for x in 'ab')
+      module = block, projection
+      _check_factors(config, module, a, b)
+      scales = np.broadcast_to(
+        np.asarray(scale['layers'][block][projection], np.float64),
+        (config.num_layers,),
+      )
+      for layer in range(config.num_layers):
+        used = a[layer].any(axis=0) & b[layer].any(axis=1)
+        kept[module, layer] = (
+          a[layer].T[used],
+          b[layer][used],
+          float(scales[layer]),
+        )
+  return kept
+
+
 def _check_factors(
   config: GemmaConfig, module: Module, a: np.ndarray, b: np.ndarray
-) -> int:
-  """Returns the rank of a module's factors, which must fit the base."""
+) -> None:
+  """Refuses factors of a module that do not fit the base."""
   name = '.'.join(module)
   shapes = config.linear_shapes()
   if module not in shapes:
@@ -191,21 +243,18 @@ def _check_factors(
       f'The factors of {name} have shapes {a.shape} and {b.shape}; the base '
       f'expects (L, in, R) and (L, R, out) = {expected[0]} and {expected[1]}.'
     )
-  return rank
 
 
 def _adapter_json(
-  factors: dict[str, Any],
-  ranks: dict[str, int],
-  alphas: dict[str, float],
+  rank: int,
+  alpha: int,
+  projections: Iterable[str],
   base_model_name: str,
   prefix: str,
 ) -> dict[str, Any]:
-  """Returns adapter_config.json; patterns name the modules that differ."""
-  rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-  projections = [p for block in factors['layers'].values() for p in block]
+  """Returns adapter_config.json."""
   return {
-    'alpha_pattern': {m: v for m, v in alphas.items() if v != alpha},
+    'alpha_pattern': {},
     'auto_mapping': None,
     'base_model_name_or_path': base_model_name,
     'bias': 'none',
@@ -219,10 +268,10 @@ def _adapter_json(
     'modules_to_save': None,
     'peft_type': 'LORA',
     'r': rank,
-    'rank_pattern': {m: v for m, v in ranks.items() if v != rank},
+    'rank_pattern': {},
     # Names alone would pick the vision side of a multimodal base as well.
     'target_modules': (
-      projections
+      list(projections)
       if prefix == 'model.'
       else rf'.*language_model\..*\.({"|".join(projections)})'
     ),

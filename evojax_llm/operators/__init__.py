@@ -11,7 +11,7 @@ _PUBLIC = {
   'merges.registry': 'MERGES find_merge',
   'merges.lift': 'merge merge_population',
   'merges.parameters': 'PerModel resolve',
-  'merges.parent_weights': 'fitness_weights',
+  'merges.linear': 'fitness_weights',
   'mutation': 'gaussian scale scale_by',
   'low_rank': 'perturb',
   'lora_algebra': 'compress weighted_sum',

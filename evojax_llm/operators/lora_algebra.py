@@ -1,19 +1,18 @@
 """Exact algebra of adapters, on their factors.
 
-An adapter changes a matrix by a b. Merging a with a and b with b, as GENOME
-(arXiv 2503.01155) and Model Swarms (arXiv 2410.11163) do, gives cross terms
-a_i b_j; a weighted sum of the changes themselves is the concatenation of the
-factors, of the sum of the ranks. `compress` brings it back to rank R, the best
-there is in the Frobenius norm (Eckart and Young, 1936). The dense matrix is
-never formed; to fold an adapter into its base, see models.expression.fold.
+Merging a with a and b with b, as GENOME (arXiv 2503.01155) and Model Swarms
+(arXiv 2410.11163) do, gives cross terms a_i b_j; a weighted sum of the changes
+a b themselves is the concatenation of the factors, of the sum of the ranks.
+`compress` brings it back to rank R, the best there is in the Frobenius norm
+(Eckart and Young, 1936). The dense matrix is never formed.
 
-Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module, with
-any axes in front (layers, members). b is used as it is: where adapters have
-scales, multiply their b first (genomes.adapters.scaled), or the weights.
+Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module. b is
+used as it is: where adapters have scales, multiply their b first
+(genomes.adapters.scaled), or the weights.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -26,22 +25,11 @@ from evojax_llm.population import stack
 PRODUCTS = ('factors', 'exact')
 
 
-def _map_factors(function: Callable[..., Any], *trees: Any) -> Any:
-  """Maps function(factors, ...) over modules, and over other leaves alike."""
-  return jax.tree.map(function, *trees, is_leaf=leaves.is_factors)
-
-
 def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
   """Returns the adapter whose change is sum_n w_n a_n b_n, by concatenation.
 
-  Args:
-    adapters: N adapter trees of the same modules; ranks may differ. Leaves
-      that belong to no pair of factors are summed.
-    weights: (N,) f32.
-
-  Returns:
-    An adapter tree whose rank is the sum of the ranks. Exact but for rounding
-    w b to the type of b.
+  Adapters are N trees of the same modules; ranks may differ. Leaves that are no
+  factors are summed. Exact but for rounding w b to the type of b.
 
   Raises:
     ValueError: if there is no adapter, or not one weight for each.
@@ -65,26 +53,20 @@ def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
       'b': jnp.concatenate(scaled, axis=-2),
     }
 
-  return _map_factors(add, *adapters)
+  return jax.tree.map(add, *adapters, is_leaf=leaves.is_factors)
 
 
 def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
   """Returns the nearest adapter of rank R, and how far it is.
 
-  With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of
-  a b are those of the small matrix R_a R_b^T. The columns of the new a are
-  orthonormal; b holds the singular values, so that its size is the adapter's
-  mass.
-
-  Args:
-    adapter: adapter tree of any rank; smaller ones are filled up with zeros.
-    rank: R.
+  With a = Q_a R_a and b^T = Q_b R_b (orthonormal Q), the singular values of a b
+  are those of the small matrix R_a R_b^T. The new a is orthonormal; b holds the
+  singular values. Smaller ranks are filled up with zeros.
 
   Returns:
     The adapter in the types of the leaves, and for each module the relative
-    error ||a b - a' b'|| / ||a b|| in the Frobenius norm (...,) f32, zero for
-    a change of zero. Leaves that belong to no pair of factors are kept; their
-    error is zero.
+      error ||a b - a' b'|| / ||a b|| in the Frobenius norm (...,) f32. Leaves
+      that are no factors are kept, with error zero.
 
   Raises:
     ValueError: if the rank is not positive.
@@ -102,7 +84,9 @@ def compress(adapter: Any, rank: int) -> tuple[Any, Any]:
     _matmul(one, _turned(two))
     for one, two in zip(cores[:middle], cores[middle:], strict=True)
   ]
-  decomposed = _at_once(_svd, small)
+  decomposed = _at_once(
+    functools.partial(jnp.linalg.svd, full_matrices=False), small
+  )
   for i, left, right, parts in zip(
     indices, sides[:middle], sides[middle:], decomposed, strict=True
   ):
@@ -132,16 +116,11 @@ def _truncated(node, left, right, parts, rank):
   }, error
 
 
-def _svd(matrices):
-  return jnp.linalg.svd(matrices, full_matrices=False)
-
-
 def _at_once(function, matrices):
   """function(matrix) of several batches of small square ones, in one call.
 
-  Decompositions are calls into LAPACK, which spreads a batch over threads and
-  waits for them. Several that XLA runs beside one another can wait for each
-  other's threads for ever; one after the other they cannot.
+  LAPACK spreads a batch over threads and waits for them. Several calls that XLA
+  runs beside one another can wait for each other's threads for ever.
   """
   found = [None] * len(matrices)
   sizes = {matrix.shape[-1] for matrix in matrices}
@@ -205,14 +184,10 @@ def _matmul(one, two):
 def linear(
   parents: stack.Population, weights: jax.Array, *, products: str = 'factors'
 ) -> stack.Genome:
-  """Merges k parents of one rank into a genome of that rank.
+  """Merges k parents (k, ...) of one rank, with weights (k,), into that rank.
 
-  Args:
-    parents: k genomes, leaves (k, ...); any tree.
-    weights: (k,) f32.
-    products: 'factors' sums a and b apart, with cross terms, as published;
-      'exact' sums the changes a b and keeps the best of the parents' rank.
-      Leaves other than factors are summed either way.
+  `products` 'factors' sums a and b apart, with cross terms, as published;
+  'exact' sums the changes a b and keeps the best of the parents' rank.
 
   Raises:
     ValueError: if `products` is neither, or modules differ in rank.

@@ -1,14 +1,11 @@
 """Low-rank noise: a member that is a seed, regenerated wherever it is needed.
 
 For a matrix the noise is E = A B / sqrt(r) with A (in, r) and B (r, out) drawn
-from N(0, 1), as in EGGROLL (arXiv 2511.16652): entries of variance one, though
-a member costs r (in + out) random numbers instead of in times out. Vectors and
-scalars get full noise. Everything follows from the key; nothing else needs
-to be kept, and neither the member nor E has to be formed to run the model
-(`as_adapter`) or to move the centre (`update`).
-
-Leaves of two axes and more, beside the layer axis L, are matrices over their
-last two axes.
+from N(0, 1), as in EGGROLL (arXiv 2511.16652): entries of variance one, for r
+(in + out) random numbers. Vectors and scalars get full noise. Neither the
+member nor E has to be formed to run the model (`as_adapter`) or to move the
+centre (`update`). Leaves of two axes and more, beside the layer axis L, are
+matrices over their last two axes.
 """
 
 import math
@@ -28,12 +25,7 @@ _UNROLLED = 8
 
 @flax.struct.dataclass
 class Factors:
-  """Noise a b of one leaf.
-
-  Attributes:
-    a: (..., in, r) f32.
-    b: (..., r, out) f32, divided by sqrt(r).
-  """
+  """Noise a b of a leaf: a (..., in, r) and b (..., r, out) / sqrt(r), f32."""
 
   a: jax.Array
   b: jax.Array
@@ -50,17 +42,13 @@ def factors(
   *,
   layers: str | None = leaves.LAYERS,
 ) -> Any:
-  """Returns the noise of one member, in factors where there is a matrix.
+  """Returns the noise of one member: `Factors` for matrices, else f32 arrays.
 
   Args:
     key: () typed key of the member, from seed, generation and id.
     genome: any tree; only its shapes matter.
     rank: r.
     layers: key below which leaves have the axis L; None where none has it.
-
-  Returns:
-    The tree with `Factors` in place of each matrix, and f32 noise of its shape
-    in place of every other leaf.
 
   Raises:
     ValueError: if the rank is not positive.
@@ -104,9 +92,6 @@ def perturb(
     relative: whether sigma is a fraction of each matrix's root mean square.
     rounding: of bf16 leaves; see `noise.cast`.
     layers: as in `factors`.
-
-  Returns:
-    A genome; added in f32, every leaf in its own type.
   """
   sigma = jnp.float32(sigma)
   made = factors(key, genome, rank, layers=layers)
@@ -135,21 +120,11 @@ def update(
   *,
   layers: str | None = leaves.LAYERS,
 ) -> stack.Genome:
-  """Sums the members' noise, sum_p w_p E_p, without forming a member.
+  """Returns sum_p w_p E_p of keys and weights (P,), f32, no member formed.
 
-  For a matrix it is one product (in, P r) (P r, out). With weights
-  alpha f_p / (P sigma), f the shaped fitness, it is the step of an evolution
-  strategy.
-
-  Args:
-    keys: (P,) typed keys of the members.
-    weights: (P,) f32.
-    genome: the centre; only its shapes matter.
-    rank: r.
-    layers: as in `factors`.
-
-  Returns:
-    A tree like `genome`, in f32.
+  For a matrix it is one product (in, P r) (P r, out). With weights alpha f_p /
+  (P sigma), f the shaped fitness, it is the step of an evolution strategy. Only
+  the shapes of `genome` matter.
   """
   members = jax.vmap(lambda key: factors(key, genome, rank, layers=layers))(
     keys
@@ -179,11 +154,7 @@ def move(
 ) -> stack.Genome:
   """Moves the centre by an f32 change, every leaf in its own type.
 
-  Args:
-    key: () typed key; matters with stochastic rounding alone.
-    genome: the centre.
-    change: a tree like it, f32.
-    rounding: of bf16 leaves; see `noise.cast`.
+  The key matters with stochastic `rounding` alone; see `noise.cast`.
   """
 
   def add(index, path, leaf, by):
@@ -197,17 +168,12 @@ def move(
 
 
 def as_adapter(made: Any, sigma: jax.Array | float) -> dict[str, Any]:
-  """Returns the noise of all kernels as an adapter tree, for the forward pass.
+  """Returns the noise of all kernels as factors of a
+  `models.expression.LowRank`.
 
-  y = x W + (x a)(sigma b): the member runs on the centre's matrices.
-
-  Args:
-    made: what `factors` gives for a parameter tree.
-    sigma: () standard deviation, absolute.
-
-  Returns:
-    The factors of a `models.expression.LowRank`; noise of other leaves (norms)
-    is left out, as adapters have none of them.
+  y = x W + (x a)(sigma b): the member runs on the centre's matrices. `made` is
+  what `factors` gives for a parameter tree, sigma () is absolute; noise of
+  other leaves (norms) is left out.
   """
   adapter = {}
   for name, node in made.items():

@@ -30,8 +30,6 @@ def gaussian(
   """Adds masked Gaussian noise.
 
   One random word an element says both whether it changes and by how much.
-  Each leaf is one loop of drawing and adding; with `relative`, one that reads
-  it for its root mean square comes before.
 
   Args:
     key: () typed key.
@@ -41,14 +39,9 @@ def gaussian(
     gene_rate: () probability that a gene changes.
     relative: whether sigma is relative.
     mask: what a gene is: an 'element' (as published), a 'matrix', or a 'layer'
-      (all matrices of that layer together; leaves without a layer axis form
-      one more layer).
-    rounding: of bf16 leaves, 'nearest' or 'stochastic'. The former loses
-      changes below half a step of the type; see `noise.cast`.
+      (all its matrices; leaves without a layer axis form one more layer).
+    rounding: of bf16 leaves, 'nearest' or 'stochastic'; see `noise.cast`.
     layers: key below which leaves have the axis L; None where none has it.
-
-  Returns:
-    A genome; noise drawn and added in f32, every leaf in its own type.
 
   Raises:
     ValueError: if `mask` or `rounding` is unknown.
@@ -98,11 +91,7 @@ def scale(
   """Multiplies a member's mass by u ~ U(low, high).
 
   The mass of an adapter is its B: the change of the model is a b, and scaling
-  one factor scales it by u, scaling both by u squared. A genome without such
-  leaves (coefficients, plain vectors) is scaled whole.
-
-  Returns:
-    A genome; multiplied in f32, every leaf in its own type.
+  one factor scales it by u. A genome without such leaves is scaled whole.
   """
   low, high = jnp.float32(low), jnp.float32(high)
   factor = low + (high - low) * jax.random.uniform(key, (), jnp.float32)

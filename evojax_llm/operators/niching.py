@@ -1,20 +1,15 @@
-"""Fitness sharing and attraction: M2N2's competition for examples.
+"""Fitness sharing and attraction: M2N2's competition for examples (GECCO 2025).
 
-From "Competition and Attraction Improve Model Fusion" (M2N2, GECCO 2025). S is
-the (P, items) matrix of scores of each member on each example; an example is a
-resource of which there is only so much, and members that solve what few others
-solve are fitter:
+S is the (P, items) matrix of scores, not negative, of each member on each
+example; members that solve what few others solve are fitter:
 
   z_j  = sum_k S_kj
   F_ij = c_j S_ij / z_j^alpha        f_i = sum_j F_ij
   g(A, B) = sum_j max(0, F_Bj - F_Aj)
 
 A mate B is drawn by its attraction g to A, which was drawn by f. With alpha = 0
-fitness is not shared. Survival is that of the fittest by f over members and
-child together (`survival.survivors` by truncation).
-
-Scores are not negative. A member with a score that is not finite has failed;
-it uses nothing up.
+fitness is not shared. A member with a score that is not finite has failed; it
+uses nothing up.
 """
 
 import jax
@@ -28,16 +23,14 @@ def shares(
   alpha: jax.Array | float = 1.0,
   capacity: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """Returns what each member gets of each example: F.
+  """Returns what each member gets of each example: F (P, items) f32.
+
+  Zero for an example that no member solves, NaN in rows of failed members.
 
   Args:
     scores: (P, items) f32 or bool.
     alpha: () f32, how strongly members compete.
     capacity: c, () or (items,) f32; one for scores of 0 and 1.
-
-  Returns:
-    (P, items) f32; zero for an example that no member solves, NaN in rows of
-    failed members.
   """
   scores = scores.astype(jnp.float32)
   alive = _alive(scores)
@@ -67,15 +60,10 @@ def shared_fitness(
 
 
 def attraction(shared: jax.Array, index: jax.Array) -> jax.Array:
-  """Returns g(A, .) of all members to the one at an index.
+  """Returns g(A, .) (P,) of all members to the one at an index, of `shares`.
 
-  Args:
-    shared: (P, items) f32 from `shares`.
-    index: () i32.
-
-  Returns:
-    (P,) f32; zero to itself, NaN for failed members. A failed A has nothing,
-    and is attracted by all that others have.
+  Zero to itself, NaN for failed members. A failed A has nothing, and is
+  attracted by all that others have.
   """
   own = jnp.nan_to_num(shared[index])
   return jnp.sum(jnp.maximum(shared - own, 0.0), axis=1)
@@ -92,17 +80,11 @@ def mates(
 ) -> jax.Array:
   """Draws two parents, the first by shared fitness, the second by attraction.
 
-  Args:
-    key: () typed key.
-    scores: (P, items).
-    ids: (P,) i32 that address the draws; indices by default.
-    alpha: see `shares`.
-    capacity: see `shares`.
-    attract: if not, both are drawn by shared fitness.
+  Without `attract`, both are drawn by shared fitness. Where no member attracts
+  the first, all others are drawn evenly.
 
   Returns:
-    (2,) i32 indices, different unless there is one member alone. Where no
-    member attracts the first, all others are drawn evenly.
+    (2,) i32 indices, different unless there is one member alone.
   """
   shared = shares(scores, alpha, capacity)
   ids = selection.default_ids(shared[:, 0], ids)

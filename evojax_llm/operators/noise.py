@@ -1,12 +1,9 @@
 """Noise for mutations, drawn in the loop that uses it.
 
-`jax.random` writes its numbers to memory before they are read, and on a
-CPU it takes a pass over them for every few rounds. Here the generator is plain
-arithmetic on the number of each element (merges.draws), so that XLA makes one
-loop of drawing and using, and no noise is ever stored.
-
-Words are addressed by key, stream (a leaf, say) and element. Splitting an array
-over devices, or lifting with vmap, changes no word.
+`jax.random` writes its numbers to memory before they are read. Here the
+generator is plain arithmetic on the number of each element (merges.draws), so
+that XLA makes one loop of drawing and using. Words are addressed by key, stream
+(a leaf, say) and element: neither sharding nor vmap changes one.
 """
 
 import math
@@ -28,15 +25,12 @@ ROUNDINGS = ('nearest', 'stochastic')
 def words(
   key: jax.Array, stream: int, shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-  """Two independent random words for each element of an array.
+  """Two independent u32 arrays of random words for the elements of an array.
 
   Args:
     key: () typed Threefry key, used for nothing else.
     stream: which of the arrays that draw with this key.
     shape: of the array; fewer than 2^31 elements.
-
-  Returns:
-    Two arrays of u32 in `shape`; one that is not used costs nothing.
 
   Raises:
     ValueError: if the key is of another generator or the array is too large.
@@ -51,7 +45,7 @@ def words(
     raise ValueError(
       f'Got shape {shape}; expected fewer than 2^31 elements. Split the leaf.'
     )
-  return draws.threefry(key, jnp.uint32(stream), draws.places(shape))
+  return draws.threefry(key, jnp.uint32(stream), draws.flat_indices(shape))
 
 
 def bernoulli(word: jax.Array, rate: jax.Array) -> jax.Array:
@@ -67,18 +61,11 @@ def normal(word: jax.Array) -> jax.Array:
 def masked_normal(
   word: jax.Array, rate: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Standard normal numbers and whether each counts, out of one word each.
+  """Standard normal numbers and whether each counts, out of one u32 word each.
 
   The word is a point of an interval; the middle `rate` of it counts, and where
   in this middle the point lies gives the normal number. Below a rate of 1e-5
   the numbers come in fewer than 2^15 steps.
-
-  Args:
-    word: u32.
-    rate: () probability that a number counts.
-
-  Returns:
-    f32 numbers, of no meaning where not counted, and bool.
   """
   half = _half_width(rate)
   return _normal(word, half), _chosen(word, half)
@@ -110,13 +97,8 @@ def root_mean_square(
 ) -> jax.Array:
   """Returns the root mean square of each matrix of one member's leaf.
 
-  Args:
-    path: where the leaf is.
-    leaf: (L, ...) below the key `layers`, else (...).
-    layers: key below which leaves have the axis L; None where none has it.
-
-  Returns:
-    f32 that broadcasts against the leaf: (L, 1, ...) or (1, ...).
+  f32 that broadcasts against the leaf: (L, 1, ...) below the key `layers`, else
+  (1, ...).
   """
 
   def of_matrix(x):
@@ -133,13 +115,9 @@ def cast(
 ) -> jax.Array:
   """f32 values in the type of a leaf.
 
-  Args:
-    value: f32.
-    dtype: f32 or bf16 with 'stochastic' rounding, else any.
-    word: u32, one for each value; 16 bits of it are used.
-    rounding: 'nearest', or 'stochastic': up or down so that the mean is the
-      value. Changes smaller than half a step of bf16 are lost to the former,
-      and kept on average by the latter.
+  'stochastic' `rounding` goes up or down so that the mean is the value, by 16
+  bits of a u32 `word` each: 'nearest' loses changes smaller than half a step of
+  bf16, this keeps them on average.
 
   Raises:
     ValueError: if the rounding is unknown or not to be had for `dtype`.

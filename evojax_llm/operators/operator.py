@@ -21,11 +21,8 @@ class Parameter(Option):
   """A number that a sweep may vary: traced, so that it recompiles nothing.
 
   A value below `low` or above `high` is refused where it is known, and cut
-  where only a running program knows it.
-
-  Attributes:
-    span: the range that makes sense for a search.
-    per_model: whether it may be (k,), one for each parent, instead of ().
+  where only a running program knows it. `span` is the range that makes sense
+  for a search; with `per_model` it may be (k,), one for each parent.
   """
 
   span: tuple[float, float] = (0.0, 1.0)
@@ -41,8 +38,7 @@ class Operator:
     kind: one of KINDS.
     function: takes what `takes` declares by name.
     source: paper or system.
-    takes: each `Parameter` is a number that may be traced; every other option
-      is a static choice.
+    takes: each `Parameter` may be traced; every other option is static.
     text: one line; the first of the function's docstring by default.
   """
 
@@ -114,13 +110,9 @@ class Merge(Operator):
       super().__post_init__()
 
   def __call__(self, parents: Any, base: Any = None, **given: Any) -> Any:
-    """Merges one tensor.
+    """Merges parents (k, ...) and a base (...) into one tensor.
 
-    Args:
-      parents: (k, ...).
-      base: (...), or None.
-      **given: `key`, and `axis` other than the last, where the function takes
-        them, parameters and options; the defaults for the rest.
+    Parameters and options that are not given have their defaults.
     """
     values = {option.name: option.default for option in self.takes}
     if self.by_row:

@@ -1,14 +1,10 @@
-"""Selection by several objectives at once: NSGA-II.
+"""Selection by several objectives at once: NSGA-II (Deb et al., 2002).
 
-Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II"
-(2002). Members are sorted into fronts, such that no member is dominated by one
-of the same or a later front, and within a front by their crowding distance.
-`fitness` turns this order into one number a member, with which every selection
-and survival of this package works: survival by truncation is NSGA-II's, and a
-tournament of two its choice of parents.
-
-Objectives are maximised. A member with an objective that is not finite has
-failed. Ties go to the lower id.
+Members are sorted into fronts, such that no member is dominated by one of the
+same or a later front, and within a front by their crowding distance. `fitness`
+turns this order into one number a member, with which every selection and
+survival of this package works. Objectives are maximised; a member with one that
+is not finite has failed. Ties go to the lower id.
 """
 
 import jax
@@ -18,13 +14,9 @@ from evojax_llm.operators import selection
 
 
 def fronts(objectives: jax.Array) -> jax.Array:
-  """Sorts members into non-dominated fronts.
+  """Returns the non-dominated front (P,) i32 of each member, 0 the best.
 
-  Args:
-    objectives: (P, K) f32.
-
-  Returns:
-    (P,) i32 front of each member, 0 for the best; P for failed ones.
+  Objectives are (P, K) f32; failed members are in front P.
   """
   members = objectives.shape[0]
   alive = jnp.all(jnp.isfinite(objectives), axis=1)
@@ -44,16 +36,10 @@ def fronts(objectives: jax.Array) -> jax.Array:
 def crowding(
   objectives: jax.Array, front: jax.Array, ids: jax.Array | None = None
 ) -> jax.Array:
-  """Returns how far each member's neighbours in its front are apart.
+  """Returns how far each member's neighbours in its front are apart, (P,) f32.
 
-  Args:
-    objectives: (P, K) f32.
-    front: (P,) i32 from `fronts`.
-    ids: (P,) i32, for ties; indices by default.
-
-  Returns:
-    (P,) f32: summed over the objectives, each as a fraction of its range in
-    the front; infinite at either end of a front. Zero for failed members.
+  Summed over the objectives (P, K), each as a fraction of its range in the
+  front; infinite at either end of a front. Zero for failed members.
   """
   members = objectives.shape[0]
   ids = selection.default_ids(front, ids)
@@ -88,16 +74,11 @@ def ranking(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
 
 
 def fitness(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """Returns the ranking as a fitness to be maximised.
+  """Returns the ranking as a fitness (P,) f32 to be maximised.
 
-  Args:
-    objectives: (P, K) f32.
-    ids: (P,) i32, for ties; indices by default.
-
-  Returns:
-    (P,) f32: P for the first of the ranking, down to one; NaN where failed.
+  P for the first of the ranking, down to one; NaN where failed.
   """
   members = objectives.shape[0]
-  position = selection.places_of(ranking(objectives, ids))
+  position = selection.positions_in(ranking(objectives, ids))
   alive = jnp.all(jnp.isfinite(objectives), axis=1)
   return jnp.where(alive, (members - position).astype(jnp.float32), jnp.nan)

@@ -1,9 +1,4 @@
-"""One table of all operators.
-
-Property tests, `experiments.benchmark_operators` and the reference page of
-this folder (README.md) walk it: an operator is a function in a module and an
-entry here, or for merges in `merges.registry`.
-"""
+"""One table of all operators, which the tests and the reference page walk."""
 
 import functools
 

@@ -50,19 +50,15 @@ def due(
   *,
   forever: bool = False,
 ) -> tuple[jax.Array, Patience]:
-  """Tells before a round which particles are restarted.
+  """Tells before a round which particles (P,) bool are restarted.
 
   Args:
     patience: before.
     limit: () i32, rounds without improvement after which to restart.
     refractory: () i32, rounds from a restart on, its own among them, in which
       there is no other.
-    forever: as released: neither the count begins anew nor is there a
-      refractory period, and a stale particle is restarted every round until it
+    forever: as released: a stale particle is restarted every round until it
       improves.
-
-  Returns:
-    (P,) bool, and the patience from then on.
   """
   stale = patience.stale >= jnp.asarray(limit, jnp.int32)
   if forever:
@@ -82,14 +78,7 @@ def restart(
   speed: stack.Population,
   personal: stack.Population,
 ) -> tuple[stack.Population, stack.Population]:
-  """Positions and velocities after restarts: at the own best, at rest.
-
-  Args:
-    restarted: (P,) bool; () for one particle without the axis P.
-    position: x, leaves (P, ...).
-    speed: v.
-    personal: p.
-  """
+  """Positions and velocities after restarts (P,): at the own best, at rest."""
   still = jax.tree.map(jnp.zeros_like, speed)
   return (
     stack.select(restarted, personal, position),

@@ -39,12 +39,7 @@ def default_ids(fitness: jax.Array, ids: jax.Array | None) -> jax.Array:
 
 
 def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns classes of candidates, and their chances in roulette.
-
-  Returns:
-    (P,) i32 class, a lower one exhausted before a higher one, and (P,) f32
-    logarithm of the chance within it.
-  """
+  """Returns classes (P,) i32, and log chances within them (P,) f32."""
   finite = jnp.isfinite(fitness)
   known = jnp.where(finite, fitness, jnp.inf)
   lowest = jnp.min(known)
@@ -56,29 +51,15 @@ def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
-  """Returns indices from the fittest to the least fit, failed ones last.
-
-  Args:
-    fitness: (P,) f32.
-    ids: (P,) i32, for ties; indices by default.
-
-  Returns:
-    (P,) i32.
-  """
+  """Returns indices (P,) i32, fittest first, failed last; ids break ties."""
   ids = default_ids(fitness, ids)
-  known = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
-  failed = (~jnp.isfinite(fitness)).astype(jnp.int32)
-  return jnp.lexsort((ids, -known, failed)).astype(jnp.int32)
+  return jnp.lexsort((ids, ranking_key(fitness))).astype(jnp.int32)
 
 
 def truncation(
   fitness: jax.Array, count: int, ids: jax.Array | None = None
 ) -> jax.Array:
-  """Returns the `count` fittest, (count,) i32 indices, best first.
-
-  Raises:
-    ValueError: if more members are asked for than there are.
-  """
+  """Returns the `count` fittest, (count,) i32 indices, best first."""
   _check_count(count, fitness)
   return ranking(fitness, ids)[:count]
 
@@ -92,21 +73,12 @@ def roulette(
   replace: bool = False,
   eligible: jax.Array | None = None,
 ) -> jax.Array:
-  """Draws in proportion to fitness.
+  """Draws in proportion to fitness: (count,) i32 indices in the order drawn.
 
-  Without replacement this is Gumbel top-k over log fitness, which has the
-  law of successive draws.
-
-  Args:
-    key: () typed key.
-    fitness: (P,) f32.
-    count: how many; at most P without replacement.
-    ids: (P,) i32 that address the draws; indices by default.
-    replace: whether a member may be drawn twice.
-    eligible: (P,) bool; others are drawn for want of any alone.
-
-  Returns:
-    (count,) i32 indices in the order drawn.
+  Without replacement this is Gumbel top-k over log fitness, which has the law
+  of successive draws. Draws are addressed by `ids` (P,) i32, indices by
+  default; members that are not `eligible` (P,) are drawn for want of others
+  alone.
 
   Raises:
     ValueError: if more members are asked for than there are.
@@ -162,67 +134,37 @@ def tournament(
   *,
   entrants: int = 3,
   replace: bool = False,
+  eligible: jax.Array | None = None,
+  elites: jax.Array | int = 0,
 ) -> jax.Array:
   """Chooses repeatedly the fittest of `entrants`, drawn evenly from the rest.
 
-  The winner leaves, as in GENOME's released code, so no member is drawn
-  twice; with `replace` it stays. With fewer left than `entrants`, all of them
-  compete. The entrants of one tournament are different members.
-
-  Returns:
-    (count,) i32 indices in the order drawn.
+  The winner leaves, as in GENOME's released code; with `replace` it stays. With
+  fewer left than `entrants`, and in the first `elites` () rounds, all of them
+  compete. The entrants of one tournament are different members, of the
+  `eligible` (P,) bool. Otherwise as `roulette`.
 
   Raises:
-    ValueError: if no member enters, or if more members are asked for than there
-      are, unless with replacement.
+    ValueError: if no member enters, or more are asked for than there are.
   """
   if not replace:
     _check_count(count, fitness)
-  ids = default_ids(fitness, ids)
-  return tournaments(
-    key,
-    fitness,
-    count,
-    ids,
-    jnp.ones(fitness.shape, bool),
-    entrants=entrants,
-    replace=replace,
-  )
-
-
-def tournaments(
-  key: jax.Array,
-  fitness: jax.Array,
-  count: int,
-  ids: jax.Array,
-  eligible: jax.Array,
-  elites: jax.Array | int = 0,
-  *,
-  entrants: int = 3,
-  replace: bool = False,
-) -> jax.Array:
-  """Holds tournaments, in the first few of which all those eligible compete.
-
-  As `tournament`, of the `eligible` (P,) bool only; all of them compete in the
-  first `elites` () i32.
-
-  Raises:
-    ValueError: if no member enters.
-  """
   if entrants < 1:
     raise ValueError(
       f'Got tournaments of {entrants} entrants; expected at least one.'
     )
-  order = ranking(fitness, ids)
-  strength = places_of(order)
+  ids = default_ids(fitness, ids)
+  if eligible is None:
+    eligible = jnp.ones(fitness.shape, bool)
+  strength = positions_in(ranking(fitness, ids))
 
   def play(left, at):
     round_index, noise = at
     # Of those left, the `entrants` with the highest noise.
-    place_in_draw = places_of(jnp.lexsort((ids, -noise, ~left)))
-    enters = left & ((place_in_draw < entrants) | (round_index < elites))
+    position = positions_in(jnp.lexsort((ids, -noise, ~left)))
+    enters = left & ((position < entrants) | (round_index < elites))
     # A failed member may enter, but one that lives beats it.
-    rounds_left = jnp.where(enters, strength, order.shape[0])
+    rounds_left = jnp.where(enters, strength, fitness.shape[0])
     winner = jnp.argmin(rounds_left).astype(jnp.int32)
     return (left if replace else left.at[winner].set(False)), winner
 
@@ -231,7 +173,7 @@ def tournaments(
   return winners
 
 
-def places_of(order: jax.Array) -> jax.Array:
+def positions_in(order: jax.Array) -> jax.Array:
   """Returns the position of each index in an order of all, (P,) i32."""
   positions = jnp.arange(order.shape[0], dtype=jnp.int32)
   return jnp.zeros(order.shape, jnp.int32).at[order].set(positions)
@@ -249,12 +191,9 @@ def universal(
 
   With replacement (Baker, "Reducing bias and inefficiency in the selection
   algorithm", 1987) a member whose share of the wheel is e / count is drawn
-  floor(e) or ceil(e) times. Without, shares are capped at one draw, and what
-  is cut off goes to the others of the class in proportion (systematic
-  sampling with unequal probabilities).
-
-  Args and errors are those of `roulette`; the ids are the order around the
-  wheel, and of the (count,) i32 indices that are returned.
+  floor(e) or ceil(e) times. Without, shares are capped at one draw, and what is
+  cut off goes to the others of the class in proportion. Args and errors are
+  those of `roulette`; the ids are the order around the wheel and of the result.
   """
   if not replace:
     _check_count(count, fitness)
@@ -297,9 +236,6 @@ def spin(
     chance: (P,) f32 logarithm of the chance within a class.
     count: at most P.
     ids: (P,) i32; may repeat where excluded.
-
-  Returns:
-    (count,) i32 indices, ordered by id.
   """
   expected = jnp.zeros(chance.shape, jnp.float32)
   left = jnp.float32(count)

@@ -23,6 +23,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.operators import selection
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
@@ -34,22 +35,11 @@ STARTS = ('random', 'zero', 'best')
 class Memory:
   """Best-particle memory: copies of genomes, which no step moves.
 
-  Fitness and id of a slot that never held a member with finite fitness
-  are NaN and the id of the member it was begun with.
-
-  Attributes:
-    personal: P genomes, each member's own best position; None where no
-      succession uses it.
-    personal_fitness: (P,) f32, or None.
-    personal_ids: (P,) i32, or None.
-    best: one genome, the best of all time.
-    best_fitness: () f32.
-    best_id: () i32.
-    best_tasks: (K,) f32 its fitness on each task; None where not known.
-    best_generation: () i32, when it was born.
-    worst: one genome, the worst of all time.
-    worst_fitness: () f32.
-    worst_id: () i32.
+  P personal bests, with fitness (P,) and ids (P,), are None where no succession
+  uses them; best and worst are one genome each of all time, with fitness () and
+  id (), the best also with its fitness on tasks (K,), where known, and the
+  generation () of its birth. Where no member had finite fitness yet, fitness is
+  NaN and the id that of the first.
   """
 
   personal: Any
@@ -81,15 +71,7 @@ def start_memory(
   *,
   personal: bool = True,
 ) -> Memory:
-  """Memory of a first, scored population.
-
-  Args:
-    population: leaves (P, ...).
-    fitness: (P,) f32, NaN where failed.
-    ids: (P,) i32.
-    tasks: (P, K) f32 fitness on each task, or None.
-    personal: whether to keep personal bests.
-  """
+  """Memory of a first population (P, ...) with fitness (P,)."""
   best = _first_best(fitness, ids)
   worst = _first_best(-fitness, ids)
   return Memory(
@@ -108,8 +90,7 @@ def start_memory(
 
 
 def _first_best(fitness, ids):
-  known = jnp.where(jnp.isfinite(fitness), -fitness, jnp.inf)
-  return jnp.lexsort((ids, known))[0]
+  return selection.ranking(fitness, ids)[0]
 
 
 def remember_extremes(
@@ -120,15 +101,10 @@ def remember_extremes(
   tasks: jax.Array | None = None,
   generation: jax.Array | int = 0,
 ) -> Memory:
-  """Updates best and worst from newly scored members.
+  """Updates best and worst from M newly scored members, born in `generation`.
 
-  Args:
-    memory: before.
-    population: leaves (M, ...).
-    fitness: (M,) f32, NaN where failed or empty.
-    ids: (M,) i32.
-    tasks: (M, K) f32 fitness on each task, where the memory knows them.
-    generation: () i32, when the members were born.
+  Fitness (M,) is NaN where failed or empty, tasks are (M, K) where the memory
+  knows them.
   """
   best, worst = _first_best(fitness, ids), _first_best(-fitness, ids)
   better = improves(fitness[best], memory.best_fitness)
@@ -167,29 +143,6 @@ def remember_personal(
   )
 
 
-def coefficients(
-  draws: jax.Array, weights: jax.Array, *, normalise: bool = True
-) -> jax.Array:
-  """The blend a = r phi / sum(r phi), or r phi.
-
-  Args:
-    draws: (..., 4) f32 r.
-    weights: (4,) f32 phi: inertia, cognitive, social, repel.
-    normalise: whether to divide by the sum, as both papers do.
-
-  Returns:
-    (..., 4) f32. Normalised, they sum to one, or are zero where the products
-    do not sum to more than zero.
-  """
-  products = draws * weights
-  if not normalise:
-    return products
-  total = jnp.sum(products, axis=-1, keepdims=True)
-  return jnp.where(
-    total > 0.0, products / jnp.where(total > 0, total, 1.0), 0.0
-  )
-
-
 def draw_coefficients(
   key: jax.Array,
   weights: jax.Array,
@@ -198,18 +151,12 @@ def draw_coefficients(
   num_tensors: int | None = None,
   normalise: bool = True,
 ) -> jax.Array:
-  """Coefficients of one particle and step.
+  """Coefficients of one particle and step: (4,) f32, or (num_tensors, 4).
 
-  Args:
-    key: () typed key.
-    weights: (4,) f32 phi.
-    draws: one of DRAWS: r ~ U(0, 1) once for the 'particle', for each
-      'tensor', or 'none', where r is one.
-    num_tensors: leaves of the genome, for 'tensor'.
-    normalise: see `coefficients`.
-
-  Returns:
-    (4,) f32, or (num_tensors, 4).
+  The weights phi (4,) are inertia, cognitive, social, repel. r ~ U(0, 1) is
+  drawn once for the 'particle', for each 'tensor', or is one ('none').
+  Normalised, as in both papers, a = r phi / sum(r phi), zero where the sum is
+  not positive; else r phi.
 
   Raises:
     ValueError: if `draws` is unknown, or 'tensor' without their number.
@@ -228,7 +175,13 @@ def draw_coefficients(
   else:
     shape = (num_tensors, *weights.shape)
     drawn = jax.random.uniform(key, shape, jnp.float32)
-  return coefficients(drawn, weights, normalise=normalise)
+  products = drawn * weights
+  if not normalise:
+    return products
+  total = jnp.sum(products, axis=-1, keepdims=True)
+  return jnp.where(
+    total > 0.0, products / jnp.where(total > 0, total, 1.0), 0.0
+  )
 
 
 def velocity(
@@ -241,14 +194,7 @@ def velocity(
 ) -> stack.Genome:
   """New velocity of one particle, in f32, kept in the type of `old`.
 
-  Args:
-    blend: (4,) f32 coefficients a, or (leaves, 4) for each leaf in the order
-      of jax.tree.
-    old: v.
-    position: x.
-    personal: p.
-    best: g.
-    worst: w.
+  The blend is (4,), or (leaves, 4) in the order of jax.tree.
   """
 
   def leaf_velocity(index, path, v, x, p, g, w):
@@ -297,12 +243,8 @@ def swarm(
 ) -> tuple[stack.Genome, stack.Genome]:
   """One step by inertia, to the own and the common best, from the worst.
 
-  Args:
-    key: () typed key of the particle and step.
-    speed, position, personal, best, worst: v, x, p, g and w.
-    inertia, cognitive, social, repel: phi.
-    length: lambda.
-    draws, normalise: see `draw_coefficients`.
+  The four weights are phi and `length` is lambda above; `draws` and `normalise`
+  are those of `draw_coefficients`.
 
   Returns:
     The new velocity and the new position.
@@ -316,13 +258,6 @@ def swarm(
   )
   speed = velocity(blend, speed, position, personal, best, worst)
   return speed, step(position, speed, length)
-
-
-def decay(
-  length: jax.Array, factor: jax.Array | float, floor: jax.Array | float
-) -> jax.Array:
-  """New lambda: max(factor lambda, floor), once a generation."""
-  return jnp.maximum(length * jnp.float32(factor), jnp.float32(floor))
 
 
 def first_velocity(
@@ -345,18 +280,10 @@ def start_velocities(
   start: str = 'random',
   best: stack.Genome | None = None,
 ) -> stack.Population:
-  """First velocities of a population; not for one member.
+  """First velocities (P, ...) of a population; not for one member.
 
-  Args:
-    key: () typed key; matters for 'random' alone.
-    population: leaves (P, ...).
-    ids: (P,) i32.
-    start: one of STARTS: towards another member drawn evenly ('random'), at
-      rest ('zero'), or towards the 'best'.
-    best: g, one genome; for 'best'.
-
-  Returns:
-    Leaves (P, ...).
+  Towards another member drawn evenly ('random'), at rest ('zero'), or towards
+  the 'best' genome. The key matters for 'random' alone.
 
   Raises:
     ValueError: if `start` is unknown, or 'best' without one.
@@ -374,19 +301,10 @@ def start_velocities(
 
 
 def partners(key: jax.Array, ids: jax.Array) -> jax.Array:
-  """Draws another member for each, evenly.
+  """Draws another member for each, evenly: (P,) i32 indices.
 
-  Not for one member: all others are in the draw. A member moves on by a random
-  number of positions in the order of ids, so the order of the population does
-  not matter.
-
-  Args:
-    key: () typed key.
-    ids: (P,) i32, unique; -1 in slots that are empty.
-
-  Returns:
-    (P,) i32 indices, never a member's own unless it is alone, and never one
-    that is empty.
+  A member moves on by a random number of positions in the order of ids (P,), -1
+  in empty slots, which are never drawn; its own only if it is alone.
   """
   empty = ids < 0
   members = jnp.sum(~empty).astype(jnp.int32)

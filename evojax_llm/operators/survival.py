@@ -17,17 +17,11 @@ def elite_count(
   least: int = 1,
   rounding='floor',
 ) -> jax.Array:
-  """Returns the number of elites for a share of the members.
+  """Returns the number of elites, () i32, for a share of the members.
 
-  Args:
-    share: () fraction of the members.
-    members: () i32, what the share is of.
-    least: guard; GENOME's released code has none, and its default share of
-      0.02 makes no elite among ten.
-    rounding: 'floor' (GENOME) or 'round' (GENOME+).
-
-  Returns:
-    () i32 in [least, members].
+  `least` is a guard that GENOME's released code has not: its default share of
+  0.02 makes no elite among ten. `rounding` is 'floor' (GENOME) or 'round'
+  (GENOME+).
 
   Raises:
     ValueError: if `rounding` is neither.
@@ -57,15 +51,14 @@ def survivors(
     key: () typed key.
     fitness: (P + M,) f32 of members and proposals together.
     eligible: (P + M,) bool; false for empty slots.
-    count: P, the number of survivors; at most the number eligible.
+    count: P, at most the number eligible.
     ids: (P + M,) i32; may repeat only where not eligible.
     elites: () i32, the fittest that survive whatever is drawn.
-    method: one of METHODS.
-    entrants: size of a tournament.
+    method: one of METHODS; a tournament has `entrants`.
 
   Returns:
-    (count,) different i32 indices, ordered by id, which carries no meaning. A
-    failed member survives only if too few others are eligible.
+    (count,) different i32 indices, ordered by id; failed members only if too
+      few others are eligible.
 
   Raises:
     ValueError: if `method` is unknown or there are fewer members than `count`.
@@ -82,10 +75,20 @@ def survivors(
   elites = jnp.asarray(elites, jnp.int32)
   fitness = jnp.where(eligible, fitness, jnp.nan)
   order = jnp.lexsort((ids, selection.ranking_key(fitness), ~eligible))
-  position = selection.places_of(order)
+  position = selection.positions_in(order)
   if method == 'tournament':
-    chosen = _tournament_survivors(
-      key, fitness, eligible, count, ids, elites, entrants
+    # Failed members stand aside while there are others: drawn three at a time
+    # they could win, as a group of failed entrants has a winner too.
+    alive = eligible & jnp.isfinite(fitness)
+    playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
+    chosen = selection.tournament(
+      key,
+      fitness,
+      count,
+      ids,
+      entrants=entrants,
+      eligible=playing,
+      elites=elites,
     )
   else:
     chances = fitness
@@ -103,13 +106,3 @@ def survivors(
       chance = chance + selection.gumbel(key, ids)
     chosen = jnp.lexsort((ids, -chance, group))[:count]
   return chosen[jnp.argsort(ids[chosen])].astype(jnp.int32)
-
-
-def _tournament_survivors(key, fitness, eligible, count, ids, elites, entrants):
-  # Failed members stand aside while there are others: drawn three at a time
-  # they could win, as a group of failed entrants has a winner too.
-  alive = eligible & jnp.isfinite(fitness)
-  playing = jnp.where(jnp.sum(alive) >= count, alive, eligible)
-  return selection.tournaments(
-    key, fitness, count, ids, playing, elites, entrants=entrants
-  )

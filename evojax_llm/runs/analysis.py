@@ -20,44 +20,33 @@ from evojax_llm.fitness.item_log import GenerationItems
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.runs import plots
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Emergence:
-  """Counts of items that are solved before and after a search.
-
-  Attributes:
-    items: all of them.
-    unsolved: those that no expert solved.
-    emerged: those of them that the evolved member solves.
-    best_solved: those that the best expert solved.
-    lost: those of them that the evolved member does not solve.
-  """
-
-  items: int
-  unsolved: int
-  emerged: int
-  best_solved: int
-  lost: int
-
-
-def emergence(experts: np.ndarray, best: int, evolved: np.ndarray) -> Emergence:
-  """Counts what the evolved member solves and what it has lost.
+def emergence(
+  experts: np.ndarray, best: int, evolved: np.ndarray
+) -> dict[str, int]:
+  """Counts the items that are solved before and after a search.
 
   Args:
     experts: (N, items) 0 or 1.
     best: index of the best expert.
     evolved: (items,) 0 or 1.
+
+  Returns:
+    `items`; `unsolved` by any expert; those of them that `emerged` with the
+    evolved member; `best_solved`, by the best expert; those of them that the
+    evolved member has `lost`.
   """
   solved, right = np.asarray(experts) == 1, np.asarray(evolved) == 1
   unsolved = ~solved.any(axis=0)
-  return Emergence(
-    items=len(right),
-    unsolved=int(unsolved.sum()),
-    emerged=int((unsolved & right).sum()),
-    best_solved=int(solved[best].sum()),
-    lost=int((solved[best] & ~right).sum()),
-  )
+  return {
+    'items': len(right),
+    'unsolved': int(unsolved.sum()),
+    'emerged': int((unsolved & right).sum()),
+    'best_solved': int(solved[best].sum()),
+    'lost': int((solved[best] & ~right).sum()),
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +77,7 @@ def origin(
 ) -> Origin:
   """Follows a member back to the initial population.
 
-  A member that moved is its own first parent; so the path is that of a particle
-  where members move, and of the first parent where they are crossed.
+  A member that moved is its own first parent: the path is then a particle's.
 
   Args:
     member: its id.
@@ -97,6 +85,11 @@ def origin(
     expert_fitness: dev fitness by name.
   """
   by_id = {row['id']: row for row in rows}
+
+  def rank_of(name):
+    fitness = expert_fitness[name]
+    return 1 + sum(other > fitness for other in expert_fitness.values())
+
   path = [member]
   while by_id[path[0]]['generation'] > 0 and by_id[path[0]]['parents']:
     path.insert(0, by_id[path[0]]['parents'][0])
@@ -112,18 +105,11 @@ def origin(
     rank = 1 + sum(fitness > own for fitness in first)
   names = {
     name
-    for row in record.lineage_of(member, rows)
+    for row in record_rows.lineage_of(member, rows)
     for name in row.get('experts', ())
   }
-  ranks = {name: _rank(expert_fitness, name) for name in names}
-  ordered = sorted(names, key=lambda name: (ranks[name], name))
-  return Origin(
-    path=path,
-    rank=rank,
-    of=len(first),
-    experts=ordered,
-    expert_ranks=[ranks[name] for name in ordered],
-  )
+  experts = sorted(names, key=lambda name: (rank_of(name), name))
+  return Origin(path, rank, len(first), experts, [*map(rank_of, experts)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +149,7 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
       continue  # other items have no point on this plane
     ids += generation.members.tolist()
     generations += [generation.number] * len(generation.members)
-    rows.append(
-      [np.asarray(task.values, np.float64) for task in generation.tasks]
-    )
+    rows.append([task.values for task in generation.tasks])
   if len(ids) < 3:
     raise ValueError(
       f'Got {len(ids)} members with answers to the same items; expected three '
@@ -173,9 +157,8 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
     )
   columns = []
   for task in zip(*rows, strict=True):
-    values = np.concatenate(task)
-    centred = values - np.nanmean(values, axis=0, keepdims=True)
-    centred = np.nan_to_num(centred)
+    values = np.concatenate(task, dtype=np.float64)
+    centred = np.nan_to_num(values - np.nanmean(values, axis=0))
     columns.append(
       centred / max(np.sqrt((centred**2).sum(axis=1).mean()), 1e-12)
     )
@@ -189,10 +172,6 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
   shares = np.zeros(2)
   shares[:kept] = (s**2 / max((s**2).sum(), 1e-12))[:kept]
   return Trajectory(ids, np.asarray(generations, np.int32), points, shares)
-
-
-def _rank(fitness: Mapping[str, float], name: str) -> int:
-  return 1 + sum(other > fitness[name] for other in fitness.values())
 
 
 def analyse(run: pathlib.Path) -> str:
@@ -257,7 +236,7 @@ def _emergence_by_split(
     counts['test'] = _logged_emergence(
       log, log, experts, rows[f'member {best}'], fitness
     )
-  return {k: dataclasses.asdict(v) for k, v in counts.items() if v is not None}
+  return {split: found for split, found in counts.items() if found}
 
 
 def _logged_emergence(
@@ -266,7 +245,7 @@ def _logged_emergence(
   experts: Sequence[int],
   best: int,
   fitness: Mapping[str, float],
-) -> Emergence | None:
+) -> dict[str, int] | None:
   """Counts over the tasks whose items are right or wrong; None without any."""
   old = ensembles.gather(before.read(), list(experts))
   new = ensembles.gather(after.read(), [best])

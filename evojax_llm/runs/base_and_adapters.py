@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 from evojax_llm.genomes.adapters import scaled
 from evojax_llm.genomes.space import Expressed
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.expression import LowRank
+from evojax_llm.models.folders import model_name
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs.errors import UserError
 
@@ -31,7 +32,8 @@ class Members:
   Attributes:
     space: of members that are expressed, over the base.
     tokenizer: its tokenizer.
-    names: P names: 'base', then what tells the adapter folders apart.
+    names: P names: 'base', then what tells the adapter folders apart; without
+      adapters the name of the model folder.
     population: low ranks with a leading P, f32.
   """
 
@@ -53,23 +55,25 @@ def load(
   # The small files first: what is wrong with them shows at once.
   tokenizer = Tokenizer.from_folder(model)
   config, _ = hub.load_config(model)
-  names, population = _population(config, adapters)
-  space = Expressed(load_model(model, dtype))
-  return Members(space, tokenizer, names, LowRank(population))
+  names, population = (model_name(model),), alone(config)
+  if adapters:
+    names, population = _with_adapters(config, adapters)
+  space = Expressed(load_base(model, dtype))
+  return Members(space, tokenizer, names, population)
 
 
-def _population(
+def alone(config: GemmaConfig) -> LowRank:
+  """Returns the base as a population of one, with an adapter of zeros."""
+  zero = {
+    'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),
+    'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
+  }
+  return LowRank({'layers': {'mlp': {'up_proj': zero}}})
+
+
+def _with_adapters(
   config: GemmaConfig, adapters: Sequence[str]
-) -> tuple[tuple[str, ...], Any]:
-  if not adapters:
-    (block, name), (fan_in, fan_out) = next(
-      iter(config.linear_shapes().items())
-    )
-    zero = {
-      'a': jnp.zeros((1, config.num_layers, fan_in, 1), jnp.float32),
-      'b': jnp.zeros((1, config.num_layers, 1, fan_out), jnp.float32),
-    }
-    return (BASE,), {'layers': {block: {name: zero}}}
+) -> tuple[tuple[str, ...], LowRank]:
   loaded = peft.load_adapters(adapters, config)
   if BASE in loaded.names:
     folder = adapters[loaded.names.index(BASE)]
@@ -82,4 +86,4 @@ def _population(
     return jnp.concatenate([jnp.zeros_like(factors[:1]), factors])
 
   population = jax.tree.map(with_base, scaled(loaded.factors, loaded.scale))
-  return (BASE, *loaded.names), population
+  return (BASE, *loaded.names), LowRank(population)

@@ -18,6 +18,7 @@ import os
 import pathlib
 import shutil
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,23 +53,14 @@ class Mix:
   factor: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Baseline:
-  """A row of the final table.
-
-  Attributes:
-    name: 'base', 'best expert', ...
-    detail: what was chosen, in words.
-    mix: how it is made of the experts.
-    task_scores: (K,) its scores on `dev`.
-    evaluations: members scored on `dev` to choose it.
-  """
+class Baseline(NamedTuple):
+  """A row of the final table."""
 
   name: str
-  detail: str
+  detail: str  # what was chosen, in words
   mix: Mix
-  task_scores: np.ndarray
-  evaluations: int
+  task_scores: np.ndarray  # (K,) on `dev`
+  evaluations: int  # members scored on `dev` to choose it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +122,14 @@ def choose_baselines(
   soup = choose([expert, 1 + n, *range(behind, len(mixes))])
   rescaled = choose([expert, *range(len(first), behind)])
   name, size = names[expert - 1], np.count_nonzero(mixes[soup].weights)
-  of_average = f'x {first[average].factor:g}'
-  of_expert = f'{name}, x {mixes[rescaled].factor:g}'
+  factor, of_expert = first[average].factor, mixes[rescaled].factor
+  of_expert = f'{name}, x {of_expert:g}'
   return [
     row('base', '', 0, 1),
     row('best expert', name, expert, n),
     row('average', '', 1 + n, 1),
     row('soup', f'best {size}', soup, n + 1 + len(soups)),
-    row('scaled average', of_average, average, len(averages)),
+    row('scaled average', f'x {factor:g}', average, len(averages)),
     row('scaled best expert', of_expert, rescaled, n + len(scaled)),
   ]
 
@@ -150,19 +142,20 @@ def single(index: int, count: int) -> Mix:
 def _soups(fitness: np.ndarray) -> list[Mix]:
   """Averages of the best 2, 3, ... experts by fitness (N,), but not of all."""
   n = len(fitness)
-  alive = np.flatnonzero(~np.isnan(fitness))
-  order = alive[np.argsort(-fitness[alive], kind='stable')]
+  alive = np.isfinite(fitness)
+  order = np.argsort(np.where(alive, -fitness, np.inf), kind='stable')
+  order = order[: alive.sum()]
   mixes = []
-  for size in range(2, len(order) + 1):
+  for size in range(2, min(len(order), n - 1) + 1):
     weights = np.zeros(n)
     weights[order[:size]] = 1.0 / size
     mixes.append(Mix(tuple(weights.tolist())))
-  return mixes[: max(n - 2, 0)]
+  return mixes
 
 
 def _best(fitness: np.ndarray) -> int:
-  """Index of the best; a failed member (NaN) only where all failed."""
-  return int(np.argmax(np.where(np.isnan(fitness), -np.inf, fitness)))
+  """Index of the best; a failed member only where all failed."""
+  return int(np.argmax(np.where(np.isfinite(fitness), fitness, -np.inf)))
 
 
 def normalise(
@@ -177,11 +170,15 @@ def normalise(
   """
   if not evaluator.objective.needs_experts:
     return
-  path = run.path / _EXPERTS
-  if not path.exists():
-    scores = _score(evaluator, setup, setup.experts.experts())
-    record.write_json(path, scores.task_scores)
-  scores = np.asarray(record.read_json(path), np.float64)
+  shape = len(setup.experts.names), len(setup.tasks)
+
+  def read(kept):
+    return np.asarray(kept, np.float64).reshape(shape)
+
+  def make():
+    return _score(evaluator, setup, setup.experts.experts()).task_scores
+
+  scores = record.kept(run.path / _EXPERTS, read, make)
   with errors.as_user_error(ValueError, what='config.objective'):
     evaluator.normalise_by(scores)
 
@@ -197,12 +194,21 @@ def score_baselines(
   The result is kept in baselines.json, which a resumed run reads, and what the
   base and the experts did on every item in baseline_items/.
   """
-  path = run.path / _FILE
-  if not path.exists():
-    record.write_json(path, _scored(run, evaluator, setup, bar))
-  kept = record.read_json(path)
-  scores = np.asarray(list(kept['experts'].values()), np.float32)
-  return Baselines(kept['rows'], scores)
+  names = list(setup.experts.names)
+
+  def read(kept):
+    scores = np.asarray([kept['experts'][n] for n in names], np.float32)
+    for row in kept['rows']:
+      Mix(**row['mix']), row['name'], row['detail'], row['evaluations']
+      report.shown(row['dev']['fitness'])
+    if expert_results(run, range(len(names))) is None:
+      raise ValueError(f'{_ITEMS} lacks answers of the experts')
+    return Baselines(kept['rows'], scores)
+
+  def make():
+    return _scored(run, evaluator, setup, bar)
+
+  return record.kept(run.path / _FILE, read, make)
 
 
 def _score(evaluator, setup, population, report_share=None) -> Any:
@@ -228,20 +234,12 @@ def _scored(run, evaluator, setup, bar) -> dict[str, Any]:
     return results[-1]
 
   names, rows = setup.experts.names, []
-  for baseline in choose_baselines(names, score):
-    dev = report.of_split(evaluator, 'dev', baseline.task_scores)
-    rows.append(
-      {
-        'name': baseline.name,
-        'detail': baseline.detail,
-        'mix': dataclasses.asdict(baseline.mix),
-        'evaluations': baseline.evaluations,
-        'dev': dev,
-      }
-    )
-    detail = f' ({baseline.detail})' if baseline.detail else ''
-    shown = report.shown(dev['fitness'], ' %')
-    bar.line(f'{baseline.name}{detail}: {shown} on dev')
+  for name, detail, mix, task_scores, count in choose_baselines(names, score):
+    dev = report.of_split(evaluator, 'dev', task_scores)
+    row = dict(name=name, detail=detail, mix=dataclasses.asdict(mix))
+    rows.append(row | dict(evaluations=count, dev=dev))
+    detail = f' ({detail})' if detail else ''
+    bar.line(f'{name}{detail}: {report.shown(dev["fitness"], " %")} on dev')
   first = results[0]
   _log(run).append(0, range(len(first.fitness)), first)
   experts = slice(1, 1 + len(names))
@@ -270,7 +268,8 @@ def share(first: pathlib.Path, folder: pathlib.Path) -> None:
     raise errors.UserError(f'{first} has no baselines to share.')
   if (folder / _FILE).exists():
     return
-  shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
+  if (first / _ITEMS).exists():
+    shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
   for name in _SHARED:
     if (first / name).exists():
       shutil.copy(first / name, folder / f'{name}.part')

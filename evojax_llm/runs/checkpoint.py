@@ -21,26 +21,14 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from evojax_llm.runs.errors import CheckpointError
+from evojax_llm.runs.errors import InUseError
+
 _KEEP = 2
 
 
-class CheckpointError(ValueError):
-  """A run folder or a checkpoint that cannot be used as it stands."""
-
-
-class InUseError(CheckpointError):
-  """A folder that another process works in."""
-
-
 class Checkpoints:
-  """The checkpoints `<folder>/<generation>` of one run.
-
-  Example:
-    checkpoints = Checkpoints(folder)
-    found = checkpoints.restore(abstract_state)  # None in a new folder
-    checkpoints.save(generation, state)          # returns before it is written
-    checkpoints.close()                          # waits for the last one
-  """
+  """The checkpoints `<folder>/<generation>` of one run."""
 
   def __init__(self, folder: str | os.PathLike):
     # Orbax refuses relative paths.
@@ -58,8 +46,7 @@ class Checkpoints:
     """Reads the newest checkpoint that is not damaged.
 
     Args:
-      abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves (or
-        arrays). A leaf's `sharding`, if it has one, is where it is put.
+      abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves or arrays.
 
     Returns:
       (generation, state), or None without any checkpoint. Damaged newer ones
@@ -123,27 +110,21 @@ class Checkpoints:
 
     Raises:
       CheckpointError: the state has a leaf of size zero, which orbax cannot
-        store, or orbax declined to save.
+        store.
       OSError: this checkpoint or the previous one could not be written.
     """
-    empty = [name for name, leaf in _named_leaves(state) if 0 in leaf.shape]
-    if empty:
+    if empty := [n for n, leaf in _named_leaves(state) if 0 in leaf.shape]:
       raise CheckpointError(
         f'Leaves of size zero cannot be stored: {empty}. Leave them out of '
         'the state or give them one element.'
       )
     with _errors_of_the_disk(self.folder):
-      response = self._writer().save_async(
+      self._writer().save_async(
         generation,
         state,
         force=True,
         overwrite=True,
         custom_metadata={'checksums': _checksums(state)},
-      )
-    if response is None:
-      raise CheckpointError(
-        f'The checkpoint of generation {generation} was not accepted for '
-        f'saving in {self.folder}.'
       )
 
   def close(self) -> None:
@@ -208,8 +189,7 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def placed(leaf):
-    sharding = getattr(leaf, 'sharding', None) or device
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
   state = ocp.load(path, jax.tree.map(placed, abstract))
   if (stored.custom_metadata or {}).get('checksums') != _checksums(state):
@@ -219,23 +199,21 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
 
 def _check_same_leaves(path: pathlib.Path, stored: Any, abstract: Any) -> None:
   """Refuses other leaves, shapes or dtypes, which orbax reports badly."""
-  have = {
-    name: (leaf.shape, leaf.dtype) for name, leaf in _named_leaves(stored)
-  }
-  want = {
-    name: (tuple(leaf.shape), jnp.dtype(leaf.dtype))
-    for name, leaf in _named_leaves(abstract)
-  }
+  have, want = (
+    {
+      name: f'{jnp.dtype(leaf.dtype)}{list(leaf.shape)}'
+      for name, leaf in _named_leaves(tree)
+    }
+    for tree in (stored, abstract)
+  )
   wrong = []
   for name in sorted(have.keys() | want.keys()):
     if name not in have:
       wrong.append(f'{name}: not in the checkpoint')
     elif name not in want:
       wrong.append(f'{name}: in the checkpoint, not in this run')
-    elif (tuple(have[name][0]), jnp.dtype(have[name][1])) != want[name]:
-      stored_as = f'{have[name][1]}{list(have[name][0])}'
-      wanted_as = f'{want[name][1]}{list(want[name][0])}'
-      wrong.append(f'{name}: {stored_as} stored, {wanted_as} expected')
+    elif have[name] != want[name]:
+      wrong.append(f'{name}: {have[name]} stored, {want[name]} expected')
   if wrong:
     shown = '\n  '.join(wrong[:8] + (['...'] if len(wrong) > 8 else []))
     raise CheckpointError(
@@ -246,23 +224,21 @@ def _check_same_leaves(path: pathlib.Path, stored: Any, abstract: Any) -> None:
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
   """('strategy/population/...', leaf): the same for a dict and a dataclass."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return [
     (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
-    for path, leaf in leaves
+    for path, leaf in jax.tree.leaves_with_path(tree)
   ]
 
 
 def _checksums(state: Any) -> dict[str, int]:
   """A number for each leaf, by name, computed where the leaf lives."""
-  named = dict(_named_leaves(state))
-  sums = jax.device_get(_checksum_all(named))
+  sums = jax.device_get(_checksum_all(dict(_named_leaves(state))))
   return {name: int(value) for name, value in sums.items()}
 
 
 @jax.jit
 def _checksum_all(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  return {name: _checksum(leaf) for name, leaf in leaves.items()}
+  return jax.tree.map(_checksum, leaves)
 
 
 def _checksum(leaf: jax.Array) -> jax.Array:
@@ -282,9 +258,7 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 
 
 class WorkdirLock:
-  """Keeps a second process out of a run folder.
-
-  The kernel releases the lock when the process ends, however it ends.
+  """Keeps a second process out of a run folder, until this process ends.
 
   Raises:
     InUseError: another process holds the lock.

@@ -4,14 +4,19 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
+import pathlib
 from typing import Any
 
 import numpy as np
 
+from evojax_llm.fitness import intervals
+from evojax_llm.runs import plots
 from evojax_llm.runs import report
 
-_LEVELS = ('best expert', 'scaled average')
-_EVOLVED = {'evolved': '{}', 'ensemble of evolved': '{}, vote'}
+# Baselines that searches are paired with.
+_LEVELS = ('best expert', 'soup', 'scaled average', report.OF_EXPERTS)
+_VOTE = ', vote'
+_EVOLVED = {report.EVOLVED: '{}', report.OF_EVOLVED: '{}' + _VOTE}
 Row = dict[str, Any]
 
 
@@ -42,7 +47,7 @@ def rows(
     if not is_search and not with_baselines:
       continue
     seconds = None
-    if name == 'evolved':
+    if name == report.EVOLVED:
       seconds = summary['seconds']
       seconds = {**seconds, 'all': round(sum(seconds.values()), 3)}
     heldout = row.get('heldout')
@@ -73,69 +78,153 @@ def rows(
 def table(found: Sequence[Row]) -> str:
   """Mean and spread of each search or baseline of a stage, as Markdown.
 
-  `against best expert` and `against scaled average` are means of paired
-  differences on test: the same draw, and with it the same choice by dev.
-
   Args:
     found: `rows` of one stage. `percent` says which scores are shares. Scores
       are None where scoring failed, and `heldout` where there are no such
       tasks.
   """
-  named: dict[str, list[Row]] = {}
-  for row in found:
-    named.setdefault(row['name'], []).append(row)
   percent = found[0]['percent']
   shown = functools.partial(report.number, percent=percent['fitness'])
-  levels = {
-    name: {row['draw']: row['test'] for row in named[name]} for name in _LEVELS
-  }
   with_heldout = percent['heldout'] is not None
-  head = ['', 'runs', 'evaluations', 'items', 'dev', 'test', 'sd', 'lowest']
-  head += ['highest', *(f'against {name}' for name in levels)]
-  head += ['held out', 'sd'] if with_heldout else []
-  head += [*percent['tasks'], 'seconds']
-  lines = [head, ['-'] * len(head)]
-  for name, same in named.items():
-    times = [row['seconds']['all'] for row in same if row['seconds']]
+  lines = [['', 'runs', 'evaluations', 'items', 'dev', 'test', 'sd']]
+  lines[0] += ['lowest', 'highest', *(['held out', 'sd'] * with_heldout)]
+  lines[0] += [*percent['tasks'], 'seconds']
+  for name, same in _by_name(found).items():
+
+    def mean(field, same=same):
+      return np.mean(_numbers(row[field] for row in same))
+
     test = _numbers(row['test'] for row in same)
-    cells = [
-      name,
-      str(len(same)),
-      f'{np.mean([row["evaluations"] for row in same]):.0f}',
-      f'{np.mean([row["items"] for row in same]):.0f}',
-      shown(np.mean(_numbers(row['dev'] for row in same))),
-      f'**{shown(np.mean(test))}**',
-      _deviation(test, percent['fitness']),
-      shown(np.min(test)),
-      shown(np.max(test)),
-    ]
-    for level in levels.values():
-      gain = np.mean(test - _numbers(level[row['draw']] for row in same))
-      cells.append(('+' if gain >= 0.0 else '') + shown(gain))
+    cells = [name, str(len(same))]
+    cells += [f'{mean("evaluations"):.0f}', f'{mean("items"):.0f}']
+    cells += [shown(mean('dev')), f'**{shown(mean("test"))}**']
+    cells += [_deviation(test, percent['fitness'])]
+    cells += [shown(np.min(test)), shown(np.max(test))]
     if with_heldout:
       heldout = _numbers(row['heldout'] for row in same)
-      cells += [
-        report.number(np.mean(heldout), percent['heldout']),
-        _deviation(heldout, percent['heldout']),
-      ]
+      cells.append(report.number(np.mean(heldout), percent['heldout']))
+      cells.append(_deviation(heldout, percent['heldout']))
     for task, share in percent['tasks'].items():
       scores = _numbers(row['test_by_task'][task] for row in same)
       cells.append(report.number(np.mean(scores), share))
+    times = [row['seconds']['all'] for row in same if row['seconds']]
     cells.append(f'{np.median(times):.1f}' if times else '-')
     lines.append(cells)
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return report.aligned(lines)
+
+
+def differences(found: Sequence[Row]) -> str:
+  """Mean paired differences on test, line less column, as Markdown.
+
+  Runs are paired by draw of dev items and by seed. Intervals are Student's of
+  the mean over pairs; of one pair there is none.
+
+  Args:
+    found: `rows` of one stage.
+  """
+  named, percent = _by_name(found), found[0]['percent']['fitness']
+  scores = {
+    name: {(row['draw'], row['seed']): row['test'] for row in same}
+    for name, same in named.items()
+  }
+  searches = [n for n, same in named.items() if same[0]['seed'] is not None]
+  plain = [name for name in named if name in _LEVELS]
+  others = plain + [n for n in searches if not n.endswith(_VOTE)]
+  lines = [['test, less', *others]]
+  for name in searches:
+    cells = [name]
+    for other in others:
+      there = scores[other]
+      pairs = [
+        (score, there.get((draw, seed), there.get((draw, None))))
+        for (draw, seed), score in scores[name].items()
+      ]
+      gains = [a - b for a, b in pairs if a is not None and b is not None]
+      same = name == other or not gains
+      cells.append('' if same else _gain(gains, percent))
+    lines.append(cells)
+  return report.aligned(lines)
+
+
+def _gain(gains: Sequence[float], percent: bool) -> str:
+  shown = [np.mean(gains)]
+  if len(gains) > 1:
+    shown += intervals.mean_interval(gains, intervals.t95(len(gains) - 1))
+  mean, *ends = (f'{_signed(value, percent)}' for value in shown)
+  return f'{mean} [{", ".join(ends)}]' if ends else mean
+
+
+def _signed(value: float, percent: bool) -> str:
+  return ('+' if value >= 0.0 else '') + report.number(value, percent)
 
 
 def markdown(found: Sequence[Row]) -> str:
-  """The table of every stage."""
+  """The tables of every stage."""
+  stages = by_stage(found)
+  parts = []
+  for stage, same in stages.items():
+    parts += [f'## {stage}'] * (len(stages) > 1)
+    parts += [
+      table(same),
+      differences(same),
+      'Mean differences on test, line less column, of runs with the same draw '
+      "and seed, with Student's 95 % intervals; runs of one draw share its dev "
+      'items, and all runs their test items.',
+    ]
+  return '\n\n'.join(parts)
+
+
+def draw(
+  folder: pathlib.Path,
+  found: Sequence[Row],
+  runs: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+) -> list[str]:
+  """Draws the best fitness by evaluations of the searches of every stage.
+
+  Args:
+    folder: of the pictures.
+    found: `rows` of all stages.
+    runs: `changes` of each finished run, and the rows of its metrics.jsonl.
+
+  Returns:
+    The names of the pictures.
+  """
+  series: dict[str, dict[str, list[Any]]] = {}
+  for changes, metrics in runs:
+    same = series.setdefault(changes['stage'], {})
+    same.setdefault(changes['arm'], []).append(
+      [
+        (row['evaluations'], row['best_fitness'])
+        for row in metrics
+        if row['best_fitness'] is not None
+      ]
+    )
+  names = []
+  for i, (stage, same) in enumerate(by_stage(found).items()):
+    levels = {
+      name: np.mean(_numbers(row['dev'] for row in rows))
+      for name, rows in _by_name(same).items()
+      if name in _LEVELS
+    }
+    names.append(f'curves_{i}.png' if len(series) > 1 else 'curves.png')
+    percent = same[0]['percent']['fitness']
+    plots.curves(folder / names[-1], series[stage], levels, percent)
+  return names
+
+
+def by_stage(found: Sequence[Row]) -> dict[str, list[Row]]:
+  """Returns rows by their stage."""
   stages: dict[str, list[Row]] = {}
   for row in found:
     stages.setdefault(row['stage'], []).append(row)
-  if len(stages) == 1:
-    return table(found)
-  return '\n\n'.join(
-    f'## {stage}\n\n{table(same)}' for stage, same in stages.items()
-  )
+  return stages
+
+
+def _by_name(found: Sequence[Row]) -> dict[str, list[Row]]:
+  named: dict[str, list[Row]] = {}
+  for row in found:
+    named.setdefault(row['name'], []).append(row)
+  return named
 
 
 def _numbers(scores: Iterable[float | None]) -> np.ndarray:

@@ -11,6 +11,14 @@ class UserError(ValueError):
   """What the user asked for cannot be done; shown without a traceback."""
 
 
+class CheckpointError(UserError):
+  """A run folder or a checkpoint that cannot be used as it stands."""
+
+
+class InUseError(CheckpointError):
+  """A folder that another process works in."""
+
+
 def has_no_room(error: BaseException) -> bool:
   """Returns whether an error is that of a full disk or of a used-up quota."""
   return isinstance(error, OSError) and error.errno in _NO_ROOM
@@ -18,7 +26,10 @@ def has_no_room(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def as_user_error(*kinds: type[Exception], what: str = ''):
-  """Turns errors of these kinds into `UserError`, `what` in front."""
+  """Turns errors of these kinds into `UserError`, `what` in front.
+
+  Not those of a full disk, of which a program says what to do.
+  """
   try:
     yield
   except kinds as error:

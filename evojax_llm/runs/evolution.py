@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ import numpy as np
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.runs import errors
 from evojax_llm.runs import run_state
 from evojax_llm.strategies import base
 
@@ -44,7 +45,7 @@ _GENERATIONS = 10
 Score = Callable[[Any, np.ndarray], Any]
 
 
-class EvolutionError(RuntimeError):
+class EvolutionError(errors.UserError):
   """No member of the initial population could be scored."""
 
 
@@ -54,7 +55,7 @@ class Generation:
 
   Attributes:
     number: 0 for the initial population.
-    ids: ids of the M members that were proposed, in the order of the next four.
+    ids: of the M members that were proposed.
     parents: two ids each, -1 where there is none.
     operators: index into the strategy's `operator_names`, -1 for the initial
       population.
@@ -64,8 +65,7 @@ class Generation:
     mean_fitness: of the population that lives on, failed members left out.
     best_id, best_fitness, best_task_scores: of the best member so far.
     evaluations: members scored since the run began.
-    scored: how many of the M members were scored: all but those beyond the
-      budget, which are the last.
+    scored: how many of the M members were scored, the first ones.
   """
 
   number: int
@@ -196,22 +196,25 @@ class _Limits:
         f'Got tokens {tokens} without count_tokens; expected a function that '
         'returns how many there were so far.'
       )
-    if generations is None:
-      generations = (
-        math.inf if evaluations is None else _GENERATIONS * evaluations
-      )
-    self._generations, self._patience = generations, patience
-    self._evaluations = math.inf if evaluations is None else evaluations
-    self._tokens, self._count, self._seconds = tokens, count_tokens, seconds
+    if generations is None and evaluations is not None:
+      generations = _GENERATIONS * evaluations
+    self._evaluations = evaluations
+    self._most = {
+      'generations': generations,
+      'evaluations': evaluations,
+      'patience': patience,
+      'tokens': tokens,
+      'seconds': seconds,
+    }
+    self._count = count_tokens or (lambda: 0)
 
   def begin(self) -> None:
     """Notes the time and the tokens so far."""
-    self._began = time.monotonic()
-    self._before = 0 if self._count is None else self._count()
+    self._began, self._before = time.monotonic(), self._count()
 
   def left(self, state) -> int | None:
     """How many members may still be scored; None for no limit."""
-    if self._evaluations == math.inf:
+    if self._evaluations is None:
       return None
     done = 0 if state is None else int(state.evaluations)
     return max(0, self._evaluations - done)
@@ -219,19 +222,16 @@ class _Limits:
   def reached(self, state) -> str | None:
     """The limit that a state has reached, if any."""
     generation = int(state.generation)
-    if generation >= self._generations:
-      return 'generations'
-    if self.left(state) == 0:
-      return 'evaluations'
-    stale = generation - int(state.strategy.memory.best_generation)
-    if self._patience is not None and stale >= self._patience:
-      return 'patience'
-    if self._tokens is not None:
-      if self._count() - self._before >= self._tokens:
-        return 'tokens'
-    if self._seconds is not None:
-      if time.monotonic() - self._began >= self._seconds:
-        return 'seconds'
+    now = {
+      'generations': generation,
+      'evaluations': int(state.evaluations),
+      'patience': generation - int(state.strategy.memory.best_generation),
+      'tokens': self._count() - self._before,
+      'seconds': time.monotonic() - self._began,
+    }
+    for name, most in self._most.items():
+      if most is not None and now[name] >= most:
+        return name
     return None
 
 
@@ -396,19 +396,12 @@ class _Loop:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scored:
-  """Scores of M members on the host, of which the last may not be scored.
-
-  Attributes:
-    fitness, tasks, reasons: as in `Generation`.
-    items: (M, I) f32, maximised, where the strategy sees them.
-    count: members that were scored.
-  """
+class _Scored(NamedTuple):
+  """Scores of M members on the host; as in `Generation`, but for items."""
 
   fitness: np.ndarray
   tasks: np.ndarray
-  items: np.ndarray | None
+  items: np.ndarray | None  # (M, I) f32, maximised, where a strategy sees them
   reasons: list[str | None]
   count: int
 

@@ -19,15 +19,9 @@ def settle(
 ) -> run_state.Member:
   """Returns the member that a search ends with.
 
-  That member is scored on dev wherever its scores are not those of this genome
-  on these items. Nothing is chosen by it, so it is no evaluation.
-
-  Args:
-    state: of a run, after the last generation.
-    strategy: says whether the best of all time is kept.
-    evaluator: of the items that baselines are scored on.
-    space: of the members.
-    other_items: whether generations were scored on other items.
+  It is scored on dev where its scores are not those of this genome on the items
+  of the evaluator, because they were `other_items` or the member has moved.
+  Nothing is chosen by it, so it is no evaluation.
   """
   best = run_state.best_of(state, evaluator.objective.maximise)
   if not strategy.keep_best:

@@ -12,7 +12,9 @@ from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
 from evojax_llm.runs import baselines as baselines_lib
+from evojax_llm.runs import report
 from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs import votes
 
 
 class Finalists:
@@ -71,13 +73,16 @@ class Finalists:
     self._slots[name] = len(self.names)
     self.names.append(name)
 
-  def expert(self, index: int) -> int:
-    """Returns the index of an expert among all that are read."""
-    return self._slots[f'expert {self._experts[index]}']
+  def index(self, row: Mapping[str, Any]) -> int:
+    """Returns the index of what a row of the table is of."""
+    name = row['detail'] if row['name'] == report.EVOLVED else row['name']
+    return self.names.index(name)
 
-  def member(self, id_: int) -> int:
-    """Returns the index of a member among all that are read."""
-    return self._slots[f'member {id_}']
+  def indices(self, group: votes.Ensemble) -> list[int]:
+    """Returns the indices of the members of a group."""
+    if group.population is None:
+      return [self._slots[f'expert {self._experts[i]}'] for i in group.members]
+    return [self._slots[f'member {id_}'] for id_ in group.members]
 
   def read(
     self,

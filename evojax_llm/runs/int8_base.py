@@ -4,11 +4,9 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Model
-from evojax_llm.models.expression import LowRank
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import setup as setup_lib
@@ -29,12 +27,7 @@ def difference(whole: Any, eight: Any, model: Model) -> dict[str, dict]:
     For each task the scores `whole` and `eight`, and `agree`, the share of
     items with the same verdict.
   """
-  config = model.config
-  zero = {
-    'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),
-    'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
-  }
-  base = LowRank({'layers': {'mlp': {'up_proj': zero}}})
+  base = base_and_adapters.alone(model.config)
   first, second = (
     evaluator.evaluate(Expressed(model), base) for evaluator in (whole, eight)
   )
@@ -61,14 +54,15 @@ def report(
   run: record.RunFolder, config: RunConfig, setup: setup_lib.Setup
 ) -> None:
   """Measures the difference once a run, prints it, and keeps it."""
-  path = run.path / _FILE
-  if not path.exists():
-    execution = dataclasses.replace(config.execution, base_dtype=None)
-    plain = dataclasses.replace(config, execution=execution)
+  execution = dataclasses.replace(config.execution, base_dtype=None)
+  plain = dataclasses.replace(config, execution=execution)
+
+  def make():
     whole = setup_lib.make_evaluator(plain, setup)
     eight = setup_lib.make_evaluator(config, setup)
-    record.write_json(path, difference(whole, eight, setup.experts.model()))
-  errors.say(describe(record.read_json(path)))
+    return difference(whole, eight, setup.experts.model())
+
+  errors.say(record.kept(run.path / _FILE, describe, make))
 
 
 def read(run: record.RunFolder) -> dict | None:

@@ -12,6 +12,7 @@ def curve(
   metrics: Sequence[Mapping[str, Any]],
   levels: Mapping[str, float],
   percent: bool = True,
+  middle: Mapping[int, Sequence[float]] | None = None,
 ) -> None:
   """Draws the best and the mean fitness on `dev` by generation.
 
@@ -20,9 +21,8 @@ def curve(
     metrics: rows of metrics.jsonl.
     levels: horizontal lines by label.
     percent: whether fitness is a share, drawn in percent.
+    middle: by generation the ends of a band, of half of its members.
   """
-  from matplotlib.ticker import MaxNLocator
-
   figure, axes = _axes()
   scale = 100 if percent else 1
   generations = [row['generation'] for row in metrics]
@@ -35,14 +35,63 @@ def curve(
 
   axes.plot(generations, column('best_fitness'), marker='o', label='best')
   mean = column('mean_fitness')
-  axes.plot(generations, mean, marker='.', label='population mean')
-  percents = {label: scale * level for label, level in levels.items()}
-  _draw_levels(axes, percents, 2)
+  axes.plot(generations, mean, marker='.', label='mean of the population')
+  if middle:
+    ends = [
+      [scale * low_high[i] for low_high in middle.values()] for i in (0, 1)
+    ]
+    label = 'middle half of those scored'
+    axes.fill_between(
+      list(middle), *ends, color='C1', alpha=0.2, linewidth=0, label=label
+    )
+  _draw_levels(axes, {name: scale * at for name, at in levels.items()}, 2)
   axes.set_xlabel('generation')
   axes.set_ylabel('fitness on dev (%)' if percent else 'fitness on dev')
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-  axes.legend(frameon=False, fontsize=9)
-  _save(figure, axes, path)
+  _whole_numbers(axes)
+  _save(figure, axes, path, legend=True)
+
+
+def curves(
+  path: str | os.PathLike,
+  runs: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+  levels: Mapping[str, float],
+  percent: bool = True,
+) -> None:
+  """Draws the best fitness on `dev` of several searches by evaluations.
+
+  A line is the mean of the runs of a search, its band goes from the lowest to
+  the highest of them.
+
+  Args:
+    path: the PNG file.
+    runs: of each search, by name: (evaluations, best fitness so far) after
+      every generation.
+    levels: horizontal lines by label.
+    percent: whether fitness is a share, drawn in percent.
+  """
+  figure, axes = _axes()
+  scale = 100 if percent else 1
+  for i, (name, same) in enumerate(runs.items()):
+    counts = sorted({count for run in same for count, _ in run})
+    # From where on all runs have a best one.
+    counts = [c for c in counts if c >= max(run[0][0] for run in same)]
+    values = [
+      [scale * [best for at, best in run if at <= c][-1] for run in same]
+      for c in counts
+    ]
+    mean = [sum(v) / len(v) for v in values]
+    axes.step(counts, mean, where='post', color=f'C{i}', label=name)
+    ends = [min(v) for v in values], [max(v) for v in values]
+    band = dict(step='post', color=f'C{i}', alpha=0.15, linewidth=0)
+    axes.fill_between(counts, *ends, **band)
+  scaled = {name: scale * at for name, at in levels.items()}
+  _draw_levels(axes, scaled, len(runs))
+  axes.set_xlabel('evaluations')
+  label = 'best fitness on dev so far'
+  axes.set_ylabel(f'{label} (%)' if percent else label)
+  axes.set_title('mean of the runs; bands: lowest to highest', fontsize=9)
+  _whole_numbers(axes)
+  _save(figure, axes, path, legend=True)
 
 
 def trajectory(
@@ -74,8 +123,7 @@ def trajectory(
   axes.scatter(*line[0], marker='o', label='its origin', **ring)
   axes.set_xlabel(f'first component ({100 * explained[0]:.0f} %)')
   axes.set_ylabel(f'second component ({100 * explained[1]:.0f} %)')
-  axes.legend(frameon=False, fontsize=9)
-  _save(figure, axes, path)
+  _save(figure, axes, path, legend=True)
 
 
 def line(
@@ -112,8 +160,7 @@ def line(
   _draw_levels(axes, levels, 1)
   axes.set_xlabel(name)
   axes.set_ylabel(label)
-  axes.legend(frameon=False, fontsize=9)
-  _save(figure, axes, path)
+  _save(figure, axes, path, legend=True)
 
 
 def heat_map(
@@ -152,7 +199,9 @@ def heat_map(
 
 def _draw_levels(axes: Any, levels: Mapping[str, float], first: int) -> None:
   styles = ('--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)))
-  for i, (label, level) in enumerate(levels.items()):
+  # The legend has the highest on top.
+  ordered = sorted(levels.items(), key=lambda level: -level[1])
+  for i, (label, level) in enumerate(ordered):
     axes.axhline(
       level,
       color=f'C{first + i}',
@@ -167,13 +216,23 @@ def _axes() -> tuple[Any, Any]:
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(7, 4.2), layout='constrained')
+  figure = Figure(figsize=(8, 4.2), layout='constrained')
   FigureCanvasAgg(figure)
   return figure, figure.subplots()
 
 
-def _save(figure: Any, axes: Any, path: str | os.PathLike) -> None:
+def _whole_numbers(axes: Any) -> None:
+  from matplotlib.ticker import MaxNLocator
+
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _save(
+  figure: Any, axes: Any, path: str | os.PathLike, legend: bool = False
+) -> None:
   axes.spines[['top', 'right']].set_visible(False)
+  if legend:  # beside the axes, where it hides nothing
+    figure.legend(loc='outside right upper', frameon=False, fontsize=9)
   part = pathlib.Path(path).with_suffix('.part.png')
   figure.savefig(part, dpi=150)
   os.replace(part, path)

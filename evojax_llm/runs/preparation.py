@@ -7,15 +7,15 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.fitness import ensembles
 from evojax_llm.population import stack
-from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
+from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import warm_start as warm_start_lib
@@ -28,17 +28,15 @@ class Prepared:
   """What runs that differ in their seed alone have in common.
 
   Attributes:
-    config: the configuration.
+    config, cache: see `prepare`.
     files: where its inputs are.
     setup: what is evolved, and on what.
     evaluator: scores members on its tasks.
-    strategy: proposes them.
-    params: the strategy's hyperparameters.
+    strategy, params: propose them.
     racing: rules of a race, or None.
     abstract: shapes and types of a run's state.
     warm: members of an earlier run to begin with, or None.
     inputs: fingerprints of what is read.
-    cache: see `prepare`.
   """
 
   config: RunConfig
@@ -85,12 +83,13 @@ class Prepared:
     Raises:
       UserError: it is in use, or of another run.
     """
-    with errors.as_user_error(checkpoint.CheckpointError, OSError):
-      return record.RunFolder(workdir, config.to_dict(), self.inputs)
-
-  def configured(self, seed: int) -> RunConfig:
-    """Returns the configuration of the run of one seed."""
-    return dataclasses.replace(self.config, seed=seed, seeds=1)
+    with errors.as_user_error(OSError):
+      return record.RunFolder(
+        workdir,
+        config.to_dict(),
+        self.inputs,
+        recorded_inputs.paths(self.files),
+      )
 
 
 def prepare(
@@ -103,10 +102,9 @@ def prepare(
   Args:
     config: a `RunConfig`, or what `RunConfig.from_config` takes.
     files: of `inputs.locate`, which is called without them.
-    cache: kept by the caller for several runs in one process. What earlier
-      calls made, compiled programs included, is used again wherever the
-      settings that it is made from are the same; other draws of dev items and
-      other array hyperparameters are no other settings.
+    cache: of several runs in one process. What earlier calls made, compiled
+      programs included, is used again where the settings that it is made from
+      are the same, but for the draw of dev items and array hyperparameters.
 
   Raises:
     UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
@@ -165,12 +163,8 @@ def prepare(
 def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
   """What is evolved and on what, and fingerprints of what was read."""
   setup = setup_lib.load(config, files)
-  inputs = {
-    'model': record.fingerprint(files.model),
-    'adapters': [record.fingerprint(folder) for folder in files.adapters],
-    'experts': [record.fingerprint(folder) for folder in files.experts],
-    'tasks': [task.fingerprint() for task in setup.tasks],
-  }
+  inputs = recorded_inputs.of_folders(files)
+  inputs['tasks'] = [task.fingerprint() for task in setup.tasks]
   if setup.heldout:
     inputs['heldout'] = [task.fingerprint() for task in setup.heldout]
   return setup, inputs
@@ -185,22 +179,14 @@ def _kept(cache: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 def _setup_key(config: RunConfig, files: inputs_lib.Files) -> Any:
   """What a `Setup` is made from."""
-  names = ('space', 'allow_overlap', 'allow_code', 'shots', 'shots_seed')
-  names += ('system',)
+  names = 'space allow_overlap allow_code shots shots_seed system'.split()
   return files, config.execution.dtype, [getattr(config, n) for n in names]
 
 
 def _evaluator_key(config: RunConfig) -> Any:
   """What else an evaluator is made from, but for the draw of its items."""
-  names = (
-    'weights',
-    'objective',
-    'chat',
-    'dev_limit',
-    'dev_limits',
-    'test_limit',
-  )
-  names += ('test_limits', 'execution')
+  names = 'weights objective chat execution'.split()
+  names += 'dev_limit dev_limits test_limit test_limits'.split()
   return [getattr(config, name) for name in names]
 
 
@@ -229,7 +215,7 @@ def _plan(prepared: Prepared) -> Any:
     setup.space,
     proposed,
     members=min(strategy.population_size, stack.size(proposed)),
-    population_bytes=_bytes(abstract) + _bytes(proposed),
+    population_bytes=groups.num_bytes(abstract) + groups.num_bytes(proposed),
   )
   # An item that does not fit must show now and not when all is done.
   late: list[tuple[Any, Sequence[Any]]] = [
@@ -250,9 +236,3 @@ def _plan(prepared: Prepared) -> Any:
   for length, new_tokens in packed_split.longest_rows(encoded):
     plan.rows(length, new_tokens)
   return plan
-
-
-def _bytes(tree: Any) -> int:
-  return sum(
-    leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
-  )

@@ -1,13 +1,13 @@
 """Configurations of presets, with changes behind plus signs."""
 
-import ast
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 from ml_collections import config_dict
 
-from evojax_llm.options import Option
+from evojax_llm import lookup
+from evojax_llm.runs import fields
 from evojax_llm.runs import run_config
 from evojax_llm.strategies import registry
 
@@ -51,6 +51,7 @@ def of_preset(
   if preset_name not in presets:
     raise ValueError(
       f'Got preset {preset_name!r}; expected one of {", ".join(presets)}.'
+      f'{lookup.did_you_mean(preset_name, presets)}'
     )
   preset = presets[preset_name]
   config = run_config.make()
@@ -65,7 +66,10 @@ def of_preset(
   )
   for change in changes:
     option, _, text = change.partition('=')
-    _change(config.strategy.options, option, text)
+    try:
+      fields.set_text(config.strategy.options, option, text)
+    except ValueError as error:
+      raise ValueError(f'the change {change!r} of a preset: {error}') from error
   return config
 
 
@@ -85,53 +89,12 @@ def strategy(
     options: in place of the defaults that the strategy declares.
     patience: see `Preset`.
   """
-  values = {k: _default(o) for k, o in registry.options(name).items()}
-  part = config_dict.ConfigDict(
-    {
-      'name': name,
-      'population': population,
-      'generations': generations,
-      'patience': config_dict.placeholder(int),
-      'evaluations': config_dict.placeholder(int),
-      'tokens': config_dict.placeholder(int),
-      'seconds': config_dict.placeholder(float),
-      'options': values,
-    }
+  part = run_config.to_config(
+    run_config.StrategyConfig(name, population, generations, patience)
+  )
+  known = registry.options(name)
+  part.options = config_dict.ConfigDict(
+    {name: run_config.typed(option) for name, option in known.items()}
   )
   part.options.update(options or {})
-  part.patience = patience
   return part
-
-
-def _default(option: Option) -> Any:
-  """A value as configurations have it: typed, also where it is unset."""
-  if option.parts:
-    return {k: config_dict.placeholder(v) for k, v in option.parts.items()}
-  if option.default is None:
-    return config_dict.placeholder(option.kind)
-  return option.default
-
-
-def _change(options: config_dict.ConfigDict, name: str, text: str) -> None:
-  """Sets one option from text, of the type it has; 'group.option' nests."""
-  *groups, last = name.split('.')
-  part = options
-  for group in groups:
-    part = part.get(group) if isinstance(part, config_dict.ConfigDict) else {}
-  known = part or {}
-  if last not in known or not text:
-    among = sorted(known if groups and known else options)
-    raise ValueError(
-      f"Got the change '{name}={text}' of a preset; expected 'option=value' "
-      f'with one of {", ".join(among)}.'
-    )
-  try:
-    value = ast.literal_eval(text)
-  except (SyntaxError, ValueError):
-    value = text  # a name, without quotes
-  try:
-    if value is None and known[last] is not None:
-      raise TypeError('it cannot be left unset.')
-    known[last] = value
-  except TypeError as error:
-    raise ValueError(f"Got the change '{name}={text}': {error}") from error

@@ -1,8 +1,8 @@
 """Times the parts of a generation, and shows how far a run is."""
 
-from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import os
 import sys
 import time
 from typing import Any
@@ -10,11 +10,16 @@ from typing import TextIO
 
 import jax
 
+from evojax_llm.engine.ledger import Ledger
+from evojax_llm.runs import report
+
 # Tracing is left out: the events of nested functions overlap.
 _COMPILING = (
   '/jax/core/compile/jaxpr_to_mlir_module_duration',
   '/jax/core/compile/backend_compile_duration',
 )
+# Off a terminal, so long at most is nothing said.
+_QUIET_SECONDS = 60.0
 
 
 class Stopwatch:
@@ -25,9 +30,13 @@ class Stopwatch:
       with watch.phase('score'):
         ...
       watch.take()  # {'compile': 2.1, 'score': 0.4}
+
+  Attributes:
+    compiled: seconds of compilation in all.
   """
 
   def __init__(self):
+    self.compiled = 0.0
     self._seconds: dict[str, float] = {'compile': 0.0}
 
   def __enter__(self) -> 'Stopwatch':
@@ -56,89 +65,141 @@ class Stopwatch:
   def _listen(self, event: str, seconds: float, **_: Any) -> None:
     if event in _COMPILING:
       self._seconds['compile'] += seconds
+      self.compiled += seconds
 
 
 class Progress:
-  """One changing line on a terminal, a line a generation elsewhere.
+  """One changing line on a terminal, plain lines elsewhere.
+
+  A context manager: at its end the changing line is gone from the screen, so
+  that nothing is glued to it.
 
   Args:
     generations: G of the run.
-    tokens: returns the tokens read and generated so far.
+    ledger: of the engine, for the tokens.
+    watch: for the seconds of compilation, which no time left is judged by.
     stream: where to write; standard error by default.
     percent: whether fitness is a share.
+    evaluations: members that are scored at most, where that is limited.
   """
 
   def __init__(
     self,
     generations: int,
-    tokens: Callable[[], int] = lambda: 0,
+    ledger: Ledger | None = None,
+    watch: Stopwatch | None = None,
     stream: TextIO | None = None,
     percent: bool = True,
+    evaluations: int | None = None,
   ):
-    self.tokens = tokens
+    self._ledger, self._watch = ledger or Ledger(), watch or Stopwatch()
     self._stream = stream or sys.stderr
     self._percent = percent
-    self._live = self._stream.isatty()
-    self._generations = generations
+    # A dumb terminal, as of an editor, shows control codes as they are.
+    dumb = os.environ.get('TERM', '') in ('', 'dumb')
+    self._live = self._stream.isatty() and not dumb
+    self._generations, self._evaluations = generations, evaluations
     self._label, self._members = '', 0
-    self._began = self._started = time.monotonic()
-    self._tokens_at_start = 0
-    self._first = self._done = 0
+    self._started = self._written = time.monotonic()
+    self._tokens = self._first = self._done = 0
+    self._scored = self._scored_first = 0
+    self._began: float | None = None
     self._best: float | None = None
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._write('')
 
   def begin(self, members: int, label: str = '') -> None:
     """Begins a batch of members that are scored."""
-    self._label = label or f'generation {self._done}/{self._generations}'
+    self._label = label or self._name(self._done)
     self._members = members
-    self._started = time.monotonic()
-    self._tokens_at_start = self.tokens()
+    self._started, self._tokens = time.monotonic(), self._ledger.tokens
+    if not label and self._began is None:
+      self._began = self._worked()
+    if label and not self._live:
+      self.line(f'{label}: {members} members')
 
   def update(self, share: float) -> None:
     """Shows the share of the batch that is scored; for `Evaluator.evaluate`."""
-    if not self._live:
+    now = time.monotonic()
+    if not self._live and now - self._written < _QUIET_SECONDS:
       return
-    spent = max(1e-6, time.monotonic() - self._started)
-    speed = (self.tokens() - self._tokens_at_start) / spent
-    parts = [
-      self._label,
-      f'{int(share * self._members)}/{self._members} members',
-      f'{speed:,.0f} tokens/s',
-    ]
-    if self._best is not None:
-      parts.append(self._shown(self._best))
-    parts += self._left(share)
-    self._write('\r\x1b[K' + '  '.join(parts))
+    speed = self._ledger.tokens - self._tokens
+    speed /= max(1e-6, now - self._started)
+    done = f'{int(share * self._members)}/{self._members} members'
+    parts = [self._label, done]
+    # The speed comes last: a narrow screen does without it.
+    parts += [*self._fitness(), *self._left(share), f'{speed:,.0f} tokens/s']
+    if not self._live:
+      self.line('  '.join(parts))
+      return
+    room = _columns(self._stream) - 1
+    while len(parts) > 1 and len('  '.join(parts)) > room:
+      parts.pop()
+    self._write('  '.join(parts)[:room])
 
-  def resume(self, generation: int, best: float) -> None:
+  def resume(self, generation: int, best: float, evaluations: int) -> None:
     """Goes on behind a generation that an earlier process has done."""
     self._first = self._done = generation + 1
-    self._best, self._began = best, time.monotonic()
+    self._best = best
+    self._scored = self._scored_first = evaluations
 
-  def generation(self, number: int, best: float, text: str) -> None:
+  def generation(
+    self, number: int, best: float, evaluations: int, text: str
+  ) -> None:
     """Writes the line of a generation that is over."""
-    self._done, self._best = number + 1, best
-    label = f'generation {number}/{self._generations}'
-    self.line('  '.join([label, self._shown(best), text, *self._left(0.0)]))
+    self._done, self._best, self._scored = number + 1, best, evaluations
+    parts = [self._name(number), *self._fitness(), text, *self._left(0.0)]
+    self.line('  '.join(parts))
 
   def line(self, text: str) -> None:
     """Writes a line."""
-    self._write(('\r\x1b[K' if self._live else '') + text + '\n')
+    self._written = time.monotonic()
+    self._write(text + '\n')
 
-  def _shown(self, best: float) -> str:
-    return f'best {100 * best:.1f} %' if self._percent else f'best {best:.4g}'
+  def _name(self, number: int) -> str:
+    if self._evaluations is None:
+      return f'generation {number}/{self._generations}'
+    done = f'{self._scored}/{self._evaluations} evaluations'
+    return f'generation {number}  {done}'
+
+  def _fitness(self) -> list[str]:
+    if self._best is None:
+      return []
+    return [f'best {report.number(self._best, self._percent, " %")}']
+
+  def _worked(self) -> float:
+    """Seconds of a clock that stands still while a program is compiled."""
+    return time.monotonic() - self._watch.compiled
 
   def _left(self, share: float) -> list[str]:
     """Time until the last generation, judged by those of this process."""
     done = self._done - self._first
-    to_come = self._generations + 1 - self._done - share
-    if done < 1 or to_come <= 0:
+    to_come = self._generations + 1 - self._done
+    scored = self._scored - self._scored_first
+    if self._evaluations is not None and done and scored:
+      budget = self._evaluations - self._scored
+      to_come = min(to_come, budget * done / scored)
+    to_come -= share
+    if self._began is None or done < 1 or to_come <= 0:
       return []
-    spent = time.monotonic() - self._began
+    spent = self._worked() - self._began
     return [f'{clock(spent / (done + share) * to_come)} left']
 
   def _write(self, text: str) -> None:
-    self._stream.write(text)
+    self._stream.write(('\r\x1b[K' if self._live else '') + text)
     self._stream.flush()
+
+
+def _columns(stream: TextIO) -> int:
+  """The width of a terminal; 80 where it does not say."""
+  try:
+    return os.get_terminal_size(stream.fileno()).columns or 80
+  except OSError:  # io.UnsupportedOperation is one, too
+    return 80
 
 
 def clock(seconds: float) -> str:

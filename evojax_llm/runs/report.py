@@ -7,8 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from evojax_llm.fitness.intervals import wilson_interval
+from evojax_llm.fitness import intervals
 from evojax_llm.tasks.scorers.registry import scorer_of
+
+EVOLVED = 'evolved'
+OF_EXPERTS = 'ensemble of experts'
+OF_EVOLVED = 'ensemble of evolved'
+
+_VOTE = (
+  'to each item stands the answer that most of a few {} give, of free text the '
+  'one most like the others, at the price of as many answers; `vote of 3`: dev '
+  'chose three'
+)
+# What the rows of the table are.
+_WORDS = {
+  'base': 'the model as it was given',
+  'best expert': 'the expert that is best on dev',
+  'average': 'the mean of all experts',
+  'soup': 'the mean of the best experts; `best 3`: dev chose three',
+  'scaled average': (
+    'the mean of all experts, its change of the base multiplied; `x 1.5`: dev '
+    'chose the factor 1.5'
+  ),
+  'scaled best expert': 'the best expert, its change of the base multiplied',
+  OF_EXPERTS: _VOTE.format('experts'),
+  EVOLVED: 'the one member that the search ends with',
+  OF_EVOLVED: _VOTE.format('members of the search'),
+}
 
 
 def summarise(
@@ -34,36 +59,33 @@ def summarise(
     {'fitness': {'score', 'low', 'high', 'percent'}, 'tasks': {name: the same,
     'items' and 'metric'}}; None in place of NaN and of a missing interval.
   """
-  by_task = {}
-  for k, task in enumerate(tasks):
-    metric, score, n = metrics[k], float(scores[k]), items[k]
+  exact, by_task = [], {}
+  for task, score, n, metric in zip(tasks, scores, items, metrics, strict=True):
+    score = float(score)
     # Shares come in f32; the counts behind them are whole.
     if metric.binary and not math.isnan(score):
       score = round(score * n) / n
+    exact.append(score)
     by_task[task] = {
       **_interval(score, n if metric.binary else None, metric.percent),
       'items': n,
       'metric': metric.metric,
     }
   weighted = objective.name in ('weighted_mean', 'pareto')
+  weights = [float(w) for w in objective.weights]
   if weighted and objective.percent:
-    fitness = sum(
-      float(w) * entry['exact']
-      for w, entry in zip(objective.weights, by_task.values(), strict=True)
-    )
+    fitness = sum(w * s for w, s in zip(weights, exact, strict=True))
   else:
     fitness = float(objective(np.asarray([scores], np.float32))[0])
   # Items of one task with as wide an interval as those of all tasks. With equal
   # weights and sizes it is the number of all items.
   alike = None
   if weighted and all(metric.binary for metric in metrics):
-    alike = 1 / sum(
-      float(w) ** 2 / n for w, n in zip(objective.weights, items, strict=True)
-    )
-  whole = _interval(fitness, alike, objective.percent)
-  for entry in (whole, *by_task.values()):
-    del entry['exact']
-  return {'fitness': whole, 'tasks': by_task}
+    alike = 1 / sum(w**2 / n for w, n in zip(weights, items, strict=True))
+  return {
+    'fitness': _interval(fitness, alike, objective.percent),
+    'tasks': by_task,
+  }
 
 
 def of_split(
@@ -84,12 +106,11 @@ def _interval(
 ) -> dict[str, Any]:
   """A score with its interval, where it is a share of so many items."""
   entry = {'score': None, 'low': None, 'high': None, 'percent': percent}
-  entry['exact'] = score
   if not math.isfinite(score):
     return entry
   if items is not None:
     # Rounding of the weighted mean must not lead out of [0, items].
-    low, high = wilson_interval(min(score * items, items), items)
+    low, high = intervals.wilson_interval(min(score * items, items), items)
     entry.update(low=round(low, 6), high=round(high, 6))
   return {**entry, 'score': round(score, 6)}
 
@@ -152,36 +173,27 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
   return '\n'.join([text(lines[0]), rule, *map(text, lines[1:])])
 
 
-def _described(summary: Mapping[str, Any]) -> str:
-  """What the figures are, in a few words."""
-  entries = list(summary['rows'][0]['dev']['tasks'].values())
-  if all(entry['low'] is not None for entry in entries):
-    return 'Accuracy in percent with 95 % Wilson intervals'
-  metrics = dict.fromkeys(
-    entry['metric'] + (' in percent' if entry['percent'] else '')
-    for entry in entries
-  )
-  return f'Objective {summary["objective"]} over {", ".join(metrics)}'
-
-
-def markdown(summary: Mapping[str, Any]) -> str:
-  """Returns summary.md, from the content of summary.json."""
-  first, best = summary['rows'][0], summary['best']
-  counts = []
-  for split in ('dev', 'test'):
-    if first[split]:
-      per_task = {t['items'] for t in first[split]['tasks'].values()}
-      counts.append(f'{split}: {"/".join(map(str, sorted(per_task)))} items')
+def markdown(summary: Mapping[str, Any], folder: str) -> str:
+  """Returns summary.md, from the content of summary.json and the folder."""
+  search, best = summary['search'], summary['best']
+  settings = ', '.join(f'{k} {v}' for k, v in search['changed'].items())
   paragraphs = [
-    f'# {summary["name"]}',
+    f'# {summary["name"]}: {search["strategy"]}, population '
+    f'{search["population"]}, {summary["evaluations"]} evaluations (baselines '
+    'not counted)',
     table(summary['rows']),
-    f'{_described(summary)}; `dev / test` for each task ({", ".join(counts)} a '
-    'task). Everything was chosen on dev; test was read once, at the end. '
-    'Evaluations are members scored on dev to choose the row.',
-    f'Best member {best["id"]} of generation {best["generation"]}; '
-    f'{summary["generations"]} generations, {summary["evaluations"]} '
-    f'evaluations, {summary["failed"]} failed.',
-    *_oracles(summary),
+    *better_lines(summary, folder),
+    f'{_described(summary)} Everything was chosen on dev; test was read once, '
+    'at the end. Evaluations are members scored on dev to choose the row.',
+    tasks_foot(summary),
+    f'## Member {best["id"]}',
+    f'The best of {summary["generations"]} generations, made in generation '
+    f'{best["generation"]}; `best/` holds it. The search was '
+    f'{search["strategy"]} on the space {search["space"]}, with '
+    f'{settings or "its default settings"} (all settings are in config.json); '
+    f'{summary["failed"]} of its members failed.',
+    _recipe(search['experts'], best['recipe']),
+    *(f'Warning: {what}' for what in summary.get('lost', ())),
   ]
   if rows := summary.get('front'):
     lines = [['member', *rows[0]['tasks']]]
@@ -190,6 +202,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
       lines.append([str(row['id']), *scores])
     paragraphs.append('Members that no other one beats on all tasks:')
     paragraphs.append(aligned(lines))
+  paragraphs += ['## Rows', _rows_explained(summary), *_oracles(summary)]
   if ledger := summary.get('ledger'):
     saved = ledger['items_saved']
     seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
@@ -199,15 +212,134 @@ def markdown(summary: Mapping[str, Any]) -> str:
       + (f', {saved:,} items saved by racing' if saved else '')
       + f'. Seconds: {seconds}.'
     )
+  paragraphs.append(
+    'Fitness on dev by generation. The band holds the middle half of the '
+    'members that were scored in a generation:'
+  )
   paragraphs.append('![fitness by generation](curve.png)\n')
   return '\n\n'.join(paragraphs)
+
+
+def _described(summary: Mapping[str, Any]) -> str:
+  """What the figures are, in a few words."""
+  first = summary['rows'][0]
+  entries = list(first['dev']['tasks'].values())
+  what = 'Accuracy in percent with 95 % Wilson intervals'
+  if any(entry['low'] is None for entry in entries):
+    metrics = dict.fromkeys(
+      entry['metric'] + (' in percent' if entry['percent'] else '')
+      for entry in entries
+    )
+    what = f'Objective {summary["objective"]} over {", ".join(metrics)}'
+  counts = []
+  for split in ('dev', 'test'):
+    if first[split]:
+      per_task = {t['items'] for t in first[split]['tasks'].values()}
+      counts.append(f'{split}: {"/".join(map(str, sorted(per_task)))} items')
+  return f'{what}; `dev / test` for each task ({", ".join(counts)} a task).'
+
+
+def tasks_foot(summary: Mapping[str, Any]) -> str:
+  """Returns a line a task, with an item of it and its answer."""
+  entries = summary['rows'][0]['dev']['tasks']
+  return '\n'.join(
+    f'- {name}: {entries[name]["metric"]}; `{question}` -> `{answer}`'
+    for name, (question, answer) in summary['examples'].items()
+  )
+
+
+def example(task: Any) -> tuple[str, str]:
+  """Returns the beginnings of a task's first dev question and of its answer."""
+  item = task.dev[0]
+  answer = dict(item.choices or ()).get(item.answer, item.answer)
+  shown = (' '.join(text.split()) for text in (item.question, answer))
+  return tuple(t if len(t) <= 60 else f'{t[:57]}...' for t in shown)
+
+
+def better(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Finds what a search has lost to.
+
+  Args:
+    rows: of summary.json, the evolved member among them.
+
+  Returns:
+    The row that beats the evolved member on dev by most, and the vote of the
+    experts where it beats both: `row`, `difference`, and `low` and `high` of
+    its 95 % interval or None. Members are compared as if they had been scored
+    on different items (Newcombe 1998, Statist. Med. 17:873, method 10), so
+    that the interval is rather too wide.
+  """
+  scored = {
+    row['name']: row['dev']['fitness']
+    for row in rows
+    if row['dev']['fitness']['score'] is not None
+  }
+  found, level = [], scored.pop(EVOLVED, None)
+  scored.pop(OF_EVOLVED, None)
+  vote = scored.pop(OF_EXPERTS, None)
+  plain = max(scored.items(), key=lambda row: row[1]['score'], default=None)
+  least = level and level['score']
+  for name, entry in filter(None, (plain, vote and (OF_EXPERTS, vote))):
+    if level is None or entry['score'] <= least:
+      continue
+    least = entry['score']
+    low = high = None
+    if level['low'] is not None:
+      low, high = intervals.of_difference(
+        *(
+          [e[part] for part in ('score', 'low', 'high')] for e in (entry, level)
+        )
+      )
+    difference = entry['score'] - level['score']
+    found.append(dict(row=name, difference=difference, low=low, high=high))
+  return found
+
+
+def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
+  """Returns a line for each of `better`, with the way to export it."""
+  percent = summary['rows'][0]['dev']['fitness']['percent']
+  lines = []
+  for one in summary['better']:
+    gain = number(one['difference'], percent, ' points')
+    if one['low'] is not None:
+      low, high = (number(one[end], percent) for end in ('low', 'high'))
+      gain += f' [{low}, {high}]'
+      gain += ', which may be chance' if one['low'] <= 0.0 else ''
+    lines.append(
+      f'`{one["row"]}` is better than the evolved member on dev by {gain}: '
+      f'`python -m experiments.export --run={folder} --row="{one["row"]}" '
+      '--out=FOLDER` writes it.'
+    )
+  return lines
+
+
+def _recipe(experts: Sequence[str], recipe: Any) -> str:
+  """The recipe of a member as a list, and the experts that it is made of."""
+  lines = [f'- experts: {", ".join(experts)}']
+  for name, value in recipe.items():
+    if isinstance(value, Mapping):
+      value = ', '.join(f'{k} {_shortest(v)}' for k, v in value.items())
+    lines.append(f'- {name}: {_shortest(value)}')
+  return '\n'.join(lines)
+
+
+def _shortest(value: Any) -> str:
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _rows_explained(summary: Mapping[str, Any]) -> str:
+  return '\n'.join(
+    f'- {row["name"]}: {_WORDS[row["name"]]}'
+    for row in summary['rows']
+    if row['name'] in _WORDS
+  )
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:
   """Paragraphs on the ensembles and the bound that no vote can pass."""
   paragraphs = []
   for row in summary['rows']:
-    group = (summary.get('ensembles') or {}).get(row['name'])
+    group = summary['ensembles'].get(row['name'])
     if group is None:
       continue
     members = ', '.join(map(str, group['members']))
@@ -243,10 +375,15 @@ def shown(entry: Mapping[str, Any], unit: str = '') -> str:
   """Returns a score as tables show it, with a unit behind a percentage."""
   if entry['score'] is None:
     return 'failed'
-  percent = entry['percent']
-  return number(entry['score'], percent) + (unit if percent else '')
+  return number(entry['score'], entry['percent'], unit)
 
 
-def number(score: float, percent: bool) -> str:
-  """Returns a share in percent, and any other score as it is."""
-  return f'{100 * score:.1f}' if percent else f'{score:.4g}'
+def number(score: float, percent: bool, unit: str = '') -> str:
+  """Returns a score as it is shown everywhere: a share in percent.
+
+  Scores are f32 in the engine and decimals in files; rounded to six digits
+  first, one is shown as the other.
+  """
+  if not percent:
+    return f'{score:.4g}'
+  return f'{100 * round(float(score), 6):.1f}{unit}'

@@ -7,6 +7,7 @@ it is made, and checked, by `RunConfig.from_config`.
 
 from collections.abc import Mapping
 import dataclasses
+import os
 from typing import Any
 from typing import ClassVar
 
@@ -16,6 +17,9 @@ from evojax_llm import lookup
 from evojax_llm import options as options_lib
 from evojax_llm.options import option
 from evojax_llm.runs.errors import UserError
+
+_PATHS = ('model', 'adapters', 'experts', 'tasks', 'heldout_tasks')
+_PATHS += ('warm_start',)
 
 
 class _Part:
@@ -58,6 +62,28 @@ class StrategyConfig(_Part):
     None, 'end when the search has taken so long', low=0.0
   )
   options: dict[str, Any] = option({}, "the strategy's own options")
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatConfig(_Part):
+  """Keys of every task's `format`; see `tasks.task.Format`."""
+
+  _path = 'format.'
+
+  kind: str | None = option(None, 'how answers are scored', kind=str)
+  prompt: str | None = option(
+    None, 'template with {question} and {choices}', kind=str
+  )
+  instruction: str | None = option(
+    None, 'line above a multiple-choice question', kind=str
+  )
+  choice: str | None = option(
+    None, 'scored of an option', choices=(None, 'letter', 'text'), kind=str
+  )
+  max_new_tokens: int | None = option(
+    None, 'tokens to decode at most', low=0, kind=int
+  )
+  stop: tuple[str, ...] = option((), 'strings at which an output is cut')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +187,12 @@ class RunConfig(_Part):
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
+  drop_overlap: bool = option(False, 'leave such items out of dev')
+  skip_bad_rows: bool = option(
+    False, 'leave out rows of task files that cannot be used'
+  )
   allow_code: bool = option(
-    False, 'run generated code, in a process with limits'
+    False, 'run generated code, in limits, and code that task files name'
   )
   shots: int | None = option(
     None, 'worked examples before a question, from dev', low=0, kind=int
@@ -183,6 +213,7 @@ class RunConfig(_Part):
     False, 'read all experts on test, not only those in the table'
   )
 
+  format: FormatConfig = FormatConfig()
   strategy: StrategyConfig = StrategyConfig()
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
@@ -190,6 +221,10 @@ class RunConfig(_Part):
 
   def __post_init__(self):
     super().__post_init__()
+    for name in _PATHS:
+      paths = map(str.strip, getattr(self, name).split(','))
+      expanded = ','.join(os.path.expanduser(path) for path in paths)
+      object.__setattr__(self, name, expanded)
     if self.resample and not (self.dev_limit or any(self.dev_limits)):
       raise UserError(
         'config.resample chooses other dev items in every generation: say how '
@@ -225,7 +260,7 @@ class RunConfig(_Part):
 
   def to_config(self) -> config_dict.ConfigDict:
     """Returns it as a `ConfigDict`, with placeholders for unset values."""
-    return _to_config(self)
+    return to_config(self)
 
 
 def make() -> config_dict.ConfigDict:
@@ -257,15 +292,25 @@ def _read(cls: type, values: Any, path: str) -> Any:
   return cls(**read)
 
 
-def _to_config(part: _Part) -> config_dict.ConfigDict:
+def to_config(part: _Part) -> config_dict.ConfigDict:
+  """Returns a part as a `ConfigDict`, with placeholders for unset values."""
   config = config_dict.ConfigDict()
   known = options_lib.declared(type(part))
   for field in dataclasses.fields(part):
     value = getattr(part, field.name)
     if isinstance(value, _Part):
-      value = _to_config(value)
-    elif field.name in known and known[field.name].default is None:
-      config[field.name] = config_dict.placeholder(known[field.name].kind)
+      value = to_config(value)
+    else:
+      config[field.name] = typed(known[field.name])
     if value is not None:
       config[field.name] = value
   return config
+
+
+def typed(option: options_lib.Option) -> Any:
+  """Returns a default as a `ConfigDict` has it: typed, also where unset."""
+  if option.parts:
+    return {k: config_dict.placeholder(v) for k, v in option.parts.items()}
+  if option.default is None:
+    return config_dict.placeholder(option.kind)
+  return option.default

@@ -43,8 +43,7 @@ class Member:
   """One member, such as the best of a search; on the host but for its genome.
 
   Attributes:
-    genome: its genome.
-    id: its id.
+    genome, id: its own.
     fitness: f32.
     task_scores: (K,) f32, as the tasks have them.
     generation: when it was born.
@@ -58,12 +57,7 @@ class Member:
 
 
 def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Member:
-  """Returns the best member of all time.
-
-  Args:
-    state: of a run.
-    maximise: see `evolution.evolve`.
-  """
+  """Returns the best member of all time; `maximise` as in `evolve`."""
   memory = state.strategy.memory
   known = jax.device_get(memory.replace(best=None, worst=None, personal=None))
   return Member(
@@ -102,9 +96,7 @@ def begin(
   Can be traced; `jax.eval_shape` of it tells what a checkpoint must hold.
 
   Args:
-    strategy: see `evolution.evolve`.
-    params: see `evolution.evolve`.
-    seed: see `evolution.evolve`.
+    strategy, params, seed: see `evolution.evolve`.
     population: leaves (P, ...).
     scores: of its members.
     evaluations: members that were scored; all P by default.
@@ -130,8 +122,7 @@ def abstract_state(
   """Returns shapes and dtypes of a run's state; scores no member.
 
   Args:
-    strategy: see `evolution.evolve`.
-    params: see `evolution.evolve`.
+    strategy, params: see `evolution.evolve`.
     population: leaves (P, ...), or their shapes.
     num_tasks: K.
     num_items: I of all tasks, for strategies that see them.
@@ -181,14 +172,13 @@ def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
   memory = inner['memory']
   best = jax.tree.map(lambda leaf: leaf[None], memory['best'])
   alive = (inner['population'], inner['ids'], inner['fitness'])
+  personal = (
+    memory.get(f'personal{part}') for part in ('', '_ids', '_fitness')
+  )
   sources = [
     (best, memory['best_id'], memory['best_fitness']),
     alive,
-    (
-      memory.get('personal'),
-      memory.get('personal_ids'),
-      memory.get('personal_fitness'),
-    ),
+    tuple(personal),
   ]
   if not keep_best and np.isfinite(inner['fitness']).any():
     sources = [alive]

@@ -11,7 +11,6 @@ import jax
 
 from evojax_llm.population import lineage
 from evojax_llm.runs import baselines as baselines_lib
-from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
@@ -20,6 +19,7 @@ from evojax_llm.runs import int8_base
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs.run_config import RunConfig
 
@@ -90,14 +90,20 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  config = prepared.configured(prepared.config.seed if seed is None else seed)
+  config = dataclasses.replace(
+    prepared.config,
+    seed=prepared.config.seed if seed is None else seed,
+    seeds=1,
+  )
   with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
-    if folder.finished:
+    if folder.finished and final_table.is_whole(folder.path):
       errors.say(f'{folder.path} is finished')
     else:
       if share is not None:
         baselines_lib.share(share, folder.path)
-      _Run(prepared, config, folder).go_on()
+      running = _Run(prepared, config, folder)
+      with running.watch, running.bar:
+        running.go_on()
   return folder.path
 
 
@@ -111,30 +117,38 @@ class _Run:
     folder: record.RunFolder,
   ):
     self.prepared, self.config, self.folder = prepared, config, folder
-    self.evaluator, self.ledger = prepared.evaluator, prepared.evaluator.ledger
+    self.evaluator = prepared.evaluator
+    self.ledger = self.evaluator.ledger
+    self.watch = progress.Stopwatch()
     self.bar = progress.Progress(
       config.strategy.generations,
-      tokens=self.tokens,
+      self.ledger,
+      self.watch,
       percent=self.evaluator.objective.percent,
+      evaluations=config.strategy.evaluations,
     )
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
     self.number = -1
 
-  def tokens(self) -> int:
-    """Tokens read and generated so far."""
-    return self.ledger.prompt_tokens + self.ledger.new_tokens
-
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
-    with errors.as_user_error(checkpoint.CheckpointError):
-      restored = folder.checkpoints.restore(prepared.abstract)
+    restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
+    if not restored and (folder.path / 'summary.json').exists():
+      raise errors.CheckpointError(
+        f'{folder.path} has no checkpoint from which the end of the run could '
+        'be made again. Run it in a new workdir.'
+      )
+    if not restored and folder.metrics.read():
+      errors.say('there is no checkpoint: the run begins again')
     folder.rewind(self.number)
     going_on = f', going on after generation {self.number}' if restored else ''
     errors.say(f'run folder {folder.path}{going_on}')
+    for what in folder.lost(self.number).values():
+      errors.say(f'warning: {what}')
 
     if self.config.execution.base_dtype:
       int8_base.report(folder, self.config, prepared.setup)
@@ -143,7 +157,8 @@ class _Run:
       folder, evaluator, prepared.setup, self.bar
     )
     if restored:
-      self.bar.resume(self.number, float(state.strategy.memory.best_fitness))
+      best = float(state.strategy.memory.best_fitness)
+      self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
     best = final_member.settle(
       state,
@@ -152,52 +167,64 @@ class _Run:
       prepared.setup.space,
       other_items=self.config.resample,
     )
-    final_table.finish(folder, prepared, baselines, state, best, self.bar)
+    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial = prepared.initial(config.seed)
-    tasks = prepared.setup.task_names
+    tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    with (
-      progress.Stopwatch() as watch,
-      errors.as_user_error(evolution.EvolutionError),
-    ):
-      rounds = evolution.evolve(
-        prepared.strategy,
-        prepared.setup.space,
-        self.score,
-        population=initial.population if state is None else None,
-        params=prepared.params,
-        seed=config.seed,
-        generations=config.strategy.generations,
-        evaluations=config.strategy.evaluations,
-        tokens=config.strategy.tokens,
-        count_tokens=self.tokens,
-        seconds=config.strategy.seconds,
-        patience=config.strategy.patience,
-        state=state,
-        redraw=self.redraw if config.resample else None,
-        maximise=self.evaluator.objective.maximise,
-        phase=watch.phase,
+    limits = {
+      name: getattr(config.strategy, name)
+      for name in ('generations', 'evaluations', 'tokens', 'seconds')
+    }
+    # What earlier processes have spent counts.
+    for row in folder.metrics.read():
+      for name, spent in (
+        ('tokens', row['tokens']),
+        ('seconds', sum(row['seconds'].values())),
+      ):
+        if limits[name] is not None:
+          limits[name] -= spent
+    watch = self.watch
+    watch.take()  # what was compiled for the baselines
+    rounds = evolution.evolve(
+      prepared.strategy,
+      prepared.setup.space,
+      self.score,
+      population=initial.population if state is None else None,
+      params=prepared.params,
+      seed=config.seed,
+      **limits,
+      patience=config.strategy.patience,
+      count_tokens=lambda: self.ledger.tokens,
+      state=state,
+      redraw=self.redraw if config.resample else None,
+      maximise=self.evaluator.objective.maximise,
+      phase=watch.phase,
+    )
+    del initial  # its memory is wanted for the search
+    before = self.ledger.tokens
+    for state, done in rounds:
+      # Records first: a checkpoint stands for the lines up to its own.
+      folder.items.append(done.number, done.ids[: done.scored], self.scored)
+      folder.write(
+        record_rows.member_rows(
+          done, prepared.strategy.operator_names, tasks, origins
+        ),
+        record_rows.metrics_row(
+          done, tasks, watch.take(), self.ledger.tokens - before
+        ),
       )
-      del initial  # its memory is wanted for the search
-      before = self.tokens()
-      for state, done in rounds:
-        # Records first: a checkpoint stands for the lines up to its own.
-        folder.items.append(done.number, done.ids[: done.scored], self.scored)
-        folder.write(
-          record.member_rows(
-            done, prepared.strategy.operator_names, tasks, origins
-          ),
-          record.metrics_row(done, tasks, watch.take(), self.tokens() - before),
-        )
-        before = self.tokens()
-        with watch.phase('checkpoint'):
-          folder.checkpoints.save(done.number, state)
-        line = _line(done, self.evaluator.objective.percent)
-        self.bar.generation(done.number, done.best_fitness, line)
+      before = self.ledger.tokens
+      with watch.phase('checkpoint'):
+        folder.checkpoints.save(done.number, state)
+      line = _line(done, self.evaluator.objective.percent)
+      self.bar.generation(
+        done.number, done.best_fitness, done.evaluations, line
+      )
     return state
 
   def redraw(self, number: int) -> None:
@@ -240,9 +267,8 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
   return rows
 
 
-def _line(generation: evolution.Generation, percent: bool = True) -> str:
+def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
   failed = f', {generation.failed} failed' if generation.failed else ''
-  mean = report.number(generation.mean_fitness, percent)
-  sign = ' %' if percent else ''
-  return f'mean {mean}{sign}  {len(generation.ids)} scored{failed}'
+  mean = report.number(generation.mean_fitness, percent, ' %')
+  return f'mean {mean}  {len(generation.ids)} scored{failed}'

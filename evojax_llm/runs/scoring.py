@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import functools
+import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
+from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import intervals
 from evojax_llm.runs import report
 from evojax_llm.tasks.scorers.registry import scorer_of
@@ -36,6 +39,52 @@ def results(
     }
     for m, name in enumerate(names)
   ]
+
+
+def with_vote(
+  scores: Any,
+  members: Sequence[int],
+  rule: str,
+  fitness: np.ndarray,
+  tasks: Sequence[Any],
+) -> Any:
+  """Returns an `Evaluation` with what a vote decides as one member more.
+
+  Args:
+    scores: of M members, on the dev items of the tasks.
+    members: indices of the k members that vote, the best first.
+    rule: of `fitness.ensembles`.
+    fitness: (k,) f32 of the members that vote.
+    tasks: K tasks.
+  """
+  everyone = np.zeros(len(scores.task_scores)), scores.task_scores, scores.tasks
+  group = dataclasses.replace(
+    ensembles.Group(*everyone).take(members), fitness=fitness
+  )
+  scorers = [scorer_of(task) for task in tasks]
+  decided = ensembles.decide(rule, group, scorers, [t.dev for t in tasks])
+  results = []
+  for result, stands in zip(
+    scores.tasks, ensembles.standing(rule, group, scorers), strict=True
+  ):
+    columns = range(len(result.ids))
+    # Without answers the best member stands.
+    slots = [members[0 if stands is None else stands[i]] for i in columns]
+    values = result.values[slots, columns]
+    added = {'values': np.concatenate([result.values, values[None]])}
+    for name in ('predictions', 'loglikelihoods'):
+      if (kept := getattr(result, name)) is not None:
+        of_member = {slot: kept[slot] for slot in set(slots)}
+        stood = [of_member[slot][i] for i, slot in enumerate(slots)]
+        added[name] = [*kept, stood]
+    results.append(dataclasses.replace(result, **added))
+  failed = None if np.isfinite(decided).all() else 'its members failed'
+  return dataclasses.replace(
+    scores,
+    task_scores=np.concatenate([scores.task_scores, decided[None]]),
+    tasks=results,
+    reasons=[*scores.reasons, failed],
+  )
 
 
 def _result(
@@ -79,46 +128,35 @@ def _result(
 def table(
   results: Sequence[Mapping[str, Any]], percent: Mapping[str, bool]
 ) -> str:
-  """Returns a table of members by tasks with 95 % intervals.
+  """Returns a Markdown table of members by tasks with 95 % intervals.
 
   Args:
     results: of `results`.
     percent: by task, whether its score is a share, shown in percent; there is
       a mean where all are.
   """
-  names = list(results[0]['tasks'])
-  sizes = [task['n'] for task in results[0]['tasks'].values()]
-  with_mean = len(names) > 1 and all(percent.values())
-  rows = [['member']]
-  rows[0] += [f'{name} (n={n})' for name, n in zip(names, sizes, strict=True)]
-  rows[0] += ['mean'] if with_mean else []
+  tasks = results[0]['tasks'].items()
+  with_mean = len(tasks) > 1 and all(percent.values())
+  lines = [['member', *(f'{name} (n={task["n"]})' for name, task in tasks)]]
+  lines[0] += ['mean'] if with_mean else []
+  failures = ''
   for result in results:
-    row = [result['name']]
+    cells = [result['name']]
     if 'failed' in result:
-      rows.append([*row, f'failed: {result["failed"]}'])
-      continue
-    for name, task in result['tasks'].items():
-      row.append(_cell(task, percent[name]))
-    if with_mean:
-      mean = sum(task['score'] for task in result['tasks'].values())
-      row.append(f'{100 * mean / len(names):.1f}')
-    rows.append(row)
-  widths = [
-    max(len(row[column]) for row in rows if column < len(row))
-    for column in range(len(rows[0]))
-  ]
-  return '\n'.join(
-    '  '.join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=False)
-    ).rstrip()
-    for row in rows
-  )
+      cells += ['failed'] * (len(lines[0]) - 1)
+      failures += f'\n{result["name"]} failed: {result["failed"]}'
+    else:
+      scores = [task['score'] for task in result['tasks'].values()]
+      cells += [_cell(t, percent[name]) for name, t in result['tasks'].items()]
+      if with_mean:
+        cells.append(report.number(sum(scores) / len(scores), percent=True))
+    lines.append(cells)
+  return report.aligned(lines) + failures
 
 
 def _cell(task: Mapping[str, Any], percent: bool) -> str:
-  """A score and its interval, in percent or as they are."""
-  shown = functools.partial(report.number, percent=percent)
+  score = report.number(task['score'], percent)
   if task['interval'] is None:
-    return shown(task['score'])
-  low, high = map(shown, task['interval'])
-  return f'{shown(task["score"])} [{low}, {high}]'
+    return score
+  low, high = (report.number(end, percent) for end in task['interval'])
+  return f'{score} [{low}, {high}]'

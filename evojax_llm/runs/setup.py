@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
-from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.tokenizer import Tokenizer
@@ -33,14 +32,7 @@ _FEW_ITEMS = 80
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """The model, what is evolved on it, and the tasks.
-
-  Attributes:
-    tokenizer: of the base.
-    space: genome space of the search.
-    tasks: K tasks.
-    heldout: tasks that the search does not see.
-  """
+  """The base's tokenizer, what is evolved, and K tasks; some held out."""
 
   tokenizer: Any
   space: Space
@@ -52,11 +44,6 @@ class Setup:
     """The space in which the baselines are made of the experts."""
     return self.space.plain
 
-  @property
-  def task_names(self) -> list[str]:
-    """Names of the K tasks."""
-    return [task.name for task in self.tasks]
-
 
 def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   """Reads tasks, experts and the base, the quick ones first.
@@ -64,15 +51,10 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   Raises:
     UserError, TaskError, ModelError: something of it cannot be used.
   """
-  rules = tasks_lib.Rules(
-    allow_overlap=config.allow_overlap,
-    allow_code=config.allow_code,
-    shots=config.shots,
-    shots_seed=config.shots_seed,
-    system=config.system,
-  )
   # Together: what the search sees may not be tested as held out.
-  tasks = tasks_lib.load_tasks([*files.tasks, *files.heldout], rules)
+  tasks = tasks_lib.load_tasks(
+    [*files.tasks, *files.heldout], inputs_lib.rules(config)
+  )
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
 
   tokenizer = Tokenizer.from_folder(files.model)
@@ -80,25 +62,20 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
 
 
 def load_space(
-  config: RunConfig,
-  files: inputs_lib.Files,
-  base: Model | None = None,
-  with_params: bool = True,
+  config: RunConfig, files: inputs_lib.Files, with_params: bool = True
 ) -> Space:
-  """Makes the genome space of a configuration.
-
-  Args:
-    config: says which.
-    files: base and experts.
-    base: a model that is loaded already; that of the files by default.
-    with_params: False for a space that only exports.
+  """Makes the genome space of a configuration; may be one that only exports.
 
   Raises:
     ModelError: a folder cannot be used.
   """
-  dtype = jnp.dtype(config.execution.dtype) if with_params else None
-  base = str(files.model) if base is None else base
-  return make_space(config.space, base, files.adapters, files.experts, dtype)
+  return make_space(
+    config.space,
+    str(files.model),
+    files.adapters,
+    files.experts,
+    jnp.dtype(config.execution.dtype) if with_params else None,
+  )
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:
@@ -107,18 +84,16 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
   Raises:
     UserError: its name or one of its options is unknown or out of range.
   """
-  name = config.strategy.name
+  search = config.strategy
   with as_user_error(TypeError, ValueError, what='config.strategy'):
     strategy = registry.make_strategy(
-      name,
-      config.strategy.population,
-      setup.space,
-      **config.strategy.options,
+      search.name, search.population, setup.space, **search.options
     )
   if config.resample and not strategy.can_rescore:
     raise UserError(
-      f"{name} is one of evosax's algorithms, which keep scores of their own "
-      'that cannot be made anew on other items: leave config.resample off.'
+      f"{search.name} is one of evosax's algorithms, which keep scores of "
+      'their own that cannot be made anew on other items: leave '
+      'config.resample off.'
     )
   return strategy
 

@@ -12,7 +12,6 @@ sweep is a list of them. A configuration file says so in a function:
 and a command line in text: 'strategy.options.sigma=0.01,0.1,1;seed=0..4'.
 """
 
-import ast
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from evojax_llm import lookup
+from evojax_llm.runs import fields
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
@@ -141,14 +140,14 @@ def parse(
         f"Got {what} with {part!r}; expected 'field=value,value' once for each "
         "field, and ';' between them."
       )
-    group, name = _find(config, field)
+    group, name = fields.find(config, field)
     given: list[Any] = []
     for item in map(str.strip, _ITEM.findall(listed)):
       bounds = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', item)
       if bounds and group.get_type(name) in (int, float):
         given += range(int(bounds[1]), int(bounds[2]) + 1)
       else:
-        given.append(_value(item, group, name, f'{what} with {field}'))
+        given.append(fields.parse(config, field, item))
     parts[field] = values(field, *given)
   if not parts or not all(parts.values()):
     raise UserError(f'Got {what}={text!r}; expected values of a field.')
@@ -165,69 +164,8 @@ def apply(
   """
   config = config.copy_and_resolve_references()
   for field, value in change.items():
-    group, name = _find(config, field)
-    if isinstance(value, Mapping):
-      value = config_dict.ConfigDict(value)
-    try:
-      group[name] = value
-    except (TypeError, ValueError) as error:
-      text = ' '.join(str(error).split())
-      raise UserError(f'Got {field}={value!r}: {text}') from error
+    fields.set_value(config, field, value)
   return config
-
-
-def _find(
-  config: config_dict.ConfigDict, field: str
-) -> tuple[config_dict.ConfigDict, str]:
-  """The part of a configuration that a field is in, and its name there."""
-  *groups, name = field.split('.')
-  part: Any = config
-  for group in groups:
-    part = part.get(group) if isinstance(part, config_dict.ConfigDict) else None
-  if not isinstance(part, config_dict.ConfigDict) or name not in part:
-    known = fields(config)
-    # A name without what stands before it is the likeliest mistake.
-    same = [other for other in known if other.split('.')[-1] == name]
-    hint = lookup.did_you_mean(same[0] if same else field, known)
-    raise UserError(
-      f'Got a sweep over {field!r}, which the configuration does not have; '
-      f'expected a field such as seed or strategy.population.{hint}'
-    )
-  return part, name
-
-
-def fields(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns the values of a configuration by their whole names."""
-  found = {}
-  for name, value in config.items():
-    nests = isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value)
-    inner = (
-      fields(value, f'{prefix}{name}.') if nests else {prefix + name: value}
-    )
-    found |= inner
-  return found
-
-
-def _value(
-  text: str, group: config_dict.ConfigDict, name: str, what: str
-) -> Any:
-  """A value of the type that its field has."""
-  kind, unset = group.get_type(name), group[name] is None
-  if unset and text == 'None':
-    return None
-  try:
-    if kind is str:
-      quoted = text[:1] in ('"', "'")
-      return ast.literal_eval(text) if quoted else text
-    if kind is bool:
-      return {'true': True, 'false': False}[text.lower()]
-    if kind in (int, float):
-      return kind(text)
-    return ast.literal_eval(text)
-  except (KeyError, SyntaxError, ValueError):
-    raise UserError(
-      f'Got {what}={text}; expected values of type {kind.__name__}.'
-    ) from None
 
 
 def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
@@ -277,7 +215,7 @@ def as_trials(configs: Any) -> list[Trial]:
     for config in map(RunConfig.from_config, configs)
     for seed in _seeds(config)
   ]
-  flat = [fields(config.to_dict()) for config in read]
+  flat = [fields.flat(config.to_dict()) for config in read]
   varied = [
     field
     for field in dict.fromkeys(itertools.chain(*flat))
@@ -299,7 +237,7 @@ def conflicts(first: Trial, other: Trial) -> list[str]:
     field.split('.')[0] in _FIELDS for field in changed
   ):
     return []  # named configurations may differ in anything
-  there, here = (fields(trial.config.to_dict()) for trial in (first, other))
+  there, here = (fields.flat(t.config.to_dict()) for t in (first, other))
   if first.name == other.name:
     changed = set()
   return [

@@ -1,5 +1,6 @@
-"""The table and the pictures of a sweep, and the table over seeds."""
+"""The table and the pictures of a sweep."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -41,20 +42,24 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
   settings = []
   for name, (changes, trials) in zip(names, groups.values(), strict=True):
     done = [summaries[t] for t in trials if summaries[t]]
-    evolved = over_seeds('', dict(enumerate(done)))['rows']
-    evolved = next((row for row in evolved if row['name'] == _EVOLVED), {})
+    evolved = [row for row in _rows(done) if row['name'] == _EVOLVED]
     times = [round(sum(one['seconds'].values()), 3) for one in done]
     setting = {'changes': changes, 'trials': trials, 'runs': len(done)}
-    settings.append({**evolved, **setting, 'name': name, 'seconds': times})
+    setting |= {'name': name, 'seconds': times}
+    settings.append({**dict(*evolved), **setting})
   means = {
     one['name']: one['dev']['mean']
     for one in settings
     if one['runs'] and one['dev']['mean'] is not None
   }
-  everything = dict(enumerate(filter(None, summaries.values())))
-  everything = over_seeds('', everything)['rows']
-  baselines = [row for row in everything if row['name'] in _LEVELS]
-  if any(row['dev']['lowest'] != row['dev']['highest'] for row in baselines):
+  alone = len(settings) == 1
+  baselines = [
+    row
+    for row in _rows(filter(None, summaries.values()))
+    if row['name'] in _LEVELS or (alone and row['name'] != _EVOLVED)
+  ]
+  spreads = (row['dev'] for row in baselines)
+  if not alone and any(s['lowest'] != s['highest'] for s in spreads):
     baselines = []  # of several draws or tasks
   summary = record.plain(
     {
@@ -81,7 +86,8 @@ def table(summary: Mapping[str, Any]) -> str:
   lines = [[*short.values(), 'runs', *_head(splits), 'evaluations', 'seconds']]
   lines[0].insert(0, '')
   for one in settings:
-    labels = ['best on dev' if one['name'] == summary['best'] else '']
+    best = 'best on dev' if one['name'] == summary['best'] else ''
+    labels = [best if len(settings) > 1 else _EVOLVED]
     labels += [str(one['changes'].get(field, '-')) for field in swept]
     cost = ['-', '-']
     if one['runs']:
@@ -193,38 +199,21 @@ def _sorted(found: list[Any]) -> list[Any]:
   return sorted(found) if numbers else found
 
 
-def over_seeds(
-  name: str, summaries: Mapping[int, Mapping[str, Any]]
-) -> dict[str, Any]:
-  """What runs that differ in their seed have in common.
-
-  Args:
-    name: of the runs.
-    summaries: content of summary.json by seed.
-
-  Returns:
-    Of each row of the tables, by split, the fitness of every seed with mean,
-    standard deviation (None for one seed), lowest and highest.
-  """
+def _rows(summaries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Rows of tables by name, with the scores of all runs and their spread."""
   rows: dict[str, dict[str, Any]] = {}
-  for summary in summaries.values():
-    for row in summary['rows']:
-      kept = rows.setdefault(
-        row['name'], {'name': row['name'], 'evaluations': []}
-      )
-      kept['evaluations'].append(row['evaluations'])
-      for split in SPLITS:
-        if row.get(split):
-          fitness = row[split]['fitness']
-          entry = kept.setdefault(
-            split, {'percent': fitness['percent'], 'scores': []}
-          )
-          entry['scores'].append(fitness['score'])
+  for row in itertools.chain(*(summary['rows'] for summary in summaries)):
+    kept = {'name': row['name'], 'evaluations': []}
+    kept = rows.setdefault(row['name'], kept)
+    kept['evaluations'].append(row['evaluations'])
+    for split in filter(row.get, SPLITS):
+      fitness = row[split]['fitness']
+      new = {'percent': fitness['percent'], 'scores': []}
+      kept.setdefault(split, new)['scores'].append(fitness['score'])
   for row in rows.values():
-    for split in SPLITS:
-      if split in row:
-        row[split].update(_spread(row[split]['scores']))
-  return {'name': name, 'seeds': list(summaries), 'rows': list(rows.values())}
+    for split in filter(row.get, SPLITS):
+      row[split].update(_spread(row[split]['scores']))
+  return list(rows.values())
 
 
 def _spread(scores: Sequence[float | None]) -> dict[str, float | None]:
@@ -237,31 +226,3 @@ def _spread(scores: Sequence[float | None]) -> dict[str, float | None]:
     'lowest': min(known),
     'highest': max(known),
   }
-
-
-def table_over_seeds(summary: Mapping[str, Any]) -> str:
-  """The rows of `over_seeds` as Markdown."""
-  splits = [s for s in SPLITS if any(s in row for row in summary['rows'])]
-  lines = [['model', 'runs', *_head(splits)]]
-  for row in summary['rows']:
-    runs = str(len(row['evaluations']))
-    lines.append([row['name'], runs, *_cells(row, splits)])
-  return report.aligned(lines)
-
-
-def markdown_over_seeds(summary: Mapping[str, Any]) -> str:
-  """The summary.md of several seeds."""
-  seeds = summary['seeds']
-  return '\n'.join(
-    [
-      f'# {summary["name"]}, seeds {seeds[0]} to {seeds[-1]}',
-      '',
-      table_over_seeds(summary),
-      '',
-      'Means over seeds, their standard deviation and range. The items are the '
-      'same for all seeds, so that the spread is that of the search alone; '
-      'baselines have no seed. Each run has its own report in '
-      'seed_N/summary.md.',
-      '',
-    ]
-  )

@@ -134,7 +134,7 @@ def _run(
   except Exception as error:  # pylint: disable=broad-exception-caught
     if errors.has_no_room(error):
       raise
-    if isinstance(error.__cause__, checkpoint.InUseError):
+    if isinstance(error, checkpoint.InUseError):
       errors.say(f'{trial.name} is run by another process')
       return
     text = ' '.join(f'{type(error).__name__}: {error}'.split())

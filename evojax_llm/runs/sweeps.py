@@ -22,9 +22,7 @@ from typing import Any
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
-from evojax_llm.runs import preparation
 from evojax_llm.runs import record
-from evojax_llm.runs import runner
 from evojax_llm.runs import sweep_changes
 from evojax_llm.runs import sweep_report
 from evojax_llm.runs import sweep_workers
@@ -54,6 +52,11 @@ class Result:
   def finished(self) -> bool:
     """Whether every trial has a result."""
     return all(t['status'] == 'finished' for t in self.summary['trials'])
+
+  def show(self) -> int:
+    """Prints the table; returns the exit code of a command."""
+    print(f'{self.table}\n\nreport: {self.path / "summary.md"}')
+    return 0 if self.finished else 1
 
 
 def sweep(
@@ -124,7 +127,7 @@ class Folder:
     self.trials: dict[str, Trial] = {}
     self._settings = dict(settings or {})
     index = self.path / sweep_workers.INDEX
-    with errors.as_user_error(checkpoint.CheckpointError, OSError):
+    with errors.as_user_error(OSError):
       if self.path.is_dir() and not index.exists():
         if any(file.name != 'lock' for file in self.path.iterdir()):
           raise UserError(
@@ -216,36 +219,3 @@ class Folder:
       sweep_workers.start(self.path, shares)
     else:
       sweep_workers.run_trials(self.path, left, self.trials, done, cache)
-
-
-def run_seeds(
-  prepared: preparation.Prepared, workdir: str | os.PathLike
-) -> None:
-  """Runs config.seeds seeds in workdir/seed_N, and writes a summary of all.
-
-  Each of these is a run folder as that of a single seed. Programs are compiled
-  once, and the baselines, which no seed changes, are scored once.
-
-  Raises:
-    UserError: as a run of one seed.
-  """
-  config = prepared.config
-  with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
-    path = folder.path / SUMMARY
-    if folder.finished:
-      errors.say(f'{folder.path} is finished')
-    else:
-      share, summaries = None, {}
-      for seed in range(config.seed, config.seed + config.seeds):
-        run = runner.run_prepared(
-          prepared, folder.path / f'seed_{seed}', seed, share
-        )
-        share = share or run
-        summaries[seed] = record.read_json(run / SUMMARY)
-      summary = sweep_report.over_seeds(prepared.name, summaries)
-      record.write_text(
-        folder.path / 'summary.md', sweep_report.markdown_over_seeds(summary)
-      )
-      record.write_json(path, summary)
-  print(sweep_report.table_over_seeds(record.read_json(path)))
-  print(f'\nreport: {folder.path / "summary.md"}')

@@ -43,6 +43,8 @@ class Ensemble:
   @property
   def detail(self) -> str:
     """The rule and the number of members, for the table."""
+    if len(self.members) == 1:
+      return 'no vote: 1 is best alone'
     rule = 'vote' if self.rule == ensembles.AUTO else self.rule
     return f'{rule} of {len(self.members)}'
 
@@ -86,21 +88,17 @@ def of_members(
       None, or answers to other items or not to all, they are scored again.
     options: `rule` of the configuration.
   """
-  if len(candidates.ids) < 2:
+  count = len(candidates.ids)
+  if count < 2:
     return None
   wanted = [[item.id for item in task] for task in evaluator.items('dev')]
   evaluations = 0
   if known is None or not _complete(known[1], wanted):
-    slots = max(len(candidates.ids), evaluator.plan.members_per_group)
-    scores = evaluator.evaluate(
-      space,
-      stack.pad(candidates.population, slots),
-      np.arange(len(candidates.ids)),
-    )
-    known = scores.task_scores, scores.tasks
-    evaluations = len(candidates.ids)
-  task_scores, results = known
-  fitness = evaluator.objective(task_scores)
+    slots = max(count, evaluator.plan.members_per_group)
+    population = stack.pad(candidates.population, slots)
+    scores = evaluator.evaluate(space, population, np.arange(count))
+    known, evaluations = (scores.task_scores, scores.tasks), count
+  fitness = evaluator.objective(known[0])
   order = _ranked(fitness)
   if len(order) < 2:
     return None
@@ -108,7 +106,7 @@ def of_members(
     evaluator,
     options.rule,
     [candidates.ids[i] for i in order],
-    ensembles.Group(fitness, task_scores, results).take(order),
+    ensembles.Group(fitness, *known).take(order),
   )
   chosen = np.asarray(order[: len(made.members)], np.int32)
   return dataclasses.replace(
@@ -122,8 +120,7 @@ def score(
   evaluator: Any,
   split: str,
   ensemble: Ensemble,
-  task_scores: np.ndarray,
-  results: Sequence[Any],
+  scores: Any,
   indices: Sequence[int],
 ) -> tuple[np.ndarray, float]:
   """Scores the decisions of an ensemble on the items of a split.
@@ -132,15 +129,16 @@ def score(
     evaluator: of the tasks.
     split: of the items.
     ensemble: k members.
-    task_scores: (M, K) of all that were scored on it.
-    results: their K results item by item.
+    scores: of M members on the split, as `evaluate` returns them.
     indices: k indices of the ensemble's members into the M.
 
   Returns:
     (K,) f32 task scores, and the fitness of the oracle.
   """
-  scored = ensembles.Group(np.zeros(len(task_scores)), task_scores, results)
-  group = dataclasses.replace(scored.take(indices), fitness=ensemble.fitness)
+  everyone = np.zeros(len(scores.task_scores)), scores.task_scores, scores.tasks
+  group = dataclasses.replace(
+    ensembles.Group(*everyone).take(indices), fitness=ensemble.fitness
+  )
   scorers = [scorer_of(task) for task in evaluator.tasks]
   decided = ensembles.decide(
     ensemble.rule, group, scorers, evaluator.items(split)

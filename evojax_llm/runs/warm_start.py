@@ -13,8 +13,8 @@ from evojax_llm.genomes import initial
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
-from evojax_llm.runs import errors
 from evojax_llm.runs import record
+from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.errors import UserError
@@ -70,23 +70,21 @@ def load(
   """
   folder = pathlib.Path(config.warm_start)
   flag = f'config.warm_start={config.warm_start}'
-  if (
-    not (folder / 'summary.json').is_file()
-    or not (folder / 'checkpoints').is_dir()
-  ):
+  finished = (folder / 'summary.json').is_file()
+  if not finished or not (folder / 'checkpoints').is_dir():
     raise UserError(
       f'{flag} is not the folder of a finished run, with summary.json and '
       'checkpoints. Finish that run first; of several seeds, name the folder '
       'of one.'
     )
-  with errors.as_user_error(checkpoint.CheckpointError, what=flag):
-    known = record.read_json(folder / 'config.json')
-    _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
+  known = record.read_config(folder)
+  of_run = {'model': '', 'adapters': [], 'experts': []} | known['inputs']
+  _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
   for what, there, here in (
-    ('genomes', known['config']['space'], config.space),
-    ('models', known['inputs']['model'], inputs['model']),
-    ('experts', known['inputs']['adapters'], inputs['adapters']),
-    ('experts', known['inputs']['experts'], inputs['experts']),
+    ('genomes', known['config'].get('space'), config.space),
+    ('models', of_run['model'], inputs['model']),
+    ('experts', of_run['adapters'], inputs['adapters']),
+    ('experts', of_run['experts'], inputs['experts']),
   ):
     if there != here:
       raise UserError(
@@ -101,4 +99,6 @@ def load(
     raise UserError(
       f'{flag} has members of other shapes than {config.space} have here.'
     )
-  return WarmStart(members, record.fingerprint(folder / 'summary.json'))
+  return WarmStart(
+    members, recorded_inputs.fingerprint(folder / 'summary.json')
+  )

@@ -43,10 +43,8 @@ class Options:
 class Scores:
   """Scores of M members; all maximised, NaN where a member failed.
 
-  Attributes:
-    fitness: (M,) f32.
-    tasks: (M, K) f32 fitness on each task, or None where it is not known.
-    items: (M, I) f32 values of the items of all tasks, or None.
+  Fitness (M,) f32; tasks (M, K) f32 and items (M, I) f32, or None where they
+  are not known.
   """
 
   fitness: jax.Array
@@ -70,8 +68,7 @@ class State:
   Attributes:
     population: P genomes, leaves (P, ...).
     fitness: (P,) f32, NaN where a member failed.
-    tasks: (P, K) f32 fitness on each task, likewise, where the strategy sees
-      it; else None.
+    tasks: (P, K) f32, likewise, where the strategy sees it; else None.
     ids: (P,) i32, unique; -1 in an empty slot of a population that may grow.
     next_id: () i32, larger than every id given so far.
     generation: () i32, completed ask-score-tell rounds.
@@ -92,10 +89,9 @@ class State:
 class Strategy(abc.ABC):
   """Base of strategies; a subclass writes `_start`, `_propose`, `_succeed`.
 
-  Not every slot of an ask need hold a member: `state.proposal.ids` is -1 in an
-  empty one, whose genome may be anything and whose scores are ignored.
-
-  `tell` and `rescored` give up the buffers of the state that they are given.
+  A slot of an ask may be empty: `state.proposal.ids` is -1, its genome may be
+  anything and its scores are ignored. `tell` and `rescored` give up the buffers
+  of the state that they are given.
 
   Attributes:
     declared: dataclasses whose fields declare the options of the constructor.
@@ -110,8 +106,7 @@ class Strategy(abc.ABC):
     operator_names: what `state.proposal.operator` counts.
     sharding: of population leaves, or None to leave it to the compiler.
     keep_best: whether a run ends with the best member of all time; else with
-      the best of its last population, by the fitness that is known there. The
-      memory, and patience with it, holds the best of all time either way.
+      the best of its last population.
   """
 
   declared: tuple[type, ...] = ()
@@ -177,17 +172,11 @@ class Strategy(abc.ABC):
     scores: Scores,
     params: Any,
   ) -> Any:
-    """Returns the state of a scored population; its members are 0, 1, ...
-
-    Args:
-      key: () typed key.
-      population: leaves (population_size, ...).
-      scores: of its members.
-      params: hyperparameters.
+    """Returns the state of a scored population (P, ...), with ids 0, 1, ...
 
     Raises:
-      ValueError: if the sizes are not population_size, the strategy cannot
-        work on such genomes, or it needs scores that are missing.
+      ValueError: if the sizes are not population_size, the strategy cannot work
+        on such genomes, or it needs scores that are missing.
     """
     members = stack.size(population)
     if members != self.population_size or scores.fitness.shape != (members,):
@@ -223,16 +212,9 @@ class Strategy(abc.ABC):
   def ask(
     self, key: jax.Array, state: Any, params: Any
   ) -> tuple[stack.Population, Any]:
-    """Proposes members to score.
+    """Proposes members (M, ...) to score, and a state that describes them.
 
-    Args:
-      key: () typed key; the generation is folded in.
-      state: from `init` or `tell`.
-      params: hyperparameters.
-
-    Returns:
-      Members (M, ...) and a state whose `proposal` describes them. It shares
-      what an ask leaves alone with `state`, so `tell` gives up both.
+    It shares what an ask leaves alone with `state`, so `tell` gives up both.
     """
     proposals, changes = self._ask(key, state, params)
     return proposals, state.replace(**changes)
@@ -253,12 +235,8 @@ class Strategy(abc.ABC):
   ) -> Any:
     """Returns the next state: decides what lives on.
 
-    Args:
-      key: () typed key.
-      population: the members (M, ...) of the last ask.
-      scores: of these; those of empty slots do not matter.
-      state: from that ask; its buffers are given up.
-      params: hyperparameters.
+    The scores are of the members (M, ...) of the last ask, those of empty slots
+    do not matter; the state is from that ask, and its buffers are given up.
 
     Raises:
       ValueError: if the strategy needs scores that are missing.
@@ -283,10 +261,9 @@ class Strategy(abc.ABC):
     )
 
   def held(self, state: Any) -> tuple[stack.Population, jax.Array]:
-    """The genomes whose scores the state holds, alive or remembered.
+    """The genomes (H, ...) whose scores the state holds, alive or remembered.
 
-    Returns:
-      Genomes (H, ...), and (H,) i32 ids, -1 in empty slots. Ids may repeat.
+    And their ids (H,) i32, -1 in empty slots; they may repeat.
     """
     memory = state.memory
     groups = [state.population, stack.stack([memory.best, memory.worst])]
@@ -300,14 +277,10 @@ class Strategy(abc.ABC):
     jax.jit, static_argnames=('self',), donate_argnames=('state',)
   )
   def rescored(self, state: Any, scores: Scores) -> Any:
-    """The state with new scores, for fitness on other items.
+    """The state with new scores of `held(state)`, for fitness on other items.
 
     Best and worst are chosen anew among all genomes that are held, and a
     personal best between the old one and what the member is now.
-
-    Args:
-      state: its buffers are given up.
-      scores: of the genomes of `held(state)`.
     """
     memory, alive = state.memory, state.ids.shape[0]
     genomes, ids = self.held(state)
@@ -400,12 +373,10 @@ class Strategy(abc.ABC):
 
 
 def make_params(kind: type, values: Mapping[str, float], **others: Any) -> Any:
-  """Hyperparameters with some values in place of their defaults.
+  """Hyperparameters of `kind` as () f32 arrays, some in place of their
+  defaults.
 
-  Args:
-    kind: flax.struct dataclass, whose options become () f32 arrays.
-    values: by name; None leaves the default.
-    **others: fields of `kind` that are no options.
+  A value of None leaves the default; `others` are fields that are no options.
 
   Raises:
     ValueError: if a name is unknown, or a number is not in its range.

@@ -47,25 +47,18 @@ def negate(values: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class State(base.State):
-  """State of a wrapped algorithm.
-
-  Attributes:
-    inner: evosax's own state, of flat f32 vectors.
-  """
+  """State of a wrapped algorithm; `inner` is evosax's, of flat f32 vectors."""
 
   inner: Any
 
 
 class EvosaxStrategy(base.Strategy):
-  """One of evosax's algorithms as a strategy.
+  """One of evosax's algorithms as a strategy, on flat f32 vectors.
 
-  It keeps flat f32 vectors; genomes go out in their own types. An algorithm
-  that starts from a mean starts from the best initial member; one that keeps
-  a population, from all of them. The population of the state is what the last
-  ask proposed.
-
-  A failed member counts as the worst of its generation, as not every algorithm
-  bears NaN.
+  An algorithm that starts from a mean starts from the best initial member; one
+  that keeps a population, from all of them. The population of the state is what
+  the last ask proposed. A failed member counts as the worst of its generation,
+  as not every algorithm bears NaN.
   """
 
   # They keep scores of their own, which cannot be made anew on other items.
@@ -91,8 +84,8 @@ class EvosaxStrategy(base.Strategy):
       sigma: first standard deviation.
       optimizer: name of an optimiser of optax; evosax's own by default.
       learning_rate: of that optimiser, or of Adam.
-      **options: arguments of evosax's constructor and hyperparameters; those
-        that are None are left as evosax has them; see `evosax_options`.
+      **options: arguments of evosax's constructor and hyperparameters; None
+        leaves what evosax has; see `evosax_options`.
 
     Raises:
       ValueError: if the algorithm has no such option, or cannot work with such
@@ -304,20 +297,15 @@ class _AsEvosax(evosax_base.PopulationBasedAlgorithm):
     return state.strategy.population
 
 
-def as_evosax(
-  strategy: base.Strategy,
-) -> evosax_base.PopulationBasedAlgorithm:
+def as_evosax(strategy: base.Strategy) -> evosax_base.PopulationBasedAlgorithm:
   """Offers a strategy as an evosax algorithm, for evosax's problems and loops.
 
   `init`, `ask` and `tell` take a cost, NaN where a member failed. The members
   of an ask are pytrees (M, ...); those of empty slots, whose ids in
   `state.strategy.proposal` are -1, may be scored or not.
 
-  Args:
-    strategy: one that sees fitness alone.
-
   Raises:
-    ValueError: if it sees more.
+    ValueError: if the strategy sees more than fitness.
   """
   if strategy.sees != 'fitness':
     raise ValueError(

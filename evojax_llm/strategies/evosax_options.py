@@ -18,13 +18,7 @@ _TEXTS = {
 }
 
 
-def _table(
-  floats: str = '',
-  *,
-  sigma: bool = True,
-  optimizer: bool = False,
-  **others: type,
-) -> dict[str, Option]:
+def _table(floats='', *, sigma=True, optimizer=False, **others):
   kinds: dict[str, type] = {'sigma': float} if sigma else {}
   if optimizer:
     kinds |= {'optimizer': str, 'learning_rate': float}

@@ -8,16 +8,11 @@ One centre x moves by the fitness of many members around it. For a matrix
   x  <- x + s lr optimiser(g)
 
 with w the shaped fitness and s the root mean square of the matrix, by which
-sigma and the learning rate are relative (or one). E_p follows from the
-member's key: nothing of it is kept, and g is one product of the members'
-factors for each matrix, (in, M r) (M r, out), in which no member is formed.
-Vectors have full noise.
-
-Members are proposed formed, as any space expresses them. In the space of
-adapters a member's noise is of rank r in each factor A and B; so M members are
-M adapters, of which a few thousand fit where the model is small.
-
-See experiments/low_rank_es/README.md for departures from the paper.
+sigma and the learning rate are relative (or one). E_p follows from the member's
+key: nothing of it is kept, and g is one product of the members' factors for
+each matrix, in which no member is formed. Vectors have full noise. In the space
+of adapters a member's noise is of rank r in each factor A and B. See
+experiments/low_rank_es/README.md for departures from the paper.
 """
 
 import dataclasses
@@ -122,13 +117,10 @@ class LowRankES(base.Strategy):
   declared = (Params, Options)
 
   def __init__(self, population_size: int, **options: Any):
-    """Makes the strategy.
+    """Makes the strategy; the best of the initial population is the first
+    centre.
 
-    Args:
-      population_size: members of the initial population, whose best is the
-        first centre.
-      **options: of `Options`; the rest are hyperparameters to change in
-        `default_params`.
+    Options are those of `Options` and hyperparameters of `default_params`.
 
     Raises:
       ValueError: if an option is unknown or out of range.
@@ -290,16 +282,10 @@ class LowRankES(base.Strategy):
 
 
 def shaped(fitness: jax.Array, shaping: str, mirrored: bool) -> jax.Array:
-  """Weights of members in the sum over their noise.
+  """Weights (M,) f32 of members in the sum over their noise.
 
-  Args:
-    fitness: (M,) f32, NaN where failed.
-    shaping: one of SHAPINGS.
-    mirrored: whether the second half mirrors the first; a pair of which one
-      failed then counts for nothing.
-
-  Returns:
-    (M,) f32. Failed members, and all where all are equal, have none.
+  Failed members, and all where all are equal, have none; with `mirrored` a pair
+  of which one failed has none either.
   """
   alive = jnp.isfinite(fitness)
   half = fitness.shape[0] // 2

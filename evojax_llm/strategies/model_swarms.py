@@ -106,11 +106,7 @@ class ModelSwarms(succession_round.Moving):
   ):
     """Makes the strategy.
 
-    Args:
-      population_size: P.
-      sharding: of population leaves.
-      **options: of `Options`; the rest are hyperparameters to change in
-        `default_params`.
+    Options are those of `Options` and hyperparameters of `default_params`.
 
     Raises:
       ValueError: if an option is unknown or out of range.

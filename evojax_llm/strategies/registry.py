@@ -44,14 +44,7 @@ def strategy_names() -> tuple[str, ...]:
 
 
 def options(name: str) -> dict[str, options_lib.Option]:
-  """Returns the declared options of a strategy by name.
-
-  Args:
-    name: see `make_strategy`.
-
-  Raises:
-    ValueError: if the name is unknown.
-  """
+  """Returns the declared options of a strategy by name."""
   for table in (ALGORITHMS, SEARCHES):
     if name in table:
       return dict(table[name])
@@ -69,21 +62,18 @@ def make_strategy(
   """Makes a strategy.
 
   Args:
-    name: one of `strategy_names()`, or 'package.module:Object' of a subclass
-      of base.Strategy.
+    name: one of `strategy_names()`, or 'package.module:Object' of a subclass of
+      base.Strategy.
     population_size: P.
-    space: the genomes.space.Space of the members; None where the strategy
-      needs none.
+    space: the genomes.space.Space of the members; None where the strategy needs
+      none.
     genome: one genome, or its shapes and types; by default an expert's of the
       space.
     **options: of the strategy; see `options`.
 
-  Returns:
-    A `base.Strategy`.
-
   Raises:
-    ValueError: if the name or an option is unknown, or the strategy cannot
-      work on such genomes.
+    ValueError: if the name or an option is unknown, or the strategy cannot work
+      on such genomes.
   """
   found = _find(name)
   if genome is None and space is not None:

@@ -159,15 +159,8 @@ def move(
   """Every member takes a step.
 
   A failed member starts over, at rest, from its own best or else the best of
-  all: its genome may hold values that no step leads back from.
-
-  Args:
-    key: () typed key of the round.
-    state: before.
-    params: hyperparameters.
-    options: see `Options`.
-    restarted: (P,) bool, members that go back to their own best, at rest,
-      before the step; those that failed by default.
+  all: its genome may hold values that no step leads back from. `restarted` (P,)
+  bool go back likewise; those that failed by default.
 
   Returns:
     P moved members, and the state's new velocity and step length.
@@ -225,9 +218,7 @@ def _lengths(state, params, options):
     shrunk = params.step_decay ** (turn + 1.0)
     after = state.step_length * params.step_decay ** (members - empty)
     return state.step_length * shrunk, after
-  after = succession.decay(
-    state.step_length, params.step_decay, params.step_floor
-  )
+  after = jnp.maximum(state.step_length * params.step_decay, params.step_floor)
   used = after if options.decay == 'before' else state.step_length
   return jnp.broadcast_to(used, (members,)), after
 
@@ -239,14 +230,9 @@ def propose(
   operator: jax.Array,
   num_proposals: int,
 ) -> tuple[stack.Population, lineage.Proposal]:
-  """Moved members as the first P of M slots.
+  """Moved members (P, ...) as the first P of M slots.
 
-  Args:
-    moved: leaves (P, ...).
-    state: before the step.
-    scored: (P,) bool; the slot of one that is not scored counts as empty.
-    operator: (P,) i32.
-    num_proposals: M.
+  The slot of one that is not `scored` (P,) bool counts as empty.
   """
   members = stack.size(moved)
   empty = num_proposals - members
@@ -268,14 +254,10 @@ def replace(
   state: State,
   kept: jax.Array,
 ) -> State:
-  """Puts the moved members in the slots of those that they were.
+  """Puts the moved members (M, ...) in the slots of those that they were.
 
-  Args:
-    population: members (M, ...) of the ask.
-    fitness: (M,) f32.
-    state: with that ask's proposal.
-    kept: (P,) f32 fitness of those that moved without being scored; they keep
-      their ids as well.
+  `kept` (P,) f32 is the fitness of those that moved without being scored; they
+  keep their ids as well.
   """
   members = stack.size(state.population)
   moved = jax.tree.map(lambda leaf: leaf[:members], population)
@@ -297,13 +279,8 @@ def carry(
 ) -> State:
   """After selection, velocity and personal best go along with survivors.
 
+  `origin` (P,) i32 is the slot each came from; P and above for proposals.
   Members that are new have themselves as personal best, and a first velocity.
-
-  Args:
-    key: () typed key.
-    state: with the selected population but velocity and memory of before.
-    origin: (P,) i32 slot each came from; P and above for proposals.
-    options: see `Options`.
   """
   members = stack.size(state.population)
   survived = origin < members

@@ -7,58 +7,126 @@ from typing import Any
 
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.options import declared
-from evojax_llm.tasks.rows import shown
+from evojax_llm.tasks.rows import refuse
 from evojax_llm.tasks.scorers import numerals
 from evojax_llm.tasks.scorers import registry
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task import is_text
+from evojax_llm.tasks.task import shown
 
 # What of a format is not the scorer's.
 PROMPT_KEYS = ('kind', *declared(Format), 'shots', 'shots_seed')
 # A base model that has answered goes on with the next question.
 _STOP = ('\nQuestion:', '\nQ:')
+# What files of MoCo (github.com/BunsenFeng/model_collaboration) and evaluation
+# types of Model Swarms (arXiv 2410.11163) are called here, with options.
+_TASK_TYPES: dict[str, tuple[str, dict[str, Any]]] = {
+  'f1_match': ('drop', {'score_by': 'f1'}),
+  'coding': ('code', {}),
+  'reward_model': ('reward', {}),
+  'text_generation': ('reward', {}),
+  'external_api': ('judge', {}),
+  'AbstainQA': ('abstain_qa', {}),
+  'rm_default': ('reward', {'mode': 'default'}),
+  'rm_verbose': ('reward', {'mode': 'verbose'}),
+  'rm_concise': ('reward', {'mode': 'concise'}),
+  'rm_reverse': ('reward', {'mode': 'reverse'}),
+}
+_NO_COUNTERPART = (
+  'general_verifier',
+  'generation_diversity',
+  'gene_ranking',
+  'human',
+  'ifeval',
+  'kernel_bench',
+  'multitask',
+  'noncompliance',
+  'smdd',
+)
+_DOES = {
+  'format.key': 'is a secret that is sent to a server',
+  'format.cache': 'is a file that is written',
+}
+
+
+def check_code(options: Mapping[str, Any], task_type: Any, path: str) -> None:
+  """Refuses what a file names to be run, sent or written.
+
+  Raises:
+    TaskError: names the key, and how it is allowed.
+  """
+  named = {'task_type': task_type}
+  named |= {f'format.{key}': options.get(key) for key in registry.CODE_OPTIONS}
+  for key, value in named.items():
+    does = _DOES.get(key, 'is code that is run')
+    if isinstance(value, str) and value and (key in _DOES or ':' in value):
+      raise TaskError(
+        f"{path}, '{key}': {shown(value)} {does}, which a task file may ask "
+        'for only where that is allowed (allow_code): do so if you trust it.'
+      )
 
 
 def named_kind(
   options: Mapping[str, Any], task_type: Any, path: str
-) -> str | None:
-  """Returns the kind that a file names, or None where its rows decide.
+) -> tuple[str | None, str, dict[str, Any]]:
+  """Returns the kind that a file names.
 
-  Published files call numeric tasks "exact_match" as well: that `task_type`
-  says nothing. `format.kind` comes first.
+  Returns:
+    (kind or None, the key that names it, options that come with it);
+    `format.kind` goes before `task_type`.
 
   Raises:
     TaskError: there is no such kind.
   """
-  named = options.get('kind')
-  for name, kind in (('task_type', task_type), ('format.kind', named)):
-    if kind is not None:
-      try:
-        registry.scorer_class(kind)
-      except TaskError as error:
-        raise TaskError(f"{path}, '{name}': {error}") from error
-  return named or (None if task_type == 'exact_match' else task_type)
+  kind, name, extra = options.get('kind'), 'format.kind', {}
+  known = task_type if isinstance(task_type, str) else None
+  if kind is None and known in _NO_COUNTERPART:
+    raise TaskError(
+      f"{path}, 'task_type': {known} has no counterpart here. "
+      'Say in "format" how answers are scored, as in {"kind": "judge", ...}; '
+      'the kinds are '
+      f'{", ".join(registry.SCORERS)}.'
+    )
+  if known in _NO_COUNTERPART:
+    task_type = None
+  elif known in _TASK_TYPES:
+    task_type, extra = _TASK_TYPES[known]
+  if task_type is not None:
+    _check_kind(task_type, f"{path}, 'task_type'")
+  if kind is None:
+    return task_type, 'task_type', extra
+  _check_kind(kind, f"{path}, 'format.kind'")
+  return kind, name, {}
+
+
+def _check_kind(kind: Any, where: str) -> None:
+  try:
+    registry.scorer_class(kind)
+  except TaskError as error:
+    raise TaskError(f'{where}: {error}') from error
 
 
 def infer_kind(
-  items: Sequence[Item], options: Mapping[str, Any], task_type: Any, path: str
+  items: Sequence[Item], kind: str | None, name: str, path: str
 ) -> str:
-  """Returns the kind of a task: what is named, else what the rows say.
+  """Returns the kind of a task: what key `name` says, else what the rows say.
 
   Raises:
     TaskError: the rows have choices and should not, or the reverse.
   """
   has_choices = items[0].choices is not None
-  name = 'format.kind' if options.get('kind') else 'task_type'
-  kind = options.get('kind') or task_type
-  wanted = None if kind is None else registry.scorer_class(kind).choices
-  if wanted is not None and wanted != has_choices:
-    has = 'have' if has_choices else 'have no'
-    raise TaskError(f"{path}: '{name}' is {kind}, but its rows {has} choices.")
-  named = named_kind(options, task_type, path)
-  if named is not None:
-    return named
+  if kind is not None:
+    wanted = registry.scorer_class(kind).choices
+    if wanted is not None and wanted != has_choices:
+      has = 'have' if has_choices else 'have no'
+      raise TaskError(
+        f"{path}: '{name}' is {kind}, but its rows {has} choices."
+      )
+    # Published files call numeric tasks "exact_match" as well.
+    if (name, kind) != ('task_type', 'exact_match'):
+      return kind
   if has_choices:
     return 'multiple_choice'
   numbers = all(
@@ -100,6 +168,9 @@ def read_format(
   options = {
     k: tuple(v) if isinstance(v, list) else v for k, v in options.items()
   }
+  for key in ('prompt', 'instruction', 'system'):
+    if isinstance(value.get(key), str) and not is_text(value[key]):
+      raise TaskError(f'{where}.{key}: half of a surrogate pair is no text.')
   try:
     scorer = scorer or registry.make_scorer(kind, options)
     for name in ('instruction', 'choice', 'system'):
@@ -116,13 +187,21 @@ def read_format(
   prompt = value.get('prompt')
   if prompt is not None:
     _check_template(prompt, scorer, choice, f'{where}.prompt')
+  least = 1 if scorer.reads == 'text' else 0
   read = Format(
     prompt=prompt,
     instruction=value.get('instruction'),
     choice=choice,
-    max_new_tokens=_limit(value, scorer, where),
+    max_new_tokens=whole(
+      value,
+      'max_new_tokens',
+      max(least, scorer.max_new_tokens),
+      least,
+      where,
+    ),
     stop=_stop(value, scorer, where),
     system=value.get('system') or '',
+    limited='max_new_tokens' in value,
   )
   return read, tuple(sorted(options.items())), scorer
 
@@ -133,15 +212,16 @@ def _check_template(
   if not isinstance(template, str):
     raise TaskError(f'{where}: expected text, got {shown(template)}.')
   try:
-    fields = {name for _, name, _, _ in string.Formatter().parse(template)}
-    fields.discard(None)
-    template.format(question='', choices='')
-  except (ValueError, LookupError, AttributeError) as error:
+    parts = list(string.Formatter().parse(template))
+  except ValueError as error:
+    raise TaskError(f'{where}: {error} in {shown(template)}.') from error
+  fields = {name for _, name, _, _ in parts if name is not None}
+  formats = any(form or conversion for _, _, form, conversion in parts)
+  if formats or not fields <= {'question', 'choices'}:
     raise TaskError(
       f'{where}: expected a template with {{question}} and {{choices}} alone '
-      f'(braces that are meant as such are doubled), got {shown(template)}: '
-      f'{error}.'
-    ) from error
+      f'(braces that are meant as such are doubled), got {shown(template)}.'
+    )
   needed = {'question'} if scorer.question else set()
   if scorer.choices and choice == 'letter':
     needed.add('choices')
@@ -163,12 +243,6 @@ def whole(
   return number
 
 
-def _limit(value: Mapping[str, Any], scorer: Any, where: str) -> int:
-  least = 1 if scorer.reads == 'text' else 0
-  default = max(least, scorer.max_new_tokens)
-  return whole(value, 'max_new_tokens', default, least, where)
-
-
 def _stop(value: Mapping[str, Any], scorer: Any, where: str) -> tuple[str, ...]:
   ends = scorer.stop and scorer.reads == 'text'
   stop = value.get('stop', _STOP if ends else ())
@@ -183,14 +257,20 @@ def _stop(value: Mapping[str, Any], scorer: Any, where: str) -> tuple[str, ...]:
   return tuple(stop)
 
 
-def check_items(
-  items: Sequence[Item], split: str, scorer: Any, path: str
-) -> None:
-  """Refuses items that the scorer cannot score, by file and row."""
+def usable(
+  items: Sequence[Item], split: str, scorer: Any, path: str, skip: bool
+) -> tuple[Item, ...]:
+  """Returns the items that the scorer can score; refuses the others by row.
+
+  Raises:
+    TaskError: some cannot be scored, and they are not to be left out.
+  """
+  kept, bad = [], []
   for row, item in enumerate(items):
     try:
       scorer.check(item)
+      kept.append(item)
     except TaskError as error:
-      raise TaskError(
-        f"{path}, '{split}' row {row}, item '{item.id}': {error}"
-      ) from error
+      bad.append(f"{path}, '{split}' row {row}, item '{item.id}': {error}")
+  refuse(bad, len(items), f"{path}, '{split}'", skip)
+  return tuple(kept)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import copy
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -73,23 +74,18 @@ class LmEvalScorer(Scorer):
   rolls: bool = False
 
   choices = None
+  question = False  # A context may be empty.
   gold = False
+  max_new_tokens = 256
   stop = False
 
   @property
   def binary(self) -> bool:
-    """Whether a document is right or wrong."""
     return self.metric in _BINARY
 
   @property
   def percent(self) -> bool:
-    """Whether the score is a share."""
     return self.binary or self.metric == 'f1'
-
-  @property
-  def question(self) -> bool:
-    """Whether a document is more than the text that is read."""
-    return not self.rolls
 
   def requests(self, item: Item) -> Sequence[tuple[str, Sequence[str]]] | None:
     """Returns the harness's pairs; those of one context are read together."""
@@ -107,7 +103,6 @@ class LmEvalScorer(Scorer):
     return pairs
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Asks the harness."""
     doc, requests = self.docs[item.id]
     prediction = None
     if self.rolls:
@@ -140,7 +135,6 @@ class LmEvalScorer(Scorer):
     return Verdict(prediction, float(value), weight)
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """Returns the harness's aggregate of the documents."""
     aggregate = self.task.aggregation()[self.metric]
     values = verdicts.values.tolist()
     if self.rolls:
@@ -151,7 +145,10 @@ class LmEvalScorer(Scorer):
         (int(item.answer), [text for _, text in item.choices].index(prediction))
         for item, prediction in zip(items, verdicts.predictions, strict=True)
       ]
-    return float(aggregate(values))
+    try:
+      return float(aggregate(values))
+    except OverflowError:  # A perplexity beyond a double.
+      return math.inf
 
 
 def load(name: str, rules: Any) -> Task:
@@ -202,7 +199,7 @@ def load(name: str, rules: Any) -> Task:
   shots = rules.shots
   if shots is None:
     shots = task.config.num_fewshot or 0
-  top = {'name': title, 'format': _format(task)}
+  top = {'name': title, 'format': _format(task), 'dev': []}
   for split, own in _splits(task, source).items():
     rows = []
     for index, doc in enumerate(getattr(task, f'{own}_docs')()):
@@ -243,9 +240,7 @@ def _splits(task: Any, source: str) -> dict[str, str]:
   if not own:
     raise TaskError(f'{source}: the task has no documents.')
   # What is searched on is not reported as unseen: one split alone is test.
-  if test is None:
-    return {'test': dev}
-  return {'dev': dev, 'test': test}
+  return {'test': own[0]} if len(own) == 1 else {'dev': dev, 'test': test}
 
 
 def _row(task: Any, doc: Any, requests: list[Any]) -> dict[str, Any]:
@@ -254,16 +249,17 @@ def _row(task: Any, doc: Any, requests: list[Any]) -> dict[str, Any]:
   if task.OUTPUT_TYPE == 'loglikelihood_rolling':
     return {'answer': str(target)}
   context = requests[0].args[0]
+  question = {'question': context} if context.strip() else {}
   if task.OUTPUT_TYPE != 'multiple_choice':
-    return {'question': context, 'answer': str(target) or '-'}
+    return {**question, 'answer': str(target) or '-'}
   texts = task.doc_to_choice(doc)
   if getattr(task, 'multiple_input', False):
     # The options are contexts, and the target what follows each of them.
-    context, target = str(target), task.doc_to_text(doc)
+    question, target = {'question': str(target)}, task.doc_to_text(doc)
   target = target[0] if isinstance(target, list) else target
   target = texts.index(target) if isinstance(target, str) else target
   return {
-    'question': context,
+    **question,
     'choices': {str(i): text for i, text in enumerate(texts)},
     'answer': str(target),
   }
@@ -275,8 +271,7 @@ def _format(task: Any) -> dict[str, Any]:
   settings = task.config.generation_kwargs or {}
   stop = settings.get('until') or []
   stop = [stop] if isinstance(stop, str) else [text for text in stop if text]
-  return {
-    'prompt': '{question}',
-    'stop': stop,
-    'max_new_tokens': settings.get('max_gen_toks', 256),
-  }
+  given = {'prompt': '{question}', 'stop': stop}
+  if 'max_gen_toks' in settings:
+    given['max_new_tokens'] = settings['max_gen_toks']
+  return given

@@ -4,26 +4,37 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import itertools
+import math
 from typing import Any
 
 from absl import logging
 
 from evojax_llm.tasks.scorers.base import Scorer
+from evojax_llm.tasks.tables import Unread
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task import is_text
+from evojax_llm.tasks.task import shown
 
-
-def shown(value: Any) -> str:
-  """Returns a value as it may stand in a message, shortened."""
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + '...'
+_QUESTIONS = ('question', 'input', 'prompt')
+_ANSWERS = ('answer', 'output')
+# Of code tasks, whose gold answers are tests.
+_TESTS = ('test', 'test_code')
+_MOST_OPTIONS = 1000
+_SHOWN = 3
 
 
 def _text(value: Any) -> str | None:
   """Returns a JSON string or number as text; None for anything else."""
-  if isinstance(value, bool):
+  if isinstance(value, str):
+    return value if is_text(value) else None
+  if isinstance(value, bool) or not isinstance(value, int | float):
     return None
-  return str(value) if isinstance(value, str | int | float) else None
+  # Rows written in Python may hold numbers that no file does.
+  if isinstance(value, int):
+    return str(value) if abs(value) < 10**308 else None
+  return str(value) if math.isfinite(value) else None
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
@@ -31,9 +42,15 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
   present = [name for name in names if name in row]
   wanted = ' or '.join(f"'{name}'" for name in names)
   if not present:
-    given = ', '.join(map(str, row)) or 'nothing'
-    close = difflib.get_close_matches(names[0], list(map(str, row)), n=1)
+    given = list(itertools.islice(map(str, row), 20))
+    close = difflib.get_close_matches(names[0], given, n=1)
     advice = f" Rename '{close[0]}' to '{names[0]}'." if close else ''
+    if not close and names is _ANSWERS:
+      advice = (
+        ' What is scored without a gold answer names its kind in "format": '
+        'judge or reward.'
+      )
+    given = ', '.join(given) or 'nothing'
     raise TaskError(f'{where}: no field {wanted}; the row has {given}.{advice}')
   if len(present) > 1:
     raise TaskError(f'{where}: fields {wanted} say the same thing: keep one.')
@@ -48,34 +65,46 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
   return text
 
 
-def _choices(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+def _choices(
+  value: Any, where: str, id_is_key: bool
+) -> tuple[tuple[str, str], ...]:
   where = f"{where}, field 'choices'"
   if not isinstance(value, Mapping):
     raise TaskError(
       f'{where}: expected an object {{"A": text, "B": text, ...}}, got '
       f'{shown(value)}. Give each option a key, which the answer then names.'
     )
-  if len(value) < 2:
-    raise TaskError(f'{where}: expected at least 2 options, got {len(value)}.')
+  if len(value) > _MOST_OPTIONS:
+    raise TaskError(
+      f'{where}: {len(value)} options; expected {_MOST_OPTIONS} at most.'
+    )
   pairs = []
   for key, option in value.items():
-    text = _text(option)
-    if not key.strip() or text is None or not text.strip():
+    # Files pad options with null, and some put the row's id among them.
+    if option is None or (key == 'id' and not id_is_key):
+      continue
+    name, text = _text(key), _text(option)
+    if name is None or not name.strip() or text is None or not text.strip():
       raise TaskError(
         f'{where}: expected a text that is not empty for each key, got '
         f'{shown(key)}: {shown(option)}.'
       )
-    pairs.append((key, text))
+    pairs.append((name, text))
+  if len(pairs) < 2:
+    raise TaskError(f'{where}: expected at least 2 options, got {len(pairs)}.')
   return tuple(pairs)
 
 
-def _answers(row: Mapping[str, Any], where: str, needed: bool) -> list[str]:
+def _answers(row: Mapping[str, Any], where: str, scorer: Any) -> list[str]:
   """Returns gold answers: a text, or a list of which any is right."""
-  names = [name for name in ('answer', 'output') if name in row]
-  if not needed and not names:
+  fields = _ANSWERS
+  if scorer.runs_code and not any(name in row for name in _ANSWERS):
+    fields = _TESTS
+  names = [name for name in fields if name in row]
+  if not scorer.gold and not names:
     return ['']
   if len(names) != 1 or not isinstance(row[names[0]], list):
-    return [_field(row, ('answer', 'output'), where)]
+    return [_field(row, fields if names else _ANSWERS, where)]
   values = row[names[0]]
   texts = [_text(value) for value in values]
   if not texts or not all(text is not None and text.strip() for text in texts):
@@ -86,38 +115,27 @@ def _answers(row: Mapping[str, Any], where: str, needed: bool) -> list[str]:
   return texts
 
 
-def _item(row: Any, index: int, where: str, scorer: Any) -> Item:
+def _item(
+  row: Any, index: int, where: str, scorer: Any, id_is_key: bool
+) -> Item:
+  if isinstance(row, Unread):
+    raise TaskError(row.message)
   if not isinstance(row, Mapping):
     raise TaskError(f'{where}: expected an object, got {shown(row)}.')
-  names = ('question', 'input', 'prompt')
-  if scorer.question or any(name in row for name in names):
-    question = _field(row, names, where)
-  else:
-    question = ''
-  answer, *also = _answers(row, where, scorer.gold)
+  question = ''
+  if scorer.question or any(name in row for name in _QUESTIONS):
+    question = _field(row, _QUESTIONS, where)
+  answer, *also = _answers(row, where, scorer)
   choices = None
   if row.get('choices') is not None:
-    choices = _choices(row['choices'], where)
-    keys = [key for key, _ in choices]
+    choices = _choices(row['choices'], where, id_is_key)
     if also:
       raise TaskError(
         f"{where}, field 'answer': expected the key of one option, got "
         f'{shown([answer, *also])}.'
       )
-    if answer not in keys and scorer.gold:
-      folded = answer.strip().casefold()
-      meant = [
-        key
-        for key, text in choices
-        if text == answer or key.casefold() == folded
-      ]
-      advice = f" Write its key, '{meant[0]}'." if meant else ''
-      if not meant and answer.isdecimal():
-        advice = ' An option is named by its key, not by its place.'
-      raise TaskError(
-        f"{where}, field 'answer': expected one of the keys "
-        f'{", ".join(keys)}, got {shown(answer)}.{advice}'
-      )
+    if scorer.gold and answer not in dict(choices):
+      raise TaskError(_no_key(answer, choices, where))
   name = row.get('id')
   if name is not None and _text(name) is None:
     raise TaskError(
@@ -125,6 +143,20 @@ def _item(row: Any, index: int, where: str, scorer: Any) -> Item:
     )
   name = str(index) if name is None else str(name)
   return Item(name, question, answer, choices, tuple(also))
+
+
+def _no_key(answer: str, choices: Sequence[tuple[str, str]], where: str) -> str:
+  """Returns what is wrong with an answer that is no key."""
+  folded = answer.strip().casefold()
+  meant = [k for k, t in choices if t == answer or k.casefold() == folded]
+  advice = f" Write its key, '{meant[0]}'." if meant else ''
+  if not meant and answer.isdecimal():
+    advice = ' An option is named by its key, not by its place.'
+  keys = ', '.join(key for key, _ in choices[:20])
+  return (
+    f"{where}, field 'answer': expected one of the keys {keys}, got "
+    f'{shown(answer)}.{advice}'
+  )
 
 
 def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
@@ -147,8 +179,52 @@ def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
   return tuple(unique)
 
 
+def _warn_of_same_texts(items: Sequence[Item], where: str) -> None:
+  same = []
+  for item in items:
+    texts = [text.strip() for _, text in item.choices or ()]
+    if len(set(texts)) < len(texts):
+      same.append(item.id)
+  if same:
+    logging.warning(
+      "%s: %d items have options of the same text, such as item '%s': which of "
+      'them is right cannot be told by their text.',
+      where,
+      len(same),
+      same[0],
+    )
+
+
+def refuse(bad: Sequence[str], total: int, where: str, skip: bool) -> None:
+  """Raises, or logs, what is wrong with rows.
+
+  Args:
+    bad: a message for each row that cannot be used.
+    total: rows that there are.
+    where: file and split.
+    skip: whether such rows are left out, unless all of them are.
+
+  Raises:
+    TaskError: the first messages, and how many rows there are like these.
+  """
+  if not bad:
+    return
+  lines = [*bad[:_SHOWN]]
+  if len(bad) > _SHOWN:
+    lines.append(f'... and {len(bad) - _SHOWN} more.')
+  if skip and len(bad) < total:
+    count = f'{len(bad)} of {total} rows are left out'
+    logging.warning('%s: %s:\n%s', where, count, '\n'.join(lines))
+    return
+  if total > 1:
+    way = ' Mend them, or leave them out (skip_bad_rows).'
+    way = way if len(bad) < total else ''
+    lines.append(f'{len(bad)} of {total} rows cannot be used.{way}')
+  raise TaskError('\n'.join(lines))
+
+
 def read_items(
-  rows: Any, path: str, split: str, scorer: Any = Scorer
+  rows: Any, path: str, split: str, scorer: Any = Scorer, skip: bool = False
 ) -> tuple[Item, ...]:
   """Reads the items of one split, in file order and with unique ids.
 
@@ -157,6 +233,7 @@ def read_items(
     path: the file, for messages.
     split: 'dev' or 'test', for messages.
     scorer: the scorer, or its class: says which fields a row needs.
+    skip: leave out rows that cannot be used, unless none can.
 
   Raises:
     TaskError: names the file, the split, the row and the field.
@@ -164,15 +241,26 @@ def read_items(
   where = f"{path}, '{split}'"
   if not isinstance(rows, Sequence) or isinstance(rows, str):
     raise TaskError(f'{where}: expected a list of rows, got {shown(rows)}.')
-  items = [
-    _item(row, index, f'{where} row {index}', scorer)
-    for index, row in enumerate(rows)
-  ]
-  for index, item in enumerate(items):
-    if (item.choices is None) != (items[0].choices is None):
+  id_is_key = any(
+    isinstance(row, Mapping) and row.get('answer') == 'id' for row in rows
+  )
+  items: list[Item] = []
+  bad = []
+  for index, row in enumerate(rows):
+    place = f'{where} row {index}'
+    try:
+      item = _item(row, index, place, scorer, id_is_key)
+    except TaskError as error:
+      bad.append(str(error))
+      continue
+    if items and (item.choices is None) != (items[0].choices is None):
       has = 'no' if item.choices is None else 'a'
-      raise TaskError(
-        f"{where} row {index}: it has {has} field 'choices', unlike row 0. "
-        'A task is either multiple choice or not: split the file in two.'
+      bad.append(
+        f"{place}: it has {has} field 'choices', unlike row 0. A task is "
+        'either multiple choice or not: split the file in two.'
       )
+      continue
+    items.append(item)
+  refuse(bad, len(rows), where, skip)
+  _warn_of_same_texts(items, where)
   return _unique_ids(items, where)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import hashlib
+import inspect
 from typing import Any
 
 from evojax_llm import lookup
@@ -31,15 +32,43 @@ def find_function(name: str) -> Callable:
   """Returns the function 'module:function' or 'file.py:function'.
 
   Raises:
-    TaskError: the name has another form, or there is no such function.
+    TaskError: the name has another form, or there is no such function of two
+      arguments that is written in Python.
   """
   function = find(name, {}, 'function') if ':' in name else None
-  if not callable(function):
+  try:
+    inspect.signature(function).bind('', '')
+    fits = not inspect.isbuiltin(function)
+  except (TypeError, ValueError):
+    fits = False
+  if not fits:
     raise TaskError(
-      f"Got {name!r}; expected a function as 'module:function' or "
-      "'file.py:function'."
+      f'Got {name!r}; expected a function of two arguments as '
+      "'module:function' or 'file.py:function'."
     )
   return function
+
+
+def shown(value: Any) -> str:
+  """Returns a value as it may stand in a message, shortened."""
+  if isinstance(value, str):
+    value = value[:60]  # The representation of a long text takes long.
+  try:
+    text = repr(value)
+  except ValueError:  # An integer of thousands of digits.
+    text = f'a huge {type(value).__name__}'
+  return text if len(text) <= 60 else text[:57] + '...'
+
+
+def is_text(value: Any) -> bool:
+  """Whether a value is text without halves of surrogate pairs."""
+  if not isinstance(value, str):
+    return False
+  try:
+    value.isascii() or value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +117,9 @@ class Format:
   max_new_tokens: int = option(32, 'tokens to decode at most', low=0)
   stop: tuple[str, ...] = option((), 'strings at which an output is cut')
   system: str = option('', 'text before everything else')
+  # Whether max_new_tokens was asked for; its default follows the context.
+  # Left out of `Task.fingerprint`: it decides nothing that fits.
+  limited: bool = dataclasses.field(default=True, repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +140,8 @@ class Task:
       in Python have it.
     shots: items of dev that are shown with their answers before every
       question, and that `dev` no longer holds.
+    left_out: how many rows could not be used ('bad_rows') and how many dev
+      items are in test ('overlap'), where these were to be left out.
   """
 
   name: str
@@ -120,6 +154,7 @@ class Task:
   options: tuple[tuple[str, Any], ...] = ()
   scorer: Any = None
   shots: tuple[Item, ...] = ()
+  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def items(self, split: str) -> tuple[Item, ...]:
     """Returns the items of a split; raises TaskError where there are none."""
@@ -140,7 +175,7 @@ class Task:
     fields = [
       (field.name, getattr(self, field.name))
       for field in dataclasses.fields(self)
-      if field.name not in ('source', 'scorer')
+      if field.name not in ('source', 'scorer', 'left_out')
     ]
     digest = hashlib.sha256(repr(fields).encode())
     for path in (self.source, self.kind.rpartition(':')[0]):

@@ -5,9 +5,7 @@ JSON (one object):
    "task_type": ..., "icl_prompt": ..., "format": {...}}  # these are optional
   This is the layout of Model Swarms (arXiv 2410.11163: `dataset`) and of its
   successor toolkit (`name`, `task_type`); files that mix both are read as well.
-JSONL (one row a line):
-  Each row says {"split": "dev"} or {"split": "test"}; or no row does, and all
-  of them are dev. The task is named after the file.
+JSONL, CSV and TSV (one row a line): see evojax_llm.tasks.tables.
 Python:
   'file.py', 'file.py:Name' or 'package.module:Name': a class; see
   evojax_llm.tasks.python_task.
@@ -30,11 +28,10 @@ shots_seed, max_new_tokens and stop (see evojax_llm.tasks.task.Format); and
 the options of the kind's scorer.
 """
 
-import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import json
+import itertools
 import pathlib
 from typing import Any
 
@@ -43,17 +40,17 @@ from absl import logging
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.tasks import format as format_lib
 from evojax_llm.tasks import overlap
+from evojax_llm.tasks import tables
 from evojax_llm.tasks.rows import read_items
-from evojax_llm.tasks.rows import shown
 from evojax_llm.tasks.scorers import registry
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.task import SPLITS
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import ranked
-
-_TOP_KEYS = tuple('name dataset task_type dev test icl_prompt format'.split())
+from evojax_llm.tasks.task import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,93 +60,37 @@ class Rules:
   Attributes:
     allow_overlap: read tasks whose items occur both in dev and in test; the
       fact is then logged as a warning.
-    allow_code: read tasks that run generated code.
+    drop_overlap: leave such items out of dev instead.
+    allow_code: read tasks that run generated code, or whose files name code, a
+      secret or a file to write.
+    skip_bad_rows: leave out rows that cannot be used.
     shots: worked examples before each question; None for what a task says.
     shots_seed: chooses them; None for what a task says.
     system: text before everything else; None for what a task says.
+    format: more keys of `format`, for all tasks; None for what a task says.
   """
 
   allow_overlap: bool = False
+  drop_overlap: bool = False
   allow_code: bool = False
+  skip_bad_rows: bool = False
   shots: int | None = None
   shots_seed: int | None = None
   system: str | None = None
+  format: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def set_in(self, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a task's format with what is set for all tasks."""
     names = ('shots', 'shots_seed', 'system')
-    given = {name: getattr(self, name) for name in names}
+    given = {**self.format, **{name: getattr(self, name) for name in names}}
     return {**options, **{k: v for k, v in given.items() if v is not None}}
-
-
-# --- files ------------------------------------------------------------------
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object; a key given twice would silently lose the first value."""
-  result = dict(pairs)
-  if len(result) < len(pairs):
-    counts = collections.Counter(key for key, _ in pairs)
-    key = counts.most_common(1)[0][0]
-    raise TaskError(f"an object gives the key '{key}' more than once")
-  return result
-
-
-def _no_constant(name: str) -> None:
-  """NaN and Infinity, which JSON does not have."""
-  raise TaskError(f'{name} is no JSON value; write text in quotes')
-
-
-def _parse(text: str, where: str, advice: str) -> Any:
-  try:
-    return json.loads(
-      text, object_pairs_hook=_no_repeats, parse_constant=_no_constant
-    )
-  except json.JSONDecodeError as error:
-    near = text[max(0, error.pos - 20) : error.pos + 10]
-    raise TaskError(
-      f'{where}: not valid JSON: {error}, near {shown(near)}. {advice}'
-    ) from error
-  except TaskError as error:
-    raise TaskError(f'{where}: not valid JSON: {error}.') from error
-
-
-def _read_jsonl(text: str, path: str) -> dict[str, Any]:
-  """The rows of a JSONL file as the object that a JSON file would hold."""
-  # Not splitlines: JSON strings may hold U+2028 and other line separators.
-  lines = enumerate(text.split('\n'), start=1)
-  lines = [(number, line) for number, line in lines if line.strip()]
-  if not lines:
-    raise TaskError(f'{path}: the file is empty.')
-  splits = {split: [] for split in SPLITS}
-  marked = None
-  for number, line in lines:
-    advice = 'Each line is an object; a file that is one object ends in .json.'
-    row = _parse(line, f'{path} line {number}', advice)
-    if not isinstance(row, dict):
-      raise TaskError(
-        f'{path} line {number}: expected an object, got {shown(row)}.'
-      )
-    split = row.get('split')
-    if split not in (None, *SPLITS):
-      raise TaskError(
-        f"{path} line {number}, field 'split': expected 'dev', which a search "
-        f"may see, or 'test', got {shown(split)}."
-      )
-    if marked is not None and marked != (split is not None):
-      raise TaskError(
-        f"{path} line {number}: either all rows say their 'split' or none does."
-      )
-    marked = split is not None
-    splits[split or 'dev'].append(row)
-  return splits
 
 
 def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
   """Reads a task; see the module for the layouts.
 
   Args:
-    name: a .json or .jsonl file, 'file.py', 'file.py:Name',
+    name: a file of `tables.ENDINGS`, 'file.py', 'file.py:Name',
       'package.module:Name' or 'lm_eval:name'.
     rules: what is allowed.
 
@@ -165,8 +106,7 @@ def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
       'with limits on time, memory, files and network. Allow it (allow_code) '
       'on a machine where that is fine.'
     )
-  _check_overlap(task, task, rules.allow_overlap)
-  return task
+  return _without_overlap(task, task, rules)
 
 
 def load_tasks(
@@ -180,7 +120,8 @@ def load_tasks(
   """
   if not names:
     raise TaskError('No task files given: name at least one.')
-  tasks = tuple(load_task(name, rules) for name in names)
+  rules = rules or Rules()
+  tasks = [load_task(name, rules) for name in names]
   seen = {}
   for task in tasks:
     if task.name in seen:
@@ -189,11 +130,10 @@ def load_tasks(
         'results could not be told apart. Rename one ("name" in the file).'
       )
     seen[task.name] = task.source
-  for task in tasks:
-    for other in tasks:
-      if other is not task:
-        _check_overlap(task, other, bool(rules and rules.allow_overlap))
-  return tasks
+  for i, other in itertools.product(range(len(tasks)), tasks):
+    if other.name != tasks[i].name:
+      tasks[i] = _without_overlap(tasks[i], other, rules)
+  return tuple(tasks)
 
 
 def _read(name: str, rules: Rules) -> Task:
@@ -201,37 +141,16 @@ def _read(name: str, rules: Rules) -> Task:
     from evojax_llm.tasks import lm_eval_task
 
     return lm_eval_task.load(name.removeprefix('lm_eval:'), rules)
-  path = pathlib.Path(name)
+  if not is_text(name):
+    raise TaskError(f'{name!a}: the name is not UTF-8; rename the file.')
+  path = pathlib.Path(name).expanduser()
   of_python = path.suffix == '.py' or ':' in name
-  if of_python and path.suffix not in ('.json', '.jsonl'):
+  if of_python and tables.ending(path) not in tables.ENDINGS:
     from evojax_llm.tasks import python_task
 
     return python_task.load(name, rules)
-  try:
-    text = path.read_text(encoding='utf-8-sig')
-  except OSError as error:
-    raise TaskError(
-      f'{path}: cannot be read ({error.strerror}). Expected a .json or .jsonl '
-      'task file.'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise TaskError(
-      f'{path}: not UTF-8 text: {error}. Save it as UTF-8.'
-    ) from error
-  if path.suffix == '.jsonl':
-    top = _read_jsonl(text, str(path))
-  elif path.suffix == '.json':
-    advice = (
-      'Is there a comma too many, or is the file cut off? A file with an '
-      'object a line ends in .jsonl.'
-    )
-    top = _parse(text, str(path), advice)
-  else:
-    raise TaskError(
-      f"{path}: expected a file that ends in '.json' or '.jsonl'. Write the "
-      'rows of other tables as an object a line.'
-    )
-  return build(top, str(path), path.stem, rules)
+  top = tables.read(path)
+  return build(top, str(path), tables.stem(path), rules)
 
 
 def build(
@@ -253,14 +172,15 @@ def build(
     raise TaskError(
       f'{path}: expected an object with "dev" and "test", got {shown(top)}.'
     )
-  unknown = [key for key in top if key not in _TOP_KEYS]
+  unknown = [key for key in top if key not in tables.TOP_KEYS]
   for key in unknown:
-    if meant := did_you_mean(key, _TOP_KEYS):
+    if meant := did_you_mean(key, tables.TOP_KEYS):
       raise TaskError(f"{path}: unknown key '{key}'.{meant}")
   if 'dev' not in top:
+    given = ', '.join(list(map(str, top))[:20]) or 'nothing'
     raise TaskError(
-      f'{path}: no "dev" rows; the file has {", ".join(top) or "nothing"}. '
-      'Call the rows that a search may see "dev", and the sealed ones "test".'
+      f'{path}: no "dev" rows; the file has {given}. Call the rows that a '
+      'search may see "dev", and the sealed ones "test".'
     )
   for key in unknown:
     logging.warning("%s: key '%s' is ignored.", path, key)
@@ -269,31 +189,37 @@ def build(
     raise TaskError(
       f"{path}, 'format': expected an object, got {shown(options)}."
     )
-  options = rules.set_in(options)
   task_type = top.get('task_type')
-  named = format_lib.named_kind(options, task_type, path)
-  needs = scorer or (registry.scorer_class(named) if named else Scorer)
-  splits = {
-    split: read_items(top.get(split, []), path, split, needs)
-    for split in SPLITS
-  }
+  if not rules.allow_code:
+    format_lib.check_code(options, task_type, path)
+  options = rules.set_in(options)
+  kind, named_by, extra = format_lib.named_kind(options, task_type, path)
+  options = {**extra, **options}
+  needs = scorer or (registry.scorer_class(kind) if kind else Scorer)
+  splits, skip = {}, rules.skip_bad_rows
+  for split in SPLITS:
+    rows = top.get(split, [])
+    splits[split] = read_items(rows, path, split, needs, skip)
   items = splits['dev'] + splits['test']
   if not items:
     raise TaskError(f'{path}: there are no rows in "dev" or "test".')
   if len({item.choices is None for item in items}) > 1:
     raise TaskError(f'{path}: only one of "dev" and "test" has choices.')
-  kind = 'python'
   if scorer is None:
-    kind = format_lib.infer_kind(items, options, task_type, path)
+    kind = format_lib.infer_kind(items, kind, named_by, path)
+  else:
+    kind = 'python'
   format_, scorer_options, judge = format_lib.read_format(
     options, kind, path, scorer
   )
-  for split in SPLITS:
-    format_lib.check_items(splits[split], split, judge, path)
+  for split, read in splits.items():
+    splits[split] = format_lib.usable(read, split, judge, path, skip)
+  rows = len(top['dev']) + len(top.get('test', []))
+  bad_rows = rows - sum(map(len, splits.values()))
   texts = {}
   for key in ('name', 'dataset', 'icl_prompt'):
     texts[key] = '' if top.get(key) is None else top[key]
-    if not isinstance(texts[key], str):
+    if not is_text(texts[key]):
       raise TaskError(f"{path}, '{key}': expected text, got {shown(top[key])}.")
   task = Task(
     name=texts['name'] or texts['dataset'] or name,
@@ -305,6 +231,7 @@ def build(
     source=path,
     options=scorer_options,
     scorer=scorer,
+    left_out={'bad_rows': bad_rows} if bad_rows else {},
   )
   where = f"{path}, 'format'"
   shots = format_lib.whole(options, 'shots', 0, 0, where)
@@ -334,20 +261,29 @@ def _with_shots(task: Task, count: int, seed: int) -> Task:
   return dataclasses.replace(task, dev=rest, shots=tuple(shots.values()))
 
 
-def _check_overlap(task: Task, other: Task, allowed: bool) -> None:
-  """Refuses dev items of a task that are test items of one."""
+def _without_overlap(task: Task, other: Task, rules: Rules) -> Task:
+  """Refuses or drops dev items of a task that are test items of one."""
   pairs = overlap.find_overlap(task.dev, other.test)
   if not pairs:
-    return
+    return task
   whose = '' if other is task else f' of {other.source}'
   message = (
     f'{task.source}: {len(pairs)} of {len(task.dev)} dev items occur in test'
-    f'{whose} as well, so that a search on dev has seen the test:\n'
-    f'{overlap.describe_overlap(pairs)}'
+    f'{whose} as well'
   )
-  if not allowed:
+  which = overlap.describe_overlap(pairs)
+  if rules.drop_overlap and len(pairs) < len(task.dev):
+    logging.warning('%s, and are left out of dev:\n%s', message, which)
+    dropped = {item.id for item, _ in pairs}
+    dev = tuple(item for item in task.dev if item.id not in dropped)
+    count = task.left_out.get('overlap', 0) + len(pairs)
+    left_out = {**task.left_out, 'overlap': count}
+    return dataclasses.replace(task, dev=dev, left_out=left_out)
+  message += f', so that a search on dev has seen the test:\n{which}'
+  if not rules.allow_overlap:
     raise TaskError(
-      f'{message}\nRemove them from one split; or allow the overlap '
+      f'{message}\nLeave them out of dev (drop_overlap); or allow the overlap '
       '(allow_overlap), and do not report the test score as unseen.'
     )
   logging.warning('%s', message)
+  return task

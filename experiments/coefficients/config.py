@@ -13,13 +13,13 @@ from ml_collections import config_dict
 from evojax_llm.runs import presets
 from evojax_llm.runs import run_config
 
-_SEARCHES = ('cma_es', 'random_search')
+PRESETS = ('cma_es', 'random_search')
 
 
 def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
-  if name not in _SEARCHES:
+  if name not in PRESETS:
     raise ValueError(
-      f'Got search {name!r}; expected one of {", ".join(_SEARCHES)}.'
+      f'Got preset {name!r}; expected one of {", ".join(PRESETS)}.'
     )
   config = run_config.make()
   config.name = name

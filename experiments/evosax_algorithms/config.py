@@ -17,6 +17,9 @@ from ml_collections import config_dict
 
 from evojax_llm.runs import presets
 from evojax_llm.runs import run_config
+from evojax_llm.strategies.evosax_options import ALGORITHMS
+
+PRESETS = tuple(ALGORITHMS)
 
 
 def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:

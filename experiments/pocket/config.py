@@ -15,23 +15,23 @@ evojax_llm/pocket/stages.json.
 
 from ml_collections import config_dict
 
-from experiments.genome import config as genome_config
+from evojax_llm.runs import systems
 
 # Chosen, as the space was, on the stage `mixed` among four settings: mutation
 # reaches as far as the weights of experts do.
 _GATES = {'sigma': 0.3}
-# What runs are called.
-_NAMES = {
+# With what their runs are called.
+PRESETS = {
   'gates': 'genome_plus_coefficients',
   'adapters': 'genome_plus_adapters',
 }
 
 
 def get_config(space: str = 'gates') -> config_dict.ConfigDict:
-  if space not in _NAMES:
-    raise ValueError(f"Got space {space!r}; expected 'gates' or 'adapters'.")
-  config = genome_config.get_config('genome_plus')
-  config.name = _NAMES[space]
+  if space not in PRESETS:
+    raise ValueError(f"Got preset {space!r}; expected 'gates' or 'adapters'.")
+  config = systems.load('genome:genome_plus')
+  config.name = PRESETS[space]
   config.space = space
   if space == 'gates':
     config.strategy.options.update(_GATES)

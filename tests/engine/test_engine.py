@@ -16,7 +16,7 @@ from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.gates import GateSpace
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Model
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.genomes.weights import WeightSpace
 from evojax_llm.models import expression
 from evojax_llm.models import peft
@@ -47,7 +47,7 @@ def values_of(scores, member=None):
 def experts(tiny_gemma_folder, tiny_adapter_folders):
   """(base, its tokenizer, tasks, adapters)."""
   folder = tiny_gemma_folder()
-  base = load_model(folder)
+  base = load_base(folder)
   choices = (('A', 'yes'), ('B', 'no'), ('C', 'no way'))
   items = [Item(str(i), f'is it {i}?', 'A', choices) for i in range(5)]
   tasks = [Task('choice', 'multiple_choice', tuple(items))]

@@ -9,7 +9,7 @@ import pytest
 from evojax_llm.engine.generation import generate_texts
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Expressed
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models import peft
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ NEW = 4
 @pytest.fixture(scope='module')
 def model(tiny_gemma_folder, tiny_adapter_folders):
   folder = tiny_gemma_folder('gemma2')
-  base = load_model(folder)
+  base = load_base(folder)
   adapters = peft.load_adapters(tiny_adapter_folders(3), base.config)
   population = LowRank(jax.device_put(adapters.factors))
   return Expressed(base), population, Tokenizer.from_folder(folder)

@@ -11,6 +11,8 @@ import sys
 
 from absl import flags
 
+from evojax_llm.commands import command
+
 
 @contextlib.contextmanager
 def fresh_program(name: str):
@@ -30,9 +32,8 @@ def fresh_program(name: str):
 
 def run_program(name: str, *arguments: object) -> int | None:
   """What `main` of `experiments.<name>` returns for these arguments."""
-  argv: Sequence[str] = [name, *map(str, arguments)]
   with fresh_program(f'experiments.{name}') as program:
-    return program.main(flags.FLAGS(argv))
+    return command.run(program.main, [name, *map(str, arguments)])
 
 
 def _program_flags() -> list[tuple[str, flags.Flag]]:

@@ -3,11 +3,8 @@
 import json
 import pathlib
 import string
-import sys
 
-from absl import flags
 import numpy as np
-import pytest
 
 from evojax_llm.runs.checkpoint import Checkpoints
 from tests.experiments import running
@@ -49,19 +46,7 @@ def evolve(settings, folder: pathlib.Path, *more: str):
   arguments = [*settings, f'--workdir={folder}', *more]
   if not arguments[0].startswith('--config='):
     arguments.insert(0, f'--config={GENOME}')
-  return with_config('evolve', *arguments)
-
-
-def with_config(program: str, *arguments: str):
-  """What `main` of a program with a flag --config returns."""
-  with pytest.MonkeyPatch.context() as patch:
-    # ml_collections looks there for what --config.x changes.
-    patch.setattr(sys, 'argv', [program, *arguments])
-    try:
-      return running.run_program(program, *arguments)
-    finally:
-      for name in [n for n in flags.FLAGS if n.startswith('config.')]:
-        delattr(flags.FLAGS, name)
+  return running.run_program('evolve', *arguments)
 
 
 def lines(path: pathlib.Path) -> list[dict]:

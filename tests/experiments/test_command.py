@@ -1,40 +1,157 @@
-"""What the programs do before jax starts."""
+"""What the programs do before jax starts: help, mistakes, configurations."""
 
+import json
 import os
-import subprocess
-import sys
 
+import jax
+import pytest
+
+from evojax_llm.commands import command
+from evojax_llm.runs import systems
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
+from experiments.genome import config as genome_config
+from tests.experiments import running
 from tests.experiments import runs
 
-_PROGRAM = """
-import sys
-from experiments import command
-command.use_cores(sys.argv[1], int(sys.argv[2]))
-import jax
-print(len(jax.devices()))
-"""
 
-
-def devices(folder, members, **environment):
-  inherited = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  done = subprocess.run(
-    [sys.executable, '-c', _PROGRAM, str(folder), str(members)],
-    cwd=runs.ROOT,
-    env=inherited | environment,
-    check=True,
-    capture_output=True,
-    text=True,
+def test_a_device_a_core_and_no_more_than_members(
+  tiny_gemma_folder, tmp_path, monkeypatch
+):
+  asked = []
+  monkeypatch.setattr(
+    jax.config, 'update', lambda _, count: asked.append(count)
   )
-  return int(done.stdout)
-
-
-def test_a_device_a_core_and_no_more_than_members(tiny_gemma_folder, tmp_path):
-  folder = tiny_gemma_folder()
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
   cores = len(os.sched_getaffinity(0))
-  assert devices(folder, 64) == min(cores, 64)
-  assert devices(folder, 1) == 1
-  assert devices(folder, 64, JAX_NUM_CPU_DEVICES='3') == 3
-  large = tmp_path / 'model.safetensors'
-  with open(large, 'wb') as file:
+  folder = tiny_gemma_folder()
+  command.use_cores(folder, 64)
+  command.use_cores(folder, 1)
+  assert asked == [min(cores, 64), 1]
+  with open(tmp_path / 'model.safetensors', 'wb') as file:
     file.truncate((1 << 28) + 1)
-  assert devices(tmp_path, 64) == 1
+  command.use_cores(tmp_path, 64)
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '3')
+  command.use_cores(folder, 64)
+  assert len(asked) == 2
+
+
+PROGRAMS = 'evolve sweep compare score generate export analyse'.split()
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_every_command_answers_mistakes_alike(program, capsys):
+  assert running.run_program(program, '--no_such=3') == 1
+  said = capsys.readouterr().err
+  assert said.startswith('error: Got unknown flag --no_such; expected some of')
+  assert 'See --help.' in said
+
+
+@pytest.mark.parametrize(
+  'program, flag, message',
+  [
+    ('evolve', '--seed=3', 'Did you mean --config.seed?'),
+    ('evolve', '--population=3', 'Did you mean --config.strategy.population?'),
+    ('evolve', '--wrokdir=x', 'Did you mean --workdir?'),
+    ('evolve', 'word', "Unexpected argument 'word'"),
+    ('sweep', '--workers=many', 'workers'),
+    ('sweep', '--workers=0', 'workers'),
+    ('score', '--split=train', 'dev|test'),
+    ('score', '--out=x', '--model is missing: Gemma folder'),
+    ('evolve', '--config=genom', "Did you mean 'genome'?"),
+    ('evolve', '--config=genom', 'genome_as_published'),
+    ('evolve', '--config=genome:swarm', "preset 'swarm'; expected one of"),
+    ('evolve', '--config=experiments/genom/config.py', 'there is no file'),
+    ('evolve', '--config=nowhere/config.json', 'no such file'),
+  ],
+)
+def test_a_mistake_is_one_message(program, flag, message, capsys):
+  assert running.run_program(program, flag) == 1
+  said = capsys.readouterr().err
+  assert said.startswith('error: ') and message in said
+
+
+def test_help_lists_settings_presets_and_flags_and_is_searched(capsys):
+  for program in PROGRAMS:
+    assert running.run_program(program, '-h') == 0
+    assert f'python -m experiments.{program}' in capsys.readouterr().out
+  assert running.run_program('evolve', '--help') == 0
+  shown = capsys.readouterr().out
+  for line in (
+    '--workdir ',
+    '--config.dev_limit=50 ',
+    '--config.strategy.patience=None ',
+    '--config.strategy.options.sigma=0.3 ',
+    'genome_plus_as_published_cli',
+    'model_swarms ',
+  ):
+    assert f'  {line}' in shown or f' {line},' in shown
+  assert running.run_program('evolve', '--help=PATIENCE') == 0
+  shown = capsys.readouterr().out
+  assert shown.startswith('Settings') and 'strategy.patience=None' in shown
+  assert 'dev_limit' not in shown
+
+
+def test_a_home_folder_is_found_in_flags_and_settings(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert running.run_program('export', '--run=~/run', '--out=~/out') == 1
+  assert f'{tmp_path}/run' in capsys.readouterr().err
+  config = RunConfig(adapters='~/a, ~/b', warm_start='~/run', tasks='a~/b')
+  assert config.adapters == f'{tmp_path}/a,{tmp_path}/b'
+  assert config.warm_start == f'{tmp_path}/run' and config.tasks == 'a~/b'
+  flag = '--config.adapters=~/a'
+  assert running.run_program('evolve', flag) == 1
+  assert f'error: {tmp_path}/a is not' in capsys.readouterr().err
+
+
+def test_a_configuration_is_found_by_name_and_from_any_folder(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  wanted = genome_config.get_config('genome').to_dict()
+  for source in (
+    'genome',
+    'genome:genome',
+    'experiments/genome/config.py:genome',
+    f'{runs.GENOME}:genome',
+  ):
+    assert systems.load(source).to_dict() == wanted
+  changed = systems.load('genome_plus+sigma=0.5')
+  assert changed.strategy.options.sigma == 0.5
+  assert systems.load('SNES').strategy.name == 'SNES'
+  assert systems.load('coefficients').strategy.name == 'cma_es'
+  run = tmp_path / 'config.json'
+  config = RunConfig.from_config(changed)
+  run.write_text(json.dumps({'config': config.to_dict(), 'inputs': {}}))
+  assert RunConfig.from_config(systems.load(str(run))) == config
+  run.write_text('{}')
+  with pytest.raises(UserError, match='not the config.json of a run'):
+    systems.load(str(run))
+
+
+def test_a_misspelt_setting_of_a_file_is_refused(tmp_path, capsys):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from evojax_llm.runs import systems\n'
+    'def get_config():\n'
+    "  config = systems.load('genome')\n"
+    "  config.modell = 'gemma'\n"
+    '  return config\n'
+  )
+  assert running.run_program('evolve', f'--config={file}') == 1
+  assert 'config.modell; expected' in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_one_message(monkeypatch, capsys):
+  def main(_):
+    raise RuntimeError("Unable to initialize backend 'cuda': no GPU")
+
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with running.fresh_program('experiments.export'):
+    flags = ['export', '--run=x', '--out=y']
+    assert command.run(main, flags) == 1
+  said = capsys.readouterr().err
+  assert said.startswith('error: JAX_PLATFORMS=cuda names a device')

@@ -1,7 +1,10 @@
 """The compare program on the pocket population, a few items of it."""
 
+import contextlib
+import io
 import itertools
 import json
+import re
 import shutil
 
 import pytest
@@ -39,8 +42,32 @@ def read(out):
 @pytest.fixture(scope='module')
 def comparison(tmp_path_factory):
   out = tmp_path_factory.mktemp('compare') / 'out'
-  assert not compare(out, '--seeds=2', '--draws=1', '--populations=10,20')
+  said = io.StringIO()
+  with contextlib.redirect_stderr(said):
+    assert not compare(out, '--seeds=2', '--draws=1', '--populations=10,20')
+  (out.parent / 'said').write_text(said.getvalue())
   return out
+
+
+def test_how_many_runs_are_to_come_and_how_long_is_said(comparison):
+  said = (comparison.parent / 'said').read_text()
+  assert '2 searches x 1 stages x 1 draws x 2 seeds: 4 runs of 25' in said
+  assert [
+    int(count)
+    for count in re.findall(r'^(\d+) runs to come, about \d+:\d\d$', said, re.M)
+  ] == [3, 2, 1, 0]
+
+
+def test_differences_and_curves_are_in_the_report(comparison):
+  text = (comparison / 'comparison.md').read_text()
+  line = next(t for t in text.splitlines() if t.startswith('| test, less'))
+  others = [cell.strip() for cell in line.split('|')[2:-1]]
+  assert others == [
+    *('best expert', 'soup', 'scaled average', 'ensemble of experts'),
+    *('random_search P=10', 'random_search P=20'),
+  ]
+  assert '![best fitness by evaluations](curves.png)' in text
+  assert (comparison / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_every_part_is_there_with_as_many_evaluations(comparison):
@@ -94,7 +121,7 @@ def test_the_table_has_a_line_for_each_search_and_baseline(comparison):
     'random_search P=10',
     'random_search P=20, vote',
   ):
-    assert text.count(f'| {name} |') == 1
+    assert len(re.findall(rf'\| {name} +\| +\d+ \|', text)) == 1
 
 
 def test_scores_that_are_no_shares_are_shown_as_they_are():
@@ -124,17 +151,24 @@ def test_scores_that_are_no_shares_are_shown_as_they_are():
     (found := [cell.strip() for cell in line.split('|')[1:-1]])[0]: found[1:]
     for line in lines
   }
-  assert cells['one'] == (
-    '2 5 50 2.5 **5** 1.414 4 6 +3 +2 25.0 0.0 5 50.0 -'.split()
-  )
-  assert cells['two'][4:10] == ['**nan**', '-', 'nan', 'nan', 'nan', 'nan']
+  assert cells['one'] == '2 5 50 2.5 **5** 1.414 4 6 25.0 0.0 5 50.0 -'.split()
+  assert cells['two'][4:8] == ['**nan**', '-', 'nan', 'nan']
+  lines = comparison_table.differences([*levels, *searches]).splitlines()
+  head, _, one, two = (line.split('|')[1:-1] for line in lines)
+  assert [cell.strip() for cell in head[1:]] == [
+    *('best expert', 'scaled average', 'one', 'two')
+  ]
+  # Of two pairs, whose mean has a standard error of 1.
+  half = 12.706
+  assert one[1].strip() == f'+3 [{3 - half:.4g}, +{3 + half:.4g}]'
+  assert not ''.join(two[1:]).strip()
 
 
 def test_every_stage_has_a_table_of_its_own(comparison):
   rows = read(comparison)
   other = [row | {'stage': 'other'} for row in rows]
   text = comparison_table.markdown(rows + other)
-  assert text.count('| base |') == 2
+  assert len(re.findall(r'\| base +\|', text)) == 2
   assert f'## {STAGE}' in text and '## other' in text
 
 

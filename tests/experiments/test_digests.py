@@ -50,44 +50,18 @@ FLAGS = (
   '--config.execution.members_per_group=4',
 )
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
-
 
 def get_config(system: str, name: str):
-  """What --config=experiments/<system>/config.py:<name> stands for.
-
-  Raises:
-    ValueError: there is no preset of that name; the message lists all.
-  """
+  """What --config=experiments/<system>/config.py:<name> stands for."""
   module = importlib.import_module(f'experiments.{system}.config')
   return module.get_config(name)
-
-
-def names(system: str) -> list[str]:
-  """The presets of a system, as an unknown one is answered with them."""
-  if system in CHOSEN:
-    return list(CHOSEN[system])
-  try:
-    get_config(system, '?')
-  except ValueError as error:
-    # '... expected one of a, b, c.' or "... expected 'a' or 'b'."
-    listed = re.findall(r'\w+', str(error).partition('expected ')[2])
-    found = [word for word in listed if word not in ('one', 'of', 'or')]
-    if found:
-      return found
-  raise AssertionError(
-    f'experiments/{system}/config.py does not list its names when it is asked '
-    f"for '?': put some into CHOSEN of {pathlib.Path(__file__).name}."
-  )
 
 
 PRESETS = [
   f'{file.parent.name}:{name}'
   for file in sorted(EXPERIMENTS.glob('*/config.py'))
-  for name in names(file.parent.name)
+  for name in CHOSEN.get(file.parent.name)
+  or importlib.import_module(f'experiments.{file.parent.name}.config').PRESETS
 ]
 
 

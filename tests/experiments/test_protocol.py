@@ -35,33 +35,36 @@ def several(settings, tmp_path_factory):
       '--config.strategy.generations=2',
       f'--config.heldout_tasks={heldout[0]},{heldout[1]}',
     )
-  assert code is None
+  assert code == 0
   return folder, splits
 
 
 def test_seeds_have_folders_and_a_common_summary(several):
   folder, _ = several
   summary = runs.summary(folder)
-  assert summary['seeds'] == [4, 5, 6]
-  single = [runs.summary(folder / f'seed_{seed}') for seed in summary['seeds']]
+  (setting,) = summary['settings']
+  assert setting['trials'] == ['seed=4', 'seed=5', 'seed=6']
+  single = [runs.summary(folder / name) for name in setting['trials']]
   for split in ('dev', 'test', 'heldout'):
     scores = [runs.row(one)[split]['fitness']['score'] for one in single]
-    entry = runs.row(summary)[split]
+    entry = setting[split]
     assert entry['scores'] == scores
     assert entry['mean'] == pytest.approx(np.mean(scores))
     assert entry['sd'] == pytest.approx(np.std(scores, ddof=1))
     assert (entry['lowest'], entry['highest']) == (min(scores), max(scores))
   baselines = {
-    (folder / f'seed_{seed}' / 'baselines.json').read_text()
-    for seed in summary['seeds']
+    (folder / name / 'baselines.json').read_text() for name in setting['trials']
   }
   assert len(baselines) == 1
   members = {
-    (folder / f'seed_{seed}' / 'members.jsonl').read_text()
-    for seed in summary['seeds']
+    (folder / name / 'members.jsonl').read_text() for name in setting['trials']
   }
   assert len(members) == 3
-  assert '| evolved' in (folder / 'summary.md').read_text()
+  text = (folder / 'summary.md').read_text()
+  assert '| evolved' in text
+  # All that the runs have in common, not only what a sweep shows.
+  assert all(f'| {row["name"]} ' in text for row in summary['baselines'])
+  assert 'vote of the experts' in [row['name'] for row in summary['baselines']]
 
 
 def test_baselines_are_scored_once_and_held_out_tasks_at_the_end(several):
@@ -78,12 +81,12 @@ def test_the_best_of_several_seeds_is_exported_by_seed(
 ):
   arguments = f'--run={several[0]}', f'--out={tmp_path / "best"}'
   assert running.run_program('export', *arguments) == 1
-  assert 'name one of them, seed_4, seed_5, seed_6' in capsys.readouterr().err
+  assert 'name one of them, seed=4, seed=5, seed=6' in capsys.readouterr().err
 
 
 def test_held_out_tasks_have_a_column_for_every_row(several):
   folder, _ = several
-  summary = runs.summary(folder / 'seed_4')
+  summary = runs.summary(folder / 'seed=4')
   for row in summary['rows']:
     tasks = row['heldout']['tasks']
     assert {name: task['items'] for name, task in tasks.items()} == {
@@ -91,7 +94,7 @@ def test_held_out_tasks_have_a_column_for_every_row(several):
       'z': 8,
     }
     assert row['heldout']['fitness']['low'] is not None
-  assert '| held out ' in (folder / 'seed_4' / 'summary.md').read_text()
+  assert '| held out ' in (folder / 'seed=4' / 'summary.md').read_text()
 
 
 def test_one_seed_of_several_is_the_run_of_that_seed(
@@ -107,16 +110,15 @@ def test_one_seed_of_several_is_the_run_of_that_seed(
     f'--config.heldout_tasks={heldout}',
   )
   assert code is None
-  assert runs.result(tmp_path / 'run') == runs.result(folder / 'seed_6')
+  assert runs.result(tmp_path / 'run') == runs.result(folder / 'seed=6')
 
 
 def test_an_interrupted_launch_goes_on_with_the_seed_that_was_left(
   several, settings, capsys
 ):
   folder, _ = several
-  before = runs.result(folder / 'seed_5')
-  (folder / 'summary.json').unlink()
-  (folder / 'seed_5' / 'summary.json').unlink()
+  before = runs.result(folder / 'seed=5')
+  (folder / 'seed=5' / 'summary.json').unlink()
   heldout = ','.join(str(folder.parent / f'{n}.json') for n in 'yz')
   code = runs.evolve(
     settings,
@@ -126,11 +128,11 @@ def test_an_interrupted_launch_goes_on_with_the_seed_that_was_left(
     '--config.strategy.generations=2',
     f'--config.heldout_tasks={heldout}',
   )
-  assert code is None
+  assert code == 0
   told = capsys.readouterr().err
-  assert 'seed_4 is finished' in told
-  assert 'seed_5, going on after generation 2' in told
-  assert runs.result(folder / 'seed_5') == before
+  assert 'trial seed=5' in told and 'seed=4' not in told
+  assert 'seed=5, going on after generation 2' in told
+  assert runs.result(folder / 'seed=5') == before
 
 
 @pytest.mark.parametrize('size', [3, 7])

@@ -129,14 +129,6 @@ def test_answers_to_other_items_are_not_mixed():
   assert ensembles.gather([first, second], [1])[0].ids == ['0', '9']
 
 
-def test_the_value_is_that_of_the_member_who_stands():
-  values = np.asarray([[0.2, 0.9], [0.7, 0.1]])
-  np.testing.assert_allclose(
-    ensembles.decided(values, np.asarray([1, 0])), [0.7, 0.9]
-  )
-  assert ensembles.oracle(values).tolist() == [1, 0]
-
-
 def test_bad_input_is_refused():
   with pytest.raises(ValueError, match='expected one of'):
     ensembles.check_rule('mean')

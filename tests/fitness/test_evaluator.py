@@ -104,7 +104,7 @@ def test_agrees_with_one_member_and_item_at_a_time(
 
 
 def _spy_on_texts(evaluator, made):
-  score = evaluator._matcher.score
+  score = evaluator._scorer.score
 
   def spy(split, answers):
     for m, rows in enumerate(answers.generated):
@@ -112,7 +112,7 @@ def _spy_on_texts(evaluator, made):
         made[m, i] = Letters().decode(ids)
     return score(split, answers)
 
-  evaluator._matcher.score = spy
+  evaluator._scorer.score = spy
 
 
 @pytest.mark.parametrize('form', ['batched', 'folded'])

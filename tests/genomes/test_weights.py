@@ -7,7 +7,7 @@ import pytest
 
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.space import Model
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.genomes.weights import WeightSpace
 from evojax_llm.models import expression
 from evojax_llm.models import peft
@@ -17,7 +17,7 @@ from evojax_llm.population import stack
 
 @pytest.fixture(scope='module')
 def models(tiny_gemma_folder, tiny_adapter_folders):
-  base = load_model(tiny_gemma_folder())
+  base = load_base(tiny_gemma_folder())
   adapters = peft.load_adapters(tiny_adapter_folders(3), base.config)
   return base, adapters, WeightSpace.of_adapters(adapters, base)
 

@@ -106,7 +106,7 @@ def test_logits_of_each_expert(n, loaded):
 def test_written_adapter_is_read_by_peft(n, loaded, tmp_path):
   case, base, _, config, params, adapters = loaded
   factors = jax.tree.map(lambda leaf: leaf[n], adapters.factors)
-  # Scales that differ by layer and by module need PEFT's patterns.
+  # Scales that differ by layer and by module go into lora_B.
   scale = jax.tree.map(
     lambda s: s * np.linspace(0.5, 1.5, s.size, dtype=np.float32),
     adapters.scale,

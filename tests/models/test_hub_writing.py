@@ -15,6 +15,9 @@ from safetensors.numpy import load_file
 from evojax_llm.models import hub
 from evojax_llm.models import model_files
 from evojax_llm.models.errors import ModelError
+from tests import tiny
+
+LINEAR = {'rope_type': 'linear', 'factor': 8.0}
 
 
 @pytest.fixture
@@ -45,6 +48,91 @@ def test_round_trip_keeps_bits_and_files(tiny_gemma_folder, tmp_path):
   for name, tensor in given.items():
     assert written[name].dtype == tensor.dtype
     np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_all_side_files_are_kept(folder, tmp_path):
+  config, params = hub.load_checkpoint(folder)
+  names = (
+    'additional_chat_templates/tool_use.jinja',
+    'chat_template.json',
+    'tokenizer.model',
+    'vocab.json',
+    'merges.txt',
+    'LICENSE.md',
+  )
+  (folder / 'additional_chat_templates').mkdir()
+  for name in names:
+    (folder / name).write_text(name)
+  (folder / 'training_args.bin').write_text('')
+  out = hub.save_checkpoint(tmp_path / 'out', params, config, folder)
+  assert [(out / name).read_text() for name in names] == list(names)
+  assert not (out / 'training_args.bin').exists()
+
+
+# What transformers 4 reads of the model type, and 5 does not write.
+@pytest.mark.parametrize(
+  'model_type, options, expected',
+  [
+    ('gemma', {'rope_theta': 500.0}, {'rope_theta': 500.0}),
+    (
+      'gemma2',
+      {'rope_parameters': {**LINEAR, 'rope_theta': 700.0}},
+      {'rope_theta': 700.0, 'rope_scaling': LINEAR},
+    ),
+    (
+      'gemma3_text',
+      {
+        'rope_parameters': {
+          'full_attention': {**LINEAR, 'rope_theta': 1e6},
+          'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e4},
+        }
+      },
+      {
+        'rope_theta': 1e6,
+        'rope_scaling': LINEAR,
+        'rope_local_base_freq': 1e4,
+      },
+    ),
+  ],
+)
+def test_rotary_embeddings_are_written_for_transformers_4_and_5(
+  model_type, options, expected, tmp_path
+):
+  source = tiny.write_gemma(tmp_path / 'in', model_type, **options)
+  config, params = hub.load_checkpoint(source)
+  out = hub.save_checkpoint(tmp_path / 'out', params, config, source)
+  raw = json.loads((out / 'config.json').read_text())
+  assert raw['dtype'] == raw['torch_dtype'] == 'float32'
+  for spelling in ('rope_parameters', *expected):
+    assert raw.get(spelling), spelling
+  assert {k: raw[k] for k in expected} == expected
+  # Each spelling alone says the same.
+  for other in (['rope_parameters'], list(expected)):
+    kept = {k: v for k, v in raw.items() if k not in other}
+    (out / 'config.json').write_text(json.dumps(kept))
+    assert hub.load_config(out)[0] == config
+
+
+def test_what_a_type_keeps_of_a_change(folder):
+  config, params = hub.load_checkpoint(folder)
+  types = hub.stored_types(folder, config, jnp.bfloat16)
+  base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  rng = np.random.default_rng(0)
+  draws = jax.tree.map(lambda x: rng.normal(size=x.shape), base)
+  kept = []
+  for scale in (1.0, 1e-2, 1e-5):
+    changed = jax.tree.map(
+      lambda x, d, s=scale: np.asarray(x, np.float32) * (1 + s * d),
+      *(base, draws),
+    )
+    kept.append(hub.kept_change(changed, base, types))
+  (large, noise), (medium, _), (small, lost) = kept
+  assert large > 0.999 and noise < 0.01
+  assert 0.9 < medium <= 1.0
+  assert small < 0.01 and lost == pytest.approx(1.0, abs=0.1)
+  assert hub.kept_change(base, base, types) == (1.0, 0.0)
+  exact = hub.stored_types(folder, config)
+  assert hub.kept_change(changed, base, exact) == pytest.approx((1.0, 0.0))
 
 
 def test_dtype_asked_for(tiny_gemma_folder, tmp_path):

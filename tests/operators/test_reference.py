@@ -1,5 +1,5 @@
-from evojax_llm.operators import reference
 from evojax_llm.operators import registry
+from experiments import operators_reference as reference
 
 
 def test_the_page_is_up_to_date():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators import succession
-from evojax_llm.population import stack
 from tests.operators import genomes
 
 NAN = np.nan
@@ -32,12 +31,14 @@ def test_coefficients_sum_to_one():
 
 
 def test_coefficients_without_randomness_are_the_normalised_weights():
-  blend = succession.coefficients(jnp.ones(4, jnp.float32), f32(4, 3, 3, 0))
+  blend = succession.draw_coefficients(
+    jax.random.key(0), f32(4, 3, 3, 0), draws='none'
+  )
   np.testing.assert_allclose(blend, [0.4, 0.3, 0.3, 0.0])
 
 
 def test_coefficients_of_nothing_are_zero():
-  blend = succession.coefficients(jnp.ones(4, jnp.float32), jnp.zeros(4))
+  blend = succession.draw_coefficients(jax.random.key(0), jnp.zeros(4))
   np.testing.assert_array_equal(blend, np.zeros(4))
 
 
@@ -103,15 +104,6 @@ def test_velocity_and_step_are_the_published_formula():
     np.testing.assert_allclose(moved, x + 0.5 * expected, rtol=1e-5, atol=1e-6)
 
   jax.tree.map(check, v, x, p, g, w, new, moved)
-
-
-def test_decay_stops_at_the_floor():
-  length = jnp.float32(1.0)
-  seen = []
-  for _ in range(4):
-    length = succession.decay(length, 0.5, 0.2)
-    seen.append(float(length))
-  assert seen == pytest.approx([0.5, 0.25, 0.2, 0.2])
 
 
 def test_partners_are_other_members_drawn_evenly():
@@ -210,6 +202,6 @@ def test_memory_copies_its_genomes():
   memory = jax.jit(succession.start_memory)(
     population, f32(0.1, 0.2), ids(0, 1)
   )
-  stack.put(population, 1, {'x': f32(99)})
+  population['x'].delete()
   np.testing.assert_array_equal(memory.personal['x'][:, 0], [1, 2])
   assert float(memory.best['x'][0]) == 2

@@ -11,9 +11,7 @@ from evojax_llm.runs import analysis
 def test_emergence_counts_what_nobody_could_and_what_was_forgotten():
   experts = np.array([[1, 1, 0, 0, 0], [0, 1, 1, 0, 0]])
   found = analysis.emergence(experts, 0, np.array([0, 1, 0, 1, 0]))
-  assert found == analysis.Emergence(
-    items=5, unsolved=2, emerged=1, best_solved=2, lost=1
-  )
+  assert found == dict(items=5, unsolved=2, emerged=1, best_solved=2, lost=1)
 
 
 def row(id_, generation, parents=(), fitness=0.5, **more):

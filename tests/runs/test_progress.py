@@ -1,18 +1,22 @@
 """Timing and the lines people see."""
 
+import contextlib
+import fcntl
 import io
+import os
+import re
+import select
+import struct
+import termios
 import time
+import tty
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from evojax_llm.engine.ledger import Ledger
 from evojax_llm.runs import progress
-
-
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
 
 
 def test_compilation_is_taken_out_of_the_phase_that_caused_it():
@@ -46,38 +50,150 @@ def test_phases_add_up_even_when_one_fails():
 
 def test_off_a_terminal_there_is_a_plain_line_a_generation():
   stream = io.StringIO()
-  bar = progress.Progress(3, stream=stream)
-  bar.begin(4)
-  bar.update(0.5)
-  assert stream.getvalue() == ''
-  bar.generation(0, 0.5, 'mean 0.1')
-  bar.generation(3, 0.75, 'mean 0.2')
+  with progress.Progress(3, stream=stream) as bar:
+    bar.begin(4)
+    bar.update(0.5)
+    assert stream.getvalue() == ''
+    bar.generation(0, 0.5, 4, 'mean 0.1')
+    bar.generation(3, 0.75, 16, 'mean 0.2')
+    bar.begin(10, 'test')
   lines = stream.getvalue().splitlines()
   assert lines[0].startswith('generation 0/3  best 50.0 %  mean 0.1')
   assert lines[0].endswith('left')
   assert lines[1] == 'generation 3/3  best 75.0 %  mean 0.2'
+  # What follows the search takes long, too.
+  assert lines[2:] == ['test: 10 members']
 
 
-def test_on_a_terminal_one_line_changes():
-  stream, tokens = Terminal(), iter(range(0, 10000, 1000))
-  bar = progress.Progress(3, lambda: next(tokens), stream)
+def test_off_a_terminal_a_long_batch_says_now_and_then_how_far_it_is(
+  monkeypatch,
+):
+  monkeypatch.setattr(progress, '_QUIET_SECONDS', 0.0)
+  stream = io.StringIO()
+  bar = progress.Progress(3, stream=stream)
   bar.begin(4)
   bar.update(0.5)
-  text = stream.getvalue()
-  assert text.startswith('\r') and '\n' not in text
-  assert 'generation 0/3' in text and '2/4 members' in text
-  assert 'tokens/s' in text
+  assert stream.getvalue().startswith('generation 0/3  2/4 members  ')
 
 
-def test_after_a_resume_time_is_judged_by_this_process():
-  stream = Terminal()
+class Screen:
+  """Shows what a terminal of some width would after a stream of bytes."""
+
+  def __init__(self, columns: int):
+    self.columns, self.lines, self.at = columns, [''], 0
+
+  def feed(self, text: str) -> None:
+    for part in re.findall(r'\x1b\[[0-9;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]', text):
+      if part == '\n':
+        self.lines.append('')
+      elif part == '\r':
+        self.at = 0
+      elif part == '\x1b[K':
+        self.lines[-1] = self.lines[-1][: self.at]
+      else:
+        assert not part.startswith('\x1b'), f'unknown control code {part!r}'
+        if self.at == self.columns:
+          self.lines.append('')
+          self.at = 0
+        line = self.lines[-1].ljust(self.at)
+        self.lines[-1] = line[: self.at] + part + line[self.at + 1 :]
+        self.at += 1
+
+
+@contextlib.contextmanager
+def terminal(columns: int):
+  """A stream that is a terminal, and a function that returns its screen."""
+  leader, follower = os.openpty()
+  size = struct.pack('HHHH', 24, columns, 0, 0)
+  fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+  tty.setraw(follower)
+  screen = Screen(columns)
+
+  def shown():
+    while select.select([leader], [], [], 0)[0]:
+      screen.feed(os.read(leader, 1 << 16).decode())
+    return screen.lines
+
+  with os.fdopen(follower, 'w') as stream:
+    yield stream, shown
+  os.close(leader)
+
+
+@pytest.mark.parametrize('columns', [60, 100])
+def test_on_a_terminal_one_line_changes_and_is_gone_at_the_end(
+  columns, monkeypatch
+):
+  monkeypatch.setenv('TERM', 'xterm')
+  ledger = Ledger()
+  with terminal(columns) as (stream, shown):
+    with progress.Progress(3, ledger, stream=stream) as bar:
+      for number in range(2):
+        bar.begin(4)
+        for share in (0.25, 0.5, 1.0):
+          ledger.new_tokens += 123456789
+          bar.update(share)
+          assert len(shown()) == number + 1
+          assert shown()[-1].startswith(f'generation {number}/3')
+          assert len(shown()[-1]) < columns
+          # Generations later a line is longer, and 60 columns are too few.
+          assert ('tokens/s' in shown()[-1]) == (columns > 60 or not number)
+        bar.generation(number, 0.5, 4, 'mean 0.1')
+    stream.write('the table\n')
+    stream.flush()
+    assert shown()[-2:] == ['the table', '']
+    assert sum('generation' in line for line in shown()) == 2
+
+
+@pytest.mark.parametrize('term', ['dumb', ''])
+def test_a_terminal_without_control_codes_is_written_as_a_file_is(
+  term, monkeypatch
+):
+  monkeypatch.setenv('TERM', term)
+  with terminal(60) as (stream, shown):
+    with progress.Progress(3, stream=stream) as bar:
+      bar.begin(4)
+      bar.update(0.5)
+      bar.line('a line')
+    assert shown() == ['a line', '']
+
+
+def test_after_a_resume_time_is_judged_by_this_process(monkeypatch):
+  monkeypatch.setattr(progress, '_QUIET_SECONDS', 0.0)
+  stream = io.StringIO()
   bar = progress.Progress(10, stream=stream)
-  bar.resume(4, 0.4)
+  bar.resume(4, 0.4, 100)
   bar.begin(4)
   bar.update(0.5)
   assert 'generation 5/10' in stream.getvalue()
   assert 'best 40.0 %' in stream.getvalue()
   assert 'left' not in stream.getvalue()
+
+
+def test_the_time_left_is_judged_by_work_on_generations_alone(monkeypatch):
+  now = 100.0
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+  stream, watch = io.StringIO(), progress.Stopwatch()
+  bar = progress.Progress(10, watch=watch, stream=stream)
+  bar.begin(17, 'baselines')
+  now += 1000.0
+  bar.begin(20)
+  now += 30.0
+  watch.compiled += 24.0
+  bar.generation(0, 0.5, 20, 'mean')
+  assert stream.getvalue().endswith('mean  1:00 left\n')
+
+
+def test_the_time_left_is_that_of_the_limit_that_comes_first(monkeypatch):
+  now = 0.0
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+  stream = io.StringIO()
+  bar = progress.Progress(250, stream=stream, evaluations=25)
+  bar.begin(10)
+  now += 10.0
+  bar.generation(0, 0.5, 10, 'mean')
+  assert stream.getvalue() == (
+    'generation 0  10/25 evaluations  best 50.0 %  mean  0:15 left\n'
+  )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evojax_llm.runs import record
-from evojax_llm.runs.checkpoint import CheckpointError
+from evojax_llm.runs import record_rows
+from evojax_llm.runs.errors import CheckpointError
 from evojax_llm.runs.evolution import Generation
 
 CONFIG = {'name': 'a', 'strategy': {'population': 10, 'rates': (0.1, 0.2)}}
@@ -48,6 +49,7 @@ def test_the_same_settings_find_their_run_again(tmp_path):
     ),
     ({'name': 'a'}, {'x': '1'}, r'strategy: .* there, None here'),
     (CONFIG, {'x': '2'}, r"  inputs\.x: '1' there, '2' here"),
+    (CONFIG, {'x': '1', 'y': ['5']}, r"  inputs\.y: None there, \['5'\] here"),
   ],
 )
 def test_other_settings_are_refused(tmp_path, config, inputs, message):
@@ -92,8 +94,8 @@ def test_rewind_cuts_later_and_broken_lines(tmp_path, tail):
 
 
 def test_member_rows_name_operators_parents_and_failures():
-  rows = record.member_rows(
-    make_generation(3), ('mutate', 'cross'), ('rev', 'nth')
+  rows = record_rows.member_rows(
+    make_generation(3), ('mutate', 'cross'), ('rev', 'nth'), []
   )
   assert json.loads(json.dumps(record.plain(rows))) == [
     {
@@ -118,18 +120,20 @@ def test_member_rows_name_operators_parents_and_failures():
 
 
 def test_rows_of_the_initial_population_say_where_members_come_from():
-  rows = record.member_rows(
+  rows = record_rows.member_rows(
     make_generation(),
     ('mutate',),
     ('rev', 'nth'),
-    [{'operator': 'expert', 'experts': ['x']}],
+    [{'operator': 'expert', 'experts': ['x']}, {'operator': 'zero'}],
   )
   assert rows[0]['operator'] == 'expert' and rows[0]['experts'] == ['x']
-  assert rows[1]['operator'] == 'initial' and rows[1]['parents'] == []
+  assert rows[1]['operator'] == 'zero'
 
 
 def test_metrics_row_counts_failures():
-  row = record.metrics_row(make_generation(2), ('rev', 'nth'), {'score': 1.0})
+  row = record_rows.metrics_row(
+    make_generation(2), ('rev', 'nth'), {'score': 1.0}
+  )
   assert (row['generation'], row['scored'], row['failed']) == (2, 2, 1)
   assert record.plain(row)['best_fitness'] == 0.775
 
@@ -140,7 +144,7 @@ def test_lineage_holds_all_ancestors_once_eldest_first():
     {'id': i, 'generation': 0, 'operator': 'o', 'parents': p, 'fitness': 0.0}
     for i, p in parents.items()
   ]
-  ids = [row['id'] for row in record.lineage_of(5, rows)]
+  ids = [row['id'] for row in record_rows.lineage_of(5, rows)]
   assert ids == [0, 1, 3, 4, 5]
 
 
@@ -150,16 +154,6 @@ def test_floats_keep_their_bits_and_nan_becomes_null():
   assert plain == {'a': 0.1, 'b': [None, None, 3]}
   for x in np.random.default_rng(0).normal(size=200).astype(np.float32):
     assert np.float32(record.plain(x)) == x
-
-
-def test_a_fingerprint_is_of_the_content(tmp_path):
-  (tmp_path / 'folder').mkdir()
-  (tmp_path / 'folder' / 'x').write_text('abc')
-  before = record.fingerprint(tmp_path / 'folder')
-  (tmp_path / 'folder').rename(tmp_path / 'moved')
-  assert record.fingerprint(tmp_path / 'moved') == before
-  (tmp_path / 'moved' / 'x').write_text('abd')
-  assert record.fingerprint(tmp_path / 'moved') != before
 
 
 def test_new_workdirs_do_not_collide(tmp_path):

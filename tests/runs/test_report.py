@@ -8,6 +8,8 @@ from evojax_llm.fitness.objectives import make_objective
 from evojax_llm.runs import plots
 from evojax_llm.runs import report
 from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
+from evojax_llm.tasks.task import Item
+from evojax_llm.tasks.task import Task
 
 
 def accuracies(*counts, weights=None, fails=False):
@@ -72,20 +74,88 @@ def test_the_table_lists_every_task_and_failures():
   assert 'failed' in means and 'failed / failed' in tasks
 
 
-def test_markdown_holds_the_table_and_the_counts():
+def test_markdown_holds_the_table_the_counts_and_the_winner():
   scores = accuracies((3, 4))
+  rows = [row('base', scores, scores), row('mine', scores, scores)]
   summary = {
     'name': 'a run',
-    'rows': [row('base', scores, scores)],
-    'best': {'id': 12, 'generation': 3},
+    'rows': rows,
+    'better': [],
+    'examples': {'task0': ('q', 'a')},
+    'ensembles': {},
+    'search': {
+      'strategy': 'genome',
+      'population': 7,
+      'changed': {'sigma': 0.3},
+      'space': 'gates',
+      'experts': ['one', 'two'],
+    },
+    'best': {'id': 12, 'generation': 3, 'recipe': {'gates': {'one': 0.123456}}},
     'generations': 5,
     'evaluations': 99,
     'failed': 0,
   }
-  text = report.markdown(summary)
-  assert text.startswith('# a run\n')
-  assert report.table(summary['rows']) in text
-  assert 'member 12 of generation 3' in text and '99 evaluations' in text
+  text = report.markdown(summary, 'runs/x')
+  assert text.startswith(
+    '# a run: genome, population 7, 99 evaluations (baselines not counted)\n'
+  )
+  assert report.table(rows) in text
+  for words in (
+    'best of 5 generations, made in generation 3',
+    'with sigma 0.3',
+    '- experts: one, two',
+    '- gates: one 0.1235',
+    '- task0: accuracy; `q` -> `a`',
+    '- base: the model as it was given',
+    'The band holds',
+  ):
+    assert words in text, words
+
+
+@pytest.mark.parametrize(
+  'right, expected',
+  [
+    # Correct of 100 for two plain rows, the vote of the experts, and evolved.
+    ((99, 90, 95, 85), [('scaled average', '14.0 points [6.8, 22.3]: ')]),
+    ((86, 80, 85, 85), [('scaled average', '1.0 points [-8.9, 10.9], which')]),
+    ((84, 90, 95, 85), [('soup', '5.0'), ('ensemble of experts', '10.0')]),
+    ((85, 80, 85, 85), []),
+  ],
+)
+def test_a_search_that_loses_to_a_plain_row_says_so(right, expected):
+  names = ('scaled average', 'soup', 'ensemble of experts', 'evolved')
+  rows = []
+  for name, correct in zip(names, right, strict=True):
+    scores = accuracies((correct, 100))
+    rows.append(row(name, scores, scores))
+  found = report.better(rows)
+  lines = report.better_lines({'rows': rows, 'better': found}, 'runs/x')
+  for line, (name, words) in zip(lines, expected, strict=True):
+    assert line.startswith(
+      f'`{name}` is better than the evolved member on dev by {words}'
+    )
+    assert f'--run=runs/x --row="{name}" --out=' in line
+
+
+def test_a_failed_member_has_lost_to_nothing():
+  good, bad = accuracies((3, 4)), accuracies((0, 4), fails=True)
+  assert report.better([row('base', good, good)]) == []
+  assert (
+    report.better([row('base', good, good), row('evolved', bad, bad)]) == []
+  )
+
+
+def test_one_value_is_shown_alike_wherever_it_comes_from():
+  for score in (np.float32(0.6375), 0.6375, 51 / 80):
+    assert report.number(score, percent=True, unit=' %') == '63.7 %'
+  assert report.number(0.6375, percent=False, unit=' %') == '0.6375'
+
+
+def test_an_example_is_one_short_line():
+  item = Item('0', 'Which\none? ' + 'x' * 90, 'A', (('A', 'this'), ('B', 'no')))
+  question, answer = report.example(Task('t', 'multiple_choice', (item,)))
+  assert question.startswith('Which one? x') and len(question) == 60
+  assert answer == 'this'
 
 
 def test_the_curve_is_a_picture(tmp_path):
@@ -93,8 +163,17 @@ def test_the_curve_is_a_picture(tmp_path):
     {'generation': g, 'best_fitness': 0.5 + g / 10, 'mean_fitness': m}
     for g, m in enumerate([0.4, None, 0.5])
   ]
-  plots.curve(
-    tmp_path / 'curve.png', metrics, {'base': 0.3, 'best expert': 0.6}
+  middle = {0: (0.3, 0.5), 2: (0.4, 0.6)}
+  levels = {'base': 0.3, 'best expert': 0.6}
+  plots.curve(tmp_path / 'curve.png', metrics, levels, middle=middle)
+  plots.curves(
+    tmp_path / 'curves.png',
+    {'a': [[(10, 0.4), (20, 0.5)], [(12, 0.3)]], 'b': [[(10, 0.4)]]},
+    levels,
   )
-  assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
-  assert [p.name for p in tmp_path.iterdir()] == ['curve.png']
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    'curve.png',
+    'curves.png',
+  ]
+  for picture in tmp_path.iterdir():
+    assert picture.read_bytes().startswith(b'\x89PNG')

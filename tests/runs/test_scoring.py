@@ -16,9 +16,11 @@ def test_table():
     {'a': True, 'b': True},
   )
   assert text.splitlines() == [
-    'member  a (n=96)           b (n=10)             mean',
-    'base    50.0 [40.0, 60.0]  100.0 [72.2, 100.0]  75.0',
-    'expert  failed: why',
+    '| member |          a (n=96) |            b (n=10) |   mean |',
+    '|--------|------------------:|--------------------:|-------:|',
+    '| base   | 50.0 [40.0, 60.0] | 100.0 [72.2, 100.0] |   75.0 |',
+    '| expert |            failed |              failed | failed |',
+    'expert failed: why',
   ]
 
 
@@ -31,6 +33,7 @@ def test_table_of_what_is_no_share():
     [{'name': 'base', 'tasks': tasks}], {'a': False, 'b': True}
   )
   assert text.splitlines() == [
-    'member  a (n=9)  b (n=9)',
-    'base    12.35    50.0 [40.0, 60.0]',
+    '| member | a (n=9) |           b (n=9) |',
+    '|--------|--------:|------------------:|',
+    '| base   |   12.35 | 50.0 [40.0, 60.0] |',
   ]

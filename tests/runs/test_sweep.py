@@ -16,12 +16,9 @@ from evojax_llm.runs import sweep_workers
 from evojax_llm.runs import sweeps
 from evojax_llm.runs.errors import UserError
 from experiments.genome import config as genome_config
+from tests.experiments import running
 from tests.experiments import runs
 
-# How ml_collections reads a configuration file.
-pytestmark = pytest.mark.filterwarnings(
-  'ignore:the load_module:DeprecationWarning'
-)
 SIGMA = 'strategy.options.sigma'
 SIGMAS = (0.05, 0.1, 1.0)
 
@@ -238,7 +235,7 @@ def test_the_command_reads_text_and_functions(config, tmp_path, capsys):
   ]
 
   def command(*more):
-    return runs.with_config('sweep', *settings, *more)
+    return running.run_program('sweep', *settings, *more)
 
   assert command('--sweep=sede=1', f'--workdir={tmp_path / "no"}') == 1
   assert "Did you mean 'seed'?" in capsys.readouterr().err
@@ -251,5 +248,5 @@ def test_the_command_reads_text_and_functions(config, tmp_path, capsys):
   assert (out / 'population_by_sigma.png').stat().st_size > 0
   assert command(f'--workdir={tmp_path / "other"}') == 0
   assert (tmp_path / 'other' / 'seed=5' / 'summary.json').exists()
-  assert runs.with_config('sweep', f'--config={runs.GENOME}') == 1
+  assert running.run_program('sweep', f'--config={runs.GENOME}') == 1
   assert 'expected one of them' in capsys.readouterr().err

@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from evojax_llm.strategies import reference
 from evojax_llm.strategies import registry
 import experiments
+from experiments import operators_reference as reference
 
 SYSTEMS = sorted(pathlib.Path(experiments.__file__).parent.glob('*/README.md'))
 

@@ -14,7 +14,7 @@ import pytest
 
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Expressed
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
 from tests.golden import make_harness
@@ -25,7 +25,7 @@ STORED = json.loads(make_harness.FILE.read_text())
 
 def ours(model, folder, form):
   """(log-likelihoods, predictions) of the model without an adapter."""
-  base = load_model(folder)
+  base = load_base(folder)
   config = base.config
   nothing = {
     'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),

@@ -14,7 +14,7 @@ import pytest
 
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Expressed
-from evojax_llm.genomes.space import load_model
+from evojax_llm.genomes.space import load_base
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.scorers.base import Answer
@@ -60,7 +60,7 @@ def on_test(task):
 
 
 def evaluate(base, tasks, **options):
-  model = load_model(base)
+  model = load_base(base)
   config = model.config
   (block, name), (rows, columns) = next(iter(config.linear_shapes().items()))
   layers = config.num_layers

@@ -27,7 +27,8 @@ def with_row(**changes):
     ('a.json', '{"dev": [{"answer": NaN}]}', ['NaN', 'in quotes']),
     ('a.json', {'train': [ROW]}, ['has train', 'Call the rows']),
     ('a.json', [ROW], ['expected an object with "dev"']),
-    ('a.csv', 'question,answer', ["'.json' or '.jsonl'", 'an object a line']),
+    ('a.xls', 'question,answer', ['.json, .jsonl, .csv', 'an object a line']),
+    ('a.JSON', '{"dev": {', ['near', 'cut off']),
     (
       'a.jsonl',
       {'split': 'train', **ROW},
@@ -80,7 +81,7 @@ def test_a_mistake_is_told(tmp_path, name, content, words):
 def test_another_encoding_is_told(tmp_path):
   path = tmp_path / 'a.json'
   path.write_bytes('{"dev": [{"question": "\u00e9"}]}'.encode('latin-1'))
-  with pytest.raises(TaskError, match='not UTF-8 text.*Save it as UTF-8'):
+  with pytest.raises(TaskError, match='not UTF-8: byte 0xe9.*Save it as UTF-8'):
     load_task(path)
 
 

@@ -4,7 +4,6 @@ import random
 import pytest
 
 from evojax_llm.models.tokenizer import Tokenizer
-from evojax_llm.tasks.prompts import encode_item
 from evojax_llm.tasks.prompts import encode_items
 from evojax_llm.tasks.prompts import encode_passes
 from evojax_llm.tasks.prompts import write_prompt
@@ -76,7 +75,7 @@ def test_templates_and_instructions():
 
 
 def test_options_follow_the_prompt(tokenizer):
-  encoded = encode_item(CHOICE, ITEM, tokenizer)
+  encoded = encode_passes(CHOICE, ITEM, tokenizer)[0]
   assert list(encoded.prompt) == tokenizer.encode(RAW)
   for (key, _), option in zip(ITEM.choices, encoded.options, strict=True):
     assert text_of(tokenizer, option) == f' {key}'
@@ -86,11 +85,11 @@ def test_options_follow_the_prompt(tokenizer):
 
 def test_option_texts_are_scored(tokenizer):
   task = with_format(CHOICE, choice='text', prompt='{question}')
-  encoded = encode_item(task, ITEM, tokenizer)
+  encoded = encode_passes(task, ITEM, tokenizer)[0]
   texts = [text_of(tokenizer, option) for option in encoded.options]
   assert texts == [' tea', ' the inn']
   lines = with_format(CHOICE, choice='text', prompt='{question}\n')
-  encoded = encode_item(lines, ITEM, tokenizer)
+  encoded = encode_passes(lines, ITEM, tokenizer)[0]
   texts = [text_of(tokenizer, option) for option in encoded.options]
   assert texts == ['tea', 'the inn']
 
@@ -132,7 +131,7 @@ def test_prompt_and_option_are_the_joint_encoding(tokenizer):
 def test_generated_answers(tokenizer):
   task = with_format(EXACT, max_new_tokens=7, stop=('\n',))
   item = dataclasses.replace(PLAIN, question='Say it.  ')
-  encoded = encode_item(task, item, tokenizer)
+  encoded = encode_passes(task, item, tokenizer)[0]
   assert list(encoded.prompt) == tokenizer.encode('Say it.')
   assert encoded.options is None
   assert (encoded.max_new_tokens, encoded.stop) == (7, ('\n',))
@@ -140,14 +139,14 @@ def test_generated_answers(tokenizer):
 
 def test_an_empty_prompt_is_bos(tokenizer):
   empty = dataclasses.replace(PLAIN, question='')
-  assert encode_item(EXACT, empty, tokenizer).prompt == (tokenizer.bos_id,)
+  assert encode_passes(EXACT, empty, tokenizer)[0].prompt == (tokenizer.bos_id,)
   assert encode_prompt('', tokenizer) == [tokenizer.bos_id]
   prompt, options = encode_options('', ['a', 'b'], tokenizer)
   assert prompt == [tokenizer.bos_id] and len(options) == 2
 
 
 def test_chat(tokenizer):
-  encoded = encode_item(CHOICE, ITEM, tokenizer, chat=True)
+  encoded = encode_passes(CHOICE, ITEM, tokenizer, chat=True)[0]
   prompt = list(encoded.prompt)
   assert prompt.count(tokenizer.bos_id) == 1 and prompt[0] == tokenizer.bos_id
   assert prompt.count(tiny.START_OF_TURN) == 2
@@ -156,7 +155,7 @@ def test_chat(tokenizer):
   assert 'The answer is' not in text and text.endswith('model\n')
   options = [text_of(tokenizer, option) for option in encoded.options]
   assert options == ['A', 'B']
-  encoded = encode_item(EXACT, PLAIN, tokenizer, chat=True)
+  encoded = encode_passes(EXACT, PLAIN, tokenizer, chat=True)[0]
   messages = [{'role': 'user', 'content': 'Say it.'}]
   assert list(encoded.prompt) == tokenizer.encode_chat(messages)
 
@@ -178,20 +177,24 @@ def test_bos_is_there_once_whatever_the_template_does(tokenizer):
 
 
 def test_long_prompts_are_cut_from_the_left(tokenizer):
-  full = encode_item(CHOICE, ITEM, tokenizer)
+  full = encode_passes(CHOICE, ITEM, tokenizer)[0]
   fits = len(full.prompt) + 2  # ' A' and ' B' take two tokens
-  assert encode_item(CHOICE, ITEM, tokenizer, max_length=fits) == full
-  cut = encode_item(CHOICE, ITEM, tokenizer, max_length=fits - 5)
+  assert encode_passes(CHOICE, ITEM, tokenizer, max_length=fits)[0] == full
+  cut = encode_passes(CHOICE, ITEM, tokenizer, max_length=fits - 5)[0]
   assert cut.truncated == 5 and cut.options == full.options
   assert cut.prompt == full.prompt[:1] + full.prompt[6:]
   task = with_format(EXACT, max_new_tokens=4)
-  cut = encode_item(task, PLAIN, tokenizer, max_length=7)
+  cut = encode_passes(task, PLAIN, tokenizer, max_length=7)[0]
   assert len(cut.prompt) + cut.max_new_tokens == 7
   assert text_of(tokenizer, cut.prompt) == 't.'
   with pytest.raises(TaskError, match='max_new_tokens takes 4 tokens'):
-    encode_item(task, PLAIN, tokenizer, max_length=4)
-  assert truncate([2, 5, 6], 3) == ([2, 5, 6], 0)
-  assert truncate([2, 5, 6], 1) == ([2], 2)
+    encode_passes(task, PLAIN, tokenizer, max_length=4)[0]
+  assert truncate([2, 5, 6], 3, 2) == ([2, 5, 6], 0)
+  assert truncate([2, 5, 6], 1, 2) == ([2], 2)
+  # Without a BOS, or behind one that was cut off, the last tokens stay.
+  assert (
+    truncate([4, 5, 6], 2, None) == truncate([4, 5, 6], 2, 2) == ([5, 6], 1)
+  )
 
 
 def test_cuts_are_counted_and_logged(tokenizer, caplog):
@@ -208,7 +211,7 @@ def test_published_items_encode(data_folder, tokenizer):
     task = load_task(data_folder / f'{name}.json')
     for item in task.subset('dev', 20):
       for chat in (False, True):
-        encoded = encode_item(task, item, tokenizer, chat=chat)
+        encoded = encode_passes(task, item, tokenizer, chat=chat)[0]
         assert encoded.prompt[0] == tokenizer.bos_id
         options = encoded.options or ()
         assert len(options) == len(item.choices or ())

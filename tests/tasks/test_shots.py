@@ -6,8 +6,8 @@ import pytest
 
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import overlap
-from evojax_llm.tasks.prompts import encode_item
 from evojax_llm.tasks.prompts import encode_items
+from evojax_llm.tasks.prompts import encode_passes
 from evojax_llm.tasks.prompts import write_messages
 from evojax_llm.tasks.prompts import write_prompt
 from evojax_llm.tasks.task import TaskError
@@ -110,7 +110,7 @@ def test_chat_prompts(load, tokenizer):
   assert turns[0]['content'] == f'Be brief.\n\n{task.shots[0].question}'
   assert turns[1]['content'] == task.shots[0].answer
   assert turns[4]['content'] == task.dev[0].question
-  encoded = encode_item(task, task.dev[0], tokenizer, chat=True)
+  encoded = encode_passes(task, task.dev[0], tokenizer, chat=True)[0]
   assert encoded.prompt == tuple(tokenizer.encode_chat(turns))
   alone = load(system='Be brief.')
   (turn,) = write_messages(alone, alone.dev[0])
@@ -120,7 +120,7 @@ def test_chat_prompts(load, tokenizer):
 def test_what_is_cut_is_counted(load, tokenizer, caplog):
   task = load(shots=5)
   items = encode_items(task, task.dev, tokenizer, max_length=60)
-  assert all(len(item.prompt) + 32 <= 60 for item in items)
+  assert all(len(item.prompt) + item.max_new_tokens == 60 for item in items)
   assert all(item.truncated > 0 for item in items)
   assert '85 of 85 prompts are longer' in caplog.text
 

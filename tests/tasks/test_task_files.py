@@ -221,11 +221,12 @@ def test_missing_field_lists_what_is_there(write):
     ({'dev': [choice_row(1)], 'fromat': {}}, ['fromat', "mean 'format'"]),
     ({'dev': [choice_row(1)], 'format': [1]}, ["'format': expected an object"]),
     ({'dev': [choice_row(1)], 'name': 3}, ["'name': expected text"]),
-    ({'dev': [choice_row(1)], 'task_type': 'coding'}, ['coding', 'expected']),
+    ({'dev': [choice_row(1)], 'task_type': 'codes'}, ['codes', 'expected']),
     ({'dev': [choice_row(1)], 'task_type': 'exact_match'}, ['have choices']),
     ({'dev': [exact_row(1)], 'task_type': 'multiple_choice'}, ['no choices']),
     ({'dev': [exact_row(1)], 'test': [choice_row(1)]}, ['only one of']),
     ({'dev': [exact_row(1)], 'task_type': 'numeric_match'}, ["'word 1'"]),
+    ({'dev': [exact_row(1)], 'task_type': 'ifeval'}, ['no counterpart']),
   ],
 )
 def test_broken_files_are_refused(write, value, words):
@@ -260,8 +261,8 @@ def test_broken_formats_are_refused(write, options, words):
 
 
 def test_broken_json_is_refused(write, tmp_path):
-  assert 'line 2 column' in refusal(write('{"dev":\n [}'))
-  assert "'A' more than once" in refusal(
+  assert 'line 2, column' in refusal(write('{"dev":\n [}'))
+  assert "'A' stands twice" in refusal(
     write('{"dev": [{"question": "q", "choices": {"A": "1", "A": "2"}}]}')
   )
   assert 'a.jsonl line 3: not valid JSON' in refusal(
@@ -277,8 +278,8 @@ def test_broken_json_is_refused(write, tmp_path):
     )
   )
   assert 'is empty' in refusal(write('\n', 'a.jsonl'))
-  assert 'cannot be read' in refusal(tmp_path / 'absent.json')
-  assert 'cannot be read' in refusal(tmp_path)
+  (tmp_path / 'a.json').mkdir()
+  assert 'is a folder' in refusal(tmp_path / 'a.json')
 
 
 def test_tasks_of_one_name_are_refused(write):

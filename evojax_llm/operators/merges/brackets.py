@@ -1,12 +1,10 @@
-"""Where a count falls to k: a search that counts at several places at once.
+"""Where a count falls to k: a search that counts at several points at once.
 
-What is counted is how many of some whole numbers are at or above a threshold.
-A bracket is two thresholds and what was counted there; a pass narrows it to
-two that are next to each other among those where it counts. They are placed
-where linear interpolation expects the k-th largest, and as far around as such
-a guess is off: of n numbers spread at random it misses by about the root of n.
-Where numbers are so uneven that this fails, every fourth pass divides the
-bracket evenly.
+A bracket is two thresholds and how many whole numbers are at or above each; a
+pass narrows it to two neighbours among those where it counts. They are placed
+where linear interpolation expects the k-th largest, and as far around as such a
+guess is off: about the root of n numbers spread at random. Where numbers are so
+uneven that this fails, every fourth pass divides the bracket evenly.
 
 Several searches go together, and all arrays have their axis (s,); thresholds
 are (s, m), the largest last.
@@ -36,11 +34,7 @@ Count = Callable[[jax.Array], jax.Array]
 class Bracket(NamedTuple):
   """At least k numbers are at or above low, fewer at or above high; (s,) i32.
 
-  Attributes:
-    low: threshold.
-    low_count: numbers at or above it.
-    high: threshold above low.
-    high_count: numbers at or above it.
+  The counts are of the numbers at or above either.
   """
 
   low: jax.Array
@@ -71,13 +65,11 @@ def start(
 def around(
   bracket: Bracket, k: jax.Array, deviation: jax.Array | None = None
 ) -> jax.Array:
-  """Thresholds (s, m) i32 about the k-th largest, if numbers lie on a line.
+  """Thresholds (s, m) i32 about the k-th (s,) largest, if numbers lie on a
+  line.
 
-  Args:
-    bracket: with numbers.
-    k: (s,) i32.
-    deviation: (s,) f32, by how many numbers the guess is off; that of numbers
-      spread at random by default.
+  `deviation` (s,) f32 is by how many numbers the guess is off; that of numbers
+  spread at random by default.
   """
   within = jnp.maximum(bracket.within, 1).astype(jnp.float32)
   rank = (k - bracket.high_count).astype(jnp.float32)
@@ -88,10 +80,10 @@ def around(
   # has its quantiles: close by, with tails.
   m = _thresholds(k)
   spread = [math.tan(math.pi * ((j + 0.5) / m - 0.5)) for j in range(m)]
-  places = (within - rank + 0.5)[:, None] + deviation[:, None] * jnp.asarray(
+  points = (within - rank + 0.5)[:, None] + deviation[:, None] * jnp.asarray(
     spread, jnp.float32
   )
-  return _above(bracket.low, step[:, None] * places)
+  return _above(bracket.low, step[:, None] * points)
 
 
 def narrow(
@@ -121,15 +113,14 @@ def search(
   exact: bool = False,
   where: jax.Array | bool = True,
 ) -> Bracket:
-  """Narrows until `low` leaves exactly k, or is the k-th largest.
+  """Narrows until `low` leaves exactly k (s,), or is the k-th largest.
 
   Args:
     bracket: to begin with.
     k: (s,) i32; nothing is searched where it is zero.
     count: gives counts (s, m) at thresholds (s, m).
     enough: ends as well where so many numbers, or fewer, are within.
-    exact: whether `low` must be the k-th largest; otherwise any threshold at
-      or above which k numbers are will do.
+    exact: whether `low` must be the k-th largest.
     where: (s,) bool, the searches that are made.
   """
   m = _thresholds(k)

@@ -26,11 +26,7 @@ def checked(
   options: Mapping[str, Any],
   layers: str | None,
 ) -> Merge:
-  """Returns the merge of that name, if it can be applied to these.
-
-  Raises:
-    ValueError: saying what was given, what was expected and what to do.
-  """
+  """Returns the merge of that name, if it can be applied to these."""
   merge = find(method)
   count = stack.size(parents)
   _check_arity(merge, count)
@@ -50,20 +46,12 @@ def checked(
 
 
 def find_parameter(merge: Merge, name: str) -> Parameter:
-  """Returns the merge's parameter of that name.
-
-  Raises:
-    ValueError: if there is none.
-  """
+  """Returns the merge's parameter of that name."""
   return option_checks.find(name, merge.parameters, merge.name, 'parameter')
 
 
 def check_options(merge: Merge, options: Mapping[str, Any]) -> None:
-  """Refuses options that the merge does not have, and their wrong choices.
-
-  Raises:
-    ValueError: naming what there is.
-  """
+  """Refuses options that the merge does not have, and their wrong choices."""
   for name, choice in options.items():
     if name in merge.parameters:
       raise ValueError(
@@ -75,15 +63,9 @@ def check_options(merge: Merge, options: Mapping[str, Any]) -> None:
 
 
 def check_values(merge: Merge, parameters: Mapping[str, Any]) -> None:
-  """Refuses parameters that the merge does not have, and wrong values.
+  """Refuses parameters that the merge does not have, and values out of range.
 
-  Args:
-    merge: from `find`.
-    parameters: by name, an array of any shape, or such by leaf. What is traced
-      is known to the program only, and passes.
-
-  Raises:
-    ValueError: naming the parameter, the value and its range.
+  Values are arrays, or such by leaf; what is traced passes.
   """
   for name, value in parameters.items():
     entry = find_parameter(merge, name)

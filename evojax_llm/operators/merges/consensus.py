@@ -23,14 +23,10 @@ def sce(
   """Select, calculate, erase (FuseChat 3, arXiv 2408.07990).
 
   Keeps the positions where the deltas vary most, weighs each delta by its mean
-  square, and averages those of the sign of the sum. As in mergekit, the weights
-  are equal where the mean squares sum to less than 1e-6 (deltas of small
-  factors of adapters may), and the divisor is at least 1e-6.
-
-  Args:
-    parents, base: see above.
-    select_topk: () share of the positions of non-zero variance; 1 keeps all
-      positions, also those without variance, and floor(share n) = 0 none.
+  square, and averages those of the sign of the sum. `select_topk` () is the
+  share of the positions of non-zero variance; 1 keeps all positions. As in
+  mergekit, the weights are equal where the mean squares sum to less than 1e-6
+  (deltas of small factors may), and the divisor is at least 1e-6.
   """
   deltas = tensors.deltas(parents, base)
   share = jnp.asarray(select_topk, jnp.float32)
@@ -122,27 +118,22 @@ def _changes(delta, epsilon):
 
 
 def model_stock(
-  parents: jax.Array,
-  base: jax.Array,
-  *,
-  axis: int,
-  span: str,
-  negative: str,
+  parents: jax.Array, base: jax.Array, *, axis: int, span: str, negative: str
 ) -> jax.Array:
   """The mean, drawn to the base as the deltas disagree (arXiv 2403.19522).
 
-  With c the mean cosine between deltas, t = k c / (1 + (k - 1) c) and the
-  child is t mean + (1 - t) base. Where 1 + (k - 1) c is zero (within 1e-6),
-  deltas that cancel, it is the base. A zero delta has cosine zero; a product of
-  lengths below 1e-6 counts as that, as in mergekit.
+  With c the mean cosine between k >= 2 deltas, t = k c / (1 + (k - 1) c) and
+  the child is t mean + (1 - t) base; the base where 1 + (k - 1) c is zero
+  (within 1e-6). A zero delta has cosine zero; a product of lengths below 1e-6
+  counts as that, as in mergekit.
 
   Args:
-    parents, base: see above, k of at least two.
+    parents, base: see above.
     axis: the axis that runs along a row.
     span: what has a cosine of its own, the whole 'tensor' or each 'row'
       (mergekit's filter_wise).
-    negative: a negative c gives a negative t, that is, the far side of the
-      base. 'as_is' leaves it; 'base' sets t = 0 then.
+    negative: a negative c gives the far side of the base ('as_is') or the
+      'base'.
   """
   deltas = tensors.deltas(parents, base)
   along = {'tensor': None, 'row': axis if base.ndim else None}[span]

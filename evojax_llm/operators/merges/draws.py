@@ -25,15 +25,9 @@ _PARITY = 0x1BD11BDA
 def threefry(
   key: jax.Array, high: jax.Array, low: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """One block for each counter (high, low).
+  """Two u32 arrays, one block for each counter (high, low) of u32.
 
-  Args:
-    key: () typed threefry key.
-    high, low: u32, of shapes that broadcast.
-
-  Returns:
-    Two u32 arrays. Their exclusive or is what `jax.random.bits` gives at that
-    counter.
+  Their exclusive or is what `jax.random.bits` gives at that counter.
   """
   first, second = jax.random.key_data(key)
   schedule = (first, second, first ^ second ^ jnp.uint32(_PARITY))
@@ -48,7 +42,7 @@ def threefry(
   return x, y
 
 
-def places(shape: tuple[int, ...], dtype=jnp.uint32) -> jax.Array:
+def flat_indices(shape: tuple[int, ...], dtype=jnp.uint32) -> jax.Array:
   """Each element's index in the flattened tensor."""
   return jnp.arange(math.prod(shape), dtype=dtype).reshape(shape)
 
@@ -57,7 +51,7 @@ def decisions(
   key: jax.Array, shape: tuple[int, ...], models: int
 ) -> list[jax.Array]:
   """For each model, an i32 array of numbers uniform in [0, STEPS)."""
-  low, found = places(shape), []
+  low, found = flat_indices(shape), []
   for block in range(-(-models // _PER_BLOCK)):
     x, y = threefry(key, jnp.uint32(block), low)
     for word in (x, y):
@@ -67,7 +61,7 @@ def decisions(
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """F32 array uniform in [0, 1), multiples of 2^-24."""
-  word, _ = threefry(key, jnp.uint32(0), places(shape))
+  word, _ = threefry(key, jnp.uint32(0), flat_indices(shape))
   return (word >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
 
 

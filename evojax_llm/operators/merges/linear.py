@@ -1,15 +1,13 @@
 """Weighted sums of the parents themselves.
 
-Adapters are merged factor by factor, A with A and B with B, as in GENOME
-(arXiv 2503.01155) and Model Swarms (arXiv 2410.11163). The child's change of
-the model then holds cross terms B_i A_j of weight w_i w_j; a convex merge can
-only dilute what the parents know, an extrapolating one need not.
+Of adapters the child's change of the model holds cross terms B_i A_j of weight
+w_i w_j; a convex merge can only dilute what the parents know, an extrapolating
+one need not.
 """
 
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.operators.merges import parent_weights
 from evojax_llm.operators.merges import takes
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.operator import Merge
@@ -22,15 +20,9 @@ def linear(
 ) -> jax.Array:
   """Weighted sum (model soups, arXiv 2203.05482).
 
-  Args:
-    parents: (k, ...).
-    weights: (k,).
-    normalize: 'weights' divides by their sum, or by one where that is zero
-      (within 1e-8); 'none' takes them as given.
-
-  Returns:
-    (...) in the parents' type. Weights (1, 0) give parent one bit for bit as
-    long as parent two is finite.
+  `normalize` 'weights' divides by their sum, or by one where that is zero
+  (within 1e-8); 'none' takes them as given. Weights (1, 0) give parent one bit
+  for bit as long as parent two is finite.
   """
   w = tensors.shares(weights, len(parents), normalize)
   merged = tensors.weighted(tensors.unstacked(parents), w)
@@ -42,12 +34,12 @@ def extrapolate(
 ) -> jax.Array:
   """A point t x1 + (1 - t) x2 of the line, t ~ U(low, high) for the genome.
 
-  Args:
-    parents: (2, ...).
-    key: () typed key; the same for all tensors of a genome.
-    low, high: () bounds of t; see `weights.extrapolation_weights`.
+  U(0, 1) interpolates; U(0, 2), as in Model Swarms' released code, leaves the
+  segment half of the time. The key is the same for all tensors of a genome.
   """
-  weights = parent_weights.extrapolation_weights(key, low, high)
+  low, high = jnp.float32(low), jnp.float32(high)
+  t = low + (high - low) * jax.random.uniform(key, (), jnp.float32)
+  weights = jnp.stack([t, 1.0 - t])
   return linear(parents, weights=weights, normalize='none')
 
 
@@ -59,18 +51,26 @@ def passthrough(parents: jax.Array, *, scale: jax.Array) -> jax.Array:
 
 
 def combine(parents: stack.Population, weights: jax.Array) -> stack.Genome:
-  """Weighted sum of whole genomes, leaf by leaf, weights as given.
-
-  Args:
-    parents: k genomes, leaves (k, ...).
-    weights: (k,) f32.
-
-  Returns:
-    One genome; summed in f32, every leaf in the parents' type.
-  """
+  """Weighted sum of k whole genomes, weights (k,) as given, summed in f32."""
   return jax.tree.map(
     lambda leaf: linear(leaf, weights=weights, normalize='none'), parents
   )
+
+
+def fitness_weights(fitness: jax.Array) -> jax.Array:
+  """Weights (k,) f32 proportional to fitness (k,): GENOME's crossover.
+
+  A failed parent (not finite) gets no weight. Where a fitness is negative, all
+  are zero or all failed, the parents that did not fail (or all) share equally.
+  """
+  alive = jnp.isfinite(fitness)
+  alive = jnp.where(jnp.any(alive), alive, True)
+  shared = alive.astype(jnp.float32)
+  known = jnp.where(jnp.isfinite(fitness), fitness, 0.0)
+  total = jnp.sum(known)
+  proportional = (jnp.min(known) >= 0.0) & (total > 0.0)
+  weights = jnp.where(proportional, known, shared)
+  return weights / jnp.sum(weights)
 
 
 LINEAR = Merge(

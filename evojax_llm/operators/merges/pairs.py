@@ -16,12 +16,8 @@ from evojax_llm.operators.operator import Parameter
 def nearswap(parents: jax.Array, base: jax.Array, *, t: jax.Array) -> jax.Array:
   """The other where it is near the base, the base moved by t where it is not.
 
-  With a = clip(t / max(abs(b - x), 1e-6), 0, 1): a x + (1 - a) b.
-  Source: model card of alchemonaut/QuartetAnemoi-70B-t0.0001.
-
-  Args:
-    parents, base: see above.
-    t: () largest change of an element.
+  With a = clip(t / max(abs(b - x), 1e-6), 0, 1): a x + (1 - a) b. Source: model
+  card of alchemonaut/QuartetAnemoi-70B-t0.0001.
   """
   (delta,) = tensors.deltas(parents, base)
   t = jnp.asarray(t, jnp.float32)
@@ -35,15 +31,10 @@ def arcee_fusion(
   """The other's elements of outlying importance, the base's elsewhere.
 
   Importance is abs(x - b) times the divergence KL(softmax x || softmax b) of
-  the element's row; outlying is at or above median + 1.5 (q3 - q1). The
-  quantile q is the element of rank floor(q (n - 1)) of all n, not of a sample,
-  so that nothing is drawn. Equal tensors, or rows of one element, give
-  importance zero everywhere, and every element is the other's. Source:
-  mergekit, Arcee AI.
-
-  Args:
-    parents, base: see above.
-    axis: the axis that runs along a row.
+  the element's row, which runs along `axis`; outlying is at or above median +
+  1.5 (q3 - q1). The quantile q is the element of rank floor(q (n - 1)) of all
+  n, so that nothing is drawn. Equal tensors, or rows of one element, are the
+  other's everywhere. Source: mergekit, Arcee AI.
   """
   (delta,) = tensors.deltas(parents, base)
   score = importance(parents[0], base, axis)

@@ -27,11 +27,8 @@ def blx(
     weights: (k,), of the 'clamp' only.
     form: 'sample' draws each element from U(min - alpha I, max + alpha I), I
       the parents' range there. 'clamp', as GENOME's code has it (arXiv
-      2503.01155), draws nothing: the weighted sum (weights divided by their
-      sum) is cut to those bounds, which a convex sum never reaches.
-
-  Returns:
-    (...) in the parents' type.
+      2503.01155), draws nothing: the normalised weighted sum is cut to those
+      bounds, which a convex sum never reaches.
   """
   xs = tensors.unstacked(parents)
   low = high = xs[0]
@@ -55,16 +52,16 @@ def uniform_element(parents: jax.Array, *, key: jax.Array) -> jax.Array:
   """
   (number,) = draws.decisions(key, parents.shape[1:], 1)
   child = parents[0]
-  for place in range(1, len(parents)):
-    first = -(-place * draws.STEPS // len(parents))
-    child = jnp.where(number >= first, parents[place], child)
+  for parent in range(1, len(parents)):
+    first = -(-parent * draws.STEPS // len(parents))
+    child = jnp.where(number >= first, parents[parent], child)
   return child
 
 
 def uniform_whole(parents: jax.Array, *, key: jax.Array) -> jax.Array:
   """A whole matrix, or layer, from any of the k parents, bits unchanged."""
-  place = jax.random.randint(key, (), 0, len(parents))
-  return parents[place]
+  parent = jax.random.randint(key, (), 0, len(parents))
+  return parents[parent]
 
 
 BLX = Merge(

@@ -1,8 +1,4 @@
-"""All merges in one table: a file with a function, and a line here.
-
-`lift` applies them to genomes and populations. Property tests, the benchmark
-and the reference page walk this table.
-"""
+"""All merges in one table; `lift` applies them to genomes and populations."""
 
 from collections.abc import Mapping
 
@@ -43,11 +39,9 @@ MERGES: Mapping[str, Merge] = {
 
 
 def find(merge: str | Merge) -> Merge:
-  """Returns the merge of a name.
+  """Returns the merge of a name of MERGES, or a user's own.
 
-  Args:
-    merge: a name of MERGES, 'package.module:Object' or 'file.py:Object' for a
-      `Merge` of a user's own, or such an object.
+  That is a `Merge`, or 'package.module:Object' or 'file.py:Object' of one.
 
   Raises:
     ValueError: there is none.

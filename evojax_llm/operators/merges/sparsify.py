@@ -185,15 +185,10 @@ def keep_chances(
 ) -> jax.Array:
   """DELLA's chances: density - epsilon + 2 epsilon (r - 1) / (n - 1).
 
-  r is the rank of an element's size among the n of its row, the smallest
-  first. Equals have the mean of what the first and the last of them would
-  have, and n = 1 counts as the middle. Chances are cut to [0, 1]; at density 0
-  and 1 all are 0 or 1 whatever the epsilon.
-
-  Args:
-    delta: (...).
-    density, epsilon: (), not negative.
-    axis: the axis that runs along a row.
+  r is the rank of an element's size among the n of its row along `axis`, the
+  smallest first. Equals have the mean of what the first and the last of them
+  would have, and n = 1 counts as the middle. Chances are cut to [0, 1]; at
+  density 0 and 1 all are 0 or 1 whatever the epsilon.
   """
   sizes = _ordinals(_rows(jnp.abs(delta), axis))
   ordered = lax.sort(sizes, is_stable=False)
@@ -225,12 +220,7 @@ def _high_enough(sizes, density, epsilon, numbers):
   No element's rank is computed for that, which would sort pairs. A number keeps
   all elements from some rank on: an element is compared with the one of that
   rank in its row. Of equals an even number keeps all if it keeps the last, an
-  odd number if it keeps the first.
-
-  Args:
-    sizes: (..., n) f32, not negative, in rows.
-    density, epsilon: ().
-    numbers: (..., n) i32.
+  odd number if it keeps the first. Sizes (..., n) are not negative.
   """
   n = sizes.shape[-1]
   steps = draws.steps(_chances(jnp.arange(n), n, density, epsilon))

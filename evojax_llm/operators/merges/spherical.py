@@ -36,13 +36,9 @@ def _cosine(x, y, axis=None, least=1e-8):
 def slerp(parents: jax.Array, *, t: jax.Array) -> jax.Array:
   """Spherical interpolation over the flattened tensor, parent one at t = 0.
 
-  EvoMerge's crossover (arXiv 2402.00070). Where abs(cos) > 0.9995, and so
-  nearly (anti)parallel, (1 - t) x1 + t x2; a zero parent is at right angles to
-  the other.
-
-  Args:
-    parents: (2, ...).
-    t: ().
+  EvoMerge's crossover (arXiv 2402.00070). Where abs(cos) > 0.9995, nearly
+  (anti)parallel, (1 - t) x1 + t x2; a zero parent is at right angles to the
+  other.
   """
   x, y = tensors.unstacked(parents)
   t = jnp.asarray(t, jnp.float32)
@@ -69,10 +65,9 @@ def nuslerp(
     base: (...) or None.
     weights: (2,).
     axis: the axis that runs along a row.
-    span: what is one vector: the whole 'tensor', a 'row' (one output's
-      inputs; mergekit's flatten=False), or a 'column' (row_wise=True there,
-      whose documents say the opposite of what it does). A vector, or a number,
-      is its own row and its own column.
+    span: what is one vector: the whole 'tensor', a 'row' (one output's inputs;
+      mergekit's flatten=False), or a 'column' (its row_wise=True). A vector, or
+      a number, is its own row and its own column.
   """
   first, second = tensors.each(weights, 2)
   weight = first + second
@@ -103,10 +98,10 @@ def multislerp(
   """Barycentric interpolation in the tangent space at the weighted mean.
 
   With u_k = x_k / (|x_k| + eps) and m the direction of sum w_k u_k, the child
-  is m sum w_k |x_k|. The released formula adds the exponential of
-  sum w_k (u_k - <u_k, m> m), which is zero by the definition of m. Where the
-  directions cancel there is no m; the weighted sum is used (mergekit does so
-  for two parents, and stops for more).
+  is m sum w_k |x_k|. The released formula adds the exponential of sum w_k (u_k
+  - <u_k, m> m), which is zero by the definition of m. Where the directions
+  cancel there is no m; the weighted sum is used (mergekit does so for two
+  parents, and stops for more).
 
   Args:
     parents: (k, ...).
@@ -138,11 +133,7 @@ def multislerp(
 
 
 def karcher(
-  parents: jax.Array,
-  *,
-  weights: jax.Array,
-  tol: jax.Array,
-  iterations: int,
+  parents: jax.Array, *, weights: jax.Array, tol: jax.Array, iterations: int
 ) -> jax.Array:
   """Mean on the sphere (Karcher, arXiv 2603.04972), at the mean length.
 
@@ -150,13 +141,8 @@ def karcher(
   logarithms there and the exponential back. Parents no longer than `tol` have
   no direction and count for the length only; if no parent has one, the result
   is zero. Directions that cancel start from the first, and one opposite to the
-  mean, from where no great circle is shortest, does not pull.
-
-  Args:
-    parents: (k, ...).
-    weights: (k,), divided by their sum (by one if zero); equal in mergekit.
-    tol: () lengths and angles below are zero; ends the iteration.
-    iterations: at most so many steps.
+  mean, from where no great circle is shortest, does not pull. The weights (k,)
+  are divided by their sum (by one if zero).
   """
   xs = tensors.unstacked(parents)
   tol = jnp.asarray(tol, jnp.float32)

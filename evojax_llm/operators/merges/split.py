@@ -22,14 +22,9 @@ def split_slerp(
 ) -> jax.Array:
   """Spherical, the sides of a split swapped, tensor by tensor.
 
-  Args:
-    parents: (2, ...).
-    t: () where on the arc the part before the split is.
-    split: () share of the elements that are before the split; 1 is slerp.
-
-  Returns:
-    (...) in the parents' type. Parents whose angle has a sine of at most 1e-6
-    are interpolated linearly; a zero parent is at right angles to the other.
+  `t` () is where on the arc the part before the split is, `split` () the share
+  of the elements before it; 1 is slerp. Parents whose angle has a sine of at
+  most 1e-6 are interpolated linearly; a zero parent is at right angles.
   """
   return split_slerp_whole(parents, t=t, split=split)
 
@@ -37,12 +32,7 @@ def split_slerp(
 def split_slerp_whole(
   parents: stack.Population, *, t: jax.Array, split: jax.Array
 ) -> stack.Genome:
-  """Over the whole genome as one vector, leaves in jax.tree order.
-
-  Args:
-    parents: two genomes, leaves (2, ...).
-    t, split: as in `split_slerp`, of all elements.
-  """
+  """Over the whole genome as one vector, leaves (2, ...) in jax.tree order."""
   leaves, structure = jax.tree.flatten(parents)
   t, split = jnp.float32(t), jnp.float32(split)
   pairs = [tensors.unstacked(leaf) for leaf in leaves]
@@ -59,7 +49,7 @@ def split_slerp_whole(
   left = split * sum(pair[0].size for pair in pairs)
   children = []
   for leaf, (x, y) in zip(leaves, pairs, strict=True):
-    before = draws.places(x.shape).astype(jnp.float32) < left
+    before = draws.flat_indices(x.shape).astype(jnp.float32) < left
     child = jnp.where(before, near, far) * x + jnp.where(before, far, near) * y
     children.append(child.astype(leaf.dtype))
     left = left - x.size

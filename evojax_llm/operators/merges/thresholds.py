@@ -38,12 +38,10 @@ _TOP = 0x7FFFFFFF
 
 
 class Cut(NamedTuple):
-  """Where the k largest end: bits above `value`, or equal and early enough.
+  """Where the k largest end: bits () i32 above `value`, or equal and early.
 
-  Attributes:
-    value: () i32 bits.
-    rest: () i32; an element equal to `value` is in if there are at least
-      `rest` elements from it to the end of the tensor.
+  An element equal to `value` is in if there are at least `rest` () i32 elements
+  from it to the end of the tensor.
   """
 
   value: jax.Array
@@ -107,7 +105,7 @@ def top(
 def inside(values: jax.Array, cut: Cut) -> jax.Array:
   """Whether each element is among the k largest; bool as `values`."""
   bits = _bits(values)
-  rest = values.size - draws.places(values.shape, jnp.int32)
+  rest = values.size - draws.flat_indices(values.shape, jnp.int32)
   tied = (bits == cut.value) & (rest >= cut.rest)
   return (bits > cut.value) | tied
 
@@ -142,7 +140,7 @@ class _Everywhere:
 
     def count(at):
       inputs, one = _held(at, (self._inputs, jnp.int32(1)))
-      rest = self.size - _places(self._shape, one)
+      rest = self.size - _flat_indices(self._shape, one)
       return _count_equal(self._bits(inputs), value, [rest] * len(value), at)
 
     return count
@@ -185,8 +183,8 @@ class _Everywhere:
         there, bits, bracket.low, bracket.high, strict=True
       )
     ]
-    place = rows[..., None] * _ROW + jnp.arange(_ROW, dtype=jnp.int32)
-    return _Nearby(bits, list(self.size - place), bracket)
+    index = rows[..., None] * _ROW + jnp.arange(_ROW, dtype=jnp.int32)
+    return _Nearby(bits, list(self.size - index), bracket)
 
   def _bits(self, inputs):
     """What is counted for each search."""
@@ -266,13 +264,13 @@ def _held(at, values):
   return lax.optimization_barrier((at, values))[1]
 
 
-def _places(shape, one):
+def _flat_indices(shape, one):
   """Each element's index; `one` keeps it in the loop that computes that."""
-  place = jnp.zeros(shape, jnp.int32)
+  index = jnp.zeros(shape, jnp.int32)
   for axis in range(len(shape)):
     along = lax.broadcasted_iota(jnp.int32, shape, axis)
-    place = place + along * (one * math.prod(shape[axis + 1 :]))
-  return place
+    index = index + along * (one * math.prod(shape[axis + 1 :]))
+  return index
 
 
 def _count(numbers, at):

@@ -2,16 +2,13 @@
 
 A run alternates two kinds of round, each scored before the next:
 
-  succession  every member moves by inertia and by attraction to its own best
-              and the best of all, away from the worst of all;
-  variation   crossover children of fitness-proportional parents and mutated
-              copies are added, and selection brings the pool back to P.
+succession  every member moves by inertia and by attraction to its own best
+            and the best of all, away from the worst of all;
+variation   crossover children of fitness-proportional parents and mutated
+            copies are added, and selection brings the pool back to P.
 
-GENOME has the second kind only. What moves or is made is a new member with a
-new id and is scored before anything is decided by its fitness.
-
-The defaults are the corrected algorithm. What the released code does instead
-is reached by options; see experiments/genome/README.md.
+GENOME has the second kind only. The defaults are the corrected algorithm; for
+what the released code does instead see experiments/genome/README.md.
 """
 
 from collections.abc import Mapping
@@ -111,13 +108,10 @@ class Genome(succession_round.Moving):
   """GENOME, with succession GENOME+.
 
   Slots of one ask: P // 2 children, then the mutated copies of members and
-  children; in a succession round the first P hold the moved members. With
-  `max_mutants` the copies have fewer slots, which saves memory; should more be
-  drawn, those of the lowest ids are made.
-
+  children; in a succession round the first P hold the moved members. Should
+  more copies be drawn than `max_mutants`, those of the lowest ids are made.
   With `max_population` there are more slots than members at first: all live on
-  as long as some are empty (GENOME+'s growth). Shapes are those of the full
-  population from the start.
+  as long as some are empty (GENOME+'s growth).
   """
 
   declared = (Params, variation.Options, succession_round.Options, Options)
@@ -133,14 +127,8 @@ class Genome(succession_round.Moving):
   ):
     """Makes the strategy.
 
-    Args:
-      population_size: members at first.
-      with_succession: alternate with succession rounds (GENOME+).
-      merge_base: genome of the base, for whole weights and merges that work on
-        what parents change of it.
-      sharding: of population leaves.
-      **options: of the dataclasses in `declared`; those of `Params` change
-        `default_params`.
+    Options are of the dataclasses in `declared`; `merge_base` is the genome of
+    the base, for merges of what parents change of it.
 
     Raises:
       ValueError: if an option is unknown or out of range.
@@ -285,7 +273,7 @@ class Genome(succession_round.Moving):
       state.ids,
       params.share_alpha,
     )
-    position = selection.places_of(selection.ranking(value, state.ids))
+    position = selection.positions_in(selection.ranking(value, state.ids))
     return (position < count) & jnp.isfinite(value)
 
   def _vary(self, key, state, params):

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from evojax_llm import options as options_lib
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import lift
-from evojax_llm.operators.merges import parent_weights as merge_weights
+from evojax_llm.operators.merges import linear
 from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
@@ -36,34 +37,19 @@ MERGE_OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Crossover:
-  """What a child is made by.
+  """What a child is made by: a merge of two parents, their weighing, options.
 
-  Attributes:
-    merge: a name of operators.merges.registry that takes two parents.
-    weighing: weights of the parents: t and 1 - t with t ~ U(low, high) on the
-      'line' through them; 'fitness', f_a / (f_a + f_b), as in GENOME's
-      released code; 'softmax' of fitness over a temperature; 'random', u and
-      1 - u with u = U1 / (U1 + U2); or 'equal'. A merge with a position t
-      between the parents has it at the second one's weight; some take neither.
-    options: of the merge, such as 'normalize' or 'election', by name.
+  A merge with a position t between the parents has it at the second one's
+  weight; some take neither.
   """
 
-  merge: str
+  method: Merge
   weighing: str
-  options: tuple[tuple[str, Any], ...]
-
-  @property
-  def method(self) -> Merge:
-    """The entry of the registry."""
-    return check.find(self.merge)
+  options: Mapping[str, Any]
 
 
 def make(merge: str, weighing: str, options: Mapping[str, Any]) -> Crossover:
-  """A crossover; options that are None are left as they are.
-
-  Raises:
-    ValueError: if a name is unknown or the merge is not one of two parents.
-  """
+  """A crossover; options that are None are left as they are."""
   method = check.find(merge)
   if method.least > 2 or (method.most or 2) < 2:
     raise ValueError(
@@ -77,53 +63,35 @@ def make(merge: str, weighing: str, options: Mapping[str, Any]) -> Crossover:
   if merge == 'linear':
     # Weights are on a line already; dividing by their sum would only round.
     chosen = {'normalize': 'none'} | chosen
-  return Crossover(merge, weighing, tuple(sorted(chosen.items())))
+  return Crossover(method, weighing, chosen)
 
 
 def parameters(
   merge: str, values: Mapping[str, float | None]
 ) -> dict[str, jax.Array]:
-  """The hyperparameters of a merge, each a () f32 array.
-
-  Args:
-    merge: a name of the registry.
-    values: those to change; None leaves the registry's default.
+  """The hyperparameters of a merge; None leaves the registry's default.
 
   Raises:
     ValueError: if the merge has no such parameter, or it cannot have such a
       value.
   """
-  method = check.find(merge)
   known = {
-    name: parameter.default
-    for name, parameter in method.parameters.items()
+    name: parameter
+    for name, parameter in check.find(merge).parameters.items()
     if name not in _WEIGHED
   }
   given = {name: value for name, value in values.items() if value is not None}
-  unknown = sorted(set(given) - set(known))
-  if unknown:
-    raise ValueError(
-      f'Got unknown parameters {unknown} of {merge}; expected some of '
-      f'{sorted(known)}.'
-    )
-  check.check_values(method, given)
-  return {**known, **given}
+  for name, value in given.items():
+    options_lib.find(name, known, merge, 'parameter').check(value, merge)
+  return {name: known[name].default for name in known} | given
 
 
 def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
-  """Refuses a merge that needs a base, where there is none.
-
-  Args:
-    crossover: from `make`.
-    base: genome of the base, if it is known.
-
-  Raises:
-    ValueError: if so.
-  """
+  """Refuses a merge that needs a base, where there is none."""
   if crossover.method.needs_base and base is None:
     raise ValueError(
-      f'Got merge {crossover.merge!r}, which works on what parents change of a '
-      'base, and no base. Make the strategy for a space, or give '
+      f'Got merge {crossover.method.name!r}, which works on what parents '
+      'change of a base, and no base. Make the strategy for a space, or give '
       "merge_base=space.base(), or take a merge without one, such as 'linear' "
       "or 'slerp'."
     )
@@ -140,21 +108,10 @@ def children(
   values: Mapping[str, jax.Array],
   base: stack.Genome | None,
 ) -> stack.Population:
-  """The children of pairs.
+  """The children (C, ...) of pairs (C, 2) of slots, with weights (C, 2).
 
-  Args:
-    crossover: from `make`.
-    key: () typed key.
-    generation: () i32.
-    ids: (C,) i32 of the children, which address what the merge draws.
-    population: leaves (P, ...).
-    pairs: (C, 2) i32 slots of the parents.
-    weights: (C, 2) f32 of the parents.
-    values: hyperparameters of the merge, from `parameters`.
-    base: genome of the base, for a merge that needs it.
-
-  Returns:
-    Leaves (C, ...).
+  Ids (C,) address what the merge draws; `values` are from `parameters`, the
+  base is for a merge that needs it.
   """
   method = crossover.method
   given = dict(values)
@@ -166,32 +123,31 @@ def children(
     base = None
   draws = keys.keys_for(key, generation, ids, 'merge') if method.draws else None
   return lift.population(
-    crossover.merge,
+    method,
     population,
     pairs,
     base,
     keys=draws,
     parameters=given,
-    **dict(crossover.options),
+    **crossover.options,
   )
 
 
 def weigh(
   weighing: str, draws: jax.Array, fitness: jax.Array, params: Any
 ) -> jax.Array:
-  """Weights of two parents, (2,) f32.
+  """Weights of two parents, (2,) f32, of draws (2,) in [0, 1) and fitness (2,).
 
-  Args:
-    weighing: one of WEIGHINGS.
-    draws: (2,) f32 uniform in [0, 1).
-    fitness: (2,) f32.
-    params: with cross_low, cross_high and temperature.
+  'line' has t and 1 - t with t ~ U(cross_low, cross_high); 'fitness' f_a / (f_a
+  + f_b), as in GENOME's released code; 'softmax' that of fitness over
+  `temperature`; 'random' u and 1 - u with u = U1 / (U1 + U2).
   """
   if weighing == 'line':
     reach = params.cross_high - params.cross_low
-    return merge_weights.line_weights(params.cross_low + reach * draws[0])
+    t = params.cross_low + reach * draws[0]
+    return jnp.stack([t, 1.0 - t])
   if weighing == 'fitness':
-    return merge_weights.fitness_weights(fitness)
+    return linear.fitness_weights(fitness)
   if weighing == 'softmax':
     alive = jnp.isfinite(fitness)
     alive = alive | ~jnp.any(alive)

@@ -28,18 +28,14 @@ def criterion(
   ids: jax.Array,
   share_alpha: jax.Array,
 ) -> jax.Array:
-  """Returns the number by which members are chosen.
+  """Returns the number by which members are chosen, (P,) f32, maximised.
 
   Args:
     chosen_by: one of CRITERIA.
     fitness: (P,) f32, NaN where failed or empty.
-    tasks: (P, K) f32 fitness on each task, likewise; None will do for
-      'fitness'.
+    tasks: (P, K) f32, likewise; None will do for 'fitness'.
     ids: (P,) i32.
     share_alpha: () f32, of 'shared': how strongly members compete on a task.
-
-  Returns:
-    (P,) f32, maximised; NaN where failed or empty.
   """
   if chosen_by == 'fitness':
     return fitness
@@ -59,28 +55,19 @@ def parents(
   share: jax.Array,
   entrants: int,
 ) -> jax.Array:
-  """Draws two different members for one child.
+  """Draws two different members for one child: (2,) i32 slots.
 
-  Failed members are drawn only for want of others; with fewer than two
+  'truncation' draws evenly from the fittest `share` () of those able, at least
+  two. Failed members are drawn only for want of others; with fewer than two
   members, what is returned means nothing.
-
-  Args:
-    method: one of METHODS. 'truncation' draws evenly from the fittest.
-    key: () typed key.
-    value: (P,) f32 criterion.
-    ids: (P,) i32.
-    share: () f32, of 'truncation': which part of those able is drawn from, at
-      least two.
-    entrants: of a tournament.
-
-  Returns:
-    (2,) i32 slots.
   """
   present = ids >= 0
   able = present & jnp.isfinite(value)
   able = jnp.where(jnp.sum(able) >= 2, able, present)
   if method == 'tournament':
-    return selection.tournaments(key, value, 2, ids, able, entrants=entrants)
+    return selection.tournament(
+      key, value, 2, ids, entrants=entrants, eligible=able
+    )
   if method == 'universal':
     group, chance = selection.classes(jnp.where(able, value, jnp.nan))
     group = jnp.where(able, group, selection.EXCLUDED)
@@ -91,7 +78,7 @@ def parents(
   if method == 'rank':
     value = selection.rank_chances(value, ids)
   elif method == 'truncation':
-    position = selection.places_of(selection.ranking(value, ids))
+    position = selection.positions_in(selection.ranking(value, ids))
     count = jnp.ceil(share * jnp.sum(able).astype(jnp.float32))
     fittest = position < jnp.maximum(count, 2.0).astype(jnp.int32)
     value = jnp.where(fittest, 1.0, jnp.nan)
@@ -109,26 +96,18 @@ def survivors(
   elites: jax.Array,
   entrants: int,
 ) -> jax.Array:
-  """Brings members and proposals back to `count` slots.
+  """Brings Q members and proposals back to `count` slots.
 
-  As long as there are no more of them than slots, all live on.
-
-  Args:
-    method: one of METHODS.
-    key: () typed key.
-    value: (Q,) f32 criterion.
-    ids: (Q,) i32.
-    count: number of slots.
-    elites: () i32, the best, which survive whatever is drawn.
-    entrants: of a tournament.
+  As long as there are no more of them than slots, all live on. `value` (Q,) is
+  the criterion; the best `elites` () survive whatever is drawn.
 
   Returns:
     (count,) i32 positions; those beyond the number of members are of empty
-    slots.
+      slots.
   """
   eligible = ids >= 0
   if method == 'random':
-    position = selection.places_of(selection.ranking(value, ids))
+    position = selection.positions_in(selection.ranking(value, ids))
     # All alike, but for the elites.
     chances = jnp.where(position < elites, 2.0, 1.0)
     value = jnp.where(jnp.isfinite(value), chances, jnp.nan)

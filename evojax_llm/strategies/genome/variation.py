@@ -78,11 +78,7 @@ class Options:
     options_lib.check(vars(self), Options)
 
   def crossover(self) -> crossover.Crossover:
-    """What makes a child of two parents.
-
-    Raises:
-      ValueError: if the merge or one of its options is unknown.
-    """
+    """What makes a child of two parents."""
     return crossover.make(self.merge, self.weighing, self.merge_options)
 
 
@@ -93,12 +89,6 @@ def propose(
 
   Failed members take no part, unless all members failed. More copies than there
   are slots are dropped, those of the highest ids first.
-
-  Args:
-    strategy: for its options and numbers of slots; see genome.Genome.
-    key: () typed key.
-    state: with the population and its fitness.
-    params: hyperparameters; see genome.Params.
 
   Returns:
     Members (M, ...), and the state's new proposal.
@@ -174,19 +164,11 @@ def select(
   state: Any,
   params: Any,
 ) -> tuple[Any, jax.Array]:
-  """Brings members and proposals back to P.
-
-  Args:
-    strategy: as in `propose`.
-    key: () typed key.
-    population: members (M, ...) of the ask.
-    scores: of these.
-    state: with that ask's proposal.
-    params: as in `propose`.
+  """Brings members and proposals (M, ...) back to P.
 
   Returns:
     State with the survivors, and (P,) their positions among members and
-    proposals.
+      proposals.
   """
   options = strategy.variation
   fitness = jnp.concatenate([state.fitness, scores.fitness])
@@ -220,11 +202,7 @@ def elite_count(
 ) -> jax.Array:
   """() i32, how many survive whatever is drawn.
 
-  Args:
-    options: see `Options`.
-    params: with elite_share.
-    pool: () i32, members and filled proposals together.
-    capacity: P.
+  `pool` () is the number of members and filled proposals, `capacity` P.
   """
   of = pool if options.elite_base == 'pool' else jnp.int32(capacity)
   return survival.elite_count(
@@ -261,11 +239,7 @@ def _cross(strategy, key, state, able, ids, params):
   members = jnp.sum(state.ids >= 0)
   wanted = wanted & (jnp.arange(strategy.num_children) < members // 2)
   value = parent_selection.criterion(
-    options.chosen_by,
-    state.fitness,
-    state.tasks,
-    state.ids,
-    params.share_alpha,
+    options.chosen_by, state.fitness, state.tasks, state.ids, params.share_alpha
   )
 
   def draw(parents_key):

@@ -43,7 +43,6 @@ class AbstainQA(choice_text.KeyScorer):
   binary = False
 
   def second_pass(self, item: Item) -> Sequence[tuple[str, Sequence[str]]]:
-    """Returns the prompts of the second pass, one for each option."""
     choices = '\n'.join(f'{key}: {text}' for key, text in item.choices)
     return [
       (
@@ -78,7 +77,6 @@ class AbstainQA(choice_text.KeyScorer):
     return options.verdicts_on(table, np.where(abstains, -1, best), wrong=-1.0)
 
   def labels(self, item: Item, count: int) -> list[str]:
-    """Returns names of the options, then of the replies to each of them."""
     del count
     keys = [key for key, _ in item.choices]
     return keys + [f'{key} {reply}' for key in keys for reply in REPLIES]

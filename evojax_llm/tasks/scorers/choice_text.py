@@ -52,7 +52,6 @@ class ChoiceText(Scorer):
   max_new_tokens = 10
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     key = find_key(item, answer.text, self.parse)
     return Verdict(key, float(key == item.answer))
 
@@ -71,11 +70,9 @@ class KeyScorer(OptionScorer):
 
   @property
   def reads(self) -> str:
-    """'options', or 'text' with by='text'."""
     return 'options' if self.by == 'likelihood' else 'text'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer, as `by` says."""
     if self.by == 'likelihood':
       return super().score(item, answer)
     return self.score_text(item, answer)

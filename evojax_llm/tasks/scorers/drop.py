@@ -49,16 +49,13 @@ class Drop(Scorer):
 
   @property
   def metric(self) -> str:
-    """'drop_em' or 'drop_f1'."""
     return f'drop_{self.score_by}'
 
   @property
   def binary(self) -> bool:
-    """Whether exact matches are counted."""
     return self.score_by == 'em'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     text = answer.text
     if self.extract == 'genome':
       text = answers.marked(text, last=False) or text

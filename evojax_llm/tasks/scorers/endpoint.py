@@ -19,10 +19,15 @@ from typing import Any
 import urllib.error
 import urllib.request
 
+from evojax_llm.options import option
+
 # Worth another try: too many requests, and what servers say when they are
 # starting, overloaded or behind a proxy that is.
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 60.0
+_MAX_TOKENS = 64
+_CHUNK = 1 << 14
+_LONGEST_REPLY = 1 << 20  # bytes; a rating takes a few hundred
 
 
 class JudgeError(ValueError):
@@ -31,29 +36,16 @@ class JudgeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-  """A chat endpoint.
+  """A chat endpoint, as options of a scorer."""
 
-  Attributes:
-    url: up to and without '/chat/completions', as in 'http://localhost:8000/v1'.
-    model: the name that the server gives it.
-    key: name of the environment variable with the key; '' for none.
-    cache: file of replies; '' for none.
-    retries: further tries after a failed request.
-    wait: seconds before the first of them; doubles each time.
-    timeout: seconds for one request.
-    workers: requests at a time.
-    max_tokens: of a reply.
-  """
-
-  url: str
-  model: str
-  key: str = ''
-  cache: str = ''
-  retries: int = 5
-  wait: float = 1.0
-  timeout: float = 60.0
-  workers: int = 8
-  max_tokens: int = 64
+  endpoint: str = option('', "the server's address up to '/v1'")
+  model: str = option('', "the server's name of the model")
+  key: str = option('', 'environment variable with the key')
+  cache: str = option('', 'file in which replies are kept')
+  retries: int = option(5, 'tries after a failed request', low=0)
+  wait: float = option(1.0, 'seconds before the first, then doubled', low=0.0)
+  timeout: float = option(60.0, 'seconds for a request', low=0.1)
+  workers: int = option(8, 'requests at a time', low=1)
 
   def replies(self, prompts: Sequence[str]) -> list[str]:
     """Returns replies to prompts of one user turn each, at temperature 0.
@@ -65,7 +57,7 @@ class Endpoint:
     known = _read(self.cache)
     missing = [prompt for prompt, key in keys.items() if key not in known]
     with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
-      jobs = {pool.submit(self._ask, self._body(p)): p for p in missing}
+      jobs = {pool.submit(self._reply, self._body(p)): p for p in missing}
       try:
         for job in concurrent.futures.as_completed(jobs):
           key = keys[jobs[job]]
@@ -82,35 +74,35 @@ class Endpoint:
       'model': self.model,
       'messages': [{'role': 'user', 'content': prompt}],
       'temperature': 0,
-      'max_tokens': self.max_tokens,
+      'max_tokens': _MAX_TOKENS,
     }
 
-  def _ask(self, body: dict[str, Any]) -> str:
+  def _reply(self, body: dict[str, Any]) -> str:
     headers = {'Content-Type': 'application/json'}
     if self.key:
       if self.key not in os.environ:
         raise JudgeError(
           f'The environment variable {self.key} is not set; expected the key '
-          f'of {self.url} in it.'
+          f'of {self.endpoint} in it.'
         )
       headers['Authorization'] = f'Bearer {os.environ[self.key]}'
     request = urllib.request.Request(
-      f'{self.url.rstrip("/")}/chat/completions',
+      f'{self.endpoint.rstrip("/")}/chat/completions',
       json.dumps(body).encode(),
       headers,
     )
     wait = self.wait
     for attempt in range(self.retries + 1):
       try:
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-          return _content(json.load(response))
+        return _content(_fetched(request, self.timeout))
       except urllib.error.HTTPError as error:
         failure = f'HTTP {error.code} {error.reason}'
         after = error.headers.get('Retry-After', '')
         if error.code not in _PASSING:
           raise JudgeError(
-            f'{self.url} refuses a request: {failure}{_explanation(error)}. '
-            'Check the address, the model name and the key.'
+            f'{self.endpoint} refuses a request: {failure}'
+            f'{_explanation(error)}. Check the address, the model name and the '
+            'key.'
           ) from error
         error.close()
         wait = max(wait, float(after) if after.isdigit() else 0.0)
@@ -121,10 +113,30 @@ class Endpoint:
         time.sleep(min(wait, _LONGEST_WAIT))
         wait *= 2
     raise JudgeError(
-      f'{self.url} gave no reply in {self.retries + 1} tries; the last one: '
-      f'{failure}. No score was made up: start the server and give the same '
-      'command again, the run goes on where it was.'
+      f'{self.endpoint} gave no reply in {self.retries + 1} tries; the last '
+      f'one: {failure}. No score was made up: start the server and give the '
+      'same command again, the run goes on where it was.'
     )
+
+
+def _fetched(request: urllib.request.Request, seconds: float) -> Any:
+  """Returns the JSON of a reply, all of which is read in `seconds`."""
+  # The socket's own timeout starts anew with each read.
+  end = time.monotonic() + seconds
+  body = b''
+  with urllib.request.urlopen(request, timeout=seconds) as response:
+    while part := response.read1(_CHUNK):
+      body += part
+      if len(body) > _LONGEST_REPLY:
+        raise ValueError(f'the reply has more than {_LONGEST_REPLY} bytes')
+      if time.monotonic() > end:
+        raise TimeoutError(f'the reply took more than {seconds:g} seconds')
+    if response.length:
+      raise http.client.IncompleteRead(body, response.length)
+  try:
+    return json.loads(body)
+  except RecursionError as error:
+    raise ValueError('the reply is nested too deeply') from error
 
 
 def _content(reply: Any) -> str:
@@ -149,12 +161,14 @@ def _read(path: str) -> dict[str, str]:
   """Returns kept replies by digest, of a file that can be written."""
   if not path:
     return {}
-  file = pathlib.Path(path)
+  file = pathlib.Path(path).expanduser()
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not file.is_file():
+      raise OSError(0, 'not a regular file')
     with open(file, 'ab'):
       pass
-    lines = file.read_bytes().split(b'\n')
+    lines = [line for line in file.read_bytes().split(b'\n') if line.strip()]
   except OSError as error:
     raise JudgeError(
       f'The cache {path} cannot be used: {error.strerror}. Expected a file '
@@ -163,15 +177,20 @@ def _read(path: str) -> dict[str, str]:
   replies = {}
   for line in lines:
     # A line may be cut off by the end of a process.
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
       key, reply = json.loads(line)
       replies[key] = reply
+  if lines and not replies:
+    raise JudgeError(
+      f'The cache {path} holds no replies: it is some other file, to which '
+      'nothing was added. Name another one.'
+    )
   return replies
 
 
 def _append(path: str, key: str, reply: str) -> None:
   if path:
-    with open(path, 'a', encoding='utf-8') as file:
+    with open(pathlib.Path(path).expanduser(), 'a', encoding='utf-8') as file:
       # The line's end comes first: what a killed process left half written
       # spoils no other line.
       file.write('\n' + json.dumps([key, reply]))

@@ -46,7 +46,6 @@ class ExactMatch(Scorer):
   metric = 'exact_match'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     golds = [gold.strip() for gold in item.golds]
     if self.match in _SUBSTRING:
       return _verdict(answer.text, any(gold in answer.text for gold in golds))

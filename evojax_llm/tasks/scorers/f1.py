@@ -29,16 +29,13 @@ class WeightedF1(choice_text.KeyScorer):
   corpus = True
 
   def score_text(self, item: Item, answer: Answer) -> Verdict:
-    """Scores 1 where the label is right."""
     key = choice_text.find_key(item, answer.text, self.parse)
     return Verdict(key, float(key == item.answer))
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
-    """Scores 1 where the likeliest label is right."""
     return MultipleChoice().score_options(table, loglik)
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """Returns the weighted F1 of the task."""
     gold = [item.answer for item in items]
     return weighted_f1(gold, verdicts.predictions.tolist())
 

@@ -36,25 +36,18 @@ TEMPLATE = (
 _LEAD_IN = (
   r'[\s*_`"(\[]*(?:(?:the\s+)?(?:rating|score)(?:\s+is)?)?[\s*_`"(\[:]*'
 )
+_FIELDS = ('prompt', 'response', 'low', 'high')
 _NUMBER = r'(?<![\w.])(-?\d+(?:\.\d+)?)'
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge(Scorer):
+class Judge(Endpoint, Scorer):
   """Mean rating of a judge, in its own scale."""
 
   function: Any = option('', 'the judge, or where it is', kind=object)
-  endpoint: str = option('', "the server's address up to '/v1'")
-  model: str = option('', "the server's name of the model")
   template: str = option(TEMPLATE, 'has {prompt}, {response}, {low}, {high}')
   low: float = option(1.0, 'least rating')
   high: float = option(10.0, 'largest rating')
-  key: str = option('', 'environment variable with the key')
-  cache: str = option('', 'file in which replies are kept')
-  retries: int = option(5, 'tries after a failed request', low=0)
-  wait: float = option(1.0, 'seconds before the first, then doubled', low=0.0)
-  timeout: float = option(60.0, 'seconds for a request', low=0.1)
-  workers: int = option(8, 'requests at a time', low=1)
 
   metric = 'judge'
   binary = False
@@ -80,17 +73,24 @@ class Judge(Scorer):
     if not self.low < self.high:
       raise TaskError(f'low={self.low} is not below high={self.high}.')
     try:
-      fields = {f for _, f, _, _ in string.Formatter().parse(self.template)}
-      self._prompt('', '')
-    except (ValueError, LookupError) as error:
+      parts = [*string.Formatter().parse(self.template)]
+    except ValueError as error:
       raise TaskError(f'template: {error}.') from error
-    if not {'prompt', 'response'} <= fields:
+    for _, name, form, conversion in parts:
+      # As in {low:g}; a width of a billion is a text of a billion characters.
+      allowed = ('', 'g') if name in ('low', 'high') else ('',)
+      known = name in _FIELDS and form in allowed and not conversion
+      if name is not None and not known:
+        raise TaskError(
+          f'template: {{{name}}} with format {form!r}; expected one of '
+          f'{", ".join(_FIELDS)}, as it is or with format g.'
+        )
+    if not {'prompt', 'response'} <= {name for _, name, _, _ in parts}:
       raise TaskError('template: {prompt} and {response} are needed.')
     if isinstance(self.function, str) and self.function:
       find_function(self.function)
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Asks about one response."""
     return self.score_all([(item, answer)])[0]
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
@@ -124,18 +124,8 @@ class Judge(Scorer):
     return scores
 
   def _ask(self, prompts: list[str], responses: list[str]) -> list[float]:
-    server = Endpoint(
-      self.endpoint,
-      self.model,
-      self.key,
-      self.cache,
-      self.retries,
-      self.wait,
-      self.timeout,
-      self.workers,
-    )
     scores = []
-    for reply in server.replies(list(map(self._prompt, prompts, responses))):
+    for reply in self.replies(list(map(self._prompt, prompts, responses))):
       score = rating(reply)
       if not self.low <= score <= self.high:
         raise JudgeError(

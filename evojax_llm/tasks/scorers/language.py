@@ -9,6 +9,7 @@ only where they are written differently.
 
 from collections.abc import Sequence
 import dataclasses
+import numbers
 from typing import Any
 import unicodedata
 
@@ -85,7 +86,10 @@ class Gated:
       )
     if not self.scorer.maximise:
       raise TaskError('language: a metric to be minimised cannot be gated.')
-    self._probability('')
+    if self.detector == 'script':
+      by_script('', self.language)
+    else:
+      find_function(self.detector)
 
   def __getattr__(self, name: str) -> Any:
     if name == 'scorer':  # not set yet, as while it is unpickled
@@ -107,4 +111,9 @@ class Gated:
   def _probability(self, text: str) -> float:
     if self.detector == 'script':
       return by_script(text, self.language)
-    return float(find_function(self.detector)(text, self.language))
+    value = find_function(self.detector)(text, self.language)
+    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+      raise TaskError(
+        f'detector: {self.detector} gave {value!r}; expected a probability.'
+      )
+    return float(value)

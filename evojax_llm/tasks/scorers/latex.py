@@ -54,7 +54,6 @@ class MathMatch(Scorer):
   max_new_tokens = 512
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     if self.match == 'genome':
       prediction = answers.marked(answer.text, last=False)
       return Verdict(prediction, float(prediction in item.golds))

@@ -36,7 +36,6 @@ class MultipleChoice(options.OptionScorer):
   def score_options(
     self, table: options.OptionTable, loglik: np.ndarray
   ) -> Verdicts:
-    """Picks an option of each item."""
     table.check_options()
     values = table.spread(loglik)
     if self.norm != 'none':

@@ -48,7 +48,6 @@ class NumericMatch(Scorer):
   max_new_tokens = 256
 
   def check(self, item: Item) -> None:
-    """Refuses a gold answer that is no number."""
     for gold in item.golds:
       if numerals.whole_number(gold) is None:
         raise TaskError(
@@ -56,7 +55,6 @@ class NumericMatch(Scorer):
         )
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     if self.match in _SUBSTRING:
       tail = ' '.join(answer.text.split(' ')[-self.last_words :])
       return Verdict(tail.strip() or None, float(item.answer in tail))

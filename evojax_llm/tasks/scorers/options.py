@@ -117,12 +117,10 @@ class OptionScorer(Scorer):
   reads = 'options'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     tokens = answer.tokens or (1,) * len(answer.loglik)
     loglik = np.asarray([answer.loglik], np.float64)
     verdicts = self.score_options(OptionTable([item], [tokens]), loglik)
     return verdicts.member(0).item(0)
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
-    """Scores the log-likelihoods (M, continuations) of M members."""
     raise NotImplementedError

@@ -44,11 +44,9 @@ class Perplexity(OptionScorer):
 
   @property
   def metric(self) -> str:
-    """'perplexity' per token, else with its unit."""
     return 'perplexity' if self.unit == 'token' else f'{self.unit}_perplexity'
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
-    """Scores each gold answer: its negative log-likelihood per unit."""
     units = np.array(
       [
         {

@@ -35,7 +35,6 @@ class RegexMatch(Scorer):
       ) from error
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     flags = re.IGNORECASE if self.ignore_case else 0
     matches = list(re.finditer(self.pattern, answer.text, flags))
     if not matches:

@@ -38,6 +38,9 @@ SCORERS: dict[str, str] = {
 }
 # Options of the language gate, which any scorer of text takes.
 GATE_OPTIONS = ('language', 'detector', 'threshold')
+# What a task file may only set where the user allows it: code, a secret, and a
+# file that is written.
+CODE_OPTIONS = ('kind', 'function', 'detector', 'key', 'cache')
 
 
 def scorer_class(kind: str) -> type[Scorer]:

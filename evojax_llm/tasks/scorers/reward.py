@@ -74,11 +74,9 @@ class RewardModel(Scorer):
       raise TaskError(f'low={self.low} is not below high={self.high}.')
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Rewards one response."""
     return self.score_all([(item, answer)])[0]
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
-    """Rewards many responses."""
     if not pairs:
       return []
     model = _load(self.folder, self.dtype)

@@ -31,7 +31,6 @@ class RougeL(Scorer):
   max_new_tokens = 128
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores one answer."""
     text = answer.text.strip()
     own = self._parts(text)
     value = max(f_measure(own, self._parts(gold)) for gold in item.golds)

@@ -56,17 +56,14 @@ class _Translation(Scorer):
 
   @property
   def corpus(self) -> bool:
-    """Whether counts are summed over the task."""
     return self.level == 'corpus'
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Scores a sentence."""
     text = _extract(answer.text, self.extract)
     counts = self._counts(text or '', item.golds)
     return Verdict(text, self._from_counts(counts, sentence=True))
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
-    """Returns the task's score, from counts over all items."""
     if self.level == 'sentence':
       return super().aggregate(items, verdicts)
     counts = sum(

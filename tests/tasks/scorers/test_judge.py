@@ -271,7 +271,7 @@ def test_a_key_that_is_not_there(serve, monkeypatch):
   monkeypatch.delenv('NO_KEY', raising=False)
   server = serve(lambda *_: said('3'))
   with pytest.raises(JudgeError, match='NO_KEY is not set'):
-    Endpoint(server.url, 'm', key='NO_KEY').replies(['x'])
+    Endpoint(endpoint=server.url, model='m', key='NO_KEY').replies(['x'])
   assert not server.requests
 
 
@@ -285,6 +285,9 @@ def test_a_key_that_is_not_there(serve, monkeypatch):
     ({'function': lengths, 'low': 3.0, 'high': 3.0}, 'not below'),
     ({'function': lengths, 'template': '{prompt}'}, 'are needed'),
     ({'function': lengths, 'template': '{promt}{response}'}, 'promt'),
+    ({'function': lengths, 'template': '{prompt}{response:>9}'}, '>9'),
+    ({'function': 'os:rename'}, 'a function of two arguments'),
+    ({'function': 'os:system'}, 'a function of two arguments'),
     ({'function': 'json:nothing'}, "'json' has no 'nothing'"),
     ({'function': 'nothing.py:f'}, 'there is no file nothing.py'),
   ],

@@ -19,13 +19,14 @@ from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
 
 README = pathlib.Path(registry.__file__).parents[1] / 'README.md'
 # What has no default.
 NEEDED = {
   'reward': {'folder': 'nowhere'},
-  'judge': {'function': 'evojax_llm.tasks.overlap:normalise'},
+  'judge': {'function': 'evojax_llm.tasks.overlap:find_overlap'},
 }
 # These ask a model or another process.
 COSTLY = ('reward', 'judge')
@@ -92,7 +93,7 @@ def test_the_scorer_of_the_readme_is_found_by_name(tmp_path):
   def load(**options):
     kind = {'kind': f'{path}:Shortest'}
     file.write_text(json.dumps({'dev': rows, 'format': kind | options}))
-    return load_task(file)
+    return load_task(file, Rules(allow_code=True))
 
   task = load(most=2, language='ja')
   scorer = registry.scorer_of(task)

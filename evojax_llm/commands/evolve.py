@@ -21,31 +21,22 @@ for the best member by dev and for the baselines.
 """
 
 from collections.abc import Sequence
-import pathlib
-import sys
 
-from absl import app
 from absl import flags
-from absl import logging
 
+from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.run_config import RunConfig
-from experiments import command
-from experiments import settings
 
-_CONFIG, _parse_flags = settings.define(
-  pathlib.Path(__file__).parent / 'pocket' / 'config.py'
-)
+settings.define()
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder, new or to go on with.'
 )
 
 
-@command.clean_errors
-def main(_: Sequence[str]) -> None:
-  config = RunConfig.from_config(_CONFIG.value)
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
+def main(_: Sequence[str]) -> int | None:
+  config = RunConfig.from_config(settings.read())
   files = inputs_lib.locate(config)
   command.use_cores(files.model, config.strategy.population)
 
@@ -54,19 +45,17 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm.runs import preparation
   from evojax_llm.runs import record
   from evojax_llm.runs import runner
+  from evojax_llm.runs import sweep_changes
   from evojax_llm.runs import sweeps
 
+  if config.seeds > 1:
+    trials = sweep_changes.trials(config)
+    return sweeps.sweep(trials, _WORKDIR.value).show()
   prepared = preparation.prepare(config, files)
   workdir = _WORKDIR.value or record.new_workdir('runs', prepared.name)
-  if config.seeds > 1:
-    sweeps.run_seeds(prepared, workdir)
-  else:
-    final_table.show(runner.run_prepared(prepared, workdir))
+  final_table.show(runner.run_prepared(prepared, workdir))
+  return None
 
 
 if __name__ == '__main__':
-  try:
-    app.run(main, flags_parser=_parse_flags)
-  except KeyboardInterrupt:
-    print('\nstopped; with --workdir the run goes on', file=sys.stderr)
-    sys.exit(130)
+  command.launch(main)

@@ -25,22 +25,16 @@ map for each two of several.
 """
 
 from collections.abc import Sequence
-import pathlib
-import sys
 
-from absl import app
 from absl import flags
-from absl import logging
 
-from evojax_llm import lookup
+from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import sweep_changes
-from experiments import command
-from experiments import settings
+from evojax_llm.runs import systems
 
-_CONFIG, _parse_flags = settings.define(
-  pathlib.Path(__file__).parent / 'pocket' / 'config.py'
-)
+settings.define()
 _SWEEP = flags.DEFINE_string(
   'sweep', None, "Values by field: 'field=1,2,3;other=0..4'."
 )
@@ -61,11 +55,8 @@ _OPTIONS = {
 }
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> int | None:
-  config = _CONFIG.value
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step it takes
+  config = settings.read()
   trials = sweep_changes.trials(config, _changes(config))
   files = inputs_lib.locate(trials[0].config)
   options = {k: f.value for k, f in _OPTIONS.items() if f.value is not None}
@@ -84,31 +75,24 @@ def main(_: Sequence[str]) -> int | None:
     workers=_WORKERS.value,
     slurm=options if _SLURM.value else None,
   )
-  print(result.table)
-  print(f'\nreport: {result.path / "summary.md"}')
-  return 0 if result.finished else 1
+  return result.show()
 
 
 def _changes(config):
   """What --sweep or the configuration's file says."""
-  source = flags.FLAGS['config'].config_filename
-  path = source.partition(':')[0]
-  function = getattr(lookup.load_module(path), 'sweep', None)
   if _SWEEP.value is not None:
     return sweep_changes.parse(_SWEEP.value, config)
-  if function is not None:
-    return list(function())
+  source = flags.FLAGS.config
+  path = source.partition(':')[0]
+  if path.endswith('.py') and hasattr(systems.of_file(path), 'sweep'):
+    return list(systems.of_file(path).sweep())
   if config.seeds > 1:
     return [{}]
   raise command.UserError(
-    f"Got neither --sweep='field=1,2,3' nor a function sweep() in {path}; "
+    f"Got neither --sweep='field=1,2,3' nor a function sweep() in {source}; "
     'expected one of them.'
   )
 
 
 if __name__ == '__main__':
-  try:
-    app.run(main, flags_parser=_parse_flags)
-  except KeyboardInterrupt:
-    print('\nstopped; with --workdir the sweep goes on', file=sys.stderr)
-    sys.exit(130)
+  command.launch(main)

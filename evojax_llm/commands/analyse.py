@@ -18,20 +18,15 @@ No model is loaded.
 from collections.abc import Sequence
 import pathlib
 
-from absl import app
 from absl import flags
-from absl import logging
 
+from evojax_llm.commands import command
 from evojax_llm.runs import errors
-from experiments import command
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 
 
-@command.clean_errors
 def main(_: Sequence[str]) -> None:
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   run = pathlib.Path(_RUN.value)
   if not (run / 'summary.json').is_file() or not (run / 'items').is_dir():
     raise command.UserError(
@@ -40,11 +35,10 @@ def main(_: Sequence[str]) -> None:
     )
 
   from evojax_llm.runs import analysis
-  from evojax_llm.runs import checkpoint
 
-  with errors.as_user_error(checkpoint.CheckpointError, ValueError):
+  with errors.as_user_error(ValueError):
     print(analysis.analyse(run))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

@@ -1,0 +1,1 @@
+"""The command lines: `evojax-llm NAME`, and in a clone experiments.NAME."""

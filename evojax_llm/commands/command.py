@@ -1,0 +1,290 @@
+"""What the commands share: their frame, progress, output files."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import contextlib
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from typing import Any
+
+from absl import flags
+from absl import logging
+
+from evojax_llm import lookup
+from evojax_llm.runs import outputs
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.errors import has_no_room
+from evojax_llm.runs.errors import say
+
+_SMALL_MODEL_BYTES = 1 << 28
+_HAS_AFFINITY = hasattr(os, 'sched_getaffinity')
+_HELP = re.compile(r'--?(?:h|help|helpfull|helpshort)(?:=(.*))?')
+# --config.x=VALUE, --config.x VALUE, --config.x and --noconfig.x.
+_SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
+
+Main = Callable[[Sequence[str]], int | None]
+
+
+def launch(main: Main) -> None:
+  """Runs the `main` of a command on the command line, and exits."""
+  logging.use_absl_handler()
+  try:
+    sys.exit(run(main, sys.argv))
+  except KeyboardInterrupt:
+    print('\nstopped; with --workdir the run goes on', file=sys.stderr)
+    sys.exit(130)
+
+
+def run(main: Main, argv: Sequence[str]) -> int | None:
+  """Returns what `main` returns for a command line, or 1 after a message.
+
+  Errors that the user can do nothing about keep their traceback.
+  """
+  try:
+    for arg in argv[1:]:
+      if asked := _HELP.fullmatch(arg):
+        from evojax_llm.commands import help_text
+
+        print(help_text.describe(main, asked[1] or ''))
+        return 0
+    _parse(argv)
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # orbax tells of every step.
+    return main(argv[:1])
+  except ValueError as error:
+    if not isinstance(error, _user_errors()):
+      raise
+    print(f'error: {error}', file=sys.stderr)
+  except RuntimeError as error:
+    if 'Unable to initialize backend' not in str(error):
+      raise
+    print(f'error: {_no_backend(error)}', file=sys.stderr)
+  except OSError as error:
+    if not has_no_room(error):
+      raise
+    where = f' at {error.filename}' if error.filename else ''
+    print(
+      f'error: {error.strerror}{where}. Nothing that was complete is lost: '
+      'make room and give the same command again; with --workdir a run goes '
+      'on where it was.',
+      file=sys.stderr,
+    )
+  return 1
+
+
+def _parse(argv: Sequence[str]) -> None:
+  """Reads the flags of a command; --config.x=VALUE become --setting=x=VALUE.
+
+  Raises:
+    UserError: there is no such flag, or a value is not one of it.
+  """
+  known = own_flags()
+  given, rest = [argv[0]], list(argv[1:])
+  while rest:
+    arg = rest.pop(0)
+    setting = _SETTING.fullmatch(arg)
+    if setting and 'setting' in known:
+      no, field, value = setting.groups()
+      if value is None and (no or not rest or rest[0].startswith('--')):
+        value = 'false' if no else 'true'
+      value = rest.pop(0) if value is None else value
+      given.append(f'--setting={field}={value}')
+    else:
+      # What a shell does in front of a path, and not behind an equals sign.
+      given.append(re.sub(r'(?<=[=,])~(?=/)', os.path.expanduser('~'), arg))
+  try:
+    left = flags.FLAGS(given)[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(_unknown(error.flagname, known)) from error
+  except flags.Error as error:
+    missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
+    if not missing:
+      raise UserError(f'{error} See --help.'.replace('\n', ' ')) from error
+    flag = known[missing[1]]
+    raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
+      error
+    )
+  if left:
+    raise UserError(
+      f"Unexpected argument '{left[0]}': all options have the form "
+      '--name=value. See --help.'
+    )
+
+
+def own_flags() -> dict[str, flags.Flag]:
+  """Returns the flags that a command has of its own, by name."""
+  return {
+    flag.name: flag
+    for module, defined in flags.FLAGS.flags_by_module_dict().items()
+    if not module.startswith('absl')
+    for flag in defined
+  }
+
+
+def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
+  names = [name for name in known if name != 'setting']
+  everything = list(names)
+  if 'setting' in known:
+    from evojax_llm.commands import settings
+
+    everything += settings.names()
+  # A setting without what stands before it is the likeliest mistake.
+  same = [n for n in everything if n.split('.')[-1] == name]
+  hint = lookup.did_you_mean(same[0] if same else name, everything)
+  hint = hint.replace("'", '--', 1).replace("'", '')
+  return (
+    f'Got unknown flag --{name}; expected some of '
+    f'{", ".join(f"--{name}" for name in names)}.{hint} See --help.'
+  )
+
+
+def _no_backend(error: RuntimeError) -> str:
+  asked = os.environ.get('JAX_PLATFORMS', '')
+  return (
+    f'JAX_PLATFORMS={asked} names a device that jax does not find here: '
+    f'{" ".join(str(error).split())[:300]} Leave JAX_PLATFORMS unset, or '
+    'install what jax needs for it: see README.md, "Install".'
+  )
+
+
+def _user_errors() -> tuple[type[ValueError], ...]:
+  # Not at import: these load jax, and --help should answer at once.
+  from evojax_llm.engine.plan import MemoryPlanError
+  from evojax_llm.files import FileError
+  from evojax_llm.models.errors import ModelError
+  from evojax_llm.tasks.scorers.endpoint import JudgeError
+  from evojax_llm.tasks.scorers.sandbox import SandboxError
+  from evojax_llm.tasks.task import TaskError
+
+  return (
+    UserError,
+    FileError,
+    TaskError,
+    MemoryPlanError,
+    ModelError,
+    JudgeError,
+    SandboxError,
+  )
+
+
+def use_cores(model: str | os.PathLike, members: int) -> None:
+  """Makes one CPU device a core for a small model; call before jax starts.
+
+  The products of a small model keep one core busy and no more. With a device a
+  core the members of a population are spread over them, each core on members
+  of its own. Large models use all cores anyway, and would be held once a
+  device. Other platforms than the CPU are not touched, nor is a number of
+  devices that was asked for through the environment.
+
+  Args:
+    model: its folder.
+    members: most members that are scored at a time.
+  """
+  if 'JAX_NUM_CPU_DEVICES' in os.environ or (
+    'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+  ):
+    return
+  from evojax_llm.models.folders import existing_folder
+
+  weights = existing_folder(model, 'a Gemma folder').glob('*.safetensors')
+  if sum(f.stat().st_size for f in weights if f.is_file()) > _SMALL_MODEL_BYTES:
+    return
+  import jax
+
+  cores = len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count() or 1
+  # Where jax has started already its devices stay as they are.
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
+
+
+# Help of flags that several programs have.
+ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CHANGED = 'Take a base or experts that have changed since the run.'
+
+
+def open_source(
+  model: str | None,
+  adapters: Sequence[str],
+  run: str | None,
+  allow_changed: bool = False,
+) -> Any:
+  """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Raises:
+    UserError: neither is given or both are, or the run cannot be read.
+  """
+  if bool(model) == bool(run) or (run and adapters):
+    raise UserError(
+      '--run is given with --model or --adapters: a run has its own; leave '
+      'them out.'
+      if run
+      else '--model is missing: a model folder; or --run, a run folder. See '
+      '--help.'
+    )
+  if not run:
+    return None
+  from evojax_llm.runs import rows
+
+  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+
+
+def check_out(
+  path: str, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
+) -> pathlib.Path:
+  """The path of a file to be written; refuses before any work is done.
+
+  Args:
+    path: of the file.
+    overwrite: whether a regular file may be replaced.
+    inputs: what the command reads, which is never replaced.
+  """
+  out = pathlib.Path(path).expanduser()
+  if out.is_dir():
+    raise UserError(f'--out={path} is a folder; expected a file name.')
+  outputs.check_apart(out, inputs)
+  # A link stays, and what it names is written.
+  out = out.resolve() if out.is_symlink() else out
+  if out.exists() and not out.is_file():
+    raise UserError(
+      f'--out={path} is a device or a FIFO; only regular files are replaced.'
+    )
+  if out.exists() and not overwrite:
+    raise UserError(
+      f'--out={path} exists. Name another file, or allow to replace it with '
+      '--overwrite.'
+    )
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'--out={path} cannot be written: {error}.') from error
+  if not os.access(out.parent, os.W_OK):
+    raise UserError(f'--out={path} cannot be written: no permission.')
+  return out
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a file that is there whole or not at all."""
+  partial = path.with_name(path.name + '.partial')
+  text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+  partial.write_text(text + '\n', encoding='utf-8')
+  partial.replace(path)
+
+
+class Progress:
+  """Says how much of the work is done, at most once in a while."""
+
+  def __init__(self, seconds: float = 5.0):
+    self._start = self._last = time.monotonic()
+    self._seconds = seconds
+
+  def __call__(self, share: float) -> None:
+    now = time.monotonic()
+    if share < 1 and now - self._last < self._seconds:
+      return
+    self._last = now
+    say(f'{share:4.0%} done after {now - self._start:.1f} s')

@@ -1,0 +1,37 @@
+"""The flags --config=SOURCE and --config.x=VALUE."""
+
+from absl import flags
+from ml_collections import config_dict
+
+from evojax_llm.runs import fields
+from evojax_llm.runs import run_config
+from evojax_llm.runs import systems
+
+
+def define() -> None:
+  """Defines the flags; a change of a setting is kept as --setting=x=VALUE."""
+  flags.DEFINE_string(
+    'config',
+    systems.DEFAULT,
+    'Settings: a preset by name, a Python file with get_config, or the '
+    'config.json of a run. Each can be changed: --config.NAME=VALUE.',
+  )
+  flags.DEFINE_multi_string('setting', [], 'As --config.NAME=VALUE.')
+
+
+def read() -> config_dict.ConfigDict:
+  """Returns the configuration that the flags give.
+
+  Raises:
+    UserError: there is no such configuration, setting or value.
+  """
+  config = systems.load(flags.FLAGS.config)
+  for change in flags.FLAGS.setting:
+    field, _, text = change.partition('=')
+    fields.set_text(config, field, text)
+  return config
+
+
+def names() -> list[str]:
+  """Returns the names of all settings, as flags without their dashes."""
+  return [f'config.{name}' for name in fields.flat(run_config.make())]

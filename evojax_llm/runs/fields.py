@@ -1,0 +1,107 @@
+"""Fields of a configuration by their dotted names, with values from text."""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from evojax_llm import lookup
+from evojax_llm.runs.errors import UserError
+
+_BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns the values of a configuration by their whole names."""
+  found = {}
+  for name, value in config.items():
+    if isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value):
+      found |= flat(value, f'{prefix}{name}.')
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def find(
+  config: config_dict.ConfigDict, field: str
+) -> tuple[config_dict.ConfigDict, str]:
+  """Returns the part of a configuration that a field is in, and its name there.
+
+  Raises:
+    UserError: there is no such field.
+  """
+  *groups, name = field.split('.')
+  part: Any = config
+  for group in groups:
+    part = part.get(group) if isinstance(part, config_dict.ConfigDict) else None
+  if isinstance(part, config_dict.ConfigDict) and name in part:
+    return part, name
+  known = flat(config)
+  # A name without what stands before it is the likeliest mistake.
+  same = [other for other in known if other.split('.')[-1] == name]
+  hint = lookup.did_you_mean(same[0] if same else field, known)
+  among = part if isinstance(part, config_dict.ConfigDict) else config
+  raise UserError(
+    f'Got unknown field {field!r}; expected one of {", ".join(sorted(among))}.'
+    f'{hint}'
+  )
+
+
+def parse(config: config_dict.ConfigDict, field: str, text: str) -> Any:
+  """Returns a value of the type that a field has.
+
+  Raises:
+    UserError: there is no such field, or the text is no such value.
+  """
+  group, name = find(config, field)
+  kind = group.get_type(name)
+  held = dict(group.items(preserve_field_references=True))[name]
+  if isinstance(held, config_dict.FieldReference) and text == 'None':
+    return None
+  try:
+    if kind is str:
+      return ast.literal_eval(text) if text[:1] in ('"', "'") else text
+    if kind is bool:
+      return _BOOLEANS[text.lower()]
+    if kind in (int, float):
+      return kind(text)
+    if kind is tuple:
+      return _sequence(text)
+    value = ast.literal_eval(text)
+    if kind in (dict, list) and isinstance(value, kind):
+      return value
+  except (KeyError, SyntaxError, ValueError):
+    pass
+  shown = 'dict' if kind is config_dict.ConfigDict else kind.__name__
+  raise UserError(f'Got {field}={text}; expected a value of type {shown}.')
+
+
+def _sequence(text: str) -> tuple[Any, ...]:
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):  # names, without quotes
+    return tuple(part.strip() for part in text.split(',') if part.strip())
+  return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def set_text(config: config_dict.ConfigDict, field: str, text: str) -> None:
+  """Sets a field from text; see `parse`."""
+  set_value(config, field, parse(config, field, text))
+
+
+def set_value(config: config_dict.ConfigDict, field: str, value: Any) -> None:
+  """Sets a field.
+
+  Raises:
+    UserError: there is no such field, or the value is not of its type.
+  """
+  group, name = find(config, field)
+  if isinstance(value, Mapping):
+    value = config_dict.ConfigDict(value)
+  try:
+    group[name] = value
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f'Got {field}={value!r}: {" ".join(str(error).split())}'
+    ) from error

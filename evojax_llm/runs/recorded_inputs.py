@@ -1,0 +1,174 @@
+"""The inputs of a run, as its folder has recorded them.
+
+config.json holds, beside the settings, the absolute paths of what was read and
+fingerprints of it. What reads them again, to export or to score a member, gets
+what the run had from wherever it is called, or an error that names what is not
+as it was.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+from evojax_llm.runs import errors
+from evojax_llm.runs import inputs
+from evojax_llm.runs import record
+from evojax_llm.runs.run_config import RunConfig
+
+# What is read of a model or an adapter; notes and caches beside it are not.
+_READ = ('.safetensors', '.json', '.model', '.jinja')
+_WHOLE = 1 << 28
+_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+  """Returns a digest of a file, or of a model's or an adapter's folder.
+
+  Of files above 256 MiB it holds name, size and 256 parts of 64 KiB each.
+  """
+  path = pathlib.Path(path)
+  digest = hashlib.sha256()
+  for file in [path] if path.is_file() else sorted(path.rglob('*')):
+    if not file.is_file() or (file != path and file.suffix not in _READ):
+      continue
+    size = file.stat().st_size
+    digest.update(f'{file.name}\0{size}\0'.encode())
+    with open(file, 'rb') as opened:
+      if size <= _WHOLE:
+        digest.update(opened.read())
+        continue
+      for i in range(_SAMPLES):
+        opened.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+        digest.update(opened.read(_SAMPLE_BYTES))
+  return digest.hexdigest()[:16]
+
+
+def of_folders(files: inputs.Files) -> dict[str, Any]:
+  """Returns fingerprints of the base, the adapters and the experts."""
+  return {
+    'model': fingerprint(files.model),
+    'adapters': [fingerprint(folder) for folder in files.adapters],
+    'experts': [fingerprint(folder) for folder in files.experts],
+  }
+
+
+def paths(files: inputs.Files) -> dict[str, Any]:
+  """Returns the absolute paths of inputs, for config.json."""
+
+  def absolute(path: pathlib.Path | str) -> str:
+    # Tasks may be names of no files.
+    return path if isinstance(path, str) else str(path.absolute())
+
+  return {
+    'name': files.name,
+    'model': absolute(files.model),
+    **{
+      kind: [absolute(path) for path in getattr(files, kind)]
+      for kind in ('adapters', 'experts', 'tasks', 'heldout')
+    },
+  }
+
+
+def find(
+  run: pathlib.Path, allow_changed: bool = False
+) -> tuple[RunConfig, inputs.Files]:
+  """Finds the inputs of a run again, from wherever it is called.
+
+  They are looked for where the run found them, then where its configuration
+  names them from here.
+
+  Args:
+    run: the run folder.
+    allow_changed: take a base or an expert that is not as it was, with a line
+      about it.
+
+  Returns:
+    The run's configuration, and where its inputs are.
+
+  Raises:
+    UserError: one of them is gone, or has changed.
+    CheckpointError: config.json is missing or damaged.
+  """
+  kept = record.read_config(run)
+  config = RunConfig.from_config(kept['config'])
+  here = there = None
+  with contextlib.suppress(errors.UserError):
+    # Of tasks that are gone something else has to complain.
+    here = inputs.locate(
+      dataclasses.replace(config, tasks='main', heldout_tasks='')
+    )
+  with record.damaged(run / 'config.json', ''):
+    # Runs of earlier versions have no paths.
+    there = _files(kept['files']) if kept.get('files') else here
+  there = there or inputs.locate(config)
+  changed: list[str] = []
+
+  def same(kind: str) -> tuple[pathlib.Path, ...]:
+    def all_of(found: Any) -> Sequence[Any]:
+      return [found] if kind == 'model' else found
+
+    places = all_of(getattr(there, kind))
+    others = all_of(getattr(here, kind)) if here else places
+    wanted = all_of(kept['inputs'][kind])
+    return tuple(
+      _as_it_was(run, kind, (place, other), digest, changed)
+      for place, other, digest in zip(places, others, wanted, strict=True)
+    )
+
+  with record.damaged(run / 'config.json', ''):
+    files = dataclasses.replace(
+      there,
+      model=same('model')[0],
+      adapters=same('adapters'),
+      experts=same('experts'),
+    )
+  if changed:
+    text = '\n  '.join(changed)
+    if not allow_changed:
+      raise errors.UserError(
+        f'The inputs of the run in {run} are not what they were:\n  {text}\n'
+        'Put back what the run had, or take them as they are with '
+        '--allow_changed.'
+      )
+    errors.say(f'warning: the inputs are not those of the run:\n  {text}')
+  return config, files
+
+
+def _files(kept: dict[str, Any]) -> inputs.Files:
+  def path(name: str) -> pathlib.Path | str:
+    return pathlib.Path(name) if os.path.isabs(name) else name
+
+  return inputs.Files(
+    name=kept['name'],
+    model=pathlib.Path(kept['model']),
+    **{
+      kind: tuple(path(name) for name in kept[kind])
+      for kind in ('adapters', 'experts', 'tasks', 'heldout')
+    },
+  )
+
+
+def _as_it_was(
+  run: pathlib.Path,
+  kind: str,
+  places: Sequence[pathlib.Path],
+  digest: str,
+  changed: list[str],
+) -> pathlib.Path:
+  """The folder with a digest among places; notes where there is none."""
+  what = 'model' if kind == 'model' else f'one of config.{kind}'
+  found = [place for place in dict.fromkeys(places) if place.is_dir()]
+  for place in found:
+    if fingerprint(place) == digest:
+      return place
+  if not found:
+    raise errors.UserError(
+      f'{places[0]} ({what} of the run in {run}) is not there any more. Put it '
+      'back there.'
+    )
+  changed.append(f'{found[0]} ({what}) has changed since the run began')
+  return found[0]
