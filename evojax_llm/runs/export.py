@@ -215,6 +215,6 @@ def _write_model(
       f'rounds with an error of {noise:.1%} of it'
     )
     if kept < _ENOUGH:
-      text += '; --dtype=float32 keeps all of it'
+      text += '; write it with --dtype=float32'
     errors.say(text)
   hub.save_checkpoint(out, params, config, like=model, dtype=dtype)
