@@ -77,6 +77,8 @@ def summarise(
     fitness = sum(w * s for w, s in zip(weights, exact, strict=True))
   else:
     fitness = float(objective(np.asarray([scores], np.float32))[0])
+    if math.isnan(fitness) and not any(map(math.isnan, scores)):
+      fitness = -math.inf
   # Items of one task with as wide an interval as those of all tasks. With equal
   # weights and sizes it is the number of all items.
   alike = None
@@ -107,7 +109,8 @@ def _interval(
   """A score with its interval, where it is a share of so many items."""
   entry = {'score': None, 'low': None, 'high': None, 'percent': percent}
   if not math.isfinite(score):
-    return entry
+    # A perplexity beyond a double, which JSON has no number for.
+    return entry | ({'infinite': True} if math.isinf(score) else {})
   if items is not None:
     # Rounding of the weighted mean must not lead out of [0, items].
     low, high = intervals.wilson_interval(min(score * items, items), items)
@@ -373,7 +376,7 @@ def _with_interval(entry: Mapping[str, Any] | None) -> str:
 def shown(entry: Mapping[str, Any], unit: str = '') -> str:
   """Returns a score as tables show it, with a unit behind a percentage."""
   if entry['score'] is None:
-    return 'failed'
+    return 'inf' if entry.get('infinite') else 'failed'
   return number(entry['score'], entry['percent'], unit)
 
 
