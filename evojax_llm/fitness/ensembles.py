@@ -36,10 +36,6 @@ Predictions = Sequence[Sequence[str | None]]
 def majority(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   """Chooses the answer of most members; of equally many, of the best by dev.
 
-  Args:
-    predictions: M lists of an answer an item, the best member first.
-    fitness: (M,) dev fitness; not used.
-
   Returns:
     (items,) i32, the best member that gave the winning answer. Members without
       an answer have no vote; where none has an answer, the best member stands.
@@ -127,41 +123,50 @@ def decide(
   scorers: Sequence[Scorer],
   items: Sequence[Sequence[Item]],
 ) -> np.ndarray:
-  """Returns scores (K,) f32 of the answers that stand.
+  """Returns scores (K,) f32 of the answers that stand, by the K scorers.
 
-  Args:
-    rule: one of RULES, or 'auto': the medoid where items have more than two
-      values, so that answers are texts, and the majority elsewhere.
-    group: the members.
-    scorers: of the K tasks.
-    items: of each task, in the order of the values.
-
-  Returns:
-    Of a task without predictions, such as a perplexity, the best member's.
+  The rule 'auto' is the medoid where items have more than two values, so that
+  answers are texts, and the majority elsewhere. Of a task without predictions,
+  such as a perplexity, the score is the best member's.
 
   Raises:
     ValueError: the rule is unknown.
   """
-  check_rule(rule)
   scores = group.task_scores[0].copy()
-  for k, (scorer, result) in enumerate(
-    zip(scorers, group.results, strict=True)
-  ):
-    predictions, values = result.predictions, np.asarray(result.values)
+  for k, stands in enumerate(standing(rule, group, scorers)):
+    if stands is None:
+      continue
+    values = np.asarray(group.results[k].values)
+    predictions = np.array(group.results[k].predictions, object)
+    stand = stands, np.arange(values.shape[1])
+    verdicts = Verdicts(
+      predictions.reshape(values.shape)[stand],
+      values[stand].astype(np.float64),
+      np.ones(values.shape[1]),
+    )
+    scores[k] = scorers[k].aggregate(items[k], verdicts)
+  return scores
+
+
+def standing(
+  rule: str, group: Group, scorers: Sequence[Scorer]
+) -> list[np.ndarray | None]:
+  """Returns (items,) of each task, the members whose answers stand.
+
+  None for a task without predictions. See `decide`.
+  """
+  check_rule(rule)
+  stands = []
+  for scorer, result in zip(scorers, group.results, strict=True):
+    predictions = result.predictions
     if all(answer is None for answers in predictions for answer in answers):
+      stands.append(None)
       continue
     chosen = rule
     if rule == AUTO:
       chosen = 'majority' if scorer.binary else 'medoid'
-    stands = RULES[chosen](predictions, group.fitness)
-    columns = np.arange(values.shape[1])
-    verdicts = Verdicts(
-      np.array(predictions, object).reshape(values.shape)[stands, columns],
-      values[stands, columns].astype(np.float64),
-      np.ones(values.shape[1]),
-    )
-    scores[k] = scorer.aggregate(items[k], verdicts)
-  return scores
+    stands.append(RULES[chosen](predictions, group.fitness))
+  return stands
 
 
 def choose_size(
