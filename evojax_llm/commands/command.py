@@ -28,20 +28,25 @@ _SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 Main = Callable[[Sequence[str]], int | None]
 
 
-def launch(main: Main) -> None:
+def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
   try:
-    sys.exit(run(main, sys.argv))
+    sys.exit(run(main, sys.argv, quiet))
   except KeyboardInterrupt:
     print('\nstopped; with --workdir the run goes on', file=sys.stderr)
     sys.exit(130)
 
 
-def run(main: Main, argv: Sequence[str]) -> int | None:
+def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   """Returns what `main` returns for a command line, or 1 after a message.
 
   Errors that the user can do nothing about keep their traceback.
+
+  Args:
+    main: of a module whose flags are defined.
+    argv: name and arguments.
+    quiet: whether to log warnings only, unless flags say otherwise.
   """
   try:
     for arg in argv[1:]:
@@ -51,7 +56,7 @@ def run(main: Main, argv: Sequence[str]) -> int | None:
         print(help_text.describe(main, asked[1] or ''))
         return 0
     _parse(argv)
-    if not flags.FLAGS['verbosity'].present:
+    if quiet and not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells of every step.
     return main(argv[:1])
   except ValueError as error:

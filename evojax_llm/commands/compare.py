@@ -23,30 +23,29 @@ stages or configurations may be asked for then.
 
 from collections.abc import Sequence
 import contextlib
-import pathlib
 import re
 import sys
 from typing import Any
 
 from absl import flags
 
-from evojax_llm import lookup
 from evojax_llm.commands import command
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
 from evojax_llm.runs import sweep_changes
+from evojax_llm.runs import systems
 
 _ROUNDS = 10
 _CONFIGS = flags.DEFINE_list(
   'configs',
   [
-    'experiments/pocket/config.py',
-    'experiments/pocket/config.py:adapters',
-    'experiments/model_swarms/config.py',
-    'experiments/coefficients/config.py:cma_es',
-    'experiments/coefficients/config.py:random_search',
+    'pocket',
+    'pocket:adapters',
+    'model_swarms',
+    'cma_es',
+    'random_search',
   ],
-  'Configuration files, each with an argument after a colon or without.',
+  'Configurations: presets by name, or files as for --config of evolve.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of each search.', 1)
 _DRAWS = flags.DEFINE_integer('draws', 3, 'Draws of dev items.', 1)
@@ -221,21 +220,7 @@ def _size(value: str) -> int:
 
 def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
-  path, _, argument = source.partition(':')
-  if not path.endswith('.py') or not pathlib.Path(path).is_file():
-    raise command.UserError(f'--configs names {path}, which is no Python file.')
-  try:
-    module = lookup.load_module(path)
-    config = module.get_config(*([argument] if argument else []))
-  except (
-    AttributeError,
-    ImportError,
-    LookupError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-  ) as error:
-    raise command.UserError(f'--configs={source}: {error}') from error
+  config = systems.load(source)
   for name, value in (
     ('racing', config.racing.rule),
     ('resample', config.resample),
