@@ -2,11 +2,13 @@
 
 import json
 import os
+import sys
 
 import jax
 import pytest
 
 from evojax_llm.commands import command
+from evojax_llm.commands import main
 from evojax_llm.runs import systems
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
@@ -54,6 +56,9 @@ def test_every_command_answers_mistakes_alike(program, capsys):
     ('evolve', '--seed=3', 'Did you mean --config.seed?'),
     ('evolve', '--population=3', 'Did you mean --config.strategy.population?'),
     ('evolve', '--wrokdir=x', 'Did you mean --workdir?'),
+    ('evolve', '--config.strategy.name=genom', "Did you mean 'genome'?"),
+    ('evolve', '--config.space=gate', "Did you mean 'gates'?"),
+    ('evolve', '--config.tasks=mian', "Did you mean 'main'?"),
     ('evolve', 'word', "Unexpected argument 'word'"),
     ('sweep', '--workers=many', 'workers'),
     ('sweep', '--workers=0', 'workers'),
@@ -102,8 +107,8 @@ def test_a_home_folder_is_found_in_flags_and_settings(
   config = RunConfig(adapters='~/a, ~/b', warm_start='~/run', tasks='a~/b')
   assert config.adapters == f'{tmp_path}/a,{tmp_path}/b'
   assert config.warm_start == f'{tmp_path}/run' and config.tasks == 'a~/b'
-  flag = '--config.adapters=~/a'
-  assert running.run_program('evolve', flag) == 1
+  flags = '--config.adapters=~/a', '--config.model=pocket'
+  assert running.run_program('evolve', *flags) == 1
   assert f'error: {tmp_path}/a is not' in capsys.readouterr().err
 
 
@@ -130,6 +135,24 @@ def test_a_configuration_is_found_by_name_and_from_any_folder(
   run.write_text('{}')
   with pytest.raises(UserError, match='not the config.json of a run'):
     systems.load(str(run))
+
+
+def test_one_name_has_all_commands(monkeypatch, capsys):
+  def called(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['evojax-llm', *arguments])
+    with pytest.raises(SystemExit) as ended:
+      main.main()
+    return ended.value.code, capsys.readouterr()
+
+  for argument in ('', '-h', '--help'):
+    code, shown = called(*filter(None, [argument]))
+    assert code == 0 and all(f'  {name} ' in shown.out for name in PROGRAMS)
+  code, shown = called('evolv')
+  assert code == 1 and "Did you mean 'evolve'?" in shown.err
+  for name in PROGRAMS:
+    with running.fresh_program(f'evojax_llm.commands.{name}'):
+      code, shown = called(name, '--no_such=1')
+    assert code == 1 and shown.err.startswith('error: Got unknown flag --no_')
 
 
 def test_a_misspelt_setting_of_a_file_is_refused(tmp_path, capsys):
