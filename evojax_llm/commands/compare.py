@@ -24,7 +24,9 @@ stages or configurations may be asked for then.
 from collections.abc import Sequence
 import contextlib
 import re
+import statistics
 import sys
+import time
 from typing import Any
 
 from absl import flags
@@ -112,12 +114,17 @@ def main(_: Sequence[str]) -> int | None:
   with contextlib.closing(
     sweeps.Folder(_OUT.value, all_trials, settings)
   ) as folder:
+    shape = f'{len(arms)} searches x {len(trials)} stages x '
+    shape += f'{_DRAWS.value} draws x {_SEEDS.value} seeds'
+    outlook = _Outlook(folder, shape)
     for of_stage in trials.values():
       cache = {}
       _check(folder, of_stage, cache)
       folder.keep()
-      folder.run(of_stage, done=lambda name: _write(folder, name), cache=cache)
+      folder.run(of_stage, done=outlook.ended, cache=cache)
     rows = _write(folder)
+    if rows:
+      _draw(folder, rows)
     errors = {trial.name: folder.error(trial.name) for trial in all_trials}
   if rows:
     print(comparison_table.markdown(rows))
@@ -125,6 +132,34 @@ def main(_: Sequence[str]) -> int | None:
   for name, error in failed.items():
     command.say(f'{name} failed: {error}')
   return 1 if failed else None
+
+
+class _Outlook:
+  """Says what came of a run, how many are to come, and how long they take."""
+
+  def __init__(self, folder: Any, shape: str):
+    self._folder, self._since = folder, time.monotonic()
+    self._seconds: list[float] = []
+    finished = [folder.summary(name) is not None for name in folder.trials]
+    self._left = finished.count(False)
+    command.say(
+      f'{shape}: {len(finished)} runs of {_EVALUATIONS.value} evaluations, '
+      f'{self._left} of them to come; how long is said after the first'
+    )
+
+  def ended(self, name: str) -> None:
+    """Is called after a run."""
+    from evojax_llm.runs import progress
+
+    _write(self._folder, name)
+    now = time.monotonic()
+    self._seconds.append(now - self._since)
+    self._since, self._left = now, self._left - 1
+    # The first one compiles for all others.
+    each = statistics.mean(self._seconds[1:] or self._seconds)
+    command.say(
+      f'{self._left} runs to come, about {progress.clock(each * self._left)}'
+    )
 
 
 def _trial(
@@ -208,6 +243,25 @@ def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
       folder.path / 'comparison.md', comparison_table.markdown(rows) + '\n'
     )
   return rows
+
+
+def _draw(folder: Any, rows: Sequence[Any]) -> None:
+  """Draws the curves, and writes the report with them."""
+  from evojax_llm.runs import comparison_table
+  from evojax_llm.runs import record
+
+  runs = (
+    (
+      trial.changes,
+      record.JsonLines(folder.path / name / 'metrics.jsonl').read(),
+    )
+    for name, trial in folder.trials.items()
+    if folder.summary(name)
+  )
+  pictures = comparison_table.draw(folder.path, rows, runs)
+  parts = [comparison_table.markdown(rows)]
+  parts += [f'![best fitness by evaluations]({name})' for name in pictures]
+  record.write_text(folder.path / 'comparison.md', '\n\n'.join(parts) + '\n')
 
 
 def _size(value: str) -> int:

@@ -108,19 +108,11 @@ class Engine:
     progress: Callable[[float], None] | None = None,
     ids: np.ndarray | None = None,
   ) -> None:
-    """Answers a split for M members of a population.
+    """Answers a split for M members (indices) of a population (P, ...).
 
     Where a device runs out of memory, the group is halved, which is logged, and
-    the work goes on at the first member that is not done.
-
-    Args:
-      space: of the population.
-      population: genomes, leaves (P, ...).
-      indices: (M,) members.
-      split: what is to be answered.
-      answers: where the answers of the M members go.
-      progress: called with the share of the work that is done.
-      ids: (M,) i32, which address random draws; the indices by default.
+    the work goes on at the first member that is not done. `ids` (M,) address
+    random draws; the indices by default.
 
     Raises:
       MemoryPlanError: a device is out of memory with the smallest group.

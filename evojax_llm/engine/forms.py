@@ -55,15 +55,9 @@ def run_group(
 ) -> dict[str, jax.Array]:
   """Runs a program of (forward, unembed, batch) for a group of P members.
 
-  Args:
-    program: such as `likelihood`.
-    form: 'batched' or 'folded'.
-    model: the module.
-    params: shared base parameters.
-    members: expressed members of the group, as `lay_out` left them.
-    active: (P,) bool; the folded form spends nothing on the others, whose
-      results mean nothing in either form.
-    batch: arrays of the batch, the same prompts for all members.
+  Members are as `lay_out` left them, the batch is the same for all. The folded
+  form spends nothing on those that are not `active` (P,), whose results mean
+  nothing in either form.
   """
 
   def unembed_with(params):

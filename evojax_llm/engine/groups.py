@@ -23,14 +23,9 @@ def express(
 ) -> tuple[Expression, jax.Array]:
   """Expresses a group of members and places them on the devices.
 
-  Args:
-    runtime: the devices.
-    space: of the genomes.
-    population: genomes (P, ...). Numpy arrays stay on the host, and only the
-      group goes to the devices.
-    chosen: up to `size` indices into it; what is missing repeats the first.
-    size: members of the group.
-    form: that they are laid out for.
+  `chosen` are up to `size` indices into the population (P, ...); what is
+  missing repeats the first. Numpy arrays stay on the host, and only the group
+  goes to the devices.
 
   Returns:
     The group's members, as `forms.lay_out` leaves them, and (size,) bool, which

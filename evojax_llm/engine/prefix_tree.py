@@ -110,12 +110,10 @@ def size(continuations: Sequence[Continuation]) -> int:
 def fill(
   sizes: Sequence[int], capacity: int, shared: int = 0
 ) -> list[list[int]]:
-  """Puts trees into as few rows as it can: best fit, the largest first.
+  """Puts trees of some sizes into as few rows as it can: best fit, largest
+  first.
 
-  Args:
-    sizes: columns of each tree.
-    capacity: columns of a row.
-    shared: columns at the start of every tree that are the same for all.
+  The first `shared` columns of every tree are the same for all.
   """
   rows: list[list[int]] = []
   # Rows by the columns that they have left.

@@ -36,10 +36,6 @@ Predictions = Sequence[Sequence[str | None]]
 def majority(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   """Chooses the answer of most members; of equally many, of the best by dev.
 
-  Args:
-    predictions: M lists of an answer an item, the best member first.
-    fitness: (M,) dev fitness; not used.
-
   Returns:
     (items,) i32, the best member that gave the winning answer. Members without
       an answer have no vote; where none has an answer, the best member stands.
@@ -127,17 +123,11 @@ def decide(
   scorers: Sequence[Scorer],
   items: Sequence[Sequence[Item]],
 ) -> np.ndarray:
-  """Returns scores (K,) f32 of the answers that stand.
+  """Returns scores (K,) f32 of the answers that stand, by the K scorers.
 
-  Args:
-    rule: one of RULES, or 'auto': the medoid where items have more than two
-      values, so that answers are texts, and the majority elsewhere.
-    group: the members.
-    scorers: of the K tasks.
-    items: of each task, in the order of the values.
-
-  Returns:
-    Of a task without predictions, such as a perplexity, the best member's.
+  The rule 'auto' is the medoid where items have more than two values, so that
+  answers are texts, and the majority elsewhere. Of a task without predictions,
+  such as a perplexity, the score is the best member's.
 
   Raises:
     ValueError: the rule is unknown.

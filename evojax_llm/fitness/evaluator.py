@@ -232,14 +232,8 @@ class Evaluator:
   ) -> racing.Raced:
     """Scores M members on `dev` as long as they can matter; see `racing`.
 
-    Args:
-      space: expresses genomes.
-      population: genomes (P, ...).
-      members: M indices into that axis.
-      rules: of the race.
-      seed_key: () typed key of the run; the items are dealt by it.
-      generation: which orders the blocks of items.
-      progress: called with the share of the work that is done or saved.
+    The items are dealt by the key of the run, and `generation` orders the
+    blocks.
 
     Raises:
       ValueError: fitness is no weighted mean over items to be maximised.

@@ -194,8 +194,8 @@ def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
   """Returns indices of the members that no other one beats, in order.
 
   Of scores (M, K), maximised (K,) or not. One beats another where it is at
-  least as good on all tasks and better on one; of equals all are in the front,
-  members that failed on a task never are.
+  least as good on all tasks and better on one; members that failed never are in
+  it.
   """
   scores = np.asarray(scores, np.float64)
   scores = np.where(np.asarray(maximise, bool), scores, -scores)

@@ -142,14 +142,8 @@ def race(
 ) -> Raced:
   """Scores M members block by block, and stops those that cannot matter.
 
-  Args:
-    score: scores some of the members on some items.
-    members: M.
-    blocks: of `draw_blocks`.
-    weights: (K,) of the tasks in the fitness; sum to one.
-    racing: the rule.
-    seed_key: () typed key of the run.
-    generation: which orders the blocks.
+  `score` scores some of the members on some items; `weights` (K,) of the tasks
+  in the fitness sum to one; `generation` orders the blocks.
   """
   sizes = np.array(
     [sum(len(block[k]) for block in blocks) for k in range(len(weights))]

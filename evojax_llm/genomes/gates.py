@@ -26,15 +26,10 @@ _HIGHEST = 4.0
 class GateSpace(space.Space):
   """Exact linear merges of LoRA experts, never formed.
 
-  A genome is {'gates': (N,) f32} and stands for the change of the model
-  sum_n g_n A_n B_n. With the experts' factors concatenated on the rank,
-  y = x W + ((x A_cat) gate) B_cat, so that a whole population shares every
-  matrix and a member is its gates. Unlike a merge of adapters, factor by
-  factor, there are no cross terms between experts.
-
-  Attributes:
-    names: (N,) names of the experts.
-    rank: N R, the rank of a member.
+  A genome is {'gates': (N,) f32} and stands for the change of the model sum_n
+  g_n A_n B_n. With the experts' factors concatenated on the rank, y = x W + ((x
+  A_cat) gate) B_cat, so that a whole population shares every matrix. Unlike a
+  merge of adapters, factor by factor, there are no cross terms. `rank` is N R.
   """
 
   def __init__(

@@ -23,18 +23,12 @@ from evojax_llm.population import stack
 
 
 class WeightSpace(space.Space):
-  """Members that are models of one shape.
+  """Members that are models of one shape: parameter trees.
 
-  A genome is a parameter tree of `models.transformer`. Populations of them are
-  large: leaves that are numpy arrays stay on the host, and the engine takes a
-  group at a time to the devices.
-
-  What has a mass is the change from the base, as in task arithmetic (arXiv
-  2212.04089): a sum of experts with weights w is base + sum_n w_n (expert_n -
-  base), so that weights of zero give the base.
-
-  Attributes:
-    names: (N,) names of the experts.
+  Populations of them are large: leaves that are numpy arrays stay on the host,
+  and the engine takes a group at a time to the devices. What has a mass is the
+  change from the base, as in task arithmetic (arXiv 2212.04089): a sum of
+  experts with weights w is base + sum_n w_n (expert_n - base).
   """
 
   exports, takes, shares_base = 'model', ('adapters', 'models'), False

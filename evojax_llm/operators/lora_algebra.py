@@ -1,15 +1,14 @@
 """Exact algebra of adapters, on their factors.
 
-An adapter changes a matrix by a b. Merging a with a and b with b, as GENOME
-(arXiv 2503.01155) and Model Swarms (arXiv 2410.11163) do, gives cross terms
-a_i b_j; a weighted sum of the changes themselves is the concatenation of the
-factors, of the sum of the ranks. `compress` brings it back to rank R, the best
-there is in the Frobenius norm (Eckart and Young, 1936). The dense matrix is
-never formed; to fold an adapter into its base, see models.expression.fold.
+Merging a with a and b with b, as GENOME (arXiv 2503.01155) and Model Swarms
+(arXiv 2410.11163) do, gives cross terms a_i b_j; a weighted sum of the changes
+a b themselves is the concatenation of the factors, of the sum of the ranks.
+`compress` brings it back to rank R, the best there is in the Frobenius norm
+(Eckart and Young, 1936). The dense matrix is never formed.
 
-Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module, with
-any axes in front (layers, members). b is used as it is: where adapters have
-scales, multiply their b first (genomes.adapters.scaled), or the weights.
+Adapter trees hold {'a': (..., in, R), 'b': (..., R, out)} for each module. b is
+used as it is: where adapters have scales, multiply their b first
+(genomes.adapters.scaled), or the weights.
 """
 
 from collections.abc import Sequence
@@ -29,14 +28,8 @@ PRODUCTS = ('factors', 'exact')
 def weighted_sum(adapters: Sequence[Any], weights: jax.Array) -> Any:
   """Returns the adapter whose change is sum_n w_n a_n b_n, by concatenation.
 
-  Args:
-    adapters: N adapter trees of the same modules; ranks may differ. Leaves that
-      are no factors are summed.
-    weights: (N,) f32.
-
-  Returns:
-    An adapter tree of the sum of the ranks; exact but for rounding w b to the
-      type of b.
+  Adapters are N trees of the same modules; ranks may differ. Leaves that are no
+  factors are summed. Exact but for rounding w b to the type of b.
 
   Raises:
     ValueError: if there is no adapter, or not one weight for each.
@@ -126,9 +119,8 @@ def _truncated(node, left, right, parts, rank):
 def _at_once(function, matrices):
   """function(matrix) of several batches of small square ones, in one call.
 
-  Decompositions are calls into LAPACK, which spreads a batch over threads and
-  waits for them. Several that XLA runs beside one another can wait for each
-  other's threads for ever; one after the other they cannot.
+  LAPACK spreads a batch over threads and waits for them. Several calls that XLA
+  runs beside one another can wait for each other's threads for ever.
   """
   found = [None] * len(matrices)
   sizes = {matrix.shape[-1] for matrix in matrices}

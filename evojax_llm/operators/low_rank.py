@@ -1,14 +1,11 @@
 """Low-rank noise: a member that is a seed, regenerated wherever it is needed.
 
 For a matrix the noise is E = A B / sqrt(r) with A (in, r) and B (r, out) drawn
-from N(0, 1), as in EGGROLL (arXiv 2511.16652): entries of variance one, though
-a member costs r (in + out) random numbers instead of in times out. Vectors and
-scalars get full noise. Everything follows from the key; nothing else needs
-to be kept, and neither the member nor E has to be formed to run the model
-(`as_adapter`) or to move the centre (`update`).
-
-Leaves of two axes and more, beside the layer axis L, are matrices over their
-last two axes.
+from N(0, 1), as in EGGROLL (arXiv 2511.16652): entries of variance one, for r
+(in + out) random numbers. Vectors and scalars get full noise. Neither the
+member nor E has to be formed to run the model (`as_adapter`) or to move the
+centre (`update`). Leaves of two axes and more, beside the layer axis L, are
+matrices over their last two axes.
 """
 
 import math

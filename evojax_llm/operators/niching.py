@@ -1,20 +1,15 @@
-"""Fitness sharing and attraction: M2N2's competition for examples.
+"""Fitness sharing and attraction: M2N2's competition for examples (GECCO 2025).
 
-From "Competition and Attraction Improve Model Fusion" (M2N2, GECCO 2025). S is
-the (P, items) matrix of scores of each member on each example; an example is a
-resource of which there is only so much, and members that solve what few others
-solve are fitter:
+S is the (P, items) matrix of scores, not negative, of each member on each
+example; members that solve what few others solve are fitter:
 
   z_j  = sum_k S_kj
   F_ij = c_j S_ij / z_j^alpha        f_i = sum_j F_ij
   g(A, B) = sum_j max(0, F_Bj - F_Aj)
 
 A mate B is drawn by its attraction g to A, which was drawn by f. With alpha = 0
-fitness is not shared. Survival is that of the fittest by f over members and
-child together (`survival.survivors` by truncation).
-
-Scores are not negative. A member with a score that is not finite has failed;
-it uses nothing up.
+fitness is not shared. A member with a score that is not finite has failed; it
+uses nothing up.
 """
 
 import jax

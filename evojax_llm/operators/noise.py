@@ -1,12 +1,9 @@
 """Noise for mutations, drawn in the loop that uses it.
 
-`jax.random` writes its numbers to memory before they are read, and on a
-CPU it takes a pass over them for every few rounds. Here the generator is plain
-arithmetic on the number of each element (merges.draws), so that XLA makes one
-loop of drawing and using, and no noise is ever stored.
-
-Words are addressed by key, stream (a leaf, say) and element. Splitting an array
-over devices, or lifting with vmap, changes no word.
+`jax.random` writes its numbers to memory before they are read. Here the
+generator is plain arithmetic on the number of each element (merges.draws), so
+that XLA makes one loop of drawing and using. Words are addressed by key, stream
+(a leaf, say) and element: neither sharding nor vmap changes one.
 """
 
 import math

@@ -1,14 +1,10 @@
-"""Selection by several objectives at once: NSGA-II.
+"""Selection by several objectives at once: NSGA-II (Deb et al., 2002).
 
-Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II"
-(2002). Members are sorted into fronts, such that no member is dominated by one
-of the same or a later front, and within a front by their crowding distance.
-`fitness` turns this order into one number a member, with which every selection
-and survival of this package works: survival by truncation is NSGA-II's, and a
-tournament of two its choice of parents.
-
-Objectives are maximised. A member with an objective that is not finite has
-failed. Ties go to the lower id.
+Members are sorted into fronts, such that no member is dominated by one of the
+same or a later front, and within a front by their crowding distance. `fitness`
+turns this order into one number a member, with which every selection and
+survival of this package works. Objectives are maximised; a member with one that
+is not finite has failed. Ties go to the lower id.
 """
 
 import jax

@@ -76,15 +76,9 @@ def roulette(
   """Draws in proportion to fitness: (count,) i32 indices in the order drawn.
 
   Without replacement this is Gumbel top-k over log fitness, which has the law
-  of successive draws.
-
-  Args:
-    key: () typed key.
-    fitness: (P,) f32.
-    count: how many; at most P without replacement.
-    ids: (P,) i32 that address the draws; indices by default.
-    replace: whether a member may be drawn twice.
-    eligible: (P,) bool; others are drawn for want of any alone.
+  of successive draws. Draws are addressed by `ids` (P,) i32, indices by
+  default; members that are not `eligible` (P,) are drawn for want of others
+  alone.
 
   Raises:
     ValueError: if more members are asked for than there are.

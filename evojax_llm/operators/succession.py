@@ -35,16 +35,11 @@ STARTS = ('random', 'zero', 'best')
 class Memory:
   """Best-particle memory: copies of genomes, which no step moves.
 
-  Fitness and id of a slot that never held a member with finite fitness are NaN
-  and the id of the member it was begun with.
-
-  Attributes:
-    personal: P genomes, each member's own best position, with personal_fitness
-      (P,) f32 and personal_ids (P,) i32; None where no succession uses them.
-    best: one genome, the best of all time, with its fitness () and id ().
-    best_tasks: (K,) f32 its fitness on each task; None where not known.
-    best_generation: () i32, when it was born.
-    worst: one genome, the worst of all time, with its fitness and id.
+  P personal bests, with fitness (P,) and ids (P,), are None where no succession
+  uses them; best and worst are one genome each of all time, with fitness () and
+  id (), the best also with its fitness on tasks (K,), where known, and the
+  generation () of its birth. Where no member had finite fitness yet, fitness is
+  NaN and the id that of the first.
   """
 
   personal: Any
@@ -158,14 +153,10 @@ def draw_coefficients(
 ) -> jax.Array:
   """Coefficients of one particle and step: (4,) f32, or (num_tensors, 4).
 
-  Args:
-    key: () typed key.
-    weights: (4,) f32 phi: inertia, cognitive, social, repel.
-    draws: r ~ U(0, 1) once for the 'particle', for each 'tensor', or 'none',
-      where r is one.
-    num_tensors: leaves of the genome, for 'tensor'.
-    normalise: whether a = r phi / sum(r phi), as in both papers, zero where
-      the sum is not positive; else r phi.
+  The weights phi (4,) are inertia, cognitive, social, repel. r ~ U(0, 1) is
+  drawn once for the 'particle', for each 'tensor', or is one ('none').
+  Normalised, as in both papers, a = r phi / sum(r phi), zero where the sum is
+  not positive; else r phi.
 
   Raises:
     ValueError: if `draws` is unknown, or 'tensor' without their number.
@@ -291,13 +282,8 @@ def start_velocities(
 ) -> stack.Population:
   """First velocities (P, ...) of a population; not for one member.
 
-  Args:
-    key: () typed key; matters for 'random' alone.
-    population: leaves (P, ...).
-    ids: (P,) i32.
-    start: towards another member drawn evenly ('random'), at rest ('zero'), or
-      towards the 'best'.
-    best: g, one genome; for 'best'.
+  Towards another member drawn evenly ('random'), at rest ('zero'), or towards
+  the 'best' genome. The key matters for 'random' alone.
 
   Raises:
     ValueError: if `start` is unknown, or 'best' without one.

@@ -54,12 +54,11 @@ def survivors(
     count: P, at most the number eligible.
     ids: (P + M,) i32; may repeat only where not eligible.
     elites: () i32, the fittest that survive whatever is drawn.
-    method: one of METHODS.
-    entrants: size of a tournament.
+    method: one of METHODS; a tournament has `entrants`.
 
   Returns:
-    (count,) different i32 indices, ordered by id. A failed member survives only
-      if too few others are eligible.
+    (count,) different i32 indices, ordered by id; failed members only if too
+      few others are eligible.
 
   Raises:
     ValueError: if `method` is unknown or there are fewer members than `count`.

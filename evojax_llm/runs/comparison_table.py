@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
+import pathlib
 from typing import Any
 
 import numpy as np
 
 from evojax_llm.fitness import intervals
+from evojax_llm.runs import plots
 from evojax_llm.runs import report
 
 # Baselines that searches are paired with.
@@ -158,14 +160,64 @@ def _signed(value: float, percent: bool) -> str:
 
 def markdown(found: Sequence[Row]) -> str:
   """The tables of every stage."""
-  stages: dict[str, list[Row]] = {}
-  for row in found:
-    stages.setdefault(row['stage'], []).append(row)
+  stages = by_stage(found)
   parts = []
   for stage, same in stages.items():
     parts += [f'## {stage}'] * (len(stages) > 1)
-    parts += [table(same), differences(same)]
+    parts += [
+      table(same),
+      differences(same),
+      'Mean differences on test, line less column, of runs with the same draw '
+      "and seed, with Student's 95 % intervals; runs of one draw share its dev "
+      'items, and all runs their test items.',
+    ]
   return '\n\n'.join(parts)
+
+
+def draw(
+  folder: pathlib.Path,
+  found: Sequence[Row],
+  runs: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+) -> list[str]:
+  """Draws the best fitness by evaluations of the searches of every stage.
+
+  Args:
+    folder: of the pictures.
+    found: `rows` of all stages.
+    runs: `changes` of each finished run, and the rows of its metrics.jsonl.
+
+  Returns:
+    The names of the pictures.
+  """
+  series: dict[str, dict[str, list[Any]]] = {}
+  for changes, metrics in runs:
+    same = series.setdefault(changes['stage'], {})
+    same.setdefault(changes['arm'], []).append(
+      [
+        (row['evaluations'], row['best_fitness'])
+        for row in metrics
+        if row['best_fitness'] is not None
+      ]
+    )
+  names = []
+  for i, (stage, same) in enumerate(by_stage(found).items()):
+    levels = {
+      name: np.mean(_numbers(row['dev'] for row in rows))
+      for name, rows in _by_name(same).items()
+      if name in _LEVELS
+    }
+    names.append(f'curves_{i}.png' if len(series) > 1 else 'curves.png')
+    percent = same[0]['percent']['fitness']
+    plots.curves(folder / names[-1], series[stage], levels, percent)
+  return names
+
+
+def by_stage(found: Sequence[Row]) -> dict[str, list[Row]]:
+  """Returns rows by their stage."""
+  stages: dict[str, list[Row]] = {}
+  for row in found:
+    stages.setdefault(row['stage'], []).append(row)
+  return stages
 
 
 def _by_name(found: Sequence[Row]) -> dict[str, list[Row]]:

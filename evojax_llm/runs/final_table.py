@@ -68,7 +68,8 @@ class Ending:
     for row in rows:
       row['test'] = None
     for end, (reader, split) in ends.items():
-      bar.begin(len(finalists.names), end)
+      label = 'test' if end == 'test' else 'held-out tasks'
+      bar.begin(len(finalists.names), label)
       scores = finalists.read(reader, split, bar.update)
       if end == 'test':
         log = ItemLog(self.run.path / 'test_items')

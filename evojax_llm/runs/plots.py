@@ -73,7 +73,7 @@ def curves(
   scale = 100 if percent else 1
   for i, (name, same) in enumerate(runs.items()):
     counts = sorted({count for run in same for count, _ in run})
-    # From where all runs have a best on.
+    # From where on all runs have a best one.
     counts = [c for c in counts if c >= max(run[0][0] for run in same)]
     values = [
       [scale * [best for at, best in run if at <= c][-1] for run in same]

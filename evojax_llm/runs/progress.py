@@ -80,6 +80,7 @@ class Progress:
     watch: for the seconds of compilation, which no time left is judged by.
     stream: where to write; standard error by default.
     percent: whether fitness is a share.
+    evaluations: members that are scored at most, where that is limited.
   """
 
   def __init__(
@@ -89,6 +90,7 @@ class Progress:
     watch: Stopwatch | None = None,
     stream: TextIO | None = None,
     percent: bool = True,
+    evaluations: int | None = None,
   ):
     self._ledger, self._watch = ledger or Ledger(), watch or Stopwatch()
     self._stream = stream or sys.stderr
@@ -96,10 +98,11 @@ class Progress:
     # A dumb terminal, as of an editor, shows control codes as they are.
     dumb = os.environ.get('TERM', '') in ('', 'dumb')
     self._live = self._stream.isatty() and not dumb
-    self._generations = generations
+    self._generations, self._evaluations = generations, evaluations
     self._label, self._members = '', 0
     self._started = self._written = time.monotonic()
     self._tokens = self._first = self._done = 0
+    self._scored = self._scored_first = 0
     self._began: float | None = None
     self._best: float | None = None
 
@@ -111,7 +114,7 @@ class Progress:
 
   def begin(self, members: int, label: str = '') -> None:
     """Begins a batch of members that are scored."""
-    self._label = label or f'generation {self._done}/{self._generations}'
+    self._label = label or self._name(self._done)
     self._members = members
     self._started, self._tokens = time.monotonic(), self._ledger.tokens
     if not label and self._began is None:
@@ -129,7 +132,7 @@ class Progress:
     done = f'{int(share * self._members)}/{self._members} members'
     parts = [self._label, done]
     # The speed comes last: a narrow screen does without it.
-    parts += [*self._scored(), *self._left(share), f'{speed:,.0f} tokens/s']
+    parts += [*self._fitness(), *self._left(share), f'{speed:,.0f} tokens/s']
     if not self._live:
       self.line('  '.join(parts))
       return
@@ -138,23 +141,32 @@ class Progress:
       parts.pop()
     self._write('  '.join(parts)[:room])
 
-  def resume(self, generation: int, best: float) -> None:
+  def resume(self, generation: int, best: float, evaluations: int) -> None:
     """Goes on behind a generation that an earlier process has done."""
     self._first = self._done = generation + 1
     self._best = best
+    self._scored = self._scored_first = evaluations
 
-  def generation(self, number: int, best: float, text: str) -> None:
+  def generation(
+    self, number: int, best: float, evaluations: int, text: str
+  ) -> None:
     """Writes the line of a generation that is over."""
-    self._done, self._best = number + 1, best
-    label = f'generation {number}/{self._generations}'
-    self.line('  '.join([label, *self._scored(), text, *self._left(0.0)]))
+    self._done, self._best, self._scored = number + 1, best, evaluations
+    parts = [self._name(number), *self._fitness(), text, *self._left(0.0)]
+    self.line('  '.join(parts))
 
   def line(self, text: str) -> None:
     """Writes a line."""
     self._written = time.monotonic()
     self._write(text + '\n')
 
-  def _scored(self) -> list[str]:
+  def _name(self, number: int) -> str:
+    if self._evaluations is None:
+      return f'generation {number}/{self._generations}'
+    done = f'{self._scored}/{self._evaluations} evaluations'
+    return f'generation {number}  {done}'
+
+  def _fitness(self) -> list[str]:
     if self._best is None:
       return []
     return [f'best {report.number(self._best, self._percent, " %")}']
@@ -166,7 +178,12 @@ class Progress:
   def _left(self, share: float) -> list[str]:
     """Time until the last generation, judged by those of this process."""
     done = self._done - self._first
-    to_come = self._generations + 1 - self._done - share
+    to_come = self._generations + 1 - self._done
+    scored = self._scored - self._scored_first
+    if self._evaluations is not None and done and scored:
+      budget = self._evaluations - self._scored
+      to_come = min(to_come, budget * done / scored)
+    to_come -= share
     if self._began is None or done < 1 or to_come <= 0:
       return []
     spent = self._worked() - self._began

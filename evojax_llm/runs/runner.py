@@ -124,6 +124,7 @@ class _Run:
       self.ledger,
       self.watch,
       percent=self.evaluator.objective.percent,
+      evaluations=config.strategy.evaluations,
     )
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
@@ -146,7 +147,8 @@ class _Run:
       folder, evaluator, prepared.setup, self.bar
     )
     if restored:
-      self.bar.resume(self.number, float(state.strategy.memory.best_fitness))
+      best = float(state.strategy.memory.best_fitness)
+      self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
     best = final_member.settle(
       state,

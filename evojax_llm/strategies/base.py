@@ -235,12 +235,8 @@ class Strategy(abc.ABC):
   ) -> Any:
     """Returns the next state: decides what lives on.
 
-    Args:
-      key: () typed key.
-      population: the members (M, ...) of the last ask.
-      scores: of these; those of empty slots do not matter.
-      state: from that ask; its buffers are given up.
-      params: hyperparameters.
+    The scores are of the members (M, ...) of the last ask, those of empty slots
+    do not matter; the state is from that ask, and its buffers are given up.
 
     Raises:
       ValueError: if the strategy needs scores that are missing.

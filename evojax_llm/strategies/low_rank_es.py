@@ -8,16 +8,11 @@ One centre x moves by the fitness of many members around it. For a matrix
   x  <- x + s lr optimiser(g)
 
 with w the shaped fitness and s the root mean square of the matrix, by which
-sigma and the learning rate are relative (or one). E_p follows from the
-member's key: nothing of it is kept, and g is one product of the members'
-factors for each matrix, (in, M r) (M r, out), in which no member is formed.
-Vectors have full noise.
-
-Members are proposed formed, as any space expresses them. In the space of
-adapters a member's noise is of rank r in each factor A and B; so M members are
-M adapters, of which a few thousand fit where the model is small.
-
-See experiments/low_rank_es/README.md for departures from the paper.
+sigma and the learning rate are relative (or one). E_p follows from the member's
+key: nothing of it is kept, and g is one product of the members' factors for
+each matrix, in which no member is formed. Vectors have full noise. In the space
+of adapters a member's noise is of rank r in each factor A and B. See
+experiments/low_rank_es/README.md for departures from the paper.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
 """The compare program on the pocket population, a few items of it."""
 
+import contextlib
+import io
 import itertools
 import json
 import re
@@ -40,8 +42,32 @@ def read(out):
 @pytest.fixture(scope='module')
 def comparison(tmp_path_factory):
   out = tmp_path_factory.mktemp('compare') / 'out'
-  assert not compare(out, '--seeds=2', '--draws=1', '--populations=10,20')
+  said = io.StringIO()
+  with contextlib.redirect_stderr(said):
+    assert not compare(out, '--seeds=2', '--draws=1', '--populations=10,20')
+  (out.parent / 'said').write_text(said.getvalue())
   return out
+
+
+def test_how_many_runs_are_to_come_and_how_long_is_said(comparison):
+  said = (comparison.parent / 'said').read_text()
+  assert '2 searches x 1 stages x 1 draws x 2 seeds: 4 runs of 25' in said
+  assert [
+    int(count)
+    for count in re.findall(r'^(\d+) runs to come, about \d+:\d\d$', said, re.M)
+  ] == [3, 2, 1, 0]
+
+
+def test_differences_and_curves_are_in_the_report(comparison):
+  text = (comparison / 'comparison.md').read_text()
+  line = next(t for t in text.splitlines() if t.startswith('| test, less'))
+  others = [cell.strip() for cell in line.split('|')[2:-1]]
+  assert others == [
+    *('best expert', 'soup', 'scaled average', 'ensemble of experts'),
+    *('random_search P=10', 'random_search P=20'),
+  ]
+  assert '![best fitness by evaluations](curves.png)' in text
+  assert (comparison / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_every_part_is_there_with_as_many_evaluations(comparison):

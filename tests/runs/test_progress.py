@@ -54,8 +54,8 @@ def test_off_a_terminal_there_is_a_plain_line_a_generation():
     bar.begin(4)
     bar.update(0.5)
     assert stream.getvalue() == ''
-    bar.generation(0, 0.5, 'mean 0.1')
-    bar.generation(3, 0.75, 'mean 0.2')
+    bar.generation(0, 0.5, 4, 'mean 0.1')
+    bar.generation(3, 0.75, 16, 'mean 0.2')
     bar.begin(10, 'test')
   lines = stream.getvalue().splitlines()
   assert lines[0].startswith('generation 0/3  best 50.0 %  mean 0.1')
@@ -137,7 +137,7 @@ def test_on_a_terminal_one_line_changes_and_is_gone_at_the_end(
           assert len(shown()[-1]) < columns
           # Generations later a line is longer, and 60 columns are too few.
           assert ('tokens/s' in shown()[-1]) == (columns > 60 or not number)
-        bar.generation(number, 0.5, 'mean 0.1')
+        bar.generation(number, 0.5, 4, 'mean 0.1')
     stream.write('the table\n')
     stream.flush()
     assert shown()[-2:] == ['the table', '']
@@ -161,7 +161,7 @@ def test_after_a_resume_time_is_judged_by_this_process(monkeypatch):
   monkeypatch.setattr(progress, '_QUIET_SECONDS', 0.0)
   stream = io.StringIO()
   bar = progress.Progress(10, stream=stream)
-  bar.resume(4, 0.4)
+  bar.resume(4, 0.4, 100)
   bar.begin(4)
   bar.update(0.5)
   assert 'generation 5/10' in stream.getvalue()
@@ -179,8 +179,21 @@ def test_the_time_left_is_judged_by_work_on_generations_alone(monkeypatch):
   bar.begin(20)
   now += 30.0
   watch.compiled += 24.0
-  bar.generation(0, 0.5, 'mean')
+  bar.generation(0, 0.5, 20, 'mean')
   assert stream.getvalue().endswith('mean  1:00 left\n')
+
+
+def test_the_time_left_is_that_of_the_limit_that_comes_first(monkeypatch):
+  now = 0.0
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+  stream = io.StringIO()
+  bar = progress.Progress(250, stream=stream, evaluations=25)
+  bar.begin(10)
+  now += 10.0
+  bar.generation(0, 0.5, 10, 'mean')
+  assert stream.getvalue() == (
+    'generation 0  10/25 evaluations  best 50.0 %  mean  0:15 left\n'
+  )
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """Where a count falls to k: a search that counts at several points at once.
 
-What is counted is how many of some whole numbers are at or above a threshold.
-A bracket is two thresholds and what was counted there; a pass narrows it to
-two that are next to each other among those where it counts. They are placed
-where linear interpolation expects the k-th largest, and as far around as such
-a guess is off: of n numbers spread at random it misses by about the root of n.
-Where numbers are so uneven that this fails, every fourth pass divides the
-bracket evenly.
+A bracket is two thresholds and how many whole numbers are at or above each; a
+pass narrows it to two neighbours among those where it counts. They are placed
+where linear interpolation expects the k-th largest, and as far around as such a
+guess is off: about the root of n numbers spread at random. Where numbers are so
+uneven that this fails, every fourth pass divides the bracket evenly.
 
 Several searches go together, and all arrays have their axis (s,); thresholds
 are (s, m), the largest last.

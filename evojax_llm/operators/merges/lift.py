@@ -1,16 +1,12 @@
 """Merges of whole genomes, and of many members at once.
 
-A leaf with the layer axis L in front (below the key that the argument `layers`
-names) is L tensors, as it is in a Hugging Face folder; every other leaf is one
-tensor. Adapters are merged factor by factor.
+A leaf with the layer axis L in front (below the key `layers`) is L tensors;
+every other leaf is one tensor. Adapters are merged factor by factor.
 
-Parameters are arrays and cost no recompilation. A value is () or (k,) for all
-tensors alike, or differs by leaf: {leaves.name(path): array}, the array with L
-in front where the leaf has it (`parameters.resolve` makes such from gradients
-over depth and filters by module).
-
-Draws are addressed: a tensor's key is the given key with the crc of the leaf's
-name and the layer folded in.
+A parameter is () or (k,) for all tensors alike, or differs by leaf:
+{leaves.name(path): array}, the array with L in front where the leaf has it
+(`parameters.resolve` makes such). Draws are addressed: a tensor's key is the
+given key with the crc of the leaf's name and the layer folded in.
 """
 
 from collections.abc import Mapping
@@ -98,19 +94,15 @@ def population(
     rows: (M, k) i32 indices of the parents in the pool.
     base: one genome, shared.
     keys: (M,) typed keys, for methods that draw.
-    parameters: as in `genome`, every array with M in front; a number counts
-      for all children.
+    parameters: as in `genome`, every array with M in front; a number counts for
+      all children.
     batch: so many children at a time, which bounds the memory for parents
       gathered from the pool; all of them by default.
     layers: as in `genome`.
     **options: static choices of the table.
 
-  Returns:
-    M genomes, leaves (M, ...).
-
   Raises:
-    ValueError: as in `genome`, or if rows, keys or an array do not have M in
-      front.
+    ValueError: as in `genome`, or rows, keys or an array lack the axis M.
   """
   pool, rows = jax.tree.map(jnp.asarray, (pool, rows))
   children = _check_children(rows, keys)

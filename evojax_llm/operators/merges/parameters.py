@@ -43,15 +43,8 @@ def resolve(
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns arrays for every leaf, as `lift.genome` takes them.
 
-  Args:
-    method: as in `lift.genome`.
-    genome: one genome (arrays or shapes), leaves (...) or (L, ...).
-    values: by parameter, see above.
-    layers: key below which leaves have the axis L; None where none has it.
-
-  Returns:
-    By parameter and leaf name: f32, () or (k,) with L in front where the leaf
-      has it.
+  Of values by parameter, see above, for one genome (arrays or shapes): by
+  parameter and leaf name f32, () or (k,) with L in front where the leaf has it.
 
   Raises:
     ValueError: if a value is not of this kind or out of its range, or no entry

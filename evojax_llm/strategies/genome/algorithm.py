@@ -2,16 +2,13 @@
 
 A run alternates two kinds of round, each scored before the next:
 
-  succession  every member moves by inertia and by attraction to its own best
-              and the best of all, away from the worst of all;
-  variation   crossover children of fitness-proportional parents and mutated
-              copies are added, and selection brings the pool back to P.
+succession  every member moves by inertia and by attraction to its own best
+            and the best of all, away from the worst of all;
+variation   crossover children of fitness-proportional parents and mutated
+            copies are added, and selection brings the pool back to P.
 
-GENOME has the second kind only. What moves or is made is a new member with a
-new id and is scored before anything is decided by its fitness.
-
-The defaults are the corrected algorithm. What the released code does instead
-is reached by options; see experiments/genome/README.md.
+GENOME has the second kind only. The defaults are the corrected algorithm; for
+what the released code does instead see experiments/genome/README.md.
 """
 
 from collections.abc import Mapping
@@ -130,12 +127,8 @@ class Genome(succession_round.Moving):
   ):
     """Makes the strategy.
 
-    Args:
-      population_size: members at first.
-      with_succession: alternate with succession rounds (GENOME+).
-      merge_base: genome of the base, for merges of what parents change of it.
-      sharding: of population leaves.
-      **options: of the dataclasses in `declared`.
+    Options are of the dataclasses in `declared`; `merge_base` is the genome of
+    the base, for merges of what parents change of it.
 
     Raises:
       ValueError: if an option is unknown or out of range.

@@ -108,18 +108,10 @@ def children(
   values: Mapping[str, jax.Array],
   base: stack.Genome | None,
 ) -> stack.Population:
-  """The children (C, ...) of pairs.
+  """The children (C, ...) of pairs (C, 2) of slots, with weights (C, 2).
 
-  Args:
-    crossover: from `make`.
-    key: () typed key.
-    generation: () i32.
-    ids: (C,) i32 of the children, which address what the merge draws.
-    population: leaves (P, ...).
-    pairs: (C, 2) i32 slots of the parents.
-    weights: (C, 2) f32 of the parents.
-    values: hyperparameters of the merge, from `parameters`.
-    base: genome of the base, for a merge that needs it.
+  Ids (C,) address what the merge draws; `values` are from `parameters`, the
+  base is for a merge that needs it.
   """
   method = crossover.method
   given = dict(values)

@@ -57,17 +57,9 @@ def parents(
 ) -> jax.Array:
   """Draws two different members for one child: (2,) i32 slots.
 
-  Failed members are drawn only for want of others; with fewer than two members,
-  what is returned means nothing.
-
-  Args:
-    method: one of METHODS. 'truncation' draws evenly from the fittest.
-    key: () typed key.
-    value: (P,) f32 criterion.
-    ids: (P,) i32.
-    share: () f32, of 'truncation': which part of those able is drawn from, at
-      least two.
-    entrants: of a tournament.
+  'truncation' draws evenly from the fittest `share` () of those able, at least
+  two. Failed members are drawn only for want of others; with fewer than two
+  members, what is returned means nothing.
   """
   present = ids >= 0
   able = present & jnp.isfinite(value)

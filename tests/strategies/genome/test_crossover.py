@@ -177,7 +177,10 @@ def test_weighings_bear_failures(weighing):
   [
     ({'merge': 'nearswap'}, "'nearswap', which is of 1 parents"),
     ({'merge': 'nonsense'}, "'nonsense'; expected one of"),
-    ({'merge_parameters': {'density': 0.5}}, r"\['density'\] of linear"),
+    (
+      {'merge_parameters': {'density': 0.5}},
+      "unknown parameter 'density' for linear",
+    ),
     (
       {'merge': 'ties', 'merge_parameters': {'density': 1.5}},
       'Got density 1.5 for ties; expected 0 to 1',
