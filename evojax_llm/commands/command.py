@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 from typing import Any
 
 from absl import flags
@@ -63,10 +64,17 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
     if not isinstance(error, _user_errors()):
       raise
     print(f'error: {error}', file=sys.stderr)
-  except RuntimeError as error:
-    if 'Unable to initialize backend' not in str(error):
+  except (AssertionError, RuntimeError) as error:
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    if pathlib.Path(where).name != 'xla_bridge.py':  # where jax looks for them
       raise
-    print(f'error: {_no_backend(error)}', file=sys.stderr)
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    print(
+      f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
+      f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
+      "or install what jax needs for them: see README.md, 'Install'.",
+      file=sys.stderr,
+    )
   except OSError as error:
     if not has_no_room(error):
       raise
@@ -143,15 +151,6 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
   return (
     f'Got unknown flag --{name}; expected some of '
     f'{", ".join(f"--{name}" for name in names)}.{hint} See --help.'
-  )
-
-
-def _no_backend(error: RuntimeError) -> str:
-  asked = os.environ.get('JAX_PLATFORMS', '')
-  return (
-    f'JAX_PLATFORMS={asked} names a device that jax does not find here: '
-    f'{" ".join(str(error).split())[:300]} Leave JAX_PLATFORMS unset, or '
-    'install what jax needs for it: see README.md, "Install".'
   )
 
 

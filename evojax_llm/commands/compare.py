@@ -31,11 +31,11 @@ from typing import Any
 
 from absl import flags
 
+from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
 from evojax_llm.runs import sweep_changes
-from evojax_llm.runs import systems
 
 _ROUNDS = 10
 _CONFIGS = flags.DEFINE_list(

@@ -28,11 +28,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import sweep_changes
-from evojax_llm.runs import systems
 
 settings.define()
 _SWEEP = flags.DEFINE_string(

@@ -7,12 +7,12 @@ import sys
 import jax
 import pytest
 
+from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.commands import main
-from evojax_llm.runs import systems
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
-from experiments.genome import config as genome_config
+from evojax_llm.systems import genome as genome_config
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -158,7 +158,7 @@ def test_one_name_has_all_commands(monkeypatch, capsys):
 def test_a_misspelt_setting_of_a_file_is_refused(tmp_path, capsys):
   file = tmp_path / 'mine.py'
   file.write_text(
-    'from evojax_llm.runs import systems\n'
+    'from evojax_llm import systems\n'
     'def get_config():\n'
     "  config = systems.load('genome')\n"
     "  config.modell = 'gemma'\n"
@@ -169,12 +169,10 @@ def test_a_misspelt_setting_of_a_file_is_refused(tmp_path, capsys):
 
 
 def test_a_device_that_is_not_there_is_one_message(monkeypatch, capsys):
-  def main(_):
-    raise RuntimeError("Unable to initialize backend 'cuda': no GPU")
-
+  code = compile('raise AssertionError', 'jax/_src/xla_bridge.py', 'exec')
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   with running.fresh_program('experiments.export'):
     flags = ['export', '--run=x', '--out=y']
-    assert command.run(main, flags) == 1
+    assert command.run(lambda _: exec(code), flags) == 1
   said = capsys.readouterr().err
-  assert said.startswith('error: JAX_PLATFORMS=cuda names a device')
+  assert said.startswith('error: JAX_PLATFORMS=cuda names devices that')

@@ -8,7 +8,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
 from evojax_llm.runs.run_config import RunConfig
-from experiments.genome import config as genome_config
+from evojax_llm.systems import genome as genome_config
 from tests.experiments import runs
 
 

@@ -17,6 +17,7 @@ lists what of that code is not reproduced.
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
+from evojax_llm.runs.presets import RICH
 from evojax_llm.runs.presets import Preset
 
 _GENOME_AS_PUBLISHED = {
@@ -50,7 +51,6 @@ _GENOME_PLUS_AS_PUBLISHED = {
   'draws': 'run',
   'decay': 'member',
 }
-RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
 
 PRESETS = {
   'genome': Preset('genome', {}, RICH, 20, 12),
@@ -117,4 +117,5 @@ PRESETS = {
 
 
 def get_config(name: str = 'genome_plus') -> config_dict.ConfigDict:
+  """Returns a preset; see `presets.of_preset` for changes of it."""
   return presets.of_preset(name, PRESETS)

@@ -11,18 +11,17 @@ Give them as many evaluations as the system they stand beside: population x
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
-from evojax_llm.runs import run_config
+from evojax_llm.runs.presets import RICH
+from evojax_llm.runs.presets import Preset
 
-PRESETS = ('cma_es', 'random_search')
+PRESETS = {
+  'cma_es': Preset('cma_es', {}, RICH, 20, 12),
+  'random_search': Preset('random_search', {}, RICH, 20, 12),
+}
 
 
 def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
-  if name not in PRESETS:
-    raise ValueError(
-      f'Got preset {name!r}; expected one of {", ".join(PRESETS)}.'
-    )
-  config = run_config.make()
-  config.name = name
+  """Returns a preset; see `presets.of_preset` for changes of it."""
+  config = presets.of_preset(name, PRESETS)
   config.space = 'gates'
-  config.strategy = presets.strategy(name, 20, 12)
   return config

@@ -15,7 +15,7 @@ evojax_llm/pocket/stages.json.
 
 from ml_collections import config_dict
 
-from evojax_llm.runs import systems
+from evojax_llm.systems import genome
 
 # Chosen, as the space was, on the stage `mixed` among four settings: mutation
 # reaches as far as the weights of experts do.
@@ -28,9 +28,10 @@ PRESETS = {
 
 
 def get_config(space: str = 'gates') -> config_dict.ConfigDict:
+  """Returns the run without flags, in the space of this name."""
   if space not in PRESETS:
     raise ValueError(f"Got preset {space!r}; expected 'gates' or 'adapters'.")
-  config = systems.load('genome:genome_plus')
+  config = genome.get_config('genome_plus')
   config.name = PRESETS[space]
   config.space = space
   if space == 'gates':

@@ -16,17 +16,20 @@ standard deviation, of the algorithms that have one.
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
-from evojax_llm.runs import run_config
+from evojax_llm.runs.presets import RICH
+from evojax_llm.runs.presets import Preset
+from evojax_llm.strategies import registry
 from evojax_llm.strategies.evosax_options import ALGORITHMS
 
-PRESETS = tuple(ALGORITHMS)
+PRESETS = {
+  name: Preset(name, {'sigma': 0.3} if 'sigma' in known else {}, RICH, 20, 9)
+  for name, known in ALGORITHMS.items()
+}
 
 
 def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:
-  config = run_config.make()
-  config.name = name
+  """Returns a preset; see `presets.of_preset` for changes of it."""
+  registry.options(name.partition('+')[0])  # says why one is refused
+  config = presets.of_preset(name, PRESETS)
   config.space = 'gates'
-  config.strategy = presets.strategy(name, 20, 9)
-  if 'sigma' in config.strategy.options:
-    config.strategy.options.sigma = 0.3
   return config
