@@ -200,7 +200,9 @@ class _Run:
       with watch.phase('checkpoint'):
         folder.checkpoints.save(done.number, state)
       line = _line(done, self.evaluator.objective.percent)
-      self.bar.generation(done.number, done.best_fitness, line)
+      self.bar.generation(
+        done.number, done.best_fitness, done.evaluations, line
+      )
     return state
 
   def redraw(self, number: int) -> None:
