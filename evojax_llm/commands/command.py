@@ -72,7 +72,7 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
     print(
       f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
       f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
-      "or install what jax needs for them: see README.md, 'Install'.",
+      'or install what jax needs for them: see README.md.',
       file=sys.stderr,
     )
   except OSError as error:

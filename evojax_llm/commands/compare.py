@@ -1,9 +1,8 @@
 r"""Compares searches with each other and with plain baselines.
 
-  python -m experiments.compare --seeds=5 --draws=3 --out=runs/compare
-  python -m experiments.compare --configs=experiments/genome/config.py:genome,\
-experiments/coefficients/config.py --evaluations=260 --populations=10,20,40 \
-      --stages=sor,main,main+second --heldout=prompt --out=DIR
+  evojax-llm compare --seeds=5 --draws=3 --out=runs/compare
+  evojax-llm compare --configs=genome,cma_es --evaluations=260 \
+      --populations=10,20,40 --stages=sor,main,main+second --out=DIR
 
 A comparison is a sweep over configurations: every search runs once for each
 stage (tasks that are searched on together), draw of dev items, size of the
@@ -235,7 +234,7 @@ def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
           f'dev {dev} test {test}'
         )
   if rows:
-    line = ' '.join(['python -m experiments.compare', *sys.argv[1:]])
+    line = ' '.join(['evojax-llm compare', *sys.argv[1:]])
     record.write_json(
       folder.path / 'comparison.json', {'command': line, 'rows': rows}
     )

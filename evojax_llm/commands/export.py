@@ -1,7 +1,7 @@
 r"""Exports the best member of a run.
 
-  python -m experiments.export --run=runs/pocket_genome_plus --out=best_adapter
-  python -m experiments.export --run=runs/pocket_genome_plus --out=best_model \
+  evojax-llm export --run=runs/pocket_genome_plus --out=best_adapter
+  evojax-llm export --run=runs/pocket_genome_plus --out=best_model \
       --merged
 
 The result is a PEFT adapter folder, or with --merged a full model folder with

@@ -1,6 +1,6 @@
 r"""Lets a model, and adapters of it, continue prompts.
 
-  python -m experiments.generate --model=gemma-2-2b-it \
+  evojax-llm generate --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --prompts=prompts.json \
       --max_new_tokens=64 --out=texts.json
 

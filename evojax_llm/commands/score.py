@@ -1,6 +1,6 @@
 r"""Scores a model, and adapters of it, on task files.
 
-  python -m experiments.score --model=gemma-2-2b-it \
+  evojax-llm score --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --tasks=mmlu.json,gsm8k.json \
       --split=dev --out=scores.json
 

@@ -1,8 +1,7 @@
 """Random search and CMA-ES on N expert coefficients: what a system must beat.
 
-  python -m experiments.evolve --config=experiments/coefficients/config.py
-  python -m experiments.evolve \\
-      --config=experiments/coefficients/config.py:random_search
+  evojax-llm evolve --config=cma_es
+  evojax-llm evolve --config=random_search
 
 Give them as many evaluations as the system they stand beside: population x
 (generations + 1) members are scored.

@@ -1,9 +1,7 @@
 r"""evosax's own algorithms, on the weights of the experts or on adapters.
 
-  python -m experiments.evolve \
-      --config=experiments/evosax_algorithms/config.py:SNES
-  python -m experiments.evolve \
-      --config=experiments/evosax_algorithms/config.py:SimpleGA \
+  evojax-llm evolve --config=SNES
+  evojax-llm evolve --config=SimpleGA \
       --config.space=adapters --config.strategy.options.sigma=0.01 \
       --config.strategy.options.crossover_rate=0.5
 

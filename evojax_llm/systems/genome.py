@@ -1,9 +1,8 @@
 """GENOME and GENOME+ (arXiv 2503.01155).
 
-  python -m experiments.evolve --config=experiments/genome/config.py
-  python -m experiments.evolve \\
-      --config=experiments/genome/config.py:genome_as_published
-  python -m experiments.evolve --config=experiments/genome/config.py \\
+  evojax-llm evolve --config=genome_plus
+  evojax-llm evolve --config=genome_as_published
+  evojax-llm evolve --config=genome_plus \\
       --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \\
       --config.tasks=mmlu.json,gsm8k.json --config.dev_limit=200
 

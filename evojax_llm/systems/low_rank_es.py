@@ -1,7 +1,7 @@
 r"""An evolution strategy with low-rank noise (after EGGROLL, arXiv 2511.16652).
 
-  python -m experiments.evolve --config=experiments/low_rank_es/config.py
-  python -m experiments.evolve --config=experiments/low_rank_es/config.py \
+  evojax-llm evolve --config=low_rank_es
+  evojax-llm evolve --config=low_rank_es \
       --config.strategy.options.members=2048 --config.dev_limit=10
 
 `config.strategy.population` is the number of initial members, whose best is the

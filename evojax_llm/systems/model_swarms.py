@@ -1,8 +1,7 @@
 r"""Model Swarms (arXiv 2410.11163).
 
-  python -m experiments.evolve --config=experiments/model_swarms/config.py
-  python -m experiments.evolve \
-      --config=experiments/model_swarms/config.py:model_swarms_as_published \
+  evojax-llm evolve --config=model_swarms
+  evojax-llm evolve --config=model_swarms_as_published \
       --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \
       --config.tasks=mmlu.json --config.dev_limit=200
 

@@ -1,7 +1,7 @@
 """The run without flags: GENOME+ on the pocket population's main stage.
 
-  python -m experiments.evolve
-  python -m experiments.evolve --config=experiments/pocket/config.py:adapters
+  evojax-llm evolve
+  evojax-llm evolve --config=pocket:adapters
 
 A member is a merge of the ten experts, exact and never formed: its genome is
 their ten weights. With the argument `adapters` it is a pair of factors A and B

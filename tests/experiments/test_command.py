@@ -80,7 +80,7 @@ def test_a_mistake_is_one_message(program, flag, message, capsys):
 def test_help_lists_settings_presets_and_flags_and_is_searched(capsys):
   for program in PROGRAMS:
     assert running.run_program(program, '-h') == 0
-    assert f'python -m experiments.{program}' in capsys.readouterr().out
+    assert f'evojax-llm {program} ' in capsys.readouterr().out
   assert running.run_program('evolve', '--help') == 0
   shown = capsys.readouterr().out
   for line in (
