@@ -1,6 +1,7 @@
 """What the commands share: their frame, progress, output files."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import contextlib
 import json
@@ -16,6 +17,7 @@ from absl import flags
 from absl import logging
 
 from evojax_llm import lookup
+from evojax_llm.runs import outputs
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import has_no_room
 from evojax_llm.runs.errors import say
@@ -191,8 +193,10 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   ):
     return
-  weights = pathlib.Path(model).glob('*.safetensors')
-  if sum(file.stat().st_size for file in weights) > _SMALL_MODEL_BYTES:
+  from evojax_llm.models.folders import existing_folder
+
+  weights = existing_folder(model, 'a Gemma folder').glob('*.safetensors')
+  if sum(f.stat().st_size for f in weights if f.is_file()) > _SMALL_MODEL_BYTES:
     return
   import jax
 
@@ -202,11 +206,57 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
 
 
-def check_out(path: str, overwrite: bool) -> pathlib.Path:
-  """The path of a file to be written; refuses before any work is done."""
+# Help of flags that several programs have.
+ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CHANGED = 'Take a base or experts that have changed since the run.'
+
+
+def open_source(
+  model: str | None,
+  adapters: Sequence[str],
+  run: str | None,
+  allow_changed: bool = False,
+) -> Any:
+  """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Raises:
+    UserError: neither is given or both are, or the run cannot be read.
+  """
+  if bool(model) == bool(run) or (run and adapters):
+    raise UserError(
+      '--run is given with --model or --adapters: a run has its own; leave '
+      'them out.'
+      if run
+      else '--model is missing: a model folder; or --run, a run folder. See '
+      '--help.'
+    )
+  if not run:
+    return None
+  from evojax_llm.runs import rows
+
+  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+
+
+def check_out(
+  path: str, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
+) -> pathlib.Path:
+  """The path of a file to be written; refuses before any work is done.
+
+  Args:
+    path: of the file.
+    overwrite: whether a regular file may be replaced.
+    inputs: what the command reads, which is never replaced.
+  """
   out = pathlib.Path(path).expanduser()
   if out.is_dir():
     raise UserError(f'--out={path} is a folder; expected a file name.')
+  outputs.check_apart(out, inputs)
+  # A link stays, and what it names is written.
+  out = out.resolve() if out.is_symlink() else out
+  if out.exists() and not out.is_file():
+    raise UserError(
+      f'--out={path} is a device or a FIFO; only regular files are replaced.'
+    )
   if out.exists() and not overwrite:
     raise UserError(
       f'--out={path} exists. Name another file, or allow to replace it with '

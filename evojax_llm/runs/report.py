@@ -193,6 +193,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{settings or "its default settings"} (all settings are in config.json); '
     f'{summary["failed"]} of its members failed.',
     _recipe(search['experts'], best['recipe']),
+    *(f'Warning: {what}' for what in summary.get('lost', ())),
   ]
   if rows := summary.get('front'):
     lines = [['member', *rows[0]['tasks']]]

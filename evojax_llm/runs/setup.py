@@ -52,18 +52,10 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   Raises:
     UserError, TaskError, ModelError: something of it cannot be used.
   """
-  rules = tasks_lib.Rules(
-    allow_overlap=config.allow_overlap,
-    drop_overlap=config.drop_overlap,
-    allow_code=config.allow_code,
-    skip_bad_rows=config.skip_bad_rows,
-    format={k: v for k, v in vars(config.format).items() if v != ()},
-    shots=config.shots,
-    shots_seed=config.shots_seed,
-    system=config.system,
-  )
   # Together: what the search sees may not be tested as held out.
-  tasks = tasks_lib.load_tasks([*files.tasks, *files.heldout], rules)
+  tasks = tasks_lib.load_tasks(
+    [*files.tasks, *files.heldout], inputs_lib.rules(config)
+  )
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
 
   _say_limits(config, tasks)

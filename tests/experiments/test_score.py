@@ -118,7 +118,7 @@ def test_base_alone_scores_as_it_does_among_adapters(
   lines = capsys.readouterr().out.splitlines()
   head = [cell.strip() for cell in lines[0].strip('|').split('|')]
   assert head == ['member', 'pick (n=6)', 'say (n=5)', 'mean']
-  assert len(lines) == 3 and lines[2].startswith('| base ')
+  assert len(lines) == 3 and lines[2].startswith(f'| {base.name} ')
 
 
 def test_split_limit_and_chat(tmp_path, base, files):
@@ -197,6 +197,31 @@ def test_a_failed_member_is_shown_and_not_fatal(
   assert 'broken failed: ' in capsys.readouterr().out
 
 
+def test_inputs_devices_and_fifos_are_never_replaced(
+  tmp_path, capsys, base, files
+):
+  task = _write(tmp_path / 'task.json', {})
+  (tmp_path / 'link').symlink_to(task)
+  os.mkfifo(tmp_path / 'fifo')
+  for out, word in (
+    (task, 'which this command reads'),
+    (tmp_path / 'link', 'which this command reads'),
+    (base / 'config.json', 'inside of'),
+    (tmp_path / 'fifo', 'only regular files'),
+    ('/dev/null', 'only regular files'),
+  ):
+    code = run_program(
+      'score',
+      f'--model={base}',
+      f'--tasks={task}',
+      f'--out={out}',
+      '--overwrite',
+    )
+    assert code == 1
+    assert word in capsys.readouterr().err
+  assert task.read_text() == '{}' and (tmp_path / 'fifo').is_fifo()
+
+
 def test_existing_output_is_kept(tmp_path, capsys, base, files):
   out = tmp_path / 'o.json'
   out.write_text('{}')
@@ -211,7 +236,7 @@ def test_existing_output_is_kept(tmp_path, capsys, base, files):
   [
     ({'model': 'absent'}, ['absent', 'does not exist']),
     ({'adapters': 'absent'}, ['absent', 'does not exist']),
-    ({'tasks': 'absent.json'}, ['absent.json', 'cannot be read']),
+    ({'tasks': 'absent.json'}, ['absent.json', 'no such file']),
     ({'split': 'test'}, ["'say'", 'no test items']),
     ({'out': '.'}, ['--out=.', 'is a folder']),
   ],
