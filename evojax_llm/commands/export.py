@@ -3,7 +3,7 @@ r"""Exports a row of a run's table: the evolved member, a baseline, a vote.
   evojax-llm export --run=runs/pocket_genome_plus --out=best_adapter
   evojax-llm export --run=runs/pocket_genome_plus --out=best_model \
       --merged
-  python -m experiments.export --run=runs/pocket_genome_plus --out=average \
+  evojax-llm export --run=runs/pocket_genome_plus --out=average \
       --row='scaled average'
 
 The result is a PEFT adapter folder, or with --merged a full model folder with

@@ -71,8 +71,8 @@ def of_file(name: str) -> Any:
   Raises:
     Exception: whatever its import raises.
   """
-  path = pathlib.PurePath(name)
-  if path.name == 'config.py' and path.parts[0] == 'experiments':
+  path = pathlib.Path(name)
+  if path.match('experiments/*/config.py') and not path.exists():
     return systems().get(path.parent.name) or lookup.load_module(name)
   return lookup.load_module(name)
 

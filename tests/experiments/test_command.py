@@ -63,7 +63,7 @@ def test_every_command_answers_mistakes_alike(program, capsys):
     ('sweep', '--workers=many', 'workers'),
     ('sweep', '--workers=0', 'workers'),
     ('score', '--split=train', 'dev|test'),
-    ('score', '--out=x', '--model is missing: Gemma folder'),
+    ('export', '--out=x', '--run is missing: Run folder.'),
     ('evolve', '--config=genom', "Did you mean 'genome'?"),
     ('evolve', '--config=genom', 'genome_as_published'),
     ('evolve', '--config=genome:swarm', "preset 'swarm'; expected one of"),
