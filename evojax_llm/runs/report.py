@@ -310,7 +310,7 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
       gain += ', which may be chance' if one['low'] <= 0.0 else ''
     lines.append(
       f'`{one["row"]}` is better than the evolved member on dev by {gain}: '
-      f'`python -m experiments.export --run={folder} --row="{one["row"]}" '
+      f'`evojax-llm export --run={folder} --row="{one["row"]}" '
       '--out=FOLDER` writes it.'
     )
   return lines
