@@ -18,17 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.models import names
-from evojax_llm.models.config import MODEL_TYPES
+from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.config import config_from_hf
+from evojax_llm.models.config import load_config
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
-from evojax_llm.models.folders import import_transformers
 from evojax_llm.models.folders import listing
 from evojax_llm.models.folders import new_folder
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.folders import write_json
-from evojax_llm.models.model_files import MODEL_FOLDER
 from evojax_llm.models.model_files import check_params
 from evojax_llm.models.model_files import check_tied
 from evojax_llm.models.model_files import get
@@ -38,7 +36,6 @@ from evojax_llm.models.model_files import read_leaf
 from evojax_llm.models.model_files import write_weights
 from evojax_llm.models.tokenizer import Tokenizer
 
-_KNOWN = (*MODEL_TYPES, 'gemma3')
 # The small files that go with the weights: what transformers writes of a
 # tokenizer, templates, and what the licence asks to pass on.
 _KEPT = (
@@ -89,46 +86,6 @@ def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
   # A folder without a tokenizer is refused before its weights are read.
   tokenizer = Tokenizer.from_folder(folder)
   return Model(*load_checkpoint(folder, dtype), folder, tokenizer)
-
-
-def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
-  """Reads config.json through transformers' AutoConfig.
-
-  Args:
-    folder: a Gemma 1, 2 or 3 folder; of a multimodal Gemma 3 the text part is
-      read.
-
-  Returns:
-    The configuration, and the transformers configuration it was read from.
-
-  Raises:
-    ModelError: no folder or file, broken JSON, another or a quantised model.
-  """
-  path = existing_folder(folder, MODEL_FOLDER) / 'config.json'
-  raw = read_json(path)
-  model_type = raw.get('model_type')
-  if model_type not in _KNOWN:
-    hint = (
-      ' This is an adapter folder; give it as an expert, not as the base.'
-      if 'peft_type' in raw
-      else ''
-    )
-    raise ModelError(
-      f'{path}: model_type is {model_type!r}; expected one of '
-      f'{", ".join(_KNOWN)}.{hint}'
-    )
-  if raw.get('quantization_config'):
-    raise ModelError(
-      f'{path}: quantization_config is set; expected plain float weights. '
-      'Convert them back first.'
-    )
-  try:
-    hf_config = import_transformers().AutoConfig.from_pretrained(
-      path.parent, local_files_only=True, trust_remote_code=False
-    )
-    return config_from_hf(hf_config), hf_config
-  except Exception as error:
-    raise ModelError(f'{path}: {error}') from error
 
 
 def load_checkpoint(
@@ -196,7 +153,7 @@ def save_checkpoint(
       `config` does not fit `like`.
   """
   base_config, hf_config = load_config(like)
-  like = pathlib.Path(like).expanduser()
+  like = existing_folder(like, MODEL_FOLDER)
   check_params(params, config)
   dtypes = stored_types(like, config, dtype)
   with new_folder(folder) as path:
