@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.genomes import initial
+from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.genomes import space
 from evojax_llm.models import peft
 from evojax_llm.models.expression import LowRank
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 
@@ -73,6 +75,24 @@ class AdapterSpace(space.Space):
   def express(self, genome: stack.Genome) -> LowRank:
     """Returns the factors with b scaled in f32, in the genome's types."""
     return LowRank(scaled(genome, self._adapters.scale))
+
+  def recipe(self, genome: stack.Genome) -> dict[str, Any]:
+    """Returns rank and change of the model beside those of the experts."""
+    together = jax.tree.map(
+      lambda experts, own: np.concatenate(
+        [np.asarray(experts, np.float32), np.asarray(own, np.float32)[None]]
+      ),
+      self._adapters.factors,
+      genome,
+    )
+    together = jax.device_get(scaled(together, self._adapters.scale))
+    pairs = jax.tree.leaves(together, is_leaf=leaves.is_factors)
+    blocks = (
+      (pair['a'][:, layer], pair['b'][:, layer])
+      for pair in pairs
+      for layer in range(pair['a'].shape[1])
+    )
+    return {'rank': self.rank, **recipe_lib.by_experts(self.names, blocks)}
 
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike

@@ -99,6 +99,16 @@ class GateSpace(space.Space):
       )
     )
 
+  def recipe(self, genome: stack.Genome) -> dict[str, Any]:
+    """Returns the weight of each expert by name."""
+    gates = np.asarray(genome[GATES], np.float64)
+    return {
+      'weights': {
+        name: float(gate) if np.isfinite(gate) else None
+        for name, gate in zip(self.names, gates, strict=True)
+      }
+    }
+
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:

@@ -19,6 +19,7 @@ import numpy as np
 
 from evojax_llm import lookup
 from evojax_llm.genomes import initial
+from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
@@ -122,6 +123,13 @@ class Space(Expressing, Protocol):
   def bounds(self) -> tuple[stack.Genome, stack.Genome] | None:
     """Returns the lowest and highest genome that `sample` draws, if known."""
     return None
+
+  def recipe(self, genome: stack.Genome) -> dict[str, Any]:
+    """Returns what one member is in the terms of the space, as JSON holds it.
+
+    A space says here what it can, such as weights by the experts' names.
+    """
+    return recipe_lib.numbers(genome)
 
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike

@@ -12,6 +12,7 @@ import numpy as np
 
 from evojax_llm.genomes import adapters as adapter_genomes
 from evojax_llm.genomes import initial
+from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.genomes import space
 from evojax_llm.genomes.space import Model
 from evojax_llm.models import expression
@@ -129,6 +130,24 @@ class WeightSpace(space.Space):
 
   def express(self, genome: stack.Genome) -> expression.Weights:
     return expression.Weights(genome)
+
+  def recipe(self, genome: stack.Genome) -> dict[str, Any]:
+    """Returns the change of the base beside those of the experts."""
+
+    def changes(models, own):
+      models = np.asarray(models, np.float32)
+      rows = [*models[:-1], np.asarray(own, np.float32)]
+      return np.stack([(row - models[-1]).reshape(-1) for row in rows])
+
+    pairs = zip(
+      jax.tree.leaves(self._models), jax.tree.leaves(genome), strict=True
+    )
+    blocks = ((changes(*pair),) for pair in pairs)
+    base = recipe_lib.numbers(self.base())
+    return {
+      'base_norm': base['norm'],
+      **recipe_lib.by_experts(self.names, blocks),
+    }
 
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike

@@ -1,5 +1,7 @@
 """Every space keeps the contract of `space.Space`."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from evojax_llm.genomes import space as space_lib
 from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
@@ -118,6 +121,46 @@ def test_an_exported_member_scores_the_same(space, engine, files, tmp_path):
     back = space_lib.make_space('adapters', base, [folder])
   found = values(engine, back, back.experts())
   np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_a_recipe_says_what_a_member_is(space):
+  weights, base = (
+    {
+      name: expert if isinstance(expert, float) else expert['weight']
+      for name, expert in recipe.get('weights', recipe.get('experts')).items()
+    }
+    for recipe in (
+      json.loads(json.dumps(space.recipe(genome), allow_nan=False))
+      for genome in (stack.take(space.experts(), 1), space.base())
+    )
+  )
+  assert tuple(weights) == tuple(base) == space.names
+  np.testing.assert_allclose(list(weights.values()), np.eye(N)[1], atol=1e-4)
+  np.testing.assert_allclose(list(base.values()), 0.0, atol=1e-6)
+  failed = jax.tree.map(lambda leaf: leaf + np.nan, space.sample(KEY))
+  json.dumps(space.recipe(failed), allow_nan=False)
+
+
+def test_a_recipe_measures_what_is_no_mix_of_the_experts(files):
+  space = space_lib.make_space('adapters', *files)
+  member = jax.tree.map(lambda leaf: leaf[0], space.experts())
+  factors = jax.device_get(space.express(member).factors)
+  change = np.concatenate(
+    [
+      np.matmul(pair['a'], pair['b']).ravel()
+      for pair in jax.tree.leaves(factors, is_leaf=leaves.is_factors)
+    ]
+  )
+  recipe = space.recipe(member)
+  np.testing.assert_allclose(
+    recipe['change'], np.linalg.norm(change), rtol=1e-4
+  )
+  assert recipe['unexplained'] < 1e-3 and recipe['rank'] == space.rank
+  assert recipe['experts'][space.names[0]]['distance'] < 1e-3
+  other = jax.tree.map(
+    lambda leaf: jax.random.normal(KEY, leaf.shape) * 0.1, member
+  )
+  assert space.recipe(other)['unexplained'] > 0.9
 
 
 def test_a_space_without_parameters_exports(space, files, tmp_path):
