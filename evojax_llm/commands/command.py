@@ -1,6 +1,7 @@
 """What the commands share: their frame, progress, output files."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 import contextlib
 import json
@@ -9,12 +10,14 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 from typing import Any
 
 from absl import flags
 from absl import logging
 
 from evojax_llm import lookup
+from evojax_llm.runs import outputs
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import has_no_room
 from evojax_llm.runs.errors import say
@@ -28,20 +31,25 @@ _SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 Main = Callable[[Sequence[str]], int | None]
 
 
-def launch(main: Main) -> None:
+def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
   try:
-    sys.exit(run(main, sys.argv))
+    sys.exit(run(main, sys.argv, quiet))
   except KeyboardInterrupt:
     print('\nstopped; with --workdir the run goes on', file=sys.stderr)
     sys.exit(130)
 
 
-def run(main: Main, argv: Sequence[str]) -> int | None:
+def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   """Returns what `main` returns for a command line, or 1 after a message.
 
   Errors that the user can do nothing about keep their traceback.
+
+  Args:
+    main: of a module whose flags are defined.
+    argv: name and arguments.
+    quiet: whether to log warnings only, unless flags say otherwise.
   """
   try:
     for arg in argv[1:]:
@@ -51,17 +59,24 @@ def run(main: Main, argv: Sequence[str]) -> int | None:
         print(help_text.describe(main, asked[1] or ''))
         return 0
     _parse(argv)
-    if not flags.FLAGS['verbosity'].present:
+    if quiet and not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells of every step.
     return main(argv[:1])
   except ValueError as error:
     if not isinstance(error, _user_errors()):
       raise
     print(f'error: {error}', file=sys.stderr)
-  except RuntimeError as error:
-    if 'Unable to initialize backend' not in str(error):
+  except (AssertionError, RuntimeError) as error:
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    if pathlib.Path(where).name != 'xla_bridge.py':  # where jax looks for them
       raise
-    print(f'error: {_no_backend(error)}', file=sys.stderr)
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    print(
+      f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
+      f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
+      'or install what jax needs for them: see README.md.',
+      file=sys.stderr,
+    )
   except OSError as error:
     if not has_no_room(error):
       raise
@@ -141,15 +156,6 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
   )
 
 
-def _no_backend(error: RuntimeError) -> str:
-  asked = os.environ.get('JAX_PLATFORMS', '')
-  return (
-    f'JAX_PLATFORMS={asked} names a device that jax does not find here: '
-    f'{" ".join(str(error).split())[:300]} Leave JAX_PLATFORMS unset, or '
-    'install what jax needs for it: see README.md, "Install".'
-  )
-
-
 def _user_errors() -> tuple[type[ValueError], ...]:
   # Not at import: these load jax, and --help should answer at once.
   from evojax_llm.engine.plan import MemoryPlanError
@@ -187,8 +193,10 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   ):
     return
-  weights = pathlib.Path(model).glob('*.safetensors')
-  if sum(file.stat().st_size for file in weights) > _SMALL_MODEL_BYTES:
+  from evojax_llm.models.folders import existing_folder
+
+  weights = existing_folder(model, 'a Gemma folder').glob('*.safetensors')
+  if sum(f.stat().st_size for f in weights if f.is_file()) > _SMALL_MODEL_BYTES:
     return
   import jax
 
@@ -198,11 +206,57 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
 
 
-def check_out(path: str, overwrite: bool) -> pathlib.Path:
-  """The path of a file to be written; refuses before any work is done."""
+# Help of flags that several programs have.
+ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CHANGED = 'Take a base or experts that have changed since the run.'
+
+
+def open_source(
+  model: str | None,
+  adapters: Sequence[str],
+  run: str | None,
+  allow_changed: bool = False,
+) -> Any:
+  """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Raises:
+    UserError: neither is given or both are, or the run cannot be read.
+  """
+  if bool(model) == bool(run) or (run and adapters):
+    raise UserError(
+      '--run is given with --model or --adapters: a run has its own; leave '
+      'them out.'
+      if run
+      else '--model is missing: a model folder; or --run, a run folder. See '
+      '--help.'
+    )
+  if not run:
+    return None
+  from evojax_llm.runs import rows
+
+  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+
+
+def check_out(
+  path: str, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
+) -> pathlib.Path:
+  """The path of a file to be written; refuses before any work is done.
+
+  Args:
+    path: of the file.
+    overwrite: whether a regular file may be replaced.
+    inputs: what the command reads, which is never replaced.
+  """
   out = pathlib.Path(path).expanduser()
   if out.is_dir():
     raise UserError(f'--out={path} is a folder; expected a file name.')
+  outputs.check_apart(out, inputs)
+  # A link stays, and what it names is written.
+  out = out.resolve() if out.is_symlink() else out
+  if out.exists() and not out.is_file():
+    raise UserError(
+      f'--out={path} is a device or a FIFO; only regular files are replaced.'
+    )
   if out.exists() and not overwrite:
     raise UserError(
       f'--out={path} exists. Name another file, or allow to replace it with '

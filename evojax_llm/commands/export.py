@@ -1,19 +1,26 @@
-r"""Exports the best member of a run.
+r"""Exports a row of a run's table: the evolved member, a baseline, a vote.
 
-  python -m experiments.export --run=runs/pocket_genome_plus --out=best_adapter
-  python -m experiments.export --run=runs/pocket_genome_plus --out=best_model \
+  evojax-llm export --run=runs/pocket_genome_plus --out=best_adapter
+  evojax-llm export --run=runs/pocket_genome_plus --out=best_model \
       --merged
+  evojax-llm export --run=runs/pocket_genome_plus --out=average \
+      --row='scaled average'
 
 The result is a PEFT adapter folder, or with --merged a full model folder with
-the adapter added to the base's weights, which transformers loads as it is. The
-best of a run in the space `weights` is a model folder anyway.
+the adapter added to the base's weights, which transformers loads as it is. Runs
+in the space `weights` give a model folder anyway. README.md in it is a model
+card. --row=vote writes the members that vote, each in a folder of its own, and
+vote.json, which says how they decide.
+
+A model is stored in the types of its base, and what a type keeps of the change
+is told; --dtype=float32 keeps all. --max_rank brings a wide adapter to a lower
+rank, the nearest there is, and tells how near.
 
 A run that has not finished is exported with --allow_unfinished: then it is the
 best member of its last checkpoint.
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import flags
 
@@ -23,21 +30,36 @@ _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 _OUT = flags.DEFINE_string(
   'out', None, 'New folder to be written.', required=True
 )
+_ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _MERGED = flags.DEFINE_bool('merged', False, 'Write a full model folder.')
+_DTYPE = flags.DEFINE_enum(
+  'dtype',
+  None,
+  ['float32', 'bfloat16', 'float16'],
+  "Type of a model's tensors; by default each has that of the base.",
+)
+_MAX_RANK = flags.DEFINE_integer(
+  'max_rank', None, 'Highest rank of an adapter.', lower_bound=1
+)
 _ALLOW_UNFINISHED = flags.DEFINE_bool(
   'allow_unfinished', False, 'Take the best so far of a run that goes on.'
 )
+_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 
 
 def main(_: Sequence[str]) -> None:
-  run, out = pathlib.Path(_RUN.value), pathlib.Path(_OUT.value)
-  from evojax_llm.runs import checkpoint
-  from evojax_llm.runs import errors
   from evojax_llm.runs import export
 
-  with errors.as_user_error(checkpoint.CheckpointError):
-    kind = export.export(run, out, _MERGED.value, _ALLOW_UNFINISHED.value)
-  print(f'{kind} written to {out}')
+  options = export.Options(_MERGED.value, _DTYPE.value, _MAX_RANK.value)
+  kind = export.export(
+    _RUN.value,
+    _OUT.value,
+    _ROW.value,
+    allow_unfinished=_ALLOW_UNFINISHED.value,
+    allow_changed=_ALLOW_CHANGED.value,
+    options=options,
+  )
+  print(f'{kind} written to {_OUT.value}')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,15 @@
 r"""Lets a model, and adapters of it, continue prompts.
 
-  python -m experiments.generate --model=gemma-2-2b-it \
+  evojax-llm generate --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --prompts=prompts.json \
       --max_new_tokens=64 --out=texts.json
+
+  evojax-llm generate --run=runs/pocket_genome_plus --row=vote \
+      --prompts=prompts.json --out=texts.json
+
+--run takes a run folder, or what `export --row=vote` wrote, in place of --model
+and --adapters: then the members of a row of the run's table generate, and of a
+vote the text that stands is one member more.
 
 --prompts is a JSON list. A string is continued as it is; a list of messages,
 [{"role": "user", "content": "Hello"}], goes through the model's chat template,
@@ -15,7 +22,9 @@ on the places of member and prompt in their lists, and on nothing beside them.
   {"members": [{"name": "base", "outputs": ["text of the first prompt", ...]}]}
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -23,11 +32,14 @@ from evojax_llm.commands import command
 from evojax_llm.runs import prompt_file
 
 _MODEL = flags.DEFINE_string(
-  'model', None, 'Gemma folder in Hugging Face form.', required=True
+  'model', None, 'Gemma folder in Hugging Face form.'
 )
 _ADAPTERS = flags.DEFINE_list(
   'adapters', [], 'PEFT LoRA folders, separated by commas; none by default.'
 )
+_RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
+_ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
+_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'JSON list of texts or of message lists.', required=True
 )
@@ -57,7 +69,14 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main(_: Sequence[str]) -> None:
-  out = command.check_out(_OUT.value, _OVERWRITE.value)
+  run = command.open_source(
+    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+  )
+  source = _MODEL.value or _RUN.value
+  inputs = run.reads() if run else [source, *_ADAPTERS.value]
+  out = command.check_out(
+    _OUT.value, _OVERWRITE.value, [_PROMPTS.value, *inputs]
+  )
   prompts = prompt_file.read_prompts(_PROMPTS.value)
   sampling = {
     'temperature': _TEMPERATURE.value,
@@ -78,8 +97,14 @@ def main(_: Sequence[str]) -> None:
     how = Sampling(**sampling)
   except ValueError as error:
     raise command.UserError(str(error)) from error
-  command.say(f'loading {_MODEL.value}')
-  members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
+  command.say(f'loading {source}')
+  vote = None
+  if _RUN.value:
+    from evojax_llm.runs import rows
+
+    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
+  else:
+    members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(
     f'generating: {len(members.names)} members, {len(prompts)} prompts'
   )
@@ -102,11 +127,14 @@ def main(_: Sequence[str]) -> None:
       results.append({'name': name, 'failed': reason, 'outputs': []})
     else:
       results.append({'name': name, 'outputs': outputs})
+  if vote:
+    results.append(_decided(results[1:], *vote))
   command.write_json(
     out,
     {
       'model': _MODEL.value,
       'adapters': _ADAPTERS.value,
+      **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
       'max_new_tokens': _MAX_NEW_TOKENS.value,
       'stop': _STOP.value,
       'sampling': sampling,
@@ -117,6 +145,27 @@ def main(_: Sequence[str]) -> None:
     for index, text in enumerate(result['outputs'][:3]):
       print(f'{result["name"]}, prompt {index}: {text!r}')
   command.say(f'wrote {out}')
+
+
+def _decided(
+  members: Sequence[Mapping[str, Any]], rule: str, fitness: Any
+) -> dict[str, Any]:
+  """The texts that stand: of free texts those that are most like the others."""
+  from evojax_llm.fitness import ensembles
+
+  name = f'vote of {len(members)}'
+  alive = [i for i, member in enumerate(members) if 'failed' not in member]
+  if not alive:
+    return {'name': name, 'failed': 'its members failed', 'outputs': []}
+  texts = [members[i]['outputs'] for i in alive]
+  rule = 'medoid' if rule == ensembles.AUTO else rule
+  stands = ensembles.RULES[rule](texts, fitness[alive])
+  return {
+    'name': name,
+    'rule': rule,
+    'outputs': [texts[m][i] for i, m in enumerate(stands)],
+    'of': [members[alive[m]]['name'] for m in stands],
+  }
 
 
 if __name__ == '__main__':

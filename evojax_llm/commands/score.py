@@ -1,13 +1,21 @@
 r"""Scores a model, and adapters of it, on task files.
 
-  python -m experiments.score --model=gemma-2-2b-it \
+  evojax-llm score --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --tasks=mmlu.json,gsm8k.json \
       --split=dev --out=scores.json
 
+  evojax-llm score --run=runs/pocket_genome_plus --row=vote \
+      --split=test --out=vote.json
+
 The base and all adapters are scored together, as one population; `base` is the
-model without an adapter. Multiple choice is scored by the likelihood of the
-options, everything else by greedy decoding. The table gives accuracies in
-percent with 95 % intervals (Wilson); --out takes them as JSON:
+model without an adapter. --run takes a run folder, or what `export --row=vote`
+wrote, in place of --model and --adapters: then the members of a row of the
+run's table are scored, and what they decide together, on the run's tasks, items
+and prompts where no flag says otherwise.
+
+Multiple choice is scored by the likelihood of the options, everything else by
+greedy decoding. The table gives accuracies in percent with 95 % intervals
+(Wilson); --out takes them as JSON:
 
   {"members": [{"name": "base", "tasks": {"mmlu": {
       "metric": "accuracy", "score": 0.52, "interval": [0.45, 0.59], "n": 200,
@@ -27,19 +35,24 @@ have a "question", an "answer" and, for multiple choice, "choices" {"A": ...,
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import Any
 
 from absl import flags
 
 from evojax_llm.commands import command
+from evojax_llm.runs.run_config import RunConfig
 
 _MODEL = flags.DEFINE_string(
-  'model', None, 'Gemma folder in Hugging Face form.', required=True
+  'model', None, 'Gemma folder in Hugging Face form.'
 )
 _ADAPTERS = flags.DEFINE_list(
   'adapters', [], 'PEFT LoRA folders, separated by commas; none by default.'
 )
+_RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
+_ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
+_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _TASKS = flags.DEFINE_list(
-  'tasks', None, 'Task files, separated by commas.', required=True
+  'tasks', None, "Task files, separated by commas; by default the run's."
 )
 _SPLIT = flags.DEFINE_enum(
   'split', 'dev', ['dev', 'test'], 'Which items of the tasks to score.'
@@ -97,29 +110,36 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
+# Settings of a run, and the flags that change them.
+_SETTINGS = {
+  'dev_draw': _DRAW,
+  'chat': _CHAT,
+  'shots': _SHOTS,
+  'shots_seed': _SHOTS_SEED,
+  'system': _SYSTEM,
+  'allow_overlap': _ALLOW_OVERLAP,
+  'drop_overlap': _DROP_OVERLAP,
+  'skip_bad_rows': _SKIP_BAD_ROWS,
+}
+
+
 def main(_: Sequence[str]) -> None:
-  out = command.check_out(_OUT.value, _OVERWRITE.value)
-  from evojax_llm.tasks import task_files as tasks_lib
-
-  rules = tasks_lib.Rules(
-    allow_overlap=_ALLOW_OVERLAP.value,
-    drop_overlap=_DROP_OVERLAP.value,
-    allow_code=_ALLOW_CODE.value,
-    skip_bad_rows=_SKIP_BAD_ROWS.value,
-    shots=_SHOTS.value,
-    shots_seed=_SHOTS_SEED.value,
-    system=_SYSTEM.value,
+  run = command.open_source(
+    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
   )
-  tasks = tasks_lib.load_tasks(_TASKS.value, rules)
-  # The engine plans by the dev split: whatever is scored stands there.
-  tasks = [
-    dataclasses.replace(
-      task, dev=task.subset(_SPLIT.value, _LIMIT.value, _DRAW.value), test=()
+  if not run and not _TASKS.value:
+    raise command.UserError(
+      '--tasks is missing: task files, separated by commas. See --help.'
     )
-    for task in tasks
-  ]
-
-  command.use_cores(_MODEL.value, 1 + len(_ADAPTERS.value))
+  source = _MODEL.value or _RUN.value
+  inputs = run.reads() if run else [source, *_ADAPTERS.value]
+  out = command.check_out(
+    _OUT.value, _OVERWRITE.value, [*inputs, *(_TASKS.value or ())]
+  )
+  config, tasks = _read_tasks(run)
+  command.use_cores(
+    run.files.model if run else source, 1 + len(_ADAPTERS.value)
+  )
 
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp
@@ -131,19 +151,21 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm.tasks.scorers.registry import scorer_of
 
   dtype = jnp.dtype(_DTYPE.value)
-  command.say(f'loading {_MODEL.value}')
-  members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
-  for task in tasks:
-    command.say(
-      f'{task.name}: {len(task.dev)} {_SPLIT.value} items, {task.kind}'
-    )
+  command.say(f'loading {source}')
+  vote = None
+  if _RUN.value:
+    from evojax_llm.runs import rows
+
+    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
+  else:
+    members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   make = functools.partial(
     Evaluator,
     members.tokenizer,
     tasks,
-    chat=_CHAT.value,
+    chat=config.chat,
     dtype=dtype,
-    max_length=_MAX_LENGTH.value,
+    max_length=_MAX_LENGTH.value or config.execution.max_length,
   )
   evaluator = make(base_dtype=_BASE_DTYPE.value)
   changed = None
@@ -155,14 +177,20 @@ def main(_: Sequence[str]) -> None:
   scores = evaluator.evaluate(
     members.space, members.population, progress=command.Progress()
   )
-  results = scoring.results(members.names, tasks, scores, _PER_ITEM.value)
+  names = members.names
+  if vote:
+    voters = range(1, len(names))
+    scores = scoring.with_vote(scores, voters, *vote, tasks)
+    names = (*names, f'vote of {len(voters)}')
+  results = scoring.results(names, tasks, scores, _PER_ITEM.value)
   command.write_json(
     out,
     {
       'model': _MODEL.value,
       'adapters': _ADAPTERS.value,
+      **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
       'split': _SPLIT.value,
-      'chat': _CHAT.value,
+      'chat': config.chat,
       'truncated': evaluator.ledger.truncated,
       'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': changed,
@@ -172,6 +200,47 @@ def main(_: Sequence[str]) -> None:
   percent = {task.name: scorer_of(task).percent for task in tasks}
   print(scoring.table(results, percent))
   command.say(f'wrote {out}')
+
+
+def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
+  """The settings of tasks, those of a run first, and what is scored."""
+  config, split = RunConfig() if run is None else run.config, _SPLIT.value
+  given = {n: flag.value for n, flag in _SETTINGS.items() if flag.present}
+  if _LIMIT.value:
+    given |= {f'{split}_limit': _LIMIT.value, f'{split}_limits': ()}
+  # Whether code may run is never read from a folder.
+  config = dataclasses.replace(config, allow_code=_ALLOW_CODE.value, **given)
+  from evojax_llm.runs import inputs as inputs_lib
+  from evojax_llm.tasks import task_files
+
+  whole = task_files.load_tasks(
+    _TASKS.value or run.files.tasks, inputs_lib.rules(config)
+  )
+  limits = getattr(config, f'{split}_limits')
+  if len(limits) != len(whole):
+    limits = [getattr(config, f'{split}_limit')] * len(whole)
+  # The engine plans by the dev split: whatever is scored stands there.
+  tasks = [
+    dataclasses.replace(
+      task, dev=task.subset(split, limit, config.dev_draw), test=()
+    )
+    for task, limit in zip(whole, limits, strict=True)
+  ]
+  for task, before in zip(tasks, whole, strict=True):
+    count, there = len(task.dev), len(getattr(before, split))
+    of_all = f' of {there}' if there > count else ''
+    command.say(f'{task.name}: {count}{of_all} {split} items, {task.kind}')
+  if run and not _LIMIT.value and any(limits):
+    command.say(
+      f'as in the table of the run, whose config.{split}_limit and '
+      'config.dev_draw chose them; --limit and --draw choose others'
+    )
+  elif not run and not any(limits) and split == 'test':
+    command.say(
+      "all test items; a run's table has config.test_limit of each task (250 "
+      'by default on the pocket), which --limit=250 takes here as well'
+    )
+  return config, tasks
 
 
 if __name__ == '__main__':

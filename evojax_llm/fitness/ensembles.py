@@ -132,26 +132,41 @@ def decide(
   Raises:
     ValueError: the rule is unknown.
   """
-  check_rule(rule)
   scores = group.task_scores[0].copy()
-  for k, (scorer, result) in enumerate(
-    zip(scorers, group.results, strict=True)
-  ):
-    predictions, values = result.predictions, np.asarray(result.values)
+  for k, stands in enumerate(standing(rule, group, scorers)):
+    if stands is None:
+      continue
+    values = np.asarray(group.results[k].values)
+    predictions = np.array(group.results[k].predictions, object)
+    stand = stands, np.arange(values.shape[1])
+    verdicts = Verdicts(
+      predictions.reshape(values.shape)[stand],
+      values[stand].astype(np.float64),
+      np.ones(values.shape[1]),
+    )
+    scores[k] = scorers[k].aggregate(items[k], verdicts)
+  return scores
+
+
+def standing(
+  rule: str, group: Group, scorers: Sequence[Scorer]
+) -> list[np.ndarray | None]:
+  """Returns (items,) of each task, the members whose answers stand.
+
+  None for a task without predictions. See `decide`.
+  """
+  check_rule(rule)
+  stands = []
+  for scorer, result in zip(scorers, group.results, strict=True):
+    predictions = result.predictions
     if all(answer is None for answers in predictions for answer in answers):
+      stands.append(None)
       continue
     chosen = rule
     if rule == AUTO:
       chosen = 'majority' if scorer.binary else 'medoid'
-    stands = RULES[chosen](predictions, group.fitness)
-    columns = np.arange(values.shape[1])
-    verdicts = Verdicts(
-      np.array(predictions, object).reshape(values.shape)[stands, columns],
-      values[stands, columns].astype(np.float64),
-      np.ones(values.shape[1]),
-    )
-    scores[k] = scorer.aggregate(items[k], verdicts)
-  return scores
+    stands.append(RULES[chosen](predictions, group.fitness))
+  return stands
 
 
 def choose_size(

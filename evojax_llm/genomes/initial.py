@@ -112,7 +112,11 @@ def finish(
       stack.take(population, indices),
       jnp.asarray(sigma[indices]),
     )
-    population = stack.put(population, indices, noisy)
+    population = jax.tree.map(
+      lambda leaf, new: leaf.at[indices].set(new.astype(leaf.dtype)),
+      population,
+      noisy,
+    )
   return Initial(
     population=population,
     operators=tuple(row.operator for row in rows),

@@ -1,55 +1,36 @@
 """One PEFT adapter folder: its configuration and its tensors, checked.
 
-The rules that choose modules, ranks and scales are those of PEFT; the scale
-of a module is alpha / r, or alpha / sqrt(r) if rank-stabilised (LoRA, arXiv
-2106.09685; rsLoRA, arXiv 2312.03732).
+The scale of a module is alpha / r, or alpha / sqrt(r) if rank-stabilised (LoRA,
+arXiv 2106.09685; rsLoRA, arXiv 2312.03732).
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import math
 import os
-import pathlib
 import re
-from typing import Any
+import reprlib
 
 import numpy as np
 
+from evojax_llm.models.adapter_config import PeftConfig
+from evojax_llm.models.adapter_config import read_config
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
-from evojax_llm.models.folders import read_json
+from evojax_llm.models.names import LM_HEAD
 from evojax_llm.models.names import is_other_part
-
-# Fields that change the mathematics when set, and what to do about each.
-_REFUSED = {
-  'use_dora': 'DoRA; merge the adapter into its base instead',
-  'use_qalora': 'QA-LoRA; train a plain LoRA',
-  'lora_bias': 'a bias beside lora_B; train without it',
-  'modules_to_save': 'whole modules trained beside LoRA; train without them',
-  'fan_in_fan_out': 'weights stored as (in, out), which Gemma never does',
-  'layer_replication': 'a base with other layers; write that base out first',
-  'trainable_token_indices': 'trained embeddings; train without them',
-  'target_parameters': 'LoRA on bare parameters; target linear modules',
-  'alora_invocation_tokens': 'aLoRA; train a plain LoRA',
-  'use_bdlora': 'block-diagonal LoRA; train a plain LoRA',
-  'arrow_config': 'routing between adapters; give the adapters one by one',
-  'kasa_config': 'KaSA, which changes the base; train a plain LoRA',
-  'monteclora_config': 'sampled adapters; train a plain LoRA',
-}
-# Initialisations that subtract the first adapter from the base weights.
-_CHANGES_BASE = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')
 
 _MODULE = re.compile(
   r'^(?P<prefix>(?:(?:language_model|model|text_model)\.)*)'
-  r'layers\.(?P<layer>\d+)\.(?P<block>\w+)\.(?P<projection>\w+)$'
+  r'layers\.(?P<layer>\d{1,9})\.(?P<block>\w+)\.(?P<projection>\w+)$'
 )
 _WRAPPER = r'^(?:base_model\.model\.)?'
 _FACTOR = re.compile(
-  _WRAPPER + r'(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight$'
+  _WRAPPER + r'(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?'
+  r'\.weight$'
 )
 
 # (block, projection), as ('self_attn', 'q_proj').
@@ -76,193 +57,35 @@ def read_adapter(
       adapter_config.json or the base.
   """
   path = existing_folder(folder, 'a PEFT adapter folder')
-  peft = _read_config(path)
+  peft = read_config(path)
   with TensorFiles.of_adapter(path) as files:
-    stored = _stored_factors(files)
+    stored = _stored_factors(files, config)
     modules = {module: _parse(files, module, config) for module in stored}
     _check_modules(files, peft, list(modules), config)
     factors = {}
     for module, pair in stored.items():
       names, layer = modules[module]
-      _check_shapes(files, peft, module, pair, config.linear_shapes()[names])
-      a, b = (files.read(pair[x]).astype(np.float32) for x in 'AB')
-      factors[names, layer] = Factors(a, b, peft.scale(module))
+      rank = peft.of_module(peft.rank_pattern, module, peft.r)
+      alpha = peft.of_module(peft.alpha_pattern, module, peft.alpha)
+      shape = config.linear_shapes()[names]
+      _check_shapes(files, peft, module, pair, rank, shape)
+      arrays = {}
+      for factor, name in pair.items():
+        # What is beyond f32 becomes infinity, and is refused with it.
+        with np.errstate(over='ignore'):
+          arrays[factor] = files.read(name).astype(np.float32)
+        files.check_finite(name, arrays[factor])
+      scale = alpha / (math.sqrt(rank) if peft.raw.get('use_rslora') else rank)
+      factors[names, layer] = Factors(arrays['A'], arrays['B'], scale)
   return factors
 
 
-@dataclasses.dataclass(frozen=True)
-class _PeftConfig:
-  """An adapter_config.json; `raw` is the whole file."""
-
-  path: pathlib.Path
-  r: int
-  alpha: float
-  rank_pattern: dict[str, int]
-  alpha_pattern: dict[str, float]
-  raw: dict[str, Any]
-
-  def rank(self, module: str) -> int:
-    """Rank of a module, by its name in the model the adapter was made for."""
-    return _by_pattern(self.rank_pattern, module, self.r)
-
-  def scale(self, module: str) -> float:
-    """Factor of the product of a module's factors."""
-    alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
-    rank = self.rank(module)
-    return alpha / (math.sqrt(rank) if self.raw.get('use_rslora') else rank)
-
-  def targets(self, modules: Iterable[str]) -> set[str] | None:
-    """Those modules that the file names as adapted; None if it does not."""
-    target = self.raw.get('target_modules')
-    if target is None or target == 'all-linear':
-      # PEFT resolves both against the model before it saves.
-      return None
-    return {m for m in modules if self._is_target(target, m)} or None
-
-  def _is_target(self, target: str | list[str], module: str) -> bool:
-    exclude = self.raw.get('exclude_modules')
-    if exclude and _names(exclude, module):
-      return False
-    if not _names(target, module):
-      return False
-    layers = self.raw.get('layers_to_transform')
-    if isinstance(target, str) or layers in (None, []):
-      return True
-    for pattern in _layer_patterns(self.raw) or [r'[^.]*']:
-      match = re.match(rf'(?:^|.*?\.){pattern}\.(\d+)\.', module)
-      if match:
-        return int(match.group(1)) in (
-          [layers] if isinstance(layers, int) else layers
-        )
-    return False
-
-
-def _layer_patterns(raw: dict[str, Any]) -> list[str]:
-  patterns = raw.get('layers_pattern') or []
-  return [patterns] if isinstance(patterns, str) else patterns
-
-
-def _names(target: str | list[str], module: str) -> bool:
-  """PEFT's rule: a string is a pattern, a list holds ends of names."""
-  if isinstance(target, str):
-    return bool(re.fullmatch(target, module))
-  return any(module == t or module.endswith(f'.{t}') for t in target)
-
-
-def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
-  """PEFT's rule: the first pattern that matches an end of the name."""
-  for pattern, value in patterns.items():
-    if re.match(rf'(.*\.)?({pattern})$', module):
-      return value
-  return default
-
-
-def _read_config(folder: pathlib.Path) -> _PeftConfig:
-  """Reads adapter_config.json; refuses all but plain LoRA."""
-  path = folder / 'adapter_config.json'
-  if not path.is_file():
-    inside = sorted(p.parent for p in folder.glob('*/adapter_config.json'))
-    hint = f' Did you mean {inside[0]}?' if inside else ''
-    raise ModelError(
-      f'{path}: no such file; expected a PEFT adapter folder.{hint}'
-    )
-  raw = read_json(path)
-  peft_type = raw.get('peft_type')
-  if peft_type != 'LORA':
-    raise ModelError(
-      f"{path}: peft_type is {peft_type!r}; expected 'LORA', the only kind "
-      'of adapter that is supported.'
-    )
-  bias = raw.get('bias', 'none')
-  if bias != 'none':
-    raise ModelError(
-      f"{path}: bias is {bias!r}; expected 'none'. Gemma has no biases; "
-      'train without them.'
-    )
-  for field, meaning in _REFUSED.items():
-    if raw.get(field):
-      raise ModelError(
-        f'{path}: {field} is {raw[field]!r}; not supported: {meaning}.'
-      )
-  init = raw.get('init_lora_weights', True)
-  if isinstance(init, str) and init.startswith(_CHANGES_BASE):
-    raise ModelError(
-      f'{path}: init_lora_weights is {init!r}, which also changes the base '
-      'weights. Convert it to a plain LoRA: PEFT does so when saving with '
-      'path_initial_model_for_weight_conversion.'
-    )
-  config = _PeftConfig(
-    path=path,
-    r=_number(path, raw, 'r', int),
-    alpha=_number(path, raw, 'lora_alpha', float),
-    rank_pattern=_patterns(path, raw, 'rank_pattern', int),
-    alpha_pattern=_patterns(path, raw, 'alpha_pattern', float),
-    raw=raw,
-  )
-  _check_targets(config)
-  return config
-
-
-def _number(
-  path: pathlib.Path, raw: dict[str, Any], field: str, kind: type
-) -> Any:
-  """A number of the file: a positive int, or any finite float."""
-  value = raw.get(field)
-  right = isinstance(value, int if kind is int else (int, float))
-  if not right or isinstance(value, bool) or not math.isfinite(value):
-    raise ModelError(
-      f'{path}: {field} is {value!r}; expected a number '
-      f'({"positive, whole" if kind is int else "finite"}).'
-    )
-  if kind is int and value <= 0:
-    raise ModelError(f'{path}: {field} is {value}; expected 1 or more.')
-  return kind(value)
-
-
-def _patterns(
-  path: pathlib.Path, raw: dict[str, Any], field: str, kind: type
-) -> dict[str, Any]:
-  """A table of numbers by pattern of module names."""
-  table = raw.get(field) or {}
-  if not isinstance(table, dict):
-    raise ModelError(f'{path}: {field} is {table!r}; expected an object.')
-  for pattern in table:
-    _check_pattern(path, field, pattern)
-  try:
-    return {p: _number(path, table, p, kind) for p in table}
-  except ModelError as error:
-    raise ModelError(f'{error} (in {field})') from None
-
-
-def _check_targets(config: _PeftConfig) -> None:
-  """Refuses fields that name modules in no way PEFT knows."""
-  for field in ('target_modules', 'exclude_modules'):
-    value = config.raw.get(field)
-    if isinstance(value, str):
-      _check_pattern(config.path, field, value)
-    elif value is not None and not (
-      isinstance(value, list) and all(isinstance(v, str) for v in value)
-    ):
-      raise ModelError(
-        f'{config.path}: {field} is {value!r}; expected a list of names or a '
-        'pattern.'
-      )
-  for pattern in _layer_patterns(config.raw):
-    _check_pattern(config.path, 'layers_pattern', pattern)
-
-
-def _check_pattern(path: pathlib.Path, field: str, pattern: str) -> None:
-  try:
-    re.compile(pattern)
-  except (re.error, TypeError) as error:
-    raise ModelError(
-      f'{path}: {field} has {pattern!r}, not a regular expression: {error}.'
-    ) from None
-
-
-def _stored_factors(files: TensorFiles) -> dict[str, dict[str, str]]:
+def _stored_factors(
+  files: TensorFiles, config: GemmaConfig
+) -> dict[str, dict[str, str]]:
   """Stored names of A and B by module; refuses all other tensors."""
   stored: dict[str, dict[str, str]] = {}
+  adapters = set()
   for name in files.names:
     if is_other_part(re.sub(_WRAPPER, '', name)):
       continue  # An adapter of the vision side of a multimodal model.
@@ -272,12 +95,22 @@ def _stored_factors(files: TensorFiles) -> dict[str, dict[str, str]]:
         'adapter into its base instead.'
       )
     match = _FACTOR.match(name)
+    if match is None and name.endswith(('embed_tokens.weight', LM_HEAD)):
+      rows, base = files.shape(name)[:1], config.vocab_size
+      raise ModelError(
+        f'{files.path}: {name} has {rows[0] if rows else 0} rows, the base '
+        f'{base}: the adapter was saved with its embedding, as PEFT does where '
+        'the vocabulary was resized. Merge it into that base and give the '
+        'merged model, or, if the embedding was not trained, save it again '
+        'with save_embedding_layers=False.'
+      )
     if match is None:
       raise ModelError(
         f'{files.path}: {name} is not a factor of a linear module; expected '
         'only *.lora_A.weight and *.lora_B.weight. Embeddings, biases and '
         'whole modules trained beside LoRA are not supported.'
       )
+    adapters.add(match['name'])
     pair = stored.setdefault(match['module'], {})
     if match['factor'] in pair:
       raise ModelError(
@@ -285,6 +118,12 @@ def _stored_factors(files: TensorFiles) -> dict[str, dict[str, str]]:
         'tensor; expected one of them.'
       )
     pair[match['factor']] = name
+  if len(adapters) > 1:
+    raise ModelError(
+      f'{files.path}: has factors of several adapters, '
+      f'{listing(sorted(map(str, adapters)))}; expected one. Save each in a '
+      'folder of its own.'
+    )
   halves = [m for m, pair in stored.items() if len(pair) == 1]
   if halves:
     raise ModelError(
@@ -319,7 +158,7 @@ def _parse(
 
 def _check_modules(
   files: TensorFiles,
-  peft: _PeftConfig,
+  peft: PeftConfig,
   modules: Sequence[str],
   config: GemmaConfig,
 ) -> None:
@@ -337,6 +176,13 @@ def _check_modules(
   )
   if targets is None:
     return
+  if not targets:
+    fields = ('target_modules', 'exclude_modules', 'layers_to_transform')
+    given = [f'{f} {reprlib.repr(v)}' for f in fields if (v := peft.raw.get(f))]
+    raise ModelError(
+      f'{peft.path}: {", ".join(given)} name no module of the base (such as '
+      f'{modules[0]}); the file is that of another adapter.'
+    )
   missing = sorted(targets.difference(modules))
   if missing:
     raise ModelError(
@@ -349,19 +195,19 @@ def _check_modules(
   if extra:
     raise ModelError(
       f'{files.path}: has factors of {listing(extra)} ({len(extra)} in all), '
-      f'which target_modules of {peft.path} does not name.'
+      f'which {peft.path} does not name.'
     )
 
 
 def _check_shapes(
   files: TensorFiles,
-  peft: _PeftConfig,
+  peft: PeftConfig,
   module: str,
   pair: dict[str, str],
+  rank: int,
   base_shape: tuple[int, int],
 ) -> None:
   """Refuses factors that fit neither the base nor their configuration."""
-  rank = peft.rank(module)
   d_in, d_out = base_shape
   for factor, expected in (('A', (rank, d_in)), ('B', (d_out, rank))):
     name = pair[factor]

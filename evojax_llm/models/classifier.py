@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.models import hub
+from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
-from evojax_llm.models.model_files import MODEL_FOLDER
 from evojax_llm.models.names import HEAD
 from evojax_llm.models.transformer import Gemma
 
@@ -78,7 +78,8 @@ def load_classifier(
         f'{path}: has no tensor {HEAD}; expected the folder of a '
         'Gemma2ForSequenceClassification.'
       )
-    head = np.asarray(files.read(HEAD)).astype(np.float32)
+    head = files.read(HEAD).astype(np.float32)
+    files.check_finite(HEAD, head)
   config, params = hub.load_checkpoint(folder, dtype, head=True)
   if head.ndim != 2 or head.shape[1] != config.embed_dim:
     raise ModelError(

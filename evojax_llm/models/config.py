@@ -1,20 +1,53 @@
 """The fields of a Hugging Face Gemma configuration that define the model.
 
 `GemmaConfig` is hashable: a static argument of jitted functions and a field of
-Flax modules. `config_from_hf` refuses what the forward pass does not have.
+Flax modules. What the forward pass does not have is refused.
 """
 
 import dataclasses
+import os
+import reprlib
 from typing import Any
 
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.folders import existing_folder
+from evojax_llm.models.folders import import_transformers
+from evojax_llm.models.folders import read_json
 
+MODEL_FOLDER = 'a Gemma folder in Hugging Face layout'
 MODEL_TYPES = ('gemma', 'gemma2', 'gemma3_text')
 LAYER_TYPES = ('full_attention', 'sliding_attention')
 ACTIVATIONS = {
   'gelu': 'gelu',
   'gelu_pytorch_tanh': 'gelu_tanh',
   'gelu_new': 'gelu_tanh',
+}
+
+_INT32 = 2**31 - 1
+# Kind, least and most of the numbers in config.json. They are looked at before
+# transformers sees them: it takes most, and works for hours on some.
+_NUMBERS = {
+  'vocab_size': (int, 1, _INT32),
+  'hidden_size': (int, 1, _INT32),
+  'intermediate_size': (int, 1, _INT32),
+  'num_hidden_layers': (int, 1, 10_000),
+  'num_attention_heads': (int, 1, _INT32),
+  'num_key_value_heads': (int, 1, _INT32),
+  'head_dim': (int, 2, _INT32),
+  'max_position_embeddings': (int, 1, _INT32),
+  'num_labels': (int, 0, 1_000_000),
+  'query_pre_attn_scalar': (float, 1e-6, 1e9),
+  'rms_norm_eps': (float, 0, 1),
+}
+_NUMBERS_OR_NULL = {
+  'sliding_window': (int, 1, _INT32),
+  'sliding_window_pattern': (int, 1, _INT32),
+  '_sliding_window_pattern': (int, 1, _INT32),
+  'attn_logit_softcapping': (float, 1e-6, 1e9),
+  'final_logit_softcapping': (float, 1e-6, 1e9),
+  'rope_theta': (float, 1, 1e12),
+  'rope_local_base_freq': (float, 1, 1e12),
+  'factor': (float, 1e-6, 1e9),
 }
 
 
@@ -82,7 +115,8 @@ class GemmaConfig:
   def __post_init__(self):
     if self.model_type not in MODEL_TYPES:
       raise ModelError(
-        f'model_type is {self.model_type!r}; expected one of {MODEL_TYPES}.'
+        f'model_type is {self.model_type!r}; expected a Gemma 1, 2 or 3 text '
+        f'model ({", ".join(MODEL_TYPES)}).'
       )
     if len(self.layer_types) != self.num_layers:
       raise ModelError(
@@ -133,6 +167,79 @@ class GemmaConfig:
     }
 
 
+def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
+  """Reads config.json through transformers' AutoConfig.
+
+  Args:
+    folder: a Gemma 1, 2 or 3 folder; of a multimodal Gemma 3 the text part is
+      read.
+
+  Returns:
+    The configuration, and the transformers configuration it was read from.
+
+  Raises:
+    ModelError: no folder or file, broken JSON, a field out of range, another
+      or a quantised model.
+  """
+  path = existing_folder(folder, MODEL_FOLDER) / 'config.json'
+  raw = read_json(path)
+  known = (*MODEL_TYPES, 'gemma3')
+  if raw.get('model_type') not in known:
+    hint = (
+      ' This is an adapter folder; give it as an expert, not as the base.'
+      if 'peft_type' in raw
+      else ''
+    )
+    raise ModelError(
+      f'{path}: model_type is {raw.get("model_type")!r}; expected one of '
+      f'{", ".join(known)}.{hint}'
+    )
+  if raw.get('quantization_config'):
+    raise ModelError(
+      f'{path}: quantization_config is set; expected plain float weights. '
+      'Convert them back first.'
+    )
+  _check_fields(raw, f'{path}:')
+  if raw.get('text_config') is not None:
+    _check_fields(raw['text_config'], f'{path}: text_config:')
+  try:
+    hf_config = import_transformers().AutoConfig.from_pretrained(
+      path.parent, local_files_only=True, trust_remote_code=False
+    )
+    return config_from_hf(hf_config), hf_config
+  except Exception as error:
+    # transformers' messages have many lines.
+    raise ModelError(f'{path}: {" ".join(str(error).split())}') from error
+
+
+def _check_fields(raw: Any, where: str) -> None:
+  """Refuses numbers, ropes and layer types of a wrong type or out of range."""
+  if not isinstance(raw, dict):
+    raise ModelError(f'{where} is {reprlib.repr(raw)}; expected an object.')
+  for field, (kind, low, high) in (_NUMBERS | _NUMBERS_OR_NULL).items():
+    value = raw.get(field)
+    if field not in raw or (value is None and field in _NUMBERS_OR_NULL):
+      continue
+    right = isinstance(value, int if kind is int else int | float)
+    if not right or isinstance(value, bool) or not low <= value <= high:
+      raise ModelError(
+        f'{where} {field} is {reprlib.repr(value)}; expected a '
+        f'{"whole " * (kind is int)}number from {low} to {high}'
+        f'{", or null" * (field in _NUMBERS_OR_NULL)}.'
+      )
+  types = raw.get('layer_types')
+  if types is not None and not (
+    isinstance(types, list) and all(isinstance(t, str) for t in types)
+  ):
+    raise ModelError(
+      f'{where} layer_types is {reprlib.repr(types)}; expected a list of '
+      f'{" and ".join(LAYER_TYPES)}.'
+    )
+  for field in ('rope_parameters', 'rope_scaling', *LAYER_TYPES):
+    if raw.get(field) is not None:
+      _check_fields(raw[field], f'{where} {field}:')
+
+
 def config_from_hf(hf_config: Any) -> GemmaConfig:
   """Reads a transformers configuration.
 
@@ -145,51 +252,39 @@ def config_from_hf(hf_config: Any) -> GemmaConfig:
       forward pass does not have.
   """
   text = hf_config.get_text_config()
-  model_type = text.model_type
-  if model_type not in MODEL_TYPES:
-    raise ModelError(
-      f'model_type is {model_type!r}; expected a Gemma 1, 2 or 3 text model '
-      f'({", ".join(MODEL_TYPES)}).'
-    )
-  if getattr(text, 'attention_bias', False):
-    raise ModelError('attention_bias is true; only Gemma without it is known.')
-  if getattr(text, 'use_bidirectional_attention', None):
-    raise ModelError(
-      'use_bidirectional_attention is set; only causal models are known.'
-    )
-  if not getattr(text, 'tie_word_embeddings', True):
-    raise ModelError(
-      'tie_word_embeddings is false; Gemma ties the embedding and the output.'
-    )
-  activation = (
-    text.hidden_act if model_type == 'gemma' else text.hidden_activation
-  )
+  for field, wrong, why in (
+    ('attention_bias', True, 'only Gemma without it is known'),
+    ('use_bidirectional_attention', True, 'only causal models are known'),
+    ('tie_word_embeddings', False, 'Gemma ties the embedding and the output'),
+  ):
+    value = getattr(text, field, None)
+    if value is not None and bool(value) == wrong:
+      raise ModelError(f'{field} is {value!r}; {why}.')
+  gemma1 = text.model_type == 'gemma'
+  activation = text.hidden_act if gemma1 else text.hidden_activation
   if activation not in ACTIVATIONS:
     raise ModelError(
       f'activation is {activation!r}; expected one of {sorted(ACTIVATIONS)}.'
     )
-  num_layers = text.num_hidden_layers
-  head_dim = text.head_dim
-  gemma1 = model_type == 'gemma'
   layer_types = getattr(text, 'layer_types', None)
   if gemma1 or layer_types is None:
-    layer_types = ('full_attention',) * num_layers
-  rope_full, rope_sliding = _ropes(text)
+    layer_types = ('full_attention',) * text.num_hidden_layers
+  rope_full, rope_sliding = _ropes(text.rope_parameters)
   return GemmaConfig(
-    model_type=model_type,
+    model_type=text.model_type,
     vocab_size=text.vocab_size,
-    num_layers=num_layers,
+    num_layers=text.num_hidden_layers,
     embed_dim=text.hidden_size,
     ffn_dim=text.intermediate_size,
     num_heads=text.num_attention_heads,
     num_kv_heads=text.num_key_value_heads,
-    head_dim=head_dim,
+    head_dim=text.head_dim,
     query_pre_attn_scalar=float(
-      head_dim if gemma1 else text.query_pre_attn_scalar
+      text.head_dim if gemma1 else text.query_pre_attn_scalar
     ),
     # Gemma 3's configuration has the field; its forward pass ignores it.
     attn_softcap=(
-      text.attn_logit_softcapping if model_type == 'gemma2' else None
+      text.attn_logit_softcapping if text.model_type == 'gemma2' else None
     ),
     final_softcap=None if gemma1 else text.final_logit_softcapping,
     sliding_window=None if gemma1 else text.sliding_window,
@@ -199,21 +294,17 @@ def config_from_hf(hf_config: Any) -> GemmaConfig:
     activation=ACTIVATIONS[activation],
     norm_eps=text.rms_norm_eps,
     post_norms=not gemma1,
-    qk_norm=model_type == 'gemma3_text',
+    qk_norm=text.model_type == 'gemma3_text',
     max_position_embeddings=text.max_position_embeddings,
   )
 
 
-def _ropes(text: Any) -> tuple[Rope, Rope]:
+def _ropes(parameters: dict[str, Any]) -> tuple[Rope, Rope]:
   """Rotary embeddings of full and of sliding layers."""
-  parameters = text.rope_parameters
-  if any(t in parameters for t in LAYER_TYPES):
-    full = parameters.get('full_attention')
-    sliding = parameters.get('sliding_attention')
-    full, sliding = full or sliding, sliding or full
-  else:
-    full = sliding = parameters
-  return _rope(full), _rope(sliding)
+  full, sliding = (parameters.get(t) for t in LAYER_TYPES)
+  return _rope(full or sliding or parameters), _rope(
+    sliding or full or parameters
+  )
 
 
 def _rope(parameters: dict[str, Any]) -> Rope:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 from typing import Self
@@ -22,12 +23,14 @@ import safetensors
 from evojax_llm import files
 from evojax_llm.models.errors import ModelError
 
-# Stored types that are read; anything else is a quantised or a damaged file.
+# What stored types are used as; others are of quantised or damaged files.
 FLOAT_TYPES = {
+  'F64': np.dtype(np.float32),
   'F32': np.dtype(np.float32),
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
+_HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
 def import_transformers():
@@ -47,21 +50,72 @@ def import_transformers():
 
 
 def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
-  """Returns the path of a local folder; `what` says what it should hold."""
+  """Returns the path of a local folder.
+
+  Args:
+    folder: a path, `~` is expanded; or the name of a repository of the Hugging
+      Face hub, such as google/gemma-2-2b-it, whose snapshot is taken from the
+      hub's local cache. Nothing is downloaded.
+    what: what it should hold, for messages.
+
+  Raises:
+    ModelError: there is no such folder.
+  """
   path = pathlib.Path(folder).expanduser()
-  if not path.is_dir():
-    kind = 'is a file' if path.exists() else 'does not exist'
+  if path.is_dir():
+    return path
+  if path.exists():
+    raise ModelError(f'{path}: is a file; expected {what}.')
+  if os.path.islink(path):
+    files.check_regular(path, ModelError)
+  name = str(folder)
+  if not _HUB_NAME.fullmatch(name) or '..' in name:
+    raise ModelError(f'{path}: does not exist; expected {what}.')
+  cache = _hub_cache()
+  repository = cache / f'models--{name.replace("/", "--")}'
+  snapshots = sorted(repository.glob('snapshots/*/'))
+  main = repository / 'refs' / 'main'
+  if main.is_file():
+    commit = files.read_text(main, ModelError).strip()
+    snapshots = [s for s in snapshots if s.name == commit] or snapshots
+  if len(snapshots) == 1:
+    return snapshots[0]
+  if snapshots:
     raise ModelError(
-      f'{path}: {kind}; expected {what}. Nothing is downloaded: '
-      'fetch it first and give the path of the local folder.'
+      f'{name}: {repository} has {len(snapshots)} snapshots and no refs/main '
+      f'that names one of them; give the path of one, such as {snapshots[0]}.'
     )
-  return path
+  raise ModelError(
+    f"{name}: does not exist, neither as a folder nor in the hub's cache "
+    f'{cache}; expected {what}. Nothing is downloaded: fetch it with\n  hf '
+    f'download {name} --local-dir={name.split("/")[1]}\nand give that folder.'
+  )
+
+
+def _hub_cache() -> pathlib.Path:
+  """The folder in which huggingface_hub keeps repositories."""
+  given = os.environ.get
+  home = given('HF_HOME') or os.path.join(
+    given('XDG_CACHE_HOME') or '~/.cache', 'huggingface'
+  )
+  cache = given('HF_HUB_CACHE') or given('HUGGINGFACE_HUB_CACHE')
+  return pathlib.Path(cache or os.path.join(home, 'hub')).expanduser()
+
+
+def model_name(folder: str | os.PathLike) -> str:
+  """Returns the name of a model folder, 'owner/name' of a Hub's snapshot."""
+  path = pathlib.Path(folder).expanduser().resolve()
+  if path.parent.name == 'snapshots':
+    owner_and_name = path.parent.parent.name.removeprefix('models--')
+    return owner_and_name.replace('--', '/', 1)
+  return path.name
 
 
 def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
   """Returns the shortest ends of the paths that tell the folders apart."""
   paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
-  for depth in range(1, max(len(p.parts) for p in paths) + 1):
+  names: list[str] = []
+  for depth in range(1, max((len(p.parts) for p in paths), default=0) + 1):
     names = ['/'.join(p.parts[-depth:]) for p in paths]
     if len(set(names)) == len(set(paths)):
       break
@@ -125,10 +179,11 @@ class TensorFiles:
   def of_model(cls, folder: pathlib.Path) -> Self:
     """Opens a model folder: one file, or shards with an index."""
     single = folder / 'model.safetensors'
-    if single.is_file():
-      return cls(single, None)
     index = folder / 'model.safetensors.index.json'
-    if not index.is_file():
+    # Links that lead nowhere are there, and are named when they are opened.
+    if not os.path.lexists(index):
+      if os.path.lexists(single):
+        return cls(single, None)
       _refuse_pickle(folder, 'pytorch_model*.bin', 'model.safetensors')
       raise ModelError(
         f'{folder}: has neither model.safetensors nor '
@@ -148,13 +203,19 @@ class TensorFiles:
           'file in the same folder.'
         )
       of[name] = folder / file
+    if os.path.lexists(single) and single not in of.values():
+      raise ModelError(
+        f'{folder}: has {single.name} and, as {index.name} says, the weights '
+        f'in {listing(sorted(set(weight_map.values())))}; expected one of '
+        'them. Remove what is left over from before.'
+      )
     return cls(index, of)
 
   @classmethod
   def of_adapter(cls, folder: pathlib.Path) -> Self:
     """Opens a PEFT adapter folder."""
     file = folder / 'adapter_model.safetensors'
-    if not file.is_file():
+    if not os.path.lexists(file):
       for pattern in ('adapter_model*.bin', 'pytorch_model*.bin', '*.pt'):
         _refuse_pickle(folder, pattern, file.name)
       raise ModelError(
@@ -171,7 +232,7 @@ class TensorFiles:
     return tuple(self._slice(name).get_shape())
 
   def dtype(self, name: str) -> np.dtype:
-    """Returns the type of a tensor, from the header; refuses non-floats."""
+    """Returns the type that a tensor is used as; refuses non-floats."""
     stored = self._slice(name).get_dtype()
     if stored not in FLOAT_TYPES:
       raise ModelError(
@@ -184,6 +245,23 @@ class TensorFiles:
   def read(self, name: str) -> np.ndarray:
     """Reads a tensor."""
     return self._handles[self.file(name)].get_tensor(name)
+
+  def check_finite(self, name: str, array: np.ndarray) -> None:
+    """Refuses NaN and infinity in what was read of a tensor."""
+    parts = np.array_split(array, max(1, array.size >> 22))
+    if array.dtype.itemsize == 2:  # Many times as fast as on the numbers.
+      infinity = np.array(np.inf, array.dtype).view(np.uint16)
+      finite = all(
+        np.all(part.view(np.uint16) & 0x7FFF < infinity) for part in parts
+      )
+    else:
+      finite = all(np.isfinite(part).all() for part in parts)
+    if not finite:
+      raise ModelError(
+        f'{self.file(name)}: tensor {name} has NaN, infinity or numbers beyond '
+        f'{array.dtype}; expected finite weights. The file is damaged or its '
+        'training diverged.'
+      )
 
   def _slice(self, name: str):
     return self._handles[self.file(name)].get_slice(name)

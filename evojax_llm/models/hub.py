@@ -18,26 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.models import names
-from evojax_llm.models.config import MODEL_TYPES
+from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.config import config_from_hf
+from evojax_llm.models.config import load_config
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
-from evojax_llm.models.folders import import_transformers
 from evojax_llm.models.folders import listing
 from evojax_llm.models.folders import new_folder
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.folders import write_json
-from evojax_llm.models.model_files import MODEL_FOLDER
 from evojax_llm.models.model_files import check_params
 from evojax_llm.models.model_files import check_tied
+from evojax_llm.models.model_files import get
 from evojax_llm.models.model_files import open_model
 from evojax_llm.models.model_files import put
 from evojax_llm.models.model_files import read_leaf
 from evojax_llm.models.model_files import write_weights
 from evojax_llm.models.tokenizer import Tokenizer
 
-_KNOWN = (*MODEL_TYPES, 'gemma3')
 # The small files that go with the weights: what transformers writes of a
 # tokenizer, templates, and what the licence asks to pass on.
 _KEPT = (
@@ -88,46 +86,6 @@ def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
   # A folder without a tokenizer is refused before its weights are read.
   tokenizer = Tokenizer.from_folder(folder)
   return Model(*load_checkpoint(folder, dtype), folder, tokenizer)
-
-
-def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
-  """Reads config.json through transformers' AutoConfig.
-
-  Args:
-    folder: a Gemma 1, 2 or 3 folder; of a multimodal Gemma 3 the text part is
-      read.
-
-  Returns:
-    The configuration, and the transformers configuration it was read from.
-
-  Raises:
-    ModelError: no folder or file, broken JSON, another or a quantised model.
-  """
-  path = existing_folder(folder, MODEL_FOLDER) / 'config.json'
-  raw = read_json(path)
-  model_type = raw.get('model_type')
-  if model_type not in _KNOWN:
-    hint = (
-      ' This is an adapter folder; give it as an expert, not as the base.'
-      if 'peft_type' in raw
-      else ''
-    )
-    raise ModelError(
-      f'{path}: model_type is {model_type!r}; expected one of '
-      f'{", ".join(_KNOWN)}.{hint}'
-    )
-  if raw.get('quantization_config'):
-    raise ModelError(
-      f'{path}: quantization_config is set; expected plain float weights. '
-      'Convert them back first.'
-    )
-  try:
-    hf_config = import_transformers().AutoConfig.from_pretrained(
-      path.parent, local_files_only=True, trust_remote_code=False
-    )
-    return config_from_hf(hf_config), hf_config
-  except Exception as error:
-    raise ModelError(f'{path}: {error}') from error
 
 
 def load_checkpoint(
@@ -195,13 +153,9 @@ def save_checkpoint(
       `config` does not fit `like`.
   """
   base_config, hf_config = load_config(like)
-  like = pathlib.Path(like).expanduser()
+  like = existing_folder(like, MODEL_FOLDER)
   check_params(params, config)
-  with open_model(like, base_config) as files:
-    dtypes = {
-      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
-      for leaf in names.leaves(config)
-    }
+  dtypes = stored_types(like, config, dtype)
   with new_folder(folder) as path:
     raw = _config_json(like, hf_config, base_config, config, dtype)
     write_json(path / 'config.json', raw)
@@ -213,6 +167,53 @@ def save_checkpoint(
         shutil.copyfile(file, to)
     write_weights(path, params, config, dtypes, max_shard_bytes)
   return pathlib.Path(folder)
+
+
+def stored_types(
+  like: str | os.PathLike, config: GemmaConfig, dtype: Any = None
+) -> dict[tuple[str, ...], np.dtype]:
+  """Returns the type that `save_checkpoint` gives each leaf, by its path."""
+  with open_model(like, load_config(like)[0]) as files:
+    return {
+      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
+      for leaf in names.leaves(config)
+    }
+
+
+def kept_change(
+  params: dict[str, Any],
+  base: dict[str, Any],
+  types: dict[tuple[str, ...], np.dtype],
+) -> tuple[float, float]:
+  """Returns what is left of a change of weights when they are stored.
+
+  Args:
+    params: parameter tree of the changed model.
+    base: that of the model it was made from, of the same shapes.
+    types: of `stored_types`.
+
+  Returns:
+    The share of the change d that what is stored has of it, <stored, d> / |d|^2
+    over all weights, within [0, 1]; and |stored - d| / |d|. (1, 0) for no
+    change.
+  """
+  along = apart = total = 0.0
+  for path, kind in types.items():
+    pair = (np.asarray(get(tree, path)) for tree in (params, base))
+    # Layer by layer, as copies of all of them would be large.
+    layers = pair if path[0] == 'layers' else (leaf[None] for leaf in pair)
+    for new, old in zip(*layers, strict=True):
+      change = new.astype(np.float32) - old.astype(np.float32)
+      if not change.any():
+        continue
+      stored, before = (x.astype(kind).astype(np.float32) for x in (new, old))
+      stored -= before
+      along += float(np.vdot(stored, change))
+      apart += float(np.square(stored - change).sum())
+      total += float(np.square(change).sum())
+  if not total:
+    return 1.0, 0.0
+  return min(max(along / total, 0.0), 1.0), float(np.sqrt(apart / total))
 
 
 def _config_json(

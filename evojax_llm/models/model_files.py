@@ -9,14 +9,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from evojax_llm.models import names
+from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
 from evojax_llm.models.folders import write_json
-
-MODEL_FOLDER = 'a Gemma folder in Hugging Face layout'
 
 
 class ModelFiles(TensorFiles):
@@ -112,11 +111,16 @@ def read_leaf(
     # Layers share an array; where their types differ, f32 holds all of them.
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
   dtype = np.dtype(dtype)
-  if not leaf.stacked:
-    return files.read(stored[0]).astype(dtype, copy=False)
-  out = np.empty(leaf.leaf_shape(len(stored)), dtype)
-  for layer, name in zip(out, stored, strict=True):
-    _write(layer, files.read(name), leaf)
+  # What is beyond the type becomes infinity, and is refused with it.
+  with np.errstate(over='ignore'):
+    if not leaf.stacked:
+      out = files.read(stored[0]).astype(dtype, copy=False)
+      files.check_finite(stored[0], out)
+      return out
+    out = np.empty(leaf.leaf_shape(len(stored)), dtype)
+    for layer, name in zip(out, stored, strict=True):
+      _write(layer, files.read(name), leaf)
+      files.check_finite(name, layer)
   return out
 
 

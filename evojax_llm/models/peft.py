@@ -9,10 +9,12 @@ A stored adapter adds scale * lora_B lora_A to a weight (out, in), with `lora_A`
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 import os
 import pathlib
 from typing import Any
 
+from absl import logging
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -70,6 +72,21 @@ def load_adapters(
     raise ModelError('No adapter folder is given; expected one or more.')
   config = getattr(model, 'config', model)
   experts = [read_adapter(folder, config) for folder in folders]
+  names = expert_names(folders)
+  first: dict[bytes, str] = {}
+  for name, expert in zip(names, experts, strict=True):
+    content = hashlib.blake2b()
+    for key in sorted(expert):
+      content.update(f'{key} {expert[key].scale}'.encode())
+      content.update(np.ascontiguousarray(expert[key].a))
+      content.update(np.ascontiguousarray(expert[key].b))
+    same = first.setdefault(content.digest(), name)
+    if same != name:
+      logging.warning(
+        '%s is the same adapter as %s: it counts twice in every mix.',
+        name,
+        same,
+      )
   rank = max(f.a.shape[0] for e in experts for f in e.values())
   factors: dict[str, Any] = {}
   scales: dict[str, Any] = {}
@@ -93,7 +110,7 @@ def load_adapters(
     factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
     scales.setdefault(block, {})[projection] = scale.astype(np.float32)
   return AdapterSet(
-    names=expert_names(folders),
+    names=names,
     factors={'layers': factors},
     scale={'layers': scales},
     rank=rank,

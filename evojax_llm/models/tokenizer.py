@@ -1,10 +1,15 @@
 """The tokenizer of a model folder, through transformers' AutoTokenizer."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import os
+import pathlib
+import reprlib
 from typing import Any
 
+from evojax_llm import files
+from evojax_llm.models.config import load_config
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import import_transformers
@@ -25,7 +30,8 @@ class Tokenizer:
     stop_ids: end a generation: those of the tokenizer and of the model's
       configuration files, and the end of a chat turn.
     pad_id: fills rows; any valid id.
-    vocab_size: number of ids.
+    vocab_size: V, rows of the model's embedding; without a config.json the
+      number of tokens.
   """
 
   backend: Any
@@ -40,46 +46,41 @@ class Tokenizer:
     """Loads the tokenizer of a model folder; nothing is downloaded.
 
     Raises:
-      ModelError: no folder, no tokenizer in it, or one that does not load.
+      ModelError: no folder, no tokenizer in it, or one that does not load; an
+        end that is no token of the model.
     """
     path = existing_folder(folder, 'a model folder with its tokenizer')
-    wanted = ('tokenizer.json', 'tokenizer.model')
-    if not any((path / name).is_file() for name in wanted):
-      raise ModelError(
-        f'{path}: has neither {wanted[0]} nor {wanted[1]}; expected the '
-        'tokenizer beside the weights. Copy it from the model it belongs to.'
-      )
-    if (path / 'tokenizer_config.json').exists():
-      read_json(path / 'tokenizer_config.json')
-    try:
-      backend = import_transformers().AutoTokenizer.from_pretrained(
-        path, local_files_only=True, trust_remote_code=False
-      )
-    except Exception as error:
-      raise ModelError(
-        f'{path}: the tokenizer does not load: {error}'
-      ) from error
-    ends = [backend.eos_token_id]
-    for name in ('generation_config.json', 'config.json'):
-      if (path / name).is_file():
-        ids = read_json(path / name).get('eos_token_id')
-        ends += ids if isinstance(ids, list) else [ids]
-    ends.append(backend.get_vocab().get(END_OF_TURN))
-    stop_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
-    pad_id = backend.pad_token_id
-    return cls(
+    # Also first, so that its faults are not taken for the tokenizer's.
+    config = load_config(path)[0] if (path / 'config.json').exists() else None
+    backend = _load(path)
+    vocab_size = config.vocab_size if config else len(backend)
+    ids = [backend.eos_token_id, backend.get_vocab().get(END_OF_TURN)]
+    # A token that the model cannot write ends nothing.
+    ends = [i for i in ids if i is not None and i < vocab_size]
+    ends[1:1] = _named_ends(path, vocab_size)
+    bos_id, pad_id = backend.bos_token_id, backend.pad_token_id
+    tokenizer = cls(
       backend=backend,
       path=str(path),
-      bos_id=backend.bos_token_id,
-      stop_ids=stop_ids,
-      pad_id=0 if pad_id is None else pad_id,
-      vocab_size=len(backend),
+      bos_id=bos_id,
+      stop_ids=tuple(dict.fromkeys(ends)),
+      # What fills rows is never read, but is looked up in the embedding.
+      pad_id=0 if pad_id is None or pad_id >= vocab_size else pad_id,
+      vocab_size=vocab_size,
     )
+    if bos_id is not None:
+      tokenizer._known([bos_id])
+    return tokenizer
 
   def encode(self, text: str, bos: bool = True) -> list[int]:
-    """Returns the token ids of a text, `bos_id` first if `bos`."""
+    """Returns the token ids of a text, `bos_id` first if `bos`.
+
+    Raises:
+      ModelError: the text has a token that the model does not have.
+    """
     # The caller cuts to the context and says so; transformers need not warn.
     ids = self.backend.encode(text, add_special_tokens=False, verbose=False)
+    self._known(ids)
     return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
   def encode_chat(
@@ -92,7 +93,8 @@ class Tokenizer:
       reply: whether the beginning of the model's turn follows.
 
     Raises:
-      ModelError: the folder has no chat template, or it refuses the messages.
+      ModelError: the folder has no chat template, or it refuses the messages;
+        as `encode`.
     """
     if not self.backend.chat_template:
       raise ModelError(
@@ -101,7 +103,7 @@ class Tokenizer:
         'model without chat, or copy the template into its folder.'
       )
     try:
-      return self.backend.apply_chat_template(
+      ids = self.backend.apply_chat_template(
         list(messages),
         add_generation_prompt=reply,
         tokenize=True,
@@ -112,6 +114,8 @@ class Tokenizer:
       raise ModelError(
         f'{self.path}: the chat template refuses {list(messages)!r}: {error}'
       ) from error
+    self._known(ids)
+    return ids
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of token ids, special tokens left out."""
@@ -120,3 +124,82 @@ class Tokenizer:
       skip_special_tokens=True,
       clean_up_tokenization_spaces=False,
     )
+
+  def _known(self, ids: Iterable[int]) -> None:
+    """Refuses ids without a row in the embedding."""
+    last = max(ids, default=0)
+    if last >= self.vocab_size:
+      token = self.backend.convert_ids_to_tokens(last)
+      raise ModelError(
+        f'{self.path}: the token {token!r} is {last}, and the embedding of the '
+        f'model has {self.vocab_size} rows, 0 to {self.vocab_size - 1}: leave '
+        'it out of the text, or take a model that was trained with it.'
+      )
+
+
+def _load(path: pathlib.Path) -> Any:
+  """Loads the transformers tokenizer of a folder."""
+  wanted = ('tokenizer.json', 'tokenizer.model')
+  there = [name for name in wanted if os.path.lexists(path / name)]
+  if not there:
+    raise ModelError(
+      f'{path}: has neither {wanted[0]} nor {wanted[1]}; expected the '
+      'tokenizer beside the weights. Copy it from the model it belongs to.'
+    )
+  # Before transformers, which would wait for ever on a FIFO.
+  for pattern in ('*token*', '*chat_template*', '*chat_template*/*'):
+    for file in path.glob(pattern):
+      if not file.is_dir():
+        files.check_regular(file, ModelError)
+  for name in (
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+  ):
+    if (path / name).exists():
+      read_json(path / name)
+  try:
+    backend = import_transformers().AutoTokenizer.from_pretrained(
+      path, local_files_only=True, trust_remote_code=False
+    )
+    # Fields of a wrong type show when they are used.
+    backend.encode('a', add_special_tokens=False, verbose=False)
+    return backend
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # A panic of tokenizers is no Exception.
+    if there == ['tokenizer.model']:
+      raise ModelError(
+        f'{path / "tokenizer.model"}: cannot be read alone: transformers needs '
+        'the package sentencepiece for it (pip install sentencepiece '
+        'protobuf), or the file tokenizer.json beside it, as every release of '
+        'Gemma has: copy it from there.'
+      ) from error
+    # Large, and read only to say more than "does not load".
+    read_json(path / 'tokenizer.json')
+    raise ModelError(
+      f'{path}: the tokenizer does not load: {" ".join(str(error).split())}'
+    ) from error
+
+
+def _named_ends(path: pathlib.Path, vocab_size: int) -> list[int]:
+  """The ends of a generation that the configuration files name."""
+  ends = []
+  for file in (path / 'generation_config.json', path / 'config.json'):
+    if not os.path.lexists(file):
+      continue
+    raw = read_json(file)
+    parts = [('', raw)]
+    if isinstance(raw.get('text_config'), dict):
+      parts.append(('text_config: ', raw['text_config']))
+    for where, part in parts:
+      named = part.get('eos_token_id')
+      ids = named if isinstance(named, list) else [named]
+      for i in ids if named is not None else ():
+        if type(i) is not int or not 0 <= i < vocab_size:
+          raise ModelError(
+            f'{file}: {where}eos_token_id is {reprlib.repr(named)}; expected '
+            f'ids of tokens, whole numbers from 0 to {vocab_size - 1}, or null.'
+          )
+        ends.append(i)
+  return ends

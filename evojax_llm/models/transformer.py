@@ -322,12 +322,6 @@ def _layer_kinds(config: GemmaConfig) -> tuple[tuple, LayerKind]:
   )
 
 
-def positions_of(valid: jax.Array) -> jax.Array:
-  """Returns positions (B, T) i32 of a padding mask; -1 where not valid."""
-  counts = jnp.cumsum(valid.astype(jnp.int32), axis=-1)
-  return jnp.where(valid.astype(bool), counts - 1, -1)
-
-
 def init_params(config: GemmaConfig, key: jax.Array) -> dict[str, Any]:
   """Draws f32 parameters: normal(0, 0.02) weights and zero norms."""
   tokens = jnp.zeros((1, 2), jnp.int32)

@@ -12,9 +12,7 @@ from typing import Any
 import jax
 
 LAYERS = 'layers'
-SECOND_FACTOR = 'b'
 FACTORS = ('a', 'b')
-TRANSPOSED = ('kernel', *FACTORS)
 
 
 def _names(path: tuple[Any, ...]) -> list[Any]:
@@ -42,7 +40,7 @@ def row_axis(path: tuple[Any, ...], rank: int) -> int:
   It is -2 for a matrix kept as (in, out), else -1; `rank` is the number of
   axes without L.
   """
-  return -2 if rank > 1 and _last(path) in TRANSPOSED else -1
+  return -2 if rank > 1 and _last(path) in ('kernel', *FACTORS) else -1
 
 
 def is_layered(path: tuple[Any, ...], layers: str | None = LAYERS) -> bool:
@@ -55,7 +53,7 @@ def is_layered(path: tuple[Any, ...], layers: str | None = LAYERS) -> bool:
 
 def is_second_factor(path: tuple[Any, ...]) -> bool:
   """Whether the leaf at a path is the second factor of an adapter."""
-  return _last(path) == SECOND_FACTOR
+  return _last(path) == 'b'
 
 
 def is_factors(node: Any) -> bool:

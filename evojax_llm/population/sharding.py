@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from evojax_llm.population import stack
-
 POP = 'pop'
 
 
@@ -38,20 +36,3 @@ def population_sharding(
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """Returns the sharding with a full copy on every device."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-
-def place(
-  population: stack.Population, mesh: jax.sharding.Mesh
-) -> stack.Population:
-  """Copies a population to its devices.
-
-  Raises:
-    ValueError: if P is not a multiple of the size of the axis 'pop'.
-  """
-  members, devices = stack.size(population), mesh.shape[POP]
-  if members % devices:
-    raise ValueError(
-      f'Got {members} members for {devices} devices; expected a multiple. '
-      'Change the population size or use fewer devices.'
-    )
-  return jax.device_put(population, population_sharding(mesh))

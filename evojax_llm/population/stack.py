@@ -1,4 +1,4 @@
-"""Members on a leading axis P: stack, size, take, put, concatenate, select.
+"""Members on a leading axis P: stack, size, take, concatenate, select, pad.
 
 A population is a pytree whose leaves all have the leading axis P; a genome is
 the same tree without it. Every function keeps the type of every leaf.
@@ -62,33 +62,6 @@ def take(population: Population, index: jax.Array) -> Population:
   return jax.tree.map(lambda leaf: leaf[index], population)
 
 
-def put(
-  population: Population, index: jax.Array, members: Population
-) -> Population:
-  """Returns the population with `members` written at `index`.
-
-  The buffers of `population` are donated: called outside of jit, the argument
-  must not be used again.
-
-  Args:
-    population: leaves (P, ...).
-    index: (M,) i32, each slot at most once, or () for one genome.
-    members: leaves (M, ...), or (...) for one genome.
-  """
-  return _put(population, jnp.asarray(index), members)
-
-
-def _write(population, index, members):
-  return jax.tree.map(
-    lambda leaf, new: leaf.at[index].set(new.astype(leaf.dtype)),
-    population,
-    members,
-  )
-
-
-_put = jax.jit(_write, donate_argnums=0)
-
-
 def concatenate(*populations: Population) -> Population:
   """Joins populations along P."""
   return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *populations)
@@ -113,11 +86,6 @@ def select(
 def pad(population: Population, size_after: int) -> Population:
   """Appends members of zeros until there are `size_after`."""
   missing = size_after - size(population)
-  if missing < 0:
-    raise ValueError(
-      f'Got {size(population)} members to pad to {size_after}; expected no '
-      'more than that.'
-    )
   return jax.tree.map(
     lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)),
     population,

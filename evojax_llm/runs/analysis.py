@@ -20,6 +20,7 @@ from evojax_llm.fitness.item_log import GenerationItems
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.runs import plots
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 
 
 def emergence(
@@ -104,7 +105,7 @@ def origin(
     rank = 1 + sum(fitness > own for fitness in first)
   names = {
     name
-    for row in record.lineage_of(member, rows)
+    for row in record_rows.lineage_of(member, rows)
     for name in row.get('experts', ())
   }
   experts = sorted(names, key=lambda name: (rank_of(name), name))

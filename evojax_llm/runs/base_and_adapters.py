@@ -18,6 +18,7 @@ from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.expression import LowRank
+from evojax_llm.models.folders import model_name
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs.errors import UserError
 
@@ -31,7 +32,8 @@ class Members:
   Attributes:
     space: of members that are expressed, over the base.
     tokenizer: its tokenizer.
-    names: P names: 'base', then what tells the adapter folders apart.
+    names: P names: 'base', then what tells the adapter folders apart; without
+      adapters the name of the model folder.
     population: low ranks with a leading P, f32.
   """
 
@@ -53,7 +55,7 @@ def load(
   # The small files first: what is wrong with them shows at once.
   tokenizer = Tokenizer.from_folder(model)
   config, _ = hub.load_config(model)
-  names, population = (BASE,), alone(config)
+  names, population = (model_name(model),), alone(config)
   if adapters:
     names, population = _with_adapters(config, adapters)
   space = Expressed(load_base(model, dtype))

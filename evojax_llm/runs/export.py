@@ -1,109 +1,220 @@
-"""Exports the best member of a run as an adapter or a model."""
+"""Exports rows of a run's table: as adapters, as models, or as a vote."""
 
+from collections.abc import Iterator
 import contextlib
+import dataclasses
+import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from evojax_llm.genomes.space import Space
+from evojax_llm.genomes import adapters as adapter_genomes
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import expression
+from evojax_llm.models import folders
 from evojax_llm.models import hub
+from evojax_llm.models import peft
+from evojax_llm.operators import lora_algebra
 from evojax_llm.population import stack
-from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
-from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import model_card
+from evojax_llm.runs import outputs
 from evojax_llm.runs import record
-from evojax_llm.runs import run_state
-from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs import report
+from evojax_llm.runs import rows
 from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.run_config import RunConfig
+
+# Less of the change than this is worth a word on another type.
+_ENOUGH = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a row is written.
+
+  Attributes:
+    merged: as a model with an adapter folded into its weights.
+    dtype: of a model's tensors; None for those of the base.
+    max_rank: of an adapter; wider ones are brought to it.
+  """
+
+  merged: bool = False
+  dtype: str | None = None
+  max_rank: int | None = None
 
 
 def export(
-  run: pathlib.Path,
-  out: pathlib.Path,
-  merged: bool = False,
+  run: str | os.PathLike,
+  out: str | os.PathLike,
+  row: str = report.EVOLVED,
   allow_unfinished: bool = False,
+  allow_changed: bool = False,
+  options: Options = Options(),
 ) -> str:
-  """Exports the best member of a run.
+  """Exports a row of a run's table, with a model card.
 
   Args:
     run: the run folder.
     out: a new folder.
-    merged: write a model with an adapter folded into its weights.
+    row: its name; see `rows.Run.row`.
     allow_unfinished: take the best of the last checkpoint of a run that has
       not finished.
+    allow_changed: take a base or experts that have changed since the run.
+    options: how it is written.
 
   Returns:
-    What was written: 'adapter' or 'model'.
+    What was written: 'adapter', 'model' or 'vote'.
 
   Raises:
     UserError: `out` is not new, or `run` not a run that can be exported.
     CheckpointError: a record or a checkpoint is damaged.
   """
+  run = rows.Run.open(run, allow_changed)
+  out = pathlib.Path(out).expanduser()
+  outputs.check_apart(out, run.reads())
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )
-  if (run / 'sweep.json').is_file():
-    trials = sorted(path.parent.name for path in run.glob('*/config.json'))
+  if not run.summary and not allow_unfinished:
     raise UserError(
-      f'--run={run} holds several runs: name one of them, {", ".join(trials)}.'
+      f'The run in {run.path} has not finished. Go on with it, or take what '
+      'there is so far with --allow_unfinished.'
     )
-  if not (run / 'config.json').is_file():
+  found = run.row(row)
+  whole = found.space.exports == 'model'
+  if whole and options.max_rank or options.merged and options.max_rank:
     raise UserError(
-      f'--run={run} is not the folder of a run: it has no config.json.'
+      f'--max_rank={options.max_rank} is of an adapter, and a whole model is '
+      'to be written: leave it out.'
     )
-  finished = (run / 'summary.json').is_file()
-  if not finished and not allow_unfinished:
+  if options.dtype and not (whole or options.merged):
     raise UserError(
-      f'The run in {run} has not finished. Go on with it, or take its best so '
-      'far with --allow_unfinished.'
+      f'--dtype={options.dtype} is of a model, and an adapter is to be '
+      'written, whose factors are float32: leave it out, or add --merged.'
     )
-  config = record.read_json(run / 'config.json')['config']
-  config = RunConfig.from_config(config)
-  files = inputs_lib.locate(config)
-  space = setup_lib.load_space(config, files, with_params=False)
-  whole = space.exports == 'model'
-  with contextlib.ExitStack() as stack_:
-    best = run / 'best'
-    if not finished:
-      folder = stack_.enter_context(tempfile.TemporaryDirectory())
-      best = pathlib.Path(folder) / 'best'
-      _export_so_far(run, config, space, best)
-    if merged and not whole:
-      _merge(files.model, best, out)
+  if not run.summary and found.detail:
+    errors.say(f'{found.detail} on dev')
+  kind = 'model' if whole or options.merged else 'adapter'
+  with folders.new_folder(out) as folder:
+    if found.vote is None:
+      _write(run, found, 0, folder, options)
     else:
-      shutil.copytree(best, out, dirs_exist_ok=True)
-  return 'model' if whole or merged else 'adapter'
+      _write_vote(run, found, folder, options)
+    card = model_card.text(run, found, kind)
+    record.write_text(folder / 'README.md', card)
+  return 'vote' if found.vote else kind
 
 
-def _export_so_far(
-  run: pathlib.Path, config: RunConfig, space: Space, folder: pathlib.Path
+def _write_vote(
+  run: rows.Run, row: rows.Row, folder: pathlib.Path, options: Options
 ) -> None:
-  """Writes the best member of a run's last checkpoint."""
-  generation, state = checkpoint.Checkpoints(run / 'checkpoints').read()
-  # As a run chooses it at the end.
-  keep_best = config.strategy.options.get('keep_best', True)
-  best = run_state.best_members(state, 1, keep_best)
-  genome = stack.take(best.population, 0)
-  space.export(genome, folder)
+  """Writes the members, each in a folder of its own, and how they vote."""
+  members = []
+  for i, name in enumerate(row.members):
+    inner = name.replace(' ', '_').replace('/', '_')
+    (folder / inner).mkdir()
+    _write(run, row, i, folder / inner, options)
+    fitness = row.vote.fitness[i]
+    members.append({'name': name, 'folder': inner, 'fitness': fitness})
+  vote = {'rule': row.vote.rule, 'base': str(run.files.model.absolute())}
+  record.write_json(folder / rows.VOTE_FILE, {**vote, 'members': members})
+
+
+def _write(
+  run: rows.Run, row: rows.Row, index: int, folder: pathlib.Path, how: Options
+) -> None:
+  """Writes one member of a row into an empty folder."""
+  genome = stack.take(row.genomes, index)
+  model = run.files.model
+  if row.space.exports == 'model':
+    config = row.space.model().config
+    _write_model(folder, row.space.express(genome).params, config, model, how)
+  elif how.merged or how.max_rank:
+    with _temporary() as adapter:
+      row.space.export(genome, adapter)
+      if how.merged:
+        _merge(model, adapter, folder, how)
+      else:
+        _narrow(model, adapter, folder, how.max_rank)
+  else:
+    row.space.export(genome, folder)
+
+
+@contextlib.contextmanager
+def _temporary() -> Iterator[pathlib.Path]:
+  with tempfile.TemporaryDirectory() as folder:
+    yield pathlib.Path(folder) / 'adapter'
+
+
+def _narrow(
+  model: pathlib.Path, adapter: pathlib.Path, out: pathlib.Path, rank: int
+) -> None:
+  """Writes the nearest adapter of a lower rank, and says how near it is."""
+  config, _ = hub.load_config(model)
+  loaded = peft.load_adapters([adapter], config)
+  if loaded.rank <= rank:
+    shutil.copytree(adapter, out, dirs_exist_ok=True)
+    return
+  member = adapter_genomes.scaled(
+    jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), loaded.factors),
+    loaded.scale,
+  )
+  narrow, lost = jax.jit(lora_algebra.compress, static_argnums=1)(member, rank)
+  lost = np.concatenate(jax.tree.leaves(jax.device_get(lost)))
+  known = folders.read_json(adapter / 'adapter_config.json')
+  peft.save_adapter(
+    out,
+    jax.device_get(narrow),
+    jax.tree.map(np.ones_like, loaded.scale),
+    config,
+    known['base_model_name_or_path'],
+    model,
+  )
   errors.say(
-    f'member {best.ids[0]}, the best after generation {generation}: '
-    f'{100 * float(best.fitness[0]):.1f} % on dev'
+    f'rank {loaded.rank} brought to {rank}: the change of a matrix is off by '
+    f'{lost.mean():.2%} of its Frobenius norm in the mean and {lost.max():.2%} '
+    'at most'
   )
 
 
 def _merge(
-  model: pathlib.Path, adapter: pathlib.Path, out: pathlib.Path
+  model: pathlib.Path, adapter: pathlib.Path, out: pathlib.Path, how: Options
 ) -> None:
-  """Writes the model with the adapter folded into its weights."""
-  # Summed in f32; every tensor is then stored in the type that it had.
+  """Writes the model with the adapter folded into its weights, in f32."""
   space = make_space('adapters', model, [adapter], dtype=jnp.float32)
   base = space.model()
   member = space.express(stack.take(space.experts(), jnp.int32(0)))
-  merged = expression.fold(base.params, member)
-  hub.save_checkpoint(out, merged, base.config, like=model)
+  params = expression.fold(base.params, member)
+  _write_model(out, params, base.config, model, how, base.params)
+
+
+def _write_model(
+  out: pathlib.Path,
+  params: Any,
+  config: Any,
+  model: pathlib.Path,
+  how: Options,
+  base: Any = None,
+) -> None:
+  """Writes a model folder, and says what its types keep of the change."""
+  dtype = None if how.dtype is None else jnp.dtype(how.dtype)
+  types = hub.stored_types(model, config, dtype)
+  if any(kind != np.float32 for kind in types.values()):
+    if base is None:
+      base = hub.load_checkpoint(model, None, place=np.asarray)[1]
+    kept, noise = hub.kept_change(params, base, types)
+    names = sorted({kind.name for kind in types.values()})
+    text = (
+      f'{", ".join(names)} keeps {kept:.1%} of the change of the weights, and '
+      f'rounds with an error of {noise:.1%} of it'
+    )
+    if kept < _ENOUGH:
+      text += '; --dtype=float32 keeps all of it'
+    errors.say(text)
+  hub.save_checkpoint(out, params, config, like=model, dtype=dtype)

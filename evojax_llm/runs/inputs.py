@@ -5,9 +5,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from evojax_llm.lookup import did_you_mean
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
+from evojax_llm.runs.errors import say
 from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.tasks import task_files as tasks_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +47,29 @@ def recipe(config: RunConfig) -> list[Any]:
   return entries
 
 
+def rules(config: RunConfig) -> tasks_lib.Rules:
+  """Returns how the tasks of a configuration are read."""
+  return tasks_lib.Rules(
+    allow_overlap=config.allow_overlap,
+    drop_overlap=config.drop_overlap,
+    allow_code=config.allow_code,
+    skip_bad_rows=config.skip_bad_rows,
+    format={k: v for k, v in vars(config.format).items() if v != ()},
+    shots=config.shots,
+    shots_seed=config.shots_seed,
+    system=config.system,
+  )
+
+
 def locate(config: RunConfig) -> Files:
   """Finds the inputs.
 
   Raises:
-    UserError: a name stands for nothing.
+    UserError, ModelError: a name stands for nothing.
   """
   # Not at import: it loads jax, and --help should answer at once.
   from evojax_llm.genomes.space import find_space
+  from evojax_llm.models.folders import existing_folder
 
   with as_user_error(ValueError, what='config.space'):
     space = find_space(config.space)
@@ -60,8 +78,13 @@ def locate(config: RunConfig) -> Files:
       'config.execution.base_dtype is of a base that members share; members '
       f'of config.space={config.space} share nothing: leave it off.'
     )
-  adapters = [pathlib.Path(name) for name in names(config.adapters)]
-  experts = [pathlib.Path(name) for name in names(config.experts)]
+  adapters = [
+    existing_folder(name, 'a PEFT adapter folder')
+    for name in names(config.adapters)
+  ]
+  experts = [
+    existing_folder(name, 'a Gemma folder') for name in names(config.experts)
+  ]
   if experts and 'models' not in space.takes:
     raise UserError(
       f'config.experts are whole models, and config.space={config.space} is '
@@ -71,6 +94,18 @@ def locate(config: RunConfig) -> Files:
     raise UserError(
       'Got config.adapters and config.experts; expected one of them.'
     )
+  for given in (adapters, experts):
+    if given and not config.model:
+      raise UserError(
+        f'{given[0]} is an expert of some model: name it with '
+        '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
+      )
+    twice = len(given) - len({folder.resolve() for folder in given})
+    if twice:
+      say(
+        f'warning: {twice} of the {len(given)} experts are the same folder as '
+        'another one: averages and searches count them twice.'
+      )
   if config.model in ('', 'pocket'):
     # Other models are evolved without the package's own.
     from evojax_llm import pocket
@@ -79,17 +114,17 @@ def locate(config: RunConfig) -> Files:
     if not experts:
       adapters = adapters or list(pocket.expert_folders())
   else:
-    model = pathlib.Path(config.model)
-    name = model.resolve().name
+    model = existing_folder(config.model, 'a Gemma folder')
+    # Not of `model`: snapshots in the hub's cache are called by a number.
+    name = pathlib.Path(config.model).resolve().name
   if not adapters and not experts:
     raise UserError(
       f'No experts for {config.model}: name PEFT adapter folders of it, as in '
       '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
       'in --config.space=weights --config.experts=models/code,models/cot'
     )
-  for folder in (model, *adapters, *experts):
-    if not folder.is_dir():
-      raise UserError(f'{folder} is not a folder.')
+  if len({folder.resolve() for folder in experts}) < len(experts):
+    say('config.experts names a model twice: it counts twice in every mix.')
   tasks = tuple(_task_files(config.tasks))
   if not tasks:
     raise UserError('No tasks: name one at least with --config.tasks.')
@@ -123,8 +158,9 @@ def _pocket_tasks(name: str) -> list[pathlib.Path]:
     return [pocket.task_file(task) for task in pocket.stage(name)]
   if name in pocket.task_names():
     return [pocket.task_file(name)]
+  stages, tasks = pocket.stage_names(), pocket.task_names()
   raise UserError(
     f'Got task {name!r}; expected a file, a pocket stage '
-    f'({", ".join(pocket.stage_names())}) or a pocket task '
-    f'({", ".join(pocket.task_names())}).'
+    f'({", ".join(stages)}) or a pocket task ({", ".join(tasks)}).'
+    f'{did_you_mean(name, [*stages, *tasks])}'
   )

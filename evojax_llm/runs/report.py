@@ -77,6 +77,8 @@ def summarise(
     fitness = sum(w * s for w, s in zip(weights, exact, strict=True))
   else:
     fitness = float(objective(np.asarray([scores], np.float32))[0])
+    if math.isnan(fitness) and not any(map(math.isnan, scores)):
+      fitness = -math.inf
   # Items of one task with as wide an interval as those of all tasks. With equal
   # weights and sizes it is the number of all items.
   alike = None
@@ -107,7 +109,8 @@ def _interval(
   """A score with its interval, where it is a share of so many items."""
   entry = {'score': None, 'low': None, 'high': None, 'percent': percent}
   if not math.isfinite(score):
-    return entry
+    # A perplexity beyond a double, which JSON has no number for.
+    return entry | ({'infinite': True} if math.isinf(score) else {})
   if items is not None:
     # Rounding of the weighted mean must not lead out of [0, items].
     low, high = intervals.wilson_interval(min(score * items, items), items)
@@ -193,6 +196,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{settings or "its default settings"} (all settings are in config.json); '
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
+    *(f'Warning: {what}' for what in summary.get('lost', ())),
   ]
   if rows := summary.get('front'):
     lines = [['member', *rows[0]['tasks']]]
@@ -306,7 +310,7 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
       gain += ', which may be chance' if one['low'] <= 0.0 else ''
     lines.append(
       f'`{one["row"]}` is better than the evolved member on dev by {gain}: '
-      f'`python -m experiments.export --run={folder} --row="{one["row"]}" '
+      f'`evojax-llm export --run={folder} --row="{one["row"]}" '
       '--out=FOLDER` writes it.'
     )
   return lines
@@ -338,8 +342,8 @@ def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
     parts.append(f'Experts: {", ".join(experts)}.')
   if 'cosine' in columns:
     parts.append(
-      'Of what is changed of the base: `change` is its norm, `cosine` that with '
-      'the member, `distance` that from it, `weight` its own in the nearest '
+      'Of what is changed of the base: `change` is the norm, `cosine` that of '
+      'it and the member, `distance` theirs, `weight` its own in the nearest '
       'mix of experts, and `unexplained` what this mix lacks of the member.'
     )
   return parts + ([aligned(lines)] if table_rows else [])
@@ -396,7 +400,7 @@ def _with_interval(entry: Mapping[str, Any] | None) -> str:
 def shown(entry: Mapping[str, Any], unit: str = '') -> str:
   """Returns a score as tables show it, with a unit behind a percentage."""
   if entry['score'] is None:
-    return 'failed'
+    return 'inf' if entry.get('infinite') else 'failed'
   return number(entry['score'], entry['percent'], unit)
 
 

@@ -20,6 +20,7 @@ from evojax_llm.runs import int8_base
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs.run_config import RunConfig
 
@@ -99,7 +100,7 @@ def run_prepared(
     seeds=1,
   )
   with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
-    if folder.finished:
+    if folder.finished and final_table.is_whole(folder.path):
       errors.say(f'{folder.path} is finished')
     else:
       if share is not None:
@@ -141,9 +142,18 @@ class _Run:
     prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
     restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
+    if not restored and (folder.path / 'summary.json').exists():
+      raise errors.CheckpointError(
+        f'{folder.path} has no checkpoint from which the end of the run could '
+        'be made again. Run it in a new workdir.'
+      )
+    if not restored and folder.metrics.read():
+      errors.say('there is no checkpoint: the run begins again')
     folder.rewind(self.number)
     going_on = f', going on after generation {self.number}' if restored else ''
     errors.say(f'run folder {folder.path}{going_on}')
+    for what in folder.lost(self.number).values():
+      errors.say(f'warning: {what}')
 
     if self.config.execution.base_dtype:
       int8_base.report(folder, self.config, prepared.setup)
@@ -171,7 +181,18 @@ class _Run:
     initial = prepared.initial(config.seed)
     tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    limits = 'generations', 'evaluations', 'tokens', 'seconds', 'patience'
+    limits = {
+      name: getattr(config.strategy, name)
+      for name in ('generations', 'evaluations', 'tokens', 'seconds')
+    }
+    # What earlier processes have spent counts.
+    for row in folder.metrics.read():
+      for name, spent in (
+        ('tokens', row['tokens']),
+        ('seconds', sum(row['seconds'].values())),
+      ):
+        if limits[name] is not None:
+          limits[name] -= spent
     watch = self.watch
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
@@ -181,7 +202,8 @@ class _Run:
       population=initial.population if state is None else None,
       params=prepared.params,
       seed=config.seed,
-      **{name: getattr(config.strategy, name) for name in limits},
+      **limits,
+      patience=config.strategy.patience,
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
@@ -194,10 +216,10 @@ class _Run:
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       folder.write(
-        record.member_rows(
+        record_rows.member_rows(
           done, prepared.strategy.operator_names, tasks, origins, self.recipes
         ),
-        record.metrics_row(
+        record_rows.metrics_row(
           done, tasks, watch.take(), self.ledger.tokens - before
         ),
       )

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
+from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import intervals
 from evojax_llm.runs import report
 from evojax_llm.tasks.scorers.registry import scorer_of
@@ -22,10 +26,11 @@ def results(
     per_item: with what each of them did on each item.
   """
   scorers = [scorer_of(task) for task in tasks]
+  failed = np.isnan(scores.task_scores).any(axis=1)
   return [
     {
       'name': name,
-      **({} if scores.reasons[m] is None else {'failed': scores.reasons[m]}),
+      **({'failed': scores.reasons[m]} if failed[m] else {}),
       'tasks': {
         task.name: _result(
           scorers[k], scores.tasks[k], m, scores.task_scores[m, k], per_item
@@ -35,6 +40,52 @@ def results(
     }
     for m, name in enumerate(names)
   ]
+
+
+def with_vote(
+  scores: Any,
+  members: Sequence[int],
+  rule: str,
+  fitness: np.ndarray,
+  tasks: Sequence[Any],
+) -> Any:
+  """Returns an `Evaluation` with what a vote decides as one member more.
+
+  Args:
+    scores: of M members, on the dev items of the tasks.
+    members: indices of the k members that vote, the best first.
+    rule: of `fitness.ensembles`.
+    fitness: (k,) f32 of the members that vote.
+    tasks: K tasks.
+  """
+  everyone = np.zeros(len(scores.task_scores)), scores.task_scores, scores.tasks
+  group = dataclasses.replace(
+    ensembles.Group(*everyone).take(members), fitness=fitness
+  )
+  scorers = [scorer_of(task) for task in tasks]
+  decided = ensembles.decide(rule, group, scorers, [t.dev for t in tasks])
+  results = []
+  for result, stands in zip(
+    scores.tasks, ensembles.standing(rule, group, scorers), strict=True
+  ):
+    columns = range(len(result.ids))
+    # Without answers the best member stands.
+    slots = [members[0 if stands is None else stands[i]] for i in columns]
+    values = result.values[slots, columns]
+    added = {'values': np.concatenate([result.values, values[None]])}
+    for name in ('predictions', 'loglikelihoods'):
+      if (kept := getattr(result, name)) is not None:
+        of_member = {slot: kept[slot] for slot in set(slots)}
+        stood = [of_member[slot][i] for i, slot in enumerate(slots)]
+        added[name] = [*kept, stood]
+    results.append(dataclasses.replace(result, **added))
+  failed = None if np.isfinite(decided).all() else 'its members failed'
+  return dataclasses.replace(
+    scores,
+    task_scores=np.concatenate([scores.task_scores, decided[None]]),
+    tasks=results,
+    reasons=[*scores.reasons, failed],
+  )
 
 
 def _result(
@@ -54,6 +105,7 @@ def _result(
   summary = {
     'metric': scorer.metric,
     'score': score if math.isfinite(score) else None,
+    **({'infinite': True} if math.isinf(score) else {}),
     'interval': interval,
     'n': total,
   }
@@ -105,7 +157,7 @@ def table(
 
 
 def _cell(task: Mapping[str, Any], percent: bool) -> str:
-  score = report.number(task['score'], percent)
+  score = report.shown({**task, 'percent': percent})
   if task['interval'] is None:
     return score
   low, high = (report.number(end, percent) for end in task['interval'])

@@ -20,6 +20,7 @@ from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
+from evojax_llm.runs.errors import say
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import registry
 from evojax_llm.tasks import task_files as tasks_lib
@@ -51,22 +52,28 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   Raises:
     UserError, TaskError, ModelError: something of it cannot be used.
   """
-  rules = tasks_lib.Rules(
-    allow_overlap=config.allow_overlap,
-    drop_overlap=config.drop_overlap,
-    allow_code=config.allow_code,
-    skip_bad_rows=config.skip_bad_rows,
-    format={k: v for k, v in vars(config.format).items() if v != ()},
-    shots=config.shots,
-    shots_seed=config.shots_seed,
-    system=config.system,
-  )
   # Together: what the search sees may not be tested as held out.
-  tasks = tasks_lib.load_tasks([*files.tasks, *files.heldout], rules)
+  tasks = tasks_lib.load_tasks(
+    [*files.tasks, *files.heldout], inputs_lib.rules(config)
+  )
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
 
+  _say_limits(config, tasks)
   tokenizer = Tokenizer.from_folder(files.model)
   return Setup(tokenizer, load_space(config, files), tasks, heldout)
+
+
+def _say_limits(config: RunConfig, tasks: Any) -> None:
+  for split in ('dev', 'test'):
+    one, each = (getattr(config, f'{split}_{n}') for n in ('limit', 'limits'))
+    # How many limits there are is checked where they are used.
+    for task, limit in zip(tasks, each or (one,) * len(tasks), strict=False):
+      found = len(getattr(task, split))
+      if isinstance(limit, int) and limit > found:
+        say(
+          f'{task.name} has {found} {split} items, fewer than the {limit} of '
+          f'config.{split}_limit{"s" * bool(each)}: all are taken.'
+        )
 
 
 def load_space(

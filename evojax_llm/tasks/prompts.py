@@ -26,6 +26,7 @@ import dataclasses
 
 from absl import logging
 
+from evojax_llm.models.errors import ModelError
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
@@ -188,7 +189,7 @@ def encode_passes(
   scorer = scorer_of(task)
   if scorer.rolls and not item.question:
     return [
-      _fitted(task, item, prompt, [window], 0, None)
+      _fitted(task, item, prompt, [window], 0, None, None)
       for prompt, window in _windows(item.answer, tokenizer, max_length)
     ]
   generates = scorer.reads == 'text'
@@ -222,7 +223,9 @@ def encode_passes(
       options = [tokenizer.encode(start, bos=False) for start in starts]
     else:
       prompt, options = encode_options(text, starts, tokenizer)
-    passes.append(_fitted(task, item, prompt, options, new, max_length))
+    passes.append(
+      _fitted(task, item, prompt, options, new, max_length, tokenizer.bos_id)
+    )
   return passes
 
 
@@ -246,6 +249,7 @@ def _fitted(
   options: list[list[int]] | None,
   new: int,
   max_length: int | None,
+  bos_id: int | None,
 ) -> EncodedItem:
   """Returns token ids as they are read, the prompt cut where it is too long."""
   where = f"Task '{task.name}', item '{item.id}'"
@@ -267,7 +271,7 @@ def _fitted(
         f'prompt within {max_length}. Raise the length limit, or lower '
         'max_new_tokens in the task\'s "format".'
       )
-    prompt, truncated = truncate(prompt, room)
+    prompt, truncated = truncate(prompt, room, bos_id)
   return EncodedItem(
     item=item,
     prompt=tuple(prompt),
@@ -294,11 +298,13 @@ def encode_items(
   An item about which more than one thing is asked gives as many entries, one
   after the other.
   """
-  encoded = tuple(
-    encoded
-    for item in items
-    for encoded in encode_passes(task, item, tokenizer, chat, max_length)
-  )
+  encoded = []
+  for item in items:
+    try:
+      encoded += encode_passes(task, item, tokenizer, chat, max_length)
+    except ModelError as error:
+      where = f"Task '{task.name}', item '{item.id}'"
+      raise TaskError(f'{where}: {error}') from error
   cut = [entry.truncated for entry in encoded if entry.truncated]
   if cut:
     logging.warning(
@@ -310,4 +316,4 @@ def encode_items(
       max_length,
       max(cut),
     )
-  return encoded
+  return tuple(encoded)

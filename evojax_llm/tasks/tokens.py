@@ -44,18 +44,22 @@ def _one_bos(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
   return [tokenizer.bos_id, *ids[start:]]
 
 
-def truncate(ids: Sequence[int], room: int) -> tuple[list[int], int]:
-  """Cuts a prompt from the left, but for its BOS.
+def truncate(
+  ids: Sequence[int], room: int, bos_id: int | None
+) -> tuple[list[int], int]:
+  """Cuts a prompt from the left, but for a BOS at its beginning.
 
   Args:
-    ids: the prompt, BOS first.
+    ids: the prompt.
     room: ids that may stay, at least 1.
+    bos_id: None where the tokenizer has none.
 
   Returns:
     (ids, number of ids cut).
   """
   cut = max(0, len(ids) - room)
-  return [ids[0], *ids[1 + cut :]], cut
+  first = list(ids[:1]) if bos_id is not None and ids[:1] == [bos_id] else []
+  return [*first, *ids[len(first) + cut :]], cut
 
 
 def encode_options(

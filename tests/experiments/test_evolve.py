@@ -40,8 +40,8 @@ def test_a_folder_in_use_is_refused(finished, settings, capsys):
     ('--config.tasks=nothing', "Got task 'nothing'"),
     ('--config.tasks=', 'No tasks'),
     ('--config.adapters=', 'No experts'),
-    ('--config.adapters=nowhere', 'nowhere is not a folder'),
-    ('--config.model=nowhere', 'nowhere is not a folder'),
+    ('--config.adapters=nowhere', 'nowhere: does not exist'),
+    ('--config.model=nowhere', 'nowhere: does not exist'),
     ('--config.strategy.name=genom', "Got strategy 'genom'"),
     ('--config.strategy.population=0', 'strategy.population 0'),
     ('--config.strategy.generations=-1', 'strategy.generations -1'),
@@ -81,7 +81,7 @@ def test_help_loads_nothing_heavy():
     'from experiments import evolve\n'
     "heavy = {'jax', 'transformers', 'evosax', 'orbax', 'matplotlib'}\n"
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
-    'from experiments.genome import config\n'
+    'from evojax_llm.systems import genome as config\n'
     'config.get_config()\n'
     "heavy.remove('jax')  # hyperparameters are declared as arrays\n"
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'

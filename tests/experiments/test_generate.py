@@ -94,9 +94,9 @@ def test_base_alone(tmp_path, capsys, base):
   code, result = run(tmp_path, base, PROMPTS[:2])
   assert code is None
   (member,) = result['members']
-  assert member['name'] == 'base' and len(member['outputs']) == 2
+  assert member['name'] == base.name and len(member['outputs']) == 2
   shown = capsys.readouterr().out.splitlines()
-  assert shown[0] == f'base, prompt 0: {member["outputs"][0]!r}'
+  assert shown[0] == f'{base.name}, prompt 0: {member["outputs"][0]!r}'
   # A prompt's text does not depend on what else is asked for.
   code, other = run(tmp_path, base, PROMPTS[1:2], '--overwrite')
   assert other['members'][0]['outputs'] == member['outputs'][1:]

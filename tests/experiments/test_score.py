@@ -118,7 +118,7 @@ def test_base_alone_scores_as_it_does_among_adapters(
   lines = capsys.readouterr().out.splitlines()
   head = [cell.strip() for cell in lines[0].strip('|').split('|')]
   assert head == ['member', 'pick (n=6)', 'say (n=5)', 'mean']
-  assert len(lines) == 3 and lines[2].startswith('| base ')
+  assert len(lines) == 3 and lines[2].startswith(f'| {base.name} ')
 
 
 def test_split_limit_and_chat(tmp_path, base, files):
@@ -197,6 +197,31 @@ def test_a_failed_member_is_shown_and_not_fatal(
   assert 'broken failed: ' in capsys.readouterr().out
 
 
+def test_inputs_devices_and_fifos_are_never_replaced(
+  tmp_path, capsys, base, files
+):
+  task = _write(tmp_path / 'task.json', {})
+  (tmp_path / 'link').symlink_to(task)
+  os.mkfifo(tmp_path / 'fifo')
+  for out, word in (
+    (task, 'which this command reads'),
+    (tmp_path / 'link', 'which this command reads'),
+    (base / 'config.json', 'inside of'),
+    (tmp_path / 'fifo', 'only regular files'),
+    ('/dev/null', 'only regular files'),
+  ):
+    code = run_program(
+      'score',
+      f'--model={base}',
+      f'--tasks={task}',
+      f'--out={out}',
+      '--overwrite',
+    )
+    assert code == 1
+    assert word in capsys.readouterr().err
+  assert task.read_text() == '{}' and (tmp_path / 'fifo').is_fifo()
+
+
 def test_existing_output_is_kept(tmp_path, capsys, base, files):
   out = tmp_path / 'o.json'
   out.write_text('{}')
@@ -211,7 +236,7 @@ def test_existing_output_is_kept(tmp_path, capsys, base, files):
   [
     ({'model': 'absent'}, ['absent', 'does not exist']),
     ({'adapters': 'absent'}, ['absent', 'does not exist']),
-    ({'tasks': 'absent.json'}, ['absent.json', 'cannot be read']),
+    ({'tasks': 'absent.json'}, ['absent.json', 'no such file']),
     ({'split': 'test'}, ["'say'", 'no test items']),
     ({'out': '.'}, ['--out=.', 'is a folder']),
   ],
@@ -249,31 +274,15 @@ def test_overlap_needs_a_word(tmp_path, capsys, base):
   assert code is None
 
 
-def _command(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', *arguments],
+def test_a_mistake_answers_without_jax_from_a_clone(tmp_path):
+  flags = ['--model=x', '--tasks=absent.json', f'--out={tmp_path / "o.json"}']
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.score', *flags],
     cwd=ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'no_such_platform'},
     capture_output=True,
     text=True,
     timeout=60,
   )
-
-
-@pytest.mark.parametrize('name', ['score', 'generate'])
-def test_help_and_mistakes_answer_without_jax(tmp_path, name):
-  done = _command(f'experiments.{name}', '--help')
-  assert f'python -m experiments.{name} --model=' in done.stdout
-  assert '--adapters' in done.stdout
-  done = _command(f'experiments.{name}', '--model=x')
-  assert done.returncode == 1 and 'must have a value' in done.stderr
-  path = 'tasks' if name == 'score' else 'prompts'
-  done = _command(
-    f'experiments.{name}',
-    '--model=x',
-    f'--{path}=absent.json',
-    f'--out={tmp_path / "o.json"}',
-  )
-  assert done.returncode == 1
-  assert 'Traceback' not in done.stderr
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
   assert 'absent.json' in done.stderr.splitlines()[-1]

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from safetensors.numpy import save_file
 
 from evojax_llm.models import hub
-from evojax_llm.models.errors import ModelError
 from evojax_llm.models.peft import load_adapters
 from evojax_llm.models.transformer import init_params
 from tests import tiny
 from tests.models import cases
+from tests.models import damage
 
 ROOT = pathlib.Path(__file__).parents[2]
 Q_PROJ = 'model.layers.1.self_attn.q_proj.weight'
@@ -42,25 +41,15 @@ def _copy(source, tmp_path):
 
 
 def _edit_config(folder, **changes):
-  path = folder / 'config.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  damage.edit_json(folder / 'config.json', **changes)
 
 
 def _edit_tensors(folder, edit):
-  path = folder / 'model.safetensors'
-  stored = load_file(path)
-  edit(stored)
-  save_file(stored, path, metadata={'format': 'pt'})
+  damage.edit_tensors(folder / 'model.safetensors', edit)
 
 
 def _refused(folder, *parts, load=hub.load_checkpoint):
-  """Loads a folder, and checks that the refusal says what it must."""
-  with pytest.raises(ModelError) as caught:
-    load(folder)
-  message = str(caught.value)
-  for part in parts:
-    assert str(part) in message, message
-  return message
+  return damage.refused(lambda: load(folder), *parts)
 
 
 def _same(x, y):
@@ -210,10 +199,36 @@ def test_transformers_is_imported_late_and_quietly(tiny_gemma_folder):
 
 
 def test_no_folder(tmp_path):
-  _refused(
-    tmp_path / 'absent', tmp_path / 'absent', 'does not exist', 'downloaded'
-  )
-  _refused('google/gemma-2-2b', 'google/gemma-2-2b', 'does not exist')
+  _refused(tmp_path / 'absent', tmp_path / 'absent', 'does not exist')
+  _refused('gemma', 'gemma: does not exist', 'expected a Gemma folder')
+
+
+def test_names_of_the_hub_are_looked_up_in_its_cache(
+  tiny_gemma_folder, tmp_path, monkeypatch
+):
+  name = 'google/gemma-2-2b-it'
+  for variable in ('HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'XDG_CACHE_HOME'):
+    monkeypatch.delenv(variable, raising=False)
+  monkeypatch.setenv('HF_HOME', str(tmp_path))
+  repository = tmp_path / 'hub' / 'models--google--gemma-2-2b-it'
+  hint = f'hf download {name} --local-dir=gemma-2-2b-it'
+  _refused(name, name, tmp_path / 'hub', hint)
+  for commit in ('0ld', 'n3w'):
+    (repository / 'snapshots' / commit).mkdir(parents=True)
+  for file in tiny_gemma_folder('gemma2').iterdir():
+    (repository / 'snapshots' / 'n3w' / file.name).symlink_to(file)
+  _refused(name, 'has 2 snapshots')
+  (repository / 'refs').mkdir()
+  (repository / 'refs' / 'main').write_text('n3w')
+  assert hub.load_model(name).config == hub.load_config(name)[0]
+  # One snapshot is taken without refs; another variable has another cache.
+  shutil.rmtree(repository / 'refs')
+  (repository / 'snapshots' / '0ld').rmdir()
+  hub.load_config(name)
+  monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'other'))
+  _refused(name, tmp_path / 'other', hint)
+  for odd in ('google/../gemma', 'google/gemma/x', '/google/gemma'):
+    _refused(odd, f'{odd}: does not exist')
 
 
 def test_a_file_is_no_folder(folder):
@@ -261,111 +276,23 @@ def test_adapter_given_as_base(folder):
       "'yarn'",
     ),
     (dict(quantization_config={'quant_method': 'x'}), 'quantization_config'),
+    (dict(sliding_window=-4), 'sliding_window is -4; expected a whole number'),
+    (dict(sliding_window=2.5), 'sliding_window is 2.5'),
+    (dict(sliding_window=10**10), 'sliding_window is 10000000000'),
+    (dict(attn_logit_softcapping=0.0), 'attn_logit_softcapping is 0.0'),
+    (dict(final_logit_softcapping='1'), "final_logit_softcapping is '1'"),
+    (dict(query_pre_attn_scalar=0), 'query_pre_attn_scalar is 0'),
+    (dict(head_dim=-8), 'head_dim is -8'),
+    (dict(head_dim=True), 'head_dim is True'),
+    (dict(num_hidden_layers=10**9), 'num_hidden_layers is 1000000000'),
+    (dict(num_labels=10**9), 'num_labels is 1000000000'),
+    (dict(layer_types='full'), "layer_types is 'full'"),
+    (dict(rope_parameters=[1]), 'rope_parameters: is [1]'),
+    (dict(rope_scaling={'factor': 0}), 'rope_scaling: factor is 0'),
+    (dict(text_config=7), 'text_config: is 7'),
   ],
   ids=str,
 )
 def test_configurations_refused(change, part, folder):
   _edit_config(folder, **change)
   _refused(folder, folder / 'config.json', part, load=hub.load_config)
-
-
-def test_no_weights(folder):
-  (folder / 'model.safetensors').unlink()
-  _refused(folder, folder, 'neither model.safetensors nor')
-
-
-def test_pickle_is_never_opened(folder):
-  (folder / 'model.safetensors').unlink()
-  (folder / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n(S"exit"\ntR.')
-  _refused(folder, 'pytorch_model.bin', 'never opened', 'safe_serialization')
-
-
-@pytest.mark.parametrize('keep', [0, 4, 100, -1])
-def test_truncated(keep, folder):
-  path = folder / 'model.safetensors'
-  path.write_bytes(path.read_bytes()[:keep])
-  _refused(folder, path, 'truncated or damaged')
-
-
-def test_lfs_pointer(folder):
-  path = folder / 'model.safetensors'
-  path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:1\n')
-  _refused(folder, path, 'git lfs pull')
-  (folder / 'config.json').write_text('version https://git-lfs.github.com/...')
-  _refused(folder, folder / 'config.json', 'git lfs pull')
-
-
-def test_missing_tensors(folder):
-  def edit(stored):
-    for name in [n for n in stored if 'layers.1' in n]:
-      del stored[name]
-
-  _edit_tensors(folder, edit)
-  message = _refused(
-    folder, 'model.safetensors', 'layers.1.self_attn.q_proj.weight', 'of 24'
-  )
-  assert '(11 of 24)' in message and message.count('layers.1') == 5
-
-
-def test_extra_tensors(folder):
-  _edit_config(folder, num_hidden_layers=1, layer_types=['sliding_attention'])
-  _refused(folder, 'model.safetensors', 'extra tensors', '1 layers of gemma2')
-
-
-def test_unknown_tensors(folder):
-  _edit_tensors(folder, lambda s: s.update(score=np.zeros(2, np.float32)))
-  _refused(folder, 'model.safetensors', 'score')
-
-
-def test_misshapen_tensor(folder):
-  def edit(stored):
-    stored[Q_PROJ] = np.ascontiguousarray(stored[Q_PROJ].T)
-
-  _edit_tensors(folder, edit)
-  _refused(folder, 'model.safetensors', Q_PROJ, '(32, 64)', '(64, 32)')
-
-
-def test_config_of_another_width(folder):
-  _edit_config(folder, intermediate_size=40)
-  _refused(folder, 'model.safetensors', 'proj.weight', '40', '48')
-
-
-def test_integer_tensor(folder):
-  _edit_tensors(folder, lambda s: s.update({Q_PROJ: s[Q_PROJ].astype(np.int8)}))
-  _refused(folder, Q_PROJ, 'I8', 'expected one of F32, F16, BF16')
-
-
-def test_untied_lm_head(folder):
-  def edit(stored):
-    stored['lm_head.weight'] = stored['model.embed_tokens.weight'] * 2
-
-  _edit_tensors(folder, edit)
-  _refused(folder, 'lm_head.weight', 'differs from the embedding')
-
-
-def test_the_same_tensor_twice(folder):
-  def edit(stored):
-    stored['language_model.model.norm.weight'] = stored['model.norm.weight']
-
-  _edit_tensors(folder, edit)
-  _refused(folder, 'language_model.model.norm.weight', 'are the same tensor')
-
-
-def test_missing_shard(shards):
-  file = sorted(shards.glob('model-*'))[1]
-  file.unlink()
-  _refused(shards, file, 'no such file')
-
-
-def test_index_of_other_shards(shards):
-  first, second, _ = sorted(shards.glob('model-*'))
-  shutil.copyfile(first, second)
-  _refused(shards, 'model.safetensors.index.json', 'file lacks')
-
-
-def test_broken_index(shards):
-  path = shards / 'model.safetensors.index.json'
-  path.write_text('{"weight_map": {"a": "../../secret"}}')
-  _refused(shards, path, '../../secret')
-  path.write_text('{}')
-  _refused(shards, path, 'no weight_map')

@@ -113,6 +113,28 @@ def test_rotary_embeddings_are_written_for_transformers_4_and_5(
     assert hub.load_config(out)[0] == config
 
 
+def test_what_a_type_keeps_of_a_change(folder):
+  config, params = hub.load_checkpoint(folder)
+  types = hub.stored_types(folder, config, jnp.bfloat16)
+  base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  rng = np.random.default_rng(0)
+  draws = jax.tree.map(lambda x: rng.normal(size=x.shape), base)
+  kept = []
+  for scale in (1.0, 1e-2, 1e-5):
+    changed = jax.tree.map(
+      lambda x, d, s=scale: np.asarray(x, np.float32) * (1 + s * d),
+      *(base, draws),
+    )
+    kept.append(hub.kept_change(changed, base, types))
+  (large, noise), (medium, _), (small, lost) = kept
+  assert large > 0.999 and noise < 0.01
+  assert 0.9 < medium <= 1.0
+  assert small < 0.01 and lost == pytest.approx(1.0, abs=0.1)
+  assert hub.kept_change(base, base, types) == (1.0, 0.0)
+  exact = hub.stored_types(folder, config)
+  assert hub.kept_change(changed, base, exact) == pytest.approx((1.0, 0.0))
+
+
 def test_dtype_asked_for(tiny_gemma_folder, tmp_path):
   source = tiny_gemma_folder('gemma2')
   config, params = hub.load_checkpoint(source)

@@ -1,6 +1,5 @@
 """Adapter folders: what is read, what is refused."""
 
-import json
 import math
 import shutil
 
@@ -14,6 +13,7 @@ from evojax_llm.models import hub
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.peft import load_adapters
 from tests import tiny
+from tests.models import damage
 
 KEY = 'base_model.model.model.layers.1.self_attn.q_proj'
 
@@ -35,23 +35,15 @@ def folder(base, tmp_path):
 
 
 def _edit_config(folder, **changes):
-  path = folder / 'adapter_config.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  damage.edit_json(folder / 'adapter_config.json', **changes)
 
 
 def _edit_tensors(folder, edit):
-  path = folder / 'adapter_model.safetensors'
-  stored = load_file(path)
-  edit(stored)
-  save_file(stored, path)
+  damage.edit_tensors(folder / 'adapter_model.safetensors', edit)
 
 
 def _refused(folder, config, *parts):
-  with pytest.raises(ModelError) as caught:
-    load_adapters([folder], config)
-  message = str(caught.value)
-  for part in parts:
-    assert str(part) in message, message
+  damage.refused(lambda: load_adapters([folder], config), *parts)
 
 
 def _deltas(adapters, n):
@@ -202,6 +194,49 @@ def test_the_same_folder_twice(folder, config):
   assert load_adapters([folder] * 2, config).names == ('adapter', 'adapter#1')
 
 
+def test_the_same_adapter_twice_is_told(folder, base, config, tmp_path, caplog):
+  copy = shutil.copytree(folder, tmp_path / 'copy')
+  other = tiny.write_adapter(tmp_path / 'other', base, seed=1)
+  load_adapters([folder, other], config)
+  assert not caplog.text
+  load_adapters([folder, other, copy], config)
+  assert 'copy is the same adapter as adapter' in caplog.text
+
+
+def _rename(change):
+  """An edit of the tensors that renames all of them."""
+
+  def edit(stored):
+    for name in list(stored):
+      stored[change(name)] = stored.pop(name)
+
+  return edit
+
+
+@pytest.mark.parametrize(
+  'config_edit, tensors_edit',
+  [
+    (dict(bias='lora_only'), None),
+    (dict(bias='all'), None),
+    (dict(future=None, other=False, more={}, last=[]), None),
+    (dict(layers_to_transform=[0, 1], layers_pattern='layers'), None),
+    (dict(exclude_modules=r'.*vision(_tower)*.*', revision='x'), None),
+    (dict(target_modules=r'.*?(?:model|text).*?(?:attn|mlp).*?proj.*?'), None),
+    ({}, _rename(lambda name: name.replace('.weight', '.code.weight'))),
+    ({}, lambda s: s.update({n: t.astype(np.float64) for n, t in s.items()})),
+  ],
+)  # fmt: skip
+def test_what_changes_nothing_is_taken(
+  config_edit, tensors_edit, folder, config
+):
+  expected = load_adapters([folder], config)
+  _edit_config(folder, **config_edit)
+  if tensors_edit:
+    _edit_tensors(folder, tensors_edit)
+  got = load_adapters([folder], config)
+  jax.tree.map(np.testing.assert_array_equal, got.factors, expected.factors)
+
+
 # Refusals.
 
 
@@ -236,45 +271,6 @@ def test_truncated(folder, config):
   path = folder / 'adapter_model.safetensors'
   path.write_bytes(path.read_bytes()[:-7])
   _refused(folder, config, path, 'truncated or damaged')
-
-
-@pytest.mark.parametrize(
-  'changes, parts',
-  [
-    (dict(peft_type='IA3'), ['peft_type', "'IA3'", "'LORA'"]),
-    (dict(peft_type=None), ['peft_type']),
-    (dict(use_dora=True), ['use_dora', 'DoRA']),
-    (dict(use_qalora=True), ['use_qalora']),
-    (dict(bias='all'), ['bias', "'all'", "'none'"]),
-    (dict(lora_bias=True), ['lora_bias']),
-    (dict(modules_to_save=['lm_head']), ['modules_to_save', 'lm_head']),
-    (dict(fan_in_fan_out=True), ['fan_in_fan_out']),
-    (dict(layer_replication=[[0, 2]]), ['layer_replication']),
-    (dict(trainable_token_indices=[1]), ['trainable_token_indices']),
-    (dict(init_lora_weights='pissa_niter_4'), ['init_lora_weights', 'pissa']),
-    (dict(r='4'), ['r is', "'4'"]),
-    (dict(r=0), ['r is 0']),
-    (dict(lora_alpha=None), ['lora_alpha', 'None']),
-    (dict(alpha_pattern={'q_proj': 'big'}), ['q_proj', 'alpha_pattern']),
-    (dict(rank_pattern={'(': 2}), ['rank_pattern', 'regular expression']),
-    (dict(rank_pattern=[2]), ['rank_pattern', 'object']),
-    (dict(target_modules='('), ['target_modules', 'regular expression']),
-    (dict(target_modules=7), ['target_modules', '7']),
-  ],
-  ids=str,
-)
-def test_configurations_refused(changes, parts, folder, config):
-  _edit_config(folder, **changes)
-  _refused(folder, config, folder / 'adapter_config.json', *parts)
-
-
-@pytest.mark.parametrize('part', ['r', 'lora_alpha', 'peft_type'])
-def test_missing_field(part, folder, config):
-  path = folder / 'adapter_config.json'
-  raw = json.loads(path.read_text())
-  del raw[part]
-  path.write_text(json.dumps(raw))
-  _refused(folder, config, path, part, 'None')
 
 
 def test_rank_of_file_and_configuration(folder, config):
@@ -325,7 +321,9 @@ def test_factors_that_the_configuration_does_not_name(folder, config):
   [
     ('base_model.model.lm_head.lora_A.weight', 'lm_head'),
     ('base_model.model.model.embed_tokens.lora_embedding_A', 'embed_tokens'),
-    ('base_model.model.model.embed_tokens.weight', 'Embeddings'),
+    ('base_model.model.model.embed_tokens.weight', 'has 4 rows, the base 363'),
+    ('base_model.model.lm_head.weight', 'save_embedding_layers'),
+    (f'{KEY}.bias', 'biases'),
     (f'{KEY}.lora_magnitude_vector', 'DoRA'),
     (f'{KEY}.lora_B.bias', 'lora_B.bias'),
     ('base_model.model.model.layers.0.mlp.router.lora_A.weight', 'router'),
@@ -344,6 +342,26 @@ def test_other_tensors(name, part, folder, config):
 def test_no_factors(folder, config):
   save_file({}, folder / 'adapter_model.safetensors')
   _refused(folder, config, 'has no lora_A')
+
+
+def test_factors_of_two_adapters(folder, config):
+  def edit(stored):
+    name = f'{KEY}.lora_A.weight'
+    stored[name.replace('.weight', '.code.weight')] = stored.pop(name)
+
+  _edit_tensors(folder, edit)
+  _refused(folder, config, 'several adapters', 'None, code')
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e39])
+def test_factors_that_are_not_finite(value, folder, config):
+  name = f'{KEY}.lora_B.weight'
+
+  def edit(stored):
+    stored[name] = np.full((64, 4), value)
+
+  _edit_tensors(folder, edit)
+  _refused(folder, config, folder / 'adapter_model.safetensors', name, 'finite')
 
 
 def test_integer_factors(folder, config):

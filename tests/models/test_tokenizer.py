@@ -1,6 +1,7 @@
 """Tokenizer folders through transformers."""
 
 import json
+import os
 import pathlib
 import shutil
 import socket
@@ -12,6 +13,7 @@ from evojax_llm.models import hub
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
 from tests import tiny
+from tests.models import cases
 
 TEXT = 'The cat ate 12 pies, naïvely.\n'
 
@@ -101,6 +103,90 @@ def test_no_tokenizer(folder, tmp_path):
 def test_broken_tokenizer(name, folder):
   (folder / name).write_text('{"version"')
   with pytest.raises(ModelError, match=str(folder)):
+    Tokenizer.from_folder(folder)
+
+
+def _edit(folder, name, **changes):
+  raw = json.loads((folder / name).read_text())
+  (folder / name).write_text(json.dumps(raw | changes))
+
+
+@pytest.mark.parametrize('name', ['generation_config.json', 'config.json'])
+@pytest.mark.parametrize(
+  'value', [-1, 363, 10**12, {'a': 1}, [[1, 5]], ['<eos>'], '1', True, 1.0]
+)  # fmt: skip
+def test_ends_that_are_no_token(name, value, folder):
+  _edit(folder, name, eos_token_id=value)
+  with pytest.raises(ModelError, match=f'{folder / name}.*eos_token_id'):
+    Tokenizer.from_folder(folder)
+
+
+def test_ends_named_by_the_text_part(tmp_path):
+  folder = cases.write_model(tmp_path / 'm', cases.CASES[6])
+  tiny.write_tokenizer(folder)
+  _edit(folder, 'config.json', eos_token_id=None)
+  raw = json.loads((folder / 'config.json').read_text())
+  raw['text_config'] |= {'eos_token_id': [1, 7], 'vocab_size': 363}
+  _edit(folder, 'config.json', **raw)
+  (folder / 'generation_config.json').unlink(missing_ok=True)
+  assert {1, 7} <= set(Tokenizer.from_folder(folder).stop_ids)
+  raw['text_config']['eos_token_id'] = -1
+  _edit(folder, 'config.json', **raw)
+  with pytest.raises(ModelError, match='eos_token_id'):
+    Tokenizer.from_folder(folder)
+
+
+def test_tokens_beyond_the_embedding(folder, tokenizer):
+  raw = json.loads((folder / 'tokenizer.json').read_text())
+  token = raw['added_tokens'][0]
+  for i, text in enumerate(('[PAD]', '<image>')):
+    raw['added_tokens'].append(token | {'id': 363 + i, 'content': text})
+  (folder / 'tokenizer.json').write_text(json.dumps(raw))
+  _edit(folder, 'tokenizer_config.json', pad_token='[PAD]')
+  larger = Tokenizer.from_folder(folder)
+  # A filler that the model does not have is replaced by one that it has.
+  assert larger.pad_id == 0 and larger.vocab_size == 363
+  assert larger.encode(TEXT) == tokenizer.encode(TEXT)
+  words = "'<image>' is 364, and the embedding of the model has 363 rows"
+  with pytest.raises(ModelError, match=words):
+    larger.encode('a <image> b')
+  with pytest.raises(ModelError, match=words):
+    larger.encode_chat([{'role': 'user', 'content': '<image>'}])
+  _edit(folder, 'tokenizer_config.json', bos_token='<image>')
+  with pytest.raises(ModelError, match=words):
+    Tokenizer.from_folder(folder)
+
+
+def test_tokenizer_model_alone(folder):
+  (folder / 'tokenizer.json').rename(folder / 'tokenizer.model')
+  _edit(folder, 'tokenizer_config.json', tokenizer_class='GemmaTokenizer')
+  with pytest.raises(ModelError, match='sentencepiece.*tokenizer.json'):
+    Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+  'name, text, part',
+  [
+    ('config.json', '{"model_type": "gemma2", "head_dim": -8}', 'head_dim'),
+    ('tokenizer_config.json', '[' * 10**5 + ']' * 10**5, '100 deep'),
+    ('special_tokens_map.json', '{"a": 1e999}', 'a: 1e999'),
+    ('tokenizer.json', '{"a": [}', 'not valid JSON at line 1, column 8'),
+    ('generation_config.json', '[1]', 'JSON list'),
+  ],
+)
+def test_faults_are_named_by_file(name, text, part, folder):
+  (folder / name).write_text(text)
+  with pytest.raises(ModelError) as caught:
+    Tokenizer.from_folder(folder)
+  message = str(caught.value)
+  assert str(folder / name) in message and part in message
+
+
+@pytest.mark.parametrize('name', ['tokenizer.json', 'chat_template.jinja'])
+def test_a_fifo_is_no_tokenizer(name, folder):
+  (folder / name).unlink()
+  os.mkfifo(folder / name)
+  with pytest.raises(ModelError, match='is a FIFO'):
     Tokenizer.from_folder(folder)
 
 

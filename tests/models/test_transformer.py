@@ -15,7 +15,6 @@ from evojax_llm.models.expression import fold
 from evojax_llm.models.peft import load_adapters
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.models.transformer import init_params
-from evojax_llm.models.transformer import positions_of
 from tests.models import cases
 from tests.models import forward
 
@@ -167,10 +166,3 @@ def test_random_parameters(model):
   assert 0.018 < kernel.std() < 0.022
   assert np.abs(kernel[0] - kernel[1]).max() > 0.01  # Layers differ.
   assert not np.any(drawn['final_norm']['scale'])
-
-
-def test_positions_of_a_mask():
-  mask = np.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]])
-  np.testing.assert_array_equal(
-    positions_of(mask), [[-1, -1, 0, 1], [0, 1, 2, -1], [-1, -1, -1, -1]]
-  )

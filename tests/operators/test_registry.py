@@ -192,8 +192,8 @@ def test_sharded_is_unsharded(case):
   assert mesh.size == 4, 'the tests run on four virtual devices'
   own, shared = parents(case)
   split = lifted(case)(
-    sharding.place(keys(), mesh),
-    *(sharding.place(p, mesh) for p in own),
+    jax.device_put(keys(), sharding.population_sharding(mesh)),
+    *(jax.device_put(p, sharding.population_sharding(mesh)) for p in own),
     *shared,
   )
   for leaf in jax.tree.leaves(split):
@@ -300,6 +300,10 @@ def test_selection_of_sharded_fitness(case):
   key, fitness = jax.random.key(3), seen(case, FITNESS)
   run = choosing(case, wanted(case))
   np.testing.assert_array_equal(
-    run(key, sharding.place(fitness, mesh), sharding.place(IDS, mesh)),
+    run(
+      key,
+      jax.device_put(fitness, sharding.population_sharding(mesh)),
+      jax.device_put(IDS, sharding.population_sharding(mesh)),
+    ),
     run(key, fitness, IDS),
   )

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators import succession
-from evojax_llm.population import stack
 from tests.operators import genomes
 
 NAN = np.nan
@@ -203,6 +202,6 @@ def test_memory_copies_its_genomes():
   memory = jax.jit(succession.start_memory)(
     population, f32(0.1, 0.2), ids(0, 1)
   )
-  stack.put(population, 1, {'x': f32(99)})
+  population['x'].delete()
   np.testing.assert_array_equal(memory.personal['x'][:, 0], [1, 2])
   assert float(memory.best['x'][0]) == 2

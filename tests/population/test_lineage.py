@@ -20,4 +20,4 @@ def test_ids_do_not_depend_on_other_slots():
 def test_empty_proposal():
   proposal = lineage.empty_proposal(3)
   assert not np.any(proposal.filled)
-  assert proposal.parents.shape == (3, 2)
+  np.testing.assert_array_equal(proposal.parents, [[-1, -1]] * 3)

@@ -23,20 +23,6 @@ def test_stack_take_and_size():
   np.testing.assert_array_equal(some['n'], [3, 3, 1])
 
 
-def test_put_replaces_members_and_gives_up_the_old_buffers():
-  old = population(1, 2, 3)
-  new = stack.put(old, jnp.asarray([2, 0]), population(30, 10))
-  np.testing.assert_array_equal(new['n'], [10, 2, 30])
-  assert old['w'].is_deleted()
-  one = stack.put(new, 1, genome(7))
-  np.testing.assert_array_equal(one['n'], [10, 7, 30])
-
-
-def test_put_keeps_the_type():
-  new = stack.put(population(1, 2), 0, genome(5, jnp.float32))
-  assert new['w'].dtype == jnp.bfloat16
-
-
 def test_select_by_member_even_from_one_genome():
   mask = jnp.asarray([True, False, True])
   chosen = stack.select(mask, population(1, 2, 3), population(4, 5, 6))
@@ -66,5 +52,3 @@ def test_what_is_no_population_is_refused():
     stack.stack([])
   with pytest.raises(ValueError, match='Genome 1 differs'):
     stack.stack([genome(1), genome(1, jnp.float32)])
-  with pytest.raises(ValueError, match='3 members to pad to 2'):
-    stack.pad(population(1, 2, 3), 2)

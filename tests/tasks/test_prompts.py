@@ -189,8 +189,12 @@ def test_long_prompts_are_cut_from_the_left(tokenizer):
   assert text_of(tokenizer, cut.prompt) == 't.'
   with pytest.raises(TaskError, match='max_new_tokens takes 4 tokens'):
     encode_passes(task, PLAIN, tokenizer, max_length=4)[0]
-  assert truncate([2, 5, 6], 3) == ([2, 5, 6], 0)
-  assert truncate([2, 5, 6], 1) == ([2], 2)
+  assert truncate([2, 5, 6], 3, 2) == ([2, 5, 6], 0)
+  assert truncate([2, 5, 6], 1, 2) == ([2], 2)
+  # Without a BOS, or behind one that was cut off, the last tokens stay.
+  assert (
+    truncate([4, 5, 6], 2, None) == truncate([4, 5, 6], 2, 2) == ([5, 6], 1)
+  )
 
 
 def test_cuts_are_counted_and_logged(tokenizer, caplog):

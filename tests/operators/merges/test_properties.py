@@ -111,7 +111,7 @@ def run_lifted(merge, order=tuple(range(P)), generation=0):
     'keys': keys[order],
     'parameters': jax.tree.map(lambda x: x[order], parameters(merge, P)),
   }
-  placed = sharding.place(placed, mesh)
+  placed = jax.device_put(placed, sharding.population_sharding(mesh))
   shared = jax.device_put(
     (population(5), base_for(merge)), sharding.replicated(mesh)
   )

@@ -1,0 +1,346 @@
+"""Rows of a run's table as members again, made of what its folder keeps.
+
+The evolved member and those that vote are in the last checkpoint; plain mixes
+are made of the experts as they were for the table.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+from typing import NamedTuple
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm import files as files_lib
+from evojax_llm import lookup
+from evojax_llm.fitness import ensembles
+from evojax_llm.genomes.space import Space
+from evojax_llm.genomes.space import find_space
+from evojax_llm.genomes.space import make_space
+from evojax_llm.models.folders import expert_names
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
+from evojax_llm.runs import baselines as baselines_lib
+from evojax_llm.runs import checkpoint
+from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import record
+from evojax_llm.runs import recorded_inputs
+from evojax_llm.runs import report
+from evojax_llm.runs import run_state
+from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
+
+VOTE_FILE = 'vote.json'
+_VOTES = (report.OF_EVOLVED, report.OF_EXPERTS)
+# Shorter names of votes.
+_ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
+
+
+class Vote(NamedTuple):
+  """How the members of a row decide.
+
+  Attributes:
+    rule: of `fitness.ensembles`.
+    fitness: (M,) f32 of the members on dev.
+  """
+
+  rule: str
+  fitness: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of the table, with the members that it stands for.
+
+  Attributes:
+    name: as in the table, or that of an expert.
+    space: of the genomes.
+    genomes: leaves (M, ...); M is 1 but for a vote.
+    members: M names.
+    vote: None but for a vote.
+    mix: of the experts; None but for a plain mix.
+    detail: which member it is, for an evolved one.
+    entry: of summary.json; None where it is not in the table.
+  """
+
+  name: str
+  space: Space
+  genomes: Any
+  members: tuple[str, ...]
+  vote: Vote | None = None
+  mix: baselines_lib.Mix | None = None
+  detail: str = ''
+  entry: Mapping[str, Any] | None = None
+
+  def recipes(self) -> dict[str, Any]:
+    """Returns what each member is made of, by its name, where it is known."""
+    if not self.space.names:  # A space of models without its experts.
+      return {}
+    if self.mix:
+      weights = zip(self.space.names, self.mix.weights, strict=True)
+      recipe = {'weights': dict(weights), 'factor': self.mix.factor}
+      return {self.name: record.plain(recipe)}
+    return {
+      name: record.plain(self.space.recipe(stack.take(self.genomes, i)))
+      for i, name in enumerate(self.members)
+    }
+
+
+def is_vote(folder: str) -> bool:
+  """Returns whether a folder is what `export` has written of a vote."""
+  return (pathlib.Path(folder).expanduser() / VOTE_FILE).is_file()
+
+
+def load(
+  source: 'Run | str', name: str, dtype: Any = jnp.float32
+) -> tuple[base_and_adapters.Members, Vote | None]:
+  """Loads the base and the members of a row, as one population.
+
+  Args:
+    source: a run, or the folder of an exported vote.
+    name: of the row.
+    dtype: of the parameters.
+
+  Raises:
+    UserError: there is no such row, or the vote is not as it was written.
+    ModelError: a folder cannot be used.
+  """
+  if not isinstance(source, Run):
+    return _exported_vote(pathlib.Path(source).expanduser(), dtype)
+  row = source.row(name, dtype)
+  names, population = (base_and_adapters.BASE,), stack.stack([row.space.base()])
+  if row.name != base_and_adapters.BASE:
+    # As the space has them: a run of another type may have kept them.
+    genomes = jax.tree.map(
+      lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
+    )
+    names, population = (
+      (*names, *row.members),
+      stack.concatenate(population, genomes),
+    )
+  tokenizer = Tokenizer.from_folder(source.files.model)
+  members = base_and_adapters.Members(row.space, tokenizer, names, population)
+  return members, row.vote
+
+
+def _exported_vote(
+  path: pathlib.Path, dtype: Any
+) -> tuple[base_and_adapters.Members, Vote]:
+  """What `export` has written of a vote."""
+  known = files_lib.read_object(path / VOTE_FILE, UserError)
+  try:
+    base, rule = str(known['base']), known['rule']
+    folders = [path / member['folder'] for member in known['members']]
+    names = tuple(member['name'] for member in known['members'])
+    fitness = np.asarray([m['fitness'] for m in known['members']], np.float32)
+    ensembles.check_rule(rule)
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{path / VOTE_FILE}: not as export writes it ({error!r}); export the '
+      'vote again.'
+    ) from None
+  names = (base_and_adapters.BASE, *names)
+  if (folders[0] / 'adapter_config.json').is_file():
+    members = base_and_adapters.load(base, folders, dtype)
+    members = dataclasses.replace(members, names=names)
+  else:
+    space = make_space('weights', base, models=folders, dtype=dtype)
+    population = stack.concatenate(stack.stack([space.base()]), space.experts())
+    members = base_and_adapters.Members(
+      space, Tokenizer.from_folder(base), names, population
+    )
+  return members, Vote(rule, fitness)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The folder of a run.
+
+  Attributes:
+    path: of the folder.
+    config: its configuration.
+    files: where its inputs are.
+    inputs: fingerprints of them.
+  """
+
+  path: pathlib.Path
+  config: RunConfig
+  files: inputs_lib.Files
+  inputs: Mapping[str, Any]
+
+  @classmethod
+  def open(cls, folder: str | os.PathLike, allow_changed: bool = False) -> Self:
+    """Reads config.json and finds the inputs again.
+
+    Args:
+      folder: of the run.
+      allow_changed: take a base or experts that have changed since.
+
+    Raises:
+      UserError: the folder is not that of one run, or an input has changed.
+      CheckpointError: its record is damaged.
+    """
+    path = pathlib.Path(folder).expanduser()
+    whole = (path / 'config.json').is_file()
+    if not whole or (path / 'sweep.json').is_file():
+      runs = sorted(
+        str(found.parent.relative_to(path))
+        for depth in ('*', '*/*', '*/*/*/*')
+        for found in path.glob(f'{depth}/config.json')
+        if (found.parent / 'checkpoints').exists()
+      )
+      if runs:
+        more = f' and {len(runs) - 5} more' if len(runs) > 5 else ''
+        raise UserError(
+          f'--run={path} holds several runs: name one of them, '
+          f'{", ".join(runs[:5])}{more}.'
+        )
+      raise UserError(
+        f'--run={path} is not the folder of a run: it has no config.json.'
+      )
+    config, files = recorded_inputs.find(path, allow_changed)
+    return cls(path, config, files, record.read_config(path)['inputs'])
+
+  def reads(self) -> list[pathlib.Path]:
+    """Returns all that stands in the folder, and the inputs on disk."""
+    files = self.files
+    given = [files.model, *files.adapters, *files.experts]
+    tasks = (pathlib.Path(task) for task in (*files.tasks, *files.heldout))
+    return [*self.path.iterdir(), *given, *tasks]
+
+  @functools.cached_property
+  def summary(self) -> dict[str, Any] | None:
+    """The content of summary.json; None before the end of the run."""
+    path = self.path / 'summary.json'
+    return record.read_json(path) if path.is_file() else None
+
+  def row(self, name: str = report.EVOLVED, dtype: Any = None) -> Row:
+    """Makes the members of a row.
+
+    Args:
+      name: of the row, or of an expert; 'vote' is that of evolved members.
+      dtype: of the parameters; None for a space that only exports.
+
+    Raises:
+      UserError: there is no such row.
+      ModelError: an input cannot be used any more.
+      CheckpointError: the row needs a file of the run that cannot be read.
+    """
+    wanted = ' '.join(name.split(' (')[0].lower().replace('_', ' ').split())
+    wanted = _ALIASES.get(wanted, wanted)
+    mixes = self._mixes()
+    by_lower = {known.lower().replace('_', ' '): known for known in mixes}
+    if wanted == report.EVOLVED:
+      row = self._evolved(dtype)
+    elif wanted in _VOTES and self._ensemble(wanted):
+      row = self._vote(wanted, dtype)
+    elif wanted in by_lower:
+      found, space = by_lower[wanted], self._space(dtype, experts=True).plain
+      genomes = baselines_lib.mix_experts(space, [mixes[found]])
+      row = Row(found, space, genomes, (found,), mix=mixes[found])
+    else:
+      raise self._unknown(name, mixes)
+    rows = (self.summary or {}).get('rows', ())
+    entry = next((r for r in rows if r['name'] == row.name), None)
+    return dataclasses.replace(row, entry=entry)
+
+  def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
+    groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
+    known = [report.EVOLVED, *groups, *mixes]
+    why = ''
+    if not groups:
+      why = ' The run has no vote' + (
+        ': config.ensemble.size was 0, or fewer than two members were scored.'
+        if self.summary
+        else ' before it has finished.'
+      )
+    return UserError(
+      f'Got --row={name!r}; expected one of {", ".join(known)}.'
+      f'{lookup.did_you_mean(name, known)}{why}'
+    )
+
+  def _space(self, dtype: Any, experts: bool = False) -> Space:
+    """The space of the search; with no dtype one that only exports."""
+    files, name = self.files, self.config.space
+    if experts and dtype is None and find_space(name).exports == 'model':
+      # Its experts are parameters.
+      dtype = jnp.dtype(self.config.execution.dtype)
+    return make_space(
+      name, str(files.model), files.adapters, files.experts, dtype
+    )
+
+  def _mixes(self) -> dict[str, baselines_lib.Mix]:
+    """Plain mixes by name: baselines, then experts."""
+    path, mixes = self.path / 'baselines.json', {}
+    if path.is_file():
+      rows = record.read_json(path)['rows']
+      mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
+    experts = expert_names(self.files.experts or self.files.adapters)
+    for i, expert in enumerate(experts):
+      mixes.setdefault(expert, baselines_lib.single(i, len(experts)))
+    return mixes
+
+  def _ensemble(self, name: str) -> Mapping[str, Any] | None:
+    return ((self.summary or {}).get('ensembles') or {}).get(name)
+
+  def _best(self, count: int) -> tuple[int, run_state.Members]:
+    """The last generation and its best members, as the run chooses them."""
+    number, state = checkpoint.Checkpoints(self.path / 'checkpoints').read()
+    keep_best = self.config.strategy.options.get('keep_best', True)
+    return number, run_state.best_members(state, count, keep_best)
+
+  def _evolved(self, dtype: Any) -> Row:
+    name, folder = report.EVOLVED, self.path / 'best'
+    try:
+      number, best = self._best(1)
+    except checkpoint.CheckpointError:
+      if not self.summary or not folder.is_dir():
+        raise
+    else:
+      detail = (
+        f'member {best.ids[0]}, the best after generation {number}: fitness '
+        f'{best.fitness[0]:.4g}'
+      )
+      space = self._space(dtype)
+      return Row(name, space, best.population, (name,), detail=detail)
+    # All that is left of the search.
+    base = str(self.files.model)
+    if find_space(self.config.space).exports == 'model':
+      dtype = dtype or jnp.dtype(self.config.execution.dtype)
+      space = make_space('weights', base, models=[folder], dtype=dtype)
+    else:
+      space = make_space('adapters', base, [folder], dtype=dtype)
+    return Row(name, space, space.experts(), (name,))
+
+  def _vote(self, name: str, dtype: Any) -> Row:
+    group, of_experts = self._ensemble(name), name == report.OF_EXPERTS
+    space = self._space(dtype, of_experts)
+    chosen = group['members']
+    if of_experts:
+      members = tuple(space.names[i] for i in chosen)
+      kept = record.read_json(self.path / 'baselines.json')['fitness']
+      fitness = [kept[expert] for expert in members]
+      space = space.plain
+      genomes = stack.take(space.experts(), np.asarray(chosen))
+    else:
+      members = tuple(f'member {id_}' for id_ in chosen)
+      _, best = self._best(self.config.ensemble.size)
+      absent = [id_ for id_ in chosen if id_ not in best.ids]
+      if absent:
+        raise checkpoint.CheckpointError(
+          f'{self.path}: the last checkpoint has no member {absent[0]}, which '
+          'votes. It is not that of the finished run.'
+        )
+      indices = np.asarray([best.ids.index(id_) for id_ in chosen])
+      genomes = stack.take(best.population, indices)
+      fitness = best.fitness[indices]
+    fitness = np.asarray(group.get('fitness', fitness), np.float32)
+    vote = Vote(group['rule'], fitness)
+    return Row(name, space, genomes, members, vote)
