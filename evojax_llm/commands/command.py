@@ -10,6 +10,7 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 from typing import Any
 
 from absl import flags
@@ -30,20 +31,25 @@ _SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 Main = Callable[[Sequence[str]], int | None]
 
 
-def launch(main: Main) -> None:
+def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
   try:
-    sys.exit(run(main, sys.argv))
+    sys.exit(run(main, sys.argv, quiet))
   except KeyboardInterrupt:
     print('\nstopped; with --workdir the run goes on', file=sys.stderr)
     sys.exit(130)
 
 
-def run(main: Main, argv: Sequence[str]) -> int | None:
+def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   """Returns what `main` returns for a command line, or 1 after a message.
 
   Errors that the user can do nothing about keep their traceback.
+
+  Args:
+    main: of a module whose flags are defined.
+    argv: name and arguments.
+    quiet: whether to log warnings only, unless flags say otherwise.
   """
   try:
     for arg in argv[1:]:
@@ -53,17 +59,24 @@ def run(main: Main, argv: Sequence[str]) -> int | None:
         print(help_text.describe(main, asked[1] or ''))
         return 0
     _parse(argv)
-    if not flags.FLAGS['verbosity'].present:
+    if quiet and not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells of every step.
     return main(argv[:1])
   except ValueError as error:
     if not isinstance(error, _user_errors()):
       raise
     print(f'error: {error}', file=sys.stderr)
-  except RuntimeError as error:
-    if 'Unable to initialize backend' not in str(error):
+  except (AssertionError, RuntimeError) as error:
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    if pathlib.Path(where).name != 'xla_bridge.py':  # where jax looks for them
       raise
-    print(f'error: {_no_backend(error)}', file=sys.stderr)
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    print(
+      f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
+      f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
+      'or install what jax needs for them: see README.md.',
+      file=sys.stderr,
+    )
   except OSError as error:
     if not has_no_room(error):
       raise
@@ -140,15 +153,6 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
   return (
     f'Got unknown flag --{name}; expected some of '
     f'{", ".join(f"--{name}" for name in names)}.{hint} See --help.'
-  )
-
-
-def _no_backend(error: RuntimeError) -> str:
-  asked = os.environ.get('JAX_PLATFORMS', '')
-  return (
-    f'JAX_PLATFORMS={asked} names a device that jax does not find here: '
-    f'{" ".join(str(error).split())[:300]} Leave JAX_PLATFORMS unset, or '
-    'install what jax needs for it: see README.md, "Install".'
   )
 
 

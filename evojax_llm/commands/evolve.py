@@ -1,9 +1,8 @@
 r"""Evolves a population of adapters, or of merges of them, on tasks.
 
-  python -m experiments.evolve
-  python -m experiments.evolve --workdir=runs/a --config.strategy.population=40
-  python -m experiments.evolve \
-      --config=experiments/genome/config.py:genome_as_published \
+  evojax-llm evolve
+  evojax-llm evolve --workdir=runs/a --config.strategy.population=40
+  evojax-llm evolve --config=genome_as_published \
       --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \
       --config.tasks=mmlu.json,gsm8k.json --config.dev_limit=200
 

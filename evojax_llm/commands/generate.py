@@ -1,10 +1,10 @@
 r"""Lets a model, and adapters of it, continue prompts.
 
-  python -m experiments.generate --model=gemma-2-2b-it \
+  evojax-llm generate --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --prompts=prompts.json \
       --max_new_tokens=64 --out=texts.json
 
-  python -m experiments.generate --run=runs/pocket_genome_plus --row=vote \
+  evojax-llm generate --run=runs/pocket_genome_plus --row=vote \
       --prompts=prompts.json --out=texts.json
 
 --run takes a run folder, or what `export --row=vote` wrote, in place of --model

@@ -11,9 +11,9 @@ from absl import flags
 from ml_collections import config_dict
 
 from evojax_llm import options
+from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.runs import run_config
-from evojax_llm.runs import systems
 from evojax_llm.strategies import registry
 
 

@@ -1,10 +1,10 @@
 r"""Scores a model, and adapters of it, on task files.
 
-  python -m experiments.score --model=gemma-2-2b-it \
+  evojax-llm score --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --tasks=mmlu.json,gsm8k.json \
       --split=dev --out=scores.json
 
-  python -m experiments.score --run=runs/pocket_genome_plus --row=vote \
+  evojax-llm score --run=runs/pocket_genome_plus --row=vote \
       --split=test --out=vote.json
 
 The base and all adapters are scored together, as one population; `base` is the

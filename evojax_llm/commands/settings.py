@@ -3,9 +3,9 @@
 from absl import flags
 from ml_collections import config_dict
 
+from evojax_llm import systems
 from evojax_llm.runs import fields
 from evojax_llm.runs import run_config
-from evojax_llm.runs import systems
 
 
 def define() -> None:

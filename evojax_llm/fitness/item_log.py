@@ -14,12 +14,15 @@ import os
 import pathlib
 from typing import Any
 import zipfile
+import zlib
 
 import numpy as np
 
 from evojax_llm.fitness import intervals
 
+# What numpy and zipfile raise at a file with a bit that has changed.
 _DAMAGES = (OSError, LookupError, EOFError, ValueError, zipfile.BadZipFile)
+_DAMAGES += (zlib.error, RuntimeError, TypeError, SyntaxError, MemoryError)
 
 
 @dataclasses.dataclass
@@ -131,6 +134,10 @@ class ItemLog:
       np.savez_compressed(file, **arrays)
     os.replace(part, path)
 
+  def generations(self) -> list[int]:
+    """Returns the generations that are kept, oldest first."""
+    return [int(path.stem) for path in self._files()]
+
   def rewind(self, generation: int) -> None:
     """Drops the files of later generations; -1 drops all."""
     for path in self._files():
@@ -147,7 +154,10 @@ class ItemLog:
     """
     for path in self._files():
       try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with (
+          open(path, 'rb') as file,
+          np.load(file, allow_pickle=False) as arrays,
+        ):
           generation = _generation(int(path.stem), arrays)
       except _DAMAGES as error:
         raise ValueError(f'{path} is damaged: {error}.') from error

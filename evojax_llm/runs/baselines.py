@@ -170,11 +170,15 @@ def normalise(
   """
   if not evaluator.objective.needs_experts:
     return
-  path = run.path / _EXPERTS
-  if not path.exists():
-    scores = _score(evaluator, setup, setup.experts.experts())
-    record.write_json(path, scores.task_scores)
-  scores = np.asarray(record.read_json(path), np.float64)
+  shape = len(setup.experts.names), len(setup.tasks)
+
+  def read(kept):
+    return np.asarray(kept, np.float64).reshape(shape)
+
+  def make():
+    return _score(evaluator, setup, setup.experts.experts()).task_scores
+
+  scores = record.kept(run.path / _EXPERTS, read, make)
   with errors.as_user_error(ValueError, what='config.objective'):
     evaluator.normalise_by(scores)
 
@@ -190,12 +194,21 @@ def score_baselines(
   The result is kept in baselines.json, which a resumed run reads, and what the
   base and the experts did on every item in baseline_items/.
   """
-  path = run.path / _FILE
-  if not path.exists():
-    record.write_json(path, _scored(run, evaluator, setup, bar))
-  kept = record.read_json(path)
-  scores = np.asarray(list(kept['experts'].values()), np.float32)
-  return Baselines(kept['rows'], scores)
+  names = list(setup.experts.names)
+
+  def read(kept):
+    scores = np.asarray([kept['experts'][n] for n in names], np.float32)
+    for row in kept['rows']:
+      Mix(**row['mix']), row['name'], row['detail'], row['evaluations']
+      report.shown(row['dev']['fitness'])
+    if expert_results(run, range(len(names))) is None:
+      raise ValueError(f'{_ITEMS} lacks answers of the experts')
+    return Baselines(kept['rows'], scores)
+
+  def make():
+    return _scored(run, evaluator, setup, bar)
+
+  return record.kept(run.path / _FILE, read, make)
 
 
 def _score(evaluator, setup, population, report_share=None) -> Any:
@@ -255,7 +268,8 @@ def share(first: pathlib.Path, folder: pathlib.Path) -> None:
     raise errors.UserError(f'{first} has no baselines to share.')
   if (folder / _FILE).exists():
     return
-  shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
+  if (first / _ITEMS).exists():
+    shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
   for name in _SHARED:
     if (first / name).exists():
       shutil.copy(first / name, folder / f'{name}.part')

@@ -16,10 +16,12 @@ from evojax_llm.fitness import objectives
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
+from evojax_llm.runs import errors
 from evojax_llm.runs import int8_base
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import votes
@@ -29,6 +31,20 @@ from evojax_llm.strategies import registry
 
 # Baselines that the curve shows.
 _LEVELS = ('base', 'best expert', 'soup', 'scaled average', report.OF_EXPERTS)
+
+
+def is_whole(folder: pathlib.Path) -> bool:
+  """Returns whether all of a finished run's report is there; says what not."""
+  files = folder / 'summary.md', folder / 'curve.png'
+  gone = [file.name for file in files if not file.exists()]
+  if not list((folder / 'best').glob('*')):
+    gone.append('best')
+  if gone:
+    errors.say(
+      f'{", ".join(gone)} of {folder} is not there: the end of the run is made '
+      'again'
+    )
+  return not gone
 
 
 def show(folder: pathlib.Path) -> None:
@@ -54,7 +70,8 @@ class Ending:
     """Exports the best member, reads test once, writes the report."""
     evaluator, heldout = self.prepared.evaluator, self.prepared.heldout()
     self._export()
-    bar.begin(self.prepared.config.ensemble.size, 'votes')
+    if count := self.prepared.config.ensemble.size:
+      bar.begin(count, 'votes')
     groups = self._groups()
     rows = self._rows(groups)
     finalists = self._finalists(groups)
@@ -102,6 +119,7 @@ class Ending:
     members = run_state.best_members(
       self.state, options.size, prepared.strategy.keep_best
     )
+    kept, lost = self._kept_answers(members.ids)
     groups = {
       report.OF_EXPERTS: votes.of_experts(
         prepared.evaluator,
@@ -113,23 +131,40 @@ class Ending:
         prepared.evaluator,
         prepared.setup.space,
         members,
-        self._kept_answers(members.ids),
+        kept,
         options,
       ),
     }
-    return {name: group for name, group in groups.items() if group is not None}
+    groups = {name: group for name, group in groups.items() if group}
+    if lost and report.OF_EVOLVED in groups:
+      # They were scored by the search, and that has been counted.
+      groups[report.OF_EVOLVED] = dataclasses.replace(
+        groups[report.OF_EVOLVED], evaluations=0
+      )
+    return groups
 
-  def _kept_answers(self, ids: Sequence[int]) -> Any:
-    """Task scores and answers of members as the run has kept them, or None."""
+  def _kept_answers(self, ids: Sequence[int]) -> tuple[Any, bool]:
+    """Task scores and answers of members as the run has kept them, or None.
+
+    The second value is whether they were kept and are lost.
+    """
+    config = self.prepared.config
     # In GENOME's released code a member moves and keeps its id and its score.
-    if not self.prepared.config.strategy.options.get('rescore', True):
-      return None
-    results = ensembles.gather(self.run.items.read(), ids)
-    if results is None:
-      return None
-    by_id = {row['id']: row['tasks'] for row in self.run.members.read()}
-    scores = [list(by_id[member].values()) for member in ids]
-    return np.asarray(scores, np.float32), results
+    if not config.strategy.options.get('rescore', True):
+      return None, False
+    results, lost = None, self.run.lost(int(self.state.generation))
+    try:
+      results = ensembles.gather(self.run.items.read(), ids)
+    except ValueError as error:
+      lost['items'] = str(error)
+    tasks = {row['id']: row['tasks'] for row in self.run.members.read()}
+    if results is not None and tasks.keys() >= set(ids):
+      scores = [list(tasks[member].values()) for member in ids]
+      return (np.asarray(scores, np.float32), results), False
+    lost.pop('metrics.jsonl', None)
+    for text in lost.values():
+      errors.say(f'{text} The best members are scored again.')
+    return None, bool(lost) and not (config.racing.rule or config.resample)
 
   def _rows(self, groups: Mapping[str, votes.Ensemble]) -> list[dict[str, Any]]:
     """Rows of the table with their dev scores."""
@@ -187,12 +222,24 @@ class Ending:
       'experts': self.prepared.setup.experts.names,
     }
 
+  def _recipe(self, lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the best member is, and what it was made of."""
+    own = next((row for row in lineage if row['id'] == int(self.best.id)), {})
+    return {
+      'operator': own.get('operator'),
+      'parents': own.get('parents', []),
+      'recipe': self.prepared.setup.space.recipe(self.best.genome),
+    }
+
   def _write(self, rows, names, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
-    recipe = {}
+    lineage = record_rows.lineage_of(int(best.id), members)
+    search, recipe = self._search(), self._recipe(lineage)
+    # What best/ holds, for whoever has that folder alone.
+    record.write_json(path / 'best' / 'recipe.json', {**recipe, **search})
     seconds: dict[str, float] = {}
     for row in metrics:
       for part, spent in row['seconds'].items():
@@ -200,7 +247,7 @@ class Ending:
     summary = {
       'name': self.prepared.name,
       'version': evojax_llm.__version__,
-      'search': self._search(),
+      'search': search,
       'objective': objective.name,
       'rows': rows,
       'better': report.better(rows),
@@ -209,7 +256,7 @@ class Ending:
         'id': int(best.id),
         'generation': int(best.generation),
         'fitness': np.asarray(best.fitness)[()],
-        'recipe': recipe,
+        **recipe,
       },
       'ensembles': {
         name: {
@@ -222,7 +269,7 @@ class Ending:
         for name, group in groups.items()
       },
       'tested': names if self._has_test() else [],
-      'lineage': record.lineage_of(int(best.id), members),
+      'lineage': lineage,
       'generations': int(state.generation),
       'evaluations': int(state.evaluations),
       'failed': sum(row['failed'] for row in metrics),
@@ -234,6 +281,8 @@ class Ending:
       'left_out': {t.name: t.left_out for t in evaluator.tasks if t.left_out},
       'base_dtype': int8_base.read(self.run),
     }
+    if lost := self.run.lost(int(state.generation)):
+      summary['lost'] = list(lost.values())
     if objective.name == 'pareto':
       summary['front'] = _front(objective, members)
     scores = {row['name']: row['dev']['fitness']['score'] for row in rows}

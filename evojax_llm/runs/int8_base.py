@@ -54,14 +54,15 @@ def report(
   run: record.RunFolder, config: RunConfig, setup: setup_lib.Setup
 ) -> None:
   """Measures the difference once a run, prints it, and keeps it."""
-  path = run.path / _FILE
-  if not path.exists():
-    execution = dataclasses.replace(config.execution, base_dtype=None)
-    plain = dataclasses.replace(config, execution=execution)
+  execution = dataclasses.replace(config.execution, base_dtype=None)
+  plain = dataclasses.replace(config, execution=execution)
+
+  def make():
     whole = setup_lib.make_evaluator(plain, setup)
     eight = setup_lib.make_evaluator(config, setup)
-    record.write_json(path, difference(whole, eight, setup.experts.model()))
-  errors.say(describe(record.read_json(path)))
+    return difference(whole, eight, setup.experts.model())
+
+  errors.say(record.kept(run.path / _FILE, describe, make))
 
 
 def read(run: record.RunFolder) -> dict | None:

@@ -12,31 +12,43 @@ from a checkpoint cuts both files back to it; but for `seconds` and `time` they
 then end as they would have without the interruption.
 """
 
+import collections
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
-import datetime
 import json
 import math
 import os
 import pathlib
 from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from evojax_llm import files as files_lib
 from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.runs import errors
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
 from evojax_llm.runs.errors import CheckpointError
 from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.evolution import Generation
 
+_T = TypeVar('_T')
 # What a killed process may have left in a new folder, or a sweep whose trial
 # could not begin.
 _OURS = ('lock', 'config.json.part', 'error.txt')
+_FOLDERS = ('checkpoints', 'items', 'baseline_items', 'test_items', 'best')
+_PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
+_PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
+_FOLLOWS = {
+  'metrics.jsonl': 'tokens, seconds and failures of the summary, and its curve,'
+  ' are of the others.',
+  'members.jsonl': 'the lineage in the summary lacks their members.',
+  'items': 'what their members did on the items is not known any more.',
+}
 # Settings that a run may be given otherwise when it goes on.
 _CHANGES_NOTHING = ('require_signal',)
 
@@ -73,20 +85,57 @@ class RunFolder:
       self._lock.release()
       raise
     self.checkpoints = Checkpoints(self.path / 'checkpoints')
-    self.metrics = JsonLines(self.path / 'metrics.jsonl')
-    self.members = JsonLines(self.path / 'members.jsonl')
+    self.metrics = JsonLines(
+      self.path / 'metrics.jsonl',
+      ('scored', 'failed', 'tokens', 'seconds', 'best_fitness', 'mean_fitness'),
+    )
+    self.members = JsonLines(
+      self.path / 'members.jsonl', ('id', 'parents', 'operator', 'tasks')
+    )
     self.items = ItemLog(self.path / 'items')
 
   @property
   def finished(self) -> bool:
-    """Whether the run's report has been written."""
-    return (self.path / 'summary.json').exists()
+    """Whether the run's report has been written, and is not damaged."""
+    path = self.path / 'summary.json'
+    if not path.exists():
+      return False
+    try:
+      return bool(read_json(path)['rows'])
+    except (CheckpointError, LookupError, TypeError):
+      errors.say(f'{path} is damaged: the end of the run is made again')
+      return False
 
   def rewind(self, generation: int) -> None:
     """Drops the lines and files of later generations; -1 drops all."""
     self.metrics.rewind(generation)
     self.members.rewind(generation)
     self.items.rewind(generation)
+
+  def lost(self, generation: int) -> dict[str, str]:
+    """Names the records of generations up to this one that are not there.
+
+    Returns:
+      By the name of the file, what of it is lost and what follows from that.
+    """
+    metrics = {row['generation']: row['scored'] for row in self.metrics.read()}
+    members = collections.Counter(
+      row['generation'] for row in self.members.read()
+    )
+    items = set(self.items.generations())
+    all_ = range(generation + 1)
+    gaps = {
+      'metrics.jsonl': [g for g in all_ if g not in metrics],
+      'members.jsonl': [g for g in all_ if members[g] < metrics.get(g, 1)],
+      'items': [g for g in all_ if g not in items],
+    }
+    return {
+      name: f'generations {", ".join(map(str, gap[:8]))}'
+      f'{", ..." if len(gap) > 8 else ""} of {self.path / name} are lost or '
+      f'damaged: {_FOLLOWS[name]}'
+      for name, gap in gaps.items()
+      if gap
+    }
 
   def write(
     self, members: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]
@@ -107,6 +156,13 @@ class RunFolder:
       self._lock.release()
 
   def _claim(self, wanted: dict[str, Any]) -> None:
+    for path in self.path.iterdir():
+      if path.is_dir() != (path.name in _FOLDERS) and path.name in _PARTS:
+        kinds = ('a folder', 'a file')[:: 1 if path.is_dir() else -1]
+        raise CheckpointError(
+          f'{path} is {kinds[0]}; expected {kinds[1]} of the run. Move it away '
+          'and give the same command again.'
+        )
     path = self.path / 'config.json'
     if not path.exists():
       others = sorted(
@@ -142,10 +198,10 @@ class RunFolder:
 
 
 class JsonLines:
-  """A file of JSON objects, one a line, each with a field `generation`."""
+  """A file of JSON objects, one a line, with `generation` and other fields."""
 
-  def __init__(self, path: pathlib.Path):
-    self.path = path
+  def __init__(self, path: pathlib.Path, fields: Sequence[str] = ()):
+    self.path, self._fields = path, {'generation', *fields}
 
   def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes rows and hands them to the operating system."""
@@ -154,100 +210,33 @@ class JsonLines:
       file.write(text)
 
   def read(self) -> list[dict[str, Any]]:
-    """All complete rows."""
+    """All rows that are whole."""
     return [row for row, _ in self._rows()]
 
   def rewind(self, generation: int) -> None:
-    """Cuts the file behind the last row of `generation`."""
-    ends = [e for row, e in self._rows() if row['generation'] <= generation]
-    if self.path.exists():
-      os.truncate(self.path, max(ends, default=0))
+    """Drops the rows of later generations, and what is no row."""
+    rows = self._rows()
+    kept = b''.join(
+      line for row, line in rows if row['generation'] <= generation
+    )
+    if self.path.exists() and kept != self.path.read_bytes():
+      write_bytes(self.path, kept)
 
-  def _rows(self) -> list[tuple[dict[str, Any], int]]:
-    """(row, offset behind it), up to a line that was cut off in writing."""
+  def _rows(self) -> list[tuple[dict[str, Any], bytes]]:
+    """(row, its line), without lines that are damaged or cut off."""
     if not self.path.exists():
       return []
-    rows, end = [], 0
+    rows = []
     for line in self.path.read_bytes().splitlines(keepends=True):
-      end += len(line)
       try:
         row = json.loads(line)
-        row['generation']
-      except (ValueError, KeyError, TypeError):
-        break
-      if not line.endswith(b'\n'):
-        break
-      rows.append((row, end))
+      except (ValueError, RecursionError):
+        continue
+      if not isinstance(row, dict) or not self._fields <= row.keys():
+        continue
+      if line.endswith(b'\n') and type(row['generation']) is int:
+        rows.append((row, line))
     return rows
-
-
-def member_rows(
-  generation: Generation,
-  operator_names: Sequence[str],
-  tasks: Sequence[str],
-  origins: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-  """Returns the lines of members.jsonl that a generation of K tasks adds.
-
-  `origins` has `operator`, `parents` and `experts` of the initial population.
-  """
-  rows = []
-  for i, member in enumerate(generation.ids):
-    row = {'generation': generation.number, 'id': member}
-    if generation.number == 0:
-      row.update(origins[i])
-    else:
-      row['operator'] = operator_names[generation.operators[i]]
-      row['parents'] = [p for p in generation.parents[i] if p >= 0]
-    row['fitness'] = generation.fitness[i]
-    row['tasks'] = _by_task(tasks, generation.task_scores[i])
-    row['reason'] = generation.reasons[i]
-    rows.append(row)
-  return rows
-
-
-def metrics_row(
-  generation: Generation,
-  tasks: Sequence[str],
-  seconds: Mapping[str, float],
-  tokens: int = 0,
-) -> dict[str, Any]:
-  """Returns the line of metrics.jsonl for a generation of K tasks.
-
-  `seconds` is wall time by part, 'checkpoint' that of the generation before;
-  `tokens` were read and generated.
-  """
-  return {
-    'generation': generation.number,
-    'evaluations': generation.evaluations,
-    'scored': len(generation.ids),
-    'failed': generation.failed,
-    'best_id': generation.best_id,
-    'best_fitness': generation.best_fitness,
-    'best_tasks': _by_task(tasks, generation.best_task_scores),
-    'mean_fitness': generation.mean_fitness,
-    'tokens': tokens,
-    'seconds': {part: round(s, 4) for part, s in seconds.items()},
-    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-  }
-
-
-def lineage_of(
-  member: int, rows: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-  """Returns a member and its ancestors, eldest first, from members.jsonl."""
-  by_id = {row['id']: row for row in rows}
-  ids, queue = set(), [member]
-  while queue:
-    current = queue.pop()
-    if current not in ids and current in by_id:
-      ids.add(current)
-      queue += by_id[current]['parents']
-  kept = ('id', 'generation', 'operator', 'parents', 'experts', 'fitness')
-  return [
-    {name: by_id[i][name] for name in kept if name in by_id[i]}
-    for i in sorted(ids)
-  ]
 
 
 def compare(old: Any, new: Any, name: str = '') -> list[str]:
@@ -304,8 +293,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is either whole or not there."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file that is either whole or not there."""
   part = path.with_name(path.name + '.part')
-  part.write_text(text, encoding='utf-8')
+  part.write_bytes(data)
   os.replace(part, path)
 
 
@@ -339,6 +333,27 @@ def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   return kept
 
 
+def kept(
+  path: pathlib.Path, read: Callable[[Any], _T], make: Callable[[], Any]
+) -> _T:
+  """Reads what a JSON file of a run keeps, made again where it is damaged.
+
+  Args:
+    path: the file.
+    read: makes the result of its content; raises where something is missing.
+    make: makes the content, JSON types or arrays of them.
+  """
+  if path.exists():
+    try:
+      content = read_json(path)
+      with damaged(path, ''):
+        return read(content)
+    except CheckpointError as error:
+      errors.say(f'{error}\n{path.name} is made again')
+  write_json(path, make())
+  return read(read_json(path))
+
+
 @contextlib.contextmanager
 def damaged(path: pathlib.Path, advice: str) -> Iterator[None]:
   """Blames what goes wrong with the content of a file on damage to it."""
@@ -367,7 +382,3 @@ def plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
-
-
-def _by_task(tasks: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
-  return dict(zip(tasks, scores, strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from evojax_llm.population import lineage
+from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
@@ -19,8 +20,12 @@ from evojax_llm.runs import int8_base
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs.run_config import RunConfig
+
+# A genome of so many numbers at most is written down in members.jsonl.
+_FEW_NUMBERS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ def run_prepared(
     seeds=1,
   )
   with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
-    if folder.finished:
+    if folder.finished and final_table.is_whole(folder.path):
       errors.say(f'{folder.path} is finished')
     else:
       if share is not None:
@@ -129,6 +134,7 @@ class _Run:
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
+    self.recipes: list[Any] = []
     self.number = -1
 
   def go_on(self) -> None:
@@ -136,9 +142,18 @@ class _Run:
     prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
     restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
+    if not restored and (folder.path / 'summary.json').exists():
+      raise errors.CheckpointError(
+        f'{folder.path} has no checkpoint from which the end of the run could '
+        'be made again. Run it in a new workdir.'
+      )
+    if not restored and folder.metrics.read():
+      errors.say('there is no checkpoint: the run begins again')
     folder.rewind(self.number)
     going_on = f', going on after generation {self.number}' if restored else ''
     errors.say(f'run folder {folder.path}{going_on}')
+    for what in folder.lost(self.number).values():
+      errors.say(f'warning: {what}')
 
     if self.config.execution.base_dtype:
       int8_base.report(folder, self.config, prepared.setup)
@@ -166,7 +181,18 @@ class _Run:
     initial = prepared.initial(config.seed)
     tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    limits = 'generations', 'evaluations', 'tokens', 'seconds', 'patience'
+    limits = {
+      name: getattr(config.strategy, name)
+      for name in ('generations', 'evaluations', 'tokens', 'seconds')
+    }
+    # What earlier processes have spent counts.
+    for row in folder.metrics.read():
+      for name, spent in (
+        ('tokens', row['tokens']),
+        ('seconds', sum(row['seconds'].values())),
+      ):
+        if limits[name] is not None:
+          limits[name] -= spent
     watch = self.watch
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
@@ -176,7 +202,8 @@ class _Run:
       population=initial.population if state is None else None,
       params=prepared.params,
       seed=config.seed,
-      **{name: getattr(config.strategy, name) for name in limits},
+      **limits,
+      patience=config.strategy.patience,
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
@@ -189,10 +216,10 @@ class _Run:
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       folder.write(
-        record.member_rows(
-          done, prepared.strategy.operator_names, tasks, origins
+        record_rows.member_rows(
+          done, prepared.strategy.operator_names, tasks, origins, self.recipes
         ),
-        record.metrics_row(
+        record_rows.metrics_row(
           done, tasks, watch.take(), self.ledger.tokens - before
         ),
       )
@@ -216,6 +243,7 @@ class _Run:
     self.number += 1
     self.bar.begin(len(members))
     space = self.prepared.setup.space
+    self.recipes = _recipes(space, population, members)
     if self.prepared.racing:
       self.scored = self.evaluator.race(
         space,
@@ -231,6 +259,15 @@ class _Run:
         space, population, members, 'dev', progress=self.bar.update
       )
     return self.scored
+
+
+def _recipes(space: Any, population: Any, members: Any) -> list[Any]:
+  """What members are, in the terms of their space; [] where it is not short."""
+  numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
+  if numbers > _FEW_NUMBERS * stack.size(population):
+    return []
+  host = jax.device_get(population)
+  return [space.recipe(stack.take(host, i)) for i in members]
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

@@ -235,7 +235,7 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
   good = 'experiments/coefficients/config.py:random_search'
   config = tmp_path / 'config.py'
   config.write_text(
-    'from experiments.genome import config\n'
+    'from evojax_llm.systems import genome as config\n'
     'def get_config():\n'
     '  made = config.get_config()\n'
     "  made.racing.rule = 'paired'\n"
@@ -279,7 +279,7 @@ def test_a_search_without_memory_ends_with_whole_generations(
     for part in ('model', 'adapters', 'tasks')
   )
   config.write_text(
-    'from experiments.genome import config\n'
+    'from evojax_llm.systems import genome as config\n'
     'def get_config(name):\n'
     f'  made = config.get_config(name)\n{lines}'
     '  return made\n'

@@ -149,3 +149,22 @@ def test_mistakes_are_told(tmp_path):
   (tmp_path / '00007.npz').write_bytes(b'nothing')
   with pytest.raises(ValueError, match=r'00007.npz is damaged'):
     list(log.read())
+
+
+def test_any_bit_may_change(tmp_path):
+  log = ItemLog(tmp_path)
+  log.append(0, [1, 2], example(2))
+  path = tmp_path / '00000.npz'
+  whole, refused = path.read_bytes(), 0
+  for position in range(0, len(whole), 7):
+    path.write_bytes(
+      whole[:position]
+      + bytes([whole[position] ^ 1 << position % 8])
+      + whole[position + 1 :]
+    )
+    try:
+      list(log.read())
+    except ValueError as error:
+      assert '00000.npz is damaged' in str(error)
+      refused += 1
+  assert refused > 50

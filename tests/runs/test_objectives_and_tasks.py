@@ -183,7 +183,7 @@ def test_scores_of_many_kinds(inputs, tmp_path, capsys):
 
 def test_code_must_be_allowed(inputs, tmp_path, capsys):
   path = tmp_path / 'code.json'
-  rows = [{'question': f'q {i}', 'answer': 'assert True'} for i in range(3)]
+  rows = [{'question': f'q {i}', 'answer': 'assert f() == 1'} for i in range(3)]
   format_ = {'kind': 'code', 'max_new_tokens': 2}
   path.write_text(json.dumps({'dev': rows, 'format': format_}))
   arguments = [f'--model={inputs["model"]}', f'--tasks={path}']

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.runs import record
+from evojax_llm.runs import record_rows
 from evojax_llm.runs.errors import CheckpointError
 from evojax_llm.runs.evolution import Generation
 
@@ -93,7 +94,7 @@ def test_rewind_cuts_later_and_broken_lines(tmp_path, tail):
 
 
 def test_member_rows_name_operators_parents_and_failures():
-  rows = record.member_rows(
+  rows = record_rows.member_rows(
     make_generation(3), ('mutate', 'cross'), ('rev', 'nth'), []
   )
   assert json.loads(json.dumps(record.plain(rows))) == [
@@ -119,7 +120,7 @@ def test_member_rows_name_operators_parents_and_failures():
 
 
 def test_rows_of_the_initial_population_say_where_members_come_from():
-  rows = record.member_rows(
+  rows = record_rows.member_rows(
     make_generation(),
     ('mutate',),
     ('rev', 'nth'),
@@ -130,7 +131,9 @@ def test_rows_of_the_initial_population_say_where_members_come_from():
 
 
 def test_metrics_row_counts_failures():
-  row = record.metrics_row(make_generation(2), ('rev', 'nth'), {'score': 1.0})
+  row = record_rows.metrics_row(
+    make_generation(2), ('rev', 'nth'), {'score': 1.0}
+  )
   assert (row['generation'], row['scored'], row['failed']) == (2, 2, 1)
   assert record.plain(row)['best_fitness'] == 0.775
 
@@ -141,7 +144,7 @@ def test_lineage_holds_all_ancestors_once_eldest_first():
     {'id': i, 'generation': 0, 'operator': 'o', 'parents': p, 'fitness': 0.0}
     for i, p in parents.items()
   ]
-  ids = [row['id'] for row in record.lineage_of(5, rows)]
+  ids = [row['id'] for row in record_rows.lineage_of(5, rows)]
   assert ids == [0, 1, 3, 4, 5]
 
 

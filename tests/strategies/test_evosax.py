@@ -11,7 +11,7 @@ import pytest
 from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.evosax_options import ALGORITHMS
-from experiments.evosax_algorithms import config as stock_config
+from evojax_llm.systems import evosax_algorithms as stock_config
 from tests.strategies import problems
 
 ONE = {'x': jnp.zeros(3)}

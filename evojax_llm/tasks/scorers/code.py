@@ -1,7 +1,7 @@
 """code: generated Python passes the tests that are the item's gold answer.
 
-The code of an output is its first fenced block, else all of it. It is run with
-the item's tests after it, in a process with limits (see `sandbox`). Tasks of
+The code of an output is its first fenced block, else all of it. It is run in a
+process with limits, the item's tests in another one (see `sandbox`). Tasks of
 this kind are refused unless code is allowed (`allow_code`).
 
 `extract='genome'` is the published rule (arXiv 2503.01155, mbpp): the longest
@@ -45,24 +45,39 @@ class CodeTests(Scorer):
   runs_code = True
 
   def check(self, item: Item) -> None:
-    """Refuses tests that are no Python."""
-    for tests in item.golds:
-      try:
-        ast.parse(tests)
-      except (SyntaxError, ValueError) as error:
-        raise TaskError(
-          f'a code task has Python tests as its answer; got {tests[:60]!r}: '
-          f'{error}.'
-        ) from error
+    """Refuses tests that are no Python, or that test nothing."""
+    tests = _tests(item)
+    try:
+      body = ast.parse(tests).body
+      entry = _entry(item)
+      names, _ = sandbox.names_of_answer(tests, entry=entry)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+      raise TaskError(
+        f'a code task has Python tests as its answer; got {tests[:60]!r}: '
+        f'{error}.'
+      ) from error
+    if not entry and (not names or all(map(_defines, body))):
+      raise TaskError(
+        'the tests call nothing of an answer; expected such as `assert '
+        f'double(2) == 4`, got {tests[:60]!r}. Where they define '
+        '`check(candidate)` call it there, or begin the function in the '
+        'question.'
+      )
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     """Runs one answer with its tests."""
     code = self.find_code(answer.text)
     if not code.strip():
       return Verdict(None, 0.0)
-    before = _beginning(item.question, code) if self.continues else ''
-    program = '\n\n'.join([before + code, *item.golds])
-    outcome = sandbox.run(program, self.timeout, self.memory)
+    begun = _beginning(item.question, code) if self.continues else ''
+    outcome = sandbox.run(
+      begun + code,
+      _tests(item),
+      _given(item.question),
+      _entry(item),
+      seconds=self.timeout,
+      megabytes=self.memory,
+    )
     return Verdict(code, float(outcome.passed))
 
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
@@ -78,13 +93,58 @@ class CodeTests(Scorer):
     return block.group(1) if block else text
 
 
+def _tests(item: Item) -> str:
+  return '\n\n'.join(item.golds)
+
+
+def _entry(item: Item) -> str:
+  """Returns the function that tests of an uncalled `check(candidate)` are of.
+
+  It is the last one that the question begins, as in HumanEval; '' where the
+  tests call themselves what they define.
+  """
+  checks = False
+  for node in ast.parse(_tests(item)).body:
+    if isinstance(node, ast.FunctionDef) and node.name == 'check':
+      checks = True
+    elif any(
+      isinstance(part, ast.Call) and getattr(part.func, 'id', '') == 'check'
+      for part in ast.walk(node)
+    ):
+      return ''
+  begun = _functions(item.question)
+  return begun[-1].group(1) if checks and begun else ''
+
+
+def _defines(node: ast.stmt) -> bool:
+  """Whether a statement of tests can only define names."""
+  kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign)
+  plain = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+  return plain or isinstance(node, (*kinds, ast.Import, ast.ImportFrom))
+
+
+def _functions(question: str) -> list[re.Match[str]]:
+  return list(re.finditer(r'^def (\w+)', question, re.MULTILINE))
+
+
+def _given(question: str) -> str:
+  """Returns what a question has before its last function, for the tests.
+
+  They use it, such as a function that undoes the one to be written: it is not
+  to be the answer's.
+  """
+  begun = _functions(question)
+  given = question[: begun[-1].start()] if begun else ''
+  return given if _parses(given) else ''
+
+
 def _beginning(question: str, code: str) -> str:
   """Returns what of a question stands before code that goes on with it.
 
   Code that defines the question's last function anew follows what stands
   before that function.
   """
-  last = list(re.finditer(r'^def (\w+)', question, re.MULTILINE))
+  last = _functions(question)
   if last and re.search(rf'^def {last[-1].group(1)}\b', code, re.MULTILINE):
     return question[: last[-1].start()]
   return question

@@ -1,139 +1,241 @@
-"""The process in which foreign code runs.
+"""The two processes in which an answer and its tests are run.
 
-  python -I sandbox_child.py MEGABYTES SECONDS
-
-Run as a script: it imports nothing of this package, takes away from itself what
-foreign code must not have, and runs the code. Standard input has a word on its
-first line and then the code. The word is written to standard output where the
-code came to its end without an error; code that only ends the process does not
-know it. Exits with 3 where the limits cannot be set, and nothing was run.
-
-The limits are those of setrlimit (memory, processor time, size of files) and a
-seccomp filter of the kernel: no sockets, no new processes, no signals to
-others, no writing, renaming or removing of files.
+`main` is started by `sandbox.run` with a new interpreter. It makes a process
+for the answer, which never sees the tests: it is asked for the values of calls.
+`main` itself then runs the tests and says how they ended. Neither has rights
+(see `sandbox_limits`), and only data goes between them (see `sandbox_data`).
 """
 
-import ctypes
+import builtins
+import contextlib
+import operator
 import os
-import platform
-import resource
-import struct
 import sys
+import types
+from typing import Any
+from typing import NoReturn
 
-# Numbers of the system calls that are refused, by machine; `open` and `openat`
-# are refused for writing only, `prlimit64` where it sets a limit: root could
-# lift its own.
-_CALLS = {
-  'x86_64': {
-    'audit': 0xC000003E,
-    'open': (2, 1),
-    'openat': (257, 2),
-    'prlimit': 302,
-    'refused': (
-      41, 56, 57, 58, 59, 62, 76, 77, 82, 83, 84, 85, 86, 87, 88, 90, 91, 92,
-      93, 94, 101, 133, 160, 165, 200, 234, 258, 259, 260, 263, 264, 265, 266,
-      268, 272, 308, 310, 311, 316, 317, 321, 322, 424, 425, 434, 435, 437,
-    ),
-  },
-  'aarch64': {
-    'audit': 0xC00000B7,
-    'open': None,
-    'openat': (56, 2),
-    'prlimit': 261,
-    'refused': (
-      33, 34, 35, 36, 37, 38, 40, 45, 46, 52, 53, 54, 55, 97, 117, 129, 130,
-      131, 164, 198, 220, 221, 268, 270, 271, 276, 277, 280, 281, 424, 425, 434,
-      435, 437,
-    ),
-  },
-}  # fmt: skip
-_LOAD, _EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
-_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000
-_X32 = 0x40000000
-_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
+from evojax_llm.tasks.scorers import sandbox_data
+from evojax_llm.tasks.scorers import sandbox_limits
+
+_LONGEST_REASON = 300
+
+# What tests may do with an object of the answer that is no data.
+_OPERATIONS = {
+  'call': lambda function, *args, **named: function(*args, **named),
+  'getattr': getattr,
+  'setattr': setattr,
+  'getitem': operator.getitem,
+  'setitem': operator.setitem,
+  'bool': bool,
+  'iter': iter,
+  'next': next,
+  'len': len,
+  'str': str,
+}
 
 
-def _program(calls):
-  """The filter: (code, jump if true, jump if false, value) an instruction."""
-  lines = [
-    (_LOAD, 0, 0, 4),  # the machine
-    (_EQUAL, 1, 0, calls['audit']),
-    (_RETURN, 0, 0, _KILL),
-    (_LOAD, 0, 0, 0),  # the number of the call
-    (_BITS, 0, 1, _X32),  # the same calls by other numbers
-    (_RETURN, 0, 0, _KILL),
-  ]
-  for number in calls['refused']:
-    lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
-  writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-  for call in (calls['open'], calls['openat']):
-    if call is None:
-      continue
-    number, argument = call
-    lines += [
-      (_EQUAL, 0, 4, number),
-      (_LOAD, 0, 0, 16 + 8 * argument),  # its flags
-      (_BITS, 0, 1, writing),
-      (_RETURN, 0, 0, _REFUSE),
-      (_RETURN, 0, 0, _ALLOW),
-    ]
-  lines += [
-    (_EQUAL, 0, 4, calls['prlimit']),
-    (_LOAD, 0, 0, 16 + 8 * 2),  # where the new limit is, or nowhere
-    (_EQUAL, 1, 0, 0),
-    (_RETURN, 0, 0, _REFUSE),
-    (_RETURN, 0, 0, _ALLOW),
-  ]
-  return [*lines, (_RETURN, 0, 0, _ALLOW)]
+def main() -> None:
+  """Runs one answer with its tests.
 
-
-def _filter_calls():
-  """Installs the filter; there is no way to take it off again."""
-  calls = _CALLS.get(platform.machine())
-  if not sys.platform.startswith('linux') or calls is None:
-    raise OSError(f'no filter for {sys.platform} on {platform.machine()}')
-  lines = _program(calls)
-  code = b''.join(struct.pack('HBBI', *line) for line in lines)
-  buffer = ctypes.create_string_buffer(code, len(code))
-  header = struct.pack('HL', len(lines), ctypes.addressof(buffer))
-  libc = ctypes.CDLL(None, use_errno=True)
-  libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-  program = ctypes.create_string_buffer(header, len(header))
-  if libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-    _SET_SECCOMP, _FILTER, ctypes.addressof(program), 0, 0
-  ):
-    raise OSError(ctypes.get_errno(), 'seccomp is not there')
-
-
-def main():
-  """Reads the code, takes the limits on, and runs it."""
-  megabytes, seconds = int(sys.argv[1]), float(sys.argv[2])
-  word, code = sys.stdin.read().split('\n', 1)
-  # What the code prints goes nowhere; these two it does not know.
-  out, err, null = os.dup(1), os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  The arguments are the folder of this package, megabytes, seconds and folders
+  of modules. Standard input has the answer and then the tests (see
+  `sandbox.run`); the first message on standard output says which limits are not
+  there, the second how the tests ended.
+  """
+  _, own, megabytes, seconds, *folders = sys.argv
+  sys.path.remove(own)
+  sys.path += folders
+  limits = int(megabytes), float(seconds)
+  verdict, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
   os.dup2(null, 1)
-  os.dup2(null, 2)
+  code = sandbox_data.receive(0)
+  requests, replies = os.pipe(), os.pipe()
   try:
-    for limit, value in (
-      (resource.RLIMIT_AS, megabytes << 20),
-      (resource.RLIMIT_CPU, int(seconds) + 1),
-      (resource.RLIMIT_FSIZE, 1 << 20),
-      (resource.RLIMIT_CORE, 0),
-    ):
-      resource.setrlimit(limit, (value, value))
-    _filter_calls()
-  except (OSError, ValueError) as error:
-    os.write(err, f'the limits cannot be set: {error}'.encode())
-    os._exit(3)
+    missing = sandbox_limits.isolate()
+    sandbox_limits.keep_readable()
+    child = os.fork()
+    if not child:
+      # The tests are not in it, nor is there a way to them or to the verdict.
+      os.dup2(null, 0)
+      for stream in (verdict, requests[1], replies[0]):
+        os.close(stream)
+      sandbox_limits.seal(*limits, traced=True)
+      _serve(code, requests[0], replies[1])
+    for stream in (requests[0], replies[1]):
+      os.close(stream)
+    missing += sandbox_limits.seal(*limits)
+  except OSError as error:
+    sandbox_data.send(verdict, {'refused': str(error)})
+    os._exit(0)
+  sandbox_data.send(verdict, {'missing': missing})
+  answer = _Answer(child, requests[1], replies[0], verdict)
+  _run_tests(answer, **sandbox_data.receive(0))
+
+
+def _serve(code: str, requests: int, replies: int) -> NoReturn:
+  """Is the answer's process: does what it is asked, sends what comes of it."""
+  module = sys.modules['__main__'] = types.ModuleType('__main__')
+  kept, numbers = [], {}
+
+  def run():
+    exec(compile(code, 'answer.py', 'exec'), module.__dict__)
+
+  def look_up(name):
+    value = module.__dict__[name]
+    if isinstance(value, types.ModuleType):
+      raise KeyError(name)  # Tests import their modules themselves.
+    return value
+
+  def keep(value):
+    if isinstance(value, type) and issubclass(value, BaseException):
+      return ['error', *(kind.__name__ for kind in value.__mro__)]
+    number = numbers.setdefault(id(value), len(kept))
+    if number == len(kept):
+      kept.append(value)
+    return ['object', number, type(value).__name__]
+
+  operations = {**_OPERATIONS, 'run': run, 'look_up': look_up}
+  while True:
+    request = sandbox_data.receive(requests)
+    try:
+      operation, args, named = sandbox_data.decode(
+        request, lambda kind, number: kept[number]
+      )
+      value = operations[operation](*args, **named)
+      sandbox_data.send(replies, [True, sandbox_data.encode(value, keep)])
+    except BaseException as error:
+      parts = sandbox_data.encode((type(error), error.args), keep)
+      sandbox_data.send(replies, [False, parts])
+
+
+class _Answer:
+  """The answer as its tests see it.
+
+  Attributes:
+    uses: how often something of it has been used.
+  """
+
+  def __init__(self, child: int, requests: int, replies: int, verdict: int):
+    self._child, self._verdict = child, verdict
+    self._requests, self._replies = requests, replies
+    self._objects, self._errors = {}, {}
+    self.uses = 0
+
+  def ask(self, operation: str, *args: Any, **named: Any) -> Any:
+    """Returns what an operation gives, or raises what it raises."""
+    try:
+      request = (operation, args, named)
+      request = sandbox_data.encode(request, self._number)
+      sandbox_data.send(self._requests, request)
+      good, value = sandbox_data.receive(self._replies)
+      value = sandbox_data.decode(value, self._other)
+    except (EOFError, BrokenPipeError):
+      code = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+      self.finish(f'exit code {code}')
+    except Exception as error:
+      self.finish(f'no data from the answer: {error!r}')
+    self.uses += operation not in ('run', 'look_up')
+    if good is True:
+      return value
+    kind, args = value
+    try:
+      error = kind(*args)
+    except Exception:
+      error = RuntimeError(str(value))
+    if isinstance(error, StopIteration) and operation != 'next':
+      error = RuntimeError('StopIteration')  # It would end `map` early.
+    raise error
+
+  def finish(self, reason: str = '') -> NoReturn:
+    """Ends the run, with a reason where the answer has not passed."""
+    sandbox_data.send(self._verdict, {'reason': reason[:_LONGEST_REASON]})
+    os._exit(0)
+
+  def _number(self, value):
+    if not isinstance(value, _Object):
+      self.finish(f'TypeError: tests can pass no {type(value).__name__}')
+    return ['object', value._number]
+
+  def _other(self, kind, *parts):
+    if kind == 'object':
+      number, name = parts
+      return self._objects.setdefault(number, _Object(self, number, name))
+    known = (getattr(builtins, name, None) for name in parts)
+    base = next(k for k in known if isinstance(k, type))
+    if base.__name__ == parts[0]:
+      return base
+    return self._errors.setdefault(parts[0], type(parts[0], (base,), {}))
+
+
+class _Object:
+  """Something of the answer that is no data; it stays where it is.
+
+  Tests can call it, go through it and read or set what it has. They cannot
+  compare it: it could say that it equals everything.
+  """
+
+  __slots__ = ('_answer', '_kind', '_number')
+
+  def __init__(self, answer: _Answer, number: int, kind: str):
+    for name, value in zip(self.__slots__, (answer, kind, number), strict=True):
+      object.__setattr__(self, name, value)
+
+  def __call__(self, *args, **named):
+    return self._answer.ask('call', self, *args, **named)
+
+  def __getattr__(self, name):
+    if name.startswith('__'):
+      raise AttributeError(name)
+    return self._answer.ask('getattr', self, name)
+
+  def __setattr__(self, name, value):
+    self._answer.ask('setattr', self, name, value)
+
+  def __getitem__(self, key):
+    return self._answer.ask('getitem', self, key)
+
+  def __setitem__(self, key, value):
+    self._answer.ask('setitem', self, key, value)
+
+  def __iter__(self):
+    return self._answer.ask('iter', self)
+
+  def __next__(self):
+    return self._answer.ask('next', self)
+
+  def __len__(self):
+    return self._answer.ask('len', self)
+
+  def __str__(self):
+    return self._answer.ask('str', self)
+
+  def __bool__(self):
+    return self._answer.ask('bool', self)
+
+  def __eq__(self, other):
+    if self is not other:
+      self._answer.finish(f'TypeError: a {self._kind} is no data to compare')
+    return True
+
+  __hash__ = object.__hash__
+
+
+def _run_tests(
+  answer: _Answer, given: str, tests: str, names: list[str], entry: str
+) -> NoReturn:
+  """Is the tests' process once the answer's is there."""
+  space = {'__name__': '__main__'}
   try:
-    exec(compile(code, 'answer.py', 'exec'), {'__name__': '__main__'})
+    answer.ask('run')
+    exec(compile(given, 'given.py', 'exec'), space)
+    for name in names:
+      with contextlib.suppress(KeyError):
+        space[name] = answer.ask('look_up', name)
+        answer.uses += not isinstance(space[name], _Object | type)
+    exec(compile(tests, 'tests.py', 'exec'), space)
+    if entry:
+      space['check'](answer.ask('look_up', entry))
   except BaseException as error:
-    # Code that leaves by exit() has not been through its tests either.
-    os.write(err, f'{type(error).__name__}: {str(error)[:300]}'.encode())
-    os._exit(1)
-  os.write(out, word.encode())
-  os._exit(0)
-
-
-if __name__ == '__main__':
-  main()
+    answer.finish(f'{type(error).__name__}: {error}')
+  answer.finish('' if answer.uses else 'the tests use nothing of the answer')

@@ -1,7 +1,18 @@
 """Shared by the tests of scorers: one answer to one item."""
 
+import platform
+import sys
+
+import pytest
+
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.task import Item
+
+ON_LINUX = pytest.mark.skipif(
+  not sys.platform.startswith('linux')
+  or platform.machine() not in ('x86_64', 'aarch64'),
+  reason='the limits are those of the Linux kernel',
+)
 
 
 def text_item(answer: str, *also: str, question: str = 'q') -> Item:

@@ -1,98 +1,18 @@
 """Generated code is run with limits; whether it passes is told truly."""
 
-import platform
-import sys
-
 import pytest
 
-from evojax_llm.tasks.scorers import sandbox
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.code import CodeTests
 from evojax_llm.tasks.task import TaskError
+from tests.tasks.scorers.judging import ON_LINUX
 from tests.tasks.scorers.judging import judge
 from tests.tasks.scorers.judging import text_item
 
-pytestmark = pytest.mark.skipif(
-  not sys.platform.startswith('linux')
-  or platform.machine() not in ('x86_64', 'aarch64'),
-  reason='the limits are those of the Linux kernel',
-)
+pytestmark = ON_LINUX
 
 TESTS = text_item('assert double(2) == 4', 'assert double(-1) == -2')
 RIGHT = 'def double(x):\n  return 2 * x\n'
-
-
-def test_code_that_ends_has_passed():
-  code = 'import resource as r\nassert r.getrlimit(r.RLIMIT_AS)[0] > 0'
-  assert sandbox.run(code).passed
-  assert sandbox.run('import math, re\nassert math.sqrt(4) == 2').passed
-  assert sandbox.run('print("x" * 10**6)').passed
-  outcome = sandbox.run('assert 1 == 2, "no"')
-  assert (outcome.passed, outcome.reason) == (False, 'AssertionError: no')
-
-
-@pytest.mark.parametrize(
-  ('code', 'reason'),
-  [
-    ('import socket; socket.socket()', 'not permitted'),
-    ('import socket; socket.create_connection(("127.0.0.1", 1))', 'permitted'),
-    ('import os; os.fork()', 'not permitted'),
-    ('import subprocess; subprocess.run(["true"])', 'not permitted'),
-    ('import os; os.kill(os.getppid(), 9)', 'not permitted'),
-    ('open("x", "w")', 'not permitted'),
-    ('import os; os.remove("/nothing")', 'not permitted'),
-    ('import os; os.mkdir("x")', 'not permitted'),
-    ('import os; os.execv("/bin/true", ["true"])', 'not permitted'),
-    ('import os; os.rename("a", "b")', 'not permitted'),
-    ('import os; os.symlink("/etc/passwd", "x")', 'not permitted'),
-    ('import os; os.chmod(".", 0)', 'not permitted'),
-    ('open("/proc/self/mem", "r+b")', 'not permitted'),
-    ('import threading; threading.Thread(target=print).start()', "can't start"),
-    ('import urllib.request as u; u.urlopen("http://127.0.0.1:1")', 'permit'),
-    # Around Python, and out of the limits again.
-    (
-      'import ctypes\nraise OSError(ctypes.CDLL(None).socket(2, 1, 0))',
-      'OSError: -1',
-    ),
-    ('import resource as r; r.setrlimit(r.RLIMIT_AS, (-1, -1))', 'not allowed'),
-    ('import resource as r; r.setrlimit(r.RLIMIT_CPU, (1, 1))', 'not allowed'),
-    ('import ctypes; ctypes.string_at(0)', 'exit code -11'),
-    ('import mmap; mmap.mmap(-1, 10**10)', 'Cannot allocate'),
-    ('x = bytearray(10**9)', 'MemoryError'),
-    ('def f(): f()\nf()', 'RecursionError'),
-    ('1 +', 'SyntaxError'),
-    # Leaving is not passing, whatever the exit code.
-    ('exit(0)', 'SystemExit'),
-    ('import os; os._exit(0)', 'exit code 0'),
-    ('import os, sys; os.write(1, b"passed"); os._exit(0)', 'exit code 0'),
-  ],
-)
-def test_what_is_not_allowed_fails_the_code_alone(code, reason):
-  outcome = sandbox.run(code, seconds=10)
-  assert not outcome.passed and reason in outcome.reason
-
-
-@pytest.mark.parametrize(
-  'code',
-  [
-    'while True: pass',
-    'import time\ntime.sleep(9)',
-    'try:\n  while True: pass\nfinally:\n  while True: pass',
-    'import signal\nfor n in (2, 14, 15): signal.signal(n, signal.SIG_IGN)\n'
-    'while True: pass',
-  ],
-)
-def test_time_is_limited(code):
-  assert sandbox.run(code, seconds=0.7).reason == 'timeout'
-
-
-def test_nothing_runs_without_the_limits(monkeypatch, tmp_path):
-  child = tmp_path / 'child.py'
-  text = sandbox._CHILD.read_text()
-  child.write_text(text.replace("'x86_64'", "'x'").replace("'aarch64'", "'y'"))
-  monkeypatch.setattr(sandbox, '_CHILD', child)
-  with pytest.raises(sandbox.SandboxError, match='cannot be run safely'):
-    sandbox.run('pass')
 
 
 @pytest.mark.parametrize(
@@ -136,6 +56,48 @@ def test_many_answers_keep_their_order():
   assert values == [0, 1, 1, 0, 1, 1, 0]
 
 
-def test_tests_that_are_no_python_are_refused():
-  with pytest.raises(TaskError, match='Python tests'):
-    CodeTests().check(text_item('assert ('))
+CHECK = 'def check(candidate):\n  assert candidate(2) == 4\n'
+
+
+@pytest.mark.parametrize(
+  ('tests', 'message'),
+  [
+    ('assert (', 'Python tests'),
+    ('assert True', 'call nothing'),
+    ('def test():\n  assert double(2) == 4', 'call nothing'),
+    ('x = double(2)', 'call nothing'),
+    (CHECK, 'begin the function in the question'),
+  ],
+)
+def test_tests_that_test_nothing_are_refused(tests, message):
+  with pytest.raises(TaskError, match=message):
+    CodeTests().check(text_item(tests))
+
+
+HALVE = 'def halve(x):\n  return x / 2\n\n'
+DOUBLE = 'def double(x):\n  """Doubles."""\n'
+
+
+@pytest.mark.parametrize(
+  ('tests', 'text', 'right'),
+  [
+    (CHECK, '  return 2 * x', True),
+    (CHECK, '  return x', False),
+    (CHECK, f'{DOUBLE}\n  pass\nx = 1', False),
+    (CHECK + 'check(double)', '  return 2 * x', True),
+    (CHECK + 'check(double)', '  return x', False),
+    # What the question defines is not the answer's to change.
+    (
+      'def check(candidate):\n  assert halve(candidate(2)) == 2',
+      '  return 0\n\ndef halve(x):\n  return 2',
+      False,
+    ),
+  ],
+)
+def test_a_check_is_called_with_the_function_of_the_question(
+  tests, text, right
+):
+  item = text_item(tests, question=HALVE + DOUBLE)
+  scorer = CodeTests(continues=True)
+  scorer.check(item)
+  assert judge(scorer, item, text)[1] == right
