@@ -71,7 +71,8 @@ class Ending:
     """Exports the best member, reads test once, writes the report."""
     evaluator, heldout = self.prepared.evaluator, self.prepared.heldout()
     self._export()
-    bar.begin(self.prepared.config.ensemble.size, 'votes')
+    if count := self.prepared.config.ensemble.size:
+      bar.begin(count, 'votes')
     groups = self._groups()
     rows = self._rows(groups)
     finalists = self._finalists(groups)
@@ -226,12 +227,24 @@ class Ending:
       'experts': self.prepared.setup.experts.names,
     }
 
+  def _recipe(self, lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the best member is, and what it was made of."""
+    own = next((row for row in lineage if row['id'] == int(self.best.id)), {})
+    return {
+      'operator': own.get('operator'),
+      'parents': own.get('parents', []),
+      'recipe': self.prepared.setup.space.recipe(self.best.genome),
+    }
+
   def _write(self, rows, names, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
-    recipe = {}
+    lineage = record_rows.lineage_of(int(best.id), members)
+    search, recipe = self._search(), self._recipe(lineage)
+    # What best/ holds, for whoever has that folder alone.
+    record.write_json(path / 'best' / 'recipe.json', {**recipe, **search})
     seconds: dict[str, float] = {}
     for row in metrics:
       for part, spent in row['seconds'].items():
@@ -239,7 +252,7 @@ class Ending:
     summary = {
       'name': self.prepared.name,
       'version': evojax_llm.__version__,
-      'search': self._search(),
+      'search': search,
       'objective': objective.name,
       'rows': rows,
       'better': report.better(rows),
@@ -248,7 +261,7 @@ class Ending:
         'id': int(best.id),
         'generation': int(best.generation),
         'fitness': np.asarray(best.fitness)[()],
-        'recipe': recipe,
+        **recipe,
       },
       'ensembles': {
         name: {
@@ -261,7 +274,7 @@ class Ending:
         for name, group in groups.items()
       },
       'tested': names if self._has_test() else [],
-      'lineage': record_rows.lineage_of(int(best.id), members),
+      'lineage': lineage,
       'generations': int(state.generation),
       'evaluations': int(state.evaluations),
       'failed': sum(row['failed'] for row in metrics),
