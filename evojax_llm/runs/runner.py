@@ -16,6 +16,7 @@ from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
 from evojax_llm.runs import final_table
 from evojax_llm.runs import int8_base
+from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
@@ -208,6 +209,8 @@ class _Run:
     del initial  # its memory is wanted for the search
     before = self.ledger.tokens
     for state, done in rounds:
+      if not done.number:
+        self.look_for_signal()
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       folder.write(
@@ -226,6 +229,20 @@ class _Run:
         done.number, done.best_fitness, done.evaluations, line
       )
     return state
+
+  def look_for_signal(self) -> None:
+    """Tells where generation 0 tells no members apart.
+
+    Raises:
+      UserError: it does not, and the configuration requires it.
+    """
+    text = no_signal.describe(self.drawn, self.scored)
+    if text and self.config.require_signal:
+      raise errors.UserError(text)
+    if text:
+      self.bar.line(
+        f'{text}\nThe run goes on; --config.require_signal would end it here.'
+      )
 
   def redraw(self, number: int) -> None:
     """Has the generation `number` score on other dev items."""
