@@ -134,7 +134,7 @@ class EvosaxStrategy(base.Strategy):
           solution=jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, jnp.float32), genome
           ),
-          metrics_fn=_no_metrics,
+          metrics_fn=lambda *_: {},  # evosax would copy whole solutions
           **constructed,
         )
         params = self.inner.default_params
@@ -417,9 +417,3 @@ def _without_failures(cost):
   worst = jnp.max(jnp.where(finite, cost, -jnp.inf))
   worst = jnp.where(jnp.any(finite), worst, 0.0)
   return jnp.where(finite, cost, worst)
-
-
-def _no_metrics(key, population, fitness, state, params):
-  """evosax would copy whole solutions."""
-  del key, population, fitness, state, params
-  return {}
