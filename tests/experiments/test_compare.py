@@ -216,7 +216,7 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([tmp_path, '--populations=10,many'], "'many'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
     ([tmp_path / 'file'], 'File exists'),
-    ([tmp_path / 'a', '--configs=README.md'], 'which is no Python file'),
+    ([tmp_path / 'a', '--configs=README.md'], 'expected a Python file'),
     ([tmp_path / 'a', '--configs=evojax_llm/runs/errors.py'], "'get_config'"),
   ):
     assert compare(*arguments) == 1
