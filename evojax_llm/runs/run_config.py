@@ -207,6 +207,9 @@ class RunConfig(_Part):
   warm_start: str = option(
     '', 'folder of a finished run, whose best members come first'
   )
+  require_signal: bool = option(
+    False, 'end where all members of generation 0 score alike'
+  )
   test_experts: bool = option(
     False, 'read all experts on test, not only those in the table'
   )

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import time
 
 import jax
 import pytest
@@ -178,3 +180,35 @@ def test_a_device_that_is_not_there_is_one_message(monkeypatch, capsys):
     assert command.run(lambda _: exec(code), flags) == 1
   said = capsys.readouterr().err
   assert said.startswith('error: JAX_PLATFORMS=cuda names devices that')
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_stopped_run_says_how_it_goes_on(
+  number, code, tmp_path, monkeypatch, capsys
+):
+  def main(_):
+    command.new_workdir('pocket')
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(command.logging, 'use_absl_handler', lambda: None)
+  before = signal.getsignal(signal.SIGTERM)
+  for more in ([], ['--workdir=runs/mine']):
+    given = ['--config.system=a b', *more]
+    monkeypatch.setattr(sys, 'argv', ['evolve', *given])
+    monkeypatch.setattr(sys, 'orig_argv', ['python', '-m', 'evolve', *given])
+    with running.fresh_program('experiments.evolve'):
+      with pytest.raises(SystemExit) as end:
+        command.launch(main)
+    assert end.value.code == code
+    said = capsys.readouterr().err
+    folder = 'runs/mine' if more else 'runs/pocket'
+    assert said.endswith(
+      'stopped; it goes on with\n'
+      f"  python -m evolve '--config.system=a b' --workdir={folder}\n"
+    )
+    assert (f'with --workdir={folder}' in said) == (not more)
+  signal.signal(signal.SIGTERM, before)
