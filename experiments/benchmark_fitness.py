@@ -33,7 +33,6 @@ import shlex
 import statistics
 import sys
 
-from absl import app
 from absl import flags
 from absl import logging
 import jax
@@ -112,7 +111,7 @@ class Workload:
     self.members = len(experts)
     self.items = min(items, len(task.test) // self.members)
     if not self.items:
-      raise app.UsageError(
+      raise command.UserError(
         f'Task {task.name} has {len(task.test)} test items for {self.members} '
         'members; expected at least one each, for the model that is alone.'
       )
@@ -323,9 +322,7 @@ def _tasks() -> list[Task]:
   return tasks
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1:]} is not understood; see --help.')
+def main(_: Sequence[str]) -> None:
   sizes = [int(size) for size in _PEER_ROWS.value] if _PEER.value else []
   missing = [
     name for name in ('torch', 'peft') if not importlib.util.find_spec(name)
@@ -367,4 +364,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main, quiet=False)

@@ -14,6 +14,7 @@ Compilation is not timed.
   python -m experiments.benchmark_generation --out=/tmp/generation
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
@@ -22,7 +23,6 @@ import statistics
 import sys
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
 import jax
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import pocket
+from evojax_llm.commands import command
 from evojax_llm.engine import forms
 from evojax_llm.engine.decoder import Decoder
 from evojax_llm.engine.queues import Prompt
@@ -210,9 +211,7 @@ def measure() -> dict:
   }
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1:]} is not understood; see --help.')
+def main(_: Sequence[str]) -> None:
   result = measure()
   for name, way in result['ways'].items():
     print(
@@ -228,4 +227,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main, quiet=False)

@@ -20,14 +20,15 @@ than --peer_limit for a merge, or fails, loses this row only.
     --peer_python=.mergekit/bin/python
 """
 
+from collections.abc import Sequence
 import importlib.util
 import shlex
 import sys
 
-from absl import app
 from absl import flags
 import jax
 
+from evojax_llm.commands import command
 from experiments.benchmarks import operator_sizes
 from experiments.benchmarks import operator_tables
 from experiments.benchmarks import operator_timing
@@ -55,18 +56,16 @@ _OUT = flags.DEFINE_string('out', None, 'Writes <out>.json and <out>.md.')
 _NOTE = flags.DEFINE_string('note', '', 'A line for the table: what it is of.')
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1:]} is not understood; see --help.')
+def main(_: Sequence[str]) -> None:
   unknown = sorted(set(_SIZES.value) - set(operator_sizes.SIZES))
   if unknown or not _SIZES.value:
-    raise app.UsageError(
+    raise command.UserError(
       f'Got sizes {unknown}; expected some of {list(operator_sizes.SIZES)}.'
     )
   try:
     cases = operator_timing.chosen_cases(_OPERATORS.value, _WITHOUT.value)
   except ValueError as error:
-    raise app.UsageError(str(error)) from error
+    raise command.UserError(str(error)) from error
   has_peft = all(map(importlib.util.find_spec, ('torch', 'peft')))
   result = {
     'note': _NOTE.value,
@@ -100,4 +99,4 @@ def _device():
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main, quiet=False)

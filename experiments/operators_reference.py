@@ -7,14 +7,15 @@ the tables of options in experiments/<system>/README.md, each between a line
 '<!-- options: NAME -->' and '<!-- end -->'. Tests say when one is out of date.
 """
 
+from collections.abc import Sequence
 import pathlib
 import re
 
-from absl import app
 from absl import flags
 
 from evojax_llm import operators
 from evojax_llm import options
+from evojax_llm.commands import command
 from evojax_llm.operators import operator
 from evojax_llm.strategies import registry as strategies
 
@@ -156,13 +157,11 @@ def with_tables(page: str) -> str:
 _OUT = flags.DEFINE_string('out', str(PAGE), 'Markdown file of the operators.')
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1:]} is not understood; see --help.')
+def main(_: Sequence[str]) -> None:
   pathlib.Path(_OUT.value).write_text(page())
   for path in pathlib.Path(__file__).parent.glob('*/README.md'):
     path.write_text(with_tables(path.read_text()))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

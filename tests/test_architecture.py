@@ -31,6 +31,7 @@ RANKS = {
   'evojax_llm.strategies': 6,
   'evojax_llm.runs': 7,
   'evojax_llm.types': 8,
+  'evojax_llm.systems': 8,
   'evojax_llm.commands': 9,
   'experiments': 10,
 }

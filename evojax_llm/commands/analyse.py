@@ -1,6 +1,6 @@
 r"""Analyses a finished run beside its scores.
 
-  python -m experiments.analyse --run=runs/pocket_genome_plus
+  evojax-llm analyse --run=runs/pocket_genome_plus
 
 Writes into the run folder analysis.json, analysis.md and trajectory.png:
 

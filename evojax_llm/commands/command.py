@@ -8,8 +8,11 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 from absl import flags
@@ -30,20 +33,66 @@ _SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 Main = Callable[[Sequence[str]], int | None]
 
 
-def launch(main: Main) -> None:
+class _Terminated(KeyboardInterrupt):
+  """The process was asked to end, by SIGTERM."""
+
+
+def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
+  signal.signal(signal.SIGTERM, _terminate)
   try:
-    sys.exit(run(main, sys.argv))
-  except KeyboardInterrupt:
-    print('\nstopped; with --workdir the run goes on', file=sys.stderr)
-    sys.exit(130)
+    sys.exit(run(main, sys.argv, quiet))
+  except KeyboardInterrupt as error:
+    print(f'\nstopped{going_on(sys.orig_argv)}', file=sys.stderr)
+    number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+    sys.exit(128 + number)
 
 
-def run(main: Main, argv: Sequence[str]) -> int | None:
+def _terminate(*_: Any) -> None:
+  raise _Terminated
+
+
+def going_on(argv: Sequence[str]) -> str:
+  """Returns how a command goes on that was stopped, to be pasted into a shell.
+
+  Args:
+    argv: its command line.
+  """
+  known = own_flags()
+  if 'workdir' in known:
+    workdir = known['workdir'].value
+    if workdir is None:
+      return ' before anything was kept'
+    if not any(re.match('--?workdir(=|$)', arg) for arg in argv):
+      argv = [*argv, f'--workdir={workdir}']
+  elif 'setting' not in known:
+    return ''
+  return f'; it goes on with\n  {shlex.join(argv)}'
+
+
+def new_workdir(name: str) -> str:
+  """Returns --workdir, or makes a folder below runs/ and says which."""
+  if flags.FLAGS.workdir is None:
+    from evojax_llm.runs import record
+
+    workdir = flags.FLAGS.workdir = str(record.new_workdir('runs', name))
+    say(
+      f'new folder {workdir}: a run that is stopped goes on when the same '
+      f'command is given with --workdir={workdir}'
+    )
+  return flags.FLAGS.workdir
+
+
+def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   """Returns what `main` returns for a command line, or 1 after a message.
 
   Errors that the user can do nothing about keep their traceback.
+
+  Args:
+    main: of a module whose flags are defined.
+    argv: name and arguments.
+    quiet: whether to log warnings only, unless flags say otherwise.
   """
   try:
     for arg in argv[1:]:
@@ -53,17 +102,24 @@ def run(main: Main, argv: Sequence[str]) -> int | None:
         print(help_text.describe(main, asked[1] or ''))
         return 0
     _parse(argv)
-    if not flags.FLAGS['verbosity'].present:
+    if quiet and not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells of every step.
     return main(argv[:1])
   except ValueError as error:
     if not isinstance(error, _user_errors()):
       raise
     print(f'error: {error}', file=sys.stderr)
-  except RuntimeError as error:
-    if 'Unable to initialize backend' not in str(error):
+  except (AssertionError, RuntimeError) as error:
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    if pathlib.Path(where).name != 'xla_bridge.py':  # where jax looks for them
       raise
-    print(f'error: {_no_backend(error)}', file=sys.stderr)
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    print(
+      f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
+      f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
+      'or install what jax needs for them: see README.md.',
+      file=sys.stderr,
+    )
   except OSError as error:
     if not has_no_room(error):
       raise
@@ -143,15 +199,6 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
   )
 
 
-def _no_backend(error: RuntimeError) -> str:
-  asked = os.environ.get('JAX_PLATFORMS', '')
-  return (
-    f'JAX_PLATFORMS={asked} names a device that jax does not find here: '
-    f'{" ".join(str(error).split())[:300]} Leave JAX_PLATFORMS unset, or '
-    'install what jax needs for it: see README.md, "Install".'
-  )
-
-
 def _user_errors() -> tuple[type[ValueError], ...]:
   # Not at import: these load jax, and --help should answer at once.
   from evojax_llm.engine.plan import MemoryPlanError
@@ -211,26 +258,33 @@ def open_source(
   model: str | None,
   adapters: Sequence[str],
   run: str | None,
-  allow_changed: bool = False,
-) -> Any:
+  row: str,
+  allow_changed: bool,
+) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Returns:
+    It, and the name of the row there.
 
   Raises:
     UserError: neither is given or both are, or the run cannot be read.
   """
-  if bool(model) == bool(run) or (run and adapters):
+  if run and (model or adapters):
     raise UserError(
       '--run is given with --model or --adapters: a run has its own; leave '
       'them out.'
-      if run
-      else '--model is missing: a model folder; or --run, a run folder. See '
-      '--help.'
+    )
+  if not (run or model):
+    raise UserError(
+      '--model is missing: a model folder; or --run, a run folder. See --help.'
     )
   if not run:
-    return None
+    return None, row
   from evojax_llm.runs import rows
 
-  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+  return (
+    (None, row) if rows.is_vote(run) else rows.find(run, row, allow_changed)
+  )
 
 
 def check_out(

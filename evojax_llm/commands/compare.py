@@ -1,9 +1,8 @@
 r"""Compares searches with each other and with plain baselines.
 
-  python -m experiments.compare --seeds=5 --draws=3 --out=runs/compare
-  python -m experiments.compare --configs=experiments/genome/config.py:genome,\
-experiments/coefficients/config.py --evaluations=260 --populations=10,20,40 \
-      --stages=sor,main,main+second --heldout=prompt --out=DIR
+  evojax-llm compare --seeds=5 --draws=3 --out=runs/compare
+  evojax-llm compare --configs=genome,cma_es --evaluations=260 \
+      --populations=10,20,40 --stages=sor,main,main+second --out=DIR
 
 A comparison is a sweep over configurations: every search runs once for each
 stage (tasks that are searched on together), draw of dev items, size of the
@@ -14,7 +13,8 @@ last generation has beyond that counts as failed. One that ends with its last
 population (keep_best=False) ends before a generation for which too few are
 left. Its best member by dev is scored on test, and so is the vote of its best
 members, whose number dev chooses. The first configuration gives model, experts,
-items and, without --stages, tasks.
+items and, without --stages, tasks; --config.x=VALUE changes all of them, as in
+--config.model=gemma-2-2b-it --config.adapters=code,cot --config.tasks=a.json.
 
 Writes comparison.json and comparison.md after each run. A comparison that was
 stopped goes on when the command is given again; more seeds, draws, sizes,
@@ -23,7 +23,6 @@ stages or configurations may be asked for then.
 
 from collections.abc import Sequence
 import contextlib
-import pathlib
 import re
 import statistics
 import sys
@@ -32,23 +31,24 @@ from typing import Any
 
 from absl import flags
 
-from evojax_llm import lookup
 from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
 from evojax_llm.runs import sweep_changes
 
 _ROUNDS = 10
+settings.define_changes()
 _CONFIGS = flags.DEFINE_list(
   'configs',
   [
-    'experiments/pocket/config.py',
-    'experiments/pocket/config.py:adapters',
-    'experiments/model_swarms/config.py',
-    'experiments/coefficients/config.py:cma_es',
-    'experiments/coefficients/config.py:random_search',
+    'pocket',
+    'pocket:adapters',
+    'model_swarms',
+    'cma_es',
+    'random_search',
   ],
-  'Configuration files, each with an argument after a colon or without.',
+  'Configurations: presets by name, or files as for --config of evolve.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of each search.', 1)
 _DRAWS = flags.DEFINE_integer('draws', 3, 'Draws of dev items.', 1)
@@ -104,7 +104,7 @@ def main(_: Sequence[str]) -> int | None:
   from evojax_llm.runs import comparison_table
   from evojax_llm.runs import sweeps
 
-  settings = {
+  fixed = {
     'evaluations': _EVALUATIONS.value,
     'heldout': _HELDOUT.value,
     'ensemble': _ENSEMBLE.value,
@@ -113,7 +113,7 @@ def main(_: Sequence[str]) -> int | None:
   }
   all_trials = [trial for of_stage in trials.values() for trial in of_stage]
   with contextlib.closing(
-    sweeps.Folder(_OUT.value, all_trials, settings)
+    sweeps.Folder(_OUT.value, all_trials, fixed)
   ) as folder:
     shape = f'{len(arms)} searches x {len(trials)} stages x '
     shape += f'{_DRAWS.value} draws x {_SEEDS.value} seeds'
@@ -236,7 +236,7 @@ def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
           f'dev {dev} test {test}'
         )
   if rows:
-    line = ' '.join(['python -m experiments.compare', *sys.argv[1:]])
+    line = ' '.join(['evojax-llm compare', *sys.argv[1:]])
     record.write_json(
       folder.path / 'comparison.json', {'command': line, 'rows': rows}
     )
@@ -275,21 +275,7 @@ def _size(value: str) -> int:
 
 def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
-  path, _, argument = source.partition(':')
-  if not path.endswith('.py') or not pathlib.Path(path).is_file():
-    raise command.UserError(f'--configs names {path}, which is no Python file.')
-  try:
-    module = lookup.load_module(path)
-    config = module.get_config(*([argument] if argument else []))
-  except (
-    AttributeError,
-    ImportError,
-    LookupError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-  ) as error:
-    raise command.UserError(f'--configs={source}: {error}') from error
+  config = settings.load(source)
   for name, value in (
     ('racing', config.racing.rule),
     ('resample', config.resample),

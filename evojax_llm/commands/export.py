@@ -1,9 +1,9 @@
 r"""Exports a row of a run's table: the evolved member, a baseline, a vote.
 
-  python -m experiments.export --run=runs/pocket_genome_plus --out=best_adapter
-  python -m experiments.export --run=runs/pocket_genome_plus --out=best_model \
+  evojax-llm export --run=runs/pocket_genome_plus --out=best_adapter
+  evojax-llm export --run=runs/pocket_genome_plus --out=best_model \
       --merged
-  python -m experiments.export --run=runs/pocket_genome_plus --out=average \
+  evojax-llm export --run=runs/pocket_genome_plus --out=average \
       --row='scaled average'
 
 The result is a PEFT adapter folder, or with --merged a full model folder with

@@ -1,10 +1,10 @@
 r"""Lets a model, and adapters of it, continue prompts.
 
-  python -m experiments.generate --model=gemma-2-2b-it \
+  evojax-llm generate --model=gemma-2-2b-it \
       --adapters=experts/code,experts/cot --prompts=prompts.json \
       --max_new_tokens=64 --out=texts.json
 
-  python -m experiments.generate --run=runs/pocket_genome_plus --row=vote \
+  evojax-llm generate --run=runs/pocket_genome_plus --row=vote \
       --prompts=prompts.json --out=texts.json
 
 --run takes a run folder, or what `export --row=vote` wrote, in place of --model
@@ -69,8 +69,12 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main(_: Sequence[str]) -> None:
-  run = command.open_source(
-    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+  run, row = command.open_source(
+    _MODEL.value,
+    _ADAPTERS.value,
+    _RUN.value,
+    _ROW.value,
+    _ALLOW_CHANGED.value,
   )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
@@ -102,7 +106,7 @@ def main(_: Sequence[str]) -> None:
   if _RUN.value:
     from evojax_llm.runs import rows
 
-    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
+    members, vote = rows.load(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(

@@ -1,9 +1,9 @@
 r"""Runs a search with many settings, and writes one table over all of them.
 
-  python -m experiments.sweep --workdir=runs/sigmas \
+  evojax-llm sweep --workdir=runs/sigmas \
       --sweep='strategy.options.sigma=0.01,0.1,1;seed=0..4'
-  python -m experiments.sweep --config=my_sweep.py --workdir=runs/a --workers=4
-  python -m experiments.sweep --config=my_sweep.py --workdir=runs/a \
+  evojax-llm sweep --config=my_sweep.py --workdir=runs/a --workers=4
+  evojax-llm sweep --config=my_sweep.py --workdir=runs/a \
       --workers=8 --slurm --slurm_partition=gpu --slurm_gpus=1
 
 --config and --config.x=... are those of experiments.evolve. --sweep combines
@@ -28,17 +28,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import sweep_changes
-from evojax_llm.runs import systems
 
 settings.define()
 _SWEEP = flags.DEFINE_string(
   'sweep', None, "Values by field: 'field=1,2,3;other=0..4'."
 )
-_WORKDIR = flags.DEFINE_string(
+flags.DEFINE_string(
   'workdir', None, 'Folder of the sweep, new or to go on with.'
 )
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes, or jobs.', 1)
@@ -71,7 +71,7 @@ def main(_: Sequence[str]) -> int | None:
 
   result = sweeps.sweep(
     trials,
-    _WORKDIR.value,
+    command.new_workdir(sweeps.name_of(trials)),
     workers=_WORKERS.value,
     slurm=options if _SLURM.value else None,
   )

@@ -154,12 +154,15 @@ class AnswerScorer:
       columns.append(column)
       for m in np.flatnonzero(np.isnan(column)):
         reasons[m] = reasons[m] or f'a score on {result.task} is not a number'
-    task_scores = np.stack(columns, axis=1).astype(np.float32)
+    with np.errstate(over='ignore'):  # A perplexity may be beyond a float.
+      task_scores = np.stack(columns, axis=1).astype(np.float32)
     task_scores[~alive] = np.nan
     # Before the experts are known there is no fitness, only what they score.
     fitness = np.full(len(alive), np.nan, np.float32)
     if not self.objective.needs_experts:
       fitness = self.objective(task_scores)
+      for m in np.flatnonzero(np.isnan(fitness)):
+        reasons[m] = reasons[m] or 'a score is infinite'
     return Evaluation(
       fitness=fitness, task_scores=task_scores, tasks=tasks, reasons=reasons
     )

@@ -81,15 +81,18 @@ class Objective:
   def __call__(self, scores: np.ndarray) -> np.ndarray:
     """Returns fitness (M,) f32, maximised, of task scores (M, K).
 
+    NaN where it is not finite, as of a perplexity beyond a double: such a
+    member cannot be compared.
+
     Raises:
       ValueError: the experts are needed and not known.
     """
     if self.needs_experts:
       raise ValueError(f'{self.name} needs the scores of the experts first.')
-    # What cannot be divided or multiplied is NaN or inf, as it should be.
     with np.errstate(all='ignore'):
       fitness = _function(self.name)(np.asarray(scores), self)
-    return np.asarray(fitness).astype(np.float32)
+      fitness = np.asarray(fitness).astype(np.float32)
+    return np.where(np.isfinite(fitness), fitness, np.float32('nan'))
 
 
 def make_objective(

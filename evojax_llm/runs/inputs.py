@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from evojax_llm.lookup import did_you_mean
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
 from evojax_llm.runs.errors import say
@@ -93,6 +94,18 @@ def locate(config: RunConfig) -> Files:
     raise UserError(
       'Got config.adapters and config.experts; expected one of them.'
     )
+  for given in (adapters, experts):
+    if given and not config.model:
+      raise UserError(
+        f'{given[0]} is an expert of some model: name it with '
+        '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
+      )
+    twice = len(given) - len({folder.resolve() for folder in given})
+    if twice:
+      say(
+        f'warning: {twice} of the {len(given)} experts are the same folder as '
+        'another one: averages and searches count them twice.'
+      )
   if config.model in ('', 'pocket'):
     # Other models are evolved without the package's own.
     from evojax_llm import pocket
@@ -145,8 +158,9 @@ def _pocket_tasks(name: str) -> list[pathlib.Path]:
     return [pocket.task_file(task) for task in pocket.stage(name)]
   if name in pocket.task_names():
     return [pocket.task_file(name)]
+  stages, tasks = pocket.stage_names(), pocket.task_names()
   raise UserError(
     f'Got task {name!r}; expected a file, a pocket stage '
-    f'({", ".join(pocket.stage_names())}) or a pocket task '
-    f'({", ".join(pocket.task_names())}).'
+    f'({", ".join(stages)}) or a pocket task ({", ".join(tasks)}).'
+    f'{did_you_mean(name, [*stages, *tasks])}'
   )

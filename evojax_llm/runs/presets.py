@@ -11,6 +11,9 @@ from evojax_llm.runs import fields
 from evojax_llm.runs import run_config
 from evojax_llm.strategies import registry
 
+# What a population begins with, where a paper says nothing.
+RICH = run_config.RunConfig().initial
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:

@@ -1,9 +1,9 @@
 """A file of prompts that a model is to continue."""
 
 import json
-import pathlib
 from typing import Any
 
+from evojax_llm import files
 from evojax_llm.runs.errors import UserError
 
 
@@ -13,14 +13,7 @@ def read_prompts(path: str) -> list[str | list[dict[str, str]]]:
   Raises:
     UserError: the file cannot be read, or holds something else.
   """
-  try:
-    value = json.loads(pathlib.Path(path).read_text(encoding='utf-8-sig'))
-  except OSError as error:
-    raise UserError(
-      f'--prompts={path} cannot be read ({error.strerror}).'
-    ) from error
-  except ValueError as error:  # broken JSON, or not UTF-8
-    raise UserError(f'--prompts={path} is not valid JSON: {error}.') from error
+  value = files.read_json(path, UserError)
   if not isinstance(value, list) or not value:
     raise UserError(
       f'--prompts={path}: expected a JSON list with at least one prompt.'

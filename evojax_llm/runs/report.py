@@ -77,6 +77,8 @@ def summarise(
     fitness = sum(w * s for w, s in zip(weights, exact, strict=True))
   else:
     fitness = float(objective(np.asarray([scores], np.float32))[0])
+    if math.isnan(fitness) and not any(map(math.isnan, scores)):
+      fitness = -math.inf
   # Items of one task with as wide an interval as those of all tasks. With equal
   # weights and sizes it is the number of all items.
   alike = None
@@ -107,7 +109,8 @@ def _interval(
   """A score with its interval, where it is a share of so many items."""
   entry = {'score': None, 'low': None, 'high': None, 'percent': percent}
   if not math.isfinite(score):
-    return entry
+    # A perplexity beyond a double, which JSON has no number for.
+    return entry | ({'infinite': True} if math.isinf(score) else {})
   if items is not None:
     # Rounding of the weighted mean must not lead out of [0, items].
     low, high = intervals.wilson_interval(min(score * items, items), items)
@@ -187,12 +190,12 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     'at the end. Evaluations are members scored on dev to choose the row.',
     tasks_foot(summary),
     f'## Member {best["id"]}',
-    f'The best of {summary["generations"]} generations, made in generation '
-    f'{best["generation"]}; `best/` holds it. The search was '
+    f'The best of {summary["generations"]} generations, {_made(best)}; `best/` '
+    'holds it, its recipe in recipe.json. The search was '
     f'{search["strategy"]} on the space {search["space"]}, with '
     f'{settings or "its default settings"} (all settings are in config.json); '
     f'{summary["failed"]} of its members failed.',
-    _recipe(search['experts'], best['recipe']),
+    *_recipe(best['recipe'], search['experts']),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
   ]
   if rows := summary.get('front'):
@@ -307,20 +310,43 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
       gain += ', which may be chance' if one['low'] <= 0.0 else ''
     lines.append(
       f'`{one["row"]}` is better than the evolved member on dev by {gain}: '
-      f'`python -m experiments.export --run={folder} --row="{one["row"]}" '
+      f'`evojax-llm export --run={folder} --row="{one["row"]}" '
       '--out=FOLDER` writes it.'
     )
   return lines
 
 
-def _recipe(experts: Sequence[str], recipe: Any) -> str:
-  """The recipe of a member as a list, and the experts that it is made of."""
-  lines = [f'- experts: {", ".join(experts)}']
+def _made(best: Mapping[str, Any]) -> str:
+  of = ' and '.join(map(str, dict.fromkeys(best['parents'])))
+  how = f'made in generation {best["generation"]}'
+  how += f' by {best["operator"]}' if best['operator'] else ''
+  return how + (f' of {of}' if of else '')
+
+
+def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
+  """What a member is: numbers in a line, and a table by what they are of."""
+  numbers, table_rows = [], {}
   for name, value in recipe.items():
-    if isinstance(value, Mapping):
-      value = ', '.join(f'{k} {_shortest(v)}' for k, v in value.items())
-    lines.append(f'- {name}: {_shortest(value)}')
-  return '\n'.join(lines)
+    if not isinstance(value, Mapping):
+      numbers.append(f'{name} {_shortest(value)}')
+      continue
+    for expert, entry in value.items():
+      cells = entry if isinstance(entry, Mapping) else {name: entry}
+      table_rows.setdefault(expert, {}).update(cells)
+  columns = list(dict.fromkeys(c for row in table_rows.values() for c in row))
+  lines = [['', *columns]]
+  for expert, row in table_rows.items():
+    lines.append([expert, *(_shortest(row.get(c, '')) for c in columns)])
+  parts = [', '.join(numbers)] if numbers else []
+  if not table_rows.keys() >= set(experts):
+    parts.append(f'Experts: {", ".join(experts)}.')
+  if 'cosine' in columns:
+    parts.append(
+      'Of what is changed of the base: `change` is the norm, `cosine` that of '
+      'it and the member, `distance` theirs, `weight` its own in the nearest '
+      'mix of experts, and `unexplained` what this mix lacks of the member.'
+    )
+  return parts + ([aligned(lines)] if table_rows else [])
 
 
 def _shortest(value: Any) -> str:
@@ -374,7 +400,7 @@ def _with_interval(entry: Mapping[str, Any] | None) -> str:
 def shown(entry: Mapping[str, Any], unit: str = '') -> str:
   """Returns a score as tables show it, with a unit behind a percentage."""
   if entry['score'] is None:
-    return 'failed'
+    return 'inf' if entry.get('infinite') else 'failed'
   return number(entry['score'], entry['percent'], unit)
 
 

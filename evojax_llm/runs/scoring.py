@@ -26,10 +26,11 @@ def results(
     per_item: with what each of them did on each item.
   """
   scorers = [scorer_of(task) for task in tasks]
+  failed = np.isnan(scores.task_scores).any(axis=1)
   return [
     {
       'name': name,
-      **({} if scores.reasons[m] is None else {'failed': scores.reasons[m]}),
+      **({'failed': scores.reasons[m]} if failed[m] else {}),
       'tasks': {
         task.name: _result(
           scorers[k], scores.tasks[k], m, scores.task_scores[m, k], per_item
@@ -104,6 +105,7 @@ def _result(
   summary = {
     'metric': scorer.metric,
     'score': score if math.isfinite(score) else None,
+    **({'infinite': True} if math.isinf(score) else {}),
     'interval': interval,
     'n': total,
   }
@@ -155,7 +157,7 @@ def table(
 
 
 def _cell(task: Mapping[str, Any], percent: bool) -> str:
-  score = report.number(task['score'], percent)
+  score = report.shown({**task, 'percent': percent})
   if task['interval'] is None:
     return score
   low, high = (report.number(end, percent) for end in task['interval'])

@@ -20,6 +20,7 @@ from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
+from evojax_llm.runs.errors import say
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import registry
 from evojax_llm.tasks import task_files as tasks_lib
@@ -57,8 +58,22 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   )
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
 
+  _say_limits(config, tasks)
   tokenizer = Tokenizer.from_folder(files.model)
   return Setup(tokenizer, load_space(config, files), tasks, heldout)
+
+
+def _say_limits(config: RunConfig, tasks: Any) -> None:
+  for split in ('dev', 'test'):
+    one, each = (getattr(config, f'{split}_{n}') for n in ('limit', 'limits'))
+    # How many limits there are is checked where they are used.
+    for task, limit in zip(tasks, each or (one,) * len(tasks), strict=False):
+      found = len(getattr(task, split))
+      if isinstance(limit, int) and limit > found:
+        say(
+          f'{task.name} has {found} {split} items, fewer than the {limit} of '
+          f'config.{split}_limit{"s" * bool(each)}: all are taken.'
+        )
 
 
 def load_space(

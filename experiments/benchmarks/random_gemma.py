@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import pathlib
 
-from absl import app
 from absl import flags
 
+from evojax_llm.commands import command
 from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
 
@@ -195,8 +195,7 @@ def write(
   return [base, *folders]
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main(_: Sequence[str]) -> None:
   folders = write(
     pathlib.Path(_OUT.value),
     _TEXTS.value,
@@ -210,4 +209,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.launch(main)

@@ -10,13 +10,13 @@ import pathlib
 import shutil
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
 import jax
 import numpy as np
 
 from evojax_llm import pocket
+from evojax_llm.commands import command
 from evojax_llm.models import hub
 from experiments.pocket import data
 from experiments.pocket import folders
@@ -54,7 +54,7 @@ def _clear(out: pathlib.Path) -> None:
   parts = _PARTS[1:] if _REUSE_BASE.value else _PARTS
   found = [out / part for part in parts if (out / part).exists()]
   if found and not _OVERWRITE.value:
-    raise app.UsageError(
+    raise command.UserError(
       f'{out} already holds {", ".join(p.name for p in found)}; expected a '
       'folder without. Give --out=FOLDER, or --overwrite to replace it.'
     )
@@ -93,10 +93,8 @@ def _accuracy(config, params, tasks) -> dict[str, float]:
   }
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
   """Builds the whole folder."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown argument {argv[1]!r}.')
   start = time.monotonic()
   out = pathlib.Path(_OUT.value or pathlib.Path(pocket.__file__).parent)
   _clear(out)
@@ -150,4 +148,4 @@ def _show(accuracy: dict[str, float]) -> str:
 if __name__ == '__main__':
   jax.config.update('jax_numpy_dtype_promotion', 'strict')
   jax.config.update('jax_num_cpu_devices', 2)
-  app.run(main)
+  command.launch(main, quiet=False)

@@ -12,22 +12,20 @@ import json
 import pathlib
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
 import jax
 
 from evojax_llm import pocket
+from evojax_llm.commands import command
 from experiments.pocket import measure as measure_lib
 
 _OUT = flags.DEFINE_string('out', None, 'Folder to write.', required=True)
 _LIMIT = flags.DEFINE_integer('limit', None, 'Items of each split; all if none')
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_: Sequence[str]) -> None:
   """Measures everything and writes the files."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown argument {argv[1]!r}.')
   start = time.monotonic()
   measure = measure_lib.Measure(_LIMIT.value)
   labels = ['base', *measure.names, 'average']
@@ -52,4 +50,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   jax.config.update('jax_numpy_dtype_promotion', 'strict')
-  app.run(main)
+  command.launch(main, quiet=False)

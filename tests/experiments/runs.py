@@ -10,8 +10,8 @@ from evojax_llm.runs.checkpoint import Checkpoints
 from tests.experiments import running
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-GENOME = ROOT / 'experiments' / 'genome' / 'config.py'
-MODEL_SWARMS = ROOT / 'experiments' / 'model_swarms' / 'config.py'
+GENOME = 'experiments/genome/config.py'
+MODEL_SWARMS = 'experiments/model_swarms/config.py'
 
 
 def write_task(

@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
+import sys
+import time
 
 import jax
 import pytest
 
+from evojax_llm import systems
 from evojax_llm.commands import command
-from evojax_llm.runs import systems
+from evojax_llm.commands import main
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
-from experiments.genome import config as genome_config
+from evojax_llm.systems import genome as genome_config
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -54,11 +58,14 @@ def test_every_command_answers_mistakes_alike(program, capsys):
     ('evolve', '--seed=3', 'Did you mean --config.seed?'),
     ('evolve', '--population=3', 'Did you mean --config.strategy.population?'),
     ('evolve', '--wrokdir=x', 'Did you mean --workdir?'),
+    ('evolve', '--config.strategy.name=genom', "Did you mean 'genome'?"),
+    ('evolve', '--config.space=gate', "Did you mean 'gates'?"),
+    ('evolve', '--config.tasks=mian', "Did you mean 'main'?"),
     ('evolve', 'word', "Unexpected argument 'word'"),
     ('sweep', '--workers=many', 'workers'),
     ('sweep', '--workers=0', 'workers'),
     ('score', '--split=train', 'dev|test'),
-    ('score', '--out=x', '--model is missing: Gemma folder'),
+    ('export', '--out=x', '--run is missing: Run folder.'),
     ('evolve', '--config=genom', "Did you mean 'genome'?"),
     ('evolve', '--config=genom', 'genome_as_published'),
     ('evolve', '--config=genome:swarm', "preset 'swarm'; expected one of"),
@@ -75,7 +82,7 @@ def test_a_mistake_is_one_message(program, flag, message, capsys):
 def test_help_lists_settings_presets_and_flags_and_is_searched(capsys):
   for program in PROGRAMS:
     assert running.run_program(program, '-h') == 0
-    assert f'python -m experiments.{program}' in capsys.readouterr().out
+    assert f'evojax-llm {program} ' in capsys.readouterr().out
   assert running.run_program('evolve', '--help') == 0
   shown = capsys.readouterr().out
   for line in (
@@ -91,6 +98,8 @@ def test_help_lists_settings_presets_and_flags_and_is_searched(capsys):
   shown = capsys.readouterr().out
   assert shown.startswith('Settings') and 'strategy.patience=None' in shown
   assert 'dev_limit' not in shown
+  assert running.run_program('evolve', '--help=config.space') == 0
+  assert 'what evolves (adapters, gates, weights)' in capsys.readouterr().out
 
 
 def test_a_home_folder_is_found_in_flags_and_settings(
@@ -102,9 +111,9 @@ def test_a_home_folder_is_found_in_flags_and_settings(
   config = RunConfig(adapters='~/a, ~/b', warm_start='~/run', tasks='a~/b')
   assert config.adapters == f'{tmp_path}/a,{tmp_path}/b'
   assert config.warm_start == f'{tmp_path}/run' and config.tasks == 'a~/b'
-  flag = '--config.adapters=~/a'
-  assert running.run_program('evolve', flag) == 1
-  assert f'error: {tmp_path}/a is not' in capsys.readouterr().err
+  flags = '--config.adapters=~/a', '--config.model=pocket'
+  assert running.run_program('evolve', *flags) == 1
+  assert f'error: {tmp_path}/a: ' in capsys.readouterr().err
 
 
 def test_a_configuration_is_found_by_name_and_from_any_folder(
@@ -132,10 +141,28 @@ def test_a_configuration_is_found_by_name_and_from_any_folder(
     systems.load(str(run))
 
 
+def test_one_name_has_all_commands(monkeypatch, capsys):
+  def called(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['evojax-llm', *arguments])
+    with pytest.raises(SystemExit) as ended:
+      main.main()
+    return ended.value.code, capsys.readouterr()
+
+  for argument in ('', '-h', '--help'):
+    code, shown = called(*filter(None, [argument]))
+    assert code == 0 and all(f'  {name} ' in shown.out for name in PROGRAMS)
+  code, shown = called('evolv')
+  assert code == 1 and "Did you mean 'evolve'?" in shown.err
+  for name in PROGRAMS:
+    with running.fresh_program(f'evojax_llm.commands.{name}'):
+      code, shown = called(name, '--no_such=1')
+    assert code == 1 and shown.err.startswith('error: Got unknown flag --no_')
+
+
 def test_a_misspelt_setting_of_a_file_is_refused(tmp_path, capsys):
   file = tmp_path / 'mine.py'
   file.write_text(
-    'from evojax_llm.runs import systems\n'
+    'from evojax_llm import systems\n'
     'def get_config():\n'
     "  config = systems.load('genome')\n"
     "  config.modell = 'gemma'\n"
@@ -146,12 +173,42 @@ def test_a_misspelt_setting_of_a_file_is_refused(tmp_path, capsys):
 
 
 def test_a_device_that_is_not_there_is_one_message(monkeypatch, capsys):
-  def main(_):
-    raise RuntimeError("Unable to initialize backend 'cuda': no GPU")
-
+  code = compile('raise AssertionError', 'jax/_src/xla_bridge.py', 'exec')
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   with running.fresh_program('experiments.export'):
     flags = ['export', '--run=x', '--out=y']
-    assert command.run(main, flags) == 1
+    assert command.run(lambda _: exec(code), flags) == 1
   said = capsys.readouterr().err
-  assert said.startswith('error: JAX_PLATFORMS=cuda names a device')
+  assert said.startswith('error: JAX_PLATFORMS=cuda names devices that')
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_stopped_run_says_how_it_goes_on(
+  number, code, tmp_path, monkeypatch, capsys
+):
+  def main(_):
+    command.new_workdir('pocket')
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(command.logging, 'use_absl_handler', lambda: None)
+  before = signal.getsignal(signal.SIGTERM)
+  for more in ([], ['--workdir=runs/mine']):
+    given = ['--config.system=a b', *more]
+    monkeypatch.setattr(sys, 'argv', ['evolve', *given])
+    monkeypatch.setattr(sys, 'orig_argv', ['python', '-m', 'evolve', *given])
+    with running.fresh_program('experiments.evolve'):
+      with pytest.raises(SystemExit) as end:
+        command.launch(main)
+    assert end.value.code == code
+    said = capsys.readouterr().err
+    folder = 'runs/mine' if more else 'runs/pocket'
+    assert said.endswith(
+      'stopped; it goes on with\n'
+      f"  python -m evolve '--config.system=a b' --workdir={folder}\n"
+    )
+    assert (f'with --workdir={folder}' in said) == (not more)
+  signal.signal(signal.SIGTERM, before)

@@ -18,7 +18,6 @@ Under another jax than the file's, this begins the file anew: record all.
 """
 
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -30,9 +29,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
+from evojax_llm import systems
 from tests.experiments import runs
 
-EXPERIMENTS = runs.ROOT / 'experiments'
 STORED = pathlib.Path(__file__).with_name('digests.json')
 RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
 # Of systems that take the names of a library, those that are run.
@@ -51,25 +50,17 @@ FLAGS = (
 )
 
 
-def get_config(system: str, name: str):
-  """What --config=experiments/<system>/config.py:<name> stands for."""
-  module = importlib.import_module(f'experiments.{system}.config')
-  return module.get_config(name)
-
-
 PRESETS = [
-  f'{file.parent.name}:{name}'
-  for file in sorted(EXPERIMENTS.glob('*/config.py'))
-  for name in CHOSEN.get(file.parent.name)
-  or importlib.import_module(f'experiments.{file.parent.name}.config').PRESETS
+  f'{system}:{name}'
+  for system, module in sorted(systems.systems().items())
+  for name in CHOSEN.get(system, module.PRESETS)
 ]
 
 
 def flags(preset: str) -> list[str]:
   """Flags of a short run of a preset, without --workdir."""
-  system, name = preset.split(':')
-  strategy = get_config(system, name).strategy
-  found = [f'--config={EXPERIMENTS / system / "config.py"}:{name}', *FLAGS]
+  strategy = systems.load(preset).strategy
+  found = [f'--config={preset}', *FLAGS]
   if strategy.population > MOST_MEMBERS:
     found.append(f'--config.strategy.population={MOST_MEMBERS}')
   if strategy.options.get('members'):
@@ -81,6 +72,12 @@ def read_lines(path: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def read_members(folder: pathlib.Path) -> list[dict]:
+  """The lines of members.jsonl but for recipes, which are their genomes."""
+  rows = read_lines(folder / 'members.jsonl')
+  return [{k: v for k, v in row.items() if k != 'recipe'} for row in rows]
+
+
 def digest(folder: pathlib.Path) -> dict:
   """What is kept of a finished run.
 
@@ -90,7 +87,7 @@ def digest(folder: pathlib.Path) -> dict:
     the `sha256` of all lines; the id of the `best`, and numbers that follow
     from its weights.
   """
-  rows = read_lines(folder / 'members.jsonl')
+  rows = read_members(folder)
   metrics = read_lines(folder / 'metrics.jsonl')
   generations = [
     [row for row in rows if row['generation'] == line['generation']]
@@ -198,7 +195,7 @@ def test_a_preset_leaves_the_members_of_before(preset, tmp_path):
     record(preset, found)
     return
   same_jax = stored['jax'] == jax.__version__
-  rows = read_lines(folder / 'members.jsonl')
+  rows = read_members(folder)
   last = max(row['generation'] for row in rows)
   difference = first_difference(rows, found, known, last if same_jax else 0)
   if difference:

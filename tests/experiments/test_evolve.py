@@ -81,7 +81,7 @@ def test_help_loads_nothing_heavy():
     'from experiments import evolve\n'
     "heavy = {'jax', 'transformers', 'evosax', 'orbax', 'matplotlib'}\n"
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
-    'from experiments.genome import config\n'
+    'from evojax_llm.systems import genome as config\n'
     'config.get_config()\n'
     "heavy.remove('jax')  # hyperparameters are declared as arrays\n"
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'

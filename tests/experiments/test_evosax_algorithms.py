@@ -5,7 +5,7 @@ import pytest
 from evojax_llm.runs import record
 from tests.experiments import runs
 
-CONFIG = runs.ROOT / 'experiments' / 'evosax_algorithms' / 'config.py'
+CONFIG = 'evosax_algorithms'
 
 
 @pytest.mark.parametrize('space', ('gates', 'adapters'))

@@ -10,9 +10,9 @@ from evojax_llm.strategies import low_rank_es
 from evojax_llm.strategies import model_swarms
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
-from experiments.genome import config as genome_config
-from experiments.low_rank_es import config as low_rank_config
-from experiments.model_swarms import config as swarms_config
+from evojax_llm.systems import genome as genome_config
+from evojax_llm.systems import low_rank_es as low_rank_config
+from evojax_llm.systems import model_swarms as swarms_config
 
 
 def test_a_preset_is_changed_option_by_option():

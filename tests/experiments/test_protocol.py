@@ -64,7 +64,7 @@ def test_seeds_have_folders_and_a_common_summary(several):
   assert '| evolved' in text
   # All that the runs have in common, not only what a sweep shows.
   assert all(f'| {row["name"]} ' in text for row in summary['baselines'])
-  assert 'vote of the experts' in [row['name'] for row in summary['baselines']]
+  assert 'scaled best expert' in [row['name'] for row in summary['baselines']]
 
 
 def test_baselines_are_scored_once_and_held_out_tasks_at_the_end(several):

@@ -1,6 +1,7 @@
-"""The notebooks run as they stand."""
+"""The notebooks and the Python of the README run as they stand."""
 
 import json
+import re
 
 import pytest
 
@@ -17,3 +18,12 @@ def test_a_notebook_runs(path):
   names = {}
   for cell in code:
     exec(''.join(cell['source']), names)
+
+
+def test_the_own_fitness_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  text = (runs.ROOT / 'README.md').read_text()
+  (code,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  exec(code, {})
+  assert len(capsys.readouterr().out.splitlines()) == 6
+  assert (tmp_path / 'best_adapter' / 'adapter_config.json').is_file()

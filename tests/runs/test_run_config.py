@@ -9,7 +9,7 @@ import pytest
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.runs.run_config import StrategyConfig
-from experiments.genome import config as genome_config
+from evojax_llm.systems import genome as genome_config
 
 
 def test_there_and_back_again():

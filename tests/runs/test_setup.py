@@ -8,7 +8,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
 from evojax_llm.runs.run_config import RunConfig
-from experiments.genome import config as genome_config
+from evojax_llm.systems import genome as genome_config
 from tests.experiments import runs
 
 
@@ -41,9 +41,49 @@ def test_few_items_to_search_on_are_a_warning(made, caplog):
   assert 'up to 5.6 points' in caplog.text
 
 
+def test_what_is_given_twice_or_beyond_what_there_is_is_said(made, capsys):
+  config, _ = made
+  values = {'dev_limit': 101, 'test_limits': (13, 12)}
+  config = dataclasses.replace(
+    config, adapters=f'{config.adapters},{config.adapters}', **values
+  )
+  setup.load(config, inputs.locate(config))
+  said = capsys.readouterr().err
+  assert 'warning: 2 of the 4 experts are the same folder' in said
+  assert 'a has 100 dev items, fewer than the 101 of config.dev_limit:' in said
+  assert 'b has 100 dev items' in said
+  assert 'a has 12 test items, fewer than the 13 of config.test_limits' in said
+  assert 'b has 12 test' not in said
+
+
+@pytest.mark.parametrize(
+  ('values', 'dev', 'test', 'heldout'),
+  [
+    ({}, [100, 100], [12, 12], 12),
+    ({'dev_limit': 7, 'test_limit': 3}, [7, 7], [3, 3], 3),
+    ({'test_limit': 3}, [100, 100], [3, 3], 3),
+    ({'dev_limit': 7}, [7, 7], [12, 12], 12),
+    ({'dev_limits': (5, 6), 'test_limits': (3, 2)}, [5, 6], [3, 2], 12),
+  ],
+)
+def test_limits_of_dev_and_of_test_are_apart(made, values, dev, test, heldout):
+  config, loaded = made
+  config = dataclasses.replace(config, **{'dev_limit': None, **values})
+  evaluator = setup.make_evaluator(config, loaded)
+  assert [len(items) for items in evaluator.items('dev')] == dev
+  assert [len(items) for items in evaluator.items('test')] == test
+  (items,) = setup.make_heldout(config, loaded).items('dev')
+  assert len(items) == heldout
+
+
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
+    (
+      {'adapters': 'x'},
+      'x is an expert of some model: name it with --config.m',
+    ),
+    ({'experts': 'x', 'space': 'weights'}, 'x is an expert of some model'),
     (
       {'space': 'weights', 'execution': {'base_dtype': 'int8'}},
       'members of config.space=weights share nothing',

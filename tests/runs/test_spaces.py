@@ -10,9 +10,9 @@ from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import base
-from experiments.genome import config as genome_config
-from experiments.low_rank_es import config as low_rank_config
-from experiments.model_swarms import config as swarms_config
+from evojax_llm.systems import genome as genome_config
+from evojax_llm.systems import low_rank_es as low_rank_config
+from evojax_llm.systems import model_swarms as swarms_config
 from tests.experiments import runs
 
 CONFIGS = (

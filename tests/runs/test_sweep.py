@@ -15,7 +15,7 @@ from evojax_llm.runs import sweep_changes as changes
 from evojax_llm.runs import sweep_workers
 from evojax_llm.runs import sweeps
 from evojax_llm.runs.errors import UserError
-from experiments.genome import config as genome_config
+from evojax_llm.systems import genome as genome_config
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -222,7 +222,7 @@ def test_the_command_reads_text_and_functions(config, tmp_path, capsys):
   file = tmp_path / 'config.py'
   file.write_text(
     'from evojax_llm.runs import sweep_changes\n'
-    'from experiments.genome import config\n'
+    'from evojax_llm.systems import genome as config\n'
     'get_config = config.get_config\n'
     'def sweep():\n'
     "  return sweep_changes.values('seed', 5)\n"

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.strategies import base
-from experiments.genome import config as genome_config
-from experiments.low_rank_es import config as low_rank_config
-from experiments.model_swarms import config as swarms_config
+from evojax_llm.systems import genome as genome_config
+from evojax_llm.systems import low_rank_es as low_rank_config
+from evojax_llm.systems import model_swarms as swarms_config
 
 PRESETS = {
   **genome_config.PRESETS,

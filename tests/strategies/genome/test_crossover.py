@@ -10,7 +10,7 @@ from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from evojax_llm.strategies.genome import crossover
-from experiments.genome import config as genome_config
+from evojax_llm.systems import genome as genome_config
 from tests.strategies import problems
 
 P = 4

@@ -1,10 +1,11 @@
-"""Configurations by name: the systems of experiments/ and their presets.
+"""Configurations by name: the published systems and their presets.
 
-A system is a folder with a config.py, which has `PRESETS` and `get_config`. In
-a clone they lie in experiments/, in an installed package beside this one.
+A system is a module here, with `PRESETS` and `get_config`. Its folder in
+experiments/ has what is to be said of it.
 """
 
 import functools
+import importlib
 import pathlib
 from typing import Any
 
@@ -16,15 +17,15 @@ from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
 DEFAULT = 'pocket'
-_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+_NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
+_NAMES += ('evosax_algorithms',)
 
 
 @functools.cache
 def systems() -> dict[str, Any]:
-  """Returns the modules with the configurations of each system, by name."""
-  folders = (_PACKAGE / 'experiments', _PACKAGE.parent / 'experiments')
-  files = next(filter(None, (sorted(f.glob('*/config.py')) for f in folders)))
-  return {file.parent.name: lookup.load_module(str(file)) for file in files}
+  """Returns the modules of all systems by name."""
+  found = (importlib.import_module(f'{__name__}.{name}') for name in _NAMES)
+  return dict(zip(_NAMES, found, strict=True))
 
 
 def load(source: str) -> config_dict.ConfigDict:
@@ -63,18 +64,16 @@ def load(source: str) -> config_dict.ConfigDict:
 
 
 def of_file(name: str) -> Any:
-  """Returns the module of a file; experiments/ is found from anywhere.
+  """Returns the module of a configuration file.
+
+  The files that stood in experiments/ are found from any folder.
 
   Raises:
     Exception: whatever its import raises.
   """
-  path = pathlib.PurePath(name)
-  if not pathlib.Path(name).expanduser().is_file() and (
-    path.parts[0] == 'experiments' and path.name == 'config.py'
-  ):
-    known = systems()
-    if path.parent.name in known:
-      return known[path.parent.name]
+  path = pathlib.Path(name)
+  if path.match('experiments/*/config.py') and not path.exists():
+    return systems().get(path.parent.name) or lookup.load_module(name)
   return lookup.load_module(name)
 
 

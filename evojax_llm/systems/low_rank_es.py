@@ -1,7 +1,7 @@
 r"""An evolution strategy with low-rank noise (after EGGROLL, arXiv 2511.16652).
 
-  python -m experiments.evolve --config=experiments/low_rank_es/config.py
-  python -m experiments.evolve --config=experiments/low_rank_es/config.py \
+  evojax-llm evolve --config=low_rank_es
+  evojax-llm evolve --config=low_rank_es \
       --config.strategy.options.members=2048 --config.dev_limit=10
 
 `config.strategy.population` is the number of initial members, whose best is the
@@ -11,17 +11,14 @@ first centre; `members` are scored in every generation after that.
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
+from evojax_llm.runs.presets import RICH
+from evojax_llm.runs.presets import Preset
 
 PRESETS = {
-  'low_rank_es': presets.Preset(
-    'low_rank_es',
-    {'members': 32},
-    ('experts', 'zero', 'scaled_average', 'extrapolants'),
-    12,
-    6,
-  ),
+  'low_rank_es': Preset('low_rank_es', {'members': 32}, RICH, 12, 6),
 }
 
 
 def get_config(name: str = 'low_rank_es') -> config_dict.ConfigDict:
+  """Returns a preset; see `presets.of_preset` for changes of it."""
   return presets.of_preset(name, PRESETS)

@@ -1,9 +1,8 @@
 """GENOME and GENOME+ (arXiv 2503.01155).
 
-  python -m experiments.evolve --config=experiments/genome/config.py
-  python -m experiments.evolve \\
-      --config=experiments/genome/config.py:genome_as_published
-  python -m experiments.evolve --config=experiments/genome/config.py \\
+  evojax-llm evolve --config=genome_plus
+  evojax-llm evolve --config=genome_as_published
+  evojax-llm evolve --config=genome_plus \\
       --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \\
       --config.tasks=mmlu.json,gsm8k.json --config.dev_limit=200
 
@@ -17,6 +16,7 @@ lists what of that code is not reproduced.
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
+from evojax_llm.runs.presets import RICH
 from evojax_llm.runs.presets import Preset
 
 _GENOME_AS_PUBLISHED = {
@@ -50,7 +50,6 @@ _GENOME_PLUS_AS_PUBLISHED = {
   'draws': 'run',
   'decay': 'member',
 }
-RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
 
 PRESETS = {
   'genome': Preset('genome', {}, RICH, 20, 12),
@@ -117,4 +116,5 @@ PRESETS = {
 
 
 def get_config(name: str = 'genome_plus') -> config_dict.ConfigDict:
+  """Returns a preset; see `presets.of_preset` for changes of it."""
   return presets.of_preset(name, PRESETS)

@@ -1,8 +1,7 @@
 r"""Model Swarms (arXiv 2410.11163).
 
-  python -m experiments.evolve --config=experiments/model_swarms/config.py
-  python -m experiments.evolve \
-      --config=experiments/model_swarms/config.py:model_swarms_as_published \
+  evojax-llm evolve --config=model_swarms
+  evojax-llm evolve --config=model_swarms_as_published \
       --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \
       --config.tasks=mmlu.json --config.dev_limit=200
 
@@ -20,6 +19,7 @@ import random
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
+from evojax_llm.runs.presets import RICH
 from evojax_llm.runs.presets import Preset
 
 _MODEL_SWARMS_AS_PUBLISHED = {
@@ -38,8 +38,6 @@ _MIDDLE_OF_GRIDS = {
   'repel': 0.05,
   'step_length': 0.75,
 }
-RICH = ('experts', 'zero', 'scaled_average', 'extrapolants')
-
 PRESETS = {
   'model_swarms': Preset('model_swarms', {}, RICH, 20, 10),
   'model_swarms_as_published': Preset(
@@ -134,6 +132,7 @@ GRIDS = {
 
 
 def get_config(name: str = 'model_swarms') -> config_dict.ConfigDict:
+  """Returns a preset, with changes as of `presets.of_preset`, or a draw."""
   preset, *changes = name.split('+')
   draws = [change for change in changes if change.startswith('draw=')]
   kept = [change for change in changes if change not in draws]

@@ -1,7 +1,7 @@
 """The run without flags: GENOME+ on the pocket population's main stage.
 
-  python -m experiments.evolve
-  python -m experiments.evolve --config=experiments/pocket/config.py:adapters
+  evojax-llm evolve
+  evojax-llm evolve --config=pocket:adapters
 
 A member is a merge of the ten experts, exact and never formed: its genome is
 their ten weights. With the argument `adapters` it is a pair of factors A and B
@@ -15,7 +15,7 @@ evojax_llm/pocket/stages.json.
 
 from ml_collections import config_dict
 
-from evojax_llm.runs import systems
+from evojax_llm.systems import genome
 
 # Chosen, as the space was, on the stage `mixed` among four settings: mutation
 # reaches as far as the weights of experts do.
@@ -28,9 +28,10 @@ PRESETS = {
 
 
 def get_config(space: str = 'gates') -> config_dict.ConfigDict:
+  """Returns the run without flags, in the space of this name."""
   if space not in PRESETS:
     raise ValueError(f"Got preset {space!r}; expected 'gates' or 'adapters'.")
-  config = systems.load('genome:genome_plus')
+  config = genome.get_config('genome_plus')
   config.name = PRESETS[space]
   config.space = space
   if space == 'gates':

@@ -1,1 +1,0 @@
-"""Plain searches over the weights of the experts."""

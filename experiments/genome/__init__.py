@@ -1,1 +1,0 @@
-"""GENOME and GENOME+, arXiv 2503.01155."""
