@@ -214,9 +214,11 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([tmp_path], 'is not empty and not the folder of a sweep'),
     ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
     ([tmp_path, '--populations=10,many'], "'many'"),
+    ([tmp_path, '--config.seed=3'], 'expected --seeds'),
+    ([tmp_path, '--config.modell=x'], "Got unknown field 'modell'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
     ([tmp_path / 'file'], 'File exists'),
-    ([tmp_path / 'a', '--configs=README.md'], 'which is no Python file'),
+    ([tmp_path / 'a', '--configs=README.md'], 'expected a Python file'),
     ([tmp_path / 'a', '--configs=evojax_llm/runs/errors.py'], "'get_config'"),
   ):
     assert compare(*arguments) == 1
@@ -269,30 +271,19 @@ def test_one_process_at_a_time(comparison, capsys):
   assert not compare(comparison, *options)
 
 
-def test_a_search_without_memory_ends_with_whole_generations(
+def test_settings_are_those_of_all_and_a_search_ends_with_whole_generations(
   tmp_path, settings
 ):
-  config = tmp_path / 'config.py'
-  values = dict(flag.split('=', 1) for flag in settings[1:])
-  lines = ''.join(
-    f'  made.{part} = {values[f"--config.{part}"]!r}\n'
-    for part in ('model', 'adapters', 'tasks')
-  )
-  config.write_text(
-    'from evojax_llm.systems import genome as config\n'
-    'def get_config(name):\n'
-    f'  made = config.get_config(name)\n{lines}'
-    '  return made\n'
-  )
   names = 'genome_plus', 'genome_plus+keep_best=False'
   out = tmp_path / 'out'
   # The first population, every member moved, and not all of what varies.
   assert not running.run_program(
     'compare',
-    '--configs=' + ','.join(f'{config}:{name}' for name in names),
+    f'--configs={",".join(names)}',
+    *(flag for flag in settings if re.match('--config.(model|ad|task)', flag)),
+    '--config.ensemble.size=3',
     '--evaluations=11',
     '--populations=5',
-    '--ensemble=3',
     '--seeds=1',
     '--draws=1',
     f'--out={out}',
