@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import signal
 import sys
 import time
 import traceback
@@ -31,14 +33,55 @@ _SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 Main = Callable[[Sequence[str]], int | None]
 
 
+class _Terminated(KeyboardInterrupt):
+  """The process was asked to end, by SIGTERM."""
+
+
 def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
+  signal.signal(signal.SIGTERM, _terminate)
   try:
     sys.exit(run(main, sys.argv, quiet))
-  except KeyboardInterrupt:
-    print('\nstopped; with --workdir the run goes on', file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as error:
+    print(f'\nstopped{going_on(sys.orig_argv)}', file=sys.stderr)
+    number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+    sys.exit(128 + number)
+
+
+def _terminate(*_: Any) -> None:
+  raise _Terminated
+
+
+def going_on(argv: Sequence[str]) -> str:
+  """Returns how a command goes on that was stopped, to be pasted into a shell.
+
+  Args:
+    argv: its command line.
+  """
+  known = own_flags()
+  if 'workdir' in known:
+    workdir = known['workdir'].value
+    if workdir is None:
+      return ' before anything was kept'
+    if not any(re.match('--?workdir(=|$)', arg) for arg in argv):
+      argv = [*argv, f'--workdir={workdir}']
+  elif 'setting' not in known:
+    return ''
+  return f'; it goes on with\n  {shlex.join(argv)}'
+
+
+def new_workdir(name: str) -> str:
+  """Returns --workdir, or makes a folder below runs/ and says which."""
+  if flags.FLAGS.workdir is None:
+    from evojax_llm.runs import record
+
+    workdir = flags.FLAGS.workdir = str(record.new_workdir('runs', name))
+    say(
+      f'new folder {workdir}: a run that is stopped goes on when the same '
+      f'command is given with --workdir={workdir}'
+    )
+  return flags.FLAGS.workdir
 
 
 def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
@@ -215,26 +258,33 @@ def open_source(
   model: str | None,
   adapters: Sequence[str],
   run: str | None,
-  allow_changed: bool = False,
-) -> Any:
+  row: str,
+  allow_changed: bool,
+) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Returns:
+    It, and the name of the row there.
 
   Raises:
     UserError: neither is given or both are, or the run cannot be read.
   """
-  if bool(model) == bool(run) or (run and adapters):
+  if run and (model or adapters):
     raise UserError(
       '--run is given with --model or --adapters: a run has its own; leave '
       'them out.'
-      if run
-      else '--model is missing: a model folder; or --run, a run folder. See '
-      '--help.'
+    )
+  if not (run or model):
+    raise UserError(
+      '--model is missing: a model folder; or --run, a run folder. See --help.'
     )
   if not run:
-    return None
+    return None, row
   from evojax_llm.runs import rows
 
-  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+  return (
+    (None, row) if rows.is_vote(run) else rows.find(run, row, allow_changed)
+  )
 
 
 def check_out(

@@ -125,7 +125,7 @@ def main(_: Sequence[str]) -> int | None:
   from evojax_llm.runs import comparison_table
   from evojax_llm.runs import sweeps
 
-  kept = {
+  fixed = {
     'evaluations': _EVALUATIONS.value,
     'heldout': _HELDOUT.value,
     'ensemble': configs[0].ensemble.size,
@@ -134,7 +134,7 @@ def main(_: Sequence[str]) -> int | None:
   }
   all_trials = [trial for of_stage in trials.values() for trial in of_stage]
   with contextlib.closing(
-    sweeps.Folder(_OUT.value, all_trials, kept)
+    sweeps.Folder(_OUT.value, all_trials, fixed)
   ) as folder:
     shape = f'{len(arms)} searches x {len(trials)} stages x '
     shape += f'{_DRAWS.value} draws x {_SEEDS.value} seeds'

@@ -9,7 +9,7 @@ from evojax_llm.runs import run_config
 
 
 def define() -> None:
-  """Defines the flags; a change of a setting is kept as --setting=x=VALUE."""
+  """Defines the flags of a command that has one configuration."""
   flags.DEFINE_string(
     'config',
     systems.DEFAULT,
@@ -20,7 +20,7 @@ def define() -> None:
 
 
 def define_changes() -> None:
-  """Defines the flag that --config.x=VALUE stands for."""
+  """Defines --setting=x=VALUE, which `command` makes of --config.x=VALUE."""
   flags.DEFINE_multi_string('setting', [], 'As --config.NAME=VALUE.')
 
 
@@ -34,7 +34,7 @@ def read() -> config_dict.ConfigDict:
 
 
 def load(source: str) -> config_dict.ConfigDict:
-  """Returns a configuration with the changes that the flags give.
+  """Returns a configuration with the changes of the flags.
 
   Raises:
     UserError: there is no such configuration, setting or value.

@@ -17,6 +17,7 @@ from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
+from evojax_llm.runs import export
 from evojax_llm.runs import int8_base
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
@@ -109,7 +110,11 @@ class Ending:
     # What a process that was killed right here may have left.
     for left in [folder, *self.run.path.glob('.best.*.tmp')]:
       shutil.rmtree(left, ignore_errors=True)
-    self.prepared.setup.space.export(self.best.genome, folder)
+    space, genome = self.prepared.setup.space, self.best.genome
+    space.export(genome, folder)
+    if space.exports == 'model':
+      model = space.model()
+      export.tell_kept(genome, model.config, model.folder)
 
   def _groups(self) -> dict[str, votes.Ensemble]:
     """The best experts, and the best members that are alive or remembered."""
