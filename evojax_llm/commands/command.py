@@ -208,6 +208,7 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
 
 # Help of flags that several programs have.
 ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CODE = 'Run code that the run folder names.'
 CHANGED = 'Take a base or experts that have changed since the run.'
 
 
@@ -216,6 +217,7 @@ def open_source(
   adapters: Sequence[str],
   run: str | None,
   allow_changed: bool = False,
+  allow_code: bool = False,
 ) -> Any:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
 
@@ -234,7 +236,9 @@ def open_source(
     return None
   from evojax_llm.runs import rows
 
-  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+  if rows.is_vote(run):
+    return None
+  return rows.Run.open(run, allow_changed, allow_code)
 
 
 def check_out(

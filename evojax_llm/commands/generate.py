@@ -40,6 +40,7 @@ _ADAPTERS = flags.DEFINE_list(
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
+_ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'JSON list of texts or of message lists.', required=True
 )
@@ -70,7 +71,11 @@ _OVERWRITE = flags.DEFINE_bool(
 
 def main(_: Sequence[str]) -> None:
   run = command.open_source(
-    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+    _MODEL.value,
+    _ADAPTERS.value,
+    _RUN.value,
+    _ALLOW_CHANGED.value,
+    _ALLOW_CODE.value,
   )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]

@@ -125,7 +125,11 @@ _SETTINGS = {
 
 def main(_: Sequence[str]) -> None:
   run = command.open_source(
-    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+    _MODEL.value,
+    _ADAPTERS.value,
+    _RUN.value,
+    _ALLOW_CHANGED.value,
+    _ALLOW_CODE.value,
   )
   if not run and not _TASKS.value:
     raise command.UserError(

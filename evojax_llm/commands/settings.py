@@ -25,10 +25,20 @@ def read() -> config_dict.ConfigDict:
   Raises:
     UserError: there is no such configuration, setting or value.
   """
-  config = systems.load(flags.FLAGS.config)
+  source = flags.FLAGS.config
+  config = systems.load(source)
+  of_data = source.endswith('.json')
+  if of_data:
+    config.allow_code = False  # It is for whoever gives the command to say.
+  held = config.to_dict()
   for change in flags.FLAGS.setting:
     field, _, text = change.partition('=')
     fields.set_text(config, field, text)
+  if of_data and not config.allow_code:
+    now = fields.flat(config)
+    # What the command line names is what the user names.
+    same = {k: v for k, v in fields.flat(held).items() if now.get(k) == v}
+    fields.check_code(same, source)
   return config
 
 

@@ -176,12 +176,18 @@ class Run:
   inputs: Mapping[str, Any]
 
   @classmethod
-  def open(cls, folder: str | os.PathLike, allow_changed: bool = False) -> Self:
+  def open(
+    cls,
+    folder: str | os.PathLike,
+    allow_changed: bool = False,
+    allow_code: bool = False,
+  ) -> Self:
     """Reads config.json and finds the inputs again.
 
     Args:
       folder: of the run.
       allow_changed: take a base or experts that have changed since.
+      allow_code: import what its configuration names.
 
     Raises:
       UserError: the folder is not that of one run, or an input has changed.
@@ -205,7 +211,7 @@ class Run:
       raise UserError(
         f'--run={path} is not the folder of a run: it has no config.json.'
       )
-    config, files = recorded_inputs.find(path, allow_changed)
+    config, files = recorded_inputs.find(path, allow_changed, allow_code)
     return cls(path, config, files, record.read_config(path)['inputs'])
 
   def reads(self) -> list[pathlib.Path]:
