@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import signal
 import sys
 import time
 import traceback
@@ -31,14 +33,55 @@ _SETTING = re.compile(r'--?(no)?config\.([^=]*)(?:=(.*))?', re.DOTALL)
 Main = Callable[[Sequence[str]], int | None]
 
 
+class _Terminated(KeyboardInterrupt):
+  """The process was asked to end, by SIGTERM."""
+
+
 def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
+  signal.signal(signal.SIGTERM, _terminate)
   try:
     sys.exit(run(main, sys.argv, quiet))
-  except KeyboardInterrupt:
-    print('\nstopped; with --workdir the run goes on', file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as error:
+    print(f'\nstopped{going_on(sys.orig_argv)}', file=sys.stderr)
+    number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT
+    sys.exit(128 + number)
+
+
+def _terminate(*_: Any) -> None:
+  raise _Terminated
+
+
+def going_on(argv: Sequence[str]) -> str:
+  """Returns how a command goes on that was stopped, to be pasted into a shell.
+
+  Args:
+    argv: its command line.
+  """
+  known = own_flags()
+  if 'workdir' in known:
+    workdir = known['workdir'].value
+    if workdir is None:
+      return ' before anything was kept'
+    if not any(re.match('--?workdir(=|$)', arg) for arg in argv):
+      argv = [*argv, f'--workdir={workdir}']
+  elif 'setting' not in known:
+    return ''
+  return f'; it goes on with\n  {shlex.join(argv)}'
+
+
+def new_workdir(name: str) -> str:
+  """Returns --workdir, or makes a folder below runs/ and says which."""
+  if flags.FLAGS.workdir is None:
+    from evojax_llm.runs import record
+
+    workdir = flags.FLAGS.workdir = str(record.new_workdir('runs', name))
+    say(
+      f'new folder {workdir}: a run that is stopped goes on when the same '
+      f'command is given with --workdir={workdir}'
+    )
+  return flags.FLAGS.workdir
 
 
 def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:

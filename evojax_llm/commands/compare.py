@@ -13,7 +13,8 @@ last generation has beyond that counts as failed. One that ends with its last
 population (keep_best=False) ends before a generation for which too few are
 left. Its best member by dev is scored on test, and so is the vote of its best
 members, whose number dev chooses. The first configuration gives model, experts,
-items and, without --stages, tasks.
+items and, without --stages, tasks; --config.x=VALUE changes all of them, as in
+--config.model=gemma-2-2b-it --config.adapters=code,cot --config.tasks=a.json.
 
 Writes comparison.json and comparison.md after each run. A comparison that was
 stopped goes on when the command is given again; more seeds, draws, sizes,
@@ -30,13 +31,14 @@ from typing import Any
 
 from absl import flags
 
-from evojax_llm import systems
 from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
 from evojax_llm.runs import sweep_changes
 
 _ROUNDS = 10
+settings.define_changes()
 _CONFIGS = flags.DEFINE_list(
   'configs',
   [
@@ -102,7 +104,7 @@ def main(_: Sequence[str]) -> int | None:
   from evojax_llm.runs import comparison_table
   from evojax_llm.runs import sweeps
 
-  settings = {
+  fixed = {
     'evaluations': _EVALUATIONS.value,
     'heldout': _HELDOUT.value,
     'ensemble': _ENSEMBLE.value,
@@ -111,7 +113,7 @@ def main(_: Sequence[str]) -> int | None:
   }
   all_trials = [trial for of_stage in trials.values() for trial in of_stage]
   with contextlib.closing(
-    sweeps.Folder(_OUT.value, all_trials, settings)
+    sweeps.Folder(_OUT.value, all_trials, fixed)
   ) as folder:
     shape = f'{len(arms)} searches x {len(trials)} stages x '
     shape += f'{_DRAWS.value} draws x {_SEEDS.value} seeds'
@@ -273,7 +275,7 @@ def _size(value: str) -> int:
 
 def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
-  config = systems.load(source)
+  config = settings.load(source)
   for name, value in (
     ('racing', config.racing.rule),
     ('resample', config.resample),

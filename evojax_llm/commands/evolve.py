@@ -29,9 +29,7 @@ from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.run_config import RunConfig
 
 settings.define()
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Run folder, new or to go on with.'
-)
+flags.DEFINE_string('workdir', None, 'Run folder, new or to go on with.')
 
 
 def main(_: Sequence[str]) -> int | None:
@@ -42,16 +40,17 @@ def main(_: Sequence[str]) -> int | None:
   # Only now, so that --help and misspelt names are answered at once.
   from evojax_llm.runs import final_table
   from evojax_llm.runs import preparation
-  from evojax_llm.runs import record
   from evojax_llm.runs import runner
   from evojax_llm.runs import sweep_changes
   from evojax_llm.runs import sweeps
 
   if config.seeds > 1:
     trials = sweep_changes.trials(config)
-    return sweeps.sweep(trials, _WORKDIR.value).show()
+    return sweeps.sweep(
+      trials, command.new_workdir(sweeps.name_of(trials))
+    ).show()
   prepared = preparation.prepare(config, files)
-  workdir = _WORKDIR.value or record.new_workdir('runs', prepared.name)
+  workdir = command.new_workdir(prepared.name)
   final_table.show(runner.run_prepared(prepared, workdir))
   return None
 

@@ -38,7 +38,7 @@ settings.define()
 _SWEEP = flags.DEFINE_string(
   'sweep', None, "Values by field: 'field=1,2,3;other=0..4'."
 )
-_WORKDIR = flags.DEFINE_string(
+flags.DEFINE_string(
   'workdir', None, 'Folder of the sweep, new or to go on with.'
 )
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes, or jobs.', 1)
@@ -71,7 +71,7 @@ def main(_: Sequence[str]) -> int | None:
 
   result = sweeps.sweep(
     trials,
-    _WORKDIR.value,
+    command.new_workdir(sweeps.name_of(trials)),
     workers=_WORKERS.value,
     slurm=options if _SLURM.value else None,
   )

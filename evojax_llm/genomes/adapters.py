@@ -12,6 +12,7 @@ import numpy as np
 from evojax_llm.genomes import initial
 from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.genomes import space
+from evojax_llm.models import folders
 from evojax_llm.models import peft
 from evojax_llm.models.expression import LowRank
 from evojax_llm.population import leaves
@@ -104,7 +105,9 @@ def save(
   folder: str | os.PathLike, factors: Any, scale: Any, model: space.Model
 ) -> pathlib.Path:
   """Writes factors, b not scaled, as a PEFT adapter of a model."""
-  name = '' if model.folder is None else os.fspath(model.folder)
+  name = '' if model.folder is None else folders.model_name(model.folder)
+  if '/' not in name and name:  # Not of the hub: a path is what PEFT finds.
+    name = os.fspath(model.folder)
   return peft.save_adapter(
     folder, jax.device_get(factors), scale, model.config, name, model.folder
   )

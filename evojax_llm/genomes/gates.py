@@ -101,10 +101,11 @@ class GateSpace(space.Space):
 
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:
     """Returns the weight of each expert by name."""
-    gates = np.asarray(genome[GATES], np.float64)
+    gates = np.asarray(genome[GATES], np.float32)
+    # By way of text, an f32 is the shortest decimal: 0.3, not 0.30000001.
     return {
       'weights': {
-        name: float(gate) if np.isfinite(gate) else None
+        name: float(str(gate)) if np.isfinite(gate) else None
         for name, gate in zip(self.names, gates, strict=True)
       }
     }

@@ -149,12 +149,18 @@ def combine(
 def _combine(experts, first, second, copied):
   def mix(index, path, leaf):
     del index
+    weights = second if leaves.is_second_factor(path) else first
+    # An expert that is not finite spoils what it is in, and nothing else.
+    values, finite = leaf.astype(jnp.float32), jnp.isfinite(leaf)
     mixed = jnp.einsum(
       'pn,n...->p...',
-      second if leaves.is_second_factor(path) else first,
-      leaf.astype(jnp.float32),
+      weights,
+      jnp.where(finite, values, 0),
       precision=jax.lax.Precision.HIGHEST,
     ).astype(leaf.dtype)
+    broken = ~finite.reshape(len(leaf), -1).all(axis=1)
+    spoilt = ((weights != 0) & broken).any(axis=1)
+    mixed = stack.select(spoilt, jnp.full_like(mixed, jnp.nan), mixed)
     # A matrix product may round even a sum of one term; a copy may not.
     copies = leaf[jnp.maximum(copied, 0)]
     return stack.select(copied >= 0, copies, mixed)

@@ -62,9 +62,10 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
     ModelError: there is no such folder.
   """
   path = pathlib.Path(folder).expanduser()
-  if path.is_dir():
+  # Of os, since those of pathlib raise on names that are too long.
+  if os.path.isdir(path):
     return path
-  if path.exists():
+  if os.path.exists(path):
     raise ModelError(f'{path}: is a file; expected {what}.')
   if os.path.islink(path):
     files.check_regular(path, ModelError)
@@ -113,7 +114,13 @@ def model_name(folder: str | os.PathLike) -> str:
 
 def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
   """Returns the shortest ends of the paths that tell the folders apart."""
-  paths = [pathlib.Path(f).expanduser().absolute() for f in folders]
+  # Snapshots in the hub's cache are called by a number.
+  paths = [
+    pathlib.Path(name if '/' in (name := model_name(f)) else f)
+    .expanduser()
+    .absolute()
+    for f in folders
+  ]
   names: list[str] = []
   for depth in range(1, max((len(p.parts) for p in paths), default=0) + 1):
     names = ['/'.join(p.parts[-depth:]) for p in paths]

@@ -229,6 +229,7 @@ def _config_json(
   if text is not hf_config:
     outer, raw = raw, json.loads(text.to_json_string(use_diff=False))
     raw['architectures'] = ['Gemma3ForCausalLM']
+    raw.pop('_name_or_path', None)
     for key in (
       *('eos_token_id', 'bos_token_id', 'pad_token_id'),
       *('dtype', 'torch_dtype'),

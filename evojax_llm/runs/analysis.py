@@ -203,7 +203,7 @@ def analyse(run: pathlib.Path) -> str:
   )
   result = {
     'best': best,
-    'emergence': _emergence_by_split(run, summary['tested'], fitness, best),
+    'emergence': _emergence(run, summary['tested'], fitness, best),
     'origin': dataclasses.asdict(came),
     'explained': path.explained,
   }
@@ -213,57 +213,46 @@ def analyse(run: pathlib.Path) -> str:
   return text
 
 
-def _emergence_by_split(
+def _emergence(
   run: pathlib.Path,
   tested: Sequence[str],
   fitness: Mapping[str, float],
   best: int,
 ) -> dict[str, dict[str, int]]:
-  """Emergence as dicts on the splits of which the answers are known."""
+  """Emergence on the splits of which the answers are known."""
+  names = list(fitness)
+  best_expert = names.index(max(names, key=fitness.__getitem__))
+
+  def count(before, experts, after, member):
+    """Counts over the tasks whose items are right or wrong, if any."""
+    old = ensembles.gather(ItemLog(run / before).read(), experts)
+    new = ensembles.gather(ItemLog(run / after).read(), [member])
+    pairs = [
+      (o.values, n.values[0])
+      for o, n in zip(old or (), new or (), strict=bool(old and new))
+      if o.binary and o.ids == n.ids and not np.isnan(n.values).any()
+    ]
+    if not pairs:
+      return {}
+    values, after = (
+      np.concatenate(v, axis=-1) for v in zip(*pairs, strict=True)
+    )
+    return emergence(values, best_expert, after)
+
   counts = {}
-  experts = list(range(1, 1 + len(fitness)))
   strategy = record.read_json(run / 'config.json')['config']['strategy']
   # Where members move and keep their scores, the log has answers of before.
   if strategy['options'].get('rescore', True):
-    logs = ItemLog(run / 'baseline_items'), ItemLog(run / 'items')
-    counts['dev'] = _logged_emergence(*logs, experts, best, fitness)
+    experts = list(range(1, 1 + len(names)))
+    counts['dev'] = count('baseline_items', experts, 'items', best)
   rows = {name: index for index, name in enumerate(tested)}
-  experts = [rows.get(f'expert {name}') for name in fitness]
+  experts = [rows.get(f'expert {name}') for name in names]
   # The best expert is among the baselines under another name.
   if experts.count(None) <= 1 and f'member {best}' in rows:
     experts = [rows['best expert'] if e is None else e for e in experts]
-    log = ItemLog(run / 'test_items')
-    counts['test'] = _logged_emergence(
-      log, log, experts, rows[f'member {best}'], fitness
-    )
+    member = rows[f'member {best}']
+    counts['test'] = count('test_items', experts, 'test_items', member)
   return {split: found for split, found in counts.items() if found}
-
-
-def _logged_emergence(
-  before: ItemLog,
-  after: ItemLog,
-  experts: Sequence[int],
-  best: int,
-  fitness: Mapping[str, float],
-) -> dict[str, int] | None:
-  """Counts over the tasks whose items are right or wrong; None without any."""
-  old = ensembles.gather(before.read(), list(experts))
-  new = ensembles.gather(after.read(), [best])
-  if old is None or new is None:
-    return None
-  pairs = [
-    (o.values, n.values[0])
-    for o, n in zip(old, new, strict=True)
-    if o.binary and o.ids == n.ids and not np.isnan(n.values).any()
-  ]
-  if not pairs:
-    return None
-  names = list(fitness)
-  return emergence(
-    np.concatenate([values for values, _ in pairs], axis=1),
-    names.index(max(names, key=fitness.__getitem__)),
-    np.concatenate([values for _, values in pairs]),
-  )
 
 
 def _markdown(result: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ Score = Callable[[Any, np.ndarray], Any]
 
 
 class EvolutionError(errors.UserError):
-  """No member of the initial population could be scored."""
+  """No member could be scored: none to go on with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,7 @@ class Generation:
 class Search:
   """A search: iterate over it for (state, generation) after each generation.
 
-  Attributes:
-    stop: the limit that ended it, as `evolve` names it; None until then.
+  Then `stop` is the limit that ended it, as `evolve` names it.
   """
 
   def __init__(self, rounds: Iterator[Any]):
@@ -144,13 +143,11 @@ def evolve(
     state: where to go on; None to begin. Its evaluations count.
     redraw: called with the number of each generation but the first, it has
       `score` use other items. Members that are alive or remembered are scored
-      again before any is proposed, so that fitness compares within a generation
-      (as EvoMerge does, arXiv 2402.00070).
+      again before any is proposed (as in EvoMerge, arXiv 2402.00070).
     refine: refine(members, which, key) returns the members (M, ...) of an ask
-      with those at the indices `which` improved, for instance by gradient
-      steps. It must leave the buffers of `members` alone.
-    maximise: K times whether more of a task's score is better; None where it
-      is of all.
+      with those at `which` improved, as by gradient steps; it must leave the
+      buffers of `members` alone.
+    maximise: K times whether more of a task's score is better; None for all.
     phase: `with phase('score'):` surrounds each part, to time it.
 
   Returns:
@@ -158,7 +155,7 @@ def evolve(
 
   Raises:
     ValueError: no limit is given, or tokens without a count.
-    EvolutionError: no member of the initial population could be scored.
+    EvolutionError: no member of a population could be scored.
   """
   limits = _Limits(
     generations, evaluations, tokens, count_tokens, seconds, patience
@@ -255,12 +252,7 @@ class _Loop:
       which = np.arange(stack.size(population))
       with self.phase('score'):
         scored = self._scored(population, which, self.limits.left(None))
-      if np.isnan(scored.fitness).all():
-        raise EvolutionError(
-          f'None of the {len(which)} members of the initial population could '
-          f'be scored; the first because: {scored.reasons[0]}. Check the model '
-          'folder, the adapters and the type of the activations.'
-        )
+      _refuse_if_all_failed(scored, 'members of the initial population')
       with self.phase('operators'):
         scores = self._scores(scored, which, len(which))
         state = run_state.begin(
@@ -286,8 +278,7 @@ class _Loop:
           key('ask'), state.strategy, self.params
         )
         proposal = jax.device_get(inner.proposal)
-        # Empty slots cost nothing; no member is scored twice, because one that
-        # lives on is not proposed again.
+        # Empty slots cost nothing; what lives on is not proposed again.
         which = np.flatnonzero(proposal.ids >= 0)
         left = self.limits.left(state)
         if not (self.strategy.keep_best or left is None or len(which) <= left):
@@ -321,16 +312,19 @@ class _Loop:
       reasons = list(found.reasons)
     else:
       fitness = np.asarray(found, np.float32)
-      tasks = fitness[:, None]
-      reasons = [
-        'its fitness is not a number' if bad else None
-        for bad in np.isnan(fitness)
-      ]
+      tasks, reasons = fitness[:, None], [None] * len(chosen)
     if fitness.shape != (len(chosen),):
       raise ValueError(
         f'Got fitness of shape {fitness.shape} for {len(chosen)} members; '
         'expected one number each.'
       )
+    # What is infinite cannot be compared: a member has failed by it.
+    failed = ~np.isfinite(fitness)
+    fitness = np.where(failed, np.float32(np.nan), fitness)
+    reasons = [
+      (reason or 'its fitness is not finite') if bad else reason
+      for reason, bad in zip(reasons, failed, strict=True)
+    ]
     items = None
     if self.strategy.sees == 'items':
       values = [t.values if t.maximise else -t.values for t in found.tasks]
@@ -369,6 +363,9 @@ class _Loop:
       return None
     self.redraw(number)
     scored = self._scored(genomes, which, None)
+    _refuse_if_all_failed(
+      scored, f'members that live in generation {number}, on other items,'
+    )
     scores = self._scores(scored, which, len(ids))
     return state.replace(
       strategy=self.strategy.rescored(state.strategy, scores),
@@ -404,6 +401,16 @@ class _Scored(NamedTuple):
   items: np.ndarray | None  # (M, I) f32, maximised, where a strategy sees them
   reasons: list[str | None]
   count: int
+
+
+def _refuse_if_all_failed(scored: _Scored, which: str) -> None:
+  if np.isnan(scored.fitness).all():
+    reasons = '; '.join(list(dict.fromkeys(map(str, scored.reasons)))[:3])
+    raise EvolutionError(
+      f'None of the {len(scored.fitness)} {which} could be scored: {reasons}. '
+      'Check the model folder, the adapters, the tasks and the type of the '
+      'activations.'
+    )
 
 
 def _pad(values: np.ndarray, missing: int) -> np.ndarray:

@@ -206,17 +206,35 @@ def _write_model(
 ) -> None:
   """Writes a model folder, and says what its types keep of the change."""
   dtype = None if how.dtype is None else jnp.dtype(how.dtype)
-  types = hub.stored_types(model, config, dtype)
-  if any(kind != np.float32 for kind in types.values()):
-    if base is None:
-      base = hub.load_checkpoint(model, None, place=np.asarray)[1]
-    kept, noise = hub.kept_change(params, base, types)
-    names = sorted({kind.name for kind in types.values()})
-    text = (
-      f'{", ".join(names)} keeps {kept:.1%} of the change of the weights, and '
-      f'rounds with an error of {noise:.1%} of it'
-    )
-    if kept < _ENOUGH:
-      text += '; --dtype=float32 keeps all of it'
-    errors.say(text)
+  tell_kept(params, config, model, dtype, base)
   hub.save_checkpoint(out, params, config, like=model, dtype=dtype)
+
+
+def tell_kept(
+  params: Any,
+  config: Any,
+  model: str | os.PathLike,
+  dtype: Any = None,
+  base: Any = None,
+) -> None:
+  """Says what is left of a change of weights when they are stored.
+
+  Args:
+    params: parameter tree of `config`.
+    config: that of the model folder.
+    model: the folder of the base.
+    dtype: of all tensors; None for those of the base.
+    base: its parameters, read where they are not given.
+  """
+  types = hub.stored_types(model, config, dtype)
+  if all(kind == np.float32 for kind in types.values()):
+    return
+  if base is None:
+    base = hub.load_checkpoint(model, None, place=np.asarray)[1]
+  kept, noise = hub.kept_change(params, base, types)
+  names = ', '.join(sorted({kind.name for kind in types.values()}))
+  advice = '' if kept >= _ENOUGH else '; export it with --dtype=float32'
+  errors.say(
+    f'{names} keeps {kept:.1%} of the change of the weights, and rounds with '
+    f'an error of {noise:.1%} of it{advice}'
+  )

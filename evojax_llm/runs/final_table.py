@@ -17,6 +17,7 @@ from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
+from evojax_llm.runs import export
 from evojax_llm.runs import int8_base
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
@@ -70,7 +71,8 @@ class Ending:
     """Exports the best member, reads test once, writes the report."""
     evaluator, heldout = self.prepared.evaluator, self.prepared.heldout()
     self._export()
-    bar.begin(self.prepared.config.ensemble.size, 'votes')
+    if count := self.prepared.config.ensemble.size:
+      bar.begin(count, 'votes')
     groups = self._groups()
     rows = self._rows(groups)
     finalists = self._finalists(groups)
@@ -108,7 +110,11 @@ class Ending:
     # What a process that was killed right here may have left.
     for left in [folder, *self.run.path.glob('.best.*.tmp')]:
       shutil.rmtree(left, ignore_errors=True)
-    self.prepared.setup.space.export(self.best.genome, folder)
+    space, genome = self.prepared.setup.space, self.best.genome
+    space.export(genome, folder)
+    if space.exports == 'model':
+      model = space.model()
+      export.tell_kept(genome, model.config, model.folder)
 
   def _groups(self) -> dict[str, votes.Ensemble]:
     """The best experts, and the best members that are alive or remembered."""
@@ -221,12 +227,24 @@ class Ending:
       'experts': self.prepared.setup.experts.names,
     }
 
+  def _recipe(self, lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the best member is, and what it was made of."""
+    own = next((row for row in lineage if row['id'] == int(self.best.id)), {})
+    return {
+      'operator': own.get('operator'),
+      'parents': own.get('parents', []),
+      'recipe': self.prepared.setup.space.recipe(self.best.genome),
+    }
+
   def _write(self, rows, names, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
-    recipe = {}
+    lineage = record_rows.lineage_of(int(best.id), members)
+    search, recipe = self._search(), self._recipe(lineage)
+    # What best/ holds, for whoever has that folder alone.
+    record.write_json(path / 'best' / 'recipe.json', {**recipe, **search})
     seconds: dict[str, float] = {}
     for row in metrics:
       for part, spent in row['seconds'].items():
@@ -234,7 +252,7 @@ class Ending:
     summary = {
       'name': self.prepared.name,
       'version': evojax_llm.__version__,
-      'search': self._search(),
+      'search': search,
       'objective': objective.name,
       'rows': rows,
       'better': report.better(rows),
@@ -243,7 +261,7 @@ class Ending:
         'id': int(best.id),
         'generation': int(best.generation),
         'fitness': np.asarray(best.fitness)[()],
-        'recipe': recipe,
+        **recipe,
       },
       'ensembles': {
         name: {
@@ -256,7 +274,7 @@ class Ending:
         for name, group in groups.items()
       },
       'tested': names if self._has_test() else [],
-      'lineage': record_rows.lineage_of(int(best.id), members),
+      'lineage': lineage,
       'generations': int(state.generation),
       'evaluations': int(state.evaluations),
       'failed': sum(row['failed'] for row in metrics),

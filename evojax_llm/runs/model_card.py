@@ -30,6 +30,7 @@ def text(run: rows.Run, row: rows.Row, kind: str) -> str:
     kind: of the folder of each member, 'adapter' or 'model'.
   """
   base = model_name(run.files.model)
+  base = base if '/' in base else run.files.name
   stated = licence(run.files.model)
   front = {
     'base_model': base,
@@ -67,7 +68,8 @@ def text(run: rows.Run, row: rows.Row, kind: str) -> str:
 def _made_of(run: rows.Run, row: rows.Row) -> list[str]:
   """Recipes of the members, the search and the experts."""
   strategy = run.config.strategy
-  options = ', '.join(f'{k}={v}' for k, v in strategy.options.items())
+  options = run.summary['search']['changed'] if run.summary else {}
+  options = ', '.join(f'{k}={v}' for k, v in options.items())
   experts = expert_names(run.files.experts or run.files.adapters)
   searched = (
     f'Strategy `{strategy.name}` with a population of {strategy.population}, '
@@ -80,8 +82,16 @@ def _made_of(run: rows.Run, row: rows.Row) -> list[str]:
   recipes = {}
   if row.name == report.EVOLVED and run.summary:
     recipes = run.summary['best'].get('recipe')
-  text = json.dumps(recipes or row.recipes(), indent=2)
+  text = json.dumps(_rounded(recipes or row.recipes()), indent=2)
   return ['## Recipe', searched, f'```json\n{text}\n```']
+
+
+def _rounded(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _rounded(inner) for key, inner in value.items()}
+  if isinstance(value, Sequence) and not isinstance(value, str):
+    return [_rounded(inner) for inner in value]
+  return float(f'{value:.4g}') if isinstance(value, float) else value
 
 
 def _scores(row: rows.Row) -> list[str]:

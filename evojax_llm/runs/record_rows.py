@@ -15,10 +15,12 @@ def member_rows(
   operator_names: Sequence[str],
   tasks: Sequence[str],
   origins: Sequence[Mapping[str, Any]],
+  recipes: Sequence[Any] = (),
 ) -> list[dict[str, Any]]:
   """Returns the lines of members.jsonl that a generation of K tasks adds.
 
-  `origins` has `operator`, `parents` and `experts` of the initial population.
+  `origins` has `operator`, `parents` and `experts` of the initial population,
+  `recipes` what the first members of the generation are, where that is short.
   """
   rows = []
   for i, member in enumerate(generation.ids):
@@ -31,6 +33,7 @@ def member_rows(
     row['fitness'] = generation.fitness[i]
     row['tasks'] = _by_task(tasks, generation.task_scores[i])
     row['reason'] = generation.reasons[i]
+    row |= {'recipe': recipes[i]} if i < len(recipes) else {}
     rows.append(row)
   return rows
 

@@ -190,12 +190,12 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     'at the end. Evaluations are members scored on dev to choose the row.',
     tasks_foot(summary),
     f'## Member {best["id"]}',
-    f'The best of {summary["generations"]} generations, made in generation '
-    f'{best["generation"]}; `best/` holds it. The search was '
+    f'The best of {summary["generations"]} generations, {_made(best)}; `best/` '
+    'holds it, its recipe in recipe.json. The search was '
     f'{search["strategy"]} on the space {search["space"]}, with '
     f'{settings or "its default settings"} (all settings are in config.json); '
     f'{summary["failed"]} of its members failed.',
-    _recipe(search['experts'], best['recipe']),
+    *_recipe(best['recipe'], search['experts']),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
   ]
   if rows := summary.get('front'):
@@ -316,14 +316,37 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
   return lines
 
 
-def _recipe(experts: Sequence[str], recipe: Any) -> str:
-  """The recipe of a member as a list, and the experts that it is made of."""
-  lines = [f'- experts: {", ".join(experts)}']
+def _made(best: Mapping[str, Any]) -> str:
+  of = ' and '.join(map(str, dict.fromkeys(best['parents'])))
+  how = f'made in generation {best["generation"]}'
+  how += f' by {best["operator"]}' if best['operator'] else ''
+  return how + (f' of {of}' if of else '')
+
+
+def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
+  """What a member is: numbers in a line, and a table by what they are of."""
+  numbers, table_rows = [], {}
   for name, value in recipe.items():
-    if isinstance(value, Mapping):
-      value = ', '.join(f'{k} {_shortest(v)}' for k, v in value.items())
-    lines.append(f'- {name}: {_shortest(value)}')
-  return '\n'.join(lines)
+    if not isinstance(value, Mapping):
+      numbers.append(f'{name} {_shortest(value)}')
+      continue
+    for expert, entry in value.items():
+      cells = entry if isinstance(entry, Mapping) else {name: entry}
+      table_rows.setdefault(expert, {}).update(cells)
+  columns = list(dict.fromkeys(c for row in table_rows.values() for c in row))
+  lines = [['', *columns]]
+  for expert, row in table_rows.items():
+    lines.append([expert, *(_shortest(row.get(c, '')) for c in columns)])
+  parts = [', '.join(numbers)] if numbers else []
+  if not table_rows.keys() >= set(experts):
+    parts.append(f'Experts: {", ".join(experts)}.')
+  if 'cosine' in columns:
+    parts.append(
+      'Of what is changed of the base: `change` is the norm, `cosine` that of '
+      'it and the member, `distance` theirs, `weight` its own in the nearest '
+      'mix of experts, and `unexplained` what this mix lacks of the member.'
+    )
+  return parts + ([aligned(lines)] if table_rows else [])
 
 
 def _shortest(value: Any) -> str:

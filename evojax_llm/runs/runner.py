@@ -10,18 +10,22 @@ from typing import Any
 import jax
 
 from evojax_llm.population import lineage
+from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_member
 from evojax_llm.runs import final_table
 from evojax_llm.runs import int8_base
+from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
-from evojax_llm.runs.run_config import RunConfig
+
+# A genome of so many numbers at most is written down in members.jsonl.
+_FEW_NUMBERS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,6 @@ def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
 def run_prepared(
   prepared: preparation.Prepared,
   workdir: str | os.PathLike,
-  seed: int | None = None,
   share: pathlib.Path | None = None,
 ) -> pathlib.Path:
   """Makes a run of what is prepared, or goes on with it, to its end.
@@ -79,7 +82,6 @@ def run_prepared(
   Args:
     prepared: what the run works with.
     workdir: the run folder, new or to go on with.
-    seed: of all randomness; the configuration's by default.
     share: the folder of another run with the same experts, tasks, items and
       execution, whose baselines are taken over.
 
@@ -90,18 +92,13 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  config = dataclasses.replace(
-    prepared.config,
-    seed=prepared.config.seed if seed is None else seed,
-    seeds=1,
-  )
-  with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
+  with contextlib.closing(prepared.open_folder(workdir)) as folder:
     if folder.finished and final_table.is_whole(folder.path):
       errors.say(f'{folder.path} is finished')
     else:
       if share is not None:
         baselines_lib.share(share, folder.path)
-      running = _Run(prepared, config, folder)
+      running = _Run(prepared, folder)
       with running.watch, running.bar:
         running.go_on()
   return folder.path
@@ -110,13 +107,9 @@ def run_prepared(
 class _Run:
   """One run, in its folder."""
 
-  def __init__(
-    self,
-    prepared: preparation.Prepared,
-    config: RunConfig,
-    folder: record.RunFolder,
-  ):
-    self.prepared, self.config, self.folder = prepared, config, folder
+  def __init__(self, prepared: preparation.Prepared, folder: record.RunFolder):
+    self.prepared, self.folder = prepared, folder
+    config = self.config = prepared.config
     self.evaluator = prepared.evaluator
     self.ledger = self.evaluator.ledger
     self.watch = progress.Stopwatch()
@@ -130,6 +123,7 @@ class _Run:
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
+    self.recipes: list[Any] = []
     self.number = -1
 
   def go_on(self) -> None:
@@ -173,7 +167,7 @@ class _Run:
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
-    initial = prepared.initial(config.seed)
+    initial = prepared.initial()
     tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
     limits = {
@@ -208,11 +202,13 @@ class _Run:
     del initial  # its memory is wanted for the search
     before = self.ledger.tokens
     for state, done in rounds:
+      if not done.number:
+        self.look_for_signal()
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       folder.write(
         record_rows.member_rows(
-          done, prepared.strategy.operator_names, tasks, origins
+          done, prepared.strategy.operator_names, tasks, origins, self.recipes
         ),
         record_rows.metrics_row(
           done, tasks, watch.take(), self.ledger.tokens - before
@@ -227,6 +223,20 @@ class _Run:
       )
     return state
 
+  def look_for_signal(self) -> None:
+    """Tells where generation 0 tells no members apart.
+
+    Raises:
+      UserError: it does not, and the configuration requires it.
+    """
+    text = no_signal.describe(self.drawn, self.scored)
+    if text and self.config.require_signal:
+      raise errors.UserError(text)
+    if text:
+      self.bar.line(
+        f'{text}\nThe run goes on; --config.require_signal would end it here.'
+      )
+
   def redraw(self, number: int) -> None:
     """Has the generation `number` score on other dev items."""
     # The first one's draw is the run's own; no other run's is near.
@@ -238,6 +248,7 @@ class _Run:
     self.number += 1
     self.bar.begin(len(members))
     space = self.prepared.setup.space
+    self.recipes = _recipes(space, population, members)
     if self.prepared.racing:
       self.scored = self.evaluator.race(
         space,
@@ -253,6 +264,15 @@ class _Run:
         space, population, members, 'dev', progress=self.bar.update
       )
     return self.scored
+
+
+def _recipes(space: Any, population: Any, members: Any) -> list[Any]:
+  """What members are, in the terms of their space; [] where it is not short."""
+  numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
+  if numbers > _FEW_NUMBERS * stack.size(population):
+    return []
+  host = jax.device_get(population)
+  return [space.recipe(stack.take(host, i)) for i in members]
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

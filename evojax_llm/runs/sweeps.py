@@ -87,9 +87,7 @@ def sweep(
     with errors.as_user_error(ValueError, what=trial.name):
       inputs_lib.locate(trial.config)
   if workdir is None:
-    config = trials[0].config
-    name = f'sweep_{config.name or config.strategy.name}'
-    workdir = record.new_workdir('runs', name)
+    workdir = record.new_workdir('runs', name_of(trials))
   with contextlib.closing(Folder(workdir, trials)) as folder:
     folder.keep()
     folder.run(
@@ -99,6 +97,12 @@ def sweep(
       done=lambda name: sweep_report.write(folder, pictures=False),
     )
     return Result(folder.path, sweep_report.write(folder))
+
+
+def name_of(trials: Sequence[Trial]) -> str:
+  """Returns the name of a sweep's folder where none is given."""
+  config = trials[0].config
+  return f'sweep_{config.name or config.strategy.name}'
 
 
 class Folder:

@@ -17,6 +17,7 @@ class Tokenizer(Protocol):
   """What is needed of evojax_llm.models.tokenizer.Tokenizer."""
 
   bos_id: int | None
+  stop_ids: Sequence[int]
 
   def encode(self, text: str, bos: bool = True) -> list[int]:
     """Returns token ids of a text."""
@@ -28,14 +29,22 @@ class Tokenizer(Protocol):
 def encode_prompt(
   prompt: str | Sequence[dict[str, str]], tokenizer: Tokenizer
 ) -> list[int]:
-  """Returns token ids of a text, or of chat messages, with one BOS."""
+  """Returns token ids of a text, or of chat messages, with one BOS.
+
+  Without a BOS an empty prompt is an end, as in lm-evaluation-harness: there is
+  something that the first token follows.
+  """
+  return _encode(prompt, tokenizer) or list(tokenizer.stop_ids[:1])
+
+
+def _encode(
+  prompt: str | Sequence[dict[str, str]], tokenizer: Tokenizer
+) -> list[int]:
+  """Returns ids that begin with one BOS, whatever a template wrote."""
   if isinstance(prompt, str):
-    return _one_bos(tokenizer.encode(prompt, bos=True), tokenizer)
-  return _one_bos(tokenizer.encode_chat(list(prompt)), tokenizer)
-
-
-def _one_bos(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-  """Returns ids that begin with exactly one BOS, whatever a template wrote."""
+    ids = tokenizer.encode(prompt, bos=True)
+  else:
+    ids = tokenizer.encode_chat(list(prompt))
   if tokenizer.bos_id is None:
     return list(ids)
   start = 0
@@ -81,10 +90,11 @@ def encode_options(
   moved = prompt[len(stem) :]
   if moved:  # one space parts the two, not two
     options = [moved + option.removeprefix(' ') for option in options]
-  ids = encode_prompt(stem, tokenizer)
-  joint = [encode_prompt(stem + option, tokenizer) for option in options]
+  ids = _encode(stem, tokenizer)
+  joint = [_encode(stem + option, tokenizer) for option in options]
   shared = common_start([ids, *joint])
-  return ids[:shared], [whole[shared:] for whole in joint]
+  start = ids[:shared] or encode_prompt('', tokenizer)
+  return start, [whole[shared:] for whole in joint]
 
 
 def common_start(texts: Sequence[Sequence[int]]) -> int:

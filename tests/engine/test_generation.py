@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused(model):
   with pytest.raises(TaskError, match='0 prompts'):
     generate_texts(*model, [], 3)
   space, population, tokenizer = model
-  bare = dataclasses.replace(tokenizer, bos_id=None)
+  bare = dataclasses.replace(tokenizer, bos_id=None, stop_ids=())
   with pytest.raises(TaskError, match='Prompt 1 has no tokens'):
     generate_texts(space, population, bare, ['a', ''], 3)
 

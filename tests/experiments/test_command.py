@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import time
 
 import jax
 import pytest
@@ -96,6 +98,8 @@ def test_help_lists_settings_presets_and_flags_and_is_searched(capsys):
   shown = capsys.readouterr().out
   assert shown.startswith('Settings') and 'strategy.patience=None' in shown
   assert 'dev_limit' not in shown
+  assert running.run_program('evolve', '--help=config.space') == 0
+  assert 'what evolves (adapters, gates, weights)' in capsys.readouterr().out
 
 
 def test_a_home_folder_is_found_in_flags_and_settings(
@@ -109,7 +113,7 @@ def test_a_home_folder_is_found_in_flags_and_settings(
   assert config.warm_start == f'{tmp_path}/run' and config.tasks == 'a~/b'
   flags = '--config.adapters=~/a', '--config.model=pocket'
   assert running.run_program('evolve', *flags) == 1
-  assert f'error: {tmp_path}/a is not' in capsys.readouterr().err
+  assert f'error: {tmp_path}/a: ' in capsys.readouterr().err
 
 
 def test_a_configuration_is_found_by_name_and_from_any_folder(
@@ -176,3 +180,35 @@ def test_a_device_that_is_not_there_is_one_message(monkeypatch, capsys):
     assert command.run(lambda _: exec(code), flags) == 1
   said = capsys.readouterr().err
   assert said.startswith('error: JAX_PLATFORMS=cuda names devices that')
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_stopped_run_says_how_it_goes_on(
+  number, code, tmp_path, monkeypatch, capsys
+):
+  def main(_):
+    command.new_workdir('pocket')
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(command.logging, 'use_absl_handler', lambda: None)
+  before = signal.getsignal(signal.SIGTERM)
+  for more in ([], ['--workdir=runs/mine']):
+    given = ['--config.system=a b', *more]
+    monkeypatch.setattr(sys, 'argv', ['evolve', *given])
+    monkeypatch.setattr(sys, 'orig_argv', ['python', '-m', 'evolve', *given])
+    with running.fresh_program('experiments.evolve'):
+      with pytest.raises(SystemExit) as end:
+        command.launch(main)
+    assert end.value.code == code
+    said = capsys.readouterr().err
+    folder = 'runs/mine' if more else 'runs/pocket'
+    assert said.endswith(
+      'stopped; it goes on with\n'
+      f"  python -m evolve '--config.system=a b' --workdir={folder}\n"
+    )
+    assert (f'with --workdir={folder}' in said) == (not more)
+  signal.signal(signal.SIGTERM, before)

@@ -72,6 +72,12 @@ def read_lines(path: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def read_members(folder: pathlib.Path) -> list[dict]:
+  """The lines of members.jsonl but for recipes, which are their genomes."""
+  rows = read_lines(folder / 'members.jsonl')
+  return [{k: v for k, v in row.items() if k != 'recipe'} for row in rows]
+
+
 def digest(folder: pathlib.Path) -> dict:
   """What is kept of a finished run.
 
@@ -81,7 +87,7 @@ def digest(folder: pathlib.Path) -> dict:
     the `sha256` of all lines; the id of the `best`, and numbers that follow
     from its weights.
   """
-  rows = read_lines(folder / 'members.jsonl')
+  rows = read_members(folder)
   metrics = read_lines(folder / 'metrics.jsonl')
   generations = [
     [row for row in rows if row['generation'] == line['generation']]
@@ -189,7 +195,7 @@ def test_a_preset_leaves_the_members_of_before(preset, tmp_path):
     record(preset, found)
     return
   same_jax = stored['jax'] == jax.__version__
-  rows = read_lines(folder / 'members.jsonl')
+  rows = read_members(folder)
   last = max(row['generation'] for row in rows)
   difference = first_difference(rows, found, known, last if same_jax else 0)
   if difference:

@@ -73,6 +73,19 @@ def test_zero_average_and_scaled_average():
   assert made.operators == ('zero', 'average', 'scaled_average')
 
 
+@pytest.mark.parametrize('bad', (np.nan, np.inf))
+def test_an_expert_that_is_not_finite_spoils_what_it_is_in_alone(bad):
+  experts = population()
+  pair = module(experts)
+  pair['b'] = pair['b'].at[3, 0, 0, 0].set(bad)
+  weights = np.array([[0.0] * 10, [0.5, 0.5] + [0.0] * 8, [0.1] * 10])
+  mixed = module(initial.combine(experts, weights, weights))
+  finite = np.isfinite(np.asarray(mixed['b'])).reshape(3, -1)
+  assert finite[:2].all() and not finite[2].any()
+  assert np.isfinite(mixed['a']).all()
+  np.testing.assert_array_equal(mixed['b'][0], 0.0)
+
+
 @pytest.mark.parametrize(
   'name, beyond', [('interpolants', False), ('extrapolants', True)]
 )

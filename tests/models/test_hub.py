@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from evojax_llm.models import folders
 from evojax_llm.models import hub
 from evojax_llm.models.peft import load_adapters
 from evojax_llm.models.transformer import init_params
@@ -221,6 +222,12 @@ def test_names_of_the_hub_are_looked_up_in_its_cache(
   (repository / 'refs').mkdir()
   (repository / 'refs' / 'main').write_text('n3w')
   assert hub.load_model(name).config == hub.load_config(name)[0]
+  snapshot = folders.existing_folder(name, 'a model')
+  assert folders.model_name(snapshot) == name
+  assert folders.expert_names([snapshot, tmp_path]) == (
+    'gemma-2-2b-it',
+    tmp_path.name,
+  )
   # One snapshot is taken without refs; another variable has another cache.
   shutil.rmtree(repository / 'refs')
   (repository / 'snapshots' / '0ld').rmdir()

@@ -152,9 +152,33 @@ def test_failed_members_are_counted_and_never_win():
   assert float(state.strategy.memory.best['x'][0]) <= limit
 
 
+@pytest.mark.parametrize('bad', (np.nan, np.inf, -np.inf))
+def test_members_whose_fitness_is_not_finite_have_failed(bad):
+  def score(population, which):
+    return np.where(which == 2, np.float32(bad), of_x(population, which))
+
+  (_, first), (_, last) = run(score, generations=1)
+  failed = 'its fitness is not finite'
+  assert first.reasons == [failed if i == 2 else None for i in first.ids]
+  assert np.isnan(first.fitness[2]) and np.isfinite(first.best_fitness)
+  assert np.isfinite(last.best_fitness) and last.best_id != 2
+  with pytest.raises(evolution.EvolutionError, match=failed):
+    run(lambda population, which: np.full(len(which), bad, np.float32))
+
+
 def test_all_members_failing_is_an_error_with_the_reason():
   with pytest.raises(evolution.EvolutionError, match='too large'):
     run(Score(fails_above=-np.inf))
+
+
+def test_all_members_failing_on_other_items_is_an_error_with_the_reason():
+  score = Score()
+
+  def redraw(number):
+    score.fails_above = -np.inf if number == 2 else np.inf
+
+  with pytest.raises(evolution.EvolutionError, match='generation 2.*too large'):
+    run(score, redraw=redraw)
 
 
 def flat(population, members):

@@ -2,12 +2,16 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.models import hub
+from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
+from evojax_llm.runs import export
+from evojax_llm.runs import rows
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -83,6 +87,19 @@ def test_members_that_are_gates_are_reported_as_adapters(settings, tmp_path):
   seconds = summary['ledger']['seconds']
   assert {'compile', 'prefill', 'host', 'idle'} <= set(seconds)
 
+  # One of three experts of rank 4 has no weight: 8 columns hold the change.
+  run = rows.Run.open(tmp_path / 'run')
+  row = run.row()
+  gates = {'gates': np.float32([[0.5, 0.0, 2.0]])}
+  folder = row.space.export(stack.take(gates, 0), tmp_path / 'out')
+  assert json.loads((folder / 'adapter_config.json').read_text())['r'] == 8
+  assert set(row.recipes()['evolved']['weights']) == set(row.space.names)
+  # Plain mixes are made factor by factor, as for the table.
+  average = run.row('average')
+  assert set(average.genomes) == {'layers'}
+  export.export(run.path, tmp_path / 'average', 'average')
+  assert (tmp_path / 'average' / 'adapter_model.safetensors').is_file()
+
 
 def test_whole_models_are_evolved_and_are_experts_in_turn(
   settings, tmp_path, capsys
@@ -100,8 +117,8 @@ def test_whole_models_are_evolved_and_are_experts_in_turn(
   second = tmp_path / 'second'
   more = [experts, '--config.initial=experts,extrapolants']
   assert runs.evolve(others, second, *weights, *more) is None
-  rows = runs.summary(second)['rows']
-  found = {row['name']: row for row in rows}
+  table = runs.summary(second)['rows']
+  found = {row['name']: row for row in table}
   # The first run's best is there as it was, and is read to the last bit.
   best = max(
     found['best expert']['dev']['fitness']['score'],
@@ -114,6 +131,21 @@ def test_whole_models_are_evolved_and_are_experts_in_turn(
   )
   assert 'model written to' in capsys.readouterr().out
   assert hub.load_checkpoint(out)[0] == hub.load_config(folder)[0]
+  half = export.Options(dtype='bfloat16')
+  export.export(second, tmp_path / 'average', 'average', options=half)
+  assert 'bfloat16 keeps 100.0% of the change' in capsys.readouterr().err
+  _, average = hub.load_checkpoint(tmp_path / 'average')
+  _, one = hub.load_checkpoint(first / 'best')
+  _, two = hub.load_checkpoint(folder)
+  jax.tree.map(
+    lambda x, y, z: np.testing.assert_allclose(x, (y + z) / 2, rtol=2**-8),
+    *(average, one, two),
+  )
+  export.export(second, tmp_path / 'vote', 'vote')
+  whole, _ = rows.load(rows.Run.open(second), 'vote')
+  back, _ = rows.load(str(tmp_path / 'vote'), '')
+  assert back.names == whole.names and len(back.names) > 1
+  jax.tree.map(np.testing.assert_array_equal, back.population, whole.population)
   assert runs.evolve(settings, second, *weights, experts) == 1
   assert 'expected one of them' in capsys.readouterr().err
   assert runs.evolve(others, second, experts) == 1

@@ -90,7 +90,13 @@ def test_markdown_holds_the_table_the_counts_and_the_winner():
       'space': 'gates',
       'experts': ['one', 'two'],
     },
-    'best': {'id': 12, 'generation': 3, 'recipe': {'gates': {'one': 0.123456}}},
+    'best': {
+      'id': 12,
+      'generation': 3,
+      'operator': 'crossover',
+      'parents': [4, 7],
+      'recipe': {'rank': 8, 'weights': {'one': 0.123456, 'two': None}},
+    },
     'generations': 5,
     'evaluations': 99,
     'failed': 0,
@@ -101,10 +107,10 @@ def test_markdown_holds_the_table_the_counts_and_the_winner():
   )
   assert report.table(rows) in text
   for words in (
-    'best of 5 generations, made in generation 3',
+    'best of 5 generations, made in generation 3 by crossover of 4 and 7',
     'with sigma 0.3',
-    '- experts: one, two',
-    '- gates: one 0.1235',
+    '\n\nrank 8\n\n|     | weights |',
+    '| one |  0.1235 |',
     '- task0: accuracy; `q` -> `a`',
     '- base: the model as it was given',
     'The band holds',

@@ -122,6 +122,10 @@ def test_the_best_member_is_the_exported_adapter(finished, settings):
   np.testing.assert_array_equal(
     exported.factors['layers']['mlp']['up_proj']['a'][0], a
   )
+  best = runs.summary(folder)['best']
+  assert set(best['recipe']['experts']) == {'expert0', 'expert1', 'expert2'}
+  # A pair of factors a matrix is too much for a line.
+  assert not any('recipe' in r for r in runs.lines(folder / 'members.jsonl'))
 
 
 def test_members_that_cannot_be_scored_do_not_end_a_run(
@@ -175,6 +179,19 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
   summary = runs.summary(tmp_path / 'run')
   assert summary['evaluations'] == 10
   assert runs.row(summary)['test'] is not None
+  # What won is said wherever one looks.
+  best = summary['best']
+  (row,) = (
+    row
+    for row in runs.lines(tmp_path / 'run' / 'members.jsonl')
+    if row['id'] == best['id']
+  )
+  assert set(row['recipe']['weights']) == {'expert0', 'expert1', 'expert2'}
+  kept = json.loads((tmp_path / 'run' / 'best' / 'recipe.json').read_text())
+  assert kept['strategy'] == summary['search']['strategy'] == 'random_search'
+  assert row['recipe'] == best['recipe'] == kept['recipe']
+  text = (tmp_path / 'run' / 'summary.md').read_text()
+  assert f'{row["recipe"]["weights"]["expert1"]:.4g} |' in text
 
 
 @pytest.fixture(scope='module')

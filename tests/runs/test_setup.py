@@ -57,6 +57,26 @@ def test_what_is_given_twice_or_beyond_what_there_is_is_said(made, capsys):
 
 
 @pytest.mark.parametrize(
+  ('values', 'dev', 'test', 'heldout'),
+  [
+    ({}, [100, 100], [12, 12], 12),
+    ({'dev_limit': 7, 'test_limit': 3}, [7, 7], [3, 3], 3),
+    ({'test_limit': 3}, [100, 100], [3, 3], 3),
+    ({'dev_limit': 7}, [7, 7], [12, 12], 12),
+    ({'dev_limits': (5, 6), 'test_limits': (3, 2)}, [5, 6], [3, 2], 12),
+  ],
+)
+def test_limits_of_dev_and_of_test_are_apart(made, values, dev, test, heldout):
+  config, loaded = made
+  config = dataclasses.replace(config, **{'dev_limit': None, **values})
+  evaluator = setup.make_evaluator(config, loaded)
+  assert [len(items) for items in evaluator.items('dev')] == dev
+  assert [len(items) for items in evaluator.items('test')] == test
+  (items,) = setup.make_heldout(config, loaded).items('dev')
+  assert len(items) == heldout
+
+
+@pytest.mark.parametrize(
   ('values', 'message'),
   [
     (

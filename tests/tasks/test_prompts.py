@@ -143,6 +143,11 @@ def test_an_empty_prompt_is_bos(tokenizer):
   assert encode_prompt('', tokenizer) == [tokenizer.bos_id]
   prompt, options = encode_options('', ['a', 'b'], tokenizer)
   assert prompt == [tokenizer.bos_id] and len(options) == 2
+  # Without a BOS an end stands there, and no other prompt gets one.
+  bare = dataclasses.replace(tokenizer, bos_id=None)
+  assert encode_prompt('', bare) == [tiny.EOS]
+  assert encode_options('', ['a', 'b'], bare) == ([tiny.EOS], options)
+  assert encode_prompt('a', bare) == encode_prompt('a', tokenizer)[1:]
 
 
 def test_chat(tokenizer):
