@@ -259,29 +259,34 @@ def open_source(
   model: str | None,
   adapters: Sequence[str],
   run: str | None,
-  allow_changed: bool = False,
-  allow_code: bool = False,
-) -> Any:
+  row: str,
+  allow_changed: bool,
+  allow_code: bool,
+) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Returns:
+    It, and the name of the row there.
 
   Raises:
     UserError: neither is given or both are, or the run cannot be read.
   """
-  if bool(model) == bool(run) or (run and adapters):
+  if run and (model or adapters):
     raise UserError(
       '--run is given with --model or --adapters: a run has its own; leave '
       'them out.'
-      if run
-      else '--model is missing: a model folder; or --run, a run folder. See '
-      '--help.'
+    )
+  if not (run or model):
+    raise UserError(
+      '--model is missing: a model folder; or --run, a run folder. See --help.'
     )
   if not run:
-    return None
+    return None, row
   from evojax_llm.runs import rows
 
   if rows.is_vote(run):
-    return None
-  return rows.Run.open(run, allow_changed, allow_code)
+    return None, row
+  return rows.find(run, row, allow_changed, allow_code)
 
 
 def check_out(

@@ -70,10 +70,11 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main(_: Sequence[str]) -> None:
-  run = command.open_source(
+  run, row = command.open_source(
     _MODEL.value,
     _ADAPTERS.value,
     _RUN.value,
+    _ROW.value,
     _ALLOW_CHANGED.value,
     _ALLOW_CODE.value,
   )
@@ -107,7 +108,7 @@ def main(_: Sequence[str]) -> None:
   if _RUN.value:
     from evojax_llm.runs import rows
 
-    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
+    members, vote = rows.load(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(
