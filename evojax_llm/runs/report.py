@@ -103,20 +103,6 @@ def of_split(
   )
 
 
-def _left_out(summary: Mapping[str, Any]) -> list[str]:
-  """What was left out of task files, where something was."""
-  names = {
-    'bad_rows': 'rows that cannot be used',
-    'overlap': 'dev items in test',
-  }
-  parts = [
-    f'{number} {names[what]} of {task}'
-    for task, counts in summary.get('left_out', {}).items()
-    for what, number in counts.items()
-  ]
-  return [f'Left out: {", ".join(parts)}.'] if parts else []
-
-
 def _interval(
   score: float, items: float | None, percent: bool
 ) -> dict[str, Any]:
@@ -211,7 +197,10 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
-    *_left_out(summary),
+    *(
+      f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
+      for task, counts in summary.get('left_out', {}).items()
+    ),
   ]
   if rows := summary.get('front'):
     lines = [['member', *rows[0]['tasks']]]

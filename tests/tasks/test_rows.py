@@ -91,7 +91,7 @@ def test_bad_rows_are_counted_and_may_be_left_out(load, caplog):
   assert 'skip_bad_rows' in lines[4]
   task = load(dev, Rules(skip_bad_rows=True))
   assert [item.id for item in task.dev] == ['0', '2']
-  assert task.left_out == {'bad_rows': 4}
+  assert task.left_out == {'bad rows': 4}
   assert '4 of 6 rows are left out' in caplog.text
   with pytest.raises(TaskError, match='2 of 2 rows cannot be used.$'):
     load([{'a': 1}, {'b': 2}], Rules(skip_bad_rows=True))
@@ -99,7 +99,7 @@ def test_bad_rows_are_counted_and_may_be_left_out(load, caplog):
   numbers = [{'question': f'q{i}', 'answer': i} for i in range(3)] + rows(1)
   kind = {'kind': 'numeric_match'}
   task = load(numbers, Rules(skip_bad_rows=True), format=kind)
-  assert len(task.dev) == 3 and task.left_out == {'bad_rows': 1}
+  assert len(task.dev) == 3 and task.left_out == {'bad rows': 1}
 
 
 def test_lines_that_are_no_json_are_bad_rows(tmp_path):
@@ -108,7 +108,7 @@ def test_lines_that_are_no_json_are_bad_rows(tmp_path):
   with pytest.raises(TaskError, match='line 4: not valid JSON'):
     load_task(path)
   task = load_task(path, Rules(skip_bad_rows=True))
-  assert len(task.dev) == 3 and task.left_out == {'bad_rows': 1}
+  assert len(task.dev) == 3 and task.left_out == {'bad rows': 1}
 
 
 def test_overlapping_items_may_be_dropped(load, tmp_path):
@@ -117,12 +117,12 @@ def test_overlapping_items_may_be_dropped(load, tmp_path):
   drop = Rules(drop_overlap=True)
   task = load(rows(5), drop, test=rows(3, start=3))
   assert [item.answer for item in task.dev] == ['a0', 'a1', 'a2']
-  assert task.left_out == {'overlap': 2} and len(task.test) == 3
+  assert task.left_out == {'overlapping items': 2} and len(task.test) == 3
   other = tmp_path / 'other.json'
   other.write_text(json.dumps({'dev': rows(3, start=9), 'test': rows(1)}))
   tasks = load_tasks([tmp_path / 'task.json', other], drop)
   assert [len(task.dev) for task in tasks] == [2, 3]
-  assert tasks[0].left_out == {'overlap': 3}
+  assert tasks[0].left_out == {'overlapping items': 3}
   with pytest.raises(TaskError, match='2 of 2 dev items'):
     load(rows(2), drop, test=rows(2))
 
