@@ -96,7 +96,7 @@ def find(
   kept = record.read_config(run)
   config = RunConfig.from_config(kept['config'])
   here = there = None
-  with contextlib.suppress(errors.UserError):
+  with contextlib.suppress(ValueError):
     # Of tasks that are gone something else has to complain.
     here = inputs.locate(
       dataclasses.replace(config, tasks='main', heldout_tasks='')
