@@ -233,6 +233,8 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([tmp_path], 'is not empty and not the folder of a sweep'),
     ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
     ([tmp_path, '--populations=10,many'], "'many'"),
+    ([tmp_path, '--config.seed=3'], 'expected --seeds'),
+    ([tmp_path, '--config.modell=x'], "Got unknown field 'modell'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
     ([tmp_path / 'file'], 'File exists'),
     ([tmp_path / 'a', '--configs=README.md'], 'expected a Python file'),
@@ -288,7 +290,7 @@ def test_one_process_at_a_time(comparison, capsys):
   assert not compare(comparison, *options)
 
 
-def test_a_search_without_memory_ends_with_whole_generations(
+def test_settings_are_those_of_all_and_a_search_ends_with_whole_generations(
   tmp_path, settings
 ):
   inputs = 'model', 'adapters', 'tasks'
@@ -301,9 +303,9 @@ def test_a_search_without_memory_ends_with_whole_generations(
     'compare',
     '--configs=' + ','.join(names),
     *given,
+    '--config.ensemble.size=3',
     '--evaluations=11',
     '--populations=5',
-    '--ensemble=3',
     '--seeds=1',
     '--draws=1',
     f'--out={out}',
