@@ -98,6 +98,8 @@ def test_help_lists_settings_presets_and_flags_and_is_searched(capsys):
   shown = capsys.readouterr().out
   assert shown.startswith('Settings') and 'strategy.patience=None' in shown
   assert 'dev_limit' not in shown
+  assert running.run_program('evolve', '--help=config.space') == 0
+  assert 'what evolves (adapters, gates, weights)' in capsys.readouterr().out
 
 
 def test_a_home_folder_is_found_in_flags_and_settings(
@@ -111,7 +113,7 @@ def test_a_home_folder_is_found_in_flags_and_settings(
   assert config.warm_start == f'{tmp_path}/run' and config.tasks == 'a~/b'
   flags = '--config.adapters=~/a', '--config.model=pocket'
   assert running.run_program('evolve', *flags) == 1
-  assert f'error: {tmp_path}/a is not' in capsys.readouterr().err
+  assert f'error: {tmp_path}/a: ' in capsys.readouterr().err
 
 
 def test_a_configuration_is_found_by_name_and_from_any_folder(
