@@ -260,26 +260,33 @@ def open_source(
   model: str | None,
   adapters: Sequence[str],
   run: str | None,
-  allow_changed: bool = False,
-) -> Any:
+  row: str,
+  allow_changed: bool,
+) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Returns:
+    It, and the name of the row there.
 
   Raises:
     UserError: neither is given or both are, or the run cannot be read.
   """
-  if bool(model) == bool(run) or (run and adapters):
+  if run and (model or adapters):
     raise UserError(
       '--run is given with --model or --adapters: a run has its own; leave '
       'them out.'
-      if run
-      else '--model is missing: a model folder; or --run, a run folder. See '
-      '--help.'
+    )
+  if not (run or model):
+    raise UserError(
+      '--model is missing: a model folder; or --run, a run folder. See --help.'
     )
   if not run:
-    return None
+    return None, row
   from evojax_llm.runs import rows
 
-  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+  return (
+    (None, row) if rows.is_vote(run) else rows.find(run, row, allow_changed)
+  )
 
 
 def check_out(

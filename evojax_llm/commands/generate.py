@@ -69,8 +69,12 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main(_: Sequence[str]) -> None:
-  run = command.open_source(
-    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+  run, row = command.open_source(
+    _MODEL.value,
+    _ADAPTERS.value,
+    _RUN.value,
+    _ROW.value,
+    _ALLOW_CHANGED.value,
   )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
@@ -102,7 +106,7 @@ def main(_: Sequence[str]) -> None:
   if _RUN.value:
     from evojax_llm.runs import rows
 
-    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
+    members, vote = rows.load(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(

@@ -10,11 +10,21 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict
 
+from evojax_llm import lookup
 from evojax_llm import options
 from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.runs import run_config
 from evojax_llm.strategies import registry
+
+# Where the names are that a setting may have.
+_NAMES = {
+  'config.ensemble.rule': 'evojax_llm.fitness.ensembles:RULES',
+  'config.initial': 'evojax_llm.genomes.initial:RECIPES',
+  'config.objective': 'evojax_llm.fitness.objectives:OBJECTIVES',
+  'config.space': 'evojax_llm.genomes.space:SPACES',
+  'config.strategy.name': 'evojax_llm.strategies.registry:STRATEGIES',
+}
 
 
 def describe(main: Any, word: str = '') -> str:
@@ -88,8 +98,11 @@ def _options(strategy: config_dict.ConfigDict) -> Iterator[tuple[str, str]]:
 
 
 def _setting(known: options.Option, value: Any, path: str) -> tuple[str, str]:
+  name = path + known.name
   allowed = known.allowed or known.kind.__name__
-  return f'--{path}{known.name}={value}', f'{known.text} ({allowed})'
+  if name in _NAMES:
+    allowed = ', '.join(lookup.load(_NAMES[name], name))
+  return f'--{name}={value}', f'{known.text} ({allowed})'
 
 
 def _systems() -> Iterator[tuple[str, str]]:

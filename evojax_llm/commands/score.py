@@ -124,8 +124,12 @@ _SETTINGS = {
 
 
 def main(_: Sequence[str]) -> None:
-  run = command.open_source(
-    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+  run, row = command.open_source(
+    _MODEL.value,
+    _ADAPTERS.value,
+    _RUN.value,
+    _ROW.value,
+    _ALLOW_CHANGED.value,
   )
   if not run and not _TASKS.value:
     raise command.UserError(
@@ -137,9 +141,10 @@ def main(_: Sequence[str]) -> None:
     _OUT.value, _OVERWRITE.value, [*inputs, *(_TASKS.value or ())]
   )
   config, tasks = _read_tasks(run)
-  command.use_cores(
-    run.files.model if run else source, 1 + len(_ADAPTERS.value)
-  )
+  model = run.files.model if run else _MODEL.value
+  if model:  # An exported vote says later which.
+    asked = max(1, run.config.ensemble.size) if run else len(_ADAPTERS.value)
+    command.use_cores(model, 1 + asked)
 
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp
@@ -156,7 +161,7 @@ def main(_: Sequence[str]) -> None:
   if _RUN.value:
     from evojax_llm.runs import rows
 
-    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
+    members, vote = rows.load(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   make = functools.partial(

@@ -9,13 +9,18 @@ from evojax_llm.runs import run_config
 
 
 def define() -> None:
-  """Defines the flags; a change of a setting is kept as --setting=x=VALUE."""
+  """Defines the flags of a command that has one configuration."""
   flags.DEFINE_string(
     'config',
     systems.DEFAULT,
     'Settings: a preset by name, a Python file with get_config, or the '
     'config.json of a run. Each can be changed: --config.NAME=VALUE.',
   )
+  define_changes()
+
+
+def define_changes() -> None:
+  """Defines --setting=x=VALUE, which `command` makes of --config.x=VALUE."""
   flags.DEFINE_multi_string('setting', [], 'As --config.NAME=VALUE.')
 
 
@@ -25,7 +30,16 @@ def read() -> config_dict.ConfigDict:
   Raises:
     UserError: there is no such configuration, setting or value.
   """
-  config = systems.load(flags.FLAGS.config)
+  return load(flags.FLAGS.config)
+
+
+def load(source: str) -> config_dict.ConfigDict:
+  """Returns a configuration with the changes of the flags.
+
+  Raises:
+    UserError: there is no such configuration, setting or value.
+  """
+  config = systems.load(source)
   for change in flags.FLAGS.setting:
     field, _, text = change.partition('=')
     fields.set_text(config, field, text)

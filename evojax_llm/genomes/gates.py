@@ -99,6 +99,10 @@ class GateSpace(space.Space):
       )
     )
 
+  def deviation(self) -> float:
+    """Returns 0.3 of an expert, however many there are."""
+    return 0.3
+
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:
     """Returns the weight of each expert by name."""
     gates = np.asarray(genome[GATES], np.float32)

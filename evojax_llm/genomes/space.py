@@ -124,6 +124,29 @@ class Space(Expressing, Protocol):
     """Returns the lowest and highest genome that `sample` draws, if known."""
     return None
 
+  def deviation(self) -> float:
+    """Returns how far apart the experts are, for a search's first steps.
+
+    The root mean square over all numbers of a genome of their standard
+    deviation over the experts; of their distance from the base where there is
+    one expert, or all are the same.
+    """
+    total, count = np.zeros(2), 0
+    for leaf, base in zip(
+      jax.tree.leaves(self.experts()), jax.tree.leaves(self.base()), strict=True
+    ):
+      # A layer at a time: models are stacked here.
+      count += base.size
+      leaf = np.asarray(leaf).reshape(len(leaf), *(base.shape or (1,)))
+      for rows, own in zip(
+        np.moveaxis(leaf, 1, 0), np.atleast_1d(np.asarray(base)), strict=True
+      ):
+        rows = np.asarray(rows, np.float64)
+        apart = np.square(rows - np.asarray(own, np.float64)).mean(axis=0)
+        total += rows.var(axis=0).sum(), apart.sum()
+    spread, change = np.sqrt(total / count)
+    return float(spread or change)
+
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:
     """Returns what one member is in the terms of the space, as JSON holds it.
 

@@ -59,9 +59,9 @@ def export(
   """Exports a row of a run's table, with a model card.
 
   Args:
-    run: the run folder.
+    run: the folder of a run or of a comparison.
     out: a new folder.
-    row: its name; see `rows.Run.row`.
+    row: its name; see `rows.find` and `rows.Run.row`.
     allow_unfinished: take the best of the last checkpoint of a run that has
       not finished.
     allow_changed: take a base or experts that have changed since the run.
@@ -74,7 +74,7 @@ def export(
     UserError: `out` is not new, or `run` not a run that can be exported.
     CheckpointError: a record or a checkpoint is damaged.
   """
-  run = rows.Run.open(run, allow_changed)
+  run, row = rows.find(run, row, allow_changed)
   out = pathlib.Path(out).expanduser()
   outputs.check_apart(out, run.reads())
   if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -25,7 +25,7 @@ from evojax_llm.tasks import prompts
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """What runs that differ in their seed alone have in common.
+  """What a run works with.
 
   Attributes:
     config, cache: see `prepare`.
@@ -56,13 +56,13 @@ class Prepared:
     """Name of the run folder where none is given."""
     return f'{self.files.name}_{self.config.name or self.config.strategy.name}'
 
-  def initial(self, seed: int) -> Any:
-    """Makes the initial population of a seed."""
+  def initial(self) -> Any:
+    """Makes the initial population."""
     with errors.as_user_error(ValueError, what='config.initial'):
       made = self.setup.space.initial(
         inputs_lib.recipe(self.config),
         self.config.strategy.population,
-        jax.random.key(seed),
+        jax.random.key(self.config.seed),
       )
     return made if self.warm is None else self.warm.before(made)
 
@@ -75,9 +75,7 @@ class Prepared:
       lambda: setup_lib.make_heldout(config, self.setup),
     )
 
-  def open_folder(
-    self, workdir: str | os.PathLike, config: RunConfig
-  ) -> record.RunFolder:
+  def open_folder(self, workdir: str | os.PathLike) -> record.RunFolder:
     """Opens the folder of a run, new or to go on with; to be closed.
 
     Raises:
@@ -86,7 +84,7 @@ class Prepared:
     with errors.as_user_error(OSError):
       return record.RunFolder(
         workdir,
-        config.to_dict(),
+        self.config.to_dict(),
         self.inputs,
         recorded_inputs.paths(self.files),
       )
@@ -146,7 +144,7 @@ def prepare(
     inputs=inputs,
     cache=cache,
   )
-  first = prepared.initial(config.seed)
+  first = prepared.initial()
   abstract = run_state.abstract_state(
     strategy,
     params,

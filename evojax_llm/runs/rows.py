@@ -7,6 +7,7 @@ are made of the experts as they were for the table.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from typing import Any
@@ -29,6 +30,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
+from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -91,6 +93,43 @@ class Row:
       name: record.plain(self.space.recipe(stack.take(self.genomes, i)))
       for i, name in enumerate(self.members)
     }
+
+
+def find(
+  folder: str | os.PathLike, name: str, allow_changed: bool = False
+) -> tuple['Run', str]:
+  """Opens the run of a row; of a comparison the best on dev of a search.
+
+  Args:
+    folder: of a run or of a comparison.
+    name: of the row of either's table.
+    allow_changed: see `Run.open`.
+
+  Returns:
+    The run, and the name of the row in its table.
+
+  Raises:
+    UserError: there is no such run, or an input has changed.
+  """
+  path = pathlib.Path(folder).expanduser()
+  search, _, vote = name.partition(', ')
+  kept = report.OF_EVOLVED if vote else report.EVOLVED
+  found, stages = [], set()
+  if (path / 'sweep.json').is_file():
+    for trial, one in record.read_json(path / 'sweep.json')['trials'].items():
+      summary = path / trial / 'summary.json'
+      if one['changes'].get('arm') == search and summary.is_file():
+        stages.add(one['changes']['stage'])
+        scores = {
+          row['name']: row['dev']['fitness']['score']
+          for row in record.read_json(summary)['rows']
+        }
+        found.append((scores.get(kept) or -math.inf, trial))
+  if len(stages) != 1:
+    return Run.open(path, allow_changed), name
+  _, best = max(found, key=lambda one: one[0])
+  errors.say(f'{path / best}: the best on dev of {len(found)} runs')
+  return Run.open(path / best, allow_changed), kept
 
 
 def is_vote(folder: str) -> bool:

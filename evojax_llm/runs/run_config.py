@@ -44,7 +44,7 @@ class StrategyConfig(_Part):
 
   _path = 'strategy.'
 
-  name: str = option('genome_plus', 'the search: see strategies.registry')
+  name: str = option('genome_plus', 'the search')
   population: int = option(10, 'members of the initial population', low=1)
   generations: int = option(
     10, 'rounds of ask, score, tell after the initial population', low=0
@@ -95,7 +95,7 @@ class EnsembleConfig(_Part):
   size: int = option(
     5, 'members at most, dev says how many; 0 for no vote', low=0
   )
-  rule: str = option('auto', 'how they decide: see fitness.ensembles')
+  rule: str = option('auto', 'how they decide')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +171,7 @@ class RunConfig(_Part):
   )
   heldout_tasks: str = option('', 'tasks scored at the end alone, on test')
   weights: tuple[float, ...] = option((), 'of the tasks; () for equal ones')
-  objective: str = option(
-    'weighted_mean', 'makes fitness of task scores: see fitness.objectives'
-  )
+  objective: str = option('weighted_mean', 'makes fitness of task scores')
   dev_limit: int | None = option(
     None, 'dev items of each task that the search sees', low=1, kind=int
   )
@@ -201,10 +199,10 @@ class RunConfig(_Part):
   system: str | None = option(None, 'a text before everything', kind=str)
   chat: bool = option(False, "put prompts through the model's chat template")
 
-  space: str = option('adapters', 'what evolves: see genomes.space')
+  space: str = option('adapters', 'what evolves')
   initial: tuple[Any, ...] = option(
     ('experts', 'zero', 'scaled_average', 'extrapolants'),
-    'recipes of genomes.initial, in order; the last one fills up',
+    'recipes of the first population, in order; the last one fills up',
   )
   warm_start: str = option(
     '', 'folder of a finished run, whose best members come first'

@@ -23,7 +23,6 @@ from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
-from evojax_llm.runs.run_config import RunConfig
 
 # A genome of so many numbers at most is written down in members.jsonl.
 _FEW_NUMBERS = 256
@@ -76,7 +75,6 @@ def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
 def run_prepared(
   prepared: preparation.Prepared,
   workdir: str | os.PathLike,
-  seed: int | None = None,
   share: pathlib.Path | None = None,
 ) -> pathlib.Path:
   """Makes a run of what is prepared, or goes on with it, to its end.
@@ -84,7 +82,6 @@ def run_prepared(
   Args:
     prepared: what the run works with.
     workdir: the run folder, new or to go on with.
-    seed: of all randomness; the configuration's by default.
     share: the folder of another run with the same experts, tasks, items and
       execution, whose baselines are taken over.
 
@@ -95,18 +92,13 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  config = dataclasses.replace(
-    prepared.config,
-    seed=prepared.config.seed if seed is None else seed,
-    seeds=1,
-  )
-  with contextlib.closing(prepared.open_folder(workdir, config)) as folder:
+  with contextlib.closing(prepared.open_folder(workdir)) as folder:
     if folder.finished and final_table.is_whole(folder.path):
       errors.say(f'{folder.path} is finished')
     else:
       if share is not None:
         baselines_lib.share(share, folder.path)
-      running = _Run(prepared, config, folder)
+      running = _Run(prepared, folder)
       with running.watch, running.bar:
         running.go_on()
   return folder.path
@@ -115,13 +107,9 @@ def run_prepared(
 class _Run:
   """One run, in its folder."""
 
-  def __init__(
-    self,
-    prepared: preparation.Prepared,
-    config: RunConfig,
-    folder: record.RunFolder,
-  ):
-    self.prepared, self.config, self.folder = prepared, config, folder
+  def __init__(self, prepared: preparation.Prepared, folder: record.RunFolder):
+    self.prepared, self.folder = prepared, folder
+    config = self.config = prepared.config
     self.evaluator = prepared.evaluator
     self.ledger = self.evaluator.ledger
     self.watch = progress.Stopwatch()
@@ -179,7 +167,7 @@ class _Run:
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
-    initial = prepared.initial(config.seed)
+    initial = prepared.initial()
     tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
     limits = {

@@ -34,6 +34,13 @@ _QUADRATIC = (
   'xNES',
 )
 MAX_QUADRATIC = 4096
+# What evosax has for problems of unit scale, in units of the space's deviation.
+_SCALES = {
+  'sigma': 1.0,
+  'radius_max': 1.0,
+  'radius_min': 0.005,
+  'scale_factor': 1.0,
+}
 # evosax counts the numbers of a genome in 32 bits.
 MAX_FLAT = 2**31 - 1
 # From so many bytes in one flat copy of the population on, a warning is given.
@@ -127,7 +134,7 @@ class EvosaxStrategy(base.Strategy):
           solution=jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, jnp.float32), genome
           ),
-          metrics_fn=_no_metrics,
+          metrics_fn=lambda *_: {},  # evosax would copy whole solutions
           **constructed,
         )
         params = self.inner.default_params
@@ -152,9 +159,19 @@ class EvosaxStrategy(base.Strategy):
 
   @classmethod
   def for_space(cls, population_size, space, genome, **options):
-    """See base.Strategy; what is too large for the algorithm is refused."""
-    del space
+    """See base.Strategy; what is too large for the algorithm is refused.
+
+    The first deviation is that of the space's experts, if none is given.
+    """
     _check_size(population_size, genome, **options)
+    unset = [
+      name
+      for name in _SCALES
+      if name in ALGORITHMS[options['algorithm']] and options.get(name) is None
+    ]
+    if space is not None and unset:
+      deviation = space.deviation()
+      options |= {name: _SCALES[name] * deviation for name in unset}
     return cls(population_size=population_size, genome=genome, **options)
 
   @property
@@ -184,6 +201,9 @@ class EvosaxStrategy(base.Strategy):
         inner = self.inner.init(key, _as_f32(state.population), cost, params)
       else:
         inner = self.inner.init(key, _as_f32(state.memory.best), params)
+      if hasattr(inner, 'c_mult'):
+        # iAMaLGaM begins with a variance of one, whatever its deviation.
+        inner = inner.replace(C=inner.C * inner.std**2)
     return State(**vars(state), inner=_settled(inner))
 
   def _propose(self, key, state, params):
@@ -397,9 +417,3 @@ def _without_failures(cost):
   worst = jnp.max(jnp.where(finite, cost, -jnp.inf))
   worst = jnp.where(jnp.any(finite), worst, 0.0)
   return jnp.where(finite, cost, worst)
-
-
-def _no_metrics(key, population, fitness, state, params):
-  """evosax would copy whole solutions."""
-  del key, population, fitness, state, params
-  return {}

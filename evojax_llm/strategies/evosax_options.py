@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from evojax_llm.options import Option
 
 _TEXTS = {
-  'sigma': 'first standard deviation',
+  'sigma': 'first standard deviation; that of the experts if unset',
   'optimizer': 'name of an optimiser of optax',
   'learning_rate': 'of that optimiser, or of Adam',
 }
@@ -36,7 +36,9 @@ _AMALGAM = (
 
 # Searches that every system is to beat; see `strategies.evosax`.
 SEARCHES: Mapping[str, Mapping[str, Option]] = {
-  'cma_es': {'sigma': Option('sigma', 0.3, _TEXTS['sigma'], low=0.0)},
+  'cma_es': {
+    'sigma': Option('sigma', 0.3, 'first standard deviation', low=0.0)
+  },
   'random_search': {
     'concentration': Option(
       'concentration', 1.0, 'of the Dirichlet mix of the experts', low=0.0

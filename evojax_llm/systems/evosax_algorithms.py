@@ -8,7 +8,8 @@ r"""evosax's own algorithms, on the weights of the experts or on adapters.
 The word after the colon is a name of evosax.algorithms, whose options are those
 of `strategies.evosax_options`. It works on flat f32 vectors: those that
 hold matrices of their square are refused on adapters. `sigma` is the first
-standard deviation, of the algorithms that have one.
+standard deviation of the algorithms that have one; that of the experts if
+unset.
 """
 
 from ml_collections import config_dict
@@ -19,10 +20,7 @@ from evojax_llm.runs.presets import Preset
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.evosax_options import ALGORITHMS
 
-PRESETS = {
-  name: Preset(name, {'sigma': 0.3} if 'sigma' in known else {}, RICH, 20, 9)
-  for name, known in ALGORITHMS.items()
-}
+PRESETS = {name: Preset(name, {}, RICH, 20, 9) for name in ALGORITHMS}
 
 
 def get_config(name: str = 'SimpleGA') -> config_dict.ConfigDict:

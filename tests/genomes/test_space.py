@@ -89,6 +89,12 @@ def test_draws_are_genomes_within_bounds(space):
     )
 
 
+def test_a_first_deviation_is_within_what_tells_experts_apart(space):
+  members = jax.tree.leaves(space.experts()) + jax.tree.leaves(space.base())
+  largest = max(float(np.abs(np.asarray(leaf)).max()) for leaf in members)
+  assert 0.0 < space.deviation() < largest
+
+
 def test_mixes(space):
   weights = np.concatenate([np.eye(N), np.full((1, N), 1 / N)])
   mixed = space.mix(weights, np.array([1.0, 1.0, 1.0, 0.0]))

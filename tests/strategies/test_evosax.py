@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.genomes import space as space_lib
+from evojax_llm.population import stack
 from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.evosax_options import ALGORITHMS
@@ -59,6 +61,59 @@ def test_sigma_is_the_spread_of_what_is_asked_first(name):
   state = strategy.init(problems.KEY, members, costs, params)
   asked, _ = strategy.ask(problems.KEY, state, params)
   assert float(jnp.std(asked['x'])) == pytest.approx(0.25, rel=0.15)
+
+
+class Apart(space_lib.Space):
+  """Genomes of two scales, with experts one deviation from their mean."""
+
+  def __init__(self, experts=2):
+    self.names = tuple(map(str, range(experts)))
+
+  def experts(self):
+    sides = {'x': [0.01, 0.03], 'y': [-0.02, 0.02]}
+    return {
+      name: jnp.repeat(jnp.asarray(v)[: len(self.names), None], 64, axis=1)
+      for name, v in sides.items()
+    }
+
+  def base(self):
+    return {'x': jnp.zeros(64), 'y': jnp.zeros(64)}
+
+
+def test_a_space_says_how_far_apart_its_experts_are():
+  assert Apart().deviation() == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
+  assert Apart(1).deviation() == pytest.approx(np.sqrt((0.01**2 + 0.02**2) / 2))
+
+
+# One of each way in which evosax is told of a scale.
+@pytest.mark.parametrize(
+  'name',
+  (
+    'SNES',
+    'SimpleGA',
+    'GradientlessDescent',
+    'DiffusionEvolution',
+    'iAMaLGaM_Full',
+  ),
+)
+def test_the_first_steps_are_as_long_as_the_experts_are_apart(name):
+  space, size = Apart(), 64
+  strategy = registry.make_strategy(name, size, space)
+  members = stack.take(space.experts(), jnp.arange(size) % 2)
+  params = strategy.default_params
+  scores = base.Scores(jnp.arange(size, dtype=jnp.float32))
+  state = strategy.init(problems.KEY, members, scores, params)
+  asked, _ = strategy.ask(problems.KEY, state, params)
+  apart = [
+    jnp.std(leaf - expert)
+    for leaf, expert in zip(
+      *map(jax.tree.leaves, (asked, members)), strict=True
+    )
+  ]
+  assert max(map(float, apart)) < 0.1
+  assert registry.make_strategy(
+    'SNES', 8, space, sigma=0.25
+  ).default_params.std_init == pytest.approx(0.25)
 
 
 def test_hyperparameters_are_set_and_recompile_nothing():
@@ -120,7 +175,7 @@ def test_large_flat_populations_are_warned_of():
 def test_the_configuration_has_all_options_of_an_algorithm():
   config = stock_config.get_config('PGPE')
   assert set(config.strategy.options) == set(ALGORITHMS['PGPE'])
-  assert config.strategy.options.sigma == 0.3
+  assert config.strategy.options.sigma is None
   config.lock()
   config.strategy.options.std_lr = 0.2
   with pytest.raises(AttributeError):
