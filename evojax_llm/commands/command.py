@@ -123,7 +123,9 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   except OSError as error:
     if not has_no_room(error):
       raise
-    where = f' at {error.filename}' if error.filename else ''
+    # Of a copy that fails the second name is where it goes.
+    where = error.filename2 or error.filename
+    where = f' at {where}' if where else ''
     print(
       f'error: {error.strerror}{where}. Nothing that was complete is lost: '
       'make room and give the same command again; with --workdir a run goes '

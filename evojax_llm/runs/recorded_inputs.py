@@ -100,7 +100,7 @@ def find(
   if not allow_code:
     fields.check_code(config.to_dict(), run / 'config.json')
   here = there = None
-  with contextlib.suppress(errors.UserError):
+  with contextlib.suppress(ValueError):
     # Of tasks that are gone something else has to complain.
     here = inputs.locate(
       dataclasses.replace(config, tasks='main', heldout_tasks='')

@@ -267,8 +267,7 @@ class Run:
   @functools.cached_property
   def summary(self) -> dict[str, Any] | None:
     """The content of summary.json; None before the end of the run."""
-    path = self.path / 'summary.json'
-    return record.read_json(path) if path.is_file() else None
+    return record.read_summary(self.path)
 
   def row(self, name: str = report.EVOLVED, dtype: Any = None) -> Row:
     """Makes the members of a row.
@@ -329,7 +328,7 @@ class Run:
     """Plain mixes by name: baselines, then experts."""
     path, mixes = self.path / 'baselines.json', {}
     if path.is_file():
-      rows = record.read_json(path)['rows']
+      rows = record.read_json(path, 'rows')['rows']
       mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
     experts = expert_names(self.files.experts or self.files.adapters)
     for i, expert in enumerate(experts):
@@ -374,7 +373,8 @@ class Run:
     chosen = group['members']
     if of_experts:
       members = tuple(space.names[i] for i in chosen)
-      kept = record.read_json(self.path / 'baselines.json')['fitness']
+      path = self.path / 'baselines.json'
+      kept = record.read_json(path, 'fitness')['fitness']
       fitness = [kept[expert] for expert in members]
       space = space.plain
       genomes = stack.take(space.experts(), np.asarray(chosen))
