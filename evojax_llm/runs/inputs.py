@@ -123,8 +123,6 @@ def locate(config: RunConfig) -> Files:
       '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
       'in --config.space=weights --config.experts=models/code,models/cot'
     )
-  if len({folder.resolve() for folder in experts}) < len(experts):
-    say('config.experts names a model twice: it counts twice in every mix.')
   tasks = tuple(_task_files(config.tasks))
   if not tasks:
     raise UserError('No tasks: name one at least with --config.tasks.')
