@@ -162,7 +162,8 @@ def _parse(argv: Sequence[str]) -> None:
   except flags.Error as error:
     missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
     if not missing:
-      raise UserError(f'{error} See --help.'.replace('\n', ' ')) from error
+      said = ' '.join(str(error).split()).rstrip('.')
+      raise UserError(f'{said}. See --help.') from error
     flag = known[missing[1]]
     raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
       error

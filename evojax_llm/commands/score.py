@@ -52,7 +52,9 @@ _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _TASKS = flags.DEFINE_list(
-  'tasks', None, "Task files, separated by commas; by default the run's."
+  'tasks',
+  None,
+  "Task files, or pocket tasks by name, by commas; by default the run's.",
 )
 _SPLIT = flags.DEFINE_enum(
   'split', 'dev', ['dev', 'test'], 'Which items of the tasks to score.'
@@ -220,7 +222,8 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
   from evojax_llm.tasks import task_files
 
   whole = task_files.load_tasks(
-    _TASKS.value or run.files.tasks, inputs_lib.rules(config)
+    inputs_lib.task_files(_TASKS.value) if _TASKS.value else run.files.tasks,
+    inputs_lib.rules(config),
   )
   limits = getattr(config, f'{split}_limits')
   if len(limits) != len(whole):
