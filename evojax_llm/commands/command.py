@@ -123,7 +123,9 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   except OSError as error:
     if not has_no_room(error):
       raise
-    where = f' at {error.filename}' if error.filename else ''
+    # Of a copy that fails the second name is where it goes.
+    where = error.filename2 or error.filename
+    where = f' at {where}' if where else ''
     print(
       f'error: {error.strerror}{where}. Nothing that was complete is lost: '
       'make room and give the same command again; with --workdir a run goes '
@@ -251,6 +253,7 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
 
 # Help of flags that several programs have.
 ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CODE = 'Run code that the run folder names.'
 CHANGED = 'Take a base or experts that have changed since the run.'
 
 
@@ -260,6 +263,7 @@ def open_source(
   run: str | None,
   row: str,
   allow_changed: bool,
+  allow_code: bool,
 ) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
 
@@ -282,9 +286,9 @@ def open_source(
     return None, row
   from evojax_llm.runs import rows
 
-  return (
-    (None, row) if rows.is_vote(run) else rows.find(run, row, allow_changed)
-  )
+  if rows.is_vote(run):
+    return None, row
+  return rows.find(run, row, allow_changed, allow_code)
 
 
 def check_out(

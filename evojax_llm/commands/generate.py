@@ -40,6 +40,7 @@ _ADAPTERS = flags.DEFINE_list(
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
+_ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'JSON list of texts or of message lists.', required=True
 )
@@ -75,6 +76,7 @@ def main(_: Sequence[str]) -> None:
     _RUN.value,
     _ROW.value,
     _ALLOW_CHANGED.value,
+    _ALLOW_CODE.value,
   )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]

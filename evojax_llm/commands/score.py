@@ -130,6 +130,7 @@ def main(_: Sequence[str]) -> None:
     _RUN.value,
     _ROW.value,
     _ALLOW_CHANGED.value,
+    _ALLOW_CODE.value,
   )
   if not run and not _TASKS.value:
     raise command.UserError(

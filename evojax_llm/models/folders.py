@@ -311,6 +311,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
 
   Raises:
     ModelError: `folder` exists and is not empty, or is a file.
+    OSError: it cannot be written, by safetensors either.
   """
   target = pathlib.Path(folder).expanduser()
   if target.exists() and not target.is_dir():
@@ -327,8 +328,12 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   try:
     yield temporary
     os.rename(temporary, target)
-  except BaseException:
+  except BaseException as error:
     shutil.rmtree(temporary, ignore_errors=True)
+    number = re.search(r'os error (\d+)', str(error))
+    if number and isinstance(error, safetensors.SafetensorError):
+      number = int(number[1])
+      raise OSError(number, os.strerror(number), str(target)) from error
     raise
 
 

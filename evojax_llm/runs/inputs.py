@@ -78,13 +78,7 @@ def locate(config: RunConfig) -> Files:
       'config.execution.base_dtype is of a base that members share; members '
       f'of config.space={config.space} share nothing: leave it off.'
     )
-  adapters = [
-    existing_folder(name, 'a PEFT adapter folder')
-    for name in names(config.adapters)
-  ]
-  experts = [
-    existing_folder(name, 'a Gemma folder') for name in names(config.experts)
-  ]
+  adapters, experts = names(config.adapters), names(config.experts)
   if experts and 'models' not in space.takes:
     raise UserError(
       f'config.experts are whole models, and config.space={config.space} is '
@@ -94,12 +88,14 @@ def locate(config: RunConfig) -> Files:
     raise UserError(
       'Got config.adapters and config.experts; expected one of them.'
     )
+  if (adapters or experts) and not config.model:
+    raise UserError(
+      f'{(adapters or experts)[0]} is an expert of some model: name it with '
+      '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
+    )
+  adapters = [existing_folder(n, 'a PEFT adapter folder') for n in adapters]
+  experts = [existing_folder(n, 'a Gemma folder') for n in experts]
   for given in (adapters, experts):
-    if given and not config.model:
-      raise UserError(
-        f'{given[0]} is an expert of some model: name it with '
-        '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
-      )
     twice = len(given) - len({folder.resolve() for folder in given})
     if twice:
       say(

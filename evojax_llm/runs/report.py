@@ -197,6 +197,10 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
+    *(
+      f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
+      for task, counts in summary.get('left_out', {}).items()
+    ),
   ]
   if rows := summary.get('front'):
     lines = [['member', *rows[0]['tasks']]]
