@@ -109,9 +109,9 @@ def load_adapters(
             b[n, layer] *= np.float32(f.scale / scale[layer])
           if not np.isfinite(b[n, layer]).all():
             raise ModelError(
-              f'{folders[n]}: its scale {f.scale:g} and that of another adapter '
-              f'({scale[layer]:g}) are too far apart for float32; expected '
-              'lora_alpha / r of about 1 in both.'
+              f'{folders[n]}: its scale {f.scale:g} and that of another '
+              f'adapter ({scale[layer]:g}) are too far apart for float32; '
+              'expected lora_alpha / r of about 1 in both.'
             )
     block, projection = module
     factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
