@@ -162,7 +162,8 @@ def _parse(argv: Sequence[str]) -> None:
   except flags.Error as error:
     missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
     if not missing:
-      raise UserError(f'{error} See --help.'.replace('\n', ' ')) from error
+      said = ' '.join(str(error).split()).rstrip('.')
+      raise UserError(f'{said}. See --help.') from error
     flag = known[missing[1]]
     raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
       error
@@ -302,11 +303,11 @@ def check_out(
     inputs: what the command reads, which is never replaced.
   """
   out = pathlib.Path(path).expanduser()
-  if out.is_dir():
-    raise UserError(f'--out={path} is a folder; expected a file name.')
-  outputs.check_apart(out, inputs)
+  outputs.prepare(out, inputs)
   # A link stays, and what it names is written.
   out = out.resolve() if out.is_symlink() else out
+  if out.is_dir():
+    raise UserError(f'--out={path} is a folder; expected a file name.')
   if out.exists() and not out.is_file():
     raise UserError(
       f'--out={path} is a device or a FIFO; only regular files are replaced.'
@@ -316,12 +317,6 @@ def check_out(
       f'--out={path} exists. Name another file, or allow to replace it with '
       '--overwrite.'
     )
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f'--out={path} cannot be written: {error}.') from error
-  if not os.access(out.parent, os.W_OK):
-    raise UserError(f'--out={path} cannot be written: no permission.')
   return out
 
 
