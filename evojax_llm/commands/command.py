@@ -123,7 +123,9 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   except OSError as error:
     if not has_no_room(error):
       raise
-    where = f' at {error.filename}' if error.filename else ''
+    # Of a copy that fails the second name is where it goes.
+    where = error.filename2 or error.filename
+    where = f' at {where}' if where else ''
     print(
       f'error: {error.strerror}{where}. Nothing that was complete is lost: '
       'make room and give the same command again; with --workdir a run goes '
@@ -160,7 +162,8 @@ def _parse(argv: Sequence[str]) -> None:
   except flags.Error as error:
     missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
     if not missing:
-      raise UserError(f'{error} See --help.'.replace('\n', ' ')) from error
+      said = ' '.join(str(error).split()).rstrip('.')
+      raise UserError(f'{said}. See --help.') from error
     flag = known[missing[1]]
     raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
       error
@@ -251,6 +254,7 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
 
 # Help of flags that several programs have.
 ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CODE = 'Run code that the run folder names.'
 CHANGED = 'Take a base or experts that have changed since the run.'
 
 
@@ -258,26 +262,34 @@ def open_source(
   model: str | None,
   adapters: Sequence[str],
   run: str | None,
-  allow_changed: bool = False,
-) -> Any:
+  row: str,
+  allow_changed: bool,
+  allow_code: bool,
+) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
+
+  Returns:
+    It, and the name of the row there.
 
   Raises:
     UserError: neither is given or both are, or the run cannot be read.
   """
-  if bool(model) == bool(run) or (run and adapters):
+  if run and (model or adapters):
     raise UserError(
       '--run is given with --model or --adapters: a run has its own; leave '
       'them out.'
-      if run
-      else '--model is missing: a model folder; or --run, a run folder. See '
-      '--help.'
+    )
+  if not (run or model):
+    raise UserError(
+      '--model is missing: a model folder; or --run, a run folder. See --help.'
     )
   if not run:
-    return None
+    return None, row
   from evojax_llm.runs import rows
 
-  return None if rows.is_vote(run) else rows.Run.open(run, allow_changed)
+  if rows.is_vote(run):
+    return None, row
+  return rows.find(run, row, allow_changed, allow_code)
 
 
 def check_out(
@@ -291,11 +303,11 @@ def check_out(
     inputs: what the command reads, which is never replaced.
   """
   out = pathlib.Path(path).expanduser()
-  if out.is_dir():
-    raise UserError(f'--out={path} is a folder; expected a file name.')
-  outputs.check_apart(out, inputs)
+  outputs.prepare(out, inputs)
   # A link stays, and what it names is written.
   out = out.resolve() if out.is_symlink() else out
+  if out.is_dir():
+    raise UserError(f'--out={path} is a folder; expected a file name.')
   if out.exists() and not out.is_file():
     raise UserError(
       f'--out={path} is a device or a FIFO; only regular files are replaced.'
@@ -305,12 +317,6 @@ def check_out(
       f'--out={path} exists. Name another file, or allow to replace it with '
       '--overwrite.'
     )
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f'--out={path} cannot be written: {error}.') from error
-  if not os.access(out.parent, os.W_OK):
-    raise UserError(f'--out={path} cannot be written: no permission.')
   return out
 
 

@@ -13,10 +13,16 @@ last generation has beyond that counts as failed. One that ends with its last
 population (keep_best=False) ends before a generation for which too few are
 left. Its best member by dev is scored on test, and so is the vote of its best
 members, whose number dev chooses. The first configuration gives model, experts,
-items and, without --stages, tasks; --config.x=VALUE changes all of them, as in
---config.model=gemma-2-2b-it --config.adapters=code,cot --config.tasks=a.json.
+items and, without --stages, tasks; --config.NAME=VALUE changes a setting of all
+configurations, as in
 
-Writes comparison.json and comparison.md after each run. A comparison that was
+  python -m experiments.compare --config.model=gemma-2-2b-it \
+      --config.adapters=experts/code,experts/cot --config.tasks=mmlu.json \
+      --config.dev_limit=100 --out=DIR
+
+Writes comparison.json and comparison.md after each run: scores, and differences
+of paired runs with intervals. At the end there are curves of the best fitness
+by evaluations. A comparison that was
 stopped goes on when the command is given again; more seeds, draws, sizes,
 stages or configurations may be asked for then.
 """
@@ -38,6 +44,15 @@ from evojax_llm.runs import run_config
 from evojax_llm.runs import sweep_changes
 
 _ROUNDS = 10
+# Settings that a comparison has flags for.
+_OWN = {
+  'seed': 'seeds',
+  'seeds': 'seeds',
+  'dev_draw': 'draws',
+  'strategy.evaluations': 'evaluations',
+  'strategy.generations': 'evaluations',
+  'strategy.patience': 'evaluations',
+}
 settings.define_changes()
 _CONFIGS = flags.DEFINE_list(
   'configs',
@@ -62,16 +77,16 @@ _STAGES = flags.DEFINE_list(
   'stages', None, "Tasks of each, joined by '+'; the first configuration's."
 )
 _HELDOUT = flags.DEFINE_list(
-  'heldout', None, 'Tasks that no search sees, scored at the end.'
+  'heldout', None, 'Tasks that no search sees; as --config.heldout_tasks.'
 )
 _ENSEMBLE = flags.DEFINE_integer(
-  'ensemble', 5, 'Members that vote at most; 0 for no vote.', 0
+  'ensemble', None, 'Members that vote at most; as --config.ensemble.size.', 0
 )
 _DEV_LIMIT = flags.DEFINE_integer(
-  'dev_limit', None, "Dev items of a task, in place of the configuration's.", 1
+  'dev_limit', None, 'Dev items of a task; as --config.dev_limit.', 1
 )
 _TEST_LIMIT = flags.DEFINE_integer(
-  'test_limit', None, 'Test items of a task.', 1
+  'test_limit', None, 'Test items of a task; as --config.test_limit.', 1
 )
 _OUT = flags.DEFINE_string(
   'out', None, 'Folder, new or of a comparison to go on with.', required=True
@@ -79,6 +94,12 @@ _OUT = flags.DEFINE_string(
 
 
 def main(_: Sequence[str]) -> int | None:
+  for field in (change.partition('=')[0] for change in flags.FLAGS.setting):
+    if field in _OWN:
+      raise command.UserError(
+        f'Got --config.{field}; expected --{_OWN[field]}, which decides it in '
+        'a comparison.'
+      )
   configs = [_read_config(source) for source in _CONFIGS.value]
   sizes = [_size(value) for value in _POPULATIONS.value or ()]
   arms = {}
@@ -107,7 +128,7 @@ def main(_: Sequence[str]) -> int | None:
   fixed = {
     'evaluations': _EVALUATIONS.value,
     'heldout': _HELDOUT.value,
-    'ensemble': _ENSEMBLE.value,
+    'ensemble': configs[0].ensemble.size,
     'dev_limit': configs[0].dev_limit,
     'test_limit': configs[0].test_limit,
   }
@@ -169,10 +190,8 @@ def _trial(
   """A search on the data of the first configuration."""
   config = first.copy_and_resolve_references()
   config.tasks = ','.join(stage.split('+'))
-  config.heldout_tasks = ','.join(_HELDOUT.value or ())
   config.name, config.space, config.initial = name, arm.space, arm.initial
   config.seed, config.seeds, config.dev_draw = seed, 1, draw
-  config.ensemble.size, config.ensemble.rule = _ENSEMBLE.value, 'auto'
   config.strategy = arm.strategy.copy_and_resolve_references()
   config.strategy.patience = None
   with config.unlocked():
@@ -291,6 +310,10 @@ def _read_config(source: str) -> Any:
     config.dev_limit = _DEV_LIMIT.value
   if _TEST_LIMIT.value:
     config.test_limit = _TEST_LIMIT.value
+  if _HELDOUT.value:
+    config.heldout_tasks = ','.join(_HELDOUT.value)
+  if _ENSEMBLE.value is not None:
+    config.ensemble.size = _ENSEMBLE.value
   return config
 
 

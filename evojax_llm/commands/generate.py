@@ -40,6 +40,7 @@ _ADAPTERS = flags.DEFINE_list(
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
+_ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'JSON list of texts or of message lists.', required=True
 )
@@ -69,8 +70,13 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main(_: Sequence[str]) -> None:
-  run = command.open_source(
-    _MODEL.value, _ADAPTERS.value, _RUN.value, _ALLOW_CHANGED.value
+  run, row = command.open_source(
+    _MODEL.value,
+    _ADAPTERS.value,
+    _RUN.value,
+    _ROW.value,
+    _ALLOW_CHANGED.value,
+    _ALLOW_CODE.value,
   )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
@@ -102,7 +108,7 @@ def main(_: Sequence[str]) -> None:
   if _RUN.value:
     from evojax_llm.runs import rows
 
-    members, vote = rows.load(run or _RUN.value, _ROW.value, dtype)
+    members, vote = rows.load(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(

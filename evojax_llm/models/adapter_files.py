@@ -76,6 +76,14 @@ def read_adapter(
           arrays[factor] = files.read(name).astype(np.float32)
         files.check_finite(name, arrays[factor])
       scale = alpha / (math.sqrt(rank) if peft.raw.get('use_rslora') else rank)
+      # 0 times infinity, as in a mix without this expert, would be NaN.
+      with np.errstate(over='ignore'):
+        largest = np.float32(scale) * np.abs(arrays['B']).max(initial=1)
+      if not np.isfinite(largest):
+        raise ModelError(
+          f'{peft.path}: the scale of {module} is {scale:g}, with which its '
+          'lora_B is beyond float32; expected lora_alpha / r of about 1.'
+        )
       factors[names, layer] = Factors(arrays['A'], arrays['B'], scale)
   return factors
 

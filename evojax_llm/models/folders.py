@@ -53,14 +53,20 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
   """Returns the path of a local folder.
 
   Args:
-    folder: a path, `~` is expanded; or the name of a repository of the Hugging
-      Face hub, such as google/gemma-2-2b-it, whose snapshot is taken from the
-      hub's local cache. Nothing is downloaded.
+    folder: a path, `~` is expanded; 'pocket' for the embedded model; or the
+      name of a repository of the Hugging Face hub, such as
+      google/gemma-2-2b-it, whose snapshot is taken from the hub's local cache.
+      Nothing is downloaded.
     what: what it should hold, for messages.
 
   Raises:
     ModelError: there is no such folder.
   """
+  if str(folder) == 'pocket':
+    # Other models are read without the package's own.
+    from evojax_llm import pocket
+
+    return pocket.base_folder()
   path = pathlib.Path(folder).expanduser()
   # Of os, since those of pathlib raise on names that are too long.
   if os.path.isdir(path):
@@ -311,6 +317,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
 
   Raises:
     ModelError: `folder` exists and is not empty, or is a file.
+    OSError: it cannot be written, by safetensors either.
   """
   target = pathlib.Path(folder).expanduser()
   if target.exists() and not target.is_dir():
@@ -327,8 +334,12 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   try:
     yield temporary
     os.rename(temporary, target)
-  except BaseException:
+  except BaseException as error:
     shutil.rmtree(temporary, ignore_errors=True)
+    number = re.search(r'os error (\d+)', str(error))
+    if number and isinstance(error, safetensors.SafetensorError):
+      number = int(number[1])
+      raise OSError(number, os.strerror(number), str(target)) from error
     raise
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,10 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
+    *(
+      f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
+      for task, counts in summary.get('left_out', {}).items()
+    ),
   ]
   if rows := summary.get('front'):
     lines = [['member', *rows[0]['tasks']]]
@@ -310,7 +315,7 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
       gain += ', which may be chance' if one['low'] <= 0.0 else ''
     lines.append(
       f'`{one["row"]}` is better than the evolved member on dev by {gain}: '
-      f'`evojax-llm export --run={folder} --row="{one["row"]}" '
+      f'`evojax-llm export --run={shlex.quote(folder)} --row="{one["row"]}" '
       '--out=FOLDER` writes it.'
     )
   return lines

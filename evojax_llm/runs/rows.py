@@ -7,6 +7,7 @@ are made of the experts as they were for the table.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from typing import Any
@@ -29,6 +30,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
+from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -91,6 +93,47 @@ class Row:
       name: record.plain(self.space.recipe(stack.take(self.genomes, i)))
       for i, name in enumerate(self.members)
     }
+
+
+def find(
+  folder: str | os.PathLike,
+  name: str,
+  allow_changed: bool = False,
+  allow_code: bool = False,
+) -> tuple['Run', str]:
+  """Opens the run of a row; of a comparison the best on dev of a search.
+
+  Args:
+    folder: of a run or of a comparison.
+    name: of the row of either's table.
+    allow_changed: see `Run.open`.
+    allow_code: likewise.
+
+  Returns:
+    The run, and the name of the row in its table.
+
+  Raises:
+    UserError: there is no such run, or an input has changed.
+  """
+  path = pathlib.Path(folder).expanduser()
+  search, _, vote = name.partition(', ')
+  kept = report.OF_EVOLVED if vote else report.EVOLVED
+  found, stages = [], set()
+  if (path / 'sweep.json').is_file():
+    for trial, one in record.read_json(path / 'sweep.json')['trials'].items():
+      summary = path / trial / 'summary.json'
+      if one['changes'].get('arm') == search and summary.is_file():
+        stages.add(one['changes']['stage'])
+        scores = {
+          row['name']: row['dev']['fitness']['score']
+          for row in record.read_json(summary)['rows']
+        }
+        found.append((scores.get(kept) or -math.inf, trial))
+  if len(stages) != 1:
+    return Run.open(path, allow_changed, allow_code), name
+  _, best = max(found, key=lambda one: one[0])
+  errors.say(f'{path / best}: the best on dev of {len(found)} runs')
+  return Run.open(path / best, allow_changed, allow_code), kept
 
 
 def is_vote(folder: str) -> bool:
@@ -176,12 +219,18 @@ class Run:
   inputs: Mapping[str, Any]
 
   @classmethod
-  def open(cls, folder: str | os.PathLike, allow_changed: bool = False) -> Self:
+  def open(
+    cls,
+    folder: str | os.PathLike,
+    allow_changed: bool = False,
+    allow_code: bool = False,
+  ) -> Self:
     """Reads config.json and finds the inputs again.
 
     Args:
       folder: of the run.
       allow_changed: take a base or experts that have changed since.
+      allow_code: import what its configuration names.
 
     Raises:
       UserError: the folder is not that of one run, or an input has changed.
@@ -205,7 +254,7 @@ class Run:
       raise UserError(
         f'--run={path} is not the folder of a run: it has no config.json.'
       )
-    config, files = recorded_inputs.find(path, allow_changed)
+    config, files = recorded_inputs.find(path, allow_changed, allow_code)
     return cls(path, config, files, record.read_config(path)['inputs'])
 
   def reads(self) -> list[pathlib.Path]:
@@ -218,8 +267,7 @@ class Run:
   @functools.cached_property
   def summary(self) -> dict[str, Any] | None:
     """The content of summary.json; None before the end of the run."""
-    path = self.path / 'summary.json'
-    return record.read_json(path) if path.is_file() else None
+    return record.read_summary(self.path)
 
   def row(self, name: str = report.EVOLVED, dtype: Any = None) -> Row:
     """Makes the members of a row.
@@ -280,7 +328,7 @@ class Run:
     """Plain mixes by name: baselines, then experts."""
     path, mixes = self.path / 'baselines.json', {}
     if path.is_file():
-      rows = record.read_json(path)['rows']
+      rows = record.read_json(path, 'rows')['rows']
       mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
     experts = expert_names(self.files.experts or self.files.adapters)
     for i, expert in enumerate(experts):
@@ -325,7 +373,8 @@ class Run:
     chosen = group['members']
     if of_experts:
       members = tuple(space.names[i] for i in chosen)
-      kept = record.read_json(self.path / 'baselines.json')['fitness']
+      path = self.path / 'baselines.json'
+      kept = record.read_json(path, 'fitness')['fitness']
       fitness = [kept[expert] for expert in members]
       space = space.plain
       genomes = stack.take(space.experts(), np.asarray(chosen))

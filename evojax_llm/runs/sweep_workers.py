@@ -27,7 +27,7 @@ from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.runs.sweep_changes import Trial
 
-INDEX, ERROR, SUMMARY = 'sweep.json', 'error.txt', 'summary.json'
+INDEX, ERROR = 'sweep.json', 'error.txt'
 # Of a job where nothing is said; submitit's own five are too few.
 _MINUTES = 240
 # What neither the baselines nor the data in memory depend on.
@@ -124,7 +124,7 @@ def _run(
 ) -> None:
   """Runs one trial; an error is kept in its folder."""
   folder = path / trial.name
-  if (folder / SUMMARY).exists():
+  if record.read_summary(folder) is not None:
     return
   errors.say(f'trial {trial.name}')
   try:

@@ -140,8 +140,8 @@ class Task:
       in Python have it.
     shots: items of dev that are shown with their answers before every
       question, and that `dev` no longer holds.
-    left_out: how many rows could not be used ('bad_rows') and how many dev
-      items are in test ('overlap'), where these were to be left out.
+    left_out: number of 'bad rows' and of 'overlapping items' of dev and test,
+      where some were left out.
   """
 
   name: str

@@ -231,7 +231,7 @@ def build(
     source=path,
     options=scorer_options,
     scorer=scorer,
-    left_out={'bad_rows': bad_rows} if bad_rows else {},
+    left_out={'bad rows': bad_rows} if bad_rows else {},
   )
   where = f"{path}, 'format'"
   shots = format_lib.whole(options, 'shots', 0, 0, where)
@@ -276,8 +276,8 @@ def _without_overlap(task: Task, other: Task, rules: Rules) -> Task:
     logging.warning('%s, and are left out of dev:\n%s', message, which)
     dropped = {item.id for item, _ in pairs}
     dev = tuple(item for item in task.dev if item.id not in dropped)
-    count = task.left_out.get('overlap', 0) + len(pairs)
-    left_out = {**task.left_out, 'overlap': count}
+    count = task.left_out.get('overlapping items', 0) + len(pairs)
+    left_out = {**task.left_out, 'overlapping items': count}
     return dataclasses.replace(task, dev=dev, left_out=left_out)
   message += f', so that a search on dev has seen the test:\n{which}'
   if not rules.allow_overlap:

@@ -12,6 +12,8 @@ import pytest
 from evojax_llm import pocket
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import comparison_table
+from evojax_llm.runs import report
+from evojax_llm.runs import rows
 from evojax_llm.runs import sweep_workers
 from tests.experiments import running
 
@@ -68,6 +70,23 @@ def test_differences_and_curves_are_in_the_report(comparison):
   ]
   assert '![best fitness by evaluations](curves.png)' in text
   assert (comparison / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_search_of_it_is_exported_and_loaded(comparison, tmp_path, capsys):
+  name = 'random_search P=10'
+  dev = {
+    row['seed']: row['dev'] for row in read(comparison) if row['name'] == name
+  }
+  best = f'draw_0/{name.replace(" ", "_")}/seed_{max(dev, key=dev.get)}'
+  flags = [f'--run={comparison}', f'--row={name}', f'--out={tmp_path / "out"}']
+  assert running.run_program('export', *flags) is None
+  assert f'{best}: the best on dev of 2 runs' in capsys.readouterr().err
+  (kept,) = comparison.glob(f'*/{best}/best/adapter_model.safetensors')
+  assert (tmp_path / 'out' / kept.name).read_bytes() == kept.read_bytes()
+  run, row = rows.find(comparison, f'{name}, vote')
+  assert row == report.OF_EVOLVED and run.summary['ensembles'][row]
+  assert running.run_program('export', *flags[::2], '--row=evolved') == 1
+  assert 'several runs' in capsys.readouterr().err
 
 
 def test_every_part_is_there_with_as_many_evaluations(comparison):
@@ -214,6 +233,8 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([tmp_path], 'is not empty and not the folder of a sweep'),
     ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
     ([tmp_path, '--populations=10,many'], "'many'"),
+    ([tmp_path, '--config.seed=3'], 'expected --seeds'),
+    ([tmp_path, '--config.modell=x'], "Got unknown field 'modell'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
     ([tmp_path / 'file'], 'File exists'),
     ([tmp_path / 'a', '--configs=README.md'], 'expected a Python file'),
@@ -269,7 +290,7 @@ def test_one_process_at_a_time(comparison, capsys):
   assert not compare(comparison, *options)
 
 
-def test_a_search_without_memory_ends_with_whole_generations(
+def test_settings_are_those_of_all_and_a_search_ends_with_whole_generations(
   tmp_path, settings
 ):
   inputs = 'model', 'adapters', 'tasks'
@@ -282,9 +303,9 @@ def test_a_search_without_memory_ends_with_whole_generations(
     'compare',
     '--configs=' + ','.join(names),
     *given,
+    '--config.ensemble.size=3',
     '--evaluations=11',
     '--populations=5',
-    '--ensemble=3',
     '--seeds=1',
     '--draws=1',
     f'--out={out}',

@@ -275,6 +275,11 @@ def test_an_unfinished_run_needs_to_be_allowed(
     (['--out={run}/best/new'], ['inside of', 'which this command reads']),
     (['--out={base}/new'], ['inside of', 'which this command reads']),
     (['--out={tmp}'], ['Nothing is overwritten']),
+    (['--out={tmp}/nothing'], ['Nothing is overwritten']),
+    (['--out={tmp}/loop'], ['no path to write to']),
+    (['--out={tmp}/' + 'x' * 300], ['no path to write to']),
+    (['--out={run}/config.json/x'], ['inside of']),
+    (['--out={tmp}/seed_0/config.json/x'], ['cannot be written']),
     (['--max_rank=2', '--merged'], ['leave it out']),
     (['--run={tmp}'], ['several runs', 'seed_0']),
   ],
@@ -282,6 +287,8 @@ def test_an_unfinished_run_needs_to_be_allowed(
 def test_mistakes_are_refused(run_folder, base, tmp_path, capsys, flags, words):
   (tmp_path / 'seed_0' / 'checkpoints').mkdir(parents=True)
   (tmp_path / 'seed_0' / 'config.json').touch()
+  (tmp_path / 'nothing').symlink_to('absent')
+  (tmp_path / 'loop').symlink_to('loop')
   places = {'run': run_folder, 'base': base, 'tmp': tmp_path}
   flags = [flag.format(**places) for flag in flags]
   assert export(run_folder, tmp_path / 'out', *flags) == 1

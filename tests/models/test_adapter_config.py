@@ -61,6 +61,8 @@ def _refused(folder, config, *parts):
     (dict(r='4'), ['r is', "'4'"]),
     (dict(r=0), ['r is 0']),
     (dict(lora_alpha=None), ['lora_alpha', 'None']),
+    (dict(lora_alpha=1e40), ['scale', '2.5e+39', 'beyond float32']),
+    (dict(alpha_pattern={'q_proj': 10**300}), ['q_proj', 'beyond float32']),
     (dict(alpha_pattern={'q_proj': 'big'}), ['q_proj', 'alpha_pattern']),
     (dict(rank_pattern={'(': 2}), ['rank_pattern', 'regular expression']),
     (dict(rank_pattern=[2]), ['rank_pattern', 'object']),

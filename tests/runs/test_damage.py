@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from evojax_llm import runs as library
+from evojax_llm.runs import analysis
 from evojax_llm.runs import errors
 from evojax_llm.runs import preparation
 from evojax_llm.runs import runner
@@ -83,14 +84,16 @@ def all_of(*damages):
 
 
 UNFINISHED = gone('summary.json')
+# Parents are named with the best.
+LINEAGE = {'lineage', 'best'}
 
 
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
     (all_of(), 'is finished'),
-    (cut('summary.json'), 'summary.json is damaged'),
-    (without('summary.json', 'rows'), 'the end of the run is made again'),
+    (cut('summary.json'), 'summary.json: not valid JSON'),
+    (without('summary.json', 'rows'), "summary.json is damaged: no 'rows'"),
     (gone('best'), 'best of'),
     (all_of(gone('curve.png'), gone('summary.md')), 'summary.md, curve.png of'),
     (UNFINISHED, 'going on after generation 4'),
@@ -143,8 +146,8 @@ def test_what_can_be_made_again_is(
       'generations 1 of {}/metrics.jsonl are lost',
       {'tokens'},
     ),
-    (line('members.jsonl', 0, '\0\n'), '0 of {}/members.jsonl', {'lineage'}),
-    (gone('members.jsonl'), '4 of {}/members.jsonl', {'lineage'}),
+    (line('members.jsonl', 0, '\0\n'), '0 of {}/members.jsonl', LINEAGE),
+    (gone('members.jsonl'), '4 of {}/members.jsonl', LINEAGE),
   ],
 )
 def test_what_is_lost_is_named_and_the_rest_is_the_same(
@@ -195,3 +198,21 @@ def test_what_cannot_be_made_again_is_an_error_that_changes_nothing(
     runner.run_prepared(prepared, folder)
   lines = 'members.jsonl'
   assert (folder / lines).read_bytes() == (finished[0] / lines).read_bytes()
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (gone('members.jsonl'), r'members\.jsonl is damaged: no \d+'),
+    (without('baselines.json', 'fitness'), "damaged: no 'fitness'"),
+    (gone('baselines.json'), 'no such file'),
+    (flipped('items/00001.npz'), r'00001\.npz is damaged'),
+  ],
+  ids=str,
+)
+def test_an_analysis_names_what_is_damaged(finished, tmp_path, damage, message):
+  folder = tmp_path / 'run'
+  shutil.copytree(finished[0], folder)
+  damage(folder)
+  with pytest.raises(ValueError, match=message):
+    analysis.analyse(folder)

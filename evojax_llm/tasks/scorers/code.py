@@ -181,4 +181,7 @@ def _kept(text: str) -> str:
       and any(isinstance(part, ast.Return) for part in ast.walk(node))
     )
   ]
-  return ast.unparse(tree)
+  try:
+    return ast.unparse(tree)
+  except RecursionError:  # Such as a sum of a thousand terms.
+    return ''

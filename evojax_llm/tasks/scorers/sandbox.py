@@ -8,10 +8,11 @@ change what they compare with, or say itself that it has passed.
 
 What is still possible: to use a processor and the memory up to the limits; to
 ask whether files exist, and for their sizes and times; to read Python's and the
-system's libraries; to learn of the machine what the clock and /proc's numbers
-of memory tell. Where the kernel has no landlock all files that its user may
-read can be read, and a warning says so. A name that tests take from the answer,
-other than what they test, is what the answer makes it.
+system's libraries, the clock and the machine's load; to use a fault of the
+kernel in one of the calls that are left. Where the kernel has no landlock all
+files that the user may read can be read, and a warning says so. A name that
+tests take from the answer, other than what they test, is what the answer makes
+it.
 
 Not possible for answers that are right: threads, sockets (asyncio), input,
 files; to change an argument in place so that its test sees it; objects that

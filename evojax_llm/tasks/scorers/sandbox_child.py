@@ -76,6 +76,7 @@ def main() -> None:
 def _serve(code: str, requests: int, replies: int) -> NoReturn:
   """Is the answer's process: does what it is asked, sends what comes of it."""
   module = sys.modules['__main__'] = types.ModuleType('__main__')
+  sys.argv = ['answer.py']
   kept, numbers = [], {}
 
   def run():
@@ -162,9 +163,7 @@ class _Answer:
       number, name = parts
       return self._objects.setdefault(number, _Object(self, number, name))
     known = (getattr(builtins, name, None) for name in parts)
-    base = next(k for k in known if isinstance(k, type))
-    if base.__name__ == parts[0]:
-      return base
+    base = next(k for k in known if k and issubclass(k, BaseException))
     return self._errors.setdefault(parts[0], type(parts[0], (base,), {}))
 
 

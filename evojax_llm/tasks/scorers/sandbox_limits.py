@@ -118,12 +118,23 @@ def _argument(value):
   return ctypes.c_long(value) if isinstance(value, int) else value
 
 
+def _machine():
+  machine = _MACHINES.get(platform.machine())
+  if sys.platform != 'linux' or machine is None:
+    raise OSError(f'no filter for {sys.platform} on {platform.machine()}')
+  return machine
+
+
 def isolate() -> list[str]:
   """Enters namespaces of its own; its children are in them, too.
 
   Returns:
     What the kernel does not grant, for a warning.
+
+  Raises:
+    OSError: there are no limits for this machine.
   """
+  _machine()
   flags = _NEW_UTS | _NEW_IPC | _NEW_PID | _NEW_NET
   if os.geteuid():  # A user of its own gives the right to the others.
     flags |= _NEW_USER
@@ -168,10 +179,7 @@ def seal(megabytes: int, seconds: float, traced: bool = False) -> list[str]:
   Raises:
     OSError: a limit without which nothing may be run cannot be set.
   """
-  machine = _MACHINES.get(platform.machine())
-  if sys.platform != 'linux' or machine is None:
-    raise OSError(f'no filter for {sys.platform} on {platform.machine()}')
-  libc, missing = _libc(), []
+  machine, libc, missing = _machine(), _libc(), []
   rules = [os.open(path, os.O_PATH) for path in _readable()]
   if not os.geteuid():
     try:

@@ -38,6 +38,7 @@ def test_published_extraction_keeps_what_parses():
   code, value = judge(scorer, TESTS, text)
   assert value == 1 and 'print' not in code
   assert judge(scorer, TESTS, 'I am sorry.') == (None, 0)
+  assert judge(scorer, TESTS, 'x = ' + '1 + ' * 999 + '1') == (None, 0)
 
 
 def test_a_question_that_is_the_beginning_of_the_code():

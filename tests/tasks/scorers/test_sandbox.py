@@ -193,6 +193,8 @@ def test_time_is_limited_and_output_goes_nowhere(code):
       'try: f(1)\nexcept KeyError as e: assert e.args == (1,)',
     ),
     ('import math\ndef f(x): return x * x', 'assert math.isclose(f(3), 9)'),
+    # It is not root, whoever has started it.
+    ('import os\ndef f(): return os.getuid(), os.geteuid()', 'assert all(f())'),
   ],
 )
 def test_right_answers_pass(code, tests):
