@@ -117,8 +117,8 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
     named = f'JAX_PLATFORMS={asked} names' if asked else 'there are'
     print(
       f'error: {named} devices that jax does not find or cannot use. '
-      f'{" ".join(str(error).split())[:300]}\nSet JAX_PLATFORMS=cpu, or install '
-      'what jax needs for them: see README.md.',
+      f'{" ".join(str(error).split())[:300]}\nSet JAX_PLATFORMS=cpu, or '
+      'install what jax needs for them: see README.md.',
       file=sys.stderr,
     )
   except OSError as error:
