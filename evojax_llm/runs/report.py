@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from evojax_llm import pocket
 from evojax_llm.fitness import intervals
 from evojax_llm.tasks.scorers.registry import scorer_of
 
@@ -251,17 +252,23 @@ def tasks_foot(summary: Mapping[str, Any]) -> str:
   """Returns a line a task, with an item of it and its answer."""
   entries = summary['rows'][0]['dev']['tasks']
   return '\n'.join(
-    f'- {name}: {entries[name]["metric"]}; `{question}` -> `{answer}`'
-    for name, (question, answer) in summary['examples'].items()
+    f'- {name}: {one["title"] or entries[name]["metric"]}; '
+    f'`{one["question"]}` -> `{one["answer"]}`'
+    for name, one in summary['examples'].items()
   )
 
 
-def example(task: Any) -> tuple[str, str]:
-  """Returns the beginnings of a task's first dev question and of its answer."""
+def example(task: Any) -> dict[str, str]:
+  """Returns a task's title, if any, and its first dev item, shortened."""
   item = task.dev[0]
   answer = dict(item.choices or ()).get(item.answer, item.answer)
-  shown = (' '.join(text.split()) for text in (item.question, answer))
-  return tuple(t if len(t) <= 60 else f'{t[:57]}...' for t in shown)
+  ours = task.name in pocket.task_names()
+  ours = ours and task.source == str(pocket.task_file(task.name))
+  shown = {'title': pocket.title(task.name) if ours else ''}
+  for name, text in (('question', item.question), ('answer', answer)):
+    text = ' '.join(text.split())
+    shown[name] = text if len(text) <= 60 else f'{text[:57]}...'
+  return shown
 
 
 def better(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from evojax_llm import pocket
 from evojax_llm.fitness.intervals import wilson_interval
 from evojax_llm.fitness.objectives import make_objective
 from evojax_llm.runs import plots
@@ -10,6 +11,7 @@ from evojax_llm.runs import report
 from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
+from evojax_llm.tasks.task_files import load_task
 
 
 def accuracies(*counts, weights=None, fails=False):
@@ -81,7 +83,7 @@ def test_markdown_holds_the_table_the_counts_and_the_winner():
     'name': 'a run',
     'rows': rows,
     'better': [],
-    'examples': {'task0': ('q', 'a')},
+    'examples': {'task0': {'title': '', 'question': 'q', 'answer': 'a'}},
     'ensembles': {},
     'search': {
       'strategy': 'genome',
@@ -159,9 +161,19 @@ def test_one_value_is_shown_alike_wherever_it_comes_from():
 
 def test_an_example_is_one_short_line():
   item = Item('0', 'Which\none? ' + 'x' * 90, 'A', (('A', 'this'), ('B', 'no')))
-  question, answer = report.example(Task('t', 'multiple_choice', (item,)))
+  found = report.example(Task('sor', 'multiple_choice', (item,)))
+  question = found.pop('question')
   assert question.startswith('Which one? x') and len(question) == 60
-  assert answer == 'this'
+  assert found == {'title': '', 'answer': 'this'}
+
+
+def test_every_pocket_task_has_a_title():
+  for name in pocket.task_names():
+    assert pocket.title(name)
+  task = load_task(pocket.task_file('sor.swp'))
+  assert report.example(task)['title'] == (
+    'sort the characters of a word, then swap neighbouring characters'
+  )
 
 
 def test_the_curve_is_a_picture(tmp_path):
