@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -314,7 +315,7 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
       gain += ', which may be chance' if one['low'] <= 0.0 else ''
     lines.append(
       f'`{one["row"]}` is better than the evolved member on dev by {gain}: '
-      f'`evojax-llm export --run={folder} --row="{one["row"]}" '
+      f'`evojax-llm export --run={shlex.quote(folder)} --row="{one["row"]}" '
       '--out=FOLDER` writes it.'
     )
   return lines
