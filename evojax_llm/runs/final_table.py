@@ -245,6 +245,7 @@ class Ending:
   def _write(self, rows, names, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
+    tasks = (*self.prepared.setup.tasks, *self.prepared.setup.heldout)
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
     lineage = record_rows.lineage_of(int(best.id), members)
@@ -289,7 +290,7 @@ class Ending:
       # Of the process that ended the run, baselines and test included.
       'ledger': evaluator.ledger.as_dict(),
       # Bad rows and overlapping dev items of task files, where some were.
-      'left_out': {t.name: t.left_out for t in evaluator.tasks if t.left_out},
+      'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': int8_base.read(self.run),
     }
     if lost := self.run.lost(int(state.generation)):
