@@ -53,14 +53,20 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
   """Returns the path of a local folder.
 
   Args:
-    folder: a path, `~` is expanded; or the name of a repository of the Hugging
-      Face hub, such as google/gemma-2-2b-it, whose snapshot is taken from the
-      hub's local cache. Nothing is downloaded.
+    folder: a path, `~` is expanded; 'pocket' for the embedded model; or the
+      name of a repository of the Hugging Face hub, such as
+      google/gemma-2-2b-it, whose snapshot is taken from the hub's local cache.
+      Nothing is downloaded.
     what: what it should hold, for messages.
 
   Raises:
     ModelError: there is no such folder.
   """
+  if str(folder) == 'pocket':
+    # Other models are read without the package's own.
+    from evojax_llm import pocket
+
+    return pocket.base_folder()
   path = pathlib.Path(folder).expanduser()
   # Of os, since those of pathlib raise on names that are too long.
   if os.path.isdir(path):

@@ -52,7 +52,8 @@ def load(source: str) -> config_dict.ConfigDict:
     elif name in systems():
       module = systems()[name]
     else:
-      known = [*systems(), *(p for s in systems().values() for p in s.PRESETS)]
+      presets = [preset for s in systems().values() for preset in s.PRESETS]
+      known = dict.fromkeys([*systems(), *presets])
       raise UserError(
         'expected a Python file, the config.json of a run, or one of '
         f'{", ".join(known)}.{lookup.did_you_mean(preset, known)}'
