@@ -113,17 +113,20 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if pathlib.Path(where).name != 'xla_bridge.py':  # where jax looks for them
       raise
-    asked = os.environ.get('JAX_PLATFORMS', '')
+    asked = os.environ.get('JAX_PLATFORMS')
+    named = f'JAX_PLATFORMS={asked} names' if asked else 'there are'
     print(
-      f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
-      f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
-      'or install what jax needs for them: see README.md.',
+      f'error: {named} devices that jax does not find or cannot use. '
+      f'{" ".join(str(error).split())[:300]}\nSet JAX_PLATFORMS=cpu, or '
+      'install what jax needs for them: see README.md.',
       file=sys.stderr,
     )
   except OSError as error:
     if not has_no_room(error):
       raise
-    where = f' at {error.filename}' if error.filename else ''
+    # Of a copy that fails the second name is where it goes.
+    where = error.filename2 or error.filename
+    where = f' at {where}' if where else ''
     print(
       f'error: {error.strerror}{where}. Nothing that was complete is lost: '
       'make room and give the same command again; with --workdir a run goes '
@@ -160,7 +163,8 @@ def _parse(argv: Sequence[str]) -> None:
   except flags.Error as error:
     missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
     if not missing:
-      raise UserError(f'{error} See --help.'.replace('\n', ' ')) from error
+      said = ' '.join(str(error).split()).rstrip('.')
+      raise UserError(f'{said}. See --help.') from error
     flag = known[missing[1]]
     raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
       error
@@ -251,6 +255,7 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
 
 # Help of flags that several programs have.
 ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
+CODE = 'Run code that the run folder names.'
 CHANGED = 'Take a base or experts that have changed since the run.'
 
 
@@ -260,6 +265,7 @@ def open_source(
   run: str | None,
   row: str,
   allow_changed: bool,
+  allow_code: bool,
 ) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
 
@@ -282,9 +288,9 @@ def open_source(
     return None, row
   from evojax_llm.runs import rows
 
-  return (
-    (None, row) if rows.is_vote(run) else rows.find(run, row, allow_changed)
-  )
+  if rows.is_vote(run):
+    return None, row
+  return rows.find(run, row, allow_changed, allow_code)
 
 
 def check_out(
@@ -297,12 +303,12 @@ def check_out(
     overwrite: whether a regular file may be replaced.
     inputs: what the command reads, which is never replaced.
   """
-  out = pathlib.Path(path).expanduser()
-  if out.is_dir():
-    raise UserError(f'--out={path} is a folder; expected a file name.')
-  outputs.check_apart(out, inputs)
+  out = pathlib.Path(os.path.expanduser(path))
+  outputs.prepare(out, inputs)
   # A link stays, and what it names is written.
   out = out.resolve() if out.is_symlink() else out
+  if out.is_dir():
+    raise UserError(f'--out={path} is a folder; expected a file name.')
   if out.exists() and not out.is_file():
     raise UserError(
       f'--out={path} is a device or a FIFO; only regular files are replaced.'
@@ -312,12 +318,6 @@ def check_out(
       f'--out={path} exists. Name another file, or allow to replace it with '
       '--overwrite.'
     )
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f'--out={path} cannot be written: {error}.') from error
-  if not os.access(out.parent, os.W_OK):
-    raise UserError(f'--out={path} cannot be written: no permission.')
   return out
 
 

@@ -45,6 +45,7 @@ _ALLOW_UNFINISHED = flags.DEFINE_bool(
   'allow_unfinished', False, 'Take the best so far of a run that goes on.'
 )
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
+_ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
 
 
 def main(_: Sequence[str]) -> None:
@@ -57,6 +58,7 @@ def main(_: Sequence[str]) -> None:
     _ROW.value,
     allow_unfinished=_ALLOW_UNFINISHED.value,
     allow_changed=_ALLOW_CHANGED.value,
+    allow_code=_ALLOW_CODE.value,
     options=options,
   )
   print(f'{kind} written to {_OUT.value}')

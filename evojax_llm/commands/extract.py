@@ -4,8 +4,8 @@ r"""Extracts the change of a tuned model as a LoRA adapter of its base.
       --out=adapters/code --rank=32
 
 Of every matrix of the layers, the nearest of rank R there is (SVD). What is
-missing of the changes is told as a share of their Frobenius norm, and so is what
-no adapter holds: changed norms, biases and embeddings.
+missing of the changes is told as a share of their Frobenius norm, and so is
+what no adapter holds: changed norms, biases and embeddings.
 """
 
 from collections.abc import Sequence

@@ -40,6 +40,7 @@ _ADAPTERS = flags.DEFINE_list(
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
+_ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'JSON list of texts or of message lists.', required=True
 )
@@ -75,6 +76,7 @@ def main(_: Sequence[str]) -> None:
     _RUN.value,
     _ROW.value,
     _ALLOW_CHANGED.value,
+    _ALLOW_CODE.value,
   )
   source = _MODEL.value or _RUN.value
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
@@ -104,9 +106,7 @@ def main(_: Sequence[str]) -> None:
   command.say(f'loading {source}')
   vote = None
   if _RUN.value:
-    from evojax_llm.runs import rows
-
-    members, vote = rows.load(run or _RUN.value, row, dtype)
+    members, vote = members_lib.of_row(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(
@@ -136,7 +136,7 @@ def main(_: Sequence[str]) -> None:
   command.write_json(
     out,
     {
-      'model': _MODEL.value,
+      'model': str(members.space.model().folder),
       'adapters': _ADAPTERS.value,
       **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
       'max_new_tokens': _MAX_NEW_TOKENS.value,

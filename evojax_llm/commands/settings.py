@@ -40,9 +40,16 @@ def load(source: str) -> config_dict.ConfigDict:
     UserError: there is no such configuration, setting or value.
   """
   config = systems.load(source)
+  held = fields.flat(config)
+  of_data = source.endswith('.json')
+  if of_data:
+    config.allow_code = False  # That is for the command line to say.
   for change in flags.FLAGS.setting:
     field, _, text = change.partition('=')
     fields.set_text(config, field, text)
+    held.pop(field, None)
+  if of_data and not config.allow_code:
+    fields.check_code(held, source)
   return config
 
 

@@ -33,6 +33,7 @@ from evojax_llm.commands import command
 from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import sweep_changes
+from evojax_llm.runs.errors import as_user_error
 
 settings.define()
 _SWEEP = flags.DEFINE_string(
@@ -85,7 +86,8 @@ def _changes(config):
   source = flags.FLAGS.config
   path = source.partition(':')[0]
   if path.endswith('.py') and hasattr(systems.of_file(path), 'sweep'):
-    return list(systems.of_file(path).sweep())
+    with as_user_error(Exception, what=f'sweep() of {path}'):
+      return list(systems.of_file(path).sweep())
   if config.seeds > 1:
     return [{}]
   raise command.UserError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import reprlib
@@ -139,12 +140,18 @@ class Tokenizer:
 
 def _load(path: pathlib.Path) -> Any:
   """Loads the transformers tokenizer of a folder."""
-  wanted = ('tokenizer.json', 'tokenizer.model')
+  wanted = ['tokenizer.json', 'tokenizer.model']
   there = [name for name in wanted if os.path.lexists(path / name)]
   if not there:
     raise ModelError(
       f'{path}: has neither {wanted[0]} nor {wanted[1]}; expected the '
       'tokenizer beside the weights. Copy it from the model it belongs to.'
+    )
+  if there == wanted[1:] and not importlib.util.find_spec('sentencepiece'):
+    raise ModelError(
+      f'{path / wanted[1]}: stands alone, and is read with the package '
+      'sentencepiece: install it (pip install sentencepiece protobuf), or copy '
+      'tokenizer.json beside it, which every release of Gemma has.'
     )
   # Before transformers, which would wait for ever on a FIFO.
   for pattern in ('*token*', '*chat_template*', '*chat_template*/*'):
@@ -168,15 +175,9 @@ def _load(path: pathlib.Path) -> Any:
   except (KeyboardInterrupt, SystemExit):
     raise
   except BaseException as error:  # A panic of tokenizers is no Exception.
-    if there == ['tokenizer.model']:
-      raise ModelError(
-        f'{path / "tokenizer.model"}: cannot be read alone: transformers needs '
-        'the package sentencepiece for it (pip install sentencepiece '
-        'protobuf), or the file tokenizer.json beside it, as every release of '
-        'Gemma has: copy it from there.'
-      ) from error
-    # Large, and read only to say more than "does not load".
-    read_json(path / 'tokenizer.json')
+    if wanted[0] in there:
+      # Large, and read only to say more than "does not load".
+      read_json(path / wanted[0])
     raise ModelError(
       f'{path}: the tokenizer does not load: {" ".join(str(error).split())}'
     ) from error

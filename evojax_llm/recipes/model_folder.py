@@ -267,8 +267,7 @@ class ModelFolder:
           'another model or is incomplete.'
         )
       a, b = stored[pair['A']], stored[pair['B']]
-      rank = peft.of_module(peft.rank_pattern, module, peft.r)
-      alpha = peft.of_module(peft.alpha_pattern, module, peft.alpha)
+      rank, alpha = peft.rank_and_alpha(module)
       shape = self.tensors[target].shape
       if (a.shape, b.shape) != ((rank, *shape[1:]), (*shape[:1], rank)):
         raise ModelError(

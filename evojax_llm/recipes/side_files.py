@@ -98,12 +98,12 @@ def config(plan: Plan) -> dict[str, Any]:
       every = text.get('sliding_window_pattern') or _PATTERNS[kind]
       kinds = ('full_attention', 'sliding_attention')
       text['layer_types'] = [kinds[(n + 1) % every > 0] for _, n in order]
-    for key, value in text.items():
+    for key, value in plan.like.text_config.items():
       if 'layer' in key and isinstance(value, list) and len(value) == old:
-        lists = [folder.text_config.get(key) or value for folder, _ in order]
-        pairs = zip(lists, order, strict=True)
-        if key != 'layer_types' or 'layer_types' in plan.like.text_config:
-          text[key] = [list_[n] for list_, (_, n) in pairs]
+        lists = [folder.text_config.get(key) for folder, _ in order]
+        pairs = list(zip(lists, order, strict=True))
+        if all(isinstance(x, list) and len(x) > n for x, (_, n) in pairs):
+          text[key] = [x[n] for x, (_, n) in pairs]
   dtypes = [o.dtype for o in plan.outputs if o.dtype in DTYPES.values()]
   if dtypes:
     most = max(set(dtypes), key=dtypes.count)

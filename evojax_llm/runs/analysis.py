@@ -186,12 +186,14 @@ def analyse(run: pathlib.Path) -> str:
     CheckpointError: a record is missing or damaged.
     ValueError: as `trajectory`.
   """
-  summary = record.read_json(run / 'summary.json')
+  summary = record.read_json(run / 'summary.json', 'best', 'tested')
   best = summary['best']['id']
-  fitness = record.read_json(run / 'baselines.json')['fitness']
+  fitness = record.read_json(run / 'baselines.json', 'fitness')['fitness']
   # None stands for an expert that failed.
   fitness = {n: -math.inf if f is None else f for n, f in fitness.items()}
-  came = origin(best, record.JsonLines(run / 'members.jsonl').read(), fitness)
+  members = record.JsonLines(run / 'members.jsonl')
+  with record.damaged(members.path, 'Lines that are lost are not made again.'):
+    came = origin(best, members.read(), fitness)
   path = trajectory(ItemLog(run / 'items').read())
   points = {id_: point for point, id_ in enumerate(path.ids)}
   plots.trajectory(
@@ -240,7 +242,7 @@ def _emergence(
     return emergence(values, best_expert, after)
 
   counts = {}
-  strategy = record.read_json(run / 'config.json')['config']['strategy']
+  strategy = record.read_config(run)['config']['strategy']
   # Where members move and keep their scores, the log has answers of before.
   if strategy['options'].get('rescore', True):
     experts = list(range(1, 1 + len(names)))

@@ -54,6 +54,7 @@ def export(
   row: str = report.EVOLVED,
   allow_unfinished: bool = False,
   allow_changed: bool = False,
+  allow_code: bool = False,
   options: Options = Options(),
 ) -> str:
   """Exports a row of a run's table, with a model card.
@@ -65,6 +66,7 @@ def export(
     allow_unfinished: take the best of the last checkpoint of a run that has
       not finished.
     allow_changed: take a base or experts that have changed since the run.
+    allow_code: import what its configuration names, such as a space.
     options: how it is written.
 
   Returns:
@@ -74,10 +76,10 @@ def export(
     UserError: `out` is not new, or `run` not a run that can be exported.
     CheckpointError: a record or a checkpoint is damaged.
   """
-  run, row = rows.find(run, row, allow_changed)
-  out = pathlib.Path(out).expanduser()
-  outputs.check_apart(out, run.reads())
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+  run, row = rows.find(run, row, allow_changed, allow_code)
+  out = pathlib.Path(os.path.expanduser(out))
+  outputs.prepare(out, run.reads())
+  if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
     raise UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping
+import re
 from typing import Any
 
 from ml_collections import config_dict
@@ -9,6 +10,11 @@ from ml_collections import config_dict
 from evojax_llm import lookup
 from evojax_llm.runs.errors import UserError
 
+# A Python file, or an object in one or in a module.
+_CODE = re.compile(r'.*\.py(:\w+)?|(?!lm_eval:)[\w.]+:\w+')
+# Texts and folders, which are no names of code.
+_NO_NAMES = tuple('name model adapters experts system warm_start'.split())
+_NO_NAMES += ('format.prompt', 'format.instruction', 'format.stop')
 _BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 
 
@@ -21,6 +27,23 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       found[prefix + name] = value
   return found
+
+
+def check_code(config: Mapping[str, Any], where: object) -> None:
+  """Refuses names of code in a configuration that a run folder holds.
+
+  Raises:
+    UserError: a setting names a Python file or 'package.module:Object'.
+  """
+  for name, value in flat(config).items():
+    values = value if isinstance(value, list | tuple) else str(value).split(',')
+    code = [text for text in map(str, values) if _CODE.fullmatch(text.strip())]
+    if code and name not in _NO_NAMES:
+      raise UserError(
+        f'{where}: config.{name} names code, {code[0]}. Code that a run folder '
+        'names is run only where that is allowed (allow_code): do so if you '
+        'trust it.'
+      )
 
 
 def find(

@@ -1,6 +1,6 @@
 """The run folder: what a run leaves on disk, and how it is found again.
 
-  config.json    the resolved configuration and fingerprints of the inputs
+  config.json    the configuration, and paths and fingerprints of the inputs
   metrics.jsonl  a line a generation
   members.jsonl  a line a scored member: id, parents, operator, scores
   items/         what each of them did on each item (see `fitness.item_log`)
@@ -49,6 +49,10 @@ _FOLLOWS = {
   'members.jsonl': 'the lineage in the summary lacks their members.',
   'items': 'what their members did on the items is not known any more.',
 }
+_AGAIN = (
+  'When the command of the run is given again, with its folder as --workdir, '
+  'what can be made again is.'
+)
 # Settings that a run may be given otherwise when it goes on.
 _CHANGES_NOTHING = ('require_signal',)
 
@@ -97,14 +101,7 @@ class RunFolder:
   @property
   def finished(self) -> bool:
     """Whether the run's report has been written, and is not damaged."""
-    path = self.path / 'summary.json'
-    if not path.exists():
-      return False
-    try:
-      return bool(read_json(path)['rows'])
-    except (CheckpointError, LookupError, TypeError):
-      errors.say(f'{path} is damaged: the end of the run is made again')
-      return False
+    return read_summary(self.path) is not None
 
   def rewind(self, generation: int) -> None:
     """Drops the lines and files of later generations; -1 drops all."""
@@ -215,11 +212,15 @@ class JsonLines:
 
   def rewind(self, generation: int) -> None:
     """Drops the rows of later generations, and what is no row."""
+    if not self.path.exists():
+      return
     rows = self._rows()
     kept = b''.join(
       line for row, line in rows if row['generation'] <= generation
     )
-    if self.path.exists() and kept != self.path.read_bytes():
+    if self.path.read_bytes().startswith(kept):
+      os.truncate(self.path, len(kept))  # Needs no room on a full disk.
+    else:
       write_bytes(self.path, kept)
 
   def _rows(self) -> list[tuple[dict[str, Any], bytes]]:
@@ -303,19 +304,34 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
   os.replace(part, path)
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file of a run folder.
+def read_json(path: pathlib.Path, *keys: str) -> Any:
+  """Reads a JSON file of a run folder, an object with some keys at least.
 
   Raises:
     CheckpointError: there is none, or it is damaged.
   """
   try:
-    return files_lib.read_json(path)
+    value = files_lib.read_json(path)
   except files_lib.FileError as error:
     raise CheckpointError(
-      f'{error} Is {path.parent} the folder of a run? If so it is damaged; '
-      'start again in a new workdir.'
+      f'{error} Is {path.parent} the folder of a run? {_AGAIN}'
     ) from None
+  with damaged(path, _AGAIN):
+    for key in keys:
+      value[key]
+  return value
+
+
+def read_summary(run: pathlib.Path) -> dict[str, Any] | None:
+  """Returns summary.json of a run; None where there is none that is whole."""
+  path = run / 'summary.json'
+  if not path.exists():
+    return None
+  try:
+    return read_json(path, 'rows')
+  except CheckpointError as error:
+    errors.say(str(error))
+    return None
 
 
 def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -326,7 +342,7 @@ def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   """
   path = run / 'config.json'
   kept = read_json(path)
-  with damaged(path, 'Start again in a new workdir.'):
+  with damaged(path, 'Begin again in a new workdir.'):
     halves = [kept['config'], kept['inputs'], kept.get('files', {})]
     if not all(isinstance(half, dict) for half in halves):
       raise TypeError('its parts are not objects')

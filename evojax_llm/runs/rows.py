@@ -14,20 +14,15 @@ from typing import Any
 from typing import NamedTuple
 from typing import Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm import files as files_lib
 from evojax_llm import lookup
-from evojax_llm.fitness import ensembles
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import find_space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.folders import expert_names
-from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
-from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
@@ -96,7 +91,10 @@ class Row:
 
 
 def find(
-  folder: str | os.PathLike, name: str, allow_changed: bool = False
+  folder: str | os.PathLike,
+  name: str,
+  allow_changed: bool = False,
+  allow_code: bool = False,
 ) -> tuple['Run', str]:
   """Opens the run of a row; of a comparison the best on dev of a search.
 
@@ -104,6 +102,7 @@ def find(
     folder: of a run or of a comparison.
     name: of the row of either's table.
     allow_changed: see `Run.open`.
+    allow_code: likewise.
 
   Returns:
     The run, and the name of the row in its table.
@@ -111,7 +110,7 @@ def find(
   Raises:
     UserError: there is no such run, or an input has changed.
   """
-  path = pathlib.Path(folder).expanduser()
+  path = pathlib.Path(os.path.expanduser(folder))
   search, _, vote = name.partition(', ')
   kept = report.OF_EVOLVED if vote else report.EVOLVED
   found, stages = [], set()
@@ -126,76 +125,15 @@ def find(
         }
         found.append((scores.get(kept) or -math.inf, trial))
   if len(stages) != 1:
-    return Run.open(path, allow_changed), name
+    return Run.open(path, allow_changed, allow_code), name
   _, best = max(found, key=lambda one: one[0])
   errors.say(f'{path / best}: the best on dev of {len(found)} runs')
-  return Run.open(path / best, allow_changed), kept
+  return Run.open(path / best, allow_changed, allow_code), kept
 
 
 def is_vote(folder: str) -> bool:
   """Returns whether a folder is what `export` has written of a vote."""
-  return (pathlib.Path(folder).expanduser() / VOTE_FILE).is_file()
-
-
-def load(
-  source: 'Run | str', name: str, dtype: Any = jnp.float32
-) -> tuple[base_and_adapters.Members, Vote | None]:
-  """Loads the base and the members of a row, as one population.
-
-  Args:
-    source: a run, or the folder of an exported vote.
-    name: of the row.
-    dtype: of the parameters.
-
-  Raises:
-    UserError: there is no such row, or the vote is not as it was written.
-    ModelError: a folder cannot be used.
-  """
-  if not isinstance(source, Run):
-    return _exported_vote(pathlib.Path(source).expanduser(), dtype)
-  row = source.row(name, dtype)
-  names, population = (base_and_adapters.BASE,), stack.stack([row.space.base()])
-  if row.name != base_and_adapters.BASE:
-    # As the space has them: a run of another type may have kept them.
-    genomes = jax.tree.map(
-      lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
-    )
-    names, population = (
-      (*names, *row.members),
-      stack.concatenate(population, genomes),
-    )
-  tokenizer = Tokenizer.from_folder(source.files.model)
-  members = base_and_adapters.Members(row.space, tokenizer, names, population)
-  return members, row.vote
-
-
-def _exported_vote(
-  path: pathlib.Path, dtype: Any
-) -> tuple[base_and_adapters.Members, Vote]:
-  """What `export` has written of a vote."""
-  known = files_lib.read_object(path / VOTE_FILE, UserError)
-  try:
-    base, rule = str(known['base']), known['rule']
-    folders = [path / member['folder'] for member in known['members']]
-    names = tuple(member['name'] for member in known['members'])
-    fitness = np.asarray([m['fitness'] for m in known['members']], np.float32)
-    ensembles.check_rule(rule)
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'{path / VOTE_FILE}: not as export writes it ({error!r}); export the '
-      'vote again.'
-    ) from None
-  names = (base_and_adapters.BASE, *names)
-  if (folders[0] / 'adapter_config.json').is_file():
-    members = base_and_adapters.load(base, folders, dtype)
-    members = dataclasses.replace(members, names=names)
-  else:
-    space = make_space('weights', base, models=folders, dtype=dtype)
-    population = stack.concatenate(stack.stack([space.base()]), space.experts())
-    members = base_and_adapters.Members(
-      space, Tokenizer.from_folder(base), names, population
-    )
-  return members, Vote(rule, fitness)
+  return (pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE).is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,18 +153,24 @@ class Run:
   inputs: Mapping[str, Any]
 
   @classmethod
-  def open(cls, folder: str | os.PathLike, allow_changed: bool = False) -> Self:
+  def open(
+    cls,
+    folder: str | os.PathLike,
+    allow_changed: bool = False,
+    allow_code: bool = False,
+  ) -> Self:
     """Reads config.json and finds the inputs again.
 
     Args:
       folder: of the run.
       allow_changed: take a base or experts that have changed since.
+      allow_code: import what its configuration names.
 
     Raises:
       UserError: the folder is not that of one run, or an input has changed.
       CheckpointError: its record is damaged.
     """
-    path = pathlib.Path(folder).expanduser()
+    path = pathlib.Path(os.path.expanduser(folder))
     whole = (path / 'config.json').is_file()
     if not whole or (path / 'sweep.json').is_file():
       runs = sorted(
@@ -244,7 +188,7 @@ class Run:
       raise UserError(
         f'--run={path} is not the folder of a run: it has no config.json.'
       )
-    config, files = recorded_inputs.find(path, allow_changed)
+    config, files = recorded_inputs.find(path, allow_changed, allow_code)
     return cls(path, config, files, record.read_config(path)['inputs'])
 
   def reads(self) -> list[pathlib.Path]:
@@ -257,8 +201,7 @@ class Run:
   @functools.cached_property
   def summary(self) -> dict[str, Any] | None:
     """The content of summary.json; None before the end of the run."""
-    path = self.path / 'summary.json'
-    return record.read_json(path) if path.is_file() else None
+    return record.read_summary(self.path)
 
   def row(self, name: str = report.EVOLVED, dtype: Any = None) -> Row:
     """Makes the members of a row.
@@ -319,7 +262,7 @@ class Run:
     """Plain mixes by name: baselines, then experts."""
     path, mixes = self.path / 'baselines.json', {}
     if path.is_file():
-      rows = record.read_json(path)['rows']
+      rows = record.read_json(path, 'rows')['rows']
       mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
     experts = expert_names(self.files.experts or self.files.adapters)
     for i, expert in enumerate(experts):
@@ -364,7 +307,8 @@ class Run:
     chosen = group['members']
     if of_experts:
       members = tuple(space.names[i] for i in chosen)
-      kept = record.read_json(self.path / 'baselines.json')['fitness']
+      path = self.path / 'baselines.json'
+      kept = record.read_json(path, 'fitness')['fitness']
       fitness = [kept[expert] for expert in members]
       space = space.plain
       genomes = stack.take(space.experts(), np.asarray(chosen))

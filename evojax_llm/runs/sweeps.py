@@ -28,7 +28,6 @@ from evojax_llm.runs import sweep_report
 from evojax_llm.runs import sweep_workers
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.sweep_changes import Trial
-from evojax_llm.runs.sweep_workers import SUMMARY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Folder:
   ):
     self.path = pathlib.Path(path).absolute()
     self.trials: dict[str, Trial] = {}
-    self._settings = dict(settings or {})
+    self._settings = record.plain(settings or {})
     index = self.path / sweep_workers.INDEX
     with errors.as_user_error(OSError):
       if self.path.is_dir() and not index.exists():
@@ -143,9 +142,7 @@ class Folder:
     try:
       if index.exists():
         there, self.trials = sweep_workers.read(self.path)
-        self._refuse(
-          record.compare(there, sweep_workers.as_json(settings or {}))
-        )
+        self._refuse(record.compare(there, self._settings))
       for trial in trials:
         other = self.trials.setdefault(trial.name, trial)
         self._refuse(sweep_changes.conflicts(other, trial))
@@ -178,8 +175,7 @@ class Folder:
 
   def summary(self, name: str) -> dict[str, Any] | None:
     """The summary of a trial; None where it is not finished."""
-    path = self.path / name / SUMMARY
-    return record.read_json(path) if path.exists() else None
+    return record.read_summary(self.path / name)
 
   def error(self, name: str) -> str | None:
     """Why a trial failed, in a line; None where it did not."""
@@ -207,7 +203,7 @@ class Folder:
     left = [
       trial.name
       for trial in sweep_workers.by_what_they_share(trials)
-      if not (self.path / trial.name / SUMMARY).exists()
+      if self.summary(trial.name) is None
     ]
     workers = min(workers, len(left))
     # Neighbours share programs, so a worker's share is in one piece.

@@ -24,10 +24,13 @@ import copy
 import dataclasses
 import functools
 import math
+import os
+import re
 from typing import Any
 
 import numpy as np
 
+from evojax_llm import files
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
@@ -48,6 +51,10 @@ _READS = {
 }
 # Whether greedy decoding would give a text is not read here.
 _GREEDY = (('multiple_choice', 'exact_match'), ('loglikelihood', 'acc'))
+# Python by name, other files, and templates that leave their own objects.
+_NAMES_CODE = re.compile(
+  r'!(?:function|include|python)|\b(?:class|include)\b["\']?\s*:|__\w+'
+)
 _SOURCES = ('training', 'validation', 'test')
 
 
@@ -168,6 +175,9 @@ def load(name: str, rules: Any) -> Task:
       "extra 'lm_eval' (pip install 'evojax_llm[lm_eval]')."
     ) from error
   where, _, metric = name.partition(':')
+  where = os.path.expanduser(where)
+  if where.endswith(('.yaml', '.yml')) and not rules.allow_code:
+    _refuse_code(where)
   try:
     ((title, task),) = _task_manager().load([where])['tasks'].items()
   except Exception as error:
@@ -222,6 +232,16 @@ def load(name: str, rules: Any) -> Task:
   # The harness's shots are in the prompts already.
   rules = dataclasses.replace(rules, shots=None, shots_seed=None)
   return task_files.build(top, source, title, rules, scorer)
+
+
+def _refuse_code(path: str) -> None:
+  """Refuses a file of the harness that names Python, or may reach it."""
+  found = _NAMES_CODE.search(files.read_text(path, TaskError))
+  if found:
+    raise TaskError(
+      f'lm_eval:{path}: has {found[0]!r}, by which the harness may run Python; '
+      'a task file may ask for that only where it is allowed (allow_code).'
+    )
 
 
 @functools.cache

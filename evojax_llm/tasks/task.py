@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import inspect
+import os
+import pathlib
 from typing import Any
 
 from evojax_llm import lookup
@@ -140,8 +142,8 @@ class Task:
       in Python have it.
     shots: items of dev that are shown with their answers before every
       question, and that `dev` no longer holds.
-    left_out: how many rows could not be used ('bad_rows') and how many dev
-      items are in test ('overlap'), where these were to be left out.
+    left_out: number of 'bad rows' and of 'overlapping items' of dev and test,
+      where some were left out.
   """
 
   name: str
@@ -180,8 +182,7 @@ class Task:
     digest = hashlib.sha256(repr(fields).encode())
     for path in (self.source, self.kind.rpartition(':')[0]):
       if path.endswith('.py'):
-        with open(path, 'rb') as file:
-          digest.update(file.read())
+        digest.update(pathlib.Path(os.path.expanduser(path)).read_bytes())
     return digest.hexdigest()[:16]
 
   def subset(

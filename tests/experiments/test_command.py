@@ -9,9 +9,12 @@ import time
 import jax
 import pytest
 
+from evojax_llm import pocket
 from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.commands import main
+from evojax_llm.models import folders
+from evojax_llm.runs import inputs
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.systems import genome as genome_config
@@ -116,6 +119,18 @@ def test_a_home_folder_is_found_in_flags_and_settings(
   assert f'error: {tmp_path}/a: ' in capsys.readouterr().err
 
 
+def test_what_is_embedded_has_names_in_every_command(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'pocket').mkdir()
+  assert folders.existing_folder('pocket', '') == pocket.base_folder()
+  assert inputs.task_files(['sor', 'a:b', 'c.json', 'mixed']) == (
+    pocket.task_file('sor'),
+    'a:b',
+    'c.json',
+    *map(pocket.task_file, pocket.stage('mixed')),
+  )
+
+
 def test_a_configuration_is_found_by_name_and_from_any_folder(
   tmp_path, monkeypatch
 ):
@@ -159,17 +174,43 @@ def test_one_name_has_all_commands(monkeypatch, capsys):
     assert code == 1 and shown.err.startswith('error: Got unknown flag --no_')
 
 
-def test_a_misspelt_setting_of_a_file_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+  'line, message',
+  [
+    ("config.modell = 'gemma'", 'unknown config.modell; expected'),
+    ('config.strategy.sigma = 1', 'unknown config.strategy.sigma; expected'),
+    ('config.seed = "x"', "Could not override field 'seed'"),
+    ('config = None', 'returns None; expected a ConfigDict or'),
+    ('config = missing', "NameError: name 'missing' is not defined"),
+    ('import no_such_module', "No module named 'no_such_module'"),
+    ('config config', 'SyntaxError: '),
+  ],
+)
+def test_a_mistake_in_a_configuration_file_is_one_message(
+  tmp_path, capsys, line, message
+):
   file = tmp_path / 'mine.py'
   file.write_text(
     'from evojax_llm import systems\n'
     'def get_config():\n'
     "  config = systems.load('genome')\n"
-    "  config.modell = 'gemma'\n"
+    f'  {line}\n'
     '  return config\n'
   )
   assert running.run_program('evolve', f'--config={file}') == 1
-  assert 'config.modell; expected' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert said.startswith('error: ') and message in said
+
+
+def test_a_configuration_file_may_return_the_typed_one(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from evojax_llm import RunConfig\n'
+    'def get_config():\n'
+    "  return RunConfig(tasks='a', seed=4)\n"
+  )
+  config = RunConfig.from_config(systems.load(str(file)))
+  assert config == RunConfig(tasks='a', seed=4)
 
 
 def test_a_device_that_is_not_there_is_one_message(monkeypatch, capsys):

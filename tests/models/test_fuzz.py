@@ -29,13 +29,17 @@ _FILES = {
   'model/generation_config.json': 150,
   'model/tokenizer_config.json': 150,
   'adapter/adapter_config.json': 350,
+  'adapter/adapter_model.safetensors': 200,
 }
 
 
-def _mutated(text: str, rng: random.Random) -> bytes:
-  """A text with one thing changed: a value, a key, or some bytes."""
+def _mutated(good: bytes, rng: random.Random) -> bytes:
+  """A file with one thing changed: a value, a key, or some bytes."""
   kind = rng.randrange(8)
-  data = bytearray(text.encode())
+  data = bytearray(good)
+  if b'lora_A' in good:  # The header, or the first numbers behind it.
+    data[rng.randrange(4000)] = rng.randrange(256)
+    return bytes(data)
   if kind == 0:
     return rng.choice(_TEXTS).encode()
   if kind == 1:  # Cut.
@@ -43,7 +47,7 @@ def _mutated(text: str, rng: random.Random) -> bytes:
   if kind == 2:  # A byte, which may be no UTF-8.
     data[rng.randrange(len(data))] = rng.randrange(256)
     return bytes(data)
-  top = json.loads(text)
+  top = json.loads(good)
   places = [top, *(v for v in top.values() if isinstance(v, dict) and v)]
   part = rng.choice(places)
   key = rng.choice(list(part))
@@ -81,7 +85,7 @@ def test_mutated_files(name, folder, tmp_path):
   rng = random.Random(name)
   copy = pathlib.Path(shutil.copytree(folder, tmp_path / 'copy'))
   file = copy / name
-  good = file.read_text()
+  good = file.read_bytes()
   known = {p: p.read_bytes() for p in copy.rglob('*') if p.is_file()}
   config, _ = hub.load_config(copy / 'model')
   refused = 0

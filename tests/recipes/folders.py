@@ -8,23 +8,23 @@ import numpy as np
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
-from tests import tiny
-
-WIDTH, INNER, WORDS = 8, 12, 16
+WIDTH, WORDS = 8, 8
 _DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 _SHAPES = {
   'self_attn.q_proj.weight': (WIDTH, WIDTH),
   'self_attn.q_proj.bias': (WIDTH,),
-  'self_attn.k_proj.weight': (4, WIDTH),
-  'mlp.up_proj.weight': (INNER, WIDTH),
-  'mlp.down_proj.weight': (WIDTH, INNER),
+  'self_attn.k_proj.weight': (WIDTH, WIDTH),
+  'mlp.up_proj.weight': (WIDTH, WIDTH),
+  'mlp.down_proj.weight': (WIDTH, WIDTH),
   'input_layernorm.weight': (WIDTH,),
 }
+_GEMMA = 'pre_feedforward_layernorm.weight'
 
 
 def write(
   folder: pathlib.Path,
   seed: int,
+  family: str = 'qwen2',
   *,
   like: pathlib.Path | None = None,
   layers: int = 3,
@@ -35,10 +35,15 @@ def write(
   shards: int = 1,
   **config,
 ) -> pathlib.Path:
-  """Writes a folder of Qwen's names; `like` gives what its weights are near."""
+  """Writes random weights near those of `like`.
+
+  Of the names of Qwen or of Gemma, which has its embedding tied and no biases.
+  All matrices have one shape, so that few programs are compiled.
+  """
   folder.mkdir(parents=True)
   rng = np.random.default_rng(seed)
   near = load(like) if like else {}
+  tied = tied or family == 'gemma2'
   shapes = {
     'model.embed_tokens.weight': (words, WIDTH),
     'model.norm.weight': (WIDTH,),
@@ -48,7 +53,10 @@ def write(
   if vision:
     shapes['vision_tower.encoder.layers.0.mlp.fc1.weight'] = (6, 5)
   for n in range(layers):
-    shapes |= {f'model.layers.{n}.{k}': s for k, s in _SHAPES.items()}
+    own = dict(_SHAPES)
+    if family == 'gemma2':
+      own[_GEMMA] = own.pop('self_attn.q_proj.bias')
+    shapes |= {f'model.layers.{n}.{k}': s for k, s in own.items()}
   tensors = {
     name: (
       near.get(name, np.zeros(shape, np.float32)).astype(np.float32)
@@ -60,12 +68,11 @@ def write(
     tensors['vision_tower.position_ids'] = np.arange(5)[None]
   save(folder, tensors, shards)
   text = {
-    'model_type': 'qwen2',
-    'architectures': ['Qwen2ForCausalLM'],
+    'model_type': family,
     'num_hidden_layers': layers,
     'hidden_size': WIDTH,
     'vocab_size': words,
-    'tie_word_embeddings': tied,
+    **({} if family == 'gemma2' else {'tie_word_embeddings': tied}),
     'torch_dtype': dtype,
     **config,
   }
@@ -75,13 +82,6 @@ def write(
   tokenizer = {'model': {'type': 'BPE', 'vocab': vocab}, 'added_tokens': []}
   (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
   return folder
-
-
-def write_gemma(folder: pathlib.Path, seed: int, **options) -> pathlib.Path:
-  """Writes a Gemma-2 folder of three layers."""
-  return tiny.write_gemma(
-    folder, 'gemma2', seed=seed, num_hidden_layers=3, **options
-  )
 
 
 def save(folder, tensors, shards=1) -> None:
@@ -106,3 +106,10 @@ def load(folder: pathlib.Path) -> dict[str, np.ndarray]:
   for file in sorted(folder.glob('*.safetensors')):
     found |= load_file(file)
   return found
+
+
+def load_adapter(folder: pathlib.Path, module: str) -> dict[str, np.ndarray]:
+  """A and B of a module such as 'layers.1.mlp.up_proj'."""
+  tensors = load_file(folder / 'adapter_model.safetensors')
+  prefix = f'base_model.model.model.{module}.lora_'
+  return {x: tensors[f'{prefix}{x}.weight'] for x in 'AB'}

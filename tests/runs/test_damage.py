@@ -1,11 +1,13 @@
 """Run folders that are damaged: made whole again, or named."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
 from evojax_llm import runs as library
+from evojax_llm.runs import analysis
 from evojax_llm.runs import errors
 from evojax_llm.runs import preparation
 from evojax_llm.runs import runner
@@ -83,14 +85,16 @@ def all_of(*damages):
 
 
 UNFINISHED = gone('summary.json')
+# Parents are named with the best.
+LINEAGE = {'lineage', 'best'}
 
 
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
     (all_of(), 'is finished'),
-    (cut('summary.json'), 'summary.json is damaged'),
-    (without('summary.json', 'rows'), 'the end of the run is made again'),
+    (cut('summary.json'), 'summary.json: not valid JSON'),
+    (without('summary.json', 'rows'), "summary.json is damaged: no 'rows'"),
     (gone('best'), 'best of'),
     (all_of(gone('curve.png'), gone('summary.md')), 'summary.md, curve.png of'),
     (UNFINISHED, 'going on after generation 4'),
@@ -131,6 +135,21 @@ def test_what_can_be_made_again_is(
   assert made == whole
 
 
+@pytest.mark.parametrize('limit', [{'tokens': 1}, {'seconds': 0.01}])
+def test_what_a_search_has_spent_counts_when_it_goes_on(
+  prepared, tmp_path, limit
+):
+  search = dataclasses.replace(prepared.config.strategy, **limit)
+  config = dataclasses.replace(prepared.config, strategy=search)
+  prepared = dataclasses.replace(prepared, config=config)
+  folder = runner.run_prepared(prepared, tmp_path / 'run')
+  before = runs.result(folder)
+  assert before['summary']['generations'] == 0
+  UNFINISHED(folder)
+  runner.run_prepared(prepared, folder)
+  assert runs.result(folder) == before
+
+
 @pytest.mark.parametrize(
   ('damage', 'message', 'others'),
   [
@@ -143,8 +162,8 @@ def test_what_can_be_made_again_is(
       'generations 1 of {}/metrics.jsonl are lost',
       {'tokens'},
     ),
-    (line('members.jsonl', 0, '\0\n'), '0 of {}/members.jsonl', {'lineage'}),
-    (gone('members.jsonl'), '4 of {}/members.jsonl', {'lineage'}),
+    (line('members.jsonl', 0, '\0\n'), '0 of {}/members.jsonl', LINEAGE),
+    (gone('members.jsonl'), '4 of {}/members.jsonl', LINEAGE),
   ],
 )
 def test_what_is_lost_is_named_and_the_rest_is_the_same(
@@ -195,3 +214,21 @@ def test_what_cannot_be_made_again_is_an_error_that_changes_nothing(
     runner.run_prepared(prepared, folder)
   lines = 'members.jsonl'
   assert (folder / lines).read_bytes() == (finished[0] / lines).read_bytes()
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (gone('members.jsonl'), r'members\.jsonl is damaged: no \d+'),
+    (without('baselines.json', 'fitness'), "damaged: no 'fitness'"),
+    (gone('baselines.json'), 'no such file'),
+    (flipped('items/00001.npz'), r'00001\.npz is damaged'),
+  ],
+  ids=str,
+)
+def test_an_analysis_names_what_is_damaged(finished, tmp_path, damage, message):
+  folder = tmp_path / 'run'
+  shutil.copytree(finished[0], folder)
+  damage(folder)
+  with pytest.raises(ValueError, match=message):
+    analysis.analyse(folder)

@@ -2,14 +2,19 @@
 
 import errno
 import pathlib
+import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from evojax_llm.fitness import item_log
+from evojax_llm.models import folders
 from evojax_llm.models import peft
 from evojax_llm.runs import checkpoint
+from evojax_llm.runs import errors
 from evojax_llm.runs import plots
 from evojax_llm.runs import record
 from tests.experiments import runs
@@ -128,6 +133,21 @@ def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
     assert not (folder / 'summary.json').exists()
   assert runs.evolve(settings, folder) is None
   assert runs.result(folder) == runs.result(finished[0])
+
+
+def test_a_full_disk_under_safetensors_is_an_error_of_the_system(tmp_path):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # A limit on the size of files is the full disk that needs no disk.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+  try:
+    with pytest.raises(OSError) as error, folders.new_folder(tmp_path / 'best'):
+      part = next(tmp_path.iterdir()) / 'x.safetensors'
+      safetensors_numpy.save_file({'x': np.zeros(10_000)}, part)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert errors.has_no_room(error.value)
+  assert error.value.filename == str(tmp_path / 'best')
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_population_of_another_size_is_refused_with_what_to_do(

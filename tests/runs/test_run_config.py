@@ -6,6 +6,7 @@ import json
 from ml_collections import config_dict
 import pytest
 
+from evojax_llm.runs import fields
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.runs.run_config import StrategyConfig
@@ -69,3 +70,44 @@ def test_values_are_checked_when_it_is_made_in_python():
     RunConfig(seeds=0)
   with pytest.raises(UserError, match='config.dev_limit 0'):
     dataclasses.replace(RunConfig(), dev_limit=0)
+
+
+def test_the_format_of_all_tasks():
+  config = RunConfig().to_config()
+  fields.set_text(config, 'format.max_new_tokens', '8')
+  fields.set_text(config, 'format.choice', 'text')
+  read = RunConfig.from_config(config).format
+  assert (read.max_new_tokens, read.choice, read.kind) == (8, 'text', None)
+  with pytest.raises(UserError, match='config.format.max_new_tokens'):
+    RunConfig.from_config({'format': {'max_new_tokens': -1}})
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'refused'),
+  [
+    ('space', 'evil:Space', True),
+    ('strategy.name', 'evil.py:Search', True),
+    ('strategy.options', {'merge': 'evil.merges:MIDDLE'}, True),
+    ('objective', 'os:system', True),
+    ('initial', ['zero', 'evil:recipe'], True),
+    ('tasks', 'main, ~/evil.py', True),
+    ('format.kind', 'evil:Scorer', True),
+    ('tasks', 'main,lm_eval:arc_easy:acc', False),
+    ('format.prompt', 'Q:x', False),
+    ('model', 'folder:name', False),
+    ('space', 'gates', False),
+  ],
+)
+def test_code_that_a_run_folder_names(field, value, refused):
+  config = RunConfig().to_dict()
+  *parts, name = field.split('.')
+  part = config
+  for key in parts:
+    part = part[key]
+  part[name] = value
+  if not refused:
+    return fields.check_code(config, 'config.json')
+  with pytest.raises(
+    UserError, match=rf'config.json: config.{field}.*allow_co'
+  ):
+    fields.check_code(config, 'config.json')

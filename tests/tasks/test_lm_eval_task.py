@@ -7,6 +7,8 @@ installed it is also computed (`live`).
 import dataclasses
 import importlib.util
 import json
+import math
+import types
 
 import jax
 import numpy as np
@@ -17,8 +19,14 @@ from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import load_base
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.tasks import lm_eval_task
+from evojax_llm.tasks import task_files
 from evojax_llm.tasks.scorers.base import Answer
+from evojax_llm.tasks.scorers.base import Verdict
+from evojax_llm.tasks.scorers.base import Verdicts
+from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
 from tests.golden import make_lm_eval
 
@@ -239,6 +247,74 @@ def test_generated_answers_go_through_the_harness(base, tmp_path, monkeypatch):
 def test_tasks_that_are_not_there_are_refused():
   with pytest.raises(TaskError, match='not one task that the harness can load'):
     load_task('lm_eval:no_such_task_at_all')
+
+
+class Harness:
+  """What is read of a task, in place of the harness's own class."""
+
+  OUTPUT_TYPE = 'multiple_choice'
+
+  def __init__(self, *splits):
+    self._splits = splits
+
+  def __getattr__(self, name):
+    if name.startswith('has_'):
+      return lambda: name[4:-5] in self._splits
+    raise AttributeError(name)
+
+  def doc_to_target(self, doc):
+    return 1
+
+  def doc_to_choice(self, doc):
+    return ['a', 'b']
+
+
+@pytest.mark.parametrize(
+  ('splits', 'chosen'),
+  [
+    (['test'], {'test': 'test'}),
+    (['validation'], {'test': 'validation'}),
+    (['training', 'test'], {'dev': 'training', 'test': 'test'}),
+    (['validation', 'test'], {'dev': 'validation', 'test': 'test'}),
+  ],
+)
+def test_splits_of_the_harness(splits, chosen):
+  assert lm_eval_task._splits(Harness(*splits), 'x') == chosen
+
+
+def test_an_empty_context_is_no_question():
+  request = types.SimpleNamespace(args=(' ', ' a'))
+  row = lm_eval_task._row(Harness(), {}, [request])
+  assert row == {'choices': {'0': 'a', '1': 'b'}, 'answer': '1'}
+  task = task_files.build(
+    {'dev': [], 'test': [row]}, 'x', 'x', Rules(), lm_eval_task.LmEvalScorer()
+  )
+  assert task.test[0].question == '' and not task.dev
+
+
+def test_a_perplexity_beyond_a_double_is_infinite():
+  harness = types.SimpleNamespace(
+    aggregation=lambda: {'perplexity': lambda values: math.exp(sum(values))}
+  )
+  scorer = lm_eval_task.LmEvalScorer(task=harness, metric='perplexity')
+  item = Item('0', '', 'a')
+  verdicts = Verdicts.of([Verdict(None, 800.0)])
+  assert scorer.aggregate([item], verdicts) == math.inf
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'doc_to_text: !function evil.f',
+    '{"class": "evil"}',
+    'x: "{{a.__class__}}"',
+  ],
+)
+def test_a_file_of_the_harness_that_names_code_is_refused(tmp_path, text):
+  path = tmp_path / 'task.yaml'
+  path.write_text(text)
+  with pytest.raises(TaskError, match='may run Python.*allow_code'):
+    lm_eval_task._refuse_code(str(path))
 
 
 @pytest.mark.skipif(HAS_HARNESS, reason='lm_eval is installed')

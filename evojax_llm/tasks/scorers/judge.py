@@ -59,6 +59,8 @@ class Judge(Endpoint, Scorer):
 
   def __post_init__(self):
     super().__post_init__()
+    if not (isinstance(self.function, str) or callable(self.function)):
+      raise TaskError(f'function: expected its name, got {self.function!r}.')
     if bool(self.function) == bool(self.endpoint):
       raise TaskError(
         "a judge needs either a 'function' or an 'endpoint' (with a 'model')."

@@ -19,6 +19,7 @@ from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task import find_function
+from evojax_llm.tasks.task import shown
 
 # First words of the Unicode names of a language's letters; the second list is
 # of scripts that it shares with others and does not tell it from them.
@@ -79,6 +80,18 @@ class Gated:
   threshold: float = 0.5
 
   def __post_init__(self):
+    for name, kind in (
+      ('language', str),
+      ('detector', str),
+      ('threshold', float),
+    ):
+      value = getattr(self, name)
+      if not isinstance(value, kind) and (
+        kind is str or type(value) is not int
+      ):
+        raise TaskError(
+          f'{name}: expected {kind.__name__}, got {shown(value)}.'
+        )
     if self.scorer.reads != 'text':
       raise TaskError(
         f'language: expected a kind that generates text, and this one reads '

@@ -3,12 +3,16 @@
 import dataclasses
 import re
 
+import regex
+
 from evojax_llm.options import option
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
+
+_SECONDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,8 @@ class RegexMatch(Scorer):
     super().__post_init__()
     try:
       re.compile(self.pattern)
-    except re.error as error:
+      regex.compile(self.pattern)
+    except (re.error, regex.error, RecursionError, OverflowError) as error:
       raise TaskError(
         f'pattern: expected a regular expression, got {self.pattern!r}: '
         f'{error}.'
@@ -36,7 +41,15 @@ class RegexMatch(Scorer):
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     flags = re.IGNORECASE if self.ignore_case else 0
-    matches = list(re.finditer(self.pattern, answer.text, flags))
+    try:
+      found = regex.finditer(self.pattern, answer.text, flags, timeout=_SECONDS)
+      matches = list(found)
+    except TimeoutError as error:
+      raise TaskError(
+        f'pattern: {self.pattern!r} takes more than {_SECONDS} seconds on an '
+        f"answer to item '{item.id}'; expected one that does not try all ways "
+        'to split a text, as (a+)+ does.'
+      ) from error
     if not matches:
       return Verdict(None, 0.0)
     match = matches[-1 if self.occurrence == 'last' else 0]

@@ -254,6 +254,8 @@ def test_misuse_is_refused():
 
 def test_stop_strings():
   assert cut_at_stop('a\nQ: b\nQuestion: c', STOP) == 'a'
+  # The first of several, and not the last.
+  assert cut_at_stop('a\nQ: b\nQ: c', STOP) == 'a'
   assert cut_at_stop('abc', ()) == 'abc'
   assert cut_at_stop('abc', ('x',)) == 'abc'
   assert cut_at_stop('abc', ('c', 'a')) == ''

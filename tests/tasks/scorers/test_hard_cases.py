@@ -309,3 +309,10 @@ def test_published_drop_takes_the_whole_text_without_a_mark():
 def test_wrong_options_are_refused(make, words):
   with pytest.raises(TaskError, match=words):
     make()
+
+
+def test_a_pattern_that_takes_for_ever_is_told(monkeypatch):
+  monkeypatch.setattr('evojax_llm.tasks.scorers.regex._SECONDS', 0.05)
+  scorer = RegexMatch(pattern='(a|aa)+$')
+  with pytest.raises(TaskError, match='takes more than 0.05 seconds'):
+    judge(scorer, text_item('a'), 'a' * 99 + '!')

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from evojax_llm.tasks.scorers import endpoint
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.endpoint import Endpoint
 from evojax_llm.tasks.scorers.endpoint import JudgeError
@@ -52,8 +53,10 @@ class Server:
           self.send_header('Retry-After', '1')
         self.end_headers()
         # Who has waited long enough is gone.
-        with contextlib.suppress(BrokenPipeError):
-          self.wfile.write(reply)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+          for part in reply.split() if 'drips' in fault else [reply]:
+            self.wfile.write(part)
+            time.sleep(0.05 * ('drips' in fault))
 
       def log_message(self, *_):
         pass
@@ -151,6 +154,9 @@ def test_failures_that_pass_are_tried_again(serve):
     (200, b'', 'hangs'),
     (200, b'', 'resets'),
     (200, b'{"choices": [', 'breaks'),
+    # Each read ends in time, all of them together do not.
+    (200, b'{ "a": ' + b' 1' * 20, 'drips'),
+    (200, b' ' * 2000 + json.dumps(said('9')[1]).encode(), 'floods'),
     (200, b''),
     (200, b'<html>busy</html>'),
     (200, {'error': 'loading'}),
@@ -161,7 +167,8 @@ def test_failures_that_pass_are_tried_again(serve):
   ],
   ids=lambda fault: f'{fault[0]} {fault[-1]}',
 )
-def test_whatever_breaks_is_tried_again(serve, fault):
+def test_whatever_breaks_is_tried_again(serve, fault, monkeypatch):
+  monkeypatch.setattr(endpoint, '_LONGEST_REPLY', 1000)
   server = serve(lambda _, count: fault if count == 1 else said('4'))
   assert judge(ask(server.url, timeout=0.2), text_item(''), 'x')[1] == 4
   assert len(server.requests) == 2
@@ -197,6 +204,11 @@ def test_what_was_replied_before_the_end_is_kept(serve, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_told_first(serve, tmp_path):
   server = serve(lambda *_: said('4'))
+  other = tmp_path / 'notes.txt'
+  other.write_text('mine\n')
+  with pytest.raises(JudgeError, match='holds no replies: it is some other'):
+    judge(ask(server.url, cache=str(other)), text_item(''), 'x')
+  assert other.read_text() == 'mine\n'
   with pytest.raises(JudgeError, match='cannot be used.*nothing was asked'):
     judge(ask(server.url, cache=str(tmp_path)), text_item(''), 'x')
   assert not server.requests

@@ -55,6 +55,9 @@ def test_a_detector_of_ones_own():
   assert judge(gated, text_item('aei'), 'aei')[1] == 1
   assert judge(gated, text_item('aeb'), 'aeb')[1] == 1
   assert judge(gated, text_item('abc'), 'abc')[1] == 0
+  gated = make_scorer('exact_match', {**options, 'detector': 'posixpath:join'})
+  with pytest.raises(TaskError, match="gave 'abc/xx'; expected a probability"):
+    judge(gated, text_item('abc'), 'abc')
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,9 @@ def test_a_detector_of_ones_own():
       "'nobody' cannot be imported",
     ),
     ('exact_match', {'language': 'x', 'detector': 'here'}, "'module:function'"),
+    ('exact_match', {'language': 'x', 'detector': 'os:rename'}, 'two argument'),
+    ('exact_match', {'language': {}}, 'language: expected str, got {}'),
+    ('exact_match', {'language': 'ja', 'threshold': 'x'}, 'expected float'),
   ],
 )
 def test_gates_that_cannot_be_are_refused(kind, options, words):
