@@ -9,6 +9,7 @@ what no adapter holds: changed norms, biases and embeddings.
 """
 
 from collections.abc import Sequence
+import os
 import pathlib
 
 from absl import flags
@@ -33,12 +34,12 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm.recipes import extract
   from evojax_llm.runs import outputs
 
-  out = pathlib.Path(_OUT.value)
-  outputs.check_apart(out, [_MODEL.value, _BASE.value])
+  out = pathlib.Path(os.path.expanduser(_OUT.value))
+  outputs.prepare(out, [_MODEL.value, _BASE.value])
   found = extract.extract(
     _MODEL.value,
     _BASE.value,
-    out.expanduser(),
+    out,
     _RANK.value,
     command.Progress(),
   )

@@ -26,6 +26,7 @@ mixtures of experts, quantised weights.
 """
 
 from collections.abc import Sequence
+import os
 import pathlib
 import re
 
@@ -67,9 +68,9 @@ def main(_: Sequence[str]) -> None:
   if _DRY_RUN.value:
     print(merge.describe(plan, shard_bytes))
     return
-  out = pathlib.Path(_OUT.value).expanduser()
+  out = pathlib.Path(os.path.expanduser(_OUT.value))
   read = [folder.path for folder in plan.folders.values()]
-  outputs.check_apart(out, [*read, _RECIPE.value])
+  outputs.prepare(out, [*read, _RECIPE.value])
   if any(out.resolve() in path.resolve().parents for path in read):
     raise UserError(f'--out={out} holds a folder that this command reads.')
   merge.check_new(out, _OVERWRITE.value)

@@ -52,7 +52,7 @@ def merge(
   Raises:
     ModelError: `out` is there, or has too little room.
   """
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   check_new(out, overwrite)
   room = _room(out)
   if room < plan.size:

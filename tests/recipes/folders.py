@@ -59,8 +59,7 @@ def write(
     shapes |= {f'model.layers.{n}.{k}': s for k, s in own.items()}
   tensors = {
     name: (
-      near.get(name, np.zeros(shape, np.float32)).astype(np.float32)
-      + rng.normal(0, 0.3 if like else 1.0, shape)
+      _near(near, name, shape) + rng.normal(0, 0.3 if like else 1.0, shape)
     ).astype(_DTYPES[dtype])
     for name, shape in shapes.items()
   }
@@ -82,6 +81,13 @@ def write(
   tokenizer = {'model': {'type': 'BPE', 'vocab': vocab}, 'added_tokens': []}
   (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
   return folder
+
+
+def _near(near, name, shape):
+  found = near.get(name)
+  if found is None or found.shape != shape:
+    return np.zeros(shape, np.float32)
+  return found.astype(np.float32)
 
 
 def save(folder, tensors, shards=1) -> None:
