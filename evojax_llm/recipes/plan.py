@@ -309,7 +309,8 @@ class _Builder:
     """The tensor of that name, merged of `tensor(source)` of its sources."""
     method = self._method
     lead = self._there(tensor(self._lead(part)), name)
-    if lead[0].dtype(lead[1]) in _INTEGERS:
+    stored = lead[0].tensors[lead[1]]
+    if stored.dtype in _INTEGERS or not stored.size:
       return self._copy(name, lead)
     sources = self._parents(part)
     values = {
@@ -377,13 +378,16 @@ class _Builder:
           f'{", ".join(FLOATS)} are merged. Leave it out with filters, or '
           'convert it.',
         )
-    shapes = {f.name: f.tensors[n].shape for f, n in given}
-    if len(set(shapes.values())) == 1:
+    shapes = [folder.tensors[stored].shape for folder, stored in given]
+    if len(set(shapes)) == 1:
       return
-    sizes = ', '.join(f'{f} {list(shape)}' for f, shape in shapes.items())
-    rows = {shape[:1] for shape in shapes.values()}
+    sizes = ', '.join(
+      f'{folder.name} {list(shape)}'
+      for (folder, _), shape in zip(given, shapes, strict=True)
+    )
+    rows = {shape[:1] for shape in shapes}
     words = model_folder.is_head(name) or model_folder.is_embedding(name)
-    if words and len(rows) > 1 and len({s[1:] for s in shapes.values()}) == 1:
+    if words and len(rows) > 1 and len({shape[1:] for shape in shapes}) == 1:
       raise self._recipe.fail(
         name,
         f'the vocabularies differ: {sizes}. Resize the models to one '

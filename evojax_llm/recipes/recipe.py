@@ -138,7 +138,7 @@ def parse(raw: Mapping[str, Any], text: str, path: str) -> Recipe:
     text=text,
     method=reader.method,
     slices=slices,
-    base=reader.text(raw, 'base_model'),
+    base=reader.model(raw, 'base_model'),
     parameters=parameters,
     dtype=reader.dtype(raw, 'dtype'),
     out_dtype=reader.dtype(raw, 'out_dtype'),
@@ -189,6 +189,11 @@ class _Reader:
       raise self.fail(f'{where}{key}', f'{given}; expected a text.')
     return value
 
+  def model(self, raw, key, where='', needed=False):
+    """A folder, spelt in one way, so that the base is known among models."""
+    value = self.text(raw, key, where, needed)
+    return value and os.path.normpath(value)
+
   def dtype(self, raw, key):
     name = self.text(raw, key)
     if name is None:
@@ -202,7 +207,7 @@ class _Reader:
     return DTYPES[name]
 
   def tokenizer(self, raw):
-    part, source = raw.get('tokenizer'), self.text(raw, 'tokenizer_source')
+    part, source = raw.get('tokenizer'), self.model(raw, 'tokenizer_source')
     if part is None:
       return source
     if not isinstance(part, Mapping):
@@ -216,7 +221,7 @@ class _Reader:
           'not supported: tokens are neither added nor moved; resize the '
           'models first.',
         )
-    return self.text(part, 'source', 'tokenizer.')
+    return self.model(part, 'source', 'tokenizer.')
 
   def slices(self, raw):
     models, slices = raw.get('models'), raw.get('slices')
@@ -262,7 +267,7 @@ class _Reader:
       self._check_part(part, key, known)
       found.append(
         Source(
-          self.text(part, 'model', f'{key}.', needed=True),
+          self.model(part, 'model', f'{key}.', needed=True),
           self._range(part.get('layer_range'), f'{key}.layer_range'),
           self.parameters(part, f'{key}.', of_model=True),
           key,
