@@ -113,11 +113,12 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if pathlib.Path(where).name != 'xla_bridge.py':  # where jax looks for them
       raise
-    asked = os.environ.get('JAX_PLATFORMS', '')
+    asked = os.environ.get('JAX_PLATFORMS')
+    named = f'JAX_PLATFORMS={asked} names' if asked else 'there are'
     print(
-      f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
-      f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
-      'or install what jax needs for them: see README.md.',
+      f'error: {named} devices that jax does not find or cannot use. '
+      f'{" ".join(str(error).split())[:300]}\nSet JAX_PLATFORMS=cpu, or '
+      'install what jax needs for them: see README.md.',
       file=sys.stderr,
     )
   except OSError as error:

@@ -167,9 +167,7 @@ def main(_: Sequence[str]) -> None:
   command.say(f'loading {source}')
   vote = None
   if _RUN.value:
-    from evojax_llm.runs import rows
-
-    members, vote = rows.load(run or _RUN.value, row, dtype)
+    members, vote = members_lib.of_row(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   make = functools.partial(

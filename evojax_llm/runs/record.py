@@ -212,11 +212,15 @@ class JsonLines:
 
   def rewind(self, generation: int) -> None:
     """Drops the rows of later generations, and what is no row."""
+    if not self.path.exists():
+      return
     rows = self._rows()
     kept = b''.join(
       line for row, line in rows if row['generation'] <= generation
     )
-    if self.path.exists() and kept != self.path.read_bytes():
+    if self.path.read_bytes().startswith(kept):
+      os.truncate(self.path, len(kept))  # Needs no room on a full disk.
+    else:
       write_bytes(self.path, kept)
 
   def _rows(self) -> list[tuple[dict[str, Any], bytes]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import inspect
+import pathlib
 from typing import Any
 
 from evojax_llm import lookup
@@ -180,8 +181,7 @@ class Task:
     digest = hashlib.sha256(repr(fields).encode())
     for path in (self.source, self.kind.rpartition(':')[0]):
       if path.endswith('.py'):
-        with open(path, 'rb') as file:
-          digest.update(file.read())
+        digest.update(pathlib.Path(path).expanduser().read_bytes())
     return digest.hexdigest()[:16]
 
   def subset(

@@ -13,6 +13,7 @@ from evojax_llm.models import hub
 from evojax_llm.models.expression import variables
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import export as export_lib
 from evojax_llm.runs import model_card
@@ -20,6 +21,7 @@ from evojax_llm.runs import report
 from evojax_llm.runs import rows
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.errors import UserError
 from tests.experiments import running
 
 
@@ -151,8 +153,10 @@ def test_score_and_generate_take_a_vote(voting, tmp_path):
 
   # What is exported is a vote as well.
   export_lib.export(voting, tmp_path / 'vote', 'vote of experts')
-  here, decides = rows.load(str(tmp_path / 'vote'), '')
-  there, expected = rows.load(rows.Run.open(voting), 'vote of experts')
+  here, decides = base_and_adapters.of_row(str(tmp_path / 'vote'), '')
+  there, expected = base_and_adapters.of_row(
+    rows.Run.open(voting), 'vote of experts'
+  )
   assert here.names == there.names == ('base', 'expert2', 'expert0', 'expert1')
   assert decides.rule == expected.rule
   np.testing.assert_array_equal(decides.fitness, expected.fitness)
@@ -297,6 +301,24 @@ def test_mistakes_are_refused(run_folder, base, tmp_path, capsys, flags, words):
   for word in words:
     assert word in error
   assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('{', '[]', '{}', '{"base": "b", "rule": "auto", "members": []}'),
+    '{"base": "b", "rule": "lot", "members": [{"folder": "a", "name": "a", '
+    '"fitness": 1}]}',
+    '{"base": "b", "rule": "auto", "members": [{"folder": "../a", "name": "a", '
+    '"fitness": 1}]}',
+    '{"base": "b", "rule": "auto", "members": [{"folder": 3, "name": "a", '
+    '"fitness": 1}]}',
+  ],
+)
+def test_a_damaged_vote_is_named(tmp_path, text):
+  (tmp_path / rows.VOTE_FILE).write_text(text)
+  with pytest.raises(UserError, match=rows.VOTE_FILE):
+    base_and_adapters.of_row(str(tmp_path), '')
 
 
 def test_a_base_that_has_changed_is_noticed(run_folder, tmp_path, capsys):
