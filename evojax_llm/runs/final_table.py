@@ -276,6 +276,7 @@ class Ending:
         name: {
           'rule': group.rule,
           'members': group.members,
+          'fitness': group.fitness,
           'dev_fitness_by_size': group.by_size,
           # Of a vote that knows which member is right: a bound, no result.
           'oracle': bounds[name],

@@ -110,7 +110,7 @@ def find(
   Raises:
     UserError: there is no such run, or an input has changed.
   """
-  path = pathlib.Path(folder).expanduser()
+  path = pathlib.Path(os.path.expanduser(folder))
   search, _, vote = name.partition(', ')
   kept = report.OF_EVOLVED if vote else report.EVOLVED
   found, stages = [], set()
@@ -133,7 +133,7 @@ def find(
 
 def is_vote(folder: str) -> bool:
   """Returns whether a folder is what `export` has written of a vote."""
-  return (pathlib.Path(folder).expanduser() / VOTE_FILE).is_file()
+  return (pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE).is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Run:
       UserError: the folder is not that of one run, or an input has changed.
       CheckpointError: its record is damaged.
     """
-    path = pathlib.Path(folder).expanduser()
+    path = pathlib.Path(os.path.expanduser(folder))
     whole = (path / 'config.json').is_file()
     if not whole or (path / 'sweep.json').is_file():
       runs = sorted(
