@@ -219,7 +219,7 @@ class Run:
     wanted = _ALIASES.get(wanted, wanted)
     with record.damaged(self.path / 'baselines.json', record.AGAIN):
       mixes = self._mixes()
-    by_lower = {known.lower().replace('_', ' '): known for known in mixes}
+      by_lower = {known.lower().replace('_', ' '): known for known in mixes}
     if wanted == report.EVOLVED:
       row = self._evolved(dtype)
     elif wanted in _VOTES and self._ensemble(wanted):
