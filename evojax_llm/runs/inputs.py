@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -135,7 +136,7 @@ def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:
   """
   files: list[pathlib.Path | str] = []
   for name in given:
-    path = pathlib.Path(name).expanduser()
+    path = pathlib.Path(os.path.expanduser(name))
     if path.is_file():
       files.append(path)
     elif ':' in name or path.suffix or len(path.parts) > 1:
