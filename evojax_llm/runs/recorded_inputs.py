@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 from evojax_llm.runs import errors
+from evojax_llm.runs import fields
 from evojax_llm.runs import inputs
 from evojax_llm.runs import record
 from evojax_llm.runs.run_config import RunConfig
@@ -74,7 +75,7 @@ def paths(files: inputs.Files) -> dict[str, Any]:
 
 
 def find(
-  run: pathlib.Path, allow_changed: bool = False
+  run: pathlib.Path, allow_changed: bool = False, allow_code: bool = False
 ) -> tuple[RunConfig, inputs.Files]:
   """Finds the inputs of a run again, from wherever it is called.
 
@@ -86,6 +87,7 @@ def find(
     run: the run folder.
     allow_changed: take a base or an expert that is not as it was, with a line
       about it.
+    allow_code: import what the configuration names.
 
   Returns:
     The run's configuration, and where its inputs are.
@@ -96,6 +98,8 @@ def find(
   """
   kept = record.read_config(run)
   config = RunConfig.from_config(kept['config'])
+  if not allow_code:
+    fields.check_code(config.to_dict(), run / 'config.json')
   if not kept.get('files'):
     return config, inputs.locate(config)
   here = None

@@ -217,8 +217,9 @@ class Run:
     """
     wanted = ' '.join(name.split(' (')[0].lower().replace('_', ' ').split())
     wanted = _ALIASES.get(wanted, wanted)
-    mixes = self._mixes()
-    by_lower = {known.lower().replace('_', ' '): known for known in mixes}
+    with record.damaged(self.path / 'baselines.json', record.AGAIN):
+      mixes = self._mixes()
+      by_lower = {known.lower().replace('_', ' '): known for known in mixes}
     if wanted == report.EVOLVED:
       row = self._evolved(dtype)
     elif wanted in _VOTES and self._ensemble(wanted):
@@ -229,12 +230,14 @@ class Run:
       row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
       raise self._unknown(name, mixes)
-    rows = (self.summary or {}).get('rows', ())
-    entry = next((r for r in rows if r['name'] == row.name), None)
+    with record.damaged(self.path / 'summary.json', record.AGAIN):
+      rows = (self.summary or {}).get('rows', ())
+      entry = next((r for r in rows if r['name'] == row.name), None)
     return dataclasses.replace(row, entry=entry)
 
   def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
-    groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
+    with record.damaged(self.path / 'summary.json', record.AGAIN):
+      groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
     known = [report.EVOLVED, *groups, *mixes]
     why = ''
     if not groups:

@@ -335,6 +335,17 @@ def test_a_task_that_has_changed_is_told(run_folder, tmp_path, capsys):
   assert "--row='none'; expected one of" in said
 
 
+def test_code_that_a_run_folder_names_is_not_run(run_folder, tmp_path, capsys):
+  copy = shutil.copytree(run_folder, tmp_path / 'run')
+  known = json.loads((copy / 'config.json').read_text())
+  known['config']['space'] = 'payload.py:Space'
+  (copy / 'config.json').write_text(json.dumps(known))
+  assert export(copy, tmp_path / 'out') == 1
+  assert 'config.space names code' in capsys.readouterr().err
+  assert export(copy, tmp_path / 'out', '--allow_code') == 1
+  assert 'payload.py' in capsys.readouterr().err
+
+
 def test_a_base_that_has_changed_is_noticed(run_folder, tmp_path, capsys):
   copy = shutil.copytree(run_folder, tmp_path / 'run')
   known = json.loads((copy / 'config.json').read_text())
