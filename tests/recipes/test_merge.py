@@ -2,14 +2,11 @@
 
 import json
 import os
-import pathlib
-import random
 import signal
 
 import jax
 import numpy as np
 import pytest
-import yaml
 
 from evojax_llm.files import FileError
 from evojax_llm.models.errors import ModelError
@@ -19,42 +16,9 @@ from evojax_llm.recipes import write
 from evojax_llm.recipes.methods import METHODS
 from tests.recipes import folders
 from tests.recipes import reference
-
-
-@pytest.fixture(scope='module')
-def models(tmp_path_factory):
-  """By family, the names of a base and three models, and their tensors."""
-  root, found = tmp_path_factory.mktemp('models'), {}
-  for family in ('qwen2', 'gemma2'):
-    base = folders.write(root / family / 'base', 0, family, shards=2)
-    paths = [str(base)]
-    for seed in (1, 2, 3):
-      path = root / family / f'x{seed}'
-      paths.append(str(folders.write(path, seed, family, like=base)))
-    found[family] = (
-      paths,
-      {path: folders.load(pathlib.Path(path)) for path in paths},
-    )
-  return found
-
-
-def write_recipe(path, recipe):
-  path.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(recipe))
-  return path
-
-
-def made(tmp_path, recipe, name='out', **options):
-  plan = merge.plan(write_recipe(tmp_path / f'{name}.yaml', recipe))
-  return folders.load(merge.merge(plan, tmp_path / name, **options))
-
-
-def check(found, expected):
-  assert found.keys() == expected.keys()
-  for name, value in expected.items():
-    np.testing.assert_allclose(
-      found[name], value, rtol=2e-4, atol=2e-5, err_msg=name
-    )
-
+from tests.recipes.making import check
+from tests.recipes.making import made
+from tests.recipes.making import write_recipe
 
 _WEIGHTS = (
   [0.2, 1.0],
@@ -104,79 +68,6 @@ def test_every_method_is_that_of_numpy(method, models, tmp_path):
     for i, recipe in enumerate(_recipes(method, paths)):
       found = made(tmp_path, recipe, f'{family}{i}')
       check(found, reference.folder(recipe, tensors))
-
-
-CHEAP = (
-  'linear',
-  'slerp',
-  'task_arithmetic',
-  'ties',
-  'passthrough',
-  'nearswap',
-)
-
-
-def _value(draw, low=0.1, high=1.0):
-  """A number, a gradient or filters."""
-  kind = draw.randrange(5)
-  if kind == 0:
-    return [_number(draw, low, high) for _ in range(draw.randint(1, 3))]
-  if kind == 1:
-    entries = [
-      {
-        'filter': draw.choice(['mlp', 'self_attn', 'layers', 'norm']),
-        'value': draw.choice([_number(draw, low, high), [low, high]]),
-      }
-      for _ in range(draw.randint(1, 2))
-    ]
-    return entries + draw.choice([[], [{'value': _number(draw, low, high)}]])
-  return _number(draw, low, high)
-
-
-def _number(draw, low, high):
-  number = round(draw.uniform(low, high), 3)
-  return draw.choice([number, str(number)])
-
-
-def _random_recipe(draw, paths):
-  base, *rest = paths
-  method = draw.choice(CHEAP)
-  count = {'passthrough': 1, 'slerp': 1, 'nearswap': 1}.get(method)
-  chosen = draw.sample(rest, count or draw.choice([2, 3]))
-  recipe = {'merge_method': method, 'parameters': {}}
-  sources = []
-  for model in chosen:
-    own = {'weight': _value(draw)} if method in reference.NEEDS_WEIGHT else {}
-    if method == 'ties' and draw.random() < 0.7:
-      own['density'] = _value(draw)
-    if method == 'passthrough' and draw.random() < 0.7:
-      own['scale'] = _value(draw)
-    sources.append({'model': model, 'parameters': own})
-  if method in ('slerp', 'nearswap'):
-    recipe['parameters']['t'] = _value(draw, 0.0)
-  if method not in reference.NO_BASE:
-    recipe['base_model'] = base
-    sources.insert(draw.randrange(len(sources) + 1), {'model': base})
-  if draw.random() < 0.5:
-    return {**recipe, 'models': sources}
-  recipe['slices'] = []
-  for _ in range(draw.randint(1, 2)):
-    start = draw.randrange(3)
-    end = draw.randint(start + 1, 3)
-    recipe['slices'].append(
-      {'sources': [{**s, 'layer_range': [start, end]} for s in sources]}
-    )
-    if method in reference.NEEDS_WEIGHT and draw.random() < 0.5:
-      recipe['slices'][-1]['parameters'] = {'weight': _value(draw)}
-  return recipe
-
-
-def test_random_recipes_are_those_of_numpy(models, tmp_path):
-  draw = random.Random(0)
-  for i in range(200):
-    paths, tensors = models[draw.choice(['qwen2', 'gemma2'])]
-    recipe = _random_recipe(draw, paths)
-    check(made(tmp_path, recipe, str(i)), reference.folder(recipe, tensors))
 
 
 def test_masks_depend_on_seed_tensor_and_model(models, tmp_path):
