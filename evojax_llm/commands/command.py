@@ -303,7 +303,7 @@ def check_out(
     overwrite: whether a regular file may be replaced.
     inputs: what the command reads, which is never replaced.
   """
-  out = pathlib.Path(path).expanduser()
+  out = pathlib.Path(os.path.expanduser(path))
   outputs.prepare(out, inputs)
   # A link stays, and what it names is written.
   out = out.resolve() if out.is_symlink() else out

@@ -136,7 +136,7 @@ def main(_: Sequence[str]) -> None:
   command.write_json(
     out,
     {
-      'model': _MODEL.value,
+      'model': str(members.space.model().folder),
       'adapters': _ADAPTERS.value,
       **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
       'max_new_tokens': _MAX_NEW_TOKENS.value,

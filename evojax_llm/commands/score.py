@@ -197,7 +197,7 @@ def main(_: Sequence[str]) -> None:
   command.write_json(
     out,
     {
-      'model': _MODEL.value,
+      'model': str(members.space.model().folder),
       'adapters': _ADAPTERS.value,
       **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
       'split': _SPLIT.value,
@@ -228,6 +228,13 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
     inputs_lib.task_files(_TASKS.value) if _TASKS.value else run.files.tasks,
     inputs_lib.rules(config),
   )
+  if run and not _TASKS.value:
+    for task, known in zip(whole, run.inputs['tasks'], strict=False):
+      if task.fingerprint() != known:
+        command.say(
+          f'{task.name}: not as the run read it: scores are not those of its '
+          'table'
+        )
   limits = getattr(config, f'{split}_limits')
   if len(limits) != len(whole):
     limits = [getattr(config, f'{split}_limit')] * len(whole)

@@ -62,11 +62,12 @@ def read_adapter(
     stored = _stored_factors(files, config)
     modules = {module: _parse(files, module, config) for module in stored}
     _check_modules(files, peft, list(modules), config)
+    # Before anything is read, which may take longer than patterns may.
+    numbers = {module: peft.rank_and_alpha(module) for module in stored}
     factors = {}
     for module, pair in stored.items():
       names, layer = modules[module]
-      rank = peft.of_module(peft.rank_pattern, module, peft.r)
-      alpha = peft.of_module(peft.alpha_pattern, module, peft.alpha)
+      rank, alpha = numbers[module]
       shape = config.linear_shapes()[names]
       _check_shapes(files, peft, module, pair, rank, shape)
       arrays = {}

@@ -6,6 +6,7 @@ member for each adapter folder, or of a row of a run's table, follows.
 
 from collections.abc import Sequence
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -84,7 +85,7 @@ def of_row(
     ModelError: a folder cannot be used.
   """
   if not isinstance(source, rows.Run):
-    return _exported_vote(pathlib.Path(source).expanduser(), dtype)
+    return _exported_vote(pathlib.Path(os.path.expanduser(source)), dtype)
   row = source.row(name, dtype)
   names, population = (BASE,), stack.stack([row.space.base()])
   if row.name != BASE:

@@ -77,7 +77,7 @@ def export(
     CheckpointError: a record or a checkpoint is damaged.
   """
   run, row = rows.find(run, row, allow_changed, allow_code)
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   outputs.prepare(out, run.reads())
   if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
     raise UserError(

@@ -51,14 +51,16 @@ def is_whole(folder: pathlib.Path) -> bool:
 
 def show(folder: pathlib.Path) -> None:
   """Prints the table of a finished run."""
-  summary = record.read_json(folder / 'summary.json')
-  lines = [
-    report.table(summary['rows']),
-    '',
-    summary_page.tasks_foot(summary),
-    '',
-  ]
-  lines += summary_page.better_lines(summary, str(folder))
+  path = folder / 'summary.json'
+  summary = record.read_json(path)
+  with record.damaged(path, record.AGAIN):
+    lines = [
+      report.table(summary['rows']),
+      '',
+      summary_page.tasks_foot(summary),
+      '',
+      *summary_page.better_lines(summary, str(folder)),
+    ]
   print('\n'.join(lines))
   print(f'best member: {folder / "best"}\nreport: {folder / "summary.md"}')
 
@@ -274,6 +276,7 @@ class Ending:
         name: {
           'rule': group.rule,
           'members': group.members,
+          'fitness': group.fitness,
           'dev_fitness_by_size': group.by_size,
           # Of a vote that knows which member is right: a bound, no result.
           'oracle': bounds[name],

@@ -21,7 +21,7 @@ def prepare(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
   except (OSError, RuntimeError) as error:  # too long, or a loop of links
     raise UserError(f'--out={out} is no path to write to: {error}.') from error
   for given in inputs:
-    source = pathlib.Path(given).expanduser()
+    source = pathlib.Path(os.path.expanduser(given))
     if not source.exists():
       continue
     source = source.resolve()

@@ -144,6 +144,9 @@ def prepare(
     inputs=inputs,
     cache=cache,
   )
+  evaluator.check_population(
+    setup.space, max(strategy.capacity, strategy.num_proposals)
+  )
   first = prepared.initial()
   abstract = run_state.abstract_state(
     strategy,

@@ -110,7 +110,7 @@ def find(
   Raises:
     UserError: there is no such run, or an input has changed.
   """
-  path = pathlib.Path(folder).expanduser()
+  path = pathlib.Path(os.path.expanduser(folder))
   search, _, vote = name.partition(', ')
   kept = report.OF_EVOLVED if vote else report.EVOLVED
   found, stages = [], set()
@@ -133,7 +133,7 @@ def find(
 
 def is_vote(folder: str) -> bool:
   """Returns whether a folder is what `export` has written of a vote."""
-  return (pathlib.Path(folder).expanduser() / VOTE_FILE).is_file()
+  return (pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE).is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Run:
       UserError: the folder is not that of one run, or an input has changed.
       CheckpointError: its record is damaged.
     """
-    path = pathlib.Path(folder).expanduser()
+    path = pathlib.Path(os.path.expanduser(folder))
     whole = (path / 'config.json').is_file()
     if not whole or (path / 'sweep.json').is_file():
       runs = sorted(
@@ -217,8 +217,9 @@ class Run:
     """
     wanted = ' '.join(name.split(' (')[0].lower().replace('_', ' ').split())
     wanted = _ALIASES.get(wanted, wanted)
-    mixes = self._mixes()
-    by_lower = {known.lower().replace('_', ' '): known for known in mixes}
+    with record.damaged(self.path / 'baselines.json', record.AGAIN):
+      mixes = self._mixes()
+      by_lower = {known.lower().replace('_', ' '): known for known in mixes}
     if wanted == report.EVOLVED:
       row = self._evolved(dtype)
     elif wanted in _VOTES and self._ensemble(wanted):
@@ -229,12 +230,14 @@ class Run:
       row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
       raise self._unknown(name, mixes)
-    rows = (self.summary or {}).get('rows', ())
-    entry = next((r for r in rows if r['name'] == row.name), None)
+    with record.damaged(self.path / 'summary.json', record.AGAIN):
+      rows = (self.summary or {}).get('rows', ())
+      entry = next((r for r in rows if r['name'] == row.name), None)
     return dataclasses.replace(row, entry=entry)
 
   def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
-    groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
+    with record.damaged(self.path / 'summary.json', record.AGAIN):
+      groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
     known = [report.EVOLVED, *groups, *mixes]
     why = ''
     if not groups:

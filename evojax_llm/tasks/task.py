@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import inspect
+import os
 import pathlib
 from typing import Any
 
@@ -181,7 +182,7 @@ class Task:
     digest = hashlib.sha256(repr(fields).encode())
     for path in (self.source, self.kind.rpartition(':')[0]):
       if path.endswith('.py'):
-        digest.update(pathlib.Path(path).expanduser().read_bytes())
+        digest.update(pathlib.Path(os.path.expanduser(path)).read_bytes())
     return digest.hexdigest()[:16]
 
   def subset(

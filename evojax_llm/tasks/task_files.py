@@ -32,6 +32,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import itertools
+import os
 import pathlib
 from typing import Any
 
@@ -145,7 +146,7 @@ def _read(name: str, rules: Rules) -> Task:
     return lm_eval_task.load(name.removeprefix('lm_eval:'), rules)
   if not is_text(name):
     raise TaskError(f'{name!a}: the name is not UTF-8; rename the file.')
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(os.path.expanduser(name))
   of_python = path.suffix == '.py' or ':' in name
   if of_python and tables.ending(path) not in tables.ENDINGS:
     from evojax_llm.tasks import python_task
@@ -223,7 +224,10 @@ def build(
     texts[key] = '' if top.get(key) is None else top[key]
     line = key == 'icl_prompt' or all(c >= ' ' for c in str(texts[key]))
     if not (is_text(texts[key]) and line):
-      raise TaskError(f"{path}, '{key}': expected text, got {shown(top[key])}.")
+      what = 'text' if key == 'icl_prompt' else 'text of one line'
+      raise TaskError(
+        f"{path}, '{key}': expected {what}, got {shown(top[key])}."
+      )
   task = Task(
     name=texts['name'] or texts['dataset'] or name,
     kind=kind,

@@ -43,8 +43,10 @@ def voting(run_folder, tmp_path_factory):
   summary = json.loads((copy / 'summary.json').read_text())
   groups = summary['ensembles']
   best = run_state.best_members(state, 3)
-  groups[report.OF_EVOLVED]['members'] = [best.ids[i] for i in (0, 2, 1)]
-  groups[report.OF_EXPERTS]['members'] = [2, 0, 1]
+  groups[report.OF_EVOLVED].update(
+    members=[best.ids[i] for i in (0, 2, 1)], fitness=[0.3, 0.2, 0.1]
+  )
+  groups[report.OF_EXPERTS].update(members=[2, 0, 1], fitness=[3.0, 2.0, 1.0])
   (copy / 'summary.json').write_text(json.dumps(summary))
   return copy
 
@@ -159,7 +161,7 @@ def test_score_and_generate_take_a_vote(voting, tmp_path):
   )
   assert here.names == there.names == ('base', 'expert2', 'expert0', 'expert1')
   assert decides.rule == expected.rule
-  np.testing.assert_array_equal(decides.fitness, expected.fitness)
+  assert decides.fitness.tolist() == expected.fitness.tolist() == [3, 2, 1]
   prompts, out = tmp_path / 'prompts.json', tmp_path / 'texts.json'
   prompts.write_text('["the tea", "in"]')
   flags = [f'--run={tmp_path / "vote"}', f'--out={out}']
@@ -321,6 +323,29 @@ def test_a_damaged_vote_is_named(tmp_path, text):
     base_and_adapters.of_row(str(tmp_path), '')
 
 
+def test_a_task_that_has_changed_is_told(run_folder, tmp_path, capsys):
+  copy = shutil.copytree(run_folder, tmp_path / 'run')
+  known = json.loads((copy / 'config.json').read_text())
+  known['inputs']['tasks'][1] = 'another'
+  (copy / 'config.json').write_text(json.dumps(known))
+  flags = [f'--run={copy}', '--row=none', f'--out={tmp_path / "o.json"}']
+  assert running.run_program('score', *flags) == 1
+  said = capsys.readouterr().err
+  assert 'b: not as the run read it' in said and 'a: not' not in said
+  assert "--row='none'; expected one of" in said
+
+
+def test_code_that_a_run_folder_names_is_not_run(run_folder, tmp_path, capsys):
+  copy = shutil.copytree(run_folder, tmp_path / 'run')
+  known = json.loads((copy / 'config.json').read_text())
+  known['config']['space'] = 'payload.py:Space'
+  (copy / 'config.json').write_text(json.dumps(known))
+  assert export(copy, tmp_path / 'out') == 1
+  assert 'config.space names code' in capsys.readouterr().err
+  assert export(copy, tmp_path / 'out', '--allow_code') == 1
+  assert 'payload.py' in capsys.readouterr().err
+
+
 def test_a_base_that_has_changed_is_noticed(run_folder, tmp_path, capsys):
   copy = shutil.copytree(run_folder, tmp_path / 'run')
   known = json.loads((copy / 'config.json').read_text())
@@ -335,7 +360,7 @@ def test_a_base_that_has_changed_is_noticed(run_folder, tmp_path, capsys):
   'spoil, message',
   [
     (lambda run: shutil.rmtree(run), 'no config.json'),
-    (lambda run: (run / 'config.json').write_text('{'), 'damaged'),
+    (lambda run: (run / 'config.json').write_text('{'), 'not valid JSON'),
     (lambda run: shutil.rmtree(run / 'checkpoints'), 'no readable checkpoint'),
   ],
 )
