@@ -316,7 +316,7 @@ class Ending:
 
 
 def levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """Returns the rows that stand beside the curve, the best of all among them."""
+  """Returns the fitness of rows beside the curve, the best one among them."""
   scores = {
     row['name']: row['dev']['fitness']['score']
     for row in rows
