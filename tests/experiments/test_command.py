@@ -45,7 +45,7 @@ def test_a_device_a_core_and_no_more_than_members(
   assert len(asked) == 2
 
 
-PROGRAMS = 'evolve sweep compare score generate export analyse'.split()
+PROGRAMS = tuple(main.COMMANDS)
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
