@@ -29,8 +29,19 @@ from tests import tiny  # noqa: E402
 jax.config.update('jax_num_cpu_devices', 4)
 
 
-# Folders whose tests spend their time on compiling programs that run once.
-_COMPILED_ONCE = ('models',)
+# Folders whose tests spend their time on compiling programs that run once; the
+# others run the pocket model, which is slow without optimisations.
+_COMPILED_ONCE = (
+  'engine',
+  'fitness',
+  'genomes',
+  'models',
+  'operators',
+  'pocket',
+  'population',
+  'strategies',
+  'tasks',
+)
 
 
 @pytest.fixture(scope='module', autouse=True)
