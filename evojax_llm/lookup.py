@@ -12,6 +12,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 from typing import Any
@@ -72,7 +73,7 @@ def load_module(where: str) -> Any:
   """
   if not where.endswith('.py'):
     return importlib.import_module(where)
-  path = pathlib.Path(where).expanduser()
+  path = pathlib.Path(os.path.expanduser(where))
   if not path.is_file():
     raise FileNotFoundError(f'there is no file {where}')
   name = f'_evojax_llm_extension_{path.stem}'

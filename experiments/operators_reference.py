@@ -33,9 +33,11 @@ default and the range that makes sense for a search; with a star, one for each
 parent. What a merge cannot have (a density is a share) is refused where it is
 known, and cut inside of a program. Options are static, with their default.
 
-`from evojax_llm.operators import ...` gives all of them, for the merges
-`merge('slerp', [a, b])` and `merge_population`. A merge of your own is a
-function of one tensor and an entry:
+`from evojax_llm.operators import ...` gives all of them by these names; merges
+of genomes are `merge('slerp', [a, b])` and `merge_population`. Genomes of a
+space are stacked by layer: with `layers=space.layers` each layer is merged and
+mutated on its own, without it every leaf is one tensor. A merge of your own is
+a function of one tensor and an entry:
 
 ```python
 from evojax_llm.operators import Merge

@@ -113,11 +113,12 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
     where = traceback.extract_tb(error.__traceback__)[-1].filename
     if pathlib.Path(where).name != 'xla_bridge.py':  # where jax looks for them
       raise
-    asked = os.environ.get('JAX_PLATFORMS', '')
+    asked = os.environ.get('JAX_PLATFORMS')
+    named = f'JAX_PLATFORMS={asked} names' if asked else 'there are'
     print(
-      f'error: JAX_PLATFORMS={asked} names devices that jax does not find '
-      f'here. {" ".join(str(error).split())[:300]}\nLeave JAX_PLATFORMS unset, '
-      'or install what jax needs for them: see README.md.',
+      f'error: {named} devices that jax does not find or cannot use. '
+      f'{" ".join(str(error).split())[:300]}\nSet JAX_PLATFORMS=cpu, or '
+      'install what jax needs for them: see README.md.',
       file=sys.stderr,
     )
   except OSError as error:
@@ -162,7 +163,8 @@ def _parse(argv: Sequence[str]) -> None:
   except flags.Error as error:
     missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
     if not missing:
-      raise UserError(f'{error} See --help.'.replace('\n', ' ')) from error
+      said = ' '.join(str(error).split()).rstrip('.')
+      raise UserError(f'{said}. See --help.') from error
     flag = known[missing[1]]
     raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
       error
@@ -301,12 +303,12 @@ def check_out(
     overwrite: whether a regular file may be replaced.
     inputs: what the command reads, which is never replaced.
   """
-  out = pathlib.Path(path).expanduser()
-  if out.is_dir():
-    raise UserError(f'--out={path} is a folder; expected a file name.')
-  outputs.check_apart(out, inputs)
+  out = pathlib.Path(os.path.expanduser(path))
+  outputs.prepare(out, inputs)
   # A link stays, and what it names is written.
   out = out.resolve() if out.is_symlink() else out
+  if out.is_dir():
+    raise UserError(f'--out={path} is a folder; expected a file name.')
   if out.exists() and not out.is_file():
     raise UserError(
       f'--out={path} is a device or a FIFO; only regular files are replaced.'
@@ -316,12 +318,6 @@ def check_out(
       f'--out={path} exists. Name another file, or allow to replace it with '
       '--overwrite.'
     )
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f'--out={path} cannot be written: {error}.') from error
-  if not os.access(out.parent, os.W_OK):
-    raise UserError(f'--out={path} cannot be written: no permission.')
   return out
 
 

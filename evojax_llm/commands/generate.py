@@ -106,9 +106,7 @@ def main(_: Sequence[str]) -> None:
   command.say(f'loading {source}')
   vote = None
   if _RUN.value:
-    from evojax_llm.runs import rows
-
-    members, vote = rows.load(run or _RUN.value, row, dtype)
+    members, vote = members_lib.of_row(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   command.say(
@@ -138,7 +136,7 @@ def main(_: Sequence[str]) -> None:
   command.write_json(
     out,
     {
-      'model': _MODEL.value,
+      'model': str(members.space.model().folder),
       'adapters': _ADAPTERS.value,
       **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
       'max_new_tokens': _MAX_NEW_TOKENS.value,

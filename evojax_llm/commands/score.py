@@ -52,7 +52,9 @@ _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _TASKS = flags.DEFINE_list(
-  'tasks', None, "Task files, separated by commas; by default the run's."
+  'tasks',
+  None,
+  "Task files, or pocket tasks by name, by commas; by default the run's.",
 )
 _SPLIT = flags.DEFINE_enum(
   'split', 'dev', ['dev', 'test'], 'Which items of the tasks to score.'
@@ -96,7 +98,10 @@ _PER_ITEM = flags.DEFINE_bool(
   'per_item', False, 'Write every prediction to --out.'
 )
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16'], 'Type of the computation.'
+  'dtype',
+  None,
+  ['float32', 'bfloat16'],
+  'Type of the computation; that of the run, or float32.',
 )
 _BASE_DTYPE = flags.DEFINE_enum(
   'base_dtype',
@@ -156,13 +161,13 @@ def main(_: Sequence[str]) -> None:
   from evojax_llm.runs import scoring
   from evojax_llm.tasks.scorers.registry import scorer_of
 
-  dtype = jnp.dtype(_DTYPE.value)
+  execution = config.execution
+  dtype = jnp.dtype(_DTYPE.value or execution.dtype)
+  base_dtype = _BASE_DTYPE.value or execution.base_dtype
   command.say(f'loading {source}')
   vote = None
   if _RUN.value:
-    from evojax_llm.runs import rows
-
-    members, vote = rows.load(run or _RUN.value, row, dtype)
+    members, vote = members_lib.of_row(run or _RUN.value, row, dtype)
   else:
     members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
   make = functools.partial(
@@ -171,12 +176,12 @@ def main(_: Sequence[str]) -> None:
     tasks,
     chat=config.chat,
     dtype=dtype,
-    max_length=_MAX_LENGTH.value or config.execution.max_length,
+    max_length=_MAX_LENGTH.value or execution.max_length,
   )
-  evaluator = make(base_dtype=_BASE_DTYPE.value)
+  evaluator = make(base_dtype=base_dtype)
   changed = None
-  if _BASE_DTYPE.value:
-    eight = make(base_dtype=_BASE_DTYPE.value)
+  if base_dtype:
+    eight = make(base_dtype=base_dtype)
     changed = int8_base.difference(make(), eight, members.space.model())
     command.say(int8_base.describe(changed))
   command.say(evaluator.prepare(members.space, members.population).describe())
@@ -192,7 +197,7 @@ def main(_: Sequence[str]) -> None:
   command.write_json(
     out,
     {
-      'model': _MODEL.value,
+      'model': str(members.space.model().folder),
       'adapters': _ADAPTERS.value,
       **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
       'split': _SPLIT.value,
@@ -220,8 +225,16 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
   from evojax_llm.tasks import task_files
 
   whole = task_files.load_tasks(
-    _TASKS.value or run.files.tasks, inputs_lib.rules(config)
+    inputs_lib.task_files(_TASKS.value) if _TASKS.value else run.files.tasks,
+    inputs_lib.rules(config),
   )
+  if run and not _TASKS.value:
+    for task, known in zip(whole, run.inputs['tasks'], strict=False):
+      if task.fingerprint() != known:
+        command.say(
+          f'{task.name}: not as the run read it: scores are not those of its '
+          'table'
+        )
   limits = getattr(config, f'{split}_limits')
   if len(limits) != len(whole):
     limits = [getattr(config, f'{split}_limit')] * len(whole)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import os
 
 import jax
@@ -22,6 +23,8 @@ _SLOTS_PER_CALL_ELSEWHERE = 512
 _FOLD_AT_MOST_BYTES = 1 << 28
 _FOLD_NEVER_BYTES = 1 << 32
 _SHARE_OF_MEMORY = 0.8
+# The host keeps lists with an entry for each member, and makes them one by one.
+MOST_MEMBERS = 1 << 17
 _MIB = 1 << 20
 
 
@@ -143,6 +146,48 @@ def device_budget(device: jax.Device) -> int:
     return 4 << 30
 
 
+def check_population(
+  members: int, genome_bytes: int, budget: float | None, device: jax.Device
+) -> None:
+  """Refuses a population before it is made.
+
+  Args:
+    members: P, or the members of an ask where they are more.
+    genome_bytes: bytes of one genome.
+    budget: bytes on one device, or None to ask the device.
+    device: one of the devices.
+
+  Raises:
+    MemoryPlanError: it is too large, or the budget is no number of bytes.
+  """
+  budget = _budget(budget, device)
+  if members > MOST_MEMBERS:
+    raise MemoryPlanError(
+      f'Got a population of {members:,} members; expected at most '
+      f'{MOST_MEMBERS:,}, as the host keeps what each of them does. Use a '
+      'smaller population over more generations.'
+    )
+  if members * genome_bytes > budget:
+    raise MemoryPlanError(
+      f'A population of {members:,} members of {genome_bytes / _MIB:,.2f} MiB '
+      f'takes {members * genome_bytes / _MIB:,.0f} MiB; the budget is '
+      f'{budget / _MIB:,.0f} MiB on {device.platform}. Use a smaller '
+      'population or a larger memory budget.'
+    )
+
+
+def _budget(budget, device):
+  """The budget in bytes, as given or asked of the device."""
+  if budget is None:
+    return device_budget(device)
+  if not 0 < budget < math.inf:
+    raise MemoryPlanError(
+      f'Got a memory budget of {budget} bytes; expected a finite number above '
+      '0. Leave it out for four fifths of what the device has.'
+    )
+  return int(budget)
+
+
 def choose_form(
   config: GemmaConfig, platform: str, itemsize: int, generates: bool
 ) -> tuple[str, bool]:
@@ -202,8 +247,13 @@ def make_plan(
     generates = any(new for _, new in lengths)
     form, clear = choose_form(config, device.platform, itemsize, generates)
     reason = f'the rule for models of this size on {device.platform}'
-  if budget is None:
-    budget = device_budget(device)
+  budget = _budget(budget, device)
+  for name, value in (
+    ('members_per_group', members_per_group),
+    ('prompts_per_batch', prompts_per_batch),
+  ):
+    if value is not None and value < 1:
+      raise MemoryPlanError(f'Got {name} {value}; expected at least 1.')
   if population_bytes is None:
     population_bytes = members * member_bytes
   heads = config.num_heads + 2 * config.num_kv_heads
@@ -238,7 +288,8 @@ def make_plan(
     fixed = base_bytes + population_bytes + group * member_bytes + copies
     return Plan(members_per_group=group, fixed=fixed, **common)
 
-  group = members_per_group or members
+  # No group has more than all members.
+  group = min(members_per_group or members, members)
   while True:
     plan = attempt(group)
     try:

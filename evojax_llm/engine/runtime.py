@@ -13,6 +13,7 @@ from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.models import quantize
+from evojax_llm.models.errors import ModelError
 from evojax_llm.population import sharding
 
 
@@ -34,7 +35,7 @@ class Runtime:
       seconds of `time.perf_counter`.
 
   Raises:
-    ValueError: base_dtype is unknown.
+    ValueError: base_dtype is unknown, or jax computes in 64 bits.
   """
 
   def __init__(
@@ -49,6 +50,11 @@ class Runtime:
     if base_dtype not in (None, 'int8'):
       raise ValueError(
         f"base_dtype is {base_dtype!r}; expected None or 'int8'."
+      )
+    if jax.config.jax_enable_x64:
+      raise ModelError(
+        'Got jax_enable_x64 (JAX_ENABLE_X64) for programs of 32 bits; expected '
+        'it to be off. Unset it.'
       )
     self.mesh = sharding.population_mesh(devices)
     self.dtype, self._base_dtype = dtype, base_dtype

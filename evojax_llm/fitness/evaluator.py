@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.engine import forms
+from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.engine import plan as planning
 from evojax_llm.engine.answers import Answers
@@ -153,6 +154,20 @@ class Evaluator:
       task.subset(split, limit, self.draw)
       for task, limit in zip(self.tasks, limits, strict=True)
     ]
+
+  def check_population(self, space: Expressing, members: int) -> None:
+    """Refuses a population of a space that no plan can hold, before it is made.
+
+    Raises:
+      MemoryPlanError: saying how large it would be.
+    """
+    genome_bytes = groups.num_bytes(jax.eval_shape(space.base))
+    planning.check_population(
+      members,
+      genome_bytes,
+      self._choices['budget'],
+      self._runtime.mesh.devices.flat[0],
+    )
 
   def prepare(
     self,

@@ -105,7 +105,7 @@ def finish(
     indices = np.flatnonzero(sigma)
     noisy = jax.vmap(
       lambda key, genome, s: mutation.gaussian(
-        key, genome, s, 1.0, rounding='stochastic'
+        key, genome, s, 1.0, rounding='stochastic', layers=leaves.LAYERS
       )
     )(
       keys.keys_for(seed_key, 0, jnp.asarray(indices, jnp.int32), 'noise'),

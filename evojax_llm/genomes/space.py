@@ -24,6 +24,7 @@ from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.hub import Model
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 # By the value of the configuration; see `make_space`.
@@ -53,6 +54,7 @@ class Space(Expressing, Protocol):
     names: (N,) of the experts.
     exports: 'adapter' or 'model', the kind of folder that `export` writes.
     takes: kinds of experts that `from_files` takes, of 'adapters' and 'models'.
+    layers: key of a genome below which leaves have the axis L, or None.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
   """
@@ -61,6 +63,7 @@ class Space(Expressing, Protocol):
   exports: str = 'adapter'
   takes: tuple[str, ...] = ('adapters',)
   shares_base: bool = True
+  layers: str | None = leaves.LAYERS
 
   @classmethod
   def from_files(

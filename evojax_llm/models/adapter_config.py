@@ -4,7 +4,6 @@ The rules that choose modules, ranks and alphas are those of PEFT. What is set
 there and not known is refused by name: it may change what the adapter computes.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterable
 import dataclasses
 import os
@@ -26,9 +25,8 @@ _KNOWN = frozenset(
   ensure_weight_tying eva_config exclude_modules inference_mode
   init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha
   lora_dropout lora_ga_config megatron_config megatron_core merge_weights
-  peft_type
-  peft_version qalora_group_size r rank_pattern revision runtime_config
-  target_modules task_type use_rslora velora_config
+  peft_type peft_version qalora_group_size r rank_pattern revision
+  runtime_config target_modules task_type use_rslora velora_config
   """.split()
 )
 # Fields that change the mathematics when set, and what to do about each.
@@ -49,9 +47,9 @@ _REFUSED = {
 }
 # Initialisations that subtract the first adapter from the base weights.
 _CHANGES_BASE = ('pissa', 'olora', 'corda', 'loftq', 'lora_ga')
-# Patterns of a file may backtrack for ever; all of them have so long together.
+# Patterns may backtrack for ever; all of a file have so long together.
 _SECONDS = 5.0
-_MOST_PATTERNS = 10_000
+_MOST_PATTERNS = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,25 +59,23 @@ class PeftConfig:
   Attributes:
     path: the file.
     raw: all of it.
+    ranks: r by compiled pattern of module names.
+    alphas: likewise lora_alpha.
     deadline: when matching patterns has taken too long.
   """
 
   path: pathlib.Path
-  r: int
-  alpha: float
-  rank_pattern: dict[str, int]
-  alpha_pattern: dict[str, float]
   raw: dict[str, Any]
+  ranks: dict[Any, int]
+  alphas: dict[Any, float]
   deadline: float
 
-  def of_module(
-    self, patterns: dict[str, Any], module: str, default: Any
-  ) -> Any:
+  def rank_and_alpha(self, module: str) -> tuple[int, float]:
     """PEFT's rule: the first pattern that matches an end of the name."""
-    for pattern, value in patterns.items():
-      if self._matches(rf'(.*\.)?({pattern})$', module):
-        return value
-    return default
+    return tuple(
+      next(value for p, value in table.items() if self._matches(p, module))
+      for table in (self.ranks, self.alphas)
+    )
 
   def targets(self, modules: Iterable[str]) -> set[str] | None:
     """Those modules that the file names as adapted; None if it does not."""
@@ -99,7 +95,8 @@ class PeftConfig:
     if isinstance(target, str) or layers in (None, []):
       return True
     for pattern in _layer_patterns(self.raw) or [r'[^.]*']:
-      match = self._matches(rf'(?:^|.*?\.){pattern}\.(\d+)\.', module)
+      pattern = regex.compile(rf'(?:^|.*?\.){pattern}\.(\d+)\.')
+      match = self._matches(pattern, module)
       if match and match.groups()[-1]:
         layer = int(match.groups()[-1])
         return layer in ([layers] if isinstance(layers, int) else layers)
@@ -108,21 +105,22 @@ class PeftConfig:
   def _names(self, target: str | list[str], module: str) -> bool:
     """PEFT's rule: a string is a pattern, a list holds ends of names."""
     if isinstance(target, str):
-      return bool(self._matches(target, module, regex.fullmatch))
+      return bool(self._matches(regex.compile(rf'(?:{target})$'), module))
     return any(module == t or module.endswith(f'.{t}') for t in target)
 
-  def _matches(
-    self, pattern: str, module: str, match: Callable[..., Any] = regex.match
-  ) -> Any:
-    """Matches a name within the time that is left."""
-    left = max(self.deadline - time.monotonic(), 0.01)
+  def _matches(self, pattern: Any, module: str) -> Any:
+    """Matches the beginning of a name within the time that is left."""
     try:
-      return match(pattern, module, timeout=left)
+      left = self.deadline - time.monotonic()
+      if left > 0:
+        return pattern.match(module, timeout=left)
     except TimeoutError:
-      raise ModelError(
-        f'{self.path}: the pattern {reprlib.repr(pattern)} takes for ever on '
-        f'{module}: repeats stand within repeats. Write the names of modules.'
-      ) from None
+      pass
+    raise ModelError(
+      f'{self.path}: matching {module} with the pattern '
+      f'{reprlib.repr(pattern.pattern)} takes for ever: there are repeats '
+      'within repeats, or too many patterns. Write the names of modules.'
+    )
 
 
 def _layer_patterns(raw: dict[str, Any]) -> list[str]:
@@ -191,15 +189,9 @@ def read_config(folder: pathlib.Path) -> PeftConfig:
   for layer in layers if isinstance(layers, list) else [layers]:
     if layer is not None and type(layer) is not int:
       refuse('layers_to_transform', 'expected a number or a list of numbers')
-  return PeftConfig(
-    path=path,
-    r=_number(path, raw, 'r', int),
-    alpha=_number(path, raw, 'lora_alpha', float),
-    rank_pattern=_patterns(path, raw, 'rank_pattern', int),
-    alpha_pattern=_patterns(path, raw, 'alpha_pattern', float),
-    raw=raw,
-    deadline=time.monotonic() + _SECONDS,
-  )
+  ranks = _patterns(path, raw, 'rank_pattern', 'r', int)
+  alphas = _patterns(path, raw, 'alpha_pattern', 'lora_alpha', float)
+  return PeftConfig(path, raw, ranks, alphas, time.monotonic() + _SECONDS)
 
 
 def _number(
@@ -219,21 +211,25 @@ def _number(
 
 
 def _patterns(
-  path: pathlib.Path, raw: dict[str, Any], field: str, kind: type
-) -> dict[str, Any]:
-  """A table of numbers by pattern of module names."""
+  path: pathlib.Path, raw: dict[str, Any], field: str, default: str, kind: type
+) -> dict[Any, Any]:
+  """A table of numbers by pattern, and last the number of all modules."""
   table = raw.get(field) or {}
   if not isinstance(table, dict) or len(table) > _MOST_PATTERNS:
     raise ModelError(
       f'{path}: {field} is {reprlib.repr(table)}; expected an object of '
       f'{_MOST_PATTERNS} patterns at most.'
     )
-  for pattern in table:
-    _check_pattern(path, field, pattern)
+  last = {regex.compile(''): _number(path, raw, default, kind)}
   try:
-    return {p: _number(path, table, p, kind) for p in table}
+    numbers = {p: _number(path, table, p, kind) for p in table}
   except ModelError as error:
     raise ModelError(f'{error} (in {field})') from None
+  for pattern in table:
+    _check_pattern(path, field, pattern)
+  # Compiled once: regex remembers a few hundred only.
+  wrapped = {rf'(.*\.)?({p})$': value for p, value in numbers.items()}
+  return {regex.compile(p): v for p, v in wrapped.items()} | last
 
 
 def _check_pattern(path: pathlib.Path, field: str, pattern: str) -> None:

@@ -62,11 +62,12 @@ def read_adapter(
     stored = _stored_factors(files, config)
     modules = {module: _parse(files, module, config) for module in stored}
     _check_modules(files, peft, list(modules), config)
+    # Before anything is read, which may take longer than patterns may.
+    numbers = {module: peft.rank_and_alpha(module) for module in stored}
     factors = {}
     for module, pair in stored.items():
       names, layer = modules[module]
-      rank = peft.of_module(peft.rank_pattern, module, peft.r)
-      alpha = peft.of_module(peft.alpha_pattern, module, peft.alpha)
+      rank, alpha = numbers[module]
       shape = config.linear_shapes()[names]
       _check_shapes(files, peft, module, pair, rank, shape)
       arrays = {}
@@ -76,6 +77,14 @@ def read_adapter(
           arrays[factor] = files.read(name).astype(np.float32)
         files.check_finite(name, arrays[factor])
       scale = alpha / (math.sqrt(rank) if peft.raw.get('use_rslora') else rank)
+      # 0 times infinity, as in a mix without this expert, would be NaN.
+      with np.errstate(over='ignore'):
+        largest = np.float32(scale) * np.abs(arrays['B']).max(initial=1)
+      if not np.isfinite(largest):
+        raise ModelError(
+          f'{peft.path}: the scale of {module} is {scale:g}, with which its '
+          'lora_B is beyond float32; expected lora_alpha / r of about 1.'
+        )
       factors[names, layer] = Factors(arrays['A'], arrays['B'], scale)
   return factors
 

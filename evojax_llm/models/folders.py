@@ -53,15 +53,21 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
   """Returns the path of a local folder.
 
   Args:
-    folder: a path, `~` is expanded; or the name of a repository of the Hugging
-      Face hub, such as google/gemma-2-2b-it, whose snapshot is taken from the
-      hub's local cache. Nothing is downloaded.
+    folder: a path, `~` is expanded; 'pocket' for the embedded model; or the
+      name of a repository of the Hugging Face hub, such as
+      google/gemma-2-2b-it, whose snapshot is taken from the hub's local cache.
+      Nothing is downloaded.
     what: what it should hold, for messages.
 
   Raises:
     ModelError: there is no such folder.
   """
-  path = pathlib.Path(folder).expanduser()
+  if str(folder) == 'pocket':
+    # Other models are read without the package's own.
+    from evojax_llm import pocket
+
+    return pocket.base_folder()
+  path = pathlib.Path(os.path.expanduser(folder))
   # Of os, since those of pathlib raise on names that are too long.
   if os.path.isdir(path):
     return path
@@ -100,12 +106,12 @@ def _hub_cache() -> pathlib.Path:
     given('XDG_CACHE_HOME') or '~/.cache', 'huggingface'
   )
   cache = given('HF_HUB_CACHE') or given('HUGGINGFACE_HUB_CACHE')
-  return pathlib.Path(cache or os.path.join(home, 'hub')).expanduser()
+  return pathlib.Path(os.path.expanduser(cache or os.path.join(home, 'hub')))
 
 
 def model_name(folder: str | os.PathLike) -> str:
   """Returns the name of a model folder, 'owner/name' of a Hub's snapshot."""
-  path = pathlib.Path(folder).expanduser().resolve()
+  path = pathlib.Path(os.path.expanduser(folder)).resolve()
   if path.parent.name == 'snapshots':
     owner_and_name = path.parent.parent.name.removeprefix('models--')
     return owner_and_name.replace('--', '/', 1)
@@ -114,13 +120,12 @@ def model_name(folder: str | os.PathLike) -> str:
 
 def expert_names(folders: Sequence[str | os.PathLike]) -> tuple[str, ...]:
   """Returns the shortest ends of the paths that tell the folders apart."""
-  # Snapshots in the hub's cache are called by a number.
-  paths = [
-    pathlib.Path(name if '/' in (name := model_name(f)) else f)
-    .expanduser()
-    .absolute()
-    for f in folders
-  ]
+  paths = []
+  for folder in folders:
+    # Snapshots in the hub's cache are called by a number.
+    name = model_name(folder)
+    path = os.path.expanduser(name if '/' in name else folder)
+    paths.append(pathlib.Path(path).absolute())
   names: list[str] = []
   for depth in range(1, max((len(p.parts) for p in paths), default=0) + 1):
     names = ['/'.join(p.parts[-depth:]) for p in paths]
@@ -313,7 +318,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     ModelError: `folder` exists and is not empty, or is a file.
     OSError: it cannot be written, by safetensors either.
   """
-  target = pathlib.Path(folder).expanduser()
+  target = pathlib.Path(os.path.expanduser(folder))
   if target.exists() and not target.is_dir():
     raise ModelError(f'{target}: is a file; expected a new folder.')
   if target.is_dir() and any(target.iterdir()):

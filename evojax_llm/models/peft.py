@@ -105,7 +105,14 @@ def load_adapters(
         a[n, layer, :, :r] = f.a.T
         b[n, layer, :r] = f.b.T
         if f.scale != scale[layer]:
-          b[n, layer] *= np.float32(f.scale / scale[layer])
+          with np.errstate(over='ignore', invalid='ignore'):
+            b[n, layer] *= np.float32(f.scale / scale[layer])
+          if not np.isfinite(b[n, layer]).all():
+            raise ModelError(
+              f'{folders[n]}: its scale {f.scale:g} and that of another '
+              f'adapter ({scale[layer]:g}) are too far apart for float32; '
+              'expected lora_alpha / r of about 1 in both.'
+            )
     block, projection = module
     factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
     scales.setdefault(block, {})[projection] = scale.astype(np.float32)

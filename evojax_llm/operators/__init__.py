@@ -7,7 +7,13 @@ from evojax_llm.lookup import public_names as _public_names
 
 _PUBLIC = {
   'operator': 'Merge Operator Parameter',
-  'registry': 'OPERATORS',
+  'registry': (
+    'OPERATORS arcee_fusion blx breadcrumbs breadcrumbs_ties dare_linear '
+    'dare_ties della della_linear exact_linear extrapolate karcher linear '
+    'magnitude_linear model_stock multislerp nearswap nuslerp passthrough ram '
+    'ramplus sce slerp split_slerp task_arithmetic ties uniform_element '
+    'uniform_layer uniform_matrix'
+  ),
   'merges.registry': 'MERGES find_merge',
   'merges.lift': 'merge merge_population',
   'merges.parameters': 'PerModel resolve',

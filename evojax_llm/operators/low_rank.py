@@ -40,7 +40,7 @@ def factors(
   genome: stack.Genome,
   rank: int = 1,
   *,
-  layers: str | None = leaves.LAYERS,
+  layers: str | None = None,
 ) -> Any:
   """Returns the noise of one member: `Factors` for matrices, else f32 arrays.
 
@@ -80,7 +80,7 @@ def perturb(
   *,
   relative: bool = True,
   rounding: str = 'nearest',
-  layers: str | None = leaves.LAYERS,
+  layers: str | None = None,
 ) -> stack.Genome:
   """Adds seeded noise of rank r to every matrix: x + sigma E, formed.
 
@@ -118,7 +118,7 @@ def update(
   genome: stack.Genome,
   rank: int,
   *,
-  layers: str | None = leaves.LAYERS,
+  layers: str | None = None,
 ) -> stack.Genome:
   """Returns sum_p w_p E_p of keys and weights (P,), f32, no member formed.
 

@@ -25,7 +25,7 @@ def gaussian(
   relative: bool = True,
   mask: str = 'element',
   rounding: str = 'stochastic',
-  layers: str | None = leaves.LAYERS,
+  layers: str | None = None,
 ) -> stack.Genome:
   """Adds masked Gaussian noise.
 

@@ -93,7 +93,7 @@ def _normal(word, half):
 
 
 def root_mean_square(
-  path: tuple[Any, ...], leaf: jax.Array, layers: str | None = leaves.LAYERS
+  path: tuple[Any, ...], leaf: jax.Array, layers: str | None = None
 ) -> jax.Array:
   """Returns the root mean square of each matrix of one member's leaf.
 

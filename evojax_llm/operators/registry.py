@@ -68,7 +68,7 @@ OPERATORS: tuple[Operator, ...] = (
     ),
   ),
   Operator(
-    'low_rank',
+    'perturb',
     'mutation',
     low_rank.perturb,
     'EGGROLL, arXiv 2511.16652',
@@ -133,7 +133,7 @@ OPERATORS: tuple[Operator, ...] = (
       _ENTRANTS,
     ),
   ),
-  Operator('pareto', 'selection', pareto.ranking, 'NSGA-II, Deb et al., 2002'),
+  Operator('ranking', 'selection', pareto.ranking, 'NSGA-II, Deb et al., 2002'),
   Operator(
     'shared_fitness', 'selection', niching.shared_fitness, _NICHES, (_ALPHA,)
   ),
@@ -145,3 +145,11 @@ OPERATORS: tuple[Operator, ...] = (
     (_ALPHA, _flag('attract', True, 'whether mates complement each other')),
   ),
 )
+
+
+def __getattr__(name: str) -> Operator:
+  """Returns a merge, so that it can be imported by the name it has here."""
+  for op in OPERATORS:
+    if op.name == name and op.kind == 'merge':
+      return op
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -44,6 +44,14 @@ def task_file(name: str) -> pathlib.Path:
   return _HERE / 'tasks' / f'{name}.json'
 
 
+def title(name: str) -> str:
+  """What a task asks for, in a few words."""
+  titles = json.loads((_HERE / 'titles.json').read_text())
+  functions = name.removesuffix('-new').split('.')
+  words = ', then '.join(titles[function] for function in functions)
+  return words + (', asked in another form' if name.endswith('-new') else '')
+
+
 def _stages() -> dict[str, list[str]]:
   return json.loads((_HERE / 'stages.json').read_text())
 

@@ -43,7 +43,7 @@ def row_axis(path: tuple[Any, ...], rank: int) -> int:
   return -2 if rank > 1 and _last(path) in ('kernel', *FACTORS) else -1
 
 
-def is_layered(path: tuple[Any, ...], layers: str | None = LAYERS) -> bool:
+def is_layered(path: tuple[Any, ...], layers: str | None) -> bool:
   """Whether the leaf at a path has the layer axis L.
 
   It has where it is below a key `layers`; with None no leaf has.

@@ -1,25 +1,33 @@
-"""The base and its adapters as one population, for programs that compare them.
+"""The base and others as one population, for programs that compare them.
 
 The first member is the base itself, as the adapter that changes nothing; one
-member for each adapter folder follows.
+member for each adapter folder, or of a row of a run's table, follows.
 """
 
 from collections.abc import Sequence
 import dataclasses
+import os
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from evojax_llm import files as files_lib
+from evojax_llm.fitness import ensembles
 from evojax_llm.genomes.adapters import scaled
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import load_base
+from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.folders import model_name
 from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import stack
+from evojax_llm.runs import rows
 from evojax_llm.runs.errors import UserError
 
 BASE = 'base'
@@ -60,6 +68,66 @@ def load(
     names, population = _with_adapters(config, adapters)
   space = Expressed(load_base(model, dtype))
   return Members(space, tokenizer, names, population)
+
+
+def of_row(
+  source: rows.Run | str, name: str, dtype: Any = jnp.float32
+) -> tuple[Members, rows.Vote | None]:
+  """Loads the base and the members of a row, as one population.
+
+  Args:
+    source: a run, or the folder of an exported vote.
+    name: of the row.
+    dtype: of the parameters.
+
+  Raises:
+    UserError: there is no such row, or the vote is not as it was written.
+    ModelError: a folder cannot be used.
+  """
+  if not isinstance(source, rows.Run):
+    return _exported_vote(pathlib.Path(os.path.expanduser(source)), dtype)
+  row = source.row(name, dtype)
+  names, population = (BASE,), stack.stack([row.space.base()])
+  if row.name != BASE:
+    # As the space has them: a run of another type may have kept them.
+    genomes = jax.tree.map(
+      lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
+    )
+    names, population = (
+      (*names, *row.members),
+      stack.concatenate(population, genomes),
+    )
+  tokenizer = Tokenizer.from_folder(source.files.model)
+  members = Members(row.space, tokenizer, names, population)
+  return members, row.vote
+
+
+def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
+  """What `export` has written of a vote."""
+  known = files_lib.read_object(path / rows.VOTE_FILE, UserError)
+  try:
+    base, rule = str(known['base']), known['rule']
+    inner = [pathlib.PurePath(member['folder']) for member in known['members']]
+    if not inner or any(len(name.parts) != 1 for name in inner):
+      raise ValueError('members are not folders in it')
+    folders = [path / name for name in inner]
+    names = tuple(member['name'] for member in known['members'])
+    fitness = np.asarray([m['fitness'] for m in known['members']], np.float32)
+    ensembles.check_rule(rule)
+  except (LookupError, TypeError, ValueError) as error:
+    raise UserError(
+      f'{path / rows.VOTE_FILE}: not as export writes it ({error!r}); export '
+      'the vote again.'
+    ) from None
+  names = (BASE, *names)
+  if (folders[0] / 'adapter_config.json').is_file():
+    members = load(base, folders, dtype)
+    members = dataclasses.replace(members, names=names)
+  else:
+    space = make_space('weights', base, models=folders, dtype=dtype)
+    population = stack.concatenate(stack.stack([space.base()]), space.experts())
+    members = Members(space, Tokenizer.from_folder(base), names, population)
+  return members, rows.Vote(rule, fitness)
 
 
 def alone(config: GemmaConfig) -> LowRank:

@@ -77,9 +77,9 @@ def export(
     CheckpointError: a record or a checkpoint is damaged.
   """
   run, row = rows.find(run, row, allow_changed, allow_code)
-  out = pathlib.Path(out).expanduser()
-  outputs.check_apart(out, run.reads())
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+  out = pathlib.Path(os.path.expanduser(out))
+  outputs.prepare(out, run.reads())
+  if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
     raise UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )

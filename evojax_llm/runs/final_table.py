@@ -25,6 +25,7 @@ from evojax_llm.runs import record
 from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
+from evojax_llm.runs import summary_page
 from evojax_llm.runs import votes
 from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
@@ -50,9 +51,16 @@ def is_whole(folder: pathlib.Path) -> bool:
 
 def show(folder: pathlib.Path) -> None:
   """Prints the table of a finished run."""
-  summary = record.read_json(folder / 'summary.json')
-  lines = [report.table(summary['rows']), '', report.tasks_foot(summary), '']
-  lines += report.better_lines(summary, str(folder))
+  path = folder / 'summary.json'
+  summary = record.read_json(path)
+  with record.damaged(path, record.AGAIN):
+    lines = [
+      report.table(summary['rows']),
+      '',
+      summary_page.tasks_foot(summary),
+      '',
+      *summary_page.better_lines(summary, str(folder)),
+    ]
   print('\n'.join(lines))
   print(f'best member: {folder / "best"}\nreport: {folder / "summary.md"}')
 
@@ -239,6 +247,7 @@ class Ending:
   def _write(self, rows, names, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
+    tasks = (*self.prepared.setup.tasks, *self.prepared.setup.heldout)
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
     lineage = record_rows.lineage_of(int(best.id), members)
@@ -255,8 +264,8 @@ class Ending:
       'search': search,
       'objective': objective.name,
       'rows': rows,
-      'better': report.better(rows),
-      'examples': {t.name: report.example(t) for t in evaluator.tasks},
+      'better': summary_page.better(rows),
+      'examples': {t.name: summary_page.example(t) for t in evaluator.tasks},
       'best': {
         'id': int(best.id),
         'generation': int(best.generation),
@@ -267,6 +276,7 @@ class Ending:
         name: {
           'rule': group.rule,
           'members': group.members,
+          'fitness': group.fitness,
           'dev_fitness_by_size': group.by_size,
           # Of a vote that knows which member is right: a bound, no result.
           'oracle': bounds[name],
@@ -283,7 +293,7 @@ class Ending:
       # Of the process that ended the run, baselines and test included.
       'ledger': evaluator.ledger.as_dict(),
       # Bad rows and overlapping dev items of task files, where some were.
-      'left_out': {t.name: t.left_out for t in evaluator.tasks if t.left_out},
+      'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': int8_base.read(self.run),
     }
     if lost := self.run.lost(int(state.generation)):
@@ -298,7 +308,8 @@ class Ending:
       path / 'curve.png', metrics, levels, objective.percent, _middle(members)
     )
     record.write_text(
-      path / 'summary.md', report.markdown(record.plain(summary), str(path))
+      path / 'summary.md',
+      summary_page.markdown(record.plain(summary), str(path)),
     )
     # Last: a folder with a summary.json is a finished run.
     record.write_json(path / 'summary.json', summary)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -78,75 +79,71 @@ def locate(config: RunConfig) -> Files:
       'config.execution.base_dtype is of a base that members share; members '
       f'of config.space={config.space} share nothing: leave it off.'
     )
-  adapters = [
-    existing_folder(name, 'a PEFT adapter folder')
-    for name in names(config.adapters)
-  ]
-  experts = [
-    existing_folder(name, 'a Gemma folder') for name in names(config.experts)
-  ]
-  if experts and 'models' not in space.takes:
+  if config.experts and 'models' not in space.takes:
     raise UserError(
       f'config.experts are whole models, and config.space={config.space} is '
       'made of adapters: set config.space=weights.'
     )
-  if experts and adapters:
+  given = names(config.adapters) + names(config.experts)
+  if config.experts and config.adapters:
     raise UserError(
       'Got config.adapters and config.experts; expected one of them.'
     )
-  for given in (adapters, experts):
-    if given and not config.model:
-      raise UserError(
-        f'{given[0]} is an expert of some model: name it with '
-        '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
-      )
-    twice = len(given) - len({folder.resolve() for folder in given})
-    if twice:
-      say(
-        f'warning: {twice} of the {len(given)} experts are the same folder as '
-        'another one: averages and searches count them twice.'
-      )
-  if config.model in ('', 'pocket'):
-    # Other models are evolved without the package's own.
+  if given and not config.model:
+    raise UserError(
+      f'{given[0]} is an expert of some model: name it with '
+      '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
+    )
+  what = 'a Gemma folder' if config.experts else 'a PEFT adapter folder'
+  folders = [existing_folder(name, what) for name in given]
+  if twice := len(folders) - len({folder.resolve() for folder in folders}):
+    say(
+      f'warning: {twice} of the {len(folders)} experts are the same folder as '
+      'another one: averages and searches count them twice.'
+    )
+  model = existing_folder(config.model or 'pocket', 'a Gemma folder')
+  # Not of `model`: snapshots in the hub's cache are called by a number.
+  name = pathlib.Path(config.model or 'pocket').resolve().name
+  if config.model in ('', 'pocket') and not folders:
     from evojax_llm import pocket
 
-    name, model = 'pocket', pocket.base_folder()
-    if not experts:
-      adapters = adapters or list(pocket.expert_folders())
-  else:
-    model = existing_folder(config.model, 'a Gemma folder')
-    # Not of `model`: snapshots in the hub's cache are called by a number.
-    name = pathlib.Path(config.model).resolve().name
-  if not adapters and not experts:
+    folders = pocket.expert_folders()
+  if not folders:
     raise UserError(
       f'No experts for {config.model}: name PEFT adapter folders of it, as in '
       '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
       'in --config.space=weights --config.experts=models/code,models/cot'
     )
-  tasks = tuple(_task_files(config.tasks))
+  tasks = task_files(names(config.tasks))
   if not tasks:
     raise UserError('No tasks: name one at least with --config.tasks.')
-  heldout = tuple(_task_files(config.heldout_tasks))
+  heldout = task_files(names(config.heldout_tasks))
   if both := set(tasks) & set(heldout):
     raise UserError(
       f'config.heldout_tasks names {", ".join(sorted(map(str, both)))}, which '
       'the search sees: leave it out of one of config.tasks and '
       'config.heldout_tasks.'
     )
-  return Files(name, model, tuple(adapters), tuple(experts), tasks, heldout)
+  experts = ((), tuple(folders)) if config.experts else (tuple(folders), ())
+  return Files(name, model, *experts, tasks, heldout)
 
 
-def _task_files(value: str) -> Sequence[pathlib.Path | str]:
-  files = []
-  for name in names(value):
-    path = pathlib.Path(name).expanduser()
+def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:
+  """Returns files for tasks: those of a pocket stage, files and names as given.
+
+  Raises:
+    UserError: a name stands for nothing.
+  """
+  files: list[pathlib.Path | str] = []
+  for name in given:
+    path = pathlib.Path(os.path.expanduser(name))
     if path.is_file():
       files.append(path)
     elif ':' in name or path.suffix or len(path.parts) > 1:
       files.append(name)
     else:
       files += _pocket_tasks(name)
-  return files
+  return tuple(files)
 
 
 def _pocket_tasks(name: str) -> list[pathlib.Path]:

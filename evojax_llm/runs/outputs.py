@@ -5,17 +5,23 @@ import os
 import pathlib
 
 from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.errors import has_no_room
 
 
-def check_apart(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
-  """Refuses an output that is one of the inputs, or inside of one.
+def prepare(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
+  """Makes the folder that an output is to stand in.
 
   Raises:
-    UserError: it is.
+    UserError: it cannot be written, or it is one of the inputs or inside of
+      one.
   """
-  target = out.expanduser().resolve()
+  try:
+    out.exists()
+    target = out.resolve()
+  except (OSError, RuntimeError) as error:  # too long, or a loop of links
+    raise UserError(f'--out={out} is no path to write to: {error}.') from error
   for given in inputs:
-    source = pathlib.Path(given).expanduser()
+    source = pathlib.Path(os.path.expanduser(given))
     if not source.exists():
       continue
     source = source.resolve()
@@ -25,3 +31,13 @@ def check_apart(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
         f'--out={out} is {inside}{given}, which this command reads. Name '
         'another place.'
       )
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    if has_no_room(error):
+      raise
+    raise UserError(
+      f'--out={out} cannot be written: {error.strerror}: {error.filename}.'
+    ) from error
+  if not os.access(target.parent, os.W_OK):
+    raise UserError(f'--out={out} cannot be written: no permission.')

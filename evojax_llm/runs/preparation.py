@@ -81,7 +81,7 @@ class Prepared:
     Raises:
       UserError: it is in use, or of another run.
     """
-    with errors.as_user_error(OSError):
+    with errors.as_user_error(OSError, what=f'run folder {workdir}'):
       return record.RunFolder(
         workdir,
         self.config.to_dict(),
@@ -143,6 +143,9 @@ def prepare(
     warm=warm,
     inputs=inputs,
     cache=cache,
+  )
+  evaluator.check_population(
+    setup.space, max(strategy.capacity, strategy.num_proposals)
   )
   first = prepared.initial()
   abstract = run_state.abstract_state(

@@ -34,7 +34,6 @@ from evojax_llm.runs import errors
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
 from evojax_llm.runs.errors import CheckpointError
-from evojax_llm.runs.errors import UserError
 
 _T = TypeVar('_T')
 # What a killed process may have left in a new folder, or a sweep whose trial
@@ -49,7 +48,7 @@ _FOLLOWS = {
   'members.jsonl': 'the lineage in the summary lacks their members.',
   'items': 'what their members did on the items is not known any more.',
 }
-_AGAIN = (
+AGAIN = (
   'When the command of the run is given again, with its folder as --workdir, '
   'what can be made again is.'
 )
@@ -212,11 +211,15 @@ class JsonLines:
 
   def rewind(self, generation: int) -> None:
     """Drops the rows of later generations, and what is no row."""
+    if not self.path.exists():
+      return
     rows = self._rows()
     kept = b''.join(
       line for row, line in rows if row['generation'] <= generation
     )
-    if self.path.exists() and kept != self.path.read_bytes():
+    if self.path.read_bytes().startswith(kept):
+      os.truncate(self.path, len(kept))  # Needs no room on a full disk.
+    else:
       write_bytes(self.path, kept)
 
   def _rows(self) -> list[tuple[dict[str, Any], bytes]]:
@@ -310,9 +313,9 @@ def read_json(path: pathlib.Path, *keys: str) -> Any:
     value = files_lib.read_json(path)
   except files_lib.FileError as error:
     raise CheckpointError(
-      f'{error} Is {path.parent} the folder of a run? {_AGAIN}'
+      f'{error} Is {path.parent} the folder of a run? {AGAIN}'
     ) from None
-  with damaged(path, _AGAIN):
+  with damaged(path, AGAIN):
     for key in keys:
       value[key]
   return value
@@ -372,7 +375,7 @@ def damaged(path: pathlib.Path, advice: str) -> Iterator[None]:
   try:
     yield
   except (LookupError, TypeError, ValueError, AttributeError) as error:
-    if isinstance(error, UserError):
+    if type(error).__module__ != 'builtins':  # Errors of our own say more.
       raise
     what = f'no {error}' if isinstance(error, KeyError) else str(error)
     raise CheckpointError(f'{path} is damaged: {what}. {advice}') from error

@@ -80,7 +80,8 @@ def find(
   """Finds the inputs of a run again, from wherever it is called.
 
   They are looked for where the run found them, then where its configuration
-  names them from here.
+  names them from here. Those of a run of an earlier version, which has no
+  paths, are not compared.
 
   Args:
     run: the run folder.
@@ -99,36 +100,38 @@ def find(
   config = RunConfig.from_config(kept['config'])
   if not allow_code:
     fields.check_code(config.to_dict(), run / 'config.json')
-  here = there = None
+  if not kept.get('files'):
+    return config, inputs.locate(config)
+  here = None
   with contextlib.suppress(ValueError):
     # Of tasks that are gone something else has to complain.
     here = inputs.locate(
       dataclasses.replace(config, tasks='main', heldout_tasks='')
     )
-  with record.damaged(run / 'config.json', ''):
-    # Runs of earlier versions have no paths.
-    there = _files(kept['files']) if kept.get('files') else here
-  there = there or inputs.locate(config)
   changed: list[str] = []
-
-  def same(kind: str) -> tuple[pathlib.Path, ...]:
-    def all_of(found: Any) -> Sequence[Any]:
-      return [found] if kind == 'model' else found
-
-    places = all_of(getattr(there, kind))
-    others = all_of(getattr(here, kind)) if here else places
-    wanted = all_of(kept['inputs'][kind])
-    return tuple(
-      _as_it_was(run, kind, (place, other), digest, changed)
-      for place, other, digest in zip(places, others, wanted, strict=True)
-    )
-
   with record.damaged(run / 'config.json', ''):
+    files = _files(kept['files'])
+    digests = kept['inputs']
+    model = _as_it_was(
+      'model',
+      [files.model],
+      [here.model] if here else [],
+      [digests['model']],
+      changed,
+    )
     files = dataclasses.replace(
-      there,
-      model=same('model')[0],
-      adapters=same('adapters'),
-      experts=same('experts'),
+      files,
+      model=model[0],
+      **{
+        kind: _as_it_was(
+          f'one of config.{kind}',
+          getattr(files, kind),
+          getattr(here, kind, ()),
+          digests[kind],
+          changed,
+        )
+        for kind in ('adapters', 'experts')
+      },
     )
   if changed:
     text = '\n  '.join(changed)
@@ -157,22 +160,23 @@ def _files(kept: dict[str, Any]) -> inputs.Files:
 
 
 def _as_it_was(
-  run: pathlib.Path,
-  kind: str,
-  places: Sequence[pathlib.Path],
-  digest: str,
+  what: str,
+  there: Sequence[pathlib.Path],
+  here: Sequence[pathlib.Path],
+  digests: Sequence[str],
   changed: list[str],
-) -> pathlib.Path:
-  """The folder with a digest among places; notes where there is none."""
-  what = 'model' if kind == 'model' else f'one of config.{kind}'
-  found = [place for place in dict.fromkeys(places) if place.is_dir()]
-  for place in found:
-    if fingerprint(place) == digest:
-      return place
-  if not found:
-    raise errors.UserError(
-      f'{places[0]} ({what} of the run in {run}) is not there any more. Put it '
-      'back there.'
-    )
-  changed.append(f'{found[0]} ({what}) has changed since the run began')
-  return found[0]
+) -> tuple[pathlib.Path, ...]:
+  """The folders with these digests, there or here; notes the others."""
+  taken = []
+  others = here if len(here) == len(there) else there
+  for place, other, digest in zip(there, others, digests, strict=True):
+    found = [p for p in dict.fromkeys((place, other)) if p.is_dir()]
+    if not found:
+      raise errors.UserError(
+        f'{place} ({what} of the run) is not there any more. Put it back.'
+      )
+    same = [path for path in found if fingerprint(path) == digest]
+    if not same:
+      changed.append(f'{found[0]} ({what}) has changed since the run began')
+    taken.append((same or found)[0])
+  return tuple(taken)

@@ -14,20 +14,15 @@ from typing import Any
 from typing import NamedTuple
 from typing import Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm import files as files_lib
 from evojax_llm import lookup
-from evojax_llm.fitness import ensembles
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import find_space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.folders import expert_names
-from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
-from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
@@ -115,7 +110,7 @@ def find(
   Raises:
     UserError: there is no such run, or an input has changed.
   """
-  path = pathlib.Path(folder).expanduser()
+  path = pathlib.Path(os.path.expanduser(folder))
   search, _, vote = name.partition(', ')
   kept = report.OF_EVOLVED if vote else report.EVOLVED
   found, stages = [], set()
@@ -138,68 +133,7 @@ def find(
 
 def is_vote(folder: str) -> bool:
   """Returns whether a folder is what `export` has written of a vote."""
-  return (pathlib.Path(folder).expanduser() / VOTE_FILE).is_file()
-
-
-def load(
-  source: 'Run | str', name: str, dtype: Any = jnp.float32
-) -> tuple[base_and_adapters.Members, Vote | None]:
-  """Loads the base and the members of a row, as one population.
-
-  Args:
-    source: a run, or the folder of an exported vote.
-    name: of the row.
-    dtype: of the parameters.
-
-  Raises:
-    UserError: there is no such row, or the vote is not as it was written.
-    ModelError: a folder cannot be used.
-  """
-  if not isinstance(source, Run):
-    return _exported_vote(pathlib.Path(source).expanduser(), dtype)
-  row = source.row(name, dtype)
-  names, population = (base_and_adapters.BASE,), stack.stack([row.space.base()])
-  if row.name != base_and_adapters.BASE:
-    # As the space has them: a run of another type may have kept them.
-    genomes = jax.tree.map(
-      lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
-    )
-    names, population = (
-      (*names, *row.members),
-      stack.concatenate(population, genomes),
-    )
-  tokenizer = Tokenizer.from_folder(source.files.model)
-  members = base_and_adapters.Members(row.space, tokenizer, names, population)
-  return members, row.vote
-
-
-def _exported_vote(
-  path: pathlib.Path, dtype: Any
-) -> tuple[base_and_adapters.Members, Vote]:
-  """What `export` has written of a vote."""
-  known = files_lib.read_object(path / VOTE_FILE, UserError)
-  try:
-    base, rule = str(known['base']), known['rule']
-    folders = [path / member['folder'] for member in known['members']]
-    names = tuple(member['name'] for member in known['members'])
-    fitness = np.asarray([m['fitness'] for m in known['members']], np.float32)
-    ensembles.check_rule(rule)
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'{path / VOTE_FILE}: not as export writes it ({error!r}); export the '
-      'vote again.'
-    ) from None
-  names = (base_and_adapters.BASE, *names)
-  if (folders[0] / 'adapter_config.json').is_file():
-    members = base_and_adapters.load(base, folders, dtype)
-    members = dataclasses.replace(members, names=names)
-  else:
-    space = make_space('weights', base, models=folders, dtype=dtype)
-    population = stack.concatenate(stack.stack([space.base()]), space.experts())
-    members = base_and_adapters.Members(
-      space, Tokenizer.from_folder(base), names, population
-    )
-  return members, Vote(rule, fitness)
+  return (pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE).is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +170,7 @@ class Run:
       UserError: the folder is not that of one run, or an input has changed.
       CheckpointError: its record is damaged.
     """
-    path = pathlib.Path(folder).expanduser()
+    path = pathlib.Path(os.path.expanduser(folder))
     whole = (path / 'config.json').is_file()
     if not whole or (path / 'sweep.json').is_file():
       runs = sorted(
@@ -283,8 +217,9 @@ class Run:
     """
     wanted = ' '.join(name.split(' (')[0].lower().replace('_', ' ').split())
     wanted = _ALIASES.get(wanted, wanted)
-    mixes = self._mixes()
-    by_lower = {known.lower().replace('_', ' '): known for known in mixes}
+    with record.damaged(self.path / 'baselines.json', record.AGAIN):
+      mixes = self._mixes()
+      by_lower = {known.lower().replace('_', ' '): known for known in mixes}
     if wanted == report.EVOLVED:
       row = self._evolved(dtype)
     elif wanted in _VOTES and self._ensemble(wanted):
@@ -295,12 +230,14 @@ class Run:
       row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
       raise self._unknown(name, mixes)
-    rows = (self.summary or {}).get('rows', ())
-    entry = next((r for r in rows if r['name'] == row.name), None)
+    with record.damaged(self.path / 'summary.json', record.AGAIN):
+      rows = (self.summary or {}).get('rows', ())
+      entry = next((r for r in rows if r['name'] == row.name), None)
     return dataclasses.replace(row, entry=entry)
 
   def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
-    groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
+    with record.damaged(self.path / 'summary.json', record.AGAIN):
+      groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
     known = [report.EVOLVED, *groups, *mixes]
     why = ''
     if not groups:

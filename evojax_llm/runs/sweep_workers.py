@@ -35,11 +35,6 @@ _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
 
 
-def as_json(value: Any) -> Any:
-  """Returns a value as it is read back from JSON."""
-  return json.loads(json.dumps(value))
-
-
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Trial]]:
   """Reads the settings and, by name, the trials of a sweep's folder."""
   index = record.read_json(path / INDEX)
@@ -51,29 +46,27 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Trial]]:
 
 def by_what_they_share(trials: Iterable[Trial]) -> list[Trial]:
   """Returns trials in the order of their data, then of their programs."""
-  groups: dict[str, dict[str, list[Trial]]] = {}
-  for trial in trials:
-    strategy = trial.config.strategy
-    # Numbers of a strategy that are no integers are arrays of its programs.
-    options = {
-      name: value
-      for name, value in strategy.options.items()
-      if not isinstance(value, float)
-    }
-    programs = (
-      trial.config.space,
-      strategy.name,
-      strategy.population,
-      sorted(options.items()),
-    )
-    of_data = groups.setdefault(_key(trial.config), {})
-    of_data.setdefault(repr(programs), []).append(trial)
-  return [
-    trial
-    for of_data in groups.values()
-    for same in of_data.values()
-    for trial in same
-  ]
+  trials = list(trials)
+  data = [_key(trial.config) for trial in trials]
+  programs = [_programs(trial.config) for trial in trials]
+  # In the order in which they come first; sorting is stable.
+  order = sorted(
+    range(len(trials)),
+    key=lambda i: (data.index(data[i]), programs.index(programs[i])),
+  )
+  return [trials[i] for i in order]
+
+
+def _programs(config: RunConfig) -> str:
+  """What else the programs of a search are made from."""
+  strategy = config.strategy
+  # Numbers of a strategy that are no integers are arrays of its programs.
+  options = sorted(
+    (name, value)
+    for name, value in strategy.options.items()
+    if not isinstance(value, float)
+  )
+  return repr((config.space, strategy.name, strategy.population, options))
 
 
 def _key(config: RunConfig, *more: str) -> str:

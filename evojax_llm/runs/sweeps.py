@@ -128,7 +128,7 @@ class Folder:
   ):
     self.path = pathlib.Path(path).absolute()
     self.trials: dict[str, Trial] = {}
-    self._settings = dict(settings or {})
+    self._settings = record.plain(settings or {})
     index = self.path / sweep_workers.INDEX
     with errors.as_user_error(OSError):
       if self.path.is_dir() and not index.exists():
@@ -142,9 +142,7 @@ class Folder:
     try:
       if index.exists():
         there, self.trials = sweep_workers.read(self.path)
-        self._refuse(
-          record.compare(there, sweep_workers.as_json(settings or {}))
-        )
+        self._refuse(record.compare(there, self._settings))
       for trial in trials:
         other = self.trials.setdefault(trial.name, trial)
         self._refuse(sweep_changes.conflicts(other, trial))

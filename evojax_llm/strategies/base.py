@@ -104,6 +104,8 @@ class Strategy(abc.ABC):
     num_proposals: M, members of one ask; constant, so that nothing recompiles,
       and a multiple of the devices of `sharding`.
     operator_names: what `state.proposal.operator` counts.
+    layers: key of a genome below which leaves have the axis L; that of the
+      space for which it is made, else None.
     sharding: of population leaves, or None to leave it to the compiler.
     keep_best: whether a run ends with the best member of all time; else with
       the best of its last population.
@@ -113,6 +115,7 @@ class Strategy(abc.ABC):
   personal = False
   can_rescore = True
   sees = 'fitness'
+  layers: str | None = None
 
   def __init__(
     self,
@@ -154,8 +157,8 @@ class Strategy(abc.ABC):
 
     See `registry.make_strategy`; options are those of the constructor.
     """
-    del space
     strategy = cls(population_size, **options)
+    strategy.layers = getattr(space, 'layers', None)
     if genome is not None:
       strategy.check_genome(genome)
     return strategy

@@ -178,6 +178,7 @@ class LowRankES(base.Strategy):
         sign * sigma,
         self.options.rank,
         relative=self.options.relative_sigma,
+        layers=self.layers,
       )
       return self._as_member(member, state)
 
@@ -224,6 +225,7 @@ class LowRankES(base.Strategy):
       weights / (jnp.float32(self.members) * sigma),
       state.centre,
       self.options.rank,
+      layers=self.layers,
     )
     with jax.numpy_dtype_promotion('standard'):
       # optax goes down, and fitness is to go up.
@@ -272,7 +274,7 @@ class LowRankES(base.Strategy):
   def _scale(self, path, leaf):
     if not self.options.relative_sigma:
       return jnp.float32(1.0)
-    return noise.root_mean_square(path, leaf)
+    return noise.root_mean_square(path, leaf, self.layers)
 
   def _as_member(self, genome, state):
     """In the types of the population."""

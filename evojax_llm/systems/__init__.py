@@ -6,6 +6,7 @@ experiments/ has what is to be said of it.
 
 import functools
 import importlib
+import os
 import pathlib
 from typing import Any
 
@@ -52,7 +53,8 @@ def load(source: str) -> config_dict.ConfigDict:
     elif name in systems():
       module = systems()[name]
     else:
-      known = [*systems(), *(p for s in systems().values() for p in s.PRESETS)]
+      presets = [preset for s in systems().values() for preset in s.PRESETS]
+      known = dict.fromkeys([*systems(), *presets])
       raise UserError(
         'expected a Python file, the config.json of a run, or one of '
         f'{", ".join(known)}.{lookup.did_you_mean(preset, known)}'
@@ -87,7 +89,7 @@ def of_file(name: str) -> Any:
 
 def _of_run(name: str) -> config_dict.ConfigDict:
   """The configuration that a run has left in its folder."""
-  read = files.read_object(pathlib.Path(name).expanduser(), UserError)
+  read = files.read_object(pathlib.Path(os.path.expanduser(name)), UserError)
   if not isinstance(read.get('config'), dict):
     raise UserError(f'{name} is not the config.json of a run.')
   return RunConfig.from_config(read['config']).to_config()

@@ -24,6 +24,7 @@ import copy
 import dataclasses
 import functools
 import math
+import os
 import re
 from typing import Any
 
@@ -174,6 +175,7 @@ def load(name: str, rules: Any) -> Task:
       "extra 'lm_eval' (pip install 'evojax_llm[lm_eval]')."
     ) from error
   where, _, metric = name.partition(':')
+  where = os.path.expanduser(where)
   if where.endswith(('.yaml', '.yml')) and not rules.allow_code:
     _refuse_code(where)
   try:

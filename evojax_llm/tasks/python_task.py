@@ -66,13 +66,7 @@ class PythonTask:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionScorer(Scorer):
-  """A function (item, text) -> score of generated text.
-
-  Attributes:
-    function: the function.
-    metric: what the mean of the scores is called.
-    maximise: whether more is better.
-  """
+  """A function (item, text) -> score of generated text."""
 
   function: Callable[[Item, str], float] | None = None
   metric: str = 'score'

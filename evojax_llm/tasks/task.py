@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import inspect
+import os
+import pathlib
 from typing import Any
 
 from evojax_llm import lookup
@@ -180,8 +182,7 @@ class Task:
     digest = hashlib.sha256(repr(fields).encode())
     for path in (self.source, self.kind.rpartition(':')[0]):
       if path.endswith('.py'):
-        with open(path, 'rb') as file:
-          digest.update(file.read())
+        digest.update(pathlib.Path(os.path.expanduser(path)).read_bytes())
     return digest.hexdigest()[:16]
 
   def subset(

@@ -32,6 +32,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import itertools
+import os
 import pathlib
 from typing import Any
 
@@ -51,6 +52,8 @@ from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import ranked
 from evojax_llm.tasks.task import shown
+
+_SHOWN = 20  # keys at most that messages are about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +146,12 @@ def _read(name: str, rules: Rules) -> Task:
     return lm_eval_task.load(name.removeprefix('lm_eval:'), rules)
   if not is_text(name):
     raise TaskError(f'{name!a}: the name is not UTF-8; rename the file.')
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(os.path.expanduser(name))
   of_python = path.suffix == '.py' or ':' in name
   if of_python and tables.ending(path) not in tables.ENDINGS:
     from evojax_llm.tasks import python_task
 
-    return python_task.load(name, rules)
+    return python_task.load(str(path), rules)
   top = tables.read(path)
   return build(top, str(path), tables.stem(path), rules)
 
@@ -173,16 +176,16 @@ def build(
       f'{path}: expected an object with "dev" and "test", got {shown(top)}.'
     )
   unknown = [key for key in top if key not in tables.TOP_KEYS]
-  for key in unknown:
+  for key in unknown[:_SHOWN]:
     if meant := did_you_mean(key, tables.TOP_KEYS):
       raise TaskError(f"{path}: unknown key '{key}'.{meant}")
   if 'dev' not in top:
-    given = ', '.join(list(map(str, top))[:20]) or 'nothing'
+    given = ', '.join(list(map(str, top))[:_SHOWN]) or 'nothing'
     raise TaskError(
       f'{path}: no "dev" rows; the file has {given}. Call the rows that a '
       'search may see "dev", and the sealed ones "test".'
     )
-  for key in unknown:
+  for key in unknown[:_SHOWN]:
     logging.warning("%s: key '%s' is ignored.", path, key)
   options = {} if top.get('format') is None else top['format']
   if not isinstance(options, dict):
@@ -219,7 +222,8 @@ def build(
   texts = {}
   for key in ('name', 'dataset', 'icl_prompt'):
     texts[key] = '' if top.get(key) is None else top[key]
-    if not is_text(texts[key]):
+    line = key == 'icl_prompt' or all(c >= ' ' for c in str(texts[key]))
+    if not (is_text(texts[key]) and line):
       raise TaskError(f"{path}, '{key}': expected text, got {shown(top[key])}.")
   task = Task(
     name=texts['name'] or texts['dataset'] or name,

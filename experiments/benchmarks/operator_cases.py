@@ -17,6 +17,7 @@ from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.operators.operator import Merge
 from evojax_llm.operators.operator import Operator
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 SEES = ('fitness', 'objectives', 'scores')
@@ -102,7 +103,8 @@ class Case:
     op = self.operator
     if isinstance(op, Merge):
       return _merge(op, key, genomes, self.chosen)
-    return op.function(*[key][: op.draws], *genomes, **self.chosen)
+    layers = {'layers': leaves.LAYERS} if 'layers' in op.signature else {}
+    return op.function(*[key][: op.draws], *genomes, **self.chosen, **layers)
 
   def choose(
     self, key: jax.Array, seen: jax.Array, count: int, ids: jax.Array
@@ -136,6 +138,7 @@ def _merge(merge, key, genomes, chosen):
     genomes[-1] if based else None,
     key=key if merge.draws else None,
     parameters=parameters,
+    layers=leaves.LAYERS,
     **{n: v for n, v in chosen.items() if n in merge.options},
   )
 

@@ -31,7 +31,7 @@ class Cost:
 _COSTS = {
   'exact_linear': Cost('algebra', other='decompositions of small matrices'),
   'gaussian': Cost('random', 2, 1.0, other='normal numbers of the words'),
-  'low_rank': Cost('elementwise', 2, other='products of factors'),
+  'perturb': Cost('elementwise', 2, other='products of factors'),
   'scale': Cost(second_only=True),
   'swarm': Cost(other='a loop for each of two results'),
 }

@@ -349,6 +349,39 @@ def test_the_form_is_tried_where_sizes_do_not_tell(model, monkeypatch):
   assert plan.form == 'batched' and 'asked for' in plan.describe()
 
 
+@pytest.mark.parametrize('budget', (np.inf, np.nan, -1.0, 0))
+def test_a_budget_that_is_no_number_of_bytes_is_refused(model, budget):
+  space, population, tasks = model
+  engine = make(tasks[:1], memory_budget=budget)
+  with pytest.raises(planning.MemoryPlanError, match=f'budget of {budget}'):
+    engine.prepare(space, population)
+
+
+def test_no_group_has_more_than_all_members(model):
+  space, population, tasks = model
+  plan = make(tasks[:1], members_per_group=10**6).prepare(space, population)
+  assert plan.members_per_group == len(jax.tree.leaves(population)[0])
+  with pytest.raises(planning.MemoryPlanError, match='members_per_group -1'):
+    make(tasks[:1], members_per_group=-1).prepare(space, population)
+
+
+def test_populations_are_refused_before_they_are_made(experts):
+  base, tokenizer, tasks, adapters = experts
+  for space, members, budget, message in (
+    (GateSpace(adapters, base), 10**6, None, '1,000,000 members; expected at'),
+    (AdapterSpace(adapters, base), 100, 1000, r'100 members of .* MiB takes'),
+  ):
+    engine = make(tasks, tokenizer, memory_budget=budget)
+    with pytest.raises(planning.MemoryPlanError, match=message):
+      engine.check_population(space, members)
+    make(tasks, tokenizer).check_population(space, 100)
+
+
+def test_64_bits_are_refused():
+  with jax.enable_x64(True), pytest.raises(ValueError, match='JAX_ENABLE_X64'):
+    Runtime()
+
+
 def test_sampled_answers_go_by_id_and_not_by_place(model):
   space, population, tasks = model
   engine = make(tasks[1:], sampling=Sampling(temperature=1.0, seed=2))

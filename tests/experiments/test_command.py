@@ -9,9 +9,12 @@ import time
 import jax
 import pytest
 
+from evojax_llm import pocket
 from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.commands import main
+from evojax_llm.models import folders
+from evojax_llm.runs import inputs
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.systems import genome as genome_config
@@ -114,6 +117,18 @@ def test_a_home_folder_is_found_in_flags_and_settings(
   flags = '--config.adapters=~/a', '--config.model=pocket'
   assert running.run_program('evolve', *flags) == 1
   assert f'error: {tmp_path}/a: ' in capsys.readouterr().err
+
+
+def test_what_is_embedded_has_names_in_every_command(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'pocket').mkdir()
+  assert folders.existing_folder('pocket', '') == pocket.base_folder()
+  assert inputs.task_files(['sor', 'a:b', 'c.json', 'mixed']) == (
+    pocket.task_file('sor'),
+    'a:b',
+    'c.json',
+    *map(pocket.task_file, pocket.stage('mixed')),
+  )
 
 
 def test_a_configuration_is_found_by_name_and_from_any_folder(

@@ -1,5 +1,6 @@
 """The evolve program from end to end on a tiny random model."""
 
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.runs import checkpoint
 from tests.experiments import runs
+from tests.terminal import terminal
 
 
 def test_a_finished_run_is_shown_and_not_run_again(
@@ -19,6 +21,22 @@ def test_a_finished_run_is_shown_and_not_run_again(
   assert runs.evolve(settings, folder) is None
   assert 'scaled best expert' in capsys.readouterr().out
   assert runs.result(folder) == before
+
+
+def test_on_a_terminal_the_table_stands_below_the_last_line(
+  settings, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('TERM', 'xterm')
+  with terminal(60) as (stream, shown), monkeypatch.context() as patch:
+    patch.setattr(sys, 'stdout', stream)
+    patch.setattr(sys, 'stderr', stream)
+    generations = '--config.strategy.generations=1'
+    assert runs.evolve(settings, tmp_path / 'run', generations) is None
+    lines = shown()
+  for start in ('generation 0/1  best', 'generation 1/1  best', '| model'):
+    assert sum(line.startswith(start) for line in lines) == 1, lines
+  # What was shown on the way is gone.
+  assert not any(re.search(r'\d/\d+ members', line) for line in lines)
 
 
 def test_other_settings_are_refused_for_a_folder(finished, settings, capsys):

@@ -13,6 +13,7 @@ from evojax_llm.models import hub
 from evojax_llm.models.expression import variables
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import export as export_lib
 from evojax_llm.runs import model_card
@@ -20,6 +21,7 @@ from evojax_llm.runs import report
 from evojax_llm.runs import rows
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.errors import UserError
 from tests.experiments import running
 
 
@@ -41,8 +43,10 @@ def voting(run_folder, tmp_path_factory):
   summary = json.loads((copy / 'summary.json').read_text())
   groups = summary['ensembles']
   best = run_state.best_members(state, 3)
-  groups[report.OF_EVOLVED]['members'] = [best.ids[i] for i in (0, 2, 1)]
-  groups[report.OF_EXPERTS]['members'] = [2, 0, 1]
+  groups[report.OF_EVOLVED].update(
+    members=[best.ids[i] for i in (0, 2, 1)], fitness=[0.3, 0.2, 0.1]
+  )
+  groups[report.OF_EXPERTS].update(members=[2, 0, 1], fitness=[3.0, 2.0, 1.0])
   (copy / 'summary.json').write_text(json.dumps(summary))
   return copy
 
@@ -151,11 +155,13 @@ def test_score_and_generate_take_a_vote(voting, tmp_path):
 
   # What is exported is a vote as well.
   export_lib.export(voting, tmp_path / 'vote', 'vote of experts')
-  here, decides = rows.load(str(tmp_path / 'vote'), '')
-  there, expected = rows.load(rows.Run.open(voting), 'vote of experts')
+  here, decides = base_and_adapters.of_row(str(tmp_path / 'vote'), '')
+  there, expected = base_and_adapters.of_row(
+    rows.Run.open(voting), 'vote of experts'
+  )
   assert here.names == there.names == ('base', 'expert2', 'expert0', 'expert1')
   assert decides.rule == expected.rule
-  np.testing.assert_array_equal(decides.fitness, expected.fitness)
+  assert decides.fitness.tolist() == expected.fitness.tolist() == [3, 2, 1]
   prompts, out = tmp_path / 'prompts.json', tmp_path / 'texts.json'
   prompts.write_text('["the tea", "in"]')
   flags = [f'--run={tmp_path / "vote"}', f'--out={out}']
@@ -275,6 +281,11 @@ def test_an_unfinished_run_needs_to_be_allowed(
     (['--out={run}/best/new'], ['inside of', 'which this command reads']),
     (['--out={base}/new'], ['inside of', 'which this command reads']),
     (['--out={tmp}'], ['Nothing is overwritten']),
+    (['--out={tmp}/nothing'], ['Nothing is overwritten']),
+    (['--out={tmp}/loop'], ['no path to write to']),
+    (['--out={tmp}/' + 'x' * 300], ['no path to write to']),
+    (['--out={run}/config.json/x'], ['inside of']),
+    (['--out={tmp}/seed_0/config.json/x'], ['cannot be written']),
     (['--max_rank=2', '--merged'], ['leave it out']),
     (['--run={tmp}'], ['several runs', 'seed_0']),
   ],
@@ -282,6 +293,8 @@ def test_an_unfinished_run_needs_to_be_allowed(
 def test_mistakes_are_refused(run_folder, base, tmp_path, capsys, flags, words):
   (tmp_path / 'seed_0' / 'checkpoints').mkdir(parents=True)
   (tmp_path / 'seed_0' / 'config.json').touch()
+  (tmp_path / 'nothing').symlink_to('absent')
+  (tmp_path / 'loop').symlink_to('loop')
   places = {'run': run_folder, 'base': base, 'tmp': tmp_path}
   flags = [flag.format(**places) for flag in flags]
   assert export(run_folder, tmp_path / 'out', *flags) == 1
@@ -290,6 +303,47 @@ def test_mistakes_are_refused(run_folder, base, tmp_path, capsys, flags, words):
   for word in words:
     assert word in error
   assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('{', '[]', '{}', '{"base": "b", "rule": "auto", "members": []}'),
+    '{"base": "b", "rule": "lot", "members": [{"folder": "a", "name": "a", '
+    '"fitness": 1}]}',
+    '{"base": "b", "rule": "auto", "members": [{"folder": "../a", "name": "a", '
+    '"fitness": 1}]}',
+    '{"base": "b", "rule": "auto", "members": [{"folder": 3, "name": "a", '
+    '"fitness": 1}]}',
+  ],
+)
+def test_a_damaged_vote_is_named(tmp_path, text):
+  (tmp_path / rows.VOTE_FILE).write_text(text)
+  with pytest.raises(UserError, match=rows.VOTE_FILE):
+    base_and_adapters.of_row(str(tmp_path), '')
+
+
+def test_a_task_that_has_changed_is_told(run_folder, tmp_path, capsys):
+  copy = shutil.copytree(run_folder, tmp_path / 'run')
+  known = json.loads((copy / 'config.json').read_text())
+  known['inputs']['tasks'][1] = 'another'
+  (copy / 'config.json').write_text(json.dumps(known))
+  flags = [f'--run={copy}', '--row=none', f'--out={tmp_path / "o.json"}']
+  assert running.run_program('score', *flags) == 1
+  said = capsys.readouterr().err
+  assert 'b: not as the run read it' in said and 'a: not' not in said
+  assert "--row='none'; expected one of" in said
+
+
+def test_code_that_a_run_folder_names_is_not_run(run_folder, tmp_path, capsys):
+  copy = shutil.copytree(run_folder, tmp_path / 'run')
+  known = json.loads((copy / 'config.json').read_text())
+  known['config']['space'] = 'payload.py:Space'
+  (copy / 'config.json').write_text(json.dumps(known))
+  assert export(copy, tmp_path / 'out') == 1
+  assert 'config.space names code' in capsys.readouterr().err
+  assert export(copy, tmp_path / 'out', '--allow_code') == 1
+  assert 'payload.py' in capsys.readouterr().err
 
 
 def test_a_base_that_has_changed_is_noticed(run_folder, tmp_path, capsys):
@@ -306,7 +360,7 @@ def test_a_base_that_has_changed_is_noticed(run_folder, tmp_path, capsys):
   'spoil, message',
   [
     (lambda run: shutil.rmtree(run), 'no config.json'),
-    (lambda run: (run / 'config.json').write_text('{'), 'damaged'),
+    (lambda run: (run / 'config.json').write_text('{'), 'not valid JSON'),
     (lambda run: shutil.rmtree(run / 'checkpoints'), 'no readable checkpoint'),
   ],
 )

@@ -128,7 +128,7 @@ def test_meaningless_sampling_is_refused(tmp_path, capsys, base):
 
 @pytest.mark.filterwarnings('ignore:overflow')
 def test_a_failed_member_is_shown_and_not_fatal(tmp_path, base, capsys):
-  broken = tiny.write_adapter(tmp_path / 'broken', base, alpha=1e39)
+  broken = tiny.write_adapter(tmp_path / 'broken', base, alpha=1e38)
   code, result = run(tmp_path, base, PROMPTS[:1], names_flag([broken]))
   assert code is None
   good, bad = result['members']

@@ -182,7 +182,7 @@ def test_likelihoods_agree_with_transformers_and_peft(
 def test_a_failed_member_is_shown_and_not_fatal(
   tmp_path, capsys, base, files, adapters
 ):
-  broken = tiny.write_adapter(tmp_path / 'broken', base, alpha=1e39)
+  broken = tiny.write_adapter(tmp_path / 'broken', base, alpha=1e38)
   code, result = run(
     tmp_path / 'o.json',
     base,
@@ -237,6 +237,7 @@ def test_existing_output_is_kept(tmp_path, capsys, base, files):
     ({'model': 'absent'}, ['absent', 'does not exist']),
     ({'adapters': 'absent'}, ['absent', 'does not exist']),
     ({'tasks': 'absent.json'}, ['absent.json', 'no such file']),
+    ({'tasks': 'absent'}, ['expected a file, a pocket stage (main, ']),
     ({'split': 'test'}, ["'say'", 'no test items']),
     ({'out': '.'}, ['--out=.', 'is a folder']),
   ],

@@ -202,6 +202,9 @@ def test_transformers_is_imported_late_and_quietly(tiny_gemma_folder):
 def test_no_folder(tmp_path):
   _refused(tmp_path / 'absent', tmp_path / 'absent', 'does not exist')
   _refused('gemma', 'gemma: does not exist', 'expected a Gemma folder')
+  # pathlib raises on these.
+  _refused('~nobody_has_this_name/m', 'does not exist')
+  _refused('m' * 5000, 'does not exist')
 
 
 def test_names_of_the_hub_are_looked_up_in_its_cache(

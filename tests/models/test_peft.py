@@ -142,6 +142,14 @@ def test_a_silent_expert_gives_no_scale(base, config, tmp_path):
   assert _deltas(adapters, 1)['up_proj'].any()
 
 
+def test_scales_too_far_apart(base, config, tmp_path):
+  folders = [
+    tiny.write_adapter(tmp_path / str(i), base, alpha=alpha)
+    for i, alpha in enumerate([1e-39, 4])
+  ]
+  damage.refused(lambda: load_adapters(folders, config), folders[1], 'apart')
+
+
 @pytest.mark.parametrize(
   'options, expected',
   [

@@ -16,7 +16,7 @@ IDEMPOTENT = (
   'blx uniform_element uniform_matrix uniform_layer ties della sce model_stock'
 ).split()
 # How far jit may be from eager in f32, relative; 1e-6 for the others.
-TOLERANCES = {'exact_linear': 1e-4, 'low_rank': 1e-5}
+TOLERANCES = {'exact_linear': 1e-4, 'perturb': 1e-5}
 
 
 def tolerance(operator) -> float:

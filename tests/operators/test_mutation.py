@@ -7,6 +7,7 @@ import pytest
 
 from evojax_llm.operators import mutation
 from tests.operators import genomes
+from tests.operators import layered
 
 KEY = jax.random.key(7)
 
@@ -27,7 +28,7 @@ def big(dtype=jnp.float32):
 
 
 def changes(genome, **options):
-  mutate = jax.jit(functools.partial(mutation.gaussian, **options))
+  mutate = jax.jit(functools.partial(layered.gaussian, **options))
   mutant = mutate(KEY, genome)
   pair = genome['layers']['mlp'], mutant['layers']['mlp']
   return {
@@ -55,7 +56,7 @@ def test_relative_noise_follows_each_matrix():
 
 def test_a_zero_matrix_stays_zero_under_relative_noise():
   genome = jax.tree.map(jnp.zeros_like, genomes.member())
-  mutant = mutation.gaussian(KEY, genome, 0.1, 1.0)
+  mutant = layered.gaussian(KEY, genome, 0.1, 1.0)
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(mutant))
 
 
@@ -71,7 +72,7 @@ def test_matrices_change_whole_and_on_their_own():
     'layers': {'mlp': {x: jnp.ones((200, 3, 3)) for x in ('a', 'b')}},
     'plain': jnp.ones((3, 3)),
   }
-  mutant = jax.jit(functools.partial(mutation.gaussian, mask='matrix'))(
+  mutant = jax.jit(functools.partial(layered.gaussian, mask='matrix'))(
     KEY, genome, 0.1, 0.5
   )
   changed = {}
@@ -92,7 +93,7 @@ def test_layers_change_with_all_their_matrices():
     },
     'plain': jnp.ones((3, 3)),
   }
-  mutant = jax.jit(functools.partial(mutation.gaussian, mask='layer'))(
+  mutant = jax.jit(functools.partial(layered.gaussian, mask='layer'))(
     KEY, genome, 0.1, 0.5
   )
   a, b = (np.asarray(mutant['layers']['mlp'][x] != 1.0) for x in ('a', 'b'))
@@ -104,7 +105,7 @@ def test_layers_change_with_all_their_matrices():
 
 def test_small_changes_of_bf16_are_drawn_in_f32():
   genome = {'x': jnp.full((4000,), 100.0, jnp.bfloat16)}
-  mutant = mutation.gaussian(
+  mutant = layered.gaussian(
     KEY, genome, 0.3, 1.0, relative=False, rounding='nearest'
   )
   # Neighbours of 100 in bf16 lie 0.5 apart: f32 noise of 0.3 reaches them in
@@ -117,7 +118,7 @@ def test_stochastic_rounding_keeps_changes_below_half_a_step():
   # Neighbours of 100 in bf16 lie 0.5 apart: noise of 0.01 reaches none.
   genome = {'x': jnp.full((200_000,), 100.0, jnp.bfloat16)}
   for rounding in ('nearest', 'stochastic'):
-    mutant = mutation.gaussian(
+    mutant = layered.gaussian(
       KEY, genome, 0.01, 1.0, relative=False, rounding=rounding
     )
     moved = np.mean(np.asarray(mutant['x'], np.float32) != 100.0)
@@ -129,7 +130,7 @@ def test_stochastic_rounding_keeps_changes_below_half_a_step():
 
 def test_stochastic_rounding_leaves_the_genes_that_do_not_change():
   genome = {'x': jnp.linspace(-3, 3, 5000).astype(jnp.bfloat16)}
-  mutant = mutation.gaussian(KEY, genome, 1.0, 0.1, rounding='stochastic')
+  mutant = layered.gaussian(KEY, genome, 1.0, 0.1, rounding='stochastic')
   same = np.asarray(mutant['x'] == genome['x'])
   assert same.mean() == pytest.approx(0.9, abs=0.02)
 
@@ -141,7 +142,7 @@ def test_stochastic_rounding_leaves_the_genes_that_do_not_change():
 )
 def test_noise_is_drawn_where_it_is_added(relative, share):
   genome = {'x': jnp.zeros((256, 1024), jnp.float32)}
-  gaussian = functools.partial(mutation.gaussian, relative=relative)
+  gaussian = functools.partial(layered.gaussian, relative=relative)
   run = jax.jit(gaussian, donate_argnums=1)
   used = run.lower(KEY, genome, 0.1, 0.5).compile().memory_analysis()
   assert used.temp_size_in_bytes < genome['x'].nbytes * share
@@ -150,19 +151,19 @@ def test_noise_is_drawn_where_it_is_added(relative, share):
 
 def test_a_single_number_keeps_its_shape():
   for mask in mutation.MASKS:
-    mutant = mutation.gaussian(KEY, {'x': jnp.ones(())}, 0.1, 1.0, mask=mask)
+    mutant = layered.gaussian(KEY, {'x': jnp.ones(())}, 0.1, 1.0, mask=mask)
     assert mutant['x'].shape == () and mutant['x'] != 1.0
 
 
 def test_nothing_mutates_to_nothing():
   genome = {'x': jnp.zeros((0, 3)), 'layers': {'b': jnp.zeros((2, 0, 3))}}
-  mutant = mutation.gaussian(KEY, genome, 0.1, 0.5)
+  mutant = layered.gaussian(KEY, genome, 0.1, 0.5)
   assert jax.tree.map(jnp.shape, mutant) == jax.tree.map(jnp.shape, genome)
 
 
 def test_no_two_leaves_share_their_noise():
   genome = {'x': jnp.zeros(100), 'y': jnp.zeros(100)}
-  mutant = mutation.gaussian(KEY, genome, 1.0, 1.0, relative=False)
+  mutant = layered.gaussian(KEY, genome, 1.0, 1.0, relative=False)
   assert abs(np.corrcoef(mutant['x'], mutant['y'])[0, 1]) < 0.5
 
 
@@ -185,14 +186,14 @@ def test_scale_of_a_genome_without_factors_is_whole():
 
 def test_unknown_mask_is_refused():
   with pytest.raises(ValueError, match='gene.*element'):
-    mutation.gaussian(KEY, genomes.member(), 0.1, 1.0, mask='gene')
+    layered.gaussian(KEY, genomes.member(), 0.1, 1.0, mask='gene')
 
 
 def test_layers_are_where_the_argument_says():
   # Relative noise is of each layer, or of the leaf as a whole.
   genome = {'layers': {'x': jnp.arange(6.0).reshape(2, 3)}}
-  each = mutation.gaussian(KEY, genome)
-  whole = mutation.gaussian(KEY, genome, layers=None)
-  other = mutation.gaussian(KEY, {'blocks': genome['layers']}, layers='blocks')
+  each = layered.gaussian(KEY, genome)
+  whole = layered.gaussian(KEY, genome, layers=None)
+  other = layered.gaussian(KEY, {'blocks': genome['layers']}, layers='blocks')
   assert not np.array_equal(each['layers']['x'], whole['layers']['x'])
   np.testing.assert_array_equal(other['blocks']['x'], each['layers']['x'])

@@ -5,6 +5,7 @@ import pytest
 
 from evojax_llm.operators import noise
 from evojax_llm.operators.merges import draws
+from tests.operators import layered
 
 KEY = jax.random.key(3)
 MANY = (512, 1024)
@@ -123,7 +124,7 @@ def test_root_mean_square_is_of_each_matrix():
   }
   flat = jax.tree_util.tree_flatten_with_path(genome)[0]
   (path, leaf), (scalar_path, scalar) = flat
-  rms = noise.root_mean_square(path, leaf.astype(jnp.bfloat16))
+  rms = layered.root_mean_square(path, leaf.astype(jnp.bfloat16))
   assert rms.shape == (2, 1, 1) and rms.dtype == jnp.float32
   np.testing.assert_allclose(rms.ravel(), [2.0, 5.0])
-  assert float(noise.root_mean_square(scalar_path, scalar)) == 3.0
+  assert float(layered.root_mean_square(scalar_path, scalar)) == 3.0

@@ -10,10 +10,18 @@ def test_public_names_are_there():
     assert getattr(operators, name), name
 
 
-def test_every_operator_of_the_page_has_a_public_name():
-  functions = [getattr(operators, name) for name in operators.__all__]
+def test_what_is_on_the_page_can_be_imported_by_its_name():
   for op in registry.OPERATORS:
-    assert op.kind == 'merge' or op.function in functions, op.name
+    found = getattr(operators, op.name)
+    assert found is (op if op.kind == 'merge' else op.function), op.name
+
+
+def test_defaults_are_those_of_the_page():
+  for op in registry.OPERATORS:
+    if op.kind != 'merge':
+      for option in op.takes:
+        given = op.signature[option.name].default
+        assert given == option.default, (op.name, option.name)
 
 
 def test_nothing_is_imported_before_it_is_asked_for():

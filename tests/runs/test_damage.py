@@ -1,5 +1,6 @@
 """Run folders that are damaged: made whole again, or named."""
 
+import dataclasses
 import json
 import shutil
 
@@ -132,6 +133,21 @@ def test_what_can_be_made_again_is(
   assert not damaged or damaged == ['items/00001.npz']
   del made['items'], whole['items']
   assert made == whole
+
+
+@pytest.mark.parametrize('limit', [{'tokens': 1}, {'seconds': 0.01}])
+def test_what_a_search_has_spent_counts_when_it_goes_on(
+  prepared, tmp_path, limit
+):
+  search = dataclasses.replace(prepared.config.strategy, **limit)
+  config = dataclasses.replace(prepared.config, strategy=search)
+  prepared = dataclasses.replace(prepared, config=config)
+  folder = runner.run_prepared(prepared, tmp_path / 'run')
+  before = runs.result(folder)
+  assert before['summary']['generations'] == 0
+  UNFINISHED(folder)
+  runner.run_prepared(prepared, folder)
+  assert runs.result(folder) == before
 
 
 @pytest.mark.parametrize(

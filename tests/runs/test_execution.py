@@ -9,6 +9,7 @@ import pytest
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.models import hub
 from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import export
 from evojax_llm.runs import rows
@@ -142,8 +143,8 @@ def test_whole_models_are_evolved_and_are_experts_in_turn(
     *(average, one, two),
   )
   export.export(second, tmp_path / 'vote', 'vote')
-  whole, _ = rows.load(rows.Run.open(second), 'vote')
-  back, _ = rows.load(str(tmp_path / 'vote'), '')
+  whole, _ = base_and_adapters.of_row(rows.Run.open(second), 'vote')
+  back, _ = base_and_adapters.of_row(str(tmp_path / 'vote'), '')
   assert back.names == whole.names and len(back.names) > 1
   jax.tree.map(np.testing.assert_array_equal, back.population, whole.population)
   assert runs.evolve(settings, second, *weights, experts) == 1

@@ -1,15 +1,7 @@
 """Timing and the lines people see."""
 
-import contextlib
-import fcntl
 import io
-import os
-import re
-import select
-import struct
-import termios
 import time
-import tty
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +9,7 @@ import pytest
 
 from evojax_llm.engine.ledger import Ledger
 from evojax_llm.runs import progress
+from tests.terminal import terminal
 
 
 def test_compilation_is_taken_out_of_the_phase_that_caused_it():
@@ -74,49 +67,6 @@ def test_off_a_terminal_a_long_batch_says_now_and_then_how_far_it_is(
   bar.begin(4)
   bar.update(0.5)
   assert stream.getvalue().startswith('generation 0/3  2/4 members  ')
-
-
-class Screen:
-  """Shows what a terminal of some width would after a stream of bytes."""
-
-  def __init__(self, columns: int):
-    self.columns, self.lines, self.at = columns, [''], 0
-
-  def feed(self, text: str) -> None:
-    for part in re.findall(r'\x1b\[[0-9;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]', text):
-      if part == '\n':
-        self.lines.append('')
-      elif part == '\r':
-        self.at = 0
-      elif part == '\x1b[K':
-        self.lines[-1] = self.lines[-1][: self.at]
-      else:
-        assert not part.startswith('\x1b'), f'unknown control code {part!r}'
-        if self.at == self.columns:
-          self.lines.append('')
-          self.at = 0
-        line = self.lines[-1].ljust(self.at)
-        self.lines[-1] = line[: self.at] + part + line[self.at + 1 :]
-        self.at += 1
-
-
-@contextlib.contextmanager
-def terminal(columns: int):
-  """A stream that is a terminal, and a function that returns its screen."""
-  leader, follower = os.openpty()
-  size = struct.pack('HHHH', 24, columns, 0, 0)
-  fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
-  tty.setraw(follower)
-  screen = Screen(columns)
-
-  def shown():
-    while select.select([leader], [], [], 0)[0]:
-      screen.feed(os.read(leader, 1 << 16).decode())
-    return screen.lines
-
-  with os.fdopen(follower, 'w') as stream:
-    yield stream, shown
-  os.close(leader)
 
 
 @pytest.mark.parametrize('columns', [60, 100])

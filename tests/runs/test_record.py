@@ -156,6 +156,35 @@ def test_floats_keep_their_bits_and_nan_becomes_null():
     assert np.float32(record.plain(x)) == x
 
 
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (None, ''),
+    ('{"a": 1}', ''),
+    ('{"a": ', 'not valid JSON'),
+    ('{"b": 1}', "is damaged: no 'a'"),
+    ('[1]', 'is damaged'),
+  ],
+)
+def test_what_is_kept_is_made_again_where_it_is_damaged(
+  tmp_path, capsys, content, said
+):
+  path = tmp_path / 'kept.json'
+  if content is not None:
+    path.write_text(content)
+  made = []
+
+  def make():
+    made.append(1)
+    return {'a': 1}
+
+  assert record.kept(path, lambda kept: kept['a'], make) == 1
+  error = capsys.readouterr().err
+  assert said in error and bool(said) == ('kept.json is made again' in error)
+  assert len(made) == (content is None or bool(said))
+  assert json.loads(path.read_text()) == {'a': 1}
+
+
 def test_new_workdirs_do_not_collide(tmp_path):
   made = [record.new_workdir(tmp_path / 'runs', 'x').name for _ in range(3)]
   assert made == ['x', 'x_2', 'x_3']

@@ -75,6 +75,14 @@ def _damage(folder):
   path.write_text(json.dumps(kept))
 
 
+def _of_an_earlier_version(folder):
+  path = folder / 'run' / 'config.json'
+  kept = json.loads(path.read_text())
+  del kept['files']
+  kept['inputs']['model'] = 'made otherwise'
+  path.write_text(json.dumps(kept))
+
+
 def _cut(folder):
   path = folder / 'run' / 'config.json'
   path.write_bytes(path.read_bytes()[:50])
@@ -87,6 +95,7 @@ def _cut(folder):
     (_elsewhere, None),
     (_notes, None),
     (_move, None),
+    (_of_an_earlier_version, None),
     (_change, r'base \(model\) has changed'),
     (_swap, r'x \(one of config\.adapters\) has changed(.|\n)*y \(one of'),
     (_lose, r'y \(one of config\.adapters of .* is not there any more'),

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
+from evojax_llm import pocket
 from evojax_llm.fitness.intervals import wilson_interval
 from evojax_llm.fitness.objectives import make_objective
 from evojax_llm.runs import plots
 from evojax_llm.runs import report
+from evojax_llm.runs import summary_page
 from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
+from evojax_llm.tasks.task_files import load_task
 
 
 def accuracies(*counts, weights=None, fails=False):
@@ -81,7 +84,7 @@ def test_markdown_holds_the_table_the_counts_and_the_winner():
     'name': 'a run',
     'rows': rows,
     'better': [],
-    'examples': {'task0': ('q', 'a')},
+    'examples': {'task0': {'title': '', 'question': 'q', 'answer': 'a'}},
     'ensembles': {},
     'search': {
       'strategy': 'genome',
@@ -101,7 +104,7 @@ def test_markdown_holds_the_table_the_counts_and_the_winner():
     'evaluations': 99,
     'failed': 0,
   }
-  text = report.markdown(summary, 'runs/x')
+  text = summary_page.markdown(summary, 'runs/x')
   assert text.startswith(
     '# a run: genome, population 7, 99 evaluations (baselines not counted)\n'
   )
@@ -134,8 +137,8 @@ def test_a_search_that_loses_to_a_plain_row_says_so(right, expected):
   for name, correct in zip(names, right, strict=True):
     scores = accuracies((correct, 100))
     rows.append(row(name, scores, scores))
-  found = report.better(rows)
-  lines = report.better_lines({'rows': rows, 'better': found}, 'runs/x')
+  found = summary_page.better(rows)
+  lines = summary_page.better_lines({'rows': rows, 'better': found}, 'runs/x')
   for line, (name, words) in zip(lines, expected, strict=True):
     assert line.startswith(
       f'`{name}` is better than the evolved member on dev by {words}'
@@ -145,9 +148,10 @@ def test_a_search_that_loses_to_a_plain_row_says_so(right, expected):
 
 def test_a_failed_member_has_lost_to_nothing():
   good, bad = accuracies((3, 4)), accuracies((0, 4), fails=True)
-  assert report.better([row('base', good, good)]) == []
+  assert summary_page.better([row('base', good, good)]) == []
   assert (
-    report.better([row('base', good, good), row('evolved', bad, bad)]) == []
+    summary_page.better([row('base', good, good), row('evolved', bad, bad)])
+    == []
   )
 
 
@@ -159,9 +163,19 @@ def test_one_value_is_shown_alike_wherever_it_comes_from():
 
 def test_an_example_is_one_short_line():
   item = Item('0', 'Which\none? ' + 'x' * 90, 'A', (('A', 'this'), ('B', 'no')))
-  question, answer = report.example(Task('t', 'multiple_choice', (item,)))
+  found = summary_page.example(Task('sor', 'multiple_choice', (item,)))
+  question = found.pop('question')
   assert question.startswith('Which one? x') and len(question) == 60
-  assert answer == 'this'
+  assert found == {'title': '', 'answer': 'this'}
+
+
+def test_every_pocket_task_has_a_title():
+  for name in pocket.task_names():
+    assert pocket.title(name)
+  task = load_task(pocket.task_file('sor.swp'))
+  assert summary_page.example(task)['title'] == (
+    'sort the characters of a word, then swap neighbouring characters'
+  )
 
 
 def test_the_curve_is_a_picture(tmp_path):

@@ -225,13 +225,17 @@ def test_the_command_reads_text_and_functions(config, tmp_path, capsys):
     'from evojax_llm.systems import genome as config\n'
     'get_config = config.get_config\n'
     'def sweep():\n'
-    "  return sweep_changes.values('seed', 5)\n"
+    '  return sweep_changes.product(\n'
+    "    sweep_changes.values('strategy.options.cross_rate', 0.5, 0.8),\n"
+    "    sweep_changes.values('strategy.options.sigma', 0.1, 0.2),\n"
+    '  )\n'
   )
   settings = [
     f'--config={file}',
     *(f'--config.{n}={config[n]}' for n in ('model', 'adapters', 'tasks')),
     '--config.strategy.population=4',
     '--config.strategy.generations=1',
+    '--config.ensemble.size=0',
   ]
 
   def command(*more):
@@ -240,13 +244,14 @@ def test_the_command_reads_text_and_functions(config, tmp_path, capsys):
   assert command('--sweep=sede=1', f'--workdir={tmp_path / "no"}') == 1
   assert "Did you mean 'seed'?" in capsys.readouterr().err
   assert not (tmp_path / 'no').exists()
-  text = 'strategy.population=3,4;strategy.options.sigma=0.1,0.2'
   out = tmp_path / 'out'
-  assert command(f'--sweep={text}', f'--workdir={out}') == 0
+  assert command(f'--workdir={out}') == 0
   shown = capsys.readouterr().out
-  assert 'population' in shown and 'best expert' in shown
-  assert (out / 'population_by_sigma.png').stat().st_size > 0
-  assert command(f'--workdir={tmp_path / "other"}') == 0
-  assert (tmp_path / 'other' / 'seed=5' / 'summary.json').exists()
+  assert 'cross_rate' in shown and 'best expert' in shown
+  assert (out / 'cross_rate_by_sigma.png').stat().st_size > 0
+  # The same trials, in text.
+  text = 'strategy.options.cross_rate=0.5,0.8;strategy.options.sigma=0.1,0.2'
+  assert command(f'--sweep={text}', f'--workdir={out}') == 0
+  assert f'all trials of {out} are finished' in capsys.readouterr().err
   assert running.run_program('sweep', f'--config={runs.GENOME}') == 1
   assert 'expected one of them' in capsys.readouterr().err

@@ -7,8 +7,10 @@ import pytest
 
 from evojax_llm.operators import low_rank
 from evojax_llm.population import keys
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 from evojax_llm.strategies import low_rank_es
+from tests.operators import layered
 from tests.strategies import problems
 
 P, M = problems.P, 12
@@ -17,7 +19,9 @@ NAMES = low_rank_es.OPERATORS
 
 @functools.cache
 def make(**options):
-  return low_rank_es.LowRankES(P, **{'members': M} | options)
+  strategy = low_rank_es.LowRankES(P, **{'members': M} | options)
+  strategy.layers = leaves.LAYERS
+  return strategy
 
 
 def dense(made):
@@ -35,7 +39,7 @@ def noise(state, count, rank=1):
   ids = state.next_id + jnp.arange(count, dtype=jnp.int32)
   drawn = keys.keys_for(problems.KEY, state.generation, ids, 'low-rank noise')
   return jax.jit(
-    jax.vmap(lambda k: dense(low_rank.factors(k, state.centre, rank)))
+    jax.vmap(lambda k: dense(layered.factors(k, state.centre, rank)))
   )(drawn)
 
 

@@ -34,7 +34,7 @@ def genome(
   *,
   key: jax.Array | None = None,
   parameters: Parameters | None = None,
-  layers: str | None = leaves.LAYERS,
+  layers: str | None = None,
   **options: Any,
 ) -> stack.Genome:
   """Merges k parents into one child.
@@ -83,7 +83,7 @@ def population(
   keys: jax.Array | None = None,
   parameters: Parameters | None = None,
   batch: int | None = None,
-  layers: str | None = leaves.LAYERS,
+  layers: str | None = None,
   **options: Any,
 ) -> stack.Population:
   """Merges M children, each of its own k parents in a shared pool.

@@ -39,7 +39,7 @@ def resolve(
   genome: stack.Genome,
   values: Mapping[str, Any],
   *,
-  layers: str | None = leaves.LAYERS,
+  layers: str | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns arrays for every leaf, as `lift.genome` takes them.
 

@@ -99,6 +99,7 @@ def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
 
 def children(
   crossover: Crossover,
+  layers: str | None,
   key: jax.Array,
   generation: jax.Array,
   ids: jax.Array,
@@ -129,6 +130,7 @@ def children(
     base,
     keys=draws,
     parameters=given,
+    layers=layers,
     **crossover.options,
   )
 

@@ -125,6 +125,7 @@ def propose(
       mask=options.mask,
       # Of bf16 alone: most changes by a small sigma would be rounded away.
       rounding='stochastic',
+      layers=strategy.layers,
     )
 
   mutants = jax.vmap(mutate)(
@@ -260,6 +261,7 @@ def _cross(strategy, key, state, able, ids, params):
   )(jnp.stack([t, second], axis=1), state.fitness[pairs])
   children = crossover.children(
     strategy.crossover,
+    strategy.layers,
     key,
     state.generation,
     ids,

@@ -78,8 +78,9 @@ class KeyScorer(OptionScorer):
     return self.score_text(item, answer)
 
   def score_text(self, item: Item, answer: Answer) -> Verdict:
-    """Scores the texts of one answer."""
-    raise NotImplementedError
+    """Scores the texts of one answer, here 1 where the key is right."""
+    key = find_key(item, answer.text, self.parse)
+    return Verdict(key, float(key == item.answer))
 
 
 def find_key(item: Item, text: str, parse: str = 'strict') -> str | None:

@@ -161,7 +161,7 @@ def _read(path: str) -> dict[str, str]:
   """Returns kept replies by digest, of a file that can be written."""
   if not path:
     return {}
-  file = pathlib.Path(path).expanduser()
+  file = pathlib.Path(os.path.expanduser(path))
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists() and not file.is_file():
@@ -190,7 +190,7 @@ def _read(path: str) -> dict[str, str]:
 
 def _append(path: str, key: str, reply: str) -> None:
   if path:
-    with open(pathlib.Path(path).expanduser(), 'a', encoding='utf-8') as file:
+    with open(os.path.expanduser(path), 'a', encoding='utf-8') as file:
       # The line's end comes first: what a killed process left half written
       # spoils no other line.
       file.write('\n' + json.dumps([key, reply]))

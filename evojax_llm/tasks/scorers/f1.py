@@ -12,8 +12,6 @@ import dataclasses
 import numpy as np
 
 from evojax_llm.tasks.scorers import choice_text
-from evojax_llm.tasks.scorers.base import Answer
-from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
 from evojax_llm.tasks.scorers.options import OptionTable
@@ -27,10 +25,6 @@ class WeightedF1(choice_text.KeyScorer):
   metric = 'weighted_f1'
   binary = False
   corpus = True
-
-  def score_text(self, item: Item, answer: Answer) -> Verdict:
-    key = choice_text.find_key(item, answer.text, self.parse)
-    return Verdict(key, float(key == item.answer))
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
     return MultipleChoice().score_options(table, loglik)

@@ -79,7 +79,7 @@ class RewardModel(Scorer):
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
     if not pairs:
       return []
-    model = _load(self.folder, self.dtype)
+    model = _Loaded(self.folder, self.dtype)
     asked = [
       self._encode(model.tokenizer, item.question, answer.text)
       for item, answer in pairs
@@ -125,12 +125,8 @@ def mixed(
 
 
 @functools.lru_cache(maxsize=2)
-def _load(folder: str, dtype: str) -> '_Loaded':
-  return _Loaded(folder, dtype)
-
-
 class _Loaded:
-  """A reward model in memory."""
+  """A reward model in memory, made once."""
 
   def __init__(self, folder: str, dtype: str):
     # Not at import: task files are checked before jax is loaded.

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import registry
 from tests.operators import genomes
+from tests.operators import layered
 
 KEY, NAN = jax.random.key(0), float('nan')
 TWO = genomes.population(2)
@@ -25,7 +25,7 @@ BASE = genomes.member(seed=9)
 )
 def test_refuses_the_wrong_number_of_parents(method, members, word):
   with pytest.raises(ValueError, match=word):
-    lift.genome(method, genomes.population(members), BASE)
+    layered.genome(method, genomes.population(members), BASE)
 
 
 @pytest.mark.parametrize(
@@ -103,26 +103,26 @@ def test_refuses(method, base, given, word):
       for name, value in given['parameters'].items()
     }
   with pytest.raises(ValueError, match=word):
-    lift.genome(method, TWO, base, **given)
+    layered.genome(method, TWO, base, **given)
 
 
 def test_refuses_a_base_of_another_shape_or_type():
   with pytest.raises(ValueError, match='coefficients: the base is float32'):
-    lift.genome('ties', TWO, {**BASE, 'coefficients': jnp.zeros(5)})
+    layered.genome('ties', TWO, {**BASE, 'coefficients': jnp.zeros(5)})
   with pytest.raises(ValueError, match='the base is bfloat16'):
-    lift.genome('ties', TWO, genomes.member(jnp.bfloat16))
+    layered.genome('ties', TWO, genomes.member(jnp.bfloat16))
 
 
 def test_refuses_values_by_leaf_that_do_not_match():
   values = {'t': {'coefficients': jnp.float32(0.5)}}
   with pytest.raises(ValueError, match='one entry for each leaf'):
-    lift.genome('slerp', TWO, parameters=values)
+    layered.genome('slerp', TWO, parameters=values)
 
 
 def test_refuses_values_by_leaf_over_a_whole_genome():
   values = {'t': {'coefficients': jnp.float32(0.5)}}
   with pytest.raises(ValueError, match='over the whole genome'):
-    lift.genome('split_slerp', TWO, parameters=values, span='genome')
+    layered.genome('split_slerp', TWO, parameters=values, span='genome')
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_refuses_values_by_leaf_over_a_whole_genome():
 def test_refuses_keys_that_do_not_fit(method, key, word):
   base = BASE if registry.MERGES[method].needs_base else None
   with pytest.raises(ValueError, match=f'{word}.*threefry2x32'):
-    lift.genome(method, TWO, base, key=key)
+    layered.genome(method, TWO, base, key=key)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_refuses_keys_that_do_not_fit(method, key, word):
 )
 def test_refuses_children_that_cannot_be(rows, given, word):
   with pytest.raises(ValueError, match=word):
-    lift.population('dare_ties', TWO, jnp.asarray(rows), BASE, **given)
+    layered.population('dare_ties', TWO, jnp.asarray(rows), BASE, **given)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_what_only_the_program_knows_is_cut(parameter, value, bound):
   @jax.jit
   def run(value):
     given = {parameter: value}
-    return lift.genome(
+    return layered.genome(
       'magnitude_linear', TWO, BASE, parameters=given, rescale='density'
     )
 
@@ -175,6 +175,8 @@ def test_what_only_the_program_knows_is_cut(parameter, value, bound):
 def test_refuses_while_tracing():
   with pytest.raises(ValueError, match='expected exactly 2'):
     jax.eval_shape(
-      lambda pool: lift.population('slerp', pool, jnp.zeros((4, 3), jnp.int32)),
+      lambda pool: layered.population(
+        'slerp', pool, jnp.zeros((4, 3), jnp.int32)
+      ),
       TWO,
     )

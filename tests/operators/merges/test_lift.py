@@ -1,10 +1,14 @@
 """How merges of one tensor become merges of genomes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.operators import low_rank
+from evojax_llm.operators import mutation
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import registry
 from evojax_llm.operators.merges import split
@@ -13,13 +17,14 @@ from evojax_llm.operators.operator import Parameter
 from evojax_llm.options import Option
 from evojax_llm.population import leaves
 from tests.operators import genomes
+from tests.operators import layered
 
 KEY = jax.random.key(2)
 
 
 def test_every_layer_is_a_tensor_of_its_own():
   parents = genomes.population(2)
-  child = lift.genome('slerp', parents)['layers']['mlp']['a']
+  child = layered.genome('slerp', parents)['layers']['mlp']['a']
   for layer in range(genomes.LAYERS):
     alone = registry.MERGES['slerp'].function(
       parents['layers']['mlp']['a'][:, layer], t=jnp.float32(0.5)
@@ -31,7 +36,7 @@ def test_rows_follow_the_orientation_of_the_leaf():
   shape = (2, 4, 6)
   x = jax.random.normal(KEY, shape, jnp.float32)
   tree = {'kernel': x, 'embedding': x, 'scale': x[:, 0]}
-  child = lift.genome('nuslerp', tree, span='row')
+  child = layered.genome('nuslerp', tree, span='row')
   function = registry.MERGES['nuslerp'].function
   w = jnp.float32(1.0)
   for name, axis in (('kernel', -2), ('embedding', -1), ('scale', -1)):
@@ -69,7 +74,7 @@ def chosen(method):
       for m in ('up', 'down')
     }
   }
-  child = lift.genome(method, parents, key=KEY)['layers']
+  child = layered.genome(method, parents, key=KEY)['layers']
   for module in child.values():
     for leaf in module.values():
       assert np.all(leaf == leaf[:, :1, :1])
@@ -95,14 +100,14 @@ def test_one_point_of_the_line_for_the_whole_genome():
     lambda x: jnp.stack([jnp.ones_like(x), jnp.zeros_like(x)]),
     genomes.member(),
   )
-  child = lift.genome('extrapolate', parents, key=KEY)
+  child = layered.genome('extrapolate', parents, key=KEY)
   values = np.concatenate([np.ravel(x) for x in jax.tree.leaves(child)])
   assert len(set(values.tolist())) == 1 and 0.0 <= values[0] < 2.0
 
 
 def test_split_of_a_whole_genome_has_one_angle_and_one_place():
   parents = genomes.population(2)
-  child = lift.genome(
+  child = layered.genome(
     'split_slerp',
     parents,
     parameters={'t': jnp.float32(0.3), 'split': jnp.float32(0.4)},
@@ -140,7 +145,7 @@ def test_with_a_base_deltas_are_merged_and_without_one_parents(method):
 
   @jax.jit
   def run(parents, base):
-    return lift.genome(method, parents, base, parameters=values)
+    return layered.genome(method, parents, base, parameters=values)
 
   jax.tree.map(
     lambda moved, b, still: np.testing.assert_allclose(
@@ -156,7 +161,7 @@ def test_arrays_of_the_host_are_taken_as_well():
   pool = genomes.population(3)
   rows = np.asarray([[0, 1], [2, 0]], np.int32)
   made, same = (
-    lift.population('linear', members, rows)
+    layered.population('linear', members, rows)
     for members in (jax.tree.map(np.asarray, pool), pool)
   )
   jax.tree.map(np.testing.assert_array_equal, made, same)
@@ -167,9 +172,9 @@ def test_the_pool_may_be_given_up_to_the_children(method):
   base = genomes.member(seed=9) if method == 'ties' else None
   rows = jnp.asarray([[0, 1], [2, 0], [1, 2]])
   run = jax.jit(
-    lambda pool: lift.population(method, pool, rows, base), donate_argnums=0
+    lambda pool: layered.population(method, pool, rows, base), donate_argnums=0
   )
-  kept = jax.jit(lambda pool: lift.population(method, pool, rows, base))
+  kept = jax.jit(lambda pool: layered.population(method, pool, rows, base))
   pool = genomes.population(3)
   expected = kept(pool)
   jax.tree.map(np.testing.assert_array_equal, run(pool), expected)
@@ -183,7 +188,7 @@ def test_a_sweep_does_not_recompile():
   @jax.jit
   def run(values):
     traced.append(None)
-    return lift.genome('ties', parents, base, parameters=values)
+    return layered.genome('ties', parents, base, parameters=values)
 
   for density in (0.2, 0.5, 1.0):
     run({'density': jnp.float32(density), 'weights': jnp.ones(2)})
@@ -197,7 +202,7 @@ def test_a_number_counts_for_all_children_and_an_array_for_each():
   lambdas = jnp.asarray([1.0, 0.5, 2.0])
 
   def children(**parameters):
-    return lift.population(
+    return layered.population(
       'task_arithmetic', pool, rows, base, parameters=parameters
     )
 
@@ -215,8 +220,8 @@ def test_a_list_of_genomes_is_as_good_as_a_stack():
   one, two = genomes.member(), genomes.member(seed=1)
   jax.tree.map(
     np.testing.assert_array_equal,
-    lift.genome('slerp', [one, two]),
-    lift.genome('slerp', jax.tree.map(lambda *x: jnp.stack(x), one, two)),
+    layered.genome('slerp', [one, two]),
+    layered.genome('slerp', jax.tree.map(lambda *x: jnp.stack(x), one, two)),
   )
 
 
@@ -233,6 +238,32 @@ def test_layers_are_where_the_argument_says():
   ):
     (child,) = jax.tree.leaves(lift.genome('slerp', tree, layers=layers))
     np.testing.assert_allclose(child, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'operator',
+  (
+    functools.partial(lift.genome, 'ties', parameters={'density': 0.5}),
+    functools.partial(
+      lift.population, 'slerp', rows=jnp.asarray([[0, 1]], jnp.int32)
+    ),
+    functools.partial(mutation.gaussian, KEY, mask='matrix', gene_rate=0.5),
+    functools.partial(low_rank.perturb, KEY),
+  ),
+)
+def test_no_name_is_taken_for_an_axis(operator):
+  leaf = jax.random.normal(KEY, (2, 3, 4), jnp.float32)
+  given = {'base': leaf[0] * 0.1} if operator.args[:1] == ('ties',) else {}
+  made = [
+    operator({name: leaf}, **{k: {name: v} for k, v in given.items()})
+    for name in ('layers', 'other')
+  ]
+  nested = operator(
+    {'layers': {'x': leaf}},
+    **{k: {'layers': {'x': v}} for k, v in given.items()},
+  )
+  for tree in (made[0], nested):
+    np.testing.assert_array_equal(*map(jax.tree.leaves, (tree, made[1])))
 
 
 def pull(parents, *, t, side):
@@ -256,19 +287,19 @@ PULL = Merge(
 def test_a_merge_of_a_user_is_taken_by_its_name(method):
   parents = genomes.population(2)
   x, y = parents['coefficients']
-  child = lift.genome(method, parents, parameters={'t': 0.25}, side='other')
+  child = layered.genome(method, parents, parameters={'t': 0.25}, side='other')
   np.testing.assert_allclose(
     child['coefficients'], 0.75 * x - 0.25 * y, rtol=1e-6
   )
   rows = jnp.asarray([[0, 1]])
-  (halfway,) = lift.population(method, parents, rows)['coefficients']
+  (halfway,) = layered.population(method, parents, rows)['coefficients']
   np.testing.assert_allclose(halfway, 0.5 * x + 0.5 * y, rtol=1e-6)
   with pytest.raises(ValueError, match='Got t 2.0 for pull; expected 0 to 1'):
-    lift.genome(method, parents, parameters={'t': 2.0})
+    layered.genome(method, parents, parameters={'t': 2.0})
 
 
 def test_what_is_no_merge_is_refused():
   with pytest.raises(ValueError, match='is a function; expected a Merge'):
-    lift.genome(f'{__name__}:pull', genomes.population(2))
+    layered.genome(f'{__name__}:pull', genomes.population(2))
   with pytest.raises(ValueError, match="'tt'.* declared for pull; .*'t'"):
     Merge('pull', pull, '', (Parameter('tt', 0.5, 'how far'),))

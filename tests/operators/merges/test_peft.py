@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators.merges import draws
-from evojax_llm.operators.merges import lift
 from evojax_llm.population import stack
+from tests.operators import layered
 from tests.operators.merges import test_edges
 
 merge_utils = pytest.importorskip(
@@ -135,7 +135,7 @@ def test_add_weighted_adapter(combination, method, options):
   values = {'weights': jnp.sqrt(jnp.asarray(weights) * layer.scaling['one'])}
   if combination != 'linear':
     values['density'] = density()
-  ours = lift.genome(
+  ours = layered.genome(
     method,
     parents,
     jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), parents),

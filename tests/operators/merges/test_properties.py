@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import registry
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from tests.operators import facts
+from tests.operators import layered
 
 P = 4
 MERGES = list(registry.MERGES.values())
@@ -90,13 +90,13 @@ def base_for(merge, dtype=jnp.float32):
 @functools.cache
 def lifted(merge):
   """One program over members that are spread over devices."""
-  return jax.jit(functools.partial(lift.population, merge.name))
+  return jax.jit(functools.partial(layered.population, merge.name))
 
 
 @functools.cache
 def single(merge):
   """One program for a child alone."""
-  return jax.jit(functools.partial(lift.genome, merge.name))
+  return jax.jit(functools.partial(layered.genome, merge.name))
 
 
 def run_lifted(merge, order=tuple(range(P)), generation=0):
@@ -195,7 +195,7 @@ def test_jit_is_eager(merge):
   # One leaf of the genome: its name addresses the same draws.
   compiled = one_child(single(merge), merge, 0)
   base = base_for(merge)
-  eager = lift.genome(
+  eager = layered.genome(
     merge.name,
     {'layers': stack.take(population(5)['layers'], rows(merge)[0])},
     base and {'layers': base['layers']},
@@ -222,7 +222,7 @@ def test_permuting_members_commutes(merge):
 )
 def test_same_key_same_bits_whatever_the_chunking(merge):
   keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(member_keys(), 0)
-  run = jax.jit(functools.partial(lift.population, merge.name, batch=2))
+  run = jax.jit(functools.partial(layered.population, merge.name, batch=2))
   chunked = run(
     population(5),
     rows(merge),
@@ -275,7 +275,7 @@ def is_shaped(merge, count, shapes, **options):
   )
   made = jax.eval_shape(
     functools.partial(
-      lift.genome, merge.name, key=jax.random.key(0), **options
+      layered.genome, merge.name, key=jax.random.key(0), **options
     ),
     parents,
     base if merge.needs_base else None,

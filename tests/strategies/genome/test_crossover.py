@@ -38,6 +38,7 @@ def base_of(members):
 
 
 def children(strategy, members):
+  strategy.layers = 'layers'
   scores = base.Scores(jnp.linspace(1.0, 0.2, P))
   params = strategy.default_params
   state = strategy.init(problems.KEY, members, scores, params)
