@@ -94,6 +94,9 @@ def locate(config: RunConfig) -> Files:
       f'{given[0]} is an expert of some model: name it with '
       '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
     )
+  model = existing_folder(config.model or 'pocket', 'a Gemma folder')
+  # Not of `model`: snapshots in the hub's cache are called by a number.
+  name = pathlib.Path(config.model or 'pocket').resolve().name
   what = 'a Gemma folder' if config.experts else 'a PEFT adapter folder'
   folders = [existing_folder(name, what) for name in given]
   if twice := len(folders) - len({folder.resolve() for folder in folders}):
@@ -101,9 +104,6 @@ def locate(config: RunConfig) -> Files:
       f'warning: {twice} of the {len(folders)} experts are the same folder as '
       'another one: averages and searches count them twice.'
     )
-  model = existing_folder(config.model or 'pocket', 'a Gemma folder')
-  # Not of `model`: snapshots in the hub's cache are called by a number.
-  name = pathlib.Path(config.model or 'pocket').resolve().name
   if config.model in ('', 'pocket') and not folders:
     from evojax_llm import pocket
 

@@ -224,7 +224,10 @@ def build(
     texts[key] = '' if top.get(key) is None else top[key]
     line = key == 'icl_prompt' or all(c >= ' ' for c in str(texts[key]))
     if not (is_text(texts[key]) and line):
-      raise TaskError(f"{path}, '{key}': expected text, got {shown(top[key])}.")
+      what = 'text' if key == 'icl_prompt' else 'text of one line'
+      raise TaskError(
+        f"{path}, '{key}': expected {what}, got {shown(top[key])}."
+      )
   task = Task(
     name=texts['name'] or texts['dataset'] or name,
     kind=kind,

@@ -131,3 +131,16 @@ def test_refuses_what_cannot_be():
     racing.Racing('sprint')
   with pytest.raises(ValueError, match='at least 1'):
     racing.Racing(keep=0)
+
+
+def test_the_luck_of_few_items_outranks_no_member_that_was_scored_whole():
+  rules = racing.Racing('halving', rounds=2)
+  first = run(results([0.5] * 2), rules, asked=(asked := [])) and asked[0][1]
+  values = [np.zeros((2, size)) for size in SIZES]
+  for k, items in enumerate(first):
+    values[k][0, items] = 1.0
+    values[k][1, items[1:]] = 1.0
+  raced = run(values, rules)
+  assert raced.seen[1] < raced.seen[0] == sum(SIZES)
+  assert whole(values)[0] == pytest.approx(0.5)
+  np.testing.assert_allclose(raced.fitness, [0.5, 0.5])

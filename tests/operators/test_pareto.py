@@ -91,3 +91,9 @@ def test_any_objectives_give_an_order():
     assert sorted(order) == list(range(len(points)))
     fitness = pareto.fitness(points.astype(jnp.float32))
     assert np.all(np.isfinite(fitness) == np.all(np.isfinite(points), axis=1))
+
+
+def test_an_infinite_objective_is_that_of_a_failed_member():
+  points = jnp.asarray([[1.0, jnp.inf], [1.0, 2.0], [-jnp.inf, 3.0]])
+  np.testing.assert_array_equal(pareto.fronts(points), [3, 0, 3])
+  np.testing.assert_array_equal(pareto.fitness(points), [np.nan, 3, np.nan])

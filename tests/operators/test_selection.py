@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.operators import selection
+from evojax_llm.operators import survival
 
 NAN = jnp.nan
 
@@ -143,3 +144,20 @@ def test_wrong_requests_are_refused():
     selection.truncation(fitness, 3)
   with pytest.raises(ValueError, match='tournaments of 0 entrants'):
     selection.tournament(key, fitness, 1, entrants=0)
+
+
+@pytest.mark.parametrize('method', selection.METHODS)
+def test_infinite_fitness_is_that_of_a_failed_member(method):
+  fitness = f32(jnp.inf, 1.0, -jnp.inf, 2.0, NAN)
+  if method == 'truncation':
+    drawn = selection.truncation(fitness, 2)
+  else:
+    options = {'entrants': 5} if method == 'tournament' else {'replace': False}
+    drawn = draws(getattr(selection, method), fitness, 2, 20, **options)
+  assert set(np.ravel(drawn).tolist()) == {1, 3}
+  alive = jnp.ones(5, bool)
+  ids = jnp.arange(5, dtype=jnp.int32)
+  kept = survival.survivors(
+    jax.random.key(0), fitness, alive, 2, ids, method=method, entrants=5
+  )
+  assert kept.tolist() == [1, 3]

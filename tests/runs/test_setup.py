@@ -56,6 +56,22 @@ def test_what_is_given_twice_or_beyond_what_there_is_is_said(made, capsys):
   assert 'b has 12 test' not in said
 
 
+def test_names_of_the_hub(made, tmp_path, monkeypatch):
+  monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
+  config, _ = made
+  values = {'model': 'google/gemma-x', 'adapters': 'me/code'}
+  config = dataclasses.replace(config, **values)
+  with pytest.raises(ValueError, match='hf download google/gemma-x'):
+    inputs.locate(config)
+  for name in values.values():
+    folder = tmp_path / f'models--{name.replace("/", "--")}' / 'snapshots/1'
+    folder.mkdir(parents=True)
+  found = inputs.locate(config)
+  assert found.name == 'gemma-x'
+  assert found.model.parents[1].name == 'models--google--gemma-x'
+  assert found.adapters[0].parents[1].name == 'models--me--code'
+
+
 @pytest.mark.parametrize(
   ('values', 'dev', 'test', 'heldout'),
   [

@@ -352,3 +352,13 @@ def test_bf16_is_merged_in_f32_and_cast_once():
   parents = [jnp.full(3, x, jnp.bfloat16) for x in (256.0, 1.0, 1.0)]
   child = run('linear', parents, normalize='none')
   np.testing.assert_array_equal(child.astype(np.float32), 258.0)
+
+
+@pytest.mark.parametrize('cosine, spherical', ((0.9993, True), (0.9997, False)))
+def test_slerp_is_linear_of_nearly_parallel_parents_alone(cosine, spherical):
+  sine = np.sqrt(1.0 - cosine**2)
+  one, two = jnp.asarray([1.0, 0.0]), jnp.asarray([cosine, sine], jnp.float32)
+  length = np.linalg.norm(run('slerp', [one, two]))
+  # Half way, the arc has length one and the chord the cosine of half the angle.
+  expected = 1.0 if spherical else np.cos(np.arccos(cosine) / 2)
+  assert length == pytest.approx(expected, abs=1e-5)
