@@ -26,6 +26,7 @@ RANKS = {
   'evojax_llm.operators': 2,
   'evojax_llm.tasks': 2,
   'evojax_llm.genomes': 3,
+  'evojax_llm.recipes': 3,
   'evojax_llm.engine': 4,
   'evojax_llm.fitness': 5,
   'evojax_llm.strategies': 6,

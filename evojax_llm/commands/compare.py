@@ -16,15 +16,14 @@ members, whose number dev chooses. The first configuration gives model, experts,
 items and, without --stages, tasks; --config.NAME=VALUE changes a setting of all
 configurations, as in
 
-  python -m experiments.compare --config.model=gemma-2-2b-it \
+  evojax-llm compare --config.model=gemma-2-2b-it \
       --config.adapters=experts/code,experts/cot --config.tasks=mmlu.json \
       --config.dev_limit=100 --out=DIR
 
 Writes comparison.json and comparison.md after each run: scores, and differences
 of paired runs with intervals. At the end there are curves of the best fitness
-by evaluations. A comparison that was
-stopped goes on when the command is given again; more seeds, draws, sizes,
-stages or configurations may be asked for then.
+by evaluations. A comparison that was stopped goes on when the command is given
+again; more seeds, draws, sizes, stages or configurations may be asked for then.
 """
 
 from collections.abc import Sequence

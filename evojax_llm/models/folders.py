@@ -308,11 +308,14 @@ def _refuse_pickle(folder: pathlib.Path, pattern: str, wanted: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+def new_folder(
+  folder: str | os.PathLike, replace: bool = False
+) -> Iterator[pathlib.Path]:
   """Yields a folder to write, which appears whole or not at all.
 
   It is a temporary sibling of `folder`, renamed when the block ends and
-  removed when the block raises.
+  removed when the block raises. With `replace` it takes the place of one that
+  is not empty.
 
   Raises:
     ModelError: `folder` exists and is not empty, or is a file.
@@ -321,7 +324,7 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   target = pathlib.Path(os.path.expanduser(folder))
   if target.exists() and not target.is_dir():
     raise ModelError(f'{target}: is a file; expected a new folder.')
-  if target.is_dir() and any(target.iterdir()):
+  if target.is_dir() and any(target.iterdir()) and not replace:
     raise ModelError(
       f'{target}: exists and is not empty; nothing is overwritten, give '
       'another folder or remove this one.'
@@ -332,7 +335,13 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   temporary.mkdir()
   try:
     yield temporary
-    os.rename(temporary, target)
+    if replace and target.is_dir():
+      old = temporary.with_suffix('.old')
+      os.rename(target, old)
+      os.rename(temporary, target)
+      shutil.rmtree(old)
+    else:
+      os.rename(temporary, target)
   except BaseException as error:
     shutil.rmtree(temporary, ignore_errors=True)
     number = re.search(r'os error (\d+)', str(error))

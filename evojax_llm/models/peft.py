@@ -195,7 +195,7 @@ def save_adapter(
     tensors[f'{key}.lora_A.weight'] = np.pad(a, missing)
     tensors[f'{key}.lora_B.weight'] = np.ascontiguousarray(np.pad(b, missing).T)
   projections = dict.fromkeys(p for (_, p), _ in kept)
-  raw = _adapter_json(rank, alpha, projections, base_model_name, prefix)
+  raw = adapter_json(rank, alpha, projections, base_model_name, prefix)
   with new_folder(folder) as path:
     save_file(
       tensors, path / 'adapter_model.safetensors', metadata={'format': 'pt'}
@@ -252,7 +252,7 @@ def _check_factors(
     )
 
 
-def _adapter_json(
+def adapter_json(
   rank: int,
   alpha: int,
   projections: Iterable[str],

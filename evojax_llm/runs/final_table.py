@@ -300,12 +300,12 @@ class Ending:
       summary['lost'] = list(lost.values())
     if objective.name == 'pareto':
       summary['front'] = _front(objective, members)
-    scores = {row['name']: row['dev']['fitness']['score'] for row in rows}
-    levels = {
-      name: scores[name] for name in _LEVELS if scores.get(name) is not None
-    }
     plots.curve(
-      path / 'curve.png', metrics, levels, objective.percent, _middle(members)
+      path / 'curve.png',
+      metrics,
+      levels(rows),
+      objective.percent,
+      _middle(members),
     )
     record.write_text(
       path / 'summary.md',
@@ -313,6 +313,21 @@ class Ending:
     )
     # Last: a folder with a summary.json is a finished run.
     record.write_json(path / 'summary.json', summary)
+
+
+def levels(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Returns the fitness of rows beside the curve, the best one among them."""
+  scores = {
+    row['name']: row['dev']['fitness']['score']
+    for row in rows
+    if row['dev']['fitness']['score'] is not None
+  }
+  best = max(scores, key=scores.__getitem__, default=None)
+  return {
+    name: score
+    for name, score in scores.items()
+    if name in _LEVELS or (name == best and name != report.EVOLVED)
+  }
 
 
 def _set(options: Mapping[str, Any]) -> dict[str, Any]:

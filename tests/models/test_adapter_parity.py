@@ -1,9 +1,12 @@
 """Adapters against PEFT on torch: folders that it wrote, and folders for it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from evojax_llm.models import adapter_config
 from evojax_llm.models import hub
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.expression import fold
@@ -173,3 +176,10 @@ def test_multimodal_base(tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, reloaded.factors, adapters.factors
   )
+
+
+def test_every_field_of_peft_is_known_or_refused():
+  """A newer PEFT may have fields that change what an adapter computes."""
+  fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+  known = adapter_config._KNOWN | set(adapter_config._REFUSED)
+  assert fields - known == set()

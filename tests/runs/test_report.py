@@ -6,6 +6,7 @@ import pytest
 from evojax_llm import pocket
 from evojax_llm.fitness.intervals import wilson_interval
 from evojax_llm.fitness.objectives import make_objective
+from evojax_llm.runs import final_table
 from evojax_llm.runs import plots
 from evojax_llm.runs import report
 from evojax_llm.runs import summary_page
@@ -176,6 +177,17 @@ def test_every_pocket_task_has_a_title():
   assert summary_page.example(task)['title'] == (
     'sort the characters of a word, then swap neighbouring characters'
   )
+
+
+def test_the_best_row_is_on_the_picture_whatever_it_is():
+  for best in ('average', 'ensemble of experts', 'evolved', 'soup'):
+    rows = []
+    for name in ('base', 'average', 'ensemble of experts', 'evolved', 'soup'):
+      scores = accuracies((4 if name == best else 2, 4))
+      rows.append(row(name, scores, scores))
+    drawn = final_table.levels(rows)
+    always = {'base', 'ensemble of experts', 'soup'}
+    assert drawn.keys() == always | ({best} - {'evolved'})
 
 
 def test_the_curve_is_a_picture(tmp_path):

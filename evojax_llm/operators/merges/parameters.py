@@ -67,13 +67,13 @@ def _for_leaf(merge, name, value, path, leaf, layers):
   per_model = check.find_parameter(merge, name).per_model
   depths = _depths(leaves.is_layered(path, layers), leaf)
   if not isinstance(value, PerModel):
-    return _read(name, value, leaves.name(path), depths)
+    return _found(name, value, leaves.name(path), depths)
   if not per_model:
     raise ValueError(
       f'Got a value for each model for {name!r} of {merge.name}; expected one '
       'for all.'
     )
-  columns = [_read(name, v, leaves.name(path), depths) for v in value.values]
+  columns = [_found(name, v, leaves.name(path), depths) for v in value.values]
   return np.stack(columns, axis=-1)
 
 
@@ -85,7 +85,26 @@ def _depths(layered, leaf):
   return np.linspace(0.0, 1.0, layers) if layers > 1 else np.ones(1)
 
 
-def _read(name, value, leaf, depths):
+def _found(name, value, leaf, depths):
+  found = read(name, value, leaf, depths)
+  if found is None:
+    raise ValueError(
+      f'No entry for {name!r} matches the leaf {leaf}; add one without a '
+      "'filter' for all that is left."
+    )
+  return found
+
+
+def read(
+  name: str, value: Any, leaf: str, depths: np.ndarray
+) -> np.ndarray | None:
+  """Returns a value, see above, at depths (...) of a leaf, as f32 (...).
+
+  None if it is a list of filters, and none of them matches the leaf's name.
+
+  Raises:
+    ValueError: the value is not of this kind.
+  """
   if isinstance(value, numbers.Real):
     return np.full(np.shape(depths), value, np.float32)
   if not isinstance(value, Sequence) or isinstance(value, str) or not value:
@@ -104,8 +123,5 @@ def _read(name, value, leaf, depths):
       )
     wanted = entry.get('filter') or '*'
     if wanted == '*' or wanted in leaf:
-      return _read(name, entry['value'], leaf, depths)
-  raise ValueError(
-    f'No entry for {name!r} matches the leaf {leaf}; add one without a '
-    "'filter' for all that is left."
-  )
+      return read(name, entry['value'], leaf, depths)
+  return None

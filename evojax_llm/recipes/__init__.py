@@ -1,0 +1,1 @@
+"""Recipes: mergekit's YAML made into checkpoint folders; adapters extracted."""

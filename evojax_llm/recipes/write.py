@@ -1,0 +1,194 @@
+"""A plan carried out: tensor by tensor, shard by shard.
+
+The host holds the parents of two tensors and what is made of them at a time.
+Tensors of one size share a program, so that a model has as many as it has sizes
+of matrices, whatever its depth.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any
+from typing import BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.models import folders
+from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.recipes.model_folder import FLOATS
+from evojax_llm.recipes.plan import Output
+from evojax_llm.recipes.plan import Plan
+
+SHARD_BYTES = 5 * 10**9
+_INDEX = 'model.safetensors.index.json'
+_CHUNK = 1 << 26
+
+Progress = Callable[[float], None]
+
+
+def shards(
+  outputs: Sequence[Output], shard_bytes: int = SHARD_BYTES
+) -> list[list[Output]]:
+  """Returns the tensors of each file, of so many bytes or of one tensor."""
+  found: list[list[Output]] = [[]]
+  size = 0
+  for output in outputs:
+    if found[-1] and size + output.size > shard_bytes:
+      found.append([])
+      size = 0
+    found[-1].append(output)
+    size += output.size
+  return found
+
+
+def write_weights(
+  plan: Plan,
+  folder: pathlib.Path,
+  shard_bytes: int = SHARD_BYTES,
+  seed: int = 0,
+  progress: Progress = lambda share: None,
+) -> None:
+  """Writes model.safetensors, or shards with their index.
+
+  Args:
+    plan: what to merge.
+    folder: where to.
+    shard_bytes: of one file, unless a single tensor has more.
+    seed: of random masks, which depend on it, the tensor's name and the
+      position of the model.
+    progress: called with the share that is done.
+  """
+  files = shards(plan.outputs, shard_bytes)
+  weight_map, done = {}, 0
+  for i, outputs in enumerate(files, start=1):
+    name = 'model.safetensors'
+    if len(files) > 1:
+      name = f'model-{i:05d}-of-{len(files):05d}.safetensors'
+    with (folder / name).open('wb') as f:
+      f.write(_header(outputs))
+      for output, value in _merged_ahead(plan, outputs, seed):
+        if value is None:
+          _copy(f, output)
+        else:
+          f.write(_bytes(value, output))
+        done += output.size
+        progress(done / max(1, plan.size))
+    weight_map.update({output.name: name for output in outputs})
+  if len(files) > 1:
+    index = {'metadata': {'total_size': plan.size}, 'weight_map': weight_map}
+    folders.write_json(folder / _INDEX, index)
+
+
+def _header(outputs: Sequence[Output]) -> bytes:
+  """The first bytes of a safetensors file."""
+  entries: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  start = 0
+  for output in outputs:
+    entries[output.name] = {
+      'dtype': output.dtype,
+      'shape': list(output.shape),
+      'data_offsets': [start, start + output.size],
+    }
+    start += output.size
+  text = json.dumps(entries, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  return len(text).to_bytes(8, 'little') + text
+
+
+def _merged_ahead(
+  plan: Plan, outputs: Sequence[Output], seed: int
+) -> Iterator[tuple[Output, Any]]:
+  """Yields tensors while the next is computed; None for bytes as stored."""
+  before = None
+  for output in outputs:
+    value = None
+    if output.options is not None:
+      value = _start(plan, output, seed)
+    elif not _as_stored(output):
+      folder, name = output.parents[0]
+      value = folder.read(name)
+    if before:
+      yield before
+    before = output, value
+  if before:
+    yield before
+
+
+def _as_stored(output: Output) -> bool:
+  folder, name = output.parents[0]
+  return folder.dtype(name) == output.dtype and name not in folder.factors
+
+
+def _copy(f: BinaryIO, output: Output) -> None:
+  folder, name = output.parents[0]
+  stored, left = folder.tensors[name], folder.tensors[name].size
+  with stored.file.open('rb') as source:
+    source.seek(stored.offset)
+    while left:
+      data = source.read(min(left, _CHUNK))
+      if not data:
+        raise folders.ModelError(f'{stored.file}: has become shorter.')
+      f.write(data)
+      left -= len(data)
+
+
+def _bytes(value: Any, output: Output) -> Any:
+  array = np.asarray(value).astype(FLOATS[output.dtype], copy=False)
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _start(plan: Plan, output: Output, seed: int) -> jax.Array:
+  """Starts the merge of a tensor."""
+  merge = plan.recipe.method.merge
+  options = dict(output.options)
+  if merge.by_row:
+    options['axis'] = -1
+  cast = plan.recipe.dtype
+
+  def read(tensor):
+    folder, name = tensor
+    value = folder.read(name)
+    if cast:
+      value = value.astype(FLOATS[cast], copy=False)
+    if value.dtype == np.float64:  # The arithmetic is that of f32.
+      value = value.astype(np.float32)
+    # Where no row matters, tensors of one size are one program's.
+    return value if merge.by_row else value.ravel()
+
+  # Of f64 we compute f32; what is wider is done by the host.
+  out = np.dtype(np.float32) if output.dtype == 'F64' else FLOATS[output.dtype]
+  values = {
+    name: np.asarray(v, np.float32) for name, v in output.values.items()
+  }
+  return _merge(
+    [read(tensor) for tensor in output.parents],
+    read(output.base) if output.base else None,
+    values,
+    _key_data(seed, output.name) if merge.draws else None,
+    merge=merge.name,
+    options=tuple(options.items()),
+    out=out,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('merge', 'options', 'out'))
+def _merge(parents, base, values, key_data, *, merge, options, out):
+  wide = jnp.stack([parent.astype(jnp.float32) for parent in parents])
+  given = {**values, **dict(options)}
+  if key_data is not None:
+    given['key'] = jax.random.wrap_key_data(key_data, impl='threefry2x32')
+  if base is not None:
+    base = base.astype(jnp.float32)
+  return MERGES[merge](wide, base, **given).astype(out)
+
+
+def _key_data(seed: int, name: str) -> np.ndarray:
+  """Two words for the masks of a tensor."""
+  digest = hashlib.blake2b(f'{seed} {name}'.encode(), digest_size=8).digest()
+  return np.frombuffer(digest, np.uint32)

@@ -1,0 +1,361 @@
+"""Recipes made into folders: beside numpy, refused, stopped, hostile."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from evojax_llm.files import FileError
+from evojax_llm.models.errors import ModelError
+from evojax_llm.recipes import merge
+from evojax_llm.recipes import recipe as recipe_lib
+from evojax_llm.recipes import write
+from evojax_llm.recipes.methods import METHODS
+from tests.recipes import folders
+from tests.recipes import reference
+from tests.recipes.making import check
+from tests.recipes.making import made
+from tests.recipes.making import write_recipe
+
+_WEIGHTS = (
+  [0.2, 1.0],
+  [{'filter': 'mlp', 'value': [0.9, '1e-1']}, {'value': 0.4}],
+)
+_COUNTS = {'slerp': 1, 'nuslerp': 2, 'nearswap': 1, 'arcee_fusion': 1}
+_GLOBAL = {
+  'slerp': {'t': [{'filter': 'mlp', 'value': [0, 1]}, {'value': '3e-1'}]},
+  'nearswap': {'t': [{'filter': 'layers', 'value': 0.1}]},
+  'passthrough': {'scale': [{'filter': 'down_proj', 'value': [0, 1.5]}]},
+  'ties': {'density': [0.3, 0.8], 'lambda': 0.7},
+  'breadcrumbs': {'density': 0.6, 'gamma': 0.05, 'normalize': True},
+  'breadcrumbs_ties': {'density': 0.6, 'gamma': 0.05},
+  'task_arithmetic': {'lambda': [1.0, 0.5], 'int8_mask': True},
+}
+
+
+def _recipes(method, paths):
+  """A recipe of all layers, and one of slices that stacks four layers."""
+  base, *rest = paths
+  count = 1 if method == 'passthrough' else _COUNTS.get(method, 2)
+  chosen = rest[:count]
+  weights = _WEIGHTS if method in reference.NEEDS_WEIGHT else ({}, {})
+  own = [{'parameters': {'weight': w}} if w else {} for w in weights]
+  listed = [{'model': m, **o} for m, o in zip(chosen, own, strict=False)]
+  common = {'merge_method': method, 'parameters': _GLOBAL.get(method, {})}
+  if method not in reference.NO_BASE:
+    common['base_model'] = base
+  first = {**common, 'models': listed}
+  if method not in reference.NO_BASE:
+    # A base need not be listed, and the order of the list is free.
+    first['models'] = [*listed, {'model': base}]
+  slices = []
+  for start in (0, 1):
+    sources = [
+      {**m, 'layer_range': [start, start + 2]} for m in first['models']
+    ]
+    slices.append({'sources': sources})
+  if weights[0]:
+    slices[1]['parameters'] = {'weight': 0.5}
+  return first, {**common, 'slices': slices}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_is_that_of_numpy(method, models, tmp_path):
+  for family, (paths, tensors) in models.items():
+    for i, recipe in enumerate(_recipes(method, paths)):
+      found = made(tmp_path, recipe, f'{family}{i}')
+      check(found, reference.folder(recipe, tensors))
+
+
+def test_masks_depend_on_seed_tensor_and_model(models, tmp_path):
+  (base, one, two, _), tensors = models['qwen2']
+  recipe = {
+    'merge_method': 'dare_linear',
+    'base_model': base,
+    'models': [{'model': one}, {'model': two}],
+    'parameters': {'weight': 1.0, 'density': 0.5, 'rescale': False},
+  }
+  first, again, other = (
+    made(tmp_path, recipe, name, seed=seed)
+    for name, seed in (('a', 1), ('b', 1), ('c', 2))
+  )
+  check(first, again)
+  name, beside = (f'model.layers.{n}.mlp.up_proj.weight' for n in (0, 1))
+  deltas = [tensors[m][name] - tensors[base][name] for m in (one, two)]
+  change = first[name] - tensors[base][name]
+  sums = np.stack([0 * change, *deltas, sum(deltas)])
+  kept = np.argmin(np.abs(sums - change), axis=0)
+  np.testing.assert_allclose(
+    np.take_along_axis(sums, kept[None], 0)[0], change, atol=1e-5
+  )
+  assert all(5 <= np.sum(kept == i) <= 30 for i in range(4))
+  assert not np.allclose(first[name], other[name])
+  one_layer = first[beside] - tensors[base][beside] == 0
+  assert not np.array_equal(one_layer, change == 0)
+
+
+def test_what_no_filter_names_comes_back_bit_for_bit(tmp_path):
+  base = folders.write(tmp_path / 'base', 0, vision=True, dtype='bfloat16')
+  one = folders.write(tmp_path / 'one', 1, like=base, dtype='bfloat16', words=9)
+  recipe = {
+    'merge_method': 'task_arithmetic',
+    'base_model': str(base),
+    'models': [
+      {
+        'model': str(one),
+        'parameters': {'weight': [{'filter': 'layers.1.mlp', 'value': 1}]},
+      }
+    ],
+    'dtype': 'float32',
+  }
+  found = made(tmp_path, recipe, shard_bytes=700)
+  shards = sorted((tmp_path / 'out').glob('*.safetensors'))
+  assert len(shards) > 2 and all(f.stat().st_size < 3000 for f in shards)
+  index = json.loads(
+    (tmp_path / 'out/model.safetensors.index.json').read_text()
+  )
+  start, tuned = folders.load(base), folders.load(one)
+  assert set(index['weight_map']) == set(start) == set(found)
+  for name, value in start.items():
+    if 'layers.1.mlp' in name:
+      assert found[name].dtype == np.float32
+      np.testing.assert_allclose(
+        found[name], tuned[name].astype(np.float32), rtol=1e-5, atol=1e-6
+      )
+    else:
+      assert found[name].dtype == value.dtype
+      assert found[name].tobytes() == value.tobytes()
+  assert 'pad_token' in (tmp_path / 'out/special_tokens_map.json').read_text()
+
+
+def test_slices_take_their_types_of_layers_along(tmp_path):
+  kinds = ['full_attention', 'sliding_attention', 'full_attention']
+  base = folders.write(tmp_path / 'a', 0, tied=True, layer_types=kinds)
+  gemma = folders.write(tmp_path / 'b', 0, 'gemma2')
+  for path in (base, gemma):
+    recipe = {
+      'merge_method': 'passthrough',
+      'slices': [
+        {'sources': [{'model': str(path), 'layer_range': [n, n + 1]}]}
+        for n in (1, 1, 2)
+      ],
+      'out_dtype': 'bfloat16',
+    }
+    out = f'{path.name}out'
+    found = made(tmp_path, recipe, out)
+    raw = json.loads((tmp_path / out / 'config.json').read_text())
+    assert raw['num_hidden_layers'] == 3 and raw['dtype'] == 'bfloat16'
+    if path == base:
+      assert raw['layer_types'] == [kinds[1], kinds[1], kinds[2]]
+    else:
+      assert raw['layer_types'] == [kinds[0], kinds[0], kinds[1]]
+    start = folders.load(path)['model.layers.1.mlp.up_proj.weight']
+    np.testing.assert_array_equal(
+      found['model.layers.0.mlp.up_proj.weight'],
+      start.astype(found['model.layers.0.mlp.up_proj.weight'].dtype),
+    )
+
+
+def test_a_tied_embedding_is_stored_once(tmp_path):
+  tied = folders.write(tmp_path / 'tied', 0, tied=True)
+  own = folders.write(tmp_path / 'own', 1, like=tied)
+  both = {
+    'merge_method': 'linear',
+    'models': [
+      {'model': str(m), 'parameters': {'weight': 1}} for m in (tied, own)
+    ],
+  }
+  assert 'lm_head.weight' not in made(tmp_path, both)
+  both['models'].reverse()
+  found = made(tmp_path, both, 'untied')
+  x, y = folders.load(tied), folders.load(own)
+  np.testing.assert_allclose(
+    found['lm_head.weight'],
+    (x['model.embed_tokens.weight'] + y['lm_head.weight']) / 2,
+    rtol=1e-5,
+  )
+
+
+def _refused(models, path):
+  """(what is changed of a good recipe, parts of the message)."""
+  base, one, two, three = models
+  weights = {'parameters': {'weight': 1}}
+  pair = [{'model': one, **weights}, {'model': two, **weights}]
+  ties = {'merge_method': 'ties', 'base_model': base}
+  opposite = [
+    {'model': one, 'parameters': {'weight': 1}},
+    {'model': two, 'parameters': {'weight': -1}},
+  ]
+  more = folders.write(path / 'four', 0, layers=4)
+  wide = folders.write(path / 'wide', 0, words=11)
+  return [
+    ({'merge_method': 'dare-ties'}, ["'dare-ties'", "mean 'dare_ties'"]),
+    ({'merge_method': None}, ['merge_method: missing']),
+    ({'models': opposite}, ['sum to 0', 'normalize']),
+    ({'models': [*pair, {'model': str(more), **weights}]}, ['four 4', 'x1 3']),
+    (
+      {'models': [*pair, {'model': str(wide), **weights}]},
+      ['vocabularies differ', 'wide [11, 8]', '[8, 8]', 'filter: layers'],
+    ),
+    ({'models': [{'model': one}, pair[1]]}, ['models[0]', 'weight: missing']),
+    ({'models': [{'modle': one}]}, ['modle: not known', "mean 'model'"]),
+    ({'models': []}, ['models: a list; expected a list of one or more']),
+    ({'models': [{'model': {'path': one}}]}, ['FOLDER+ADAPTER']),
+    ({'models': [{'model': '/gone'}]}, ['/gone: does not exist']),
+    ({'slices': []}, ['both are given']),
+    ({'modules': {}}, ['modules: not supported']),
+    ({'architecture': 'x'}, ['architecture: not supported']),
+    ({'normalize': True}, ["under 'parameters:'"]),
+    ({'dtype': 'bf16'}, ["dtype: 'bf16'", 'bfloat16']),
+    ({'parameters': {'wieght': 1}}, ['wieght', "mean 'weight'"]),
+    ({'parameters': {'weight': [1, 'x']}}, ["'x'", 'expected a number']),
+    ({'parameters': {'weight': True}}, ['True; expected a number']),
+    ({'parameters': {'normalize': 3}}, ['3; expected true or false']),
+    ({'parameters': {'weight': [{'fliter': 1, 'value': 1}]}}, ['fliter']),
+    (
+      {'models': [{'model': one, 'parameters': {'normalize': True}}]},
+      ['of the whole merge'],
+    ),
+    ({**ties, 'parameters': {'density': 1.5}}, ['density 1.5', '0 to 1']),
+    ({'merge_method': 'ties'}, ['base_model: missing; ties needs one']),
+    (
+      {
+        'merge_method': 'slerp',
+        'base_model': base,
+        'models': [{'model': one}, {'model': two}],
+      },
+      ['3 models for slerp'],
+    ),
+    (
+      {'merge_method': 'slerp', 'base_model': base, 'models': [{'model': one}]},
+      ['t: missing'],
+    ),
+    ({'tokenizer': {'tokens': {}}}, ['tokenizer.tokens: not supported']),
+    (
+      {'tokenizer_source': str(wide)},
+      ['vocabularies differ', '11 tokens', '8, and'],
+    ),
+    ({'chat_template': 'alpaca'}, ["'alpaca'", "'chatml'"]),
+  ]
+
+
+def test_what_cannot_be_done_is_refused_by_name(models, tmp_path):
+  paths, _ = models['qwen2']
+  good = {
+    'merge_method': 'linear',
+    'models': [{'model': m, 'parameters': {'weight': 1}} for m in paths[1:3]],
+  }
+  for change, parts in _refused(paths, tmp_path):
+    recipe = {k: v for k, v in {**good, **change}.items() if v is not None}
+    path = write_recipe(tmp_path / 'r.yaml', recipe)
+    with pytest.raises((FileError, ModelError)) as error:
+      merge.plan(path)
+    missing = [part for part in parts if part not in str(error.value)]
+    assert not missing, (change, str(error.value))
+
+
+def test_ranges_of_layers_are_checked(models, tmp_path):
+  one = models['qwen2'][0][1]
+  for given, part in (
+    ([0, 4], 'has 3 layers'),
+    ([2, 2], 'expected [first, end]'),
+    (['a', 2], 'expected [first, end]'),
+    (10**9, 'expected [first, end]'),
+  ):
+    source = {'model': one, 'layer_range': given}
+    recipe = {'merge_method': 'passthrough', 'slices': [{'sources': [source]}]}
+    with pytest.raises(recipe_lib.RecipeError) as error:
+      merge.plan(write_recipe(tmp_path / 'r.yaml', recipe))
+    assert part in str(error.value)
+
+
+def _laughs():
+  lines = ['a0: &a0 [x, x]']
+  lines += [f'a{i}: &a{i} [*a{i - 1}, *a{i - 1}]' for i in range(1, 60)]
+  return '\n'.join(lines)
+
+
+@pytest.mark.parametrize(
+  'text, part',
+  [
+    ('', 'null'),
+    ('[1, 2]', 'a list'),
+    ('a: [', 'not valid YAML'),
+    ('[' * 30_000, 'nested more than'),
+    ('a: ' + '[' * 40 + ']' * 40, 'nested more than'),
+    (_laughs(), 'more than 50000 values'),
+    ('a: &a [*a]', 'nested more than'),
+    ('a: &a {b: 1}\nc: {<<: *a}', "'<<' is not supported"),
+    ('merge_method: linear\nmerge_method: ties', 'stands twice'),
+    ('a: !!python/object/apply:os.system [ls]', 'not valid YAML'),
+    ('a: !!set {b}', 'a set at a'),
+    ('a: 2020-01-01', 'a date at a'),
+    ('a: 2020-13-41', 'not valid YAML'),
+    ('a: .nan', 'nan at a'),
+    ('a: 9' + '9' * 400, 'a number beyond'),
+    ('1: 2', 'the key 1'),
+    ('? [a, b]\n: 1', 'not valid YAML'),
+    ('a: 1\n---\nb: 2', 'not valid YAML'),
+    ('a: "\\0"\nmerge_method: linear', 'a: not known'),
+    ('merge_method: linear\nmodels: 3', 'models: a int; expected a list'),
+    ('#' * 300_000, 'more than 262144 bytes'),
+  ],
+)
+def test_hostile_texts_are_refused(text, part, tmp_path):
+  path = write_recipe(tmp_path / 'r.yaml', text)
+  with pytest.raises(recipe_lib.RecipeError) as error:
+    merge.plan(path)
+  assert part in str(error.value)
+
+
+def test_hostile_files_are_refused(models, tmp_path):
+  os.mkfifo(tmp_path / 'fifo')
+  with pytest.raises(recipe_lib.RecipeError, match='FIFO'):
+    merge.plan(tmp_path / 'fifo')
+  loop = tmp_path / 'loop'
+  loop.symlink_to(loop)
+  broken = folders.write(tmp_path / 'broken', 0)
+  (broken / 'model.safetensors').unlink()
+  os.mkfifo(broken / 'model.safetensors')
+  for model, part in ((loop, 'loop'), (broken, 'is a FIFO')):
+    recipe = {'merge_method': 'passthrough', 'models': [{'model': str(model)}]}
+    with pytest.raises(ModelError, match=part):
+      merge.plan(write_recipe(tmp_path / 'r.yaml', recipe))
+
+
+def test_a_stopped_merge_leaves_no_folder(models, tmp_path, monkeypatch):
+  base = models['qwen2'][0][0]
+  recipe = {'merge_method': 'passthrough', 'models': [{'model': base}]}
+  plan = merge.plan(write_recipe(tmp_path / 'r.yaml', recipe))
+
+  def stop(share):
+    if share > 0.5:
+      raise KeyboardInterrupt(signal.SIGTERM)
+
+  with pytest.raises(KeyboardInterrupt):
+    merge.merge(plan, tmp_path / 'out', progress=stop)
+  assert [p.name for p in tmp_path.iterdir()] == ['r.yaml']
+  merge.merge(plan, tmp_path / 'out')
+  with pytest.raises(ModelError, match='--overwrite'):
+    merge.merge(plan, tmp_path / 'out')
+  with pytest.raises(KeyboardInterrupt):
+    merge.merge(plan, tmp_path / 'out', overwrite=True, progress=stop)
+  before = (tmp_path / 'out/model.safetensors').stat().st_ino
+  merge.merge(plan, tmp_path / 'out', overwrite=True)
+  assert (tmp_path / 'out/model.safetensors').stat().st_ino != before
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'r.yaml']
+  (tmp_path / 'out/mergekit_config.yml').unlink()
+  with pytest.raises(ModelError, match='no merge has written it'):
+    merge.merge(plan, tmp_path / 'out', overwrite=True)
+
+
+def test_layers_share_programs(models, tmp_path):
+  paths, _ = models['qwen2']
+  recipe = _recipes('linear', paths)[0]
+  plan = merge.plan(write_recipe(tmp_path / 'r.yaml', recipe))
+  jax.clear_caches()
+  merge.merge(plan, tmp_path / 'out')
+  assert write._merge._cache_size() == 2  # Matrices and vectors.
