@@ -10,7 +10,8 @@ _CACHE = pathlib.Path(__file__).resolve().parents[1] / '.cache'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_DTYPE_PROMOTION'] = 'strict'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'jax'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+# Small programs as well: every run of every test compiles hundreds of them.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # No test may reach for the network.
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TRANSFORMERS_OFFLINE'] = '1'
@@ -29,8 +30,19 @@ from tests import tiny  # noqa: E402
 jax.config.update('jax_num_cpu_devices', 4)
 
 
-# Folders whose tests spend their time on compiling programs that run once.
-_COMPILED_ONCE = ('models',)
+# Folders whose tests spend their time on compiling programs that run once; the
+# others run the pocket model, which is slow without optimisations.
+_COMPILED_ONCE = (
+  'engine',
+  'fitness',
+  'genomes',
+  'models',
+  'operators',
+  'pocket',
+  'population',
+  'strategies',
+  'tasks',
+)
 
 
 @pytest.fixture(scope='module', autouse=True)

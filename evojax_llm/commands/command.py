@@ -42,7 +42,12 @@ def launch(main: Main, quiet: bool = True) -> None:
   logging.use_absl_handler()
   signal.signal(signal.SIGTERM, _terminate)
   try:
-    sys.exit(run(main, sys.argv, quiet))
+    code = run(main, sys.argv, quiet)
+    sys.stdout.flush()
+    sys.exit(code)
+  except BrokenPipeError:  # of a reader such as head, which has what it wants
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
   except KeyboardInterrupt as error:
     print(f'\nstopped{going_on(sys.orig_argv)}', file=sys.stderr)
     number = signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT

@@ -189,6 +189,8 @@ class Run:
         f'--run={path} is not the folder of a run: it has no config.json.'
       )
     config, files = recorded_inputs.find(path, allow_changed, allow_code)
+    with errors.as_user_error(ValueError, what='config.space'):
+      find_space(config.space)
     return cls(path, config, files, record.read_config(path)['inputs'])
 
   def reads(self) -> list[pathlib.Path]:

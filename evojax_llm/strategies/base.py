@@ -107,6 +107,9 @@ class Strategy(abc.ABC):
     layers: key of a genome below which leaves have the axis L; that of the
       space for which it is made, else None.
     sharding: of population leaves, or None to leave it to the compiler.
+    static: the class and what its programs are made from, hashable. Equal
+      strategies share programs; hyperparameters are arrays that these take.
+      One whose class is not named here, as of a subclass, is like no other.
     keep_best: whether a run ends with the best member of all time; else with
       the best of its last population.
   """
@@ -116,6 +119,7 @@ class Strategy(abc.ABC):
   can_rescore = True
   sees = 'fitness'
   layers: str | None = None
+  static: tuple[Any, ...] = ()
 
   def __init__(
     self,
@@ -148,6 +152,20 @@ class Strategy(abc.ABC):
     self.operator_names = operator_names
     self.sharding = sharding
     self.keep_best = keep_best
+
+  def _made_from(self):
+    if self.static[:1] != (type(self),):
+      return id(self)
+    sizes = self.population_size, self.capacity, self.num_proposals
+    return self.static, sizes, self.sharding, self.layers
+
+  def __eq__(self, other: Any) -> bool:
+    return (
+      isinstance(other, Strategy) and self._made_from() == other._made_from()
+    )
+
+  def __hash__(self) -> int:
+    return hash(self._made_from())
 
   @classmethod
   def for_space(

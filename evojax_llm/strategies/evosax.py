@@ -84,15 +84,9 @@ class EvosaxStrategy(base.Strategy):
   ):
     """Makes the strategy; `for_space` checks the size of the genome first.
 
-    Args:
-      algorithm: key of `evosax.algorithms.algorithms`.
-      population_size: P.
-      genome: one genome, for structure, shapes and types.
-      sigma: first standard deviation.
-      optimizer: name of an optimiser of optax; evosax's own by default.
-      learning_rate: of that optimiser, or of Adam.
-      **options: arguments of evosax's constructor and hyperparameters; None
-        leaves what evosax has; see `evosax_options`.
+    Options are arguments of evosax's constructor and hyperparameters; None
+    leaves what evosax has; see `evosax_options`. The genome, or its shapes and
+    types, is one.
 
     Raises:
       ValueError: if the algorithm has no such option, or cannot work with such
@@ -123,6 +117,13 @@ class EvosaxStrategy(base.Strategy):
       constructed['optimizer'] = _optimizer(optimizer, learning_rate)
     if sigma is not None and 'std_schedule' in arguments:
       constructed['std_schedule'] = optax.constant_schedule(float(sigma))
+    leaves, structure = jax.tree.flatten(genome)
+    kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    static = {**constructed, 'optimizer': (optimizer, learning_rate)}
+    if 'std_schedule' in static:
+      static['std_schedule'] = sigma
+    static = tuple(sorted(static.items()))
+    self.static = EvosaxStrategy, algorithm, structure, kinds, static
     self._kinds = jax.tree.map(lambda leaf: leaf.dtype, genome)
     super().__init__(population_size, population_size, (algorithm,))
     # evosax mixes integers and floats.
@@ -244,7 +245,7 @@ class CMAES(EvosaxStrategy):
   def for_space(cls, population_size, space, genome, **options):
     """See base.Strategy."""
     options = {'algorithm': 'CMA_ES', 'sigma': 0.3} | options
-    return super().for_space(population_size, space, genome, **options)
+    return EvosaxStrategy.for_space(population_size, space, genome, **options)
 
 
 class RandomSearch(EvosaxStrategy):

@@ -140,6 +140,7 @@ class LowRankES(base.Strategy):
       )
     options_lib.check(values, *self.declared)
     super().__init__(population_size, members + 1, OPERATORS)
+    self.static = LowRankES, self.options
     self.optimizer = _OPTIMIZERS[self.options.optimizer]()
     self._values = values
 

@@ -120,6 +120,7 @@ class ModelSwarms(succession_round.Moving):
       sharding,
       keep_best=own.keep_best,
     )
+    self.static = ModelSwarms, own
     self.restart = own.restart
     self.succession, _ = options_lib.split(succession_round.Options, vars(own))
 

@@ -19,12 +19,15 @@ def fresh_program(name: str):
   """The module `name`, newly imported, its flags the only ones."""
   kept = _program_flags()
   _drop(kept)
-  sys.modules.pop(name, None)
+  names = name, name.replace('experiments.', 'evojax_llm.commands.')
+  for module in names:
+    sys.modules.pop(module, None)
   try:
     yield importlib.import_module(name)
   finally:
     _drop(_program_flags())
-    sys.modules.pop(name, None)
+    for module in names:
+      sys.modules.pop(module, None)
     for module, flag in kept:
       flags.FLAGS[flag.name] = flag
       flags.FLAGS.register_flag_by_module(module, flag)

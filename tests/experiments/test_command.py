@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -44,7 +45,7 @@ def test_a_device_a_core_and_no_more_than_members(
   assert len(asked) == 2
 
 
-PROGRAMS = 'evolve sweep compare score generate export analyse'.split()
+PROGRAMS = tuple(main.COMMANDS)
 
 
 @pytest.mark.parametrize('program', PROGRAMS)
@@ -211,6 +212,23 @@ def test_a_configuration_file_may_return_the_typed_one(tmp_path):
   )
   config = RunConfig.from_config(systems.load(str(file)))
   assert config == RunConfig(tasks='a', seed=4)
+
+
+def test_a_reader_may_leave_before_the_end():
+  code = (
+    'from evojax_llm.commands import command\n'
+    "command.launch(lambda _: print('line\\n' * 100000))\n"
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', code],
+    cwd=runs.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  ) as process:
+    assert process.stdout.readline() == b'line\n'
+    process.stdout.close()
+    assert process.stderr.read() == b''
+  assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_a_device_that_is_not_there_is_one_message(monkeypatch, capsys):

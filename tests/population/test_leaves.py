@@ -16,7 +16,9 @@ def paths():
 
 
 def test_paths_tell_layers_and_second_factors():
-  layered = {n for n, (p, _) in paths().items() if leaves.is_layered(p)}
+  layered = {
+    n for n, (p, _) in paths().items() if leaves.is_layered(p, leaves.LAYERS)
+  }
   assert layered == {"['layers']['q']['a']", "['layers']['q']['b']"}
   second = {n for n, (p, _) in paths().items() if leaves.is_second_factor(p)}
   assert second == {"['layers']['q']['b']", "['b']"}

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from evojax_llm.population import sharding
+from evojax_llm.population import stack
 from evojax_llm.strategies import base
+from evojax_llm.strategies import model_swarms
+from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from tests.strategies import problems
 
@@ -194,3 +197,55 @@ def test_sharded_is_unsharded():
       getattr(one, field.name),
       getattr(two, field.name),
     )
+
+
+@pytest.mark.parametrize(
+  'name, swept, static',
+  (
+    ('genome_plus', {'sigma': 0.2, 'cross_low': -1.0}, {'mask': 'layer'}),
+    (
+      'genome',
+      {'merge_parameters': {'density': 0.5}, 'merge': 'dare_ties'},
+      {'merge': 'dare_linear'},
+    ),
+    ('model_swarms', {'inertia': 0.4}, {'restart': 'never'}),
+    ('low_rank_es', {'learning_rate': 0.2}, {'rank': 2}),
+    ('PSO', {'inertia_coeff': 0.5}, {}),
+    ('SNES', {'sigma': 0.2}, {'optimizer': 'adam', 'learning_rate': 0.1}),
+    ('SimpleGA', {'crossover_rate': 0.5}, {'sigma': 0.5}),
+  ),
+)
+def test_points_of_a_sweep_share_their_programs(name, swept, static):
+  genome = jax.eval_shape(lambda: stack.take(problems.population(), 0))
+  common = {'merge_base': jax.tree.map(jnp.zeros_like, genome)}
+  common = common if name == 'genome' else {}
+  if 'merge' in swept:
+    common['merge'] = swept.pop('merge')
+
+  def make(**options):
+    return registry.make_strategy(
+      name, problems.P, genome=genome, **common | options
+    )
+
+  one, two, other = make(), make(**swept), make(**static)
+  assert one == two and hash(one) == hash(two)
+  assert (one == other) == (not static)
+
+
+def test_another_point_compiles_nothing():
+  sizes = []
+  for sigma in (0.1, 0.2):
+    strategy = model_swarms.ModelSwarms(problems.P, inertia=sigma)
+    problems.last(strategy, problems.start(strategy), 2)
+    sizes.append(
+      [getattr(base.Strategy, f)._cache_size() for f in ('_ask', '_tell')]
+    )
+  assert sizes[0] == sizes[1]
+
+
+def test_a_subclass_shares_programs_only_where_it_says_so():
+  class Mine(model_swarms.ModelSwarms):
+    pass
+
+  one = Mine(problems.P)
+  assert one == one and one != Mine(problems.P)

@@ -160,6 +160,9 @@ class Genome(succession_round.Moving):
     )
     self.with_succession = self.personal = with_succession
     self.spare_elites = own.spare_elites
+    kind = with_succession, own.spare_elites, self.num_mutants
+    options = repr((self.variation, self.succession))
+    self.static = Genome, self.crossover.method, kind, options
     self.sees = 'fitness' if self.variation.chosen_by == 'fitness' else 'tasks'
     self._base = None
     if self.crossover.method.needs_base:
