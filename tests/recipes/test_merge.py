@@ -169,6 +169,10 @@ def test_a_tied_embedding_is_stored_once(tmp_path):
     ],
   }
   assert 'lm_head.weight' not in made(tmp_path, both)
+  twice = folders.write(tmp_path / 'twice', 0, tie_word_embeddings=True)
+  assert 'lm_head.weight' in folders.load(twice)
+  alone = {'merge_method': 'passthrough', 'models': [{'model': str(twice)}]}
+  assert 'lm_head.weight' not in made(tmp_path, alone, 'alone')
   both['models'].reverse()
   found = made(tmp_path, both, 'untied')
   x, y = folders.load(tied), folders.load(own)
@@ -359,3 +363,43 @@ def test_layers_share_programs(models, tmp_path):
   jax.clear_caches()
   merge.merge(plan, tmp_path / 'out')
   assert write._merge._cache_size() == 2  # Matrices and vectors.
+
+
+@pytest.mark.parametrize('name', ['ties', 'dare_ties'])
+def test_rows_do_not_change_a_merge(name):
+  drawn = np.random.default_rng(0).normal(size=(3, 1024)).astype(np.float32)
+  values = {'weights': [0.6, 0.4], 'density': [0.5, 0.3], 'lambda_': 1.0}
+  values = {k: np.asarray(v, np.float32) for k, v in values.items()}
+  key = write._key_data(0, 'a') if name == 'dare_ties' else None
+  one, other = (
+    write._merge(
+      [drawn[1].reshape(shape), drawn[2].reshape(shape)],
+      drawn[0].reshape(shape),
+      values,
+      key,
+      merge=name,
+      options=(),
+      out=np.dtype(np.float32),
+    )[0]
+    for shape in ((-1,), (-1, 512))
+  )
+  np.testing.assert_array_equal(one, np.ravel(other))
+
+
+def test_what_is_not_finite_is_refused(models, tmp_path):
+  base = models['qwen2'][0][0]
+  large = folders.write(tmp_path / 'large', 0)
+  tensors = folders.load(large)
+  tensors['model.norm.weight'][2] = 1e6
+  folders.save(large, tensors)
+  for recipe in (
+    {'merge_method': 'passthrough', 'models': [{'model': str(large)}]},
+    {
+      'merge_method': 'linear',
+      'models': [{'model': str(large)}, {'model': base}],
+      'parameters': {'weight': 1},
+    },
+  ):
+    with pytest.raises(ModelError, match='model.norm.weight: has NaN, inf'):
+      made(tmp_path, {**recipe, 'out_dtype': 'float16'})
+  assert not (tmp_path / 'out').exists()
