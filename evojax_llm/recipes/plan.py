@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from evojax_llm.models.folders import listing
+from evojax_llm.models.names import is_buffer
 from evojax_llm.recipes import model_folder
 from evojax_llm.recipes.model_folder import FLOATS
 from evojax_llm.recipes.model_folder import ModelFolder
@@ -244,13 +245,16 @@ class _Builder:
         return own, f'{own.stack}.{layer[id(source)]}.{rest}'
 
       name = f'{self._like.stack}.{number}.{rest}'
-      yield self._output(name, part, t, tensor)
+      if is_buffer(name):  # Of old checkpoints; not all of them have it.
+        yield self._copy(name, tensor(lead))
+      else:
+        yield self._output(name, part, t, tensor)
     for source in part.sources:
       own = self._folders[source.model]
       extra = {
         rest
         for rest in set(own.inside[layer[id(source)]]).difference(expected)
-        if 'rotary_emb' not in rest
+        if not is_buffer(f'.{rest}')
       }
       if extra:
         raise self._recipe.fail(

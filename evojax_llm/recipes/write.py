@@ -28,6 +28,8 @@ from evojax_llm.recipes.plan import Plan
 SHARD_BYTES = 5 * 10**9
 _INDEX = 'model.safetensors.index.json'
 _CHUNK = 1 << 26
+# Loops over rows are a quarter faster than over one long row.
+_ROW = 512
 
 Progress = Callable[[float], None]
 
@@ -159,7 +161,9 @@ def _start(plan: Plan, output: Output, seed: int) -> jax.Array:
     if value.dtype == np.float64:  # The arithmetic is that of f32.
       value = value.astype(np.float32)
     # Where no row matters, tensors of one size are one program's.
-    return value if merge.by_row else value.ravel()
+    if merge.by_row:
+      return value
+    return value.reshape((-1,) if value.size % _ROW else (-1, _ROW))
 
   # Of f64 we compute f32; what is wider is done by the host.
   out = np.dtype(np.float32) if output.dtype == 'F64' else FLOATS[output.dtype]
