@@ -31,6 +31,9 @@ from evojax_llm.population import stack
 SPACES: dict[str, Any] = {
   'adapters': 'evojax_llm.genomes.adapters:AdapterSpace',
   'gates': 'evojax_llm.genomes.gates:GateSpace',
+  'sparsified_gates': (
+    'evojax_llm.genomes.sparsified_gates:SparsifiedGateSpace'
+  ),
   'weights': 'evojax_llm.genomes.weights:WeightSpace',
 }
 # Names that spaces had, for messages.

@@ -34,8 +34,11 @@ from tests.experiments import runs
 
 STORED = pathlib.Path(__file__).with_name('digests.json')
 RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
-# Of systems that take the names of a library, those that are run.
-CHOSEN = {'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES')}
+# Of systems whose presets differ in names or numbers alone, those that are run.
+CHOSEN = {
+  'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES'),
+  'pso_merging': ('pso_merging',),
+}
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14
 FLAGS = (

@@ -38,6 +38,7 @@ STRATEGIES = {
   'model_swarms': ('model_swarms', {'restart_after': 2}),
   'model_swarms, as released': ('model_swarms', {'restart': 'forever'}),
   'low_rank_es': ('low_rank_es', {}),
+  'pso_merging': ('pso_merging', {}),
   'SimpleGA': ('SimpleGA', {'sigma': 0.1}),
   'PSO': ('PSO', {}),
   'Sep_CMA_ES': ('Sep_CMA_ES', {'sigma': 0.1}),
@@ -108,6 +109,7 @@ def test_failures_and_draws_of_fitness(row):
 # What each preset's initial population makes of a single expert.
 _PAIRS = 'at least two to make pairs'
 _FEW = "makes 1 members out of 1 experts.*End it with 'extrapolants'"
+_ANCHORS = 'makes 2 members out of 1 experts'
 ONE_EXPERT = {
   'genome': None,
   'genome_plus': None,
@@ -122,6 +124,8 @@ ONE_EXPERT = {
   'model_swarms_as_published_light': _FEW,
   'model_swarms_by_genome': _PAIRS,
   'moco': _FEW,
+  'pso_merging': _ANCHORS,
+  'pso_merging_long': _ANCHORS,
 }
 
 
