@@ -108,19 +108,23 @@ def _merged_ahead(
   plan: Plan, outputs: Sequence[Output], seed: int
 ) -> Iterator[tuple[Output, Any]]:
   """Yields tensors while the next is computed; None for bytes as stored."""
-  before = None
-  for output in outputs:
-    value = None
-    if output.options is not None:
-      value = _start(plan, output, seed)
-    elif not _as_stored(output):
-      folder, name = output.parents[0]
-      value = folder.read(name)
+  before = value = None
+  try:
+    for output in outputs:
+      value = None
+      if output.options is not None:
+        value = _start(plan, output, seed)
+      elif not _as_stored(output):
+        folder, name = output.parents[0]
+        value = folder.read(name)
+      if before:
+        yield before
+      before = output, value
     if before:
       yield before
-    before = output, value
-  if before:
-    yield before
+  finally:
+    # A program that still runs when the process ends takes it down.
+    jax.block_until_ready(value)
 
 
 def _as_stored(output: Output) -> bool:
