@@ -83,6 +83,11 @@ class Option:
         'a finite number' if finite else self.kind.__name__
       )
       of = f' for {what}' if what else ''
+      if self.allowed and not self.choices and isinstance(value, float):
+        if not math.isfinite(value):
+          wanted += ', finite'
+        elif self.kind is int and value != int(value):
+          wanted += ', whole'
       raise ValueError(
         f'Got {self.name} {value!r}{of}; expected {wanted}.'
         f'{did_you_mean(value, map(str, self.choices))}'

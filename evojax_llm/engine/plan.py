@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from evojax_llm.models.cache import bytes_per_token
 from evojax_llm.models.config import GemmaConfig
+from evojax_llm.population import stack
 
 # Tokens of one program call: enough to keep the matrix units busy, few enough
 # for a CPU's caches.
@@ -23,8 +24,6 @@ _SLOTS_PER_CALL_ELSEWHERE = 512
 _FOLD_AT_MOST_BYTES = 1 << 28
 _FOLD_NEVER_BYTES = 1 << 32
 _SHARE_OF_MEMORY = 0.8
-# The host keeps lists with an entry for each member, and makes them one by one.
-MOST_MEMBERS = 1 << 17
 _MIB = 1 << 20
 
 
@@ -161,12 +160,7 @@ def check_population(
     MemoryPlanError: it is too large, or the budget is no number of bytes.
   """
   budget = _budget(budget, device)
-  if members > MOST_MEMBERS:
-    raise MemoryPlanError(
-      f'Got {members:,} members in a population or its proposals; expected at '
-      f'most {MOST_MEMBERS:,}, as the host keeps what each of them does. Use a '
-      'smaller population over more generations.'
-    )
+  stack.check_size(members, MemoryPlanError)
   if members * genome_bytes > budget:
     raise MemoryPlanError(
       f'A population of {members:,} members of {genome_bytes / _MIB:,.2f} MiB '

@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Genome = Any
 Population = Any
+# The host keeps lists with an entry for each member, and makes them one by one.
+MOST_MEMBERS = 1 << 17
 
 
 def size(population: Population) -> int:
@@ -31,6 +34,16 @@ def size(population: Population) -> int:
       'Stack genomes with stack() first.'
     )
   return sizes.pop()
+
+
+def check_size(members: int, error: type[ValueError] = ValueError) -> None:
+  """Raises `error` for more members than MOST_MEMBERS."""
+  if members > MOST_MEMBERS:
+    raise error(
+      f'Got {members:,} members in a population or its proposals; expected at '
+      f'most {MOST_MEMBERS:,}, as the host keeps what each of them does. Use a '
+      'smaller population over more generations.'
+    )
 
 
 def stack(genomes: Sequence[Genome]) -> Population:
@@ -56,9 +69,27 @@ def stack(genomes: Sequence[Genome]) -> Population:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
 
 
+def take(population: Population, index: Any) -> Population:
+  """Returns members: `index` () gives one genome, (M,) a population of M.
+
+  Raises:
+    ValueError: an index on the host, as an int or a numpy array, is of no
+      member. One on a device is not looked at.
+  """
+  leaves = jax.tree.leaves(population)
+  if leaves and isinstance(index, (int, np.integer, np.ndarray)):
+    members = size(population)
+    found = np.ravel(index)
+    for wrong in found[(found < -members) | (found >= members)]:
+      raise ValueError(
+        f'Got member {wrong} of a population of {members}; expected 0 to '
+        f'{members - 1}.'
+      )
+  return _take(population, index)
+
+
 @jax.jit
-def take(population: Population, index: jax.Array) -> Population:
-  """Returns members: `index` () gives one genome, (M,) a population of M."""
+def _take(population, index):
   return jax.tree.map(lambda leaf: leaf[index], population)
 
 

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
-import time
 from typing import Any
 from typing import NamedTuple
 
@@ -30,15 +29,19 @@ from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
+from evojax_llm.runs import limits as limits_lib
 from evojax_llm.runs import run_state
 from evojax_llm.strategies import base
 
 # Of the initial population, where none is given.
 RECIPE = ('experts', 'zero', 'scaled_average', 'extrapolants')
 SPENT = 'the budget is spent'
-# A search that proposes no members any more spends no evaluations; it ends
-# after so many generations for each evaluation.
-_GENERATIONS = 10
+# What to do where no member could be scored.
+_OWN = 'Have score return a finite number for one member at least.'
+_ENGINE = (
+  'Check the model folder, the adapters, the tasks and the type of the '
+  'activations.'
+)
 
 # score(population, which) returns the fitness of the members at the indices
 # `which` into P, (M,), or a fitness.evaluation.Evaluation of them.
@@ -154,13 +157,18 @@ def evolve(
     The search, which runs as it is iterated over.
 
   Raises:
-    ValueError: no limit is given, or tokens without a count.
+    ValueError: no limit is given, one cannot be, tokens are not counted, there
+      is nothing to begin with, or score returns no number for each member.
     EvolutionError: no member of a population could be scored.
   """
-  limits = _Limits(
+  limits = limits_lib.Limits(
     generations, evaluations, tokens, count_tokens, seconds, patience
   )
   if state is None and population is None:
+    if space is None:
+      raise ValueError(
+        'Got no space, population or state; expected one to begin with.'
+      )
     made = space.initial(RECIPE, strategy.population_size, jax.random.key(seed))
     population = made.population
   loop = _Loop(
@@ -176,62 +184,6 @@ def evolve(
   return Search(loop.rounds(state, population, seed))
 
 
-class _Limits:
-  """When a search ends; see `evolve`."""
-
-  def __init__(
-    self, generations, evaluations, tokens, count_tokens, seconds, patience
-  ):
-    limits = (generations, evaluations, tokens, seconds, patience)
-    if all(limit is None for limit in limits):
-      raise ValueError(
-        'Got no limit of the search; expected one of generations, '
-        'evaluations, tokens, seconds or patience.'
-      )
-    if tokens is not None and count_tokens is None:
-      raise ValueError(
-        f'Got tokens {tokens} without count_tokens; expected a function that '
-        'returns how many there were so far.'
-      )
-    if generations is None and evaluations is not None:
-      generations = _GENERATIONS * evaluations
-    self._evaluations = evaluations
-    self._most = {
-      'generations': generations,
-      'evaluations': evaluations,
-      'patience': patience,
-      'tokens': tokens,
-      'seconds': seconds,
-    }
-    self._count = count_tokens or (lambda: 0)
-
-  def begin(self) -> None:
-    """Notes the time and the tokens so far."""
-    self._began, self._before = time.monotonic(), self._count()
-
-  def left(self, state) -> int | None:
-    """How many members may still be scored; None for no limit."""
-    if self._evaluations is None:
-      return None
-    done = 0 if state is None else int(state.evaluations)
-    return max(0, self._evaluations - done)
-
-  def reached(self, state) -> str | None:
-    """The limit that a state has reached, if any."""
-    generation = int(state.generation)
-    now = {
-      'generations': generation,
-      'evaluations': int(state.evaluations),
-      'patience': generation - int(state.strategy.memory.best_generation),
-      'tokens': self._count() - self._before,
-      'seconds': time.monotonic() - self._began,
-    }
-    for name, most in self._most.items():
-      if most is not None and now[name] >= most:
-        return name
-    return None
-
-
 @dataclasses.dataclass(frozen=True)
 class _Loop:
   """The parts of a search; see `evolve`."""
@@ -239,7 +191,7 @@ class _Loop:
   strategy: base.Strategy
   params: Any
   score: Score
-  limits: _Limits
+  limits: limits_lib.Limits
   redraw: Any
   refine: Any
   maximise: np.ndarray | None
@@ -307,17 +259,12 @@ class _Loop:
     chosen = which[:left]
     missing = len(which) - len(chosen)
     found = self.score(population, chosen)
-    if hasattr(found, 'fitness'):
-      fitness, tasks = np.asarray(found.fitness), np.asarray(found.task_scores)
-      reasons = list(found.reasons)
-    else:
-      fitness = np.asarray(found, np.float32)
+    fitness = _fitness(found, len(chosen))
+    own = not hasattr(found, 'fitness')
+    if own:
       tasks, reasons = fitness[:, None], [None] * len(chosen)
-    if fitness.shape != (len(chosen),):
-      raise ValueError(
-        f'Got fitness of shape {fitness.shape} for {len(chosen)} members; '
-        'expected one number each.'
-      )
+    else:
+      tasks, reasons = np.asarray(found.task_scores), list(found.reasons)
     # What is infinite cannot be compared: a member has failed by it.
     failed = ~np.isfinite(fitness)
     fitness = np.where(failed, np.float32(np.nan), fitness)
@@ -335,6 +282,7 @@ class _Loop:
       items,
       reasons + [SPENT] * missing,
       len(chosen),
+      own,
     )
 
   def _scores(self, scored, which, slots) -> base.Scores:
@@ -401,6 +349,29 @@ class _Scored(NamedTuple):
   items: np.ndarray | None  # (M, I) f32, maximised, where a strategy sees them
   reasons: list[str | None]
   count: int
+  own: bool  # by a function that returns plain numbers
+
+
+def _fitness(found: Any, count: int) -> np.ndarray:
+  """Fitness (M,) of what was returned for M members."""
+  shape = ''
+  if found is not None:
+    try:
+      fitness = (
+        np.asarray(found.fitness)
+        if hasattr(found, 'fitness')
+        else np.asarray(found, np.float32)
+      )
+      if fitness.shape == (count,):
+        return fitness
+      shape = f' of shape {fitness.shape}'
+    except (TypeError, ValueError):
+      pass
+  raise ValueError(
+    f'Got {type(found).__name__}{shape} as the fitness of {count} members; '
+    'expected one number each. Return a list with one for each index that '
+    'score is given, or an Evaluation.'
+  )
 
 
 def _refuse_if_all_failed(scored: _Scored, which: str) -> None:
@@ -408,8 +379,7 @@ def _refuse_if_all_failed(scored: _Scored, which: str) -> None:
     reasons = '; '.join(list(dict.fromkeys(map(str, scored.reasons)))[:3])
     raise EvolutionError(
       f'None of the {len(scored.fitness)} {which} could be scored: {reasons}. '
-      'Check the model folder, the adapters, the tasks and the type of the '
-      'activations.'
+      + (_OWN if scored.own else _ENGINE)
     )
 
 

@@ -80,10 +80,12 @@ def parse(config: config_dict.ConfigDict, field: str, text: str) -> Any:
   group, name = find(config, field)
   kind = group.get_type(name)
   held = dict(group.items(preserve_field_references=True))[name]
-  if isinstance(held, config_dict.FieldReference) and text == 'None':
+  is_text = kind in (str, object)  # An object may be a sequence as well.
+  unset = isinstance(held, config_dict.FieldReference) and kind is not object
+  if unset and text == 'None':
     return None
   try:
-    if kind is str:
+    if is_text:
       return ast.literal_eval(text) if text[:1] in ('"', "'") else text
     if kind is bool:
       return _BOOLEANS[text.lower()]

@@ -18,8 +18,8 @@ from evojax_llm import options as options_lib
 from evojax_llm.options import option
 from evojax_llm.runs.errors import UserError
 
-_PATHS = ('model', 'adapters', 'experts', 'tasks', 'heldout_tasks')
-_PATHS += ('warm_start',)
+_LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
+_PATHS = ('model', *_LISTS, 'warm_start')
 
 
 class _Part:
@@ -141,7 +141,7 @@ class ExecutionConfig(_Part):
     None, 'most prompts of a program call', low=1, kind=int
   )
   memory_budget_gib: float | None = option(
-    None, 'memory to use on a device', low=0.0
+    None, 'memory to use on a device', low=0.0001
   )
   max_length: int | None = option(
     None, 'longest prompt in tokens, new tokens included', low=1, kind=int
@@ -152,7 +152,8 @@ class ExecutionConfig(_Part):
 class RunConfig(_Part):
   """A run.
 
-  Names of files and folders are separated by commas.
+  Names of files and folders are separated by commas; a `ConfigDict` may hold
+  a sequence of them.
 
   Raises:
     UserError: a value is out of range, or two contradict each other.
@@ -272,6 +273,12 @@ def make() -> config_dict.ConfigDict:
 def _read(cls: type, values: Any, path: str) -> Any:
   """A part of a configuration from a mapping."""
   if not isinstance(values, Mapping):
+    if not path:
+      raise UserError(
+        f'Got the configuration {values!r}; expected a RunConfig, a ConfigDict '
+        'or options by name. evojax_llm.systems.load reads a preset, a file or '
+        "a run's config.json."
+      )
     raise UserError(
       f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'
     )
@@ -302,7 +309,11 @@ def to_config(part: _Part) -> config_dict.ConfigDict:
     if isinstance(value, _Part):
       value = to_config(value)
     else:
-      config[field.name] = typed(known[field.name])
+      config[field.name] = (
+        config_dict.placeholder(object)  # a text or a sequence
+        if field.name in _LISTS
+        else typed(known[field.name])
+      )
     if value is not None:
       config[field.name] = value
   return config

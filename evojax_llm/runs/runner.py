@@ -54,7 +54,8 @@ def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
   """Runs a search, or goes on with it, to its end.
 
   Args:
-    config: a `RunConfig`, or what `RunConfig.from_config` takes.
+    config: a `RunConfig`, or what `RunConfig.from_config` takes, such as what
+      `systems.load` reads.
     workdir: the run folder, new or to go on with; a new one in runs/ by
       default.
 
@@ -181,7 +182,7 @@ class _Run:
         ('seconds', sum(row['seconds'].values())),
       ):
         if limits[name] is not None:
-          limits[name] -= spent
+          limits[name] = max(0, limits[name] - spent)
     watch = self.watch
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(

@@ -207,6 +207,13 @@ def as_trials(configs: Any) -> list[Trial]:
         RunConfig.from_config(config), values('seed', *_seeds(config))
       )
     ]
+  if isinstance(
+    configs, (str, RunConfig, config_dict.ConfigDict)
+  ) or not hasattr(configs, '__iter__'):
+    raise UserError(
+      f'Got {configs!r} for the trials of a sweep; expected a list of them, '
+      'of configurations, or configurations by name.'
+    )
   configs = list(configs)
   if all(isinstance(config, Trial) for config in configs):
     return configs

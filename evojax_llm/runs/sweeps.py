@@ -78,10 +78,13 @@ def sweep(
       names another executor than 'slurm'.
 
   Raises:
-    UserError: a name or value of a trial cannot be, or the folder is in use or
-      not of such a sweep. A trial that fails is no error: see the table.
+    UserError: there is no trial, a name or value of one cannot be, or the
+      folder is in use or not of such a sweep. A trial that fails is no error:
+      see the table.
   """
   trials = sweep_changes.as_trials(configs)
+  if not trials:
+    raise UserError('Got no trials; expected one configuration or more.')
   for trial in trials:
     with errors.as_user_error(ValueError, what=trial.name):
       inputs_lib.locate(trial.config)

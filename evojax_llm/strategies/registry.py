@@ -75,9 +75,13 @@ def make_strategy(
     **options: of the strategy; see `options`.
 
   Raises:
-    ValueError: if the name or an option is unknown, or the strategy cannot work
+    ValueError: if the name or an option is unknown, there cannot be so many
+      members, or the strategy cannot work
       on such genomes.
   """
+  size = options_lib.Option('population_size', 1, '', low=1, kind=int)
+  size.check(getattr(population_size, 'item', lambda: population_size)())
+  stack.check_size(population_size)
   found = _find(name)
   if genome is None and space is not None:
     genome = jax.eval_shape(lambda: stack.take(space.experts(), 0))

@@ -48,6 +48,9 @@ def test_what_is_no_population_is_refused():
     stack.size({})
   with pytest.raises(ValueError, match='common leading axis'):
     stack.size({'a': jnp.ones((2, 3)), 'b': jnp.ones((3, 3))})
+  for index in (2, np.array([0, 2]), np.int32(-3)):
+    with pytest.raises(ValueError, match='of a population of 2; expected 0 to'):
+      stack.take(population(1, 2), index)
   with pytest.raises(ValueError, match='no genomes'):
     stack.stack([])
   with pytest.raises(ValueError, match='Genome 1 differs'):

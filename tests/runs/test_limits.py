@@ -1,4 +1,4 @@
-"""What ends a search."""
+"""What ends a search, and what begins none."""
 
 import types
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.runs import evolution
+from evojax_llm.runs import limits as limits_lib
 from evojax_llm.strategies.genome.algorithm import Genome
 
 P = 6
@@ -48,14 +49,43 @@ def test_tokens_and_seconds_end_a_search(monkeypatch):
   assert len(list(search)) == 2 and search.stop == 'tokens'
   clock = iter(range(100))
   ticking = types.SimpleNamespace(monotonic=lambda: next(clock))
-  monkeypatch.setattr(evolution, 'time', ticking)
+  monkeypatch.setattr(limits_lib, 'time', ticking)
   search = evolve(seconds=3)
   assert len(list(search)) == 3 and search.stop == 'seconds'
 
 
 @pytest.mark.parametrize(
-  'limits, message', [({}, 'no limit'), ({'tokens': 5}, 'count_tokens')]
+  'limits, message',
+  [
+    ({}, 'no limit'),
+    ({'tokens': 5}, 'count_tokens'),
+    ({'generations': -1}, 'generations -1; expected 0 or more'),
+    ({'generations': 2.5}, 'generations 2.5; expected 0 or more, whole'),
+    ({'evaluations': 0}, 'evaluations 0; expected 1 or more'),
+    ({'seconds': np.float64('nan')}, 'seconds nan; expected 0 or more, finite'),
+  ],
 )
-def test_a_search_needs_a_limit(limits, message):
+def test_a_search_needs_a_limit_that_can_be(limits, message):
   with pytest.raises(ValueError, match=message):
     evolve(**limits)
+
+
+@pytest.mark.parametrize(
+  'returned, message',
+  [
+    (None, 'NoneType as the fitness of 6 members; expected one number each'),
+    (1.0, r'float of shape \(\) as the fitness'),
+    (['a'] * P, 'list as the fitness'),
+    ([1.0] * 3, r'list of shape \(3,\)'),
+    ([np.nan] * P, 'Have score return a finite number'),
+  ],
+)
+def test_a_score_returns_a_number_for_each_member(returned, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    list(evolve(score=lambda population, which: returned, generations=1))
+  assert 'adapters' not in str(caught.value)
+
+
+def test_a_search_needs_something_to_begin_with():
+  with pytest.raises(ValueError, match='no space, population or state'):
+    evolution.evolve(Genome(P), None, of_x, generations=1)

@@ -49,6 +49,16 @@ def test_names_may_come_as_a_sequence():
   [
     ({'sed': 1}, "config.sed; .* Did you mean 'seed'"),
     ({'strategy': {'populaton': 1}}, "strategy.populaton; .*'population'"),
+    ('pockett', "configuration 'pockett'; expected .*systems.load reads"),
+    (
+      {'execution': {'memory_budget_gib': 0.0}},
+      'memory_budget_gib 0.0; expected 0.0001 or more',
+    ),
+    (
+      {'execution': {'memory_budget_gib': float('inf')}},
+      'memory_budget_gib inf; expected 0.0001 or more, finite',
+    ),
+    ({'tasks': 5}, 'config.tasks 5; expected str'),
     ({'strategy': 'genome'}, "config.strategy 'genome'; expected options"),
     ({'strategy': {'population': 0}}, 'strategy.population 0; expected 1 or'),
     ({'execution': {'form': 'x'}}, "execution.form 'x'; expected one of 'auto"),
@@ -70,6 +80,17 @@ def test_values_are_checked_when_it_is_made_in_python():
     RunConfig(seeds=0)
   with pytest.raises(UserError, match='config.dev_limit 0'):
     dataclasses.replace(RunConfig(), dev_limit=0)
+
+
+def test_names_may_be_sequences():
+  config = RunConfig().to_config()
+  config.tasks, config.adapters = ['a.json', 'b.json'], ('x',)
+  read = RunConfig.from_config(config)
+  assert (read.tasks, read.adapters) == ('a.json,b.json', 'x')
+  fields.set_text(config, 'tasks', 'c,d')
+  assert RunConfig.from_config(config).tasks == 'c,d'
+  fields.set_text(config, 'tasks', 'None')
+  assert config.tasks == 'None'
 
 
 def test_the_format_of_all_tasks():

@@ -199,6 +199,14 @@ def test_what_does_not_belong_together_is_refused(swept, config):
   bad = changes.trials(config, changes.values('tasks', 'nothing'))
   with pytest.raises(UserError, match="Got task 'nothing'"):
     sweeps.sweep(bad, swept[0].path)
+  for configs, message in (
+    ([], 'Got no trials'),
+    ({}, 'Got no trials'),
+    ('pocket', "'pocket' for the trials of a sweep; expected a list"),
+    (['pocket'], "the configuration 'pocket'; expected"),
+  ):
+    with pytest.raises(UserError, match=message):
+      sweeps.sweep(configs, swept[0].path)
 
 
 @pytest.mark.parametrize(

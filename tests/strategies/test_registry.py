@@ -77,6 +77,19 @@ def test_refusals_give_the_reason(name, message):
     )
 
 
+@pytest.mark.parametrize(
+  'size, message',
+  [
+    (-1, 'population_size -1; expected 1 or more'),
+    (2.5, 'population_size 2.5; expected 1 or more, whole'),
+    (1_000_000, 'Got 1,000,000 members .* at most 131,072'),
+  ],
+)
+def test_sizes_that_cannot_be_are_refused(size, message):
+  with pytest.raises(ValueError, match=message):
+    registry.make_strategy('genome', size)
+
+
 def test_genomes_beyond_32_bits_are_refused():
   huge = jax.ShapeDtypeStruct((2**16, 2**16), 'f4')
   with pytest.raises(ValueError, match="'genome'"):
