@@ -7,8 +7,6 @@ import math
 import re
 from typing import Any
 
-import numpy as np
-
 from evojax_llm.models.folders import listing
 from evojax_llm.models.names import is_buffer
 from evojax_llm.recipes import model_folder
@@ -350,8 +348,9 @@ class _Builder:
       return Output(name, folder.tensors[stored].shape, dtype, parents)
     self._check_alike(name, given, types)
     folder, stored = given[0]
-    promoted = np.result_type(*(FLOATS[kind] for kind in types))
-    dtype = next(code for code, kind in FLOATS.items() if kind == promoted)
+    dtype = types[0]
+    if len(set(types)) > 1:  # Of two halves of a float neither has the other.
+      dtype = 'F64' if 'F64' in types else 'F32'
     values, options = self._values.operator(name, part, values)
     return Output(
       name,

@@ -24,6 +24,8 @@ STRATEGIES: Mapping[str, str] = {
   'pso_merging': f'{_HERE}.pso_merging:PSOMerging',
   'random_search': f'{_HERE}.evosax:RandomSearch',
   'cma_es': f'{_HERE}.evosax:CMAES',
+  'lorahub': f'{_HERE}.lorahub:LoraHub',
+  'grid': f'{_HERE}.grid:Grid',
   **dict.fromkeys(ALGORITHMS, f'{_HERE}.evosax:EvosaxStrategy'),
 }
 # What a name says beside the class.

@@ -38,6 +38,8 @@ RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
 CHOSEN = {
   'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES'),
   'pso_merging': ('pso_merging',),
+  'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
+  'lorahub': ('lorahub',),
 }
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14

@@ -28,6 +28,8 @@ def test_the_tables_of_options_are_up_to_date(page):
     'pso_merging',
     'cma_es',
     'random_search',
+    'lorahub',
+    'grid',
   ),
 )
 def test_every_system_has_its_table(name):

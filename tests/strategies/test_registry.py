@@ -97,7 +97,7 @@ def test_stock_names_are_evosax_names():
 
   known = set(algorithms.algorithms)
   own = {'genome', 'genome_plus', 'model_swarms', 'low_rank_es'}
-  own |= {'random_search', 'cma_es', 'pso_merging'}
+  own |= {'random_search', 'cma_es', 'pso_merging', 'lorahub', 'grid'}
   assert set(registry.strategy_names()) - own <= known
 
 
@@ -140,7 +140,7 @@ def fitness_of_weights(members):
   return -jnp.sum(jnp.square(gap), axis=1)
 
 
-@pytest.mark.parametrize('search', ('cma_es', 'random_search'))
+@pytest.mark.parametrize('search', ('cma_es', 'random_search', 'lorahub'))
 def test_searches_of_weights_improve_on_the_experts(search):
   strategy = registry.make_strategy(search, 8, Space())
   members = {gates.GATES: jnp.tile(jnp.eye(3), (3, 1))[:8]}
