@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -43,6 +44,13 @@ def test_a_device_a_core_and_no_more_than_members(
   monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '3')
   command.use_cores(folder, 64)
   assert len(asked) == 2
+
+
+def test_the_end_of_the_work_is_told_once(capsys):
+  progress = command.Progress(seconds=100.0)
+  for share in (0.2, 1.0, 0.5, 1.0):
+    progress(share)
+  assert capsys.readouterr().err.count('done after') == 1
 
 
 PROGRAMS = tuple(main.COMMANDS)
@@ -167,6 +175,9 @@ def test_one_name_has_all_commands(monkeypatch, capsys):
   for argument in ('', '-h', '--help'):
     code, shown = called(*filter(None, [argument]))
     assert code == 0 and all(f'  {name} ' in shown.out for name in PROGRAMS)
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_module('evojax_llm', run_name='__main__')
+  assert ended.value.code == 0 and 'evolve' in capsys.readouterr().out
   code, shown = called('evolv')
   assert code == 1 and "Did you mean 'evolve'?" in shown.err
   for name in PROGRAMS:
