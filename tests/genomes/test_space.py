@@ -117,6 +117,43 @@ def test_members_are_expressed_alike_alone_and_together(space):
     )
 
 
+def test_genomes_of_another_shape_are_refused(space, tmp_path):
+  population, genome = space.experts(), stack.take(space.experts(), 0)
+  space_lib.check_genome(space, genome)
+  space_lib.check_genome(space, population, population=True)
+  wider = jax.tree.map(lambda leaf: np.stack([leaf, leaf], -2), genome)
+  for wrong, of, message in (
+    (genome, True, r'leaf .* shape .*; expected \(P, .*stack\('),
+    (population, False, r'leaf .* has the shape .*take\('),
+    (wider, False, 'has the shape'),
+    ({'x': np.zeros(3)}, False, 'Got a genome .*leaf .*; expected'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      space_lib.check_genome(space, wrong, population=of)
+  with pytest.raises(ValueError, match='has the shape'):
+    space.export(population, tmp_path / 'out')
+  broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), genome)
+  with pytest.raises(ValueError, match='NaN or infinite.*Nothing is written'):
+    space.export(broken, tmp_path / 'out')
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match='the folder cannot be made: file exi'):
+    space.export(genome, tmp_path / 'file' / 'out')
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_the_rank_of_factors_is_free(files):
+  space = space_lib.make_space('adapters', *files)
+  wide = jax.tree.map_with_path(
+    lambda path, leaf: jnp.repeat(
+      leaf, 2, -2 if leaves.is_second_factor(path) else -1
+    ),
+    space.experts(),
+  )
+  space_lib.check_genome(space, wide, population=True)
+  with pytest.raises(ValueError, match='Got adapters .*; expected a list'):
+    space_lib.make_space('adapters', files[0], files[1][0])
+
+
 def test_an_exported_member_scores_the_same(space, engine, files, tmp_path):
   base, _ = files
   genome = space.sample(KEY)
