@@ -200,12 +200,12 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
     everything += settings.names()
   # A setting without what stands before it is the likeliest mistake.
   same = [n for n in everything if n.split('.')[-1] == name]
-  hint = lookup.did_you_mean(same[0] if same else name, everything)
-  hint = hint.replace("'", '--', 1).replace("'", '')
-  return (
-    f'Got unknown flag --{name}; expected some of '
-    f'{", ".join(f"--{name}" for name in names)}.{hint} See --help.'
+  listed = ', '.join(f'--{name}' for name in names)
+  wanted = lookup.expected(
+    same[0] if same else name, everything, listed, 'some of'
   )
+  wanted = re.sub(r"mean '(.*?)'\?", r'mean --\1?', wanted)
+  return f'Got unknown flag --{name}{wanted} See --help.'
 
 
 def _user_errors() -> tuple[type[ValueError], ...]:

@@ -274,10 +274,7 @@ class Run:
         if self.summary
         else ' before it has finished.'
       )
-    return UserError(
-      f'Got --row={name!r}; expected one of {", ".join(known)}.'
-      f'{lookup.did_you_mean(name, known)}{why}'
-    )
+    return UserError(f'Got --row={name!r}{lookup.expected(name, known)}{why}')
 
   def _space(self, dtype: Any, experts: bool = False) -> Space:
     """The space of the search; with no dtype one that only exports."""

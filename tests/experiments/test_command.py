@@ -67,7 +67,7 @@ def test_every_command_answers_mistakes_alike(program, capsys):
 @pytest.mark.parametrize(
   'program, flag, message',
   [
-    ('evolve', '--seed=3', 'Did you mean --config.seed?'),
+    ('evolve', '--seed=3', '--seed. Did you mean --config.seed? Expected some'),
     ('evolve', '--population=3', 'Did you mean --config.strategy.population?'),
     ('evolve', '--wrokdir=x', 'Did you mean --workdir?'),
     ('evolve', '--config.strategy.name=genom', "Did you mean 'genome'?"),
@@ -189,7 +189,10 @@ def test_one_name_has_all_commands(monkeypatch, capsys):
 @pytest.mark.parametrize(
   'line, message',
   [
-    ("config.modell = 'gemma'", 'unknown config.modell; expected'),
+    (
+      "config.modell = 'gemma'",
+      "config.modell. Did you mean 'model'? Expected",
+    ),
     ('config.strategy.sigma = 1', 'unknown config.strategy.sigma; expected'),
     ('config.seed = "x"', "Could not override field 'seed'"),
     ('config = None', 'returns None; expected a ConfigDict or'),

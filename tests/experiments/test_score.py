@@ -281,7 +281,7 @@ def test_overlap_needs_a_word(tmp_path, capsys, base):
   assert '--per_item is of the file --out' in capsys.readouterr().err
   assert run_program('score', *flags) is None
   shown = capsys.readouterr()
-  assert '| task (n=1)' in shown.out and 'wrote' not in shown.err
+  assert ' task (n=1) |' in shown.out and 'wrote' not in shown.err
 
 
 def test_a_mistake_answers_without_jax_from_a_clone(tmp_path):

@@ -209,7 +209,7 @@ def test_no_folder(tmp_path, monkeypatch):
   _refused(near, hint, f'{tmp_path / "here"}/ has gemma-toy, other.')
   monkeypatch.chdir(tmp_path)
   # With a slash it looks like a name of the hub.
-  _refused('here/nope', 'expected a Gemma folder. here/ has gemma-toy, other.')
+  _refused('here/nope', 'layout. here/ has gemma-toy, other.')
   monkeypatch.chdir(tmp_path / 'here')
   _refused('gemma-toyy', hint)
   # pathlib raises on these.
