@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import contextlib
 import json
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -37,9 +38,17 @@ class _Terminated(KeyboardInterrupt):
   """The process was asked to end, by SIGTERM."""
 
 
+class _Voice(std_logging.Formatter):
+  """What is logged, in the form in which errors are said."""
+
+  def format(self, record: std_logging.LogRecord) -> str:
+    return f'{record.levelname.lower()}: {super().format(record)}'
+
+
 def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
+  logging.get_absl_handler().setFormatter(_Voice())
   signal.signal(signal.SIGTERM, _terminate)
   try:
     code = run(main, sys.argv, quiet)

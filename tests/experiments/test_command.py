@@ -1,6 +1,7 @@
 """What the programs do before jax starts: help, mistakes, configurations."""
 
 import json
+import logging
 import os
 import runpy
 import signal
@@ -284,4 +285,8 @@ def test_a_stopped_run_says_how_it_goes_on(
       f"  python -m evolve '--config.system=a b' --workdir={folder}\n"
     )
     assert (f'with --workdir={folder}' in said) == (not more)
+  logged = {'msg': '%d rows', 'args': (3,), 'levelname': 'WARNING'}
+  record = logging.makeLogRecord(logged)
+  handler = command.logging.get_absl_handler()
+  assert handler.format(record) == 'warning: 3 rows'
   signal.signal(signal.SIGTERM, before)
