@@ -64,11 +64,12 @@ def find(
   known = flat(config)
   # A name without what stands before it is the likeliest mistake.
   same = [other for other in known if other.split('.')[-1] == name]
-  hint = lookup.did_you_mean(same[0] if same else field, known)
   among = part if isinstance(part, config_dict.ConfigDict) else config
   raise UserError(
-    f'Got unknown field {field!r}; expected one of {", ".join(sorted(among))}.'
-    f'{hint}'
+    f'Got unknown field {field!r}'
+    + lookup.expected(
+      same[0] if same else field, known, ', '.join(sorted(among))
+    )
   )
 
 
