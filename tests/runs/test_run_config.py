@@ -47,8 +47,8 @@ def test_names_may_come_as_a_sequence():
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
-    ({'sed': 1}, "config.sed; .* Did you mean 'seed'"),
-    ({'strategy': {'populaton': 1}}, "strategy.populaton; .*'population'"),
+    ({'sed': 1}, "config.sed. Did you mean 'seed'. Expected"),
+    ({'strategy': {'populaton': 1}}, "strategy.populaton. .*'population'"),
     ('pockett', "configuration 'pockett'; expected .*systems.load reads"),
     (
       {'execution': {'memory_budget_gib': 0.0}},
