@@ -21,6 +21,7 @@ STRATEGIES: Mapping[str, str] = {
   'genome_plus': f'{_HERE}.genome.algorithm:Genome',
   'model_swarms': f'{_HERE}.model_swarms:ModelSwarms',
   'low_rank_es': f'{_HERE}.low_rank_es:LowRankES',
+  'evogm': f'{_HERE}.evogm.algorithm:EvoGM',
   'random_search': f'{_HERE}.evosax:RandomSearch',
   'cma_es': f'{_HERE}.evosax:CMAES',
   **dict.fromkeys(ALGORITHMS, f'{_HERE}.evosax:EvosaxStrategy'),

@@ -19,7 +19,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
-_NAMES += ('evosax_algorithms',)
+_NAMES += ('evogm', 'evosax_algorithms')
 
 
 @functools.cache

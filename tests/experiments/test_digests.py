@@ -34,8 +34,12 @@ from tests.experiments import runs
 
 STORED = pathlib.Path(__file__).with_name('digests.json')
 RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
-# Of systems that take the names of a library, those that are run.
-CHOSEN = {'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES')}
+# Of systems that take the names of a library, or whose presets differ little,
+# those that are run.
+CHOSEN = {
+  'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES'),
+  'evogm': ('evogm',),
+}
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14
 FLAGS = (
@@ -63,6 +67,8 @@ def flags(preset: str) -> list[str]:
   found = [f'--config={preset}', *FLAGS]
   if strategy.population > MOST_MEMBERS:
     found.append(f'--config.strategy.population={MOST_MEMBERS}')
+  if 'epochs' in strategy.options:
+    found.append('--config.strategy.options.epochs=5')
   if strategy.options.get('members'):
     found.append('--config.strategy.options.members=10')
   return found

@@ -19,6 +19,8 @@ from tests.strategies import problems
     ('genome_plus', {'sigma': math.nan}, 'sigma nan; expected 0 or more'),
     ('model_swarms', {'restart_after': 0.0}, '0.0; expected 1 or more'),
     ('model_swarms', {'drop_round': 1.1}, 'drop_round 1.1; expected 0 to 1'),
+    ('evogm', {'winners': 1.5}, 'winners 1.5; expected 0 to 1'),
+    ('evogm', {'inner': 0}, 'inner 0; expected 1 or more'),
     ('low_rank_es', {'learning_rate': -1.0}, '-1.0; expected 0 or more'),
   ],
 )

@@ -97,7 +97,7 @@ def test_stock_names_are_evosax_names():
 
   known = set(algorithms.algorithms)
   own = {'genome', 'genome_plus', 'model_swarms', 'low_rank_es'}
-  own |= {'random_search', 'cma_es'}
+  own |= {'random_search', 'cma_es', 'evogm'}
   assert set(registry.strategy_names()) - own <= known
 
 
@@ -179,6 +179,9 @@ def test_presets_make_their_strategies(name):
     if hasattr(params, option):
       assert float(getattr(params, option)) == pytest.approx(value)
   published = 'as_published' in name
+  if preset.strategy == 'evogm':
+    assert strategy.options.cache != published
+    return
   if preset.strategy == 'low_rank_es':
     assert strategy.members == preset.options['members']
     return
