@@ -12,6 +12,7 @@ all made from it:
 from collections.abc import Mapping
 import dataclasses
 import math
+import os
 from typing import Any
 
 from evojax_llm.lookup import did_you_mean
@@ -197,6 +198,18 @@ def split(cls: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
   known = declared(cls)
   own = {k: v for k, v in values.items() if k in known and v is not None}
   return cls(**own), {k: v for k, v in values.items() if k not in known}
+
+
+def check_list(name: str, given: Any) -> None:
+  """Refuses one text or path for several, which reads letter by letter.
+
+  Raises:
+    ValueError: saying how to give one.
+  """
+  if isinstance(given, (str, bytes, os.PathLike)):
+    raise ValueError(
+      f'Got {name} {given!r}; expected a list, such as [{given!r}].'
+    )
 
 
 def table(known: Mapping[str, Option]) -> str:

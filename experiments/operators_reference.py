@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import pathlib
 import re
 
-from absl import flags
-
 from evojax_llm import operators
 from evojax_llm import options
 from evojax_llm.commands import command
@@ -156,11 +154,8 @@ def with_tables(page: str) -> str:
   return _TABLE.sub(write, page)
 
 
-_OUT = flags.DEFINE_string('out', str(PAGE), 'Markdown file of the operators.')
-
-
 def main(_: Sequence[str]) -> None:
-  pathlib.Path(_OUT.value).write_text(page())
+  PAGE.write_text(page())
   for path in pathlib.Path(__file__).parent.glob('*/README.md'):
     path.write_text(with_tables(path.read_text()))
 

@@ -19,10 +19,11 @@ whatever `dtype` says. Where no filter of a weight (or t) matches a tensor, it
 is the base's, bit for bit. Random masks depend on --random_seed, the name of
 the tensor and the position of the model, so that a merge can be made again.
 
-The plan is checked and shown before weights are read; --dry_run ends there. The
-folder appears when it is whole, with a model card and the recipe. What is not
-supported is refused by name: `modules`, tokens that are added or moved,
-mixtures of experts, quantised weights.
+The plan is checked and shown before weights are read; --dry_run ends there, and
+shows what each tensor is made of, by which numbers. The folder appears when it
+is whole, with a model card and the recipe. What is not supported is refused by
+name: `modules`, tokens that are added or moved, mixtures of experts, quantised
+weights.
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def main(_: Sequence[str]) -> None:
     raise UserError('--out is missing: a new folder. See --help.')
   plan = merge.plan(_RECIPE.value)
   if _DRY_RUN.value:
-    print(merge.describe(plan, shard_bytes))
+    print(f'{merge.describe(plan, shard_bytes)}\n\n{merge.tensors(plan)}')
     return
   out = pathlib.Path(os.path.expanduser(_OUT.value))
   read = [folder.path for folder in plan.folders.values()]

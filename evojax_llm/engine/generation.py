@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from evojax_llm import options
+from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.engine import Engine
@@ -16,12 +17,13 @@ from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
-from evojax_llm.population import stack
 from evojax_llm.tasks.prompts import EncodedItem
 from evojax_llm.tasks.scorers.answers import cut_at_stop
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.tokens import encode_prompt
+
+_PLAN_OPTIONS = ('form', 'members_per_group', 'prompts_per_batch', 'budget')
 
 
 def generate_texts(
@@ -66,10 +68,15 @@ def generate_texts(
       finite.
 
   Raises:
+    ValueError: an index is of no member, the population is not of the space,
+      or a text is given for a list of them.
     TaskError: a prompt does not fit in the context with its new tokens, or has
       no tokens; an empty text is the token that begins one.
     MemoryPlanError: not even one prompt of one member fits in the memory.
   """
+  for name in plan_options:
+    options.find(name, dict.fromkeys(_PLAN_OPTIONS), 'generate_texts')
+  indices = groups.check_members(space, population, members)
   context = space.model().config.max_position_embeddings
   items = _encode(prompts, tokenizer, max_new_tokens, context, stop)
   if runtime is None:
@@ -84,11 +91,8 @@ def generate_texts(
     sharding.replicated(runtime.mesh),
     tokenizer.pad_id,
   )
-  if members is None:
-    members = np.arange(stack.size(population))
-  members = np.asarray(members)
-  answers = Answers(work, len(members))
-  engine.answer(space, population, members, work, answers, progress)
+  answers = Answers(work, len(indices))
+  engine.answer(space, population, indices, work, answers, progress)
   decode = functools.cache(tokenizer.decode)
   return [
     [cut_at_stop(decode(ids), stop) for ids in made] if finite else None
@@ -98,6 +102,8 @@ def generate_texts(
 
 def _encode(prompts, tokenizer, max_new_tokens, context, stop):
   """Prompts as items to be continued; refuses those that are too long."""
+  options.check_list('prompts', prompts)
+  options.check_list('stop', stop)
   if not prompts or max_new_tokens < 1:
     raise TaskError(
       f'Got {len(prompts)} prompts and max_new_tokens={max_new_tokens}; '

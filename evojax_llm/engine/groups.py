@@ -1,5 +1,6 @@
 """Members of a population, group by group, as the programs take them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,8 +10,33 @@ import numpy as np
 from evojax_llm.engine import forms
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
+from evojax_llm.genomes.space import check_genome
 from evojax_llm.models.expression import Expression
 from evojax_llm.population import sharding
+from evojax_llm.population import stack
+
+
+def check_members(
+  space: Expressing, population: Any, members: Sequence[int] | None
+) -> np.ndarray:
+  """Returns the indices of M members of a population (P, ...), by default all.
+
+  Raises:
+    ValueError: an index is none of 0 to P - 1, or the genomes are not of the
+      space.
+  """
+  check_genome(space, population, population=True)
+  size = stack.size(population)
+  indices = np.arange(size) if members is None else np.asarray(members)
+  if not indices.size:
+    return np.arange(0)
+  if indices.ndim != 1 or indices.dtype.kind not in 'iu':
+    raise ValueError(f'Got members {members!r}; expected a list of indices.')
+  for index in indices[(indices < 0) | (indices >= size)]:
+    raise ValueError(
+      f'Got member {index} of a population of {size}; expected 0 to {size - 1}.'
+    )
+  return indices
 
 
 def express(

@@ -163,8 +163,8 @@ def check_population(
   budget = _budget(budget, device)
   if members > MOST_MEMBERS:
     raise MemoryPlanError(
-      f'Got a population of {members:,} members; expected at most '
-      f'{MOST_MEMBERS:,}, as the host keeps what each of them does. Use a '
+      f'Got {members:,} members in a population or its proposals; expected at '
+      f'most {MOST_MEMBERS:,}, as the host keeps what each of them does. Use a '
       'smaller population over more generations.'
     )
   if members * genome_bytes > budget:

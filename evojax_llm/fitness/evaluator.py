@@ -33,11 +33,13 @@ from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.fitness.evaluation import ItemScores
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
-from evojax_llm.population import stack
 from evojax_llm.tasks import prompts
 from evojax_llm.tasks.scorers.registry import scorer_of
+from evojax_llm.tasks.task import SPLITS
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
+
+Limit = int | None | Sequence[int | None]
 
 
 class Evaluator:
@@ -49,8 +51,8 @@ class Evaluator:
     weights: (K,) weights of the tasks in the fitness; equal by default.
     objective: what makes fitness of the tasks' scores: a name of `objectives`.
     chat: put prompts through the chat template.
-    limits: items of each task to use, by split: one number for all tasks, or
-      one for each; None for all items.
+    limits: items of each task to use, by split or for both: one number for all
+      tasks, or one for each; None for all items.
     draw: seed of the choice of items where there is a limit.
     dtype: type of activations and cache.
     base_dtype: 'int8' for a base with kernels of eight bits (see
@@ -76,7 +78,7 @@ class Evaluator:
     weights: Sequence[float] | None = None,
     objective: str = 'weighted_mean',
     chat: bool = False,
-    limits: Mapping[str, int | None | Sequence[int | None]] | None = None,
+    limits: Mapping[str, Limit] | Limit = None,
     draw: int = 0,
     dtype: Any = jnp.float32,
     base_dtype: str | None = None,
@@ -88,6 +90,12 @@ class Evaluator:
     sampling: Sampling | None = None,
     devices: Sequence[jax.Device] | None = None,
   ):
+    if isinstance(tasks, Task):
+      raise ValueError(
+        f'Got the task {tasks.name!r}; expected a list of tasks.'
+      )
+    if not isinstance(limits, Mapping):
+      limits = dict.fromkeys(SPLITS, limits)
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) != len(names):
       raise ValueError(f'tasks are {names}; expected some, named differently.')
@@ -99,8 +107,7 @@ class Evaluator:
     self.weights = _weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
     self.limits = {
-      split: _limits(limit, len(tasks))
-      for split, limit in (limits or {}).items()
+      split: _limits(limit, len(tasks)) for split, limit in limits.items()
     }
     self._max_length = max_length
     self._runtime = Runtime(
@@ -219,10 +226,11 @@ class Evaluator:
         indices by default.
 
     Raises:
+      ValueError: an index is of no member, or the population is not of the
+        space.
       MemoryPlanError: the device is out of memory with a single member.
     """
-    slots = stack.size(population)
-    indices = np.arange(slots) if members is None else np.asarray(members)
+    indices = groups.check_members(space, population, members)
     if self.plan is None:
       self.prepare(space, population)
     data = self._split(split, self.max_length(space), items)
@@ -356,9 +364,7 @@ def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
   return (w / w.sum()).astype(np.float32)
 
 
-def _limits(
-  limit: int | None | Sequence[int | None], count: int
-) -> tuple[int | None, ...]:
+def _limits(limit: Limit, count: int) -> tuple[int | None, ...]:
   """One limit for each task."""
   limits = limit if isinstance(limit, Sequence) else (limit,) * count
   if len(limits) != count or not all(

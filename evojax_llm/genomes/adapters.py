@@ -98,6 +98,7 @@ class AdapterSpace(space.Space):
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:
+    space.check_genome(self, genome)
     return save(folder, genome, self._adapters.scale, self._model)
 
 

@@ -118,6 +118,7 @@ class GateSpace(space.Space):
     self, genome: stack.Genome, folder: str | os.PathLike
   ) -> pathlib.Path:
     """Writes one member as a PEFT adapter of rank N R."""
+    space.check_genome(self, genome)
     member = expression.as_low_rank(self.express(genome), self._factors)
     return adapter_genomes.save(folder, member.factors, self._scale, self._base)
 

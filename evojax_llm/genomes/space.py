@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import lookup
+from evojax_llm import options
 from evojax_llm.genomes import initial
 from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.models import hub
@@ -31,6 +32,9 @@ from evojax_llm.population import stack
 SPACES: dict[str, Any] = {
   'adapters': 'evojax_llm.genomes.adapters:AdapterSpace',
   'gates': 'evojax_llm.genomes.gates:GateSpace',
+  'sparsified_gates': (
+    'evojax_llm.genomes.sparsified_gates:SparsifiedGateSpace'
+  ),
   'weights': 'evojax_llm.genomes.weights:WeightSpace',
 }
 # Names that spaces had, for messages.
@@ -207,6 +211,53 @@ def load_base(
   return Model(*hub.load_checkpoint(base, dtype), base)
 
 
+def check_genome(
+  space: Expressing, genome: Any, population: bool = False
+) -> None:
+  """Refuses what is no genome of a space, or no population of them.
+
+  The rank of adapter factors is free, and so is what a space without `base`
+  takes.
+
+  Raises:
+    ValueError: naming the leaf and the shapes.
+  """
+
+  def by_name(tree):
+    paths = jax.tree.leaves_with_path(tree)
+    return {leaves.name(path): (path, np.shape(leaf)) for path, leaf in paths}
+
+  base = getattr(space, 'base', lambda: None)
+  wanted, given = by_name(jax.eval_shape(base)), by_name(genome)
+  what = 'population' if population else 'genome'
+  for name in wanted and sorted(wanted.keys() ^ given.keys()):
+    has = 'with a' if name in given else 'without the'
+    raise ValueError(
+      f'Got a {what} {has} leaf {name!r}; expected those of the space, such as '
+      f'{", ".join(list(wanted)[:3])}.'
+    )
+  for name, (path, shape) in wanted.items():
+    found, shape = given[name][1], (0,) * population + shape
+    # That of the rank, which may be another one.
+    free = -2 if leaves.is_second_factor(path) else -1
+    free = len(shape) + free if leaves.module(path) != name else None
+    fits = len(found) == len(shape) and all(
+      one == other or axis in (free, 0 if population else None)
+      for axis, (one, other) in enumerate(zip(found, shape, strict=True))
+    )
+    if not fits:
+      form = str(shape).replace('(0', '(P', 1) if population else shape
+      hint = (
+        'Stack genomes with stack().'
+        if population
+        else 'Take one member with take().'
+      )
+      raise ValueError(
+        f'Got a {what} whose leaf {name!r} has the shape {found}; expected '
+        f'{form}, as in the space. {hint}'
+      )
+
+
 def make_space(
   name: str,
   base: str | os.PathLike | Model,
@@ -229,6 +280,7 @@ def make_space(
   """
   found = find_space(name)
   for kind, folders in (('adapters', adapters), ('models', models)):
+    options.check_list(kind, folders)
     if folders and kind not in found.takes:
       raise ValueError(
         f'Got experts that are {kind} for the space {name!r}; expected '

@@ -162,6 +162,7 @@ class WeightSpace(space.Space):
         'The base has no folder to take the tokenizer from; expected one to '
         'export a model. Give Model(folder=...).'
       )
+    space.check_genome(self, genome)
     return hub.save_checkpoint(
       folder,
       jax.device_get(genome),

@@ -318,7 +318,8 @@ def new_folder(
   is not empty.
 
   Raises:
-    ModelError: `folder` exists and is not empty, or is a file.
+    ModelError: `folder` exists and is not empty, is a file, or is in a place
+      where none can be made.
     OSError: it cannot be written, by safetensors either.
   """
   target = pathlib.Path(os.path.expanduser(folder))
@@ -330,9 +331,20 @@ def new_folder(
       'another folder or remove this one.'
     )
   target = target.absolute()
-  target.parent.mkdir(parents=True, exist_ok=True)
   temporary = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}.tmp'
-  temporary.mkdir()
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir()
+  except (
+    FileExistsError,
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+  ) as error:
+    raise ModelError(
+      f'{target}: the folder cannot be made: {error.strerror.lower()}. Name '
+      'one in a place that can be written.'
+    ) from error
   try:
     yield temporary
     if replace and target.is_dir():

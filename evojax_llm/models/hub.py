@@ -149,12 +149,18 @@ def save_checkpoint(
     The folder's path.
 
   Raises:
-    ModelError: `folder` is not empty, `params` do not fit `config`, or
-      `config` does not fit `like`.
+    ModelError: `folder` is not empty, `params` do not fit `config` or are not
+      finite, or `config` does not fit `like`.
   """
   base_config, hf_config = load_config(like)
   like = existing_folder(like, MODEL_FOLDER)
   check_params(params, config)
+  for path, leaf in jax.tree.leaves_with_path(params):
+    if not np.isfinite(leaf).all():
+      raise ModelError(
+        f'The parameters {jax.tree_util.keystr(path)} have NaN or infinite '
+        'numbers; expected finite ones. Nothing is written.'
+      )
   dtypes = stored_types(like, config, dtype)
   with new_folder(folder) as path:
     raw = _config_json(like, hf_config, base_config, config, dtype)

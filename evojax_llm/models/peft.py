@@ -169,7 +169,8 @@ def save_adapter(
     The folder's path.
 
   Raises:
-    ModelError: `folder` is not empty, or the factors do not fit the base.
+    ModelError: `folder` is not empty, or the factors do not fit the base or
+      are not finite.
   """
   prefix = 'model.'
   if base_folder is not None:
@@ -192,6 +193,11 @@ def save_adapter(
     key = f'base_model.model.{prefix}layers.{layer}.{block}.{projection}'
     missing = ((0, rank - len(b)), (0, 0))
     b = b * np.float32(s) if in_b else b
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+      raise ModelError(
+        f'The factors of {block}.{projection} of layer {layer} have NaN or '
+        'infinite numbers; expected finite ones. Nothing is written.'
+      )
     tensors[f'{key}.lora_A.weight'] = np.pad(a, missing)
     tensors[f'{key}.lora_B.weight'] = np.ascontiguousarray(np.pad(b, missing).T)
   projections = dict.fromkeys(p for (_, p), _ in kept)

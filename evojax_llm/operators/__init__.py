@@ -11,7 +11,7 @@ _PUBLIC = {
     'OPERATORS arcee_fusion blx breadcrumbs breadcrumbs_ties dare_linear '
     'dare_ties della della_linear exact_linear extrapolate karcher linear '
     'magnitude_linear model_stock multislerp nearswap nuslerp passthrough ram '
-    'ramplus sce slerp split_slerp task_arithmetic ties uniform_element '
+    'ramplus sbx sce slerp split_slerp task_arithmetic ties uniform_element '
     'uniform_layer uniform_matrix'
   ),
   'merges.registry': 'MERGES find_merge',

@@ -128,6 +128,26 @@ def describe(plan: Plan, shard_bytes: int = write.SHARD_BYTES) -> str:
   return '\n'.join(lines)
 
 
+def tensors(plan: Plan) -> str:
+  """Returns a line for each tensor: what is made of what, by which numbers."""
+  lines = []
+  for output in plan.outputs:
+    what = f'as in {output.parents[0][0].name}'
+    if output.options is not None:
+      numbers = [f'{k}={_shown(v)}' for k, v in output.values.items()]
+      numbers += [f'{k}={v}' for k, v in output.options]
+      of = ', '.join(folder.name for folder, _ in output.parents)
+      what = f'{plan.recipe.method.name} of {of}: {", ".join(numbers)}'
+    lines.append(f'{output.name} {output.dtype}{list(output.shape)}: {what}')
+  return '\n'.join(lines)
+
+
+def _shown(value: float | tuple[float, ...]) -> str:
+  if isinstance(value, tuple):
+    return f'[{", ".join(f"{v:g}" for v in value)}]'
+  return f'{value:g}'
+
+
 def _kind(output: plan_lib.Output, method: str) -> str:
   if output.options is None:
     return 'as they are'

@@ -41,6 +41,7 @@ _EMBEDDING = re.compile(
   r'(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)'
   r'\.weight$'
 )
+_ALIGNMENT = 64
 # Where config.json says how many layers there are.
 LAYER_COUNTS = ('num_hidden_layers', 'n_layer', 'n_layers', 'num_layers')
 
@@ -86,9 +87,18 @@ def stored_tensors(files: folders.TensorFiles) -> dict[str, Stored]:
 
 def read(stored: Stored) -> np.ndarray:
   """Reads a float tensor, in its stored type."""
-  data = np.fromfile(stored.file, np.uint8, stored.size, offset=stored.offset)
-  if data.size != stored.size:
-    raise ModelError(f'{stored.file}: has become shorter while it was read.')
+  # Where XLA begins a buffer it takes this one, in place of a copy.
+  data = np.empty(stored.size + _ALIGNMENT, np.uint8)
+  start = -data.ctypes.data % _ALIGNMENT
+  data = data[start : start + stored.size]
+  with stored.file.open('rb', buffering=0) as f:
+    f.seek(stored.offset)
+    got = 0
+    while got < stored.size:
+      more = f.readinto(data[got:])
+      if not more:
+        raise ModelError(f'{stored.file}: has become shorter as it was read.')
+      got += more
   return data.view(FLOATS[stored.dtype]).reshape(stored.shape)
 
 
@@ -124,7 +134,7 @@ class ModelFolder:
     self.config = folders.read_json(self.path / 'config.json')
     with folders.TensorFiles.of_model(self.path) as files:
       self.tensors = stored_tensors(files)
-    if any(name in self.config for name in ('quantization_config',)):
+    if 'quantization_config' in self.config:
       raise ModelError(
         f'{self.path / "config.json"}: has a quantization_config; quantised '
         'weights must be converted back before they are merged.'

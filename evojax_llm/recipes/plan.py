@@ -7,9 +7,8 @@ import math
 import re
 from typing import Any
 
-import numpy as np
-
 from evojax_llm.models.folders import listing
+from evojax_llm.models.names import is_buffer
 from evojax_llm.recipes import model_folder
 from evojax_llm.recipes.model_folder import FLOATS
 from evojax_llm.recipes.model_folder import ModelFolder
@@ -244,13 +243,16 @@ class _Builder:
         return own, f'{own.stack}.{layer[id(source)]}.{rest}'
 
       name = f'{self._like.stack}.{number}.{rest}'
-      yield self._output(name, part, t, tensor)
+      if is_buffer(name):  # Of old checkpoints; not all of them have it.
+        yield self._copy(name, tensor(lead))
+      else:
+        yield self._output(name, part, t, tensor)
     for source in part.sources:
       own = self._folders[source.model]
       extra = {
         rest
         for rest in set(own.inside[layer[id(source)]]).difference(expected)
-        if 'rotary_emb' not in rest
+        if not is_buffer(f'.{rest}')
       }
       if extra:
         raise self._recipe.fail(
@@ -346,8 +348,9 @@ class _Builder:
       return Output(name, folder.tensors[stored].shape, dtype, parents)
     self._check_alike(name, given, types)
     folder, stored = given[0]
-    promoted = np.result_type(*(FLOATS[kind] for kind in types))
-    dtype = next(code for code, kind in FLOATS.items() if kind == promoted)
+    dtype = types[0]
+    if len(set(types)) > 1:  # Of two halves of a float neither has the other.
+      dtype = 'F64' if 'F64' in types else 'F32'
     values, options = self._values.operator(name, part, values)
     return Output(
       name,

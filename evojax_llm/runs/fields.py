@@ -94,6 +94,8 @@ def parse(config: config_dict.ConfigDict, field: str, text: str) -> Any:
     value = ast.literal_eval(text)
     if kind in (dict, list) and isinstance(value, kind):
       return value
+    if kind is config_dict.ConfigDict and isinstance(value, dict):
+      return kind(value)
   except (KeyError, SyntaxError, ValueError):
     pass
   shown = 'dict' if kind is config_dict.ConfigDict else kind.__name__

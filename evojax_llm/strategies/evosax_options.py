@@ -39,6 +39,32 @@ SEARCHES: Mapping[str, Mapping[str, Option]] = {
   'cma_es': {
     'sigma': Option('sigma', 0.3, 'first standard deviation', low=0.0)
   },
+  'lorahub': {
+    'sigma': Option('sigma', 0.5, 'first standard deviation', low=0.0),
+    'l1': Option(
+      'l1',
+      0.05,
+      'times the size of the weights: what the search sees fitness less',
+      low=0.0,
+    ),
+    'penalty': Option(
+      'penalty',
+      'sum',
+      "the size: the 'sum' of |w| as in the paper, or the 'mean', as in code",
+      choices=('sum', 'mean'),
+      kind=str,
+    ),
+    'bound': Option(
+      'bound', 1.5, 'weights are cut to -bound and bound', low=0.0
+    ),
+    'start': Option(
+      'start',
+      'zero',
+      "first mean: 'zero', or the 'best' initial member",
+      choices=('zero', 'best'),
+      kind=str,
+    ),
+  },
   'random_search': {
     'concentration': Option(
       'concentration', 1.0, 'of the Dirichlet mix of the experts', low=0.0

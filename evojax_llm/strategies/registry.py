@@ -21,9 +21,12 @@ STRATEGIES: Mapping[str, str] = {
   'genome_plus': f'{_HERE}.genome.algorithm:Genome',
   'model_swarms': f'{_HERE}.model_swarms:ModelSwarms',
   'low_rank_es': f'{_HERE}.low_rank_es:LowRankES',
+  'pso_merging': f'{_HERE}.pso_merging:PSOMerging',
   'evogm': f'{_HERE}.evogm.algorithm:EvoGM',
   'random_search': f'{_HERE}.evosax:RandomSearch',
   'cma_es': f'{_HERE}.evosax:CMAES',
+  'lorahub': f'{_HERE}.lorahub:LoraHub',
+  'grid': f'{_HERE}.grid:Grid',
   **dict.fromkeys(ALGORITHMS, f'{_HERE}.evosax:EvosaxStrategy'),
 }
 # What a name says beside the class.

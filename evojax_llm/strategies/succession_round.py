@@ -158,23 +158,15 @@ def move(
 ) -> tuple[stack.Population, dict[str, Any]]:
   """Every member takes a step.
 
-  A failed member starts over, at rest, from its own best or else the best of
-  all: its genome may hold values that no step leads back from. `restarted` (P,)
-  bool go back likewise; those that failed by default.
+  `restarted` (P,) bool are those that start over; those that failed by default.
 
   Returns:
     P moved members, and the state's new velocity and step length.
   """
-  memory = state.memory
-  own = jnp.isfinite(memory.personal_fitness)
-  known = own | jnp.isfinite(memory.best_fitness)
-  refuge = stack.select(own | ~known, memory.personal, memory.best)
   if restarted is None:
     restarted = ~jnp.isfinite(state.fitness)
-  restarted = restarted & known
-  position = stack.select(restarted, refuge, state.population)
-  at_rest = jax.tree.map(jnp.zeros_like, state.velocity)
-  velocity = stack.select(restarted, at_rest, state.velocity)
+  memory = state.memory
+  position, velocity, refuge = depart(state, restarted)
   pull = refuge if options.personal else position
 
   lengths, length = _lengths(state, params, options)
@@ -188,6 +180,26 @@ def move(
   )
   moved = jax.vmap(succession.step)(position, velocity, lengths)
   return moved, {'velocity': velocity, 'step_length': length}
+
+
+def depart(
+  state: Any, restarted: jax.Array
+) -> tuple[stack.Population, stack.Population, stack.Population]:
+  """Where P members step from: positions, velocities and their own bests.
+
+  Of those `restarted` (P,) bool, at rest, from the own best, or else the best
+  of all: the genome of one that failed may hold values that no step leads back
+  from.
+  """
+  memory = state.memory
+  own = jnp.isfinite(memory.personal_fitness)
+  known = own | jnp.isfinite(memory.best_fitness)
+  refuge = stack.select(own | ~known, memory.personal, memory.best)
+  restarted = restarted & known
+  position = stack.select(restarted, refuge, state.population)
+  at_rest = jax.tree.map(jnp.zeros_like, state.velocity)
+  velocity = stack.select(restarted, at_rest, state.velocity)
+  return position, velocity, refuge
 
 
 def _blends(key, state, params, options):

@@ -1,7 +1,8 @@
 """Configurations by name: the published systems and their presets.
 
-A system is a module here, with `PRESETS` and `get_config`. Its folder in
-experiments/ has what is to be said of it.
+A system is a module here, with `PRESETS` and `get_config`, so that it is
+installed with the package. Its folder in experiments/ has what is to be said of
+it, and a config.py with the same two.
 """
 
 import functools
@@ -19,7 +20,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
-_NAMES += ('evogm', 'evosax_algorithms')
+_NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm')
 
 
 @functools.cache
@@ -76,7 +77,7 @@ def load(source: str) -> config_dict.ConfigDict:
 def of_file(name: str) -> Any:
   """Returns the module of a configuration file.
 
-  The files that stood in experiments/ are found from any folder.
+  experiments/SYSTEM/config.py is found from any folder.
 
   Raises:
     Exception: whatever its import raises.

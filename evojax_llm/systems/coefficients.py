@@ -1,4 +1,4 @@
-"""Random search and CMA-ES on N expert coefficients: what a system must beat.
+"""Searches over the N weights of the experts: what a system must beat.
 
   evojax-llm evolve --config=cma_es
   evojax-llm evolve --config=random_search
@@ -16,6 +16,21 @@ from evojax_llm.runs.presets import Preset
 PRESETS = {
   'cma_es': Preset('cma_es', {}, RICH, 20, 12),
   'random_search': Preset('random_search', {}, RICH, 20, 12),
+  'sep_cma_es': Preset('Sep_CMA_ES', {}, RICH, 20, 12),
+  'snes': Preset('SNES', {}, RICH, 20, 12),
+  'de': Preset('DifferentialEvolution', {}, RICH, 20, 12),
+  'ga_sbx': Preset(
+    'genome',
+    {'merge': 'sbx', 'parents': 'tournament', 'entrants': 2, 'sigma': 0.3},
+    RICH,
+    20,
+    12,
+  ),
+  'one_plus_one': Preset('HillClimbing', {}, ('scaled_average',), 1, 259),
+  'task_arithmetic': Preset('grid', {'high': 1.0}, RICH, 21, 1),
+  'scaled_experts': Preset(
+    'grid', {'along': 'each', 'high': 2.0}, RICH, 21, 10
+  ),
 }
 
 

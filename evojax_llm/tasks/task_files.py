@@ -38,6 +38,7 @@ from typing import Any
 
 from absl import logging
 
+from evojax_llm import options as options_lib
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.tasks import format as format_lib
 from evojax_llm.tasks import overlap
@@ -118,9 +119,11 @@ def load_tasks(
   """Reads several tasks.
 
   Raises:
+    ValueError: `names` is one name and no list.
     TaskError: also where two tasks have one name, or the dev items of one are
       test items of another.
   """
+  options_lib.check_list('names', names)
   if not names:
     raise TaskError('No task files given: name at least one.')
   rules = rules or Rules()

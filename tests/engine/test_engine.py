@@ -368,7 +368,12 @@ def test_no_group_has_more_than_all_members(model):
 def test_populations_are_refused_before_they_are_made(experts):
   base, tokenizer, tasks, adapters = experts
   for space, members, budget, message in (
-    (GateSpace(adapters, base), 10**6, None, '1,000,000 members; expected at'),
+    (
+      GateSpace(adapters, base),
+      10**6,
+      None,
+      '1,000,000 members in a population',
+    ),
     (AdapterSpace(adapters, base), 100, 1000, r'100 members of .* MiB takes'),
   ):
     engine = make(tasks, tokenizer, memory_budget=budget)

@@ -94,6 +94,23 @@ def test_what_does_not_fit_is_refused(model):
     generate_texts(space, population, bare, ['a', ''], 3)
 
 
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'members': [0, 3]}, 'member 3 of a population of 3; expected 0 to 2'),
+    ({'members': [-1]}, 'member -1'),
+    ({'members': [0.5]}, r'members \[0.5\]; expected a list of indices'),
+    ({'prompts': 'a text'}, "expected a list, such as .'a text'."),
+    ({'stop': 'ab'}, "Got stop 'ab'; expected a list"),
+    ({'buget': 3}, "unknown option 'buget'.*Did you mean 'budget'"),
+  ],
+)
+def test_what_cannot_be_is_refused(model, options, message):
+  options = {'prompts': ['a'], 'max_new_tokens': 3, **options}
+  with pytest.raises(ValueError, match=message):
+    generate_texts(*model, **options)
+
+
 def test_an_empty_prompt_and_unicode(model):
   """An empty prompt is BOS alone; stop strings may be any characters."""
   texts = generate_texts(*model, ['', 'été à 東京'], NEW)

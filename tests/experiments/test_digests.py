@@ -34,10 +34,12 @@ from tests.experiments import runs
 
 STORED = pathlib.Path(__file__).with_name('digests.json')
 RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
-# Of systems that take the names of a library, or whose presets differ little,
-# those that are run.
+# Of systems whose presets differ in names or numbers alone, those that are run.
 CHOSEN = {
   'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES'),
+  'pso_merging': ('pso_merging',),
+  'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
+  'lorahub': ('lorahub',),
   'evogm': ('evogm',),
 }
 # Ten experts, and a few members of the other recipes.

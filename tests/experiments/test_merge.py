@@ -30,7 +30,10 @@ def test_a_merged_gemma_is_scored(
 ):
   recipe, out = f'--recipe={merged / "r.yaml"}', tmp_path / 'out'
   assert run_program('merge', recipe, '--dry_run') is None
-  assert 'linear of 2 folders' in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert 'linear of 2 folders' in shown
+  assert 'layers.1.mlp.up_proj.weight F32[48, 32]: linear of' in shown
+  assert 'weights=[0.5, 0.5]' in shown
   assert not out.exists()
   assert (
     run_program('merge', recipe, f'--out={out}', '--shard_size=90KB') is None

@@ -170,6 +170,15 @@ def test_weights_of_tasks(space, population, tasks):
     make(tasks, weights=[1.0])
 
 
+def test_what_cannot_be_is_refused(space, population, tasks):
+  with pytest.raises(ValueError, match='member 9 of a population of 5'):
+    make(tasks).evaluate(space, population, members=[0, 9])
+  with pytest.raises(ValueError, match="task 'choice'; expected a list"):
+    make(tasks[0])
+  counts = [len(items) for items in make(tasks, limits=3).items('dev')]
+  assert counts == [3, 3], 'one number stands for both splits and all tasks'
+
+
 def test_draws_of_items_are_normalised_apart(tasks):
   first = make(tasks, objective='z_score', limits={'dev': 3}).redraw(0)
   other = first.redraw(1)

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.genomes import gates
+from evojax_llm.genomes import sparsified_gates
 from evojax_llm.models.expression import as_low_rank
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 from tests.genomes import experts
 
@@ -56,3 +58,29 @@ def test_mass_of_initial_members_is_in_their_gates():
   np.testing.assert_allclose(rows[6], np.full(4, 0.75))
   zero = low_rank(space, stack.take(made.population, 4))
   assert not np.any(experts.delta(zero))
+
+
+def test_sparsified_copies_are_dare_of_b():
+  adapters = experts.adapter_set(3)
+  both = sparsified_gates.with_sparsified(adapters)
+  assert both.names[3:] == tuple(
+    f'{name}_sparsified' for name in both.names[:3]
+  )
+  again = sparsified_gates.with_sparsified(adapters)
+  kept = total = 0
+  for (path, leaf), old, same in zip(
+    jax.tree.leaves_with_path(both.factors),
+    jax.tree.leaves(adapters.factors),
+    jax.tree.leaves(again.factors),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(leaf, same)
+    np.testing.assert_array_equal(leaf[:3], old)
+    if not leaves.is_second_factor(path):
+      np.testing.assert_array_equal(leaf[3:], old)
+      continue
+    chosen = leaf[3:] != 0
+    np.testing.assert_allclose(leaf[3:][chosen], old[chosen] / 0.2, rtol=1e-6)
+    assert not np.array_equal(chosen[0], chosen[1])
+    kept, total = kept + chosen.sum(), total + chosen.size
+  assert 0.1 < kept / total < 0.3

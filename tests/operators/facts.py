@@ -13,10 +13,11 @@ CHOOSES = (
 # Equal parents give that parent, with defaults.
 IDEMPOTENT = (
   'linear slerp nuslerp multislerp karcher split_slerp passthrough extrapolate '
-  'blx uniform_element uniform_matrix uniform_layer ties della sce model_stock'
+  'blx sbx uniform_element uniform_matrix uniform_layer ties della sce '
+  'model_stock'
 ).split()
 # How far jit may be from eager in f32, relative; 1e-6 for the others.
-TOLERANCES = {'exact_linear': 1e-4, 'perturb': 1e-5}
+TOLERANCES = {'exact_linear': 1e-4, 'perturb': 1e-5, 'sbx': 1e-5}
 
 
 def tolerance(operator) -> float:

@@ -9,7 +9,11 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
 WIDTH, WORDS = 8, 8
-_DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
+_DTYPES = {
+  'float32': np.float32,
+  'float16': np.float16,
+  'bfloat16': ml_dtypes.bfloat16,
+}
 _SHAPES = {
   'self_attn.q_proj.weight': (WIDTH, WIDTH),
   'self_attn.q_proj.bias': (WIDTH,),

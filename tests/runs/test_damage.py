@@ -224,7 +224,7 @@ def test_what_cannot_be_made_again_is_an_error_that_changes_nothing(
     (gone('baselines.json'), 'no such file'),
     (flipped('items/00001.npz'), r'00001\.npz is damaged'),
   ],
-  ids=str,
+  ids=('members', 'without fitness', 'no baselines', 'flipped bit'),
 )
 def test_an_analysis_names_what_is_damaged(finished, tmp_path, damage, message):
   folder = tmp_path / 'run'

@@ -9,11 +9,13 @@ from evojax_llm.systems import evogm as evogm_config
 from evojax_llm.systems import genome as genome_config
 from evojax_llm.systems import low_rank_es as low_rank_config
 from evojax_llm.systems import model_swarms as swarms_config
+from evojax_llm.systems import pso_merging as pso_config
 
 PRESETS = {
   **genome_config.PRESETS,
   **swarms_config.PRESETS,
   **low_rank_config.PRESETS,
+  **pso_config.PRESETS,
   **evogm_config.PRESETS,
 }
 P = 8

@@ -210,6 +210,7 @@ def test_sharded_is_unsharded():
     ),
     ('model_swarms', {'inertia': 0.4}, {'restart': 'never'}),
     ('low_rank_es', {'learning_rate': 0.2}, {'rank': 2}),
+    ('pso_merging', {'social': 1.0}, {'draws': 'none'}),
     ('evogm', {'learning_rate': 0.2}, {'epochs': 2}),
     ('PSO', {'inertia_coeff': 0.5}, {}),
     ('SNES', {'sigma': 0.2}, {'optimizer': 'adam', 'learning_rate': 0.1}),

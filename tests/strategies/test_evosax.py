@@ -1,6 +1,7 @@
 """evosax's algorithms by name: their options, and their size."""
 
 import dataclasses
+import functools
 import inspect
 
 import jax
@@ -198,3 +199,35 @@ def test_populations_that_evosax_refuses_are_refused_with_words(
 ):
   with pytest.raises(ValueError, match=f'population of {size}.*{message}'):
     make(name, size)
+
+
+def test_lorahub_sees_the_price_of_weights_and_reports_none():
+  one = {'gates': jnp.zeros(3)}
+  options = {'l1': 0.5, 'bound': 0.4, 'sigma': 0.3}
+  make = functools.partial(
+    registry.make_strategy, 'lorahub', 8, genome=one, **options
+  )
+  members = {'gates': jnp.ones((8, 3)) * jnp.arange(8.0)[:, None]}
+  first = base.Scores(jnp.full(8, 0.75).at[3].set(jnp.nan))
+  for made, size in ((make(penalty='mean'), 1.0), (make(), 3.0)):
+    seen = made._seen(members, first).fitness
+    expected = np.where(
+      np.arange(8) == 3, np.nan, 0.75 - 0.5 * size * np.arange(8)
+    )
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+  params = made.default_params
+  state = made.init(problems.KEY, members, first, params)
+  assert not np.any(state.inner.mean)  # Not where the best member is.
+  members, state = made.ask(problems.KEY, state, params)
+  weights = np.asarray(members['gates'])
+  assert np.abs(weights).max() == np.float32(0.4)
+  # All alike but for what their weights cost: the mean goes to the cheap.
+  scores = base.Scores(jnp.ones(8))
+  state = made.tell(problems.KEY, members, scores, state, params)
+  np.testing.assert_array_equal(state.fitness, 1.0)
+  assert float(state.memory.best_fitness) == 1.0
+  cheap = np.argsort(np.abs(weights).sum(axis=1))[:4]
+  shares = np.asarray(params.weights)[:4]
+  np.testing.assert_allclose(
+    state.inner.mean, shares @ weights[cheap], rtol=1e-4, atol=1e-5
+  )

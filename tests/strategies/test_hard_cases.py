@@ -39,6 +39,7 @@ STRATEGIES = {
   'model_swarms': ('model_swarms', {'restart_after': 2}),
   'model_swarms, as released': ('model_swarms', {'restart': 'forever'}),
   'low_rank_es': ('low_rank_es', {}),
+  'pso_merging': ('pso_merging', {}),
   'evogm': ('evogm', {'top_k': 4, 'width': 8, 'epochs': 2, 'inner': 2}),
   'SimpleGA': ('SimpleGA', {'sigma': 0.1}),
   'PSO': ('PSO', {}),
@@ -110,6 +111,7 @@ def test_failures_and_draws_of_fitness(row):
 # What each preset's initial population makes of a single expert.
 _PAIRS = 'at least two to make pairs'
 _FEW = "makes 1 members out of 1 experts.*End it with 'extrapolants'"
+_ANCHORS = 'makes 2 members out of 1 experts'
 ONE_EXPERT = {
   **dict.fromkeys(evogm.PRESETS),
   'genome': None,
@@ -125,6 +127,8 @@ ONE_EXPERT = {
   'model_swarms_as_published_light': _FEW,
   'model_swarms_by_genome': _PAIRS,
   'moco': _FEW,
+  'pso_merging': _ANCHORS,
+  'pso_merging_long': _ANCHORS,
 }
 
 

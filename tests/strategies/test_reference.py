@@ -25,9 +25,12 @@ def test_the_tables_of_options_are_up_to_date(page):
     'genome_plus',
     'model_swarms',
     'low_rank_es',
+    'pso_merging',
     'evogm',
     'cma_es',
     'random_search',
+    'lorahub',
+    'grid',
   ),
 )
 def test_every_system_has_its_table(name):

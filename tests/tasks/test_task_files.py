@@ -292,6 +292,8 @@ def test_tasks_of_one_name_are_refused(write):
   assert [task.name for task in load_tasks([first, third])] == ['a', 'b']
   with pytest.raises(TaskError, match='No task files'):
     load_tasks([])
+  with pytest.raises(ValueError, match='Got names .*; expected a list'):
+    load_tasks(first)
 
 
 def test_subset_is_seeded_nested_and_in_order():

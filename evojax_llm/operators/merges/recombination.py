@@ -1,4 +1,4 @@
-"""Crossovers that draw: BLX-alpha, and uniform choice of a parent."""
+"""Crossovers that draw: BLX-alpha, SBX, and uniform choice of a parent."""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,26 @@ def blx(
   return merged.astype(parents.dtype)
 
 
+def sbx(parents: jax.Array, *, key: jax.Array, eta: jax.Array) -> jax.Array:
+  """Simulated binary crossover (Deb and Agrawal, 1995).
+
+  Each element is one of the two children m -/+ beta (y - x) / 2 of parents x
+  and y with mean m, by chance; 1 is the most likely beta.
+
+  Args:
+    parents: (2, ...).
+    key: () typed key.
+    eta: () index of the distribution; the larger, the nearer to the parents.
+  """
+  x, y = tensors.unstacked(parents)
+  # One draw says both which child and how far.
+  u = 2.0 * draws.uniform(key, x.shape)
+  side, u = jnp.where(u < 1.0, -0.5, 0.5), u % 1.0
+  power = 1.0 / (jnp.asarray(eta, jnp.float32) + 1.0)
+  beta = jnp.where(u < 0.5, 2.0 * u, 0.5 / (1.0 - u)) ** power
+  return (0.5 * (x + y) + side * beta * (y - x)).astype(parents.dtype)
+
+
 def uniform_element(parents: jax.Array, *, key: jax.Array) -> jax.Array:
   """Each element from any of the k parents, bits unchanged.
 
@@ -73,6 +93,21 @@ BLX = Merge(
     Parameter('alpha', 0.5, 'reach beyond the parents', 0.0, span=(0.0, 2.0)),
     takes.choice('form', 'a draw or a clipped mean', 'sample', 'clamp'),
   ),
+)
+SBX = Merge(
+  'sbx',
+  sbx,
+  'simulated binary crossover; Deb and Agrawal, 1995',
+  (
+    Parameter(
+      'eta',
+      15.0,
+      'the larger, the nearer to the parents',
+      0.0,
+      span=(1.0, 30.0),
+    ),
+  ),
+  parents=(2, 2),
 )
 _SOURCE = 'uniform crossover'
 UNIFORM_ELEMENT = Merge('uniform_element', uniform_element, _SOURCE)

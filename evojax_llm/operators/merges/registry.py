@@ -31,6 +31,7 @@ MERGES: Mapping[str, Merge] = {
     linear.PASSTHROUGH,
     linear.EXTRAPOLATE,
     recombination.BLX,
+    recombination.SBX,
     recombination.UNIFORM_ELEMENT,
     recombination.UNIFORM_MATRIX,
     recombination.UNIFORM_LAYER,

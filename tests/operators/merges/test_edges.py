@@ -340,6 +340,20 @@ def test_blx_stays_within_its_bounds_and_fills_them():
   np.testing.assert_array_equal(clamped, run('linear', many))
 
 
+def test_sbx_spreads_as_its_index_says():
+  many = [jnp.zeros(8000, jnp.float32), jnp.full(8000, 2.0, jnp.float32)]
+  for eta in (0.0, 4.0):
+    beta = np.abs(run('sbx', many, eta=jnp.float32(eta)) - 1.0)
+    # Half contracts; the density there is (eta + 1) / 2 beta^eta.
+    assert np.mean(beta < 1) == pytest.approx(0.5, abs=0.03)
+    mean = np.mean(beta[beta < 1])
+    assert mean == pytest.approx((eta + 1) / (eta + 2), abs=0.02)
+    median = np.median(1 / beta[beta > 1])
+    assert median == pytest.approx(0.5 ** (1 / (eta + 1)), abs=0.03)
+  child = run('sbx', many)
+  assert np.mean(child < 1) == pytest.approx(0.5, abs=0.03)
+
+
 def test_uniform_choice_keeps_the_bits_of_every_parent():
   parents = [jnp.full(6000, x, jnp.float32) for x in (0.1, 0.2, 0.3)]
   child = run('uniform_element', parents)
