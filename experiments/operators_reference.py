@@ -15,6 +15,7 @@ from evojax_llm import operators
 from evojax_llm import options
 from evojax_llm.commands import command
 from evojax_llm.operators import operator
+from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.strategies import registry as strategies
 
 PAGE = pathlib.Path(operators.__file__).with_name('README.md')
@@ -56,11 +57,10 @@ _SEES = ('fitness', 'objectives', 'scores')
 _KINDS = {
   'merge': (
     'Merges (crossover)',
-    'One child from parents. Applied to genomes and populations by '
-    '`merges.lift`; parameters may differ by member, layer and module. '
+    'One child from parents. Applied to genomes by `merge` and to populations '
+    'by `merge_population`; parameters may differ by member, layer and module. '
     '`base` says whether a base genome is needed beside the parents. '
-    'Adapters are merged factor by factor; `lora_algebra` has their exact '
-    'sums, compression and its error.',
+    'Adapters are merged factor by factor.',
   ),
   'mutation': (
     'Mutations',
@@ -77,9 +77,17 @@ _KINDS = {
     'Selection',
     'Indices of members, from the fitness of all (P,), from objectives (P, K) '
     'or from scores of each example (P, items). Whatever the fitness, the '
-    'indices are valid; failed members come last.',
+    'indices are valid; failed members come last. Fitness that is NaN or '
+    'infinite is that of a failed member. `roulette` shifts all by the lowest '
+    'fitness if that is negative; zeros are drawn after what is above zero.',
   ),
 }
+_EXACT = (
+  'Merges of whole adapters',
+  'Not tensor by tensor, so not a name for `merge`, strategies or recipes: '
+  'call `exact_linear(parents, weights=...)` with a list of adapters, or with '
+  'leaves (k, ...). `lora_algebra` has exact sums, compression and its error.',
+)
 
 
 def page() -> str:
@@ -89,7 +97,10 @@ def page() -> str:
     title, words = _KINDS[kind]
     lines += [f'## {title}', '', words, '']
     ops = [op for op in operators.OPERATORS if op.kind == kind]
-    lines += _kind(kind, ops)
+    apart = [op for op in ops if kind == 'merge' and op.name not in MERGES]
+    lines += _kind(kind, [op for op in ops if op not in apart])
+    if apart:
+      lines += [f'### {_EXACT[0]}', '', _EXACT[1], '', *_kind(kind, apart)]
   return '\n'.join(lines)
 
 

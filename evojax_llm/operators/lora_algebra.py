@@ -184,7 +184,7 @@ def _matmul(one, two):
 def linear(
   parents: stack.Population, weights: jax.Array, *, products: str = 'factors'
 ) -> stack.Genome:
-  """Merges k parents (k, ...) of one rank, with weights (k,), into that rank.
+  """Merges k parents (k, ...) of one rank, weights (k,) or (), into that rank.
 
   `products` 'factors' sums a and b apart, with cross terms, as published;
   'exact' sums the changes a b and keeps the best of the parents' rank.
@@ -194,10 +194,12 @@ def linear(
   """
   if products not in PRODUCTS:
     raise ValueError(f'Got products {products!r}; expected one of {PRODUCTS}.')
+  count = stack.size(parents)
+  weights = jnp.asarray(weights, jnp.float32)
+  weights = weights if weights.ndim else jnp.broadcast_to(weights, (count,))
   if products == 'factors':
     return linear_merge.combine(parents, weights)
 
-  count = stack.size(parents)
   each = [
     jax.tree.map(lambda leaf, i=i: leaf[i], parents) for i in range(count)
   ]

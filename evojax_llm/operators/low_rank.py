@@ -51,10 +51,11 @@ def factors(
     layers: key below which leaves have the axis L; None where none has it.
 
   Raises:
-    ValueError: if the rank is not positive.
+    ValueError: if the rank is not positive, or no leaf is below `layers`.
   """
   if rank < 1:
     raise ValueError(f'Got rank {rank}; expected at least one.')
+  leaves.check_layers(genome, layers)
 
   def leaf_noise(index, path, leaf):
     def draw(stream, shape):
@@ -93,6 +94,7 @@ def perturb(
     rounding: of bf16 leaves; see `noise.cast`.
     layers: as in `factors`.
   """
+  noise.SIGMA.check_known(sigma, 'perturb')
   sigma = jnp.float32(sigma)
   made = factors(key, genome, rank, layers=layers)
   streams = 2 * len(jax.tree.leaves(genome))

@@ -8,12 +8,19 @@ fraction of each matrix's root mean square.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.operators import noise
+from evojax_llm.operators.operator import Parameter
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 MASKS = ('element', 'matrix', 'layer')
+GENE_RATE = Parameter(
+  'gene_rate', 1.0, 'probability that a gene changes', 0.0, 1.0
+)
+LOW = Parameter('low', 0.8, 'least factor')
+HIGH = Parameter('high', 1.8, 'largest factor', span=(1.0, 4.0))
 
 
 def gaussian(
@@ -44,10 +51,14 @@ def gaussian(
     layers: key below which leaves have the axis L; None where none has it.
 
   Raises:
-    ValueError: if `mask` or `rounding` is unknown.
+    ValueError: if `mask`, `rounding` or `layers` is unknown, or a number is out
+      of its range where it is known.
   """
   if mask not in MASKS:
     raise ValueError(f'Got mask {mask!r}; expected one of {MASKS}.')
+  noise.SIGMA.check_known(sigma, 'gaussian')
+  GENE_RATE.check_known(gene_rate, 'gaussian')
+  leaves.check_layers(genome, layers)
   sigma, gene_rate = jnp.float32(sigma), jnp.float32(gene_rate)
   num_leaves = len(jax.tree.leaves(genome))
   leaders = {}
@@ -92,7 +103,17 @@ def scale(
 
   The mass of an adapter is its B: the change of the model is a b, and scaling
   one factor scales it by u. A genome without such leaves is scaled whole.
+
+  Raises:
+    ValueError: if low is above high or one is not finite, where it is known.
   """
+  LOW.check_known(low, 'scale')
+  HIGH.check_known(high, 'scale')
+  known = not any(isinstance(x, jax.core.Tracer) for x in (low, high))
+  if known and np.asarray(low) > np.asarray(high):
+    raise ValueError(
+      f'Got low {low} above high {high} for scale; expected low at most high.'
+    )
   low, high = jnp.float32(low), jnp.float32(high)
   factor = low + (high - low) * jax.random.uniform(key, (), jnp.float32)
   return scale_by(genome, factor)

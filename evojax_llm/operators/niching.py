@@ -16,6 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators import selection
+from evojax_llm.operators.operator import Parameter
+
+ALPHA = Parameter(
+  'alpha', 1.0, 'how strongly members compete', 0.0, span=(0.0, 3.0)
+)
 
 
 def shares(
@@ -32,7 +37,8 @@ def shares(
     alpha: () f32, how strongly members compete.
     capacity: c, () or (items,) f32; one for scores of 0 and 1.
   """
-  scores = scores.astype(jnp.float32)
+  ALPHA.check_known(alpha, 'fitness sharing')
+  scores = selection.seen('scores', scores, 'P', 'items')
   alive = _alive(scores)
   known = jnp.where(alive, scores, 0.0)
   used = jnp.sum(known, axis=0)

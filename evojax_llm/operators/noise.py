@@ -14,11 +14,13 @@ import jax.numpy as jnp
 
 from evojax_llm.operators.merges import draws
 from evojax_llm.operators.merges import tensors
+from evojax_llm.operators.operator import Parameter
 from evojax_llm.population import leaves
 
 # The largest number below one in f32; the normal numbers end at 5.4 for it.
 _BELOW_ONE = 1.0 - 2.0**-24
 
+SIGMA = Parameter('sigma', 0.1, 'deviation; of the root mean square', 0.0)
 ROUNDINGS = ('nearest', 'stochastic')
 
 
@@ -117,14 +119,14 @@ def cast(
 
   'stochastic' `rounding` goes up or down so that the mean is the value, by 16
   bits of a u32 `word` each: 'nearest' loses changes smaller than half a step of
-  bf16, this keeps them on average.
+  bf16, this keeps them on average. Leaves of 32 and 64 bits need none of it.
 
   Raises:
     ValueError: if the rounding is unknown or not to be had for `dtype`.
   """
   if rounding not in ROUNDINGS:
     raise ValueError(f'Got rounding {rounding!r}; expected one of {ROUNDINGS}.')
-  if rounding == 'nearest' or dtype == jnp.float32:
+  if rounding == 'nearest' or dtype in (jnp.float32, jnp.float64):
     return value.astype(dtype)
   if dtype != jnp.bfloat16:
     raise ValueError(

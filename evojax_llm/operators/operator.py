@@ -11,7 +11,11 @@ import functools
 import inspect
 from typing import Any
 
+import jax
+import numpy as np
+
 from evojax_llm.options import Option
+from evojax_llm.population import stack
 
 KINDS = ('merge', 'mutation', 'succession', 'selection')
 
@@ -27,6 +31,18 @@ class Parameter(Option):
 
   span: tuple[float, float] = (0.0, 1.0)
   per_model: bool = False
+
+  def check_known(self, value: Any, what: str) -> None:
+    """Refuses numbers out of range, in arrays; what is traced passes.
+
+    Raises:
+      ValueError: saying what was given and what was expected.
+    """
+    for one in jax.tree.leaves(value):
+      if not isinstance(one, jax.core.Tracer):
+        for number in np.unique(np.asarray(one, np.float32)):
+          # The shortest decimals that stand for the number in f32.
+          self.check(float(str(number)), what)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,12 +124,28 @@ class Merge(Operator):
   def __post_init__(self):
     if self.whole is None:
       super().__post_init__()
+    object.__setattr__(self, '__doc__', self._documented())
+
+  def _documented(self):
+    text = self.text or inspect.getdoc(self.function) or ''
+    lines = [f'{text}\n\nTakes parents (k, ...), or a list of them.']
+    if self.base != 'none':
+      lines[0] = f'{lines[0][:-1]}, and a base (...), {self.base}.'
+    for one in self.takes:
+      shape = ' () or (k,),' if getattr(one, 'per_model', False) else ''
+      allowed = f'; {one.allowed}' if one.allowed else ''
+      lines.append(
+        f'  {one.name}:{shape} {one.text}{allowed}; {one.default!r} by default.'
+      )
+    return '\n'.join(lines)
 
   def __call__(self, parents: Any, base: Any = None, **given: Any) -> Any:
-    """Merges parents (k, ...) and a base (...) into one tensor.
+    """Merges parents (k, ...), or k in a list, and a base (...) into one.
 
     Parameters and options that are not given have their defaults.
     """
+    if isinstance(parents, (list, tuple)):
+      parents = stack.stack(parents)
     values = {option.name: option.default for option in self.takes}
     if self.by_row:
       values['axis'] = -1

@@ -67,6 +67,7 @@ def crowding(
 
 def ranking(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
   """Returns indices (P,) i32 by front, then crowding distance, then id."""
+  objectives = selection.seen('objectives', objectives, 'P', 'K')
   front = fronts(objectives)
   ids = selection.default_ids(front, ids)
   distance = crowding(objectives, front, ids)

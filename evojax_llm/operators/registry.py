@@ -26,14 +26,10 @@ def _choice(name, default, text, choices):
   return Option(name, default, text, choices=choices, kind=str)
 
 
-_SIGMA = Parameter('sigma', 0.1, 'deviation; of the root mean square')
 _RELATIVE = _flag('relative', True, 'whether sigma is of the root mean square')
 _ROUNDING = 'how sums are rounded to bf16'
 _REPLACE = _flag('replace', False, 'whether a member may be drawn twice')
 _ENTRANTS = Option('entrants', 3, 'size of a tournament', low=1, kind=int)
-_ALPHA = Parameter(
-  'alpha', 1.0, 'how strongly members compete', span=(0.0, 3.0)
-)
 _PHI = 'of the blend, before it is drawn and normalised'
 _GENOME = 'GENOME, arXiv 2503.01155'
 _SWARMS = 'Model Swarms, arXiv 2410.11163'
@@ -52,7 +48,6 @@ OPERATORS: tuple[Operator, ...] = (
       ),
     ),
     'Weighted sum of what adapters change, brought back to their rank.',
-    parents=(2, 2),
   ),
   Operator(
     'gaussian',
@@ -60,8 +55,8 @@ OPERATORS: tuple[Operator, ...] = (
     mutation.gaussian,
     _GENOME,
     (
-      _SIGMA,
-      Parameter('gene_rate', 1.0, 'probability that a gene changes', 0.0, 1.0),
+      noise.SIGMA,
+      mutation.GENE_RATE,
       _RELATIVE,
       _choice('mask', 'element', 'what one gene is', mutation.MASKS),
       _choice('rounding', 'stochastic', _ROUNDING, noise.ROUNDINGS),
@@ -73,7 +68,7 @@ OPERATORS: tuple[Operator, ...] = (
     low_rank.perturb,
     'EGGROLL, arXiv 2511.16652',
     (
-      _SIGMA,
+      noise.SIGMA,
       Option('rank', 1, 'rank of the noise', low=1, kind=int),
       _RELATIVE,
       _choice('rounding', 'nearest', _ROUNDING, noise.ROUNDINGS),
@@ -84,10 +79,7 @@ OPERATORS: tuple[Operator, ...] = (
     'mutation',
     mutation.scale,
     'this package',
-    (
-      Parameter('low', 0.8, 'least factor'),
-      Parameter('high', 1.8, 'largest factor', span=(1.0, 4.0)),
-    ),
+    (mutation.LOW, mutation.HIGH),
   ),
   Operator(
     'swarm',
@@ -128,21 +120,28 @@ OPERATORS: tuple[Operator, ...] = (
     survival.survivors,
     _GENOME,
     (
-      Parameter('elites', 1, 'the fittest, which survive', 0, span=(0, 10)),
+      survival.ELITES,
       _choice('method', 'roulette', 'how others survive', selection.METHODS),
       _ENTRANTS,
     ),
   ),
   Operator('ranking', 'selection', pareto.ranking, 'NSGA-II, Deb et al., 2002'),
   Operator(
-    'shared_fitness', 'selection', niching.shared_fitness, _NICHES, (_ALPHA,)
+    'shared_fitness',
+    'selection',
+    niching.shared_fitness,
+    _NICHES,
+    (niching.ALPHA,),
   ),
   Operator(
     'mates',
     'selection',
     niching.mates,
     _NICHES,
-    (_ALPHA, _flag('attract', True, 'whether mates complement each other')),
+    (
+      niching.ALPHA,
+      _flag('attract', True, 'whether mates complement each other'),
+    ),
   ),
 )
 

@@ -31,11 +31,26 @@ def gumbel(key: jax.Array, ids: jax.Array, *rounds: int) -> jax.Array:
   return jax.vmap(lambda k: jax.random.gumbel(k, rounds, jnp.float32))(keys).T
 
 
+def seen(name: str, values: jax.Array, *axes: str) -> jax.Array:
+  """Returns what a selection sees of all members, or a list of it, as f32.
+
+  Raises:
+    ValueError: it has not these axes.
+  """
+  values = jnp.asarray(values, jnp.float32)
+  if values.ndim != len(axes):
+    wanted = ', '.join(axes) + ',' * (len(axes) == 1)
+    raise ValueError(
+      f'Got {name} of shape {values.shape}; expected ({wanted}).'
+    )
+  return values
+
+
 def default_ids(fitness: jax.Array, ids: jax.Array | None) -> jax.Array:
   """Returns the ids (P,) i32, or indices where there are none."""
   if ids is None:
     return jnp.arange(fitness.shape[0], dtype=jnp.int32)
-  return ids
+  return jnp.asarray(ids)
 
 
 def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -52,6 +67,7 @@ def classes(fitness: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def ranking(fitness: jax.Array, ids: jax.Array | None = None) -> jax.Array:
   """Returns indices (P,) i32, fittest first, failed last; ids break ties."""
+  fitness = seen('fitness', fitness, 'P')
   ids = default_ids(fitness, ids)
   return jnp.lexsort((ids, ranking_key(fitness))).astype(jnp.int32)
 
@@ -60,7 +76,8 @@ def truncation(
   fitness: jax.Array, count: int, ids: jax.Array | None = None
 ) -> jax.Array:
   """Returns the `count` fittest, (count,) i32 indices, best first."""
-  _check_count(count, fitness)
+  fitness = seen('fitness', fitness, 'P')
+  check_count(count, fitness)
   return ranking(fitness, ids)[:count]
 
 
@@ -83,6 +100,8 @@ def roulette(
   Raises:
     ValueError: if more members are asked for than there are.
   """
+  fitness = seen('fitness', fitness, 'P')
+  check_count(count, fitness, replace)
   ids = default_ids(fitness, ids)
   group, chance = classes(fitness)
   if eligible is not None:
@@ -94,7 +113,6 @@ def roulette(
     return jnp.argmax(jnp.where(best, score, -jnp.inf), axis=1).astype(
       jnp.int32
     )
-  _check_count(count, fitness)
   score = chance + gumbel(key, ids)
   return jnp.lexsort((ids, -score, group))[:count].astype(jnp.int32)
 
@@ -112,6 +130,7 @@ def rank(
   As `roulette`, but insensitive to the scale of fitness. Failed members come
   last, drawn evenly.
   """
+  fitness = seen('fitness', fitness, 'P')
   return roulette(key, rank_chances(fitness, ids), count, ids, replace=replace)
 
 
@@ -147,8 +166,8 @@ def tournament(
   Raises:
     ValueError: if no member enters, or more are asked for than there are.
   """
-  if not replace:
-    _check_count(count, fitness)
+  fitness = seen('fitness', fitness, 'P')
+  check_count(count, fitness, replace)
   if entrants < 1:
     raise ValueError(
       f'Got tournaments of {entrants} entrants; expected at least one.'
@@ -195,8 +214,8 @@ def universal(
   cut off goes to the others of the class in proportion. Args and errors are
   those of `roulette`; the ids are the order around the wheel and of the result.
   """
-  if not replace:
-    _check_count(count, fitness)
+  fitness = seen('fitness', fitness, 'P')
+  check_count(count, fitness, replace)
   ids = default_ids(fitness, ids)
   group, chance = classes(fitness)
   if not replace:
@@ -284,9 +303,12 @@ def ranking_key(fitness: jax.Array) -> jax.Array:
   return jnp.where(jnp.isfinite(fitness), -fitness, jnp.inf)
 
 
-def _check_count(count, fitness):
-  if count > fitness.shape[0]:
+def check_count(count: int, fitness: jax.Array, replace: bool = False) -> None:
+  """Refuses a count below zero, or above P without replacement."""
+  members = fitness.shape[0]
+  if count < 0 or (count > members and not replace):
+    wanted = '0 or more' if replace else f'0 to {members}'
     raise ValueError(
-      f'Got {count} members to draw out of {fitness.shape[0]}; expected no '
-      'more than that. Draw with replacement or enlarge the population.'
+      f'Got {count} members to draw out of {members}; expected {wanted}. Draw '
+      'with replacement or enlarge the population.'
     )

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.operators import selection
+from evojax_llm.operators.operator import Parameter
+
+ELITES = Parameter('elites', 1, 'the fittest, which survive', 0, span=(0, 10))
 
 
 def elite_count(
@@ -67,11 +70,14 @@ def survivors(
     raise ValueError(
       f'Got selection {method!r}; expected one of {selection.METHODS}.'
     )
-  if count > fitness.shape[0]:
+  fitness = selection.seen('fitness', fitness, 'P')
+  ids, eligible = jnp.asarray(ids), jnp.asarray(eligible)
+  if not 0 <= count <= fitness.shape[0]:
     raise ValueError(
-      f'Got {count} survivors out of {fitness.shape[0]}; expected no more than '
-      'that.'
+      f'Got {count} survivors out of {fitness.shape[0]}; expected 0 to '
+      f'{fitness.shape[0]}.'
     )
+  ELITES.check_known(elites, 'survivors')
   elites = jnp.asarray(elites, jnp.int32)
   fitness = jnp.where(eligible, fitness, jnp.nan)
   order = jnp.lexsort((ids, selection.ranking_key(fitness), ~eligible))

@@ -51,6 +51,23 @@ def is_layered(path: tuple[Any, ...], layers: str | None) -> bool:
   return layers is not None and layers in _names(path)[:-1]
 
 
+def check_layers(genome: Any, layers: str | None) -> None:
+  """Refuses a key below which a genome or population has no leaf.
+
+  'layers' passes: that of spaces, whether or not their genomes have layers.
+
+  Raises:
+    ValueError: no leaf is below it.
+  """
+  paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(genome)[0]]
+  if layers in (None, LAYERS) or any(is_layered(p, layers) for p in paths):
+    return
+  raise ValueError(
+    f'Got layers {layers!r}, but no leaf is below {layers!r}; expected a key '
+    f'above some of {", ".join(map(name, paths[:5]))}, or None.'
+  )
+
+
 def is_second_factor(path: tuple[Any, ...]) -> bool:
   """Whether the leaf at a path is the second factor of an adapter."""
   return _last(path) == 'b'

@@ -165,7 +165,7 @@ def evolve(
     population = made.population
   loop = _Loop(
     strategy,
-    strategy.default_params if params is None else params,
+    strategy.default_params if params is None else base.as_arrays(params),
     score,
     limits,
     redraw,

@@ -294,6 +294,10 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
 
 def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
-  failed = f', {generation.failed} failed' if generation.failed else ''
+  beyond = generation.reasons.count(evolution.SPENT)
+  failed = generation.failed - beyond
+  counts = f'{generation.scored} scored'
+  counts += f', {failed} failed' if failed else ''
+  counts += f', {beyond} beyond the budget not scored' if beyond else ''
   mean = report.number(generation.mean_fitness, percent, ' %')
-  return f'mean {mean}  {len(generation.ids)} scored{failed}'
+  return f'mean {mean}  {counts}'

@@ -411,3 +411,10 @@ def make_params(kind: type, values: Mapping[str, float], **others: Any) -> Any:
   options_lib.check(given, kind)
   values = options_lib.defaults(kind) | given
   return kind(**{k: jnp.float32(v) for k, v in values.items()}, **others)
+
+
+def as_arrays(params: Any) -> Any:
+  """Numbers of Python as () f32: of another type, programs compile again."""
+  return jax.tree.map(
+    lambda one: jnp.float32(one) if isinstance(one, float) else one, params
+  )

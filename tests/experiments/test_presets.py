@@ -36,7 +36,10 @@ def test_a_preset_is_changed_option_by_option():
 @pytest.mark.parametrize(
   'name, message',
   [
-    ('genome_pluss', "preset 'genome_pluss'; expected one of genome"),
+    (
+      'genome_pluss',
+      "genome_pluss'. Did you mean 'genome_plus'. Expected",
+    ),
     ('genome+scores=False', "'scores=False' of a preset: .* field 'scores'"),
     ('genome+rescore', "'rescore' of a preset"),
     ('genome+rescore=perhaps', "'rescore=perhaps'"),

@@ -120,8 +120,8 @@ def test_nothing_recompiles_when_hyperparameters_change():
     return kind._ask._cache_size(), kind._tell._cache_size()
 
   compiled = programs()
-  params = strategy.default_params.replace(
-    sigma=jnp.float32(0.5), cross_rate=jnp.float32(0.1)
+  params = base.as_arrays(
+    strategy.default_params.replace(sigma=0.5, cross_rate=jnp.float32(0.1))
   )
   problems.last(strategy, state, 4, params=params)
   assert programs() == compiled

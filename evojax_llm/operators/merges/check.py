@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from evojax_llm import options as option_checks
 from evojax_llm.operators.merges import registry
@@ -30,6 +29,7 @@ def checked(
   merge = find(method)
   count = stack.size(parents)
   _check_arity(merge, count)
+  leaves.check_layers(parents, layers)
   _check_base(merge, parents, base)
   if merge.draws:
     _check_key(merge, key)
@@ -68,12 +68,7 @@ def check_values(merge: Merge, parameters: Mapping[str, Any]) -> None:
   Values are arrays, or such by leaf; what is traced passes.
   """
   for name, value in parameters.items():
-    entry = find_parameter(merge, name)
-    for one in jax.tree.leaves(value):
-      if not isinstance(one, jax.core.Tracer):
-        for number in np.unique(np.asarray(one, np.float32)):
-          # The shortest decimals that stand for the number in f32.
-          entry.check(float(str(number)), merge.name)
+    find_parameter(merge, name).check_known(value, merge.name)
 
 
 def _check_key(merge, key):

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.operator import Merge
@@ -44,7 +45,8 @@ def genome(
     parents: a list of k genomes, or leaves (k, ...) or (k, L, ...).
     base: a genome, for methods that take one.
     key: () typed key, for methods that draw.
-    parameters: by name, see above; the defaults of the table for the rest.
+    parameters: by name, each () or (k,) for all tensors alike, or by leaf as
+      `resolve` makes it; the defaults of the table for the rest.
     layers: key below which leaves have the axis L; None where none has it.
     **options: static choices of the table.
 
@@ -89,23 +91,24 @@ def population(
   """Merges M children, each of its own k parents in a shared pool.
 
   Args:
-    method: as in `genome`.
+    method: as in `merge`.
     pool: P genomes, leaves (P, ...).
     rows: (M, k) i32 indices of the parents in the pool.
     base: one genome, shared.
     keys: (M,) typed keys, for methods that draw.
-    parameters: as in `genome`, every array with M in front; a number counts for
+    parameters: as in `merge`, every array with M in front; a number counts for
       all children.
     batch: so many children at a time, which bounds the memory for parents
       gathered from the pool; all of them by default.
-    layers: as in `genome`.
+    layers: as in `merge`.
     **options: static choices of the table.
 
   Raises:
-    ValueError: as in `genome`, or rows, keys or an array lack the axis M.
+    ValueError: as in `merge`, an index is outside of the pool where it is
+      known, or rows, keys or an array lack the axis M.
   """
-  pool, rows = jax.tree.map(jnp.asarray, (pool, rows))
-  children = _check_children(rows, keys)
+  pool, rows = jax.tree.map(jnp.asarray, pool), jnp.asarray(rows)
+  children = _check_children(rows, keys, stack.size(pool))
   check.check_values(check.find(method), parameters or {})
 
   def child(row, key, values):
@@ -139,7 +142,7 @@ def _cut(parameter, value):
   return jnp.clip(value, parameter.low, parameter.high)
 
 
-def _check_children(rows, keys):
+def _check_children(rows, keys, size):
   """The number of children."""
   shape = jnp.shape(rows)
   if len(shape) != 2 or not jnp.issubdtype(rows.dtype, jnp.integer):
@@ -147,6 +150,14 @@ def _check_children(rows, keys):
       f'Got rows of {rows.dtype}{list(shape)}; expected whole numbers (M, k), '
       'the indices of the k parents of each of M children.'
     )
+  if not isinstance(rows, jax.core.Tracer):
+    each = np.unique(np.asarray(rows))
+    outside = each[(each < 0) | (each >= size)].tolist()
+    if outside:
+      raise ValueError(
+        f'Got rows with {outside} for a pool of {size} genomes; expected '
+        f'indices 0 to {size - 1}.'
+      )
   if keys is not None and jnp.shape(keys)[:1] != shape[:1]:
     raise ValueError(
       f'Got keys of shape {jnp.shape(keys)} for {shape[0]} children; expected '

@@ -51,6 +51,7 @@ def resolve(
       matches a leaf.
   """
   merge = check.find(method)
+  leaves.check_layers(genome, layers)
   flat = jax.tree_util.tree_flatten_with_path(genome)[0]
   arrays = {
     name: {

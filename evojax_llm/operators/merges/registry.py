@@ -47,6 +47,12 @@ def find(merge: str | Merge) -> Merge:
   Raises:
     ValueError: there is none.
   """
+  if getattr(merge, 'name', merge) == 'exact_linear':
+    raise ValueError(
+      "Got merge 'exact_linear', which merges whole adapters at once; expected "
+      'a merge of single tensors. Call evojax_llm.operators.exact_linear('
+      'parents, weights=...) with adapters instead.'
+    )
   found = merge
   if not isinstance(merge, Merge):
     found = lookup.find(merge, MERGES, 'merge')

@@ -36,6 +36,8 @@ def test_refuses_the_wrong_number_of_parents(method, members, word):
     ('slerp', BASE, {}, 'takes no base'),
     ('ties', {'x': 1}, {}, 'differs from the parents in structure'),
     ('dare_ties', BASE, {}, 'got no key'),
+    ('slerp', None, {'layers': 'blocks'}, "no leaf is below 'blocks'"),
+    ('exact_linear', None, {}, 'Call evojax_llm.operators.exact_linear'),
     (
       'slerp',
       None,
@@ -151,6 +153,12 @@ def test_refuses_keys_that_do_not_fit(method, key, word):
     ([[0, 1]], {'parameters': {'p': 2.0}}, "unknown parameter 'p'"),
     ([[0, 1]], {'keys': jax.random.split(KEY, 3)}, r'\(3,\) for 1 children'),
     ([[0, 1]], {}, 'got no key'),
+    (
+      [[0, 2]],
+      {},
+      r'rows with \[2\] for a pool of 2 genomes; expected .* 0 to 1',
+    ),
+    ([[-1, 0]], {}, r'rows with \[-1\]'),
   ],
 )
 def test_refuses_children_that_cannot_be(rows, given, word):
