@@ -205,8 +205,10 @@ def parse_json(
     )
   except json.JSONDecodeError as e:
     near = text[max(0, e.pos - 20) : e.pos + 10]
+    # Of a single line `where` says which.
+    at = f'line {e.lineno}, ' if '\n' in text.strip() else ''
     raise error(
-      f'{where}: not valid JSON at line {e.lineno}, column {e.colno}: {e.msg}, '
+      f'{where}: not valid JSON at {at}column {e.colno}: {e.msg}, '
       f'near {near!r}. {advice}'.rstrip()
     ) from None
   except RecursionError:

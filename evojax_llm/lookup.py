@@ -35,8 +35,8 @@ def find(name: str, table: Mapping[str, Any], what: str) -> Any:
   if isinstance(name, str) and ':' in name:
     return load(name, what)
   raise ValueError(
-    f'Got {what} {name!r}; expected one of {", ".join(table)}, or '
-    f"'package.module:Object'.{did_you_mean(name, table)}"
+    f'Got {what} {name!r}'
+    + expected(name, table, f"{', '.join(table)}, or 'package.module:Object'")
   )
 
 
@@ -88,6 +88,22 @@ def did_you_mean(name: object, known: Any) -> str:
   """Returns " Did you mean 'x'?" where a known name is close, else ''."""
   close = difflib.get_close_matches(str(name), list(known), n=1)
   return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def expected(
+  name: object, known: Any, names: str | None = None, some: str = 'one of'
+) -> str:
+  """Returns '; expected one of x, y.', the likeliest in front if one is close.
+
+  Args:
+    name: what was given.
+    known: names that there are.
+    names: how they are listed; by default joined by commas.
+    some: 'one of' or 'some of'.
+  """
+  hint = did_you_mean(name, known)
+  names = f'{some} {", ".join(known) if names is None else names}.'
+  return f'.{hint} Expected {names}' if hint else f'; expected {names}'
 
 
 def public_names(

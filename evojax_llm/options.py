@@ -16,6 +16,7 @@ import os
 from typing import Any
 
 from evojax_llm.lookup import did_you_mean
+from evojax_llm.lookup import expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +157,9 @@ def find(
   if name in known:
     return known[name]
   of = f' for {what}' if what else ''
-  some = ', '.join(sorted(known))
-  wanted = f'expected some of {some}' if some else 'it has none'
-  raise ValueError(
-    f'Got unknown {kind} {name!r}{of}; {wanted}.{did_you_mean(name, known)}'
-  )
+  wanted = expected(name, sorted(known), some='some of')
+  wanted = wanted if known else '; it has none.'
+  raise ValueError(f'Got unknown {kind} {name!r}{of}{wanted}')
 
 
 def check(values: Mapping[str, Any], *classes: type, what: str = '') -> None:

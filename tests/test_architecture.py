@@ -34,6 +34,7 @@ RANKS = {
   'evojax_llm.types': 8,
   'evojax_llm.systems': 8,
   'evojax_llm.commands': 9,
+  'evojax_llm.__main__': 10,
   'experiments': 10,
 }
 PROGRAMS = ('evojax_llm.commands', 'experiments')

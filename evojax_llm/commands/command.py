@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import contextlib
 import json
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -37,9 +38,17 @@ class _Terminated(KeyboardInterrupt):
   """The process was asked to end, by SIGTERM."""
 
 
+class _Voice(std_logging.Formatter):
+  """What is logged, in the form in which errors are said."""
+
+  def format(self, record: std_logging.LogRecord) -> str:
+    return f'{record.levelname.lower()}: {super().format(record)}'
+
+
 def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
+  logging.get_absl_handler().setFormatter(_Voice())
   signal.signal(signal.SIGTERM, _terminate)
   try:
     code = run(main, sys.argv, quiet)
@@ -200,12 +209,12 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
     everything += settings.names()
   # A setting without what stands before it is the likeliest mistake.
   same = [n for n in everything if n.split('.')[-1] == name]
-  hint = lookup.did_you_mean(same[0] if same else name, everything)
-  hint = hint.replace("'", '--', 1).replace("'", '')
-  return (
-    f'Got unknown flag --{name}; expected some of '
-    f'{", ".join(f"--{name}" for name in names)}.{hint} See --help.'
+  listed = ', '.join(f'--{name}' for name in names)
+  wanted = lookup.expected(
+    same[0] if same else name, everything, listed, 'some of'
   )
+  wanted = re.sub(r"mean '(.*?)'\?", r'mean --\1?', wanted)
+  return f'Got unknown flag --{name}{wanted} See --help.'
 
 
 def _user_errors() -> tuple[type[ValueError], ...]:
@@ -261,6 +270,7 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
 # Help of flags that several programs have.
 ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
 CODE = 'Run code that the run folder names.'
+UNFINISHED = 'Take the best so far of a run that has not finished.'
 CHANGED = 'Take a base or experts that have changed since the run.'
 
 
@@ -271,6 +281,7 @@ def open_source(
   row: str,
   allow_changed: bool,
   allow_code: bool,
+  allow_unfinished: bool,
 ) -> tuple[Any, str]:
   """Returns the `rows.Run` of --run, None of --model or an exported vote.
 
@@ -279,6 +290,7 @@ def open_source(
 
   Raises:
     UserError: neither is given or both are, or the run cannot be read.
+    ModelError: one of the folders is not there.
   """
   if run and (model or adapters):
     raise UserError(
@@ -290,24 +302,31 @@ def open_source(
       '--model is missing: a model folder; or --run, a run folder. See --help.'
     )
   if not run:
+    from evojax_llm.models.folders import existing_folder
+
+    existing_folder(model, 'a Gemma folder')
+    for folder in adapters:
+      existing_folder(folder, 'a PEFT adapter folder')
     return None, row
   from evojax_llm.runs import rows
 
-  if rows.is_vote(run):
-    return None, row
-  return rows.find(run, row, allow_changed, allow_code)
+  if name := rows.exported_vote(run):
+    return None, name
+  return rows.find(run, row, allow_changed, allow_code, allow_unfinished)
 
 
 def check_out(
-  path: str, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
-) -> pathlib.Path:
+  path: str | None, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
+) -> pathlib.Path | None:
   """The path of a file to be written; refuses before any work is done.
 
   Args:
-    path: of the file.
+    path: of the file; None for none.
     overwrite: whether a regular file may be replaced.
     inputs: what the command reads, which is never replaced.
   """
+  if path is None:
+    return None
   out = pathlib.Path(os.path.expanduser(path))
   outputs.prepare(out, inputs)
   # A link stays, and what it names is written.
@@ -326,12 +345,15 @@ def check_out(
   return out
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a file that is there whole or not at all."""
+def write_json(path: pathlib.Path | None, value: Any) -> None:
+  """Writes a file that is there whole or not at all, if one is asked for."""
+  if path is None:
+    return
   partial = path.with_name(path.name + '.partial')
   text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
   partial.write_text(text + '\n', encoding='utf-8')
   partial.replace(path)
+  say(f'wrote {path}')
 
 
 class Progress:
@@ -339,11 +361,11 @@ class Progress:
 
   def __init__(self, seconds: float = 5.0):
     self._start = self._last = time.monotonic()
-    self._seconds = seconds
+    self._seconds, self._share = seconds, 0.0
 
   def __call__(self, share: float) -> None:
-    now = time.monotonic()
-    if share < 1 and now - self._last < self._seconds:
+    now, before = time.monotonic(), self._share
+    if before >= 1 or share < 1 and now - self._last < self._seconds:
       return
-    self._last = now
+    self._last, self._share = now, share
     say(f'{share:4.0%} done after {now - self._start:.1f} s')

@@ -16,9 +16,9 @@ members, whose number dev chooses. The first configuration gives model, experts,
 items and, without --stages, tasks; --config.NAME=VALUE changes a setting of all
 configurations, as in
 
-  evojax-llm compare --config.model=gemma-2-2b-it \
-      --config.adapters=experts/code,experts/cot --config.tasks=mmlu.json \
-      --config.dev_limit=100 --out=DIR
+  evojax-llm compare --config.model=/models/gemma-2-2b-it \
+      --config.adapters=/experts/code,/experts/cot \
+      --config.tasks=mmlu.json --config.dev_limit=100 --out=DIR
 
 Writes comparison.json and comparison.md after each run: scores, and differences
 of paired runs with intervals. At the end there are curves of the best fitness
@@ -149,6 +149,7 @@ def main(_: Sequence[str]) -> int | None:
     errors = {trial.name: folder.error(trial.name) for trial in all_trials}
   if rows:
     print(comparison_table.markdown(rows))
+    command.say(f'report: {folder.path / "comparison.md"}')
   failed = {name: error for name, error in errors.items() if error}
   for name, error in failed.items():
     command.say(f'{name} failed: {error}')

@@ -3,7 +3,8 @@ r"""Evolves a population of adapters, or of merges of them, on tasks.
   evojax-llm evolve
   evojax-llm evolve --workdir=runs/a --config.strategy.population=40
   evojax-llm evolve --config=genome_as_published \
-      --config.model=gemma-2-2b-it --config.adapters=experts/code,experts/cot \
+      --config.model=/models/gemma-2-2b-it \
+      --config.adapters=/experts/code,/experts/cot \
       --config.tasks=mmlu.json,gsm8k.json --config.dev_limit=200
 
 Without flags: GENOME+ on the pocket model and its experts. --config names a

@@ -42,7 +42,7 @@ _MAX_RANK = flags.DEFINE_integer(
   'max_rank', None, 'Highest rank of an adapter.', lower_bound=1
 )
 _ALLOW_UNFINISHED = flags.DEFINE_bool(
-  'allow_unfinished', False, 'Take the best so far of a run that goes on.'
+  'allow_unfinished', False, command.UNFINISHED
 )
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)

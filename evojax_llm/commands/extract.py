@@ -1,6 +1,6 @@
 r"""Extracts the change of a tuned model as a LoRA adapter of its base.
 
-  evojax-llm extract --model=models/code --base=models/base \
+  evojax-llm extract --model=/models/code --base=/models/base \
       --out=adapters/code --rank=32
 
 Of every matrix of the layers, the nearest of rank R there is (SVD). What is

@@ -1,7 +1,7 @@
 r"""Lets a model, and adapters of it, continue prompts.
 
-  evojax-llm generate --model=gemma-2-2b-it \
-      --adapters=experts/code,experts/cot --prompts=prompts.json \
+  evojax-llm generate --model=/models/gemma-2-2b-it \
+      --adapters=/experts/code,/experts/cot --prompts=prompts.json \
       --max_new_tokens=64 --out=texts.json
 
   evojax-llm generate --run=runs/pocket_genome_plus --row=vote \
@@ -17,7 +17,7 @@ and the reply is generated. The base and all adapters generate together, as one
 population; `base` is the model without an adapter. The likeliest token is taken
 always, or with --temperature one is drawn; what is drawn depends on --seed and
 on the places of member and prompt in their lists, and on nothing beside them.
---out takes
+--out=FILE takes all of them, and the screen the first three of a member:
 
   {"members": [{"name": "base", "outputs": ["text of the first prompt", ...]}]}
 """
@@ -39,6 +39,9 @@ _ADAPTERS = flags.DEFINE_list(
 )
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
+_ALLOW_UNFINISHED = flags.DEFINE_bool(
+  'allow_unfinished', False, command.UNFINISHED
+)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
 _PROMPTS = flags.DEFINE_string(
@@ -63,7 +66,7 @@ _STOP = flags.DEFINE_multi_string(
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Type of the computation.'
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
+_OUT = flags.DEFINE_string('out', None, 'JSON file to write, if any.')
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace --out if it exists.'
 )
@@ -77,13 +80,15 @@ def main(_: Sequence[str]) -> None:
     _ROW.value,
     _ALLOW_CHANGED.value,
     _ALLOW_CODE.value,
+    _ALLOW_UNFINISHED.value,
   )
   source = _MODEL.value or _RUN.value
+  named = _ROW.value if run else row
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
+  prompts = prompt_file.read_prompts(_PROMPTS.value)
   out = command.check_out(
     _OUT.value, _OVERWRITE.value, [_PROMPTS.value, *inputs]
   )
-  prompts = prompt_file.read_prompts(_PROMPTS.value)
   sampling = {
     'temperature': _TEMPERATURE.value,
     'top_p': _TOP_P.value,
@@ -138,7 +143,7 @@ def main(_: Sequence[str]) -> None:
     {
       'model': str(members.space.model().folder),
       'adapters': _ADAPTERS.value,
-      **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
+      **({'run': _RUN.value, 'row': named} if _RUN.value else {}),
       'max_new_tokens': _MAX_NEW_TOKENS.value,
       'stop': _STOP.value,
       'sampling': sampling,
@@ -148,7 +153,6 @@ def main(_: Sequence[str]) -> None:
   for result in results:
     for index, text in enumerate(result['outputs'][:3]):
       print(f'{result["name"]}, prompt {index}: {text!r}')
-  command.say(f'wrote {out}')
 
 
 def _decided(

@@ -27,12 +27,8 @@ def main() -> None:
     print('\n'.join(f'  {name:10}{text}' for name, text in COMMANDS.items()))
     sys.exit(0)
   if name not in COMMANDS:
-    hint = lookup.did_you_mean(name, COMMANDS)
-    print(
-      f'error: Got command {name!r}; expected one of {", ".join(COMMANDS)}.'
-      f'{hint}',
-      file=sys.stderr,
-    )
+    wanted = lookup.expected(name, COMMANDS)
+    print(f'error: Got command {name!r}{wanted}', file=sys.stderr)
     sys.exit(1)
   module = importlib.import_module(f'evojax_llm.commands.{name}')
   sys.argv[:2] = [f'{sys.argv[0]} {name}']

@@ -1,11 +1,11 @@
 r"""Scores a model, and adapters of it, on task files.
 
-  evojax-llm score --model=gemma-2-2b-it \
-      --adapters=experts/code,experts/cot --tasks=mmlu.json,gsm8k.json \
+  evojax-llm score --model=/models/gemma-2-2b-it \
+      --adapters=/experts/code,/experts/cot --tasks=mmlu.json,gsm8k.json \
       --split=dev --out=scores.json
 
   evojax-llm score --run=runs/pocket_genome_plus --row=vote \
-      --split=test --out=vote.json
+      --split=test
 
 The base and all adapters are scored together, as one population; `base` is the
 model without an adapter. --run takes a run folder, or what `export --row=vote`
@@ -15,7 +15,7 @@ and prompts where no flag says otherwise.
 
 Multiple choice is scored by the likelihood of the options, everything else by
 greedy decoding. The table gives accuracies in percent with 95 % intervals
-(Wilson); --out takes them as JSON:
+(Wilson); --out=FILE takes them as JSON:
 
   {"members": [{"name": "base", "tasks": {"mmlu": {
       "metric": "accuracy", "score": 0.52, "interval": [0.45, 0.59], "n": 200,
@@ -50,6 +50,9 @@ _ADAPTERS = flags.DEFINE_list(
 )
 _RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
 _ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
+_ALLOW_UNFINISHED = flags.DEFINE_bool(
+  'allow_unfinished', False, command.UNFINISHED
+)
 _ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _TASKS = flags.DEFINE_list(
   'tasks',
@@ -109,7 +112,7 @@ _BASE_DTYPE = flags.DEFINE_enum(
   ['int8'],
   'Eight-bit kernels of the base; what it changes is told and written.',
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write.', required=True)
+_OUT = flags.DEFINE_string('out', None, 'JSON file to write, if any.')
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace --out if it exists.'
 )
@@ -136,17 +139,23 @@ def main(_: Sequence[str]) -> None:
     _ROW.value,
     _ALLOW_CHANGED.value,
     _ALLOW_CODE.value,
+    _ALLOW_UNFINISHED.value,
   )
   if not run and not _TASKS.value:
     raise command.UserError(
-      '--tasks is missing: task files, separated by commas. See --help.'
+      'An exported vote has no tasks: name them with --tasks.'
+      if _RUN.value
+      else '--tasks is missing: task files, separated by commas. See --help.'
     )
+  if _PER_ITEM.value and not _OUT.value:
+    raise command.UserError('--per_item is of the file --out: name one.')
   source = _MODEL.value or _RUN.value
+  named = _ROW.value if run else row
   inputs = run.reads() if run else [source, *_ADAPTERS.value]
+  config, tasks = _read_tasks(run)
   out = command.check_out(
     _OUT.value, _OVERWRITE.value, [*inputs, *(_TASKS.value or ())]
   )
-  config, tasks = _read_tasks(run)
   model = run.files.model if run else _MODEL.value
   if model:  # An exported vote says later which.
     asked = max(1, run.config.ensemble.size) if run else len(_ADAPTERS.value)
@@ -199,7 +208,7 @@ def main(_: Sequence[str]) -> None:
     {
       'model': str(members.space.model().folder),
       'adapters': _ADAPTERS.value,
-      **({'run': _RUN.value, 'row': _ROW.value} if _RUN.value else {}),
+      **({'run': _RUN.value, 'row': named} if _RUN.value else {}),
       'split': _SPLIT.value,
       'chat': config.chat,
       'truncated': evaluator.ledger.truncated,
@@ -210,7 +219,6 @@ def main(_: Sequence[str]) -> None:
   )
   percent = {task.name: scorer_of(task).percent for task in tasks}
   print(scoring.table(results, percent))
-  command.say(f'wrote {out}')
 
 
 def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:

@@ -144,14 +144,16 @@ class Engine:
     model, params = self._model(space), self._runtime.params(space)
     size = self.group_size(stack.size(population))
     per_group = max(1, len(split.jobs) + bool(split.queues))
+    to_do = len(indices) - start
+    calls = per_group * -(-to_do // size)
     running: list[Callable[[Callable[[float], None]], None]] = []
     collected = 0
 
     def report(share: float) -> None:
       """Reports progress with a share of the call in hand."""
       if progress:
-        done = (collected + share) / per_group
-        progress(min(1.0, (start + done * size) / len(indices)))
+        done = (collected + share) / calls
+        progress(min(1.0, (start + done * to_do) / len(indices)))
 
     def collect() -> int:
       nonlocal collected

@@ -21,6 +21,7 @@ import numpy as np
 import safetensors
 
 from evojax_llm import files
+from evojax_llm import lookup
 from evojax_llm.models.errors import ModelError
 
 # What stored types are used as; others are of quantised or damaged files.
@@ -77,7 +78,7 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
     files.check_regular(path, ModelError)
   name = str(folder)
   if not _HUB_NAME.fullmatch(name) or '..' in name:
-    raise ModelError(f'{path}: does not exist; expected {what}.')
+    raise _absent(path, what)
   cache = _hub_cache()
   repository = cache / f'models--{name.replace("/", "--")}'
   snapshots = sorted(repository.glob('snapshots/*/'))
@@ -92,11 +93,25 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
       f'{name}: {repository} has {len(snapshots)} snapshots and no refs/main '
       f'that names one of them; give the path of one, such as {snapshots[0]}.'
     )
+  if path.parent.is_dir():
+    raise _absent(path, what)
   raise ModelError(
     f"{name}: does not exist, neither as a folder nor in the hub's cache "
     f'{cache}; expected {what}. Nothing is downloaded: fetch it with\n  hf '
     f'download {name} --local-dir={name.split("/")[1]}\nand give that folder.'
   )
+
+
+def _absent(path: pathlib.Path, what: str) -> ModelError:
+  """The error of a folder that is not there, with those that are beside it."""
+  beside: list[str] = []
+  with contextlib.suppress(OSError):
+    beside = sorted(f.name for f in path.parent.iterdir() if f.is_dir())
+  beside = [name for name in beside if not name.startswith('.')]
+  hint = lookup.did_you_mean(path.name, beside)
+  if beside and path.parent != pathlib.Path():
+    hint += f' {path.parent}/ has {listing(beside)}.'
+  return ModelError(f'{path}: does not exist; expected {what}.{hint}')
 
 
 def _hub_cache() -> pathlib.Path:

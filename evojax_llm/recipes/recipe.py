@@ -127,8 +127,7 @@ def parse(raw: Mapping[str, Any], text: str, path: str) -> Recipe:
   name = reader.text(raw, 'merge_method', needed=True)
   if name not in METHODS:
     raise RecipeError(
-      f'{path}: merge_method is {name!r}; expected one of '
-      f'{", ".join(METHODS)}.{lookup.did_you_mean(name, METHODS)}'
+      f'{path}: merge_method is {name!r}{lookup.expected(name, METHODS)}'
     )
   reader.method = METHODS[name]
   slices = reader.slices(raw)
@@ -171,9 +170,8 @@ class _Reader:
       raise self._unknown(key, key, _KEYS)
 
   def _unknown(self, where, key, known):
-    hint = lookup.did_you_mean(key, known)
-    expected = f'expected some of {", ".join(known)}' if known else 'has none'
-    return self.fail(where, f'not known; {expected}.{hint}')
+    expected = lookup.expected(key, known, some='some of')
+    return self.fail(where, f'not known{expected if known else "; has none."}')
 
   def text(self, raw, key, where='', needed=False):
     value = raw.get(key)
@@ -199,11 +197,7 @@ class _Reader:
     if name is None:
       return None
     if name not in DTYPES:
-      raise self.fail(
-        key,
-        f'{name!r}; expected one of {", ".join(DTYPES)}.'
-        f'{lookup.did_you_mean(name, DTYPES)}',
-      )
+      raise self.fail(key, f'{name!r}{lookup.expected(name, DTYPES)}')
     return DTYPES[name]
 
   def tokenizer(self, raw):

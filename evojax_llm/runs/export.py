@@ -76,17 +76,12 @@ def export(
     UserError: `out` is not new, or `run` not a run that can be exported.
     CheckpointError: a record or a checkpoint is damaged.
   """
-  run, row = rows.find(run, row, allow_changed, allow_code)
+  run, row = rows.find(run, row, allow_changed, allow_code, allow_unfinished)
   out = pathlib.Path(os.path.expanduser(out))
   outputs.prepare(out, run.reads())
   if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
     raise UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
-    )
-  if not run.summary and not allow_unfinished:
-    raise UserError(
-      f'The run in {run.path} has not finished. Go on with it, or take what '
-      'there is so far with --allow_unfinished.'
     )
   found = run.row(row)
   whole = found.space.exports == 'model'
@@ -100,8 +95,6 @@ def export(
       f'--dtype={options.dtype} is of a model, and an adapter is to be '
       'written, whose factors are float32: leave it out, or add --merged.'
     )
-  if not run.summary and found.detail:
-    errors.say(f'{found.detail} on dev')
   kind = 'model' if whole or options.merged else 'adapter'
   with folders.new_folder(out) as folder:
     if found.vote is None:
@@ -124,7 +117,8 @@ def _write_vote(
     _write(run, row, i, folder / inner, options)
     fitness = row.vote.fitness[i]
     members.append({'name': name, 'folder': inner, 'fitness': fitness})
-  vote = {'rule': row.vote.rule, 'base': str(run.files.model.absolute())}
+  vote = {'name': row.name, 'rule': row.vote.rule}
+  vote['base'] = str(run.files.model.absolute())
   record.write_json(folder / rows.VOTE_FILE, {**vote, 'members': members})
 
 

@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from evojax_llm import lookup
 from evojax_llm.runs.errors import UserError
+from evojax_llm.tasks.task import typed
 
 # A Python file, or an object in one or in a module.
 _CODE = re.compile(r'.*\.py(:\w+)?|(?!lm_eval:)[\w.]+:\w+')
@@ -41,8 +42,8 @@ def check_code(config: Mapping[str, Any], where: object) -> None:
     if code and name not in _NO_NAMES:
       raise UserError(
         f'{where}: config.{name} names code, {code[0]}. Code that a run folder '
-        'names is run only where that is allowed (allow_code): do so if you '
-        'trust it.'
+        'names is run only where that is allowed: do so if you trust it '
+        f'({typed("allow_code")}).'
       )
 
 
@@ -63,11 +64,12 @@ def find(
   known = flat(config)
   # A name without what stands before it is the likeliest mistake.
   same = [other for other in known if other.split('.')[-1] == name]
-  hint = lookup.did_you_mean(same[0] if same else field, known)
   among = part if isinstance(part, config_dict.ConfigDict) else config
   raise UserError(
-    f'Got unknown field {field!r}; expected one of {", ".join(sorted(among))}.'
-    f'{hint}'
+    f'Got unknown field {field!r}'
+    + lookup.expected(
+      same[0] if same else field, known, ', '.join(sorted(among))
+    )
   )
 
 

@@ -155,7 +155,7 @@ def _pocket_tasks(name: str) -> list[pathlib.Path]:
     return [pocket.task_file(name)]
   stages, tasks = pocket.stage_names(), pocket.task_names()
   raise UserError(
-    f'Got task {name!r}; expected a file, a pocket stage '
-    f'({", ".join(stages)}) or a pocket task ({", ".join(tasks)}).'
-    f'{did_you_mean(name, [*stages, *tasks])}'
+    f'Got task {name!r}.{did_you_mean(name, [*stages, *tasks])} Expected a '
+    f'file, a pocket stage ({", ".join(stages)}) or a pocket task '
+    f'({", ".join(tasks)}).'
   )

@@ -53,8 +53,7 @@ def of_preset(
   preset_name, *changes = name.split('+')
   if preset_name not in presets:
     raise ValueError(
-      f'Got preset {preset_name!r}; expected one of {", ".join(presets)}.'
-      f'{lookup.did_you_mean(preset_name, presets)}'
+      f'Got preset {preset_name!r}{lookup.expected(preset_name, presets)}'
     )
   preset = presets[preset_name]
   config = run_config.make()

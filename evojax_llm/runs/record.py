@@ -54,6 +54,9 @@ AGAIN = (
 )
 # Settings that a run may be given otherwise when it goes on.
 _CHANGES_NOTHING = ('require_signal',)
+# Ends of a search that do not change what it does before them; by `evaluations`
+# members of the last generation fail.
+_ENDS = ('generations', 'patience', 'tokens', 'seconds')
 
 
 class RunFolder:
@@ -161,9 +164,7 @@ class RunFolder:
         )
     path = self.path / 'config.json'
     if not path.exists():
-      others = sorted(
-        p.name for p in self.path.iterdir() if p.name not in _OURS
-      )
+      others = sorted({p.name for p in self.path.iterdir()} - {*_OURS})
       if others:
         raise CheckpointError(
           f'{self.path} is not empty and not the folder of a run (it holds '
@@ -176,21 +177,41 @@ class RunFolder:
       {k: v for k, v in half['config'].items() if k not in _CHANGES_NOTHING}
       for half in (kept, wanted)
     ]
+    later = self._later_ends(*settings)
+    if later:
+      settings[0]['strategy'] = {**settings[0]['strategy'], **later}
     differences = compare(*settings)
     differences += _changed(kept['inputs'], wanted['inputs'], wanted['files'])
     if differences:
       shown = '\n  '.join(differences[:12])
-      hint = ''
-      if any(line.startswith('strategy.population:') for line in differences):
+      hint, fixed = '', ('population', 'evaluations', *_ENDS)
+      changed = {line.partition(':')[0] for line in differences}
+      if changed & {f'strategy.{name}' for name in fixed}:
         hint = (
-          ' A population does not grow or shrink within a run: begin another '
-          f'one from its members with --config.warm_start={self.path}.'
+          ' A population does not grow or shrink within a run, and only one '
+          'that has not ended can get more generations, patience, tokens or '
+          'seconds: begin another one from the members of this one with '
+          f'--config.warm_start={self.path}.'
         )
       raise CheckpointError(
         f'{self.path} belongs to a run with other settings or inputs:\n  '
         f'{shown}\nGive the same ones to go on with it, or another workdir.'
         f'{hint}'
       )
+    if later:
+      write_json(path, {**kept, 'config': wanted['config']})
+
+  def _later_ends(
+    self, there: Mapping[str, Any], here: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """Ends of the search that are later here; none once the run has ended."""
+    if any((self.path / n).exists() for n in ('summary.json', 'test_items')):
+      return {}
+    old, new = (dict(half.get('strategy') or {}) for half in (there, here))
+    ends = [end for end in _ENDS if old.get(end) is not None and end in new]
+    return {
+      end: new[end] for end in ends if new[end] is None or new[end] > old[end]
+    }
 
 
 class JsonLines:
@@ -388,7 +409,7 @@ def plain(value: Any) -> Any:
   if isinstance(value, (list, tuple)):
     return [plain(v) for v in value]
   if isinstance(value, np.ndarray):
-    return [plain(v) for v in value]
+    return [plain(v) for v in value] if value.ndim else plain(value[()])
   if isinstance(value, np.floating):
     # The shortest decimal that is this float32 again: 0.775, not 0.77499998.
     value = float(str(value))

@@ -17,6 +17,7 @@ from typing import Self
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import files as files_lib
 from evojax_llm import lookup
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import find_space
@@ -95,6 +96,7 @@ def find(
   name: str,
   allow_changed: bool = False,
   allow_code: bool = False,
+  allow_unfinished: bool = True,
 ) -> tuple['Run', str]:
   """Opens the run of a row; of a comparison the best on dev of a search.
 
@@ -103,12 +105,15 @@ def find(
     name: of the row of either's table.
     allow_changed: see `Run.open`.
     allow_code: likewise.
+    allow_unfinished: take the best of the last checkpoint of a run that has
+      not finished.
 
   Returns:
     The run, and the name of the row in its table.
 
   Raises:
-    UserError: there is no such run, or an input has changed.
+    UserError: there is no such run, an input has changed, or the run has not
+      finished and has to.
   """
   path = pathlib.Path(os.path.expanduser(folder))
   search, _, vote = name.partition(', ')
@@ -124,16 +129,29 @@ def find(
           for row in record.read_json(summary)['rows']
         }
         found.append((scores.get(kept) or -math.inf, trial))
-  if len(stages) != 1:
-    return Run.open(path, allow_changed, allow_code), name
-  _, best = max(found, key=lambda one: one[0])
-  errors.say(f'{path / best}: the best on dev of {len(found)} runs')
-  return Run.open(path / best, allow_changed, allow_code), kept
+  if len(stages) == 1:
+    _, best = max(found, key=lambda one: one[0])
+    errors.say(f'{path / best}: the best on dev of {len(found)} runs')
+    path, name = path / best, kept
+  run = Run.open(path, allow_changed, allow_code)
+  if not (allow_unfinished or run.summary):
+    raise UserError(
+      f'The run in {path} has not finished. Go on with it, or take what there '
+      'is so far with --allow_unfinished.'
+    )
+  return run, name
 
 
-def is_vote(folder: str) -> bool:
-  """Returns whether a folder is what `export` has written of a vote."""
-  return (pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE).is_file()
+def exported_vote(folder: str) -> str | None:
+  """Returns the name of a vote that `export` has written; None of a run.
+
+  Raises:
+    UserError: its file is damaged.
+  """
+  path = pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE
+  if not path.is_file():
+    return None
+  return str(files_lib.read_object(path, UserError).get('name', 'vote'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,12 +244,20 @@ class Run:
       row = self._evolved(dtype)
     elif wanted in _VOTES and self._ensemble(wanted):
       row = self._vote(wanted, dtype)
+      if len(row.members) == 1:
+        of_experts = wanted == report.OF_EXPERTS
+        alone = row.members[0] if of_experts else report.EVOLVED
+        errors.say(
+          f'dev chose one member, {row.members[0]}: the vote is --row={alone!r}'
+        )
     elif wanted in by_lower:
       found, space = by_lower[wanted], self._space(dtype, experts=True).plain
       genomes = baselines_lib.mix_experts(space, [mixes[found]])
       row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
       raise self._unknown(name, mixes)
+    if not self.summary and row.detail:
+      errors.say(f'{row.detail} on dev')
     with record.damaged(self.path / 'summary.json', record.AGAIN):
       rows = (self.summary or {}).get('rows', ())
       entry = next((r for r in rows if r['name'] == row.name), None)
@@ -248,10 +274,7 @@ class Run:
         if self.summary
         else ' before it has finished.'
       )
-    return UserError(
-      f'Got --row={name!r}; expected one of {", ".join(known)}.'
-      f'{lookup.did_you_mean(name, known)}{why}'
-    )
+    return UserError(f'Got --row={name!r}{lookup.expected(name, known)}{why}')
 
   def _space(self, dtype: Any, experts: bool = False) -> Space:
     """The space of the search; with no dtype one that only exports."""

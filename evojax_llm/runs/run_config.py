@@ -280,8 +280,8 @@ def _read(cls: type, values: Any, path: str) -> Any:
   for name, value in values.items():
     if name not in fields:
       raise UserError(
-        f'Got unknown config.{path}{name}; expected some of '
-        f'{", ".join(fields)}.{lookup.did_you_mean(name, fields)}'
+        f'Got unknown config.{path}{name}'
+        + lookup.expected(name, fields, some='some of')
       )
     if isinstance(fields[name].default, _Part):
       value = _read(type(fields[name].default), value, f'{path}{name}.')

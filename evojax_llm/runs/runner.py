@@ -204,6 +204,7 @@ class _Run:
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
+      monitors = prepared.strategy.monitors(state.strategy)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       folder.write(
@@ -211,7 +212,11 @@ class _Run:
           done, prepared.strategy.operator_names, tasks, origins, self.recipes
         ),
         record_rows.metrics_row(
-          done, tasks, watch.take(), self.ledger.tokens - before
+          done,
+          tasks,
+          watch.take(),
+          self.ledger.tokens - before,
+          jax.device_get(monitors),
         ),
       )
       before = self.ledger.tokens
@@ -289,6 +294,10 @@ def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
 
 def _line(generation: evolution.Generation, percent: bool) -> str:
   """Sums up a generation in a few words, its best apart."""
-  failed = f', {generation.failed} failed' if generation.failed else ''
+  beyond = generation.reasons.count(evolution.SPENT)
+  failed = generation.failed - beyond
+  counts = f'{generation.scored} scored'
+  counts += f', {failed} failed' if failed else ''
+  counts += f', {beyond} beyond the budget not scored' if beyond else ''
   mean = report.number(generation.mean_fitness, percent, ' %')
-  return f'mean {mean}  {len(generation.ids)} scored{failed}'
+  return f'mean {mean}  {counts}'

@@ -69,10 +69,16 @@ def _say_limits(config: RunConfig, tasks: Any) -> None:
     # How many limits there are is checked where they are used.
     for task, limit in zip(tasks, each or (one,) * len(tasks), strict=False):
       found = len(getattr(task, split))
-      if isinstance(limit, int) and limit > found:
+      if split == 'test' and not found:
         say(
-          f'{task.name} has {found} {split} items, fewer than the {limit} of '
-          f'config.{split}_limit{"s" * bool(each)}: all are taken.'
+          f'{task.name} has no test items: nothing unseen will be reported; '
+          'put "split": "test" on rows, or rows under "test" in JSON.'
+        )
+      elif isinstance(limit, int) and limit > found:
+        say(
+          f'{task.name} has {found} {split} item{"s" * (found != 1)}, fewer '
+          f'than the {limit} of config.{split}_limit{"s" * bool(each)}: all '
+          'are taken.'
         )
 
 
@@ -106,9 +112,8 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
     )
   if config.resample and not strategy.can_rescore:
     raise UserError(
-      f"{search.name} is one of evosax's algorithms, which keep scores of "
-      'their own that cannot be made anew on other items: leave '
-      'config.resample off.'
+      f'{search.name} keeps scores of its own that cannot be made anew on '
+      'other items: leave config.resample off.'
     )
   return strategy
 

@@ -20,7 +20,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
-_NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub')
+_NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm')
 
 
 @functools.cache
@@ -57,8 +57,12 @@ def load(source: str) -> config_dict.ConfigDict:
       presets = [preset for s in systems().values() for preset in s.PRESETS]
       known = dict.fromkeys([*systems(), *presets])
       raise UserError(
-        'expected a Python file, the config.json of a run, or one of '
-        f'{", ".join(known)}.{lookup.did_you_mean(preset, known)}'
+        'there is no such configuration'
+        + lookup.expected(
+          preset,
+          known,
+          f'{", ".join(known)}, a Python file or the config.json of a run',
+        )
       )
     config = module.get_config(*([argument] if argument else []))
     if isinstance(config, RunConfig):

@@ -15,6 +15,7 @@ from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import shown
+from evojax_llm.tasks.task import typed
 
 # What of a format is not the scorer's.
 PROMPT_KEYS = ('kind', *declared(Format), 'shots', 'shots_seed')
@@ -64,7 +65,8 @@ def check_code(options: Mapping[str, Any], task_type: Any, path: str) -> None:
     if isinstance(value, str) and value and (key in _DOES or ':' in value):
       raise TaskError(
         f"{path}, '{key}': {shown(value)} {does}, which a task file may ask "
-        'for only where that is allowed (allow_code): do so if you trust it.'
+        'for only where that is allowed: do so if you trust it '
+        f'({typed("allow_code")}).'
       )
 
 

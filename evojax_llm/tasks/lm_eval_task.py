@@ -38,6 +38,7 @@ from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
+from evojax_llm.tasks.task import typed
 
 _BINARY = ('acc', 'acc_norm', 'acc_bytes', 'acc_mutual_info', 'exact_match')
 # (gold, predicted) for each document.
@@ -240,7 +241,8 @@ def _refuse_code(path: str) -> None:
   if found:
     raise TaskError(
       f'lm_eval:{path}: has {found[0]!r}, by which the harness may run Python; '
-      'a task file may ask for that only where it is allowed (allow_code).'
+      'a task file may ask for that only where it is allowed '
+      f'({typed("allow_code")}).'
     )
 
 

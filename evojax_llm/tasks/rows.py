@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import string
 from typing import Any
 
 from absl import logging
@@ -16,12 +17,22 @@ from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import shown
+from evojax_llm.tasks.task import typed
 
 _QUESTIONS = ('question', 'input', 'prompt')
 _ANSWERS = ('answer', 'output')
 # Of code tasks, whose gold answers are tests.
 _TESTS = ('test', 'test_code')
+# What other files call them.
+_MEANT = {
+  'question': ('problem', 'query', 'instruction', 'text', 'sentence'),
+  'answer': tuple(
+    'response completion target label gold solution reference'.split()
+  ),
+  'test': (),
+}
 _MOST_OPTIONS = 1000
+_LETTERS = string.ascii_uppercase
 _SHOWN = 3
 
 
@@ -44,6 +55,7 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
   if not present:
     given = list(itertools.islice(map(str, row), 20))
     close = difflib.get_close_matches(names[0], given, n=1)
+    close = close or [name for name in given if name in _MEANT[names[0]]]
     advice = f" Rename '{close[0]}' to '{names[0]}'." if close else ''
     if not close and names is _ANSWERS:
       advice = (
@@ -69,17 +81,23 @@ def _choices(
   value: Any, where: str, id_is_key: bool
 ) -> tuple[tuple[str, str], ...]:
   where = f"{where}, field 'choices'"
-  if not isinstance(value, Mapping):
+  if isinstance(value, list) and len(value) <= len(_LETTERS):
+    given = list(zip(_LETTERS, value, strict=False))
+  elif labels := _labels(value):
+    given = list(zip(labels, value['text'], strict=True))
+  elif isinstance(value, Mapping):
+    given = list(value.items())
+  else:
     raise TaskError(
-      f'{where}: expected an object {{"A": text, "B": text, ...}}, got '
-      f'{shown(value)}. Give each option a key, which the answer then names.'
+      f'{where}: expected an object {{"A": text, "B": text, ...}} or a list of '
+      f'{len(_LETTERS)} texts at most, got {shown(value)}.'
     )
-  if len(value) > _MOST_OPTIONS:
+  if len(given) > _MOST_OPTIONS:
     raise TaskError(
-      f'{where}: {len(value)} options; expected {_MOST_OPTIONS} at most.'
+      f'{where}: {len(given)} options; expected {_MOST_OPTIONS} at most.'
     )
-  pairs = []
-  for key, option in value.items():
+  pairs: list[tuple[str, str]] = []
+  for key, option in given:
     # Files pad options with null, and some put the row's id among them.
     if option is None or (key == 'id' and not id_is_key):
       continue
@@ -90,9 +108,46 @@ def _choices(
         f'{shown(key)}: {shown(option)}.'
       )
     pairs.append((name, text))
+  if len(dict(pairs)) < len(pairs):
+    raise TaskError(f'{where}: two options have one key: {shown(value)}.')
   if len(pairs) < 2:
     raise TaskError(f'{where}: expected at least 2 options, got {len(pairs)}.')
   return tuple(pairs)
+
+
+def _labels(choices: Any) -> list[Any] | None:
+  """Returns the keys of {"text": [...], "label": [...]}; None if not that."""
+  if not isinstance(choices, Mapping) or not {'text', 'label'} <= set(choices):
+    return None
+  texts, labels = choices['text'], choices['label']
+  lists = isinstance(texts, list) and isinstance(labels, list)
+  return labels if lists and len(texts) == len(labels) else None
+
+
+def _key(
+  answer: str, raw: Any, choices: Sequence[tuple[str, str]], where: str
+) -> str:
+  """Returns the key that an answer beside a list of options means.
+
+  Args:
+    answer: the index from 0, the text of an option, or its letter.
+    raw: the same as it stands in the file: a number is an index only.
+    choices: (letter, text) of the options.
+    where: for messages.
+
+  Raises:
+    TaskError: it is one option by its text and another one otherwise.
+  """
+  places = {str(_LETTERS.index(key)): key for key, _ in choices}
+  meant = {places[answer]} if answer in places else set()
+  if not isinstance(raw, int):
+    meant |= {key for key, text in choices if answer in (key, text)}
+  if len(meant) > 1:
+    raise TaskError(
+      f"{where}, field 'answer': {shown(answer)} may be any of the options "
+      f'{", ".join(sorted(meant))}: write the index, from 0, as a number.'
+    )
+  return meant.pop() if meant else answer
 
 
 def _answers(row: Mapping[str, Any], where: str, scorer: Any) -> list[str]:
@@ -122,6 +177,8 @@ def _item(
     raise TaskError(row.message)
   if not isinstance(row, Mapping):
     raise TaskError(f'{where}: expected an object, got {shown(row)}.')
+  if _labels(row.get('choices')) and 'answerKey' in row:
+    row = {'answer': row['answerKey'], **row}
   question = ''
   if scorer.question or any(name in row for name in _QUESTIONS):
     question = _field(row, _QUESTIONS, where)
@@ -134,6 +191,9 @@ def _item(
         f"{where}, field 'answer': expected the key of one option, got "
         f'{shown([answer, *also])}.'
       )
+    if isinstance(row['choices'], list):
+      raw = row['answer'] if 'answer' in row else row.get('output')
+      answer = _key(answer, raw, choices, where)
     if scorer.gold and answer not in dict(choices):
       raise TaskError(_no_key(answer, choices, where))
   name = row.get('id')
@@ -151,7 +211,7 @@ def _no_key(answer: str, choices: Sequence[tuple[str, str]], where: str) -> str:
   meant = [k for k, t in choices if t == answer or k.casefold() == folded]
   advice = f" Write its key, '{meant[0]}'." if meant else ''
   if not meant and answer.isdecimal():
-    advice = ' An option is named by its key, not by its place.'
+    advice = ' Only a list of options takes an index, from 0.'
   keys = ', '.join(key for key, _ in choices[:20])
   return (
     f"{where}, field 'answer': expected one of the keys {keys}, got "
@@ -172,9 +232,10 @@ def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
     seen.add(name)
     unique.append(dataclasses.replace(item, id=name))
   logging.warning(
-    "%s: %d rows repeat the id of an earlier row; they are called 'id#index'.",
+    "%s: repeated ids, in %d of %d rows, become 'id#index'.",
     where,
     len(items) - len(given),
+    len(items),
   )
   return tuple(unique)
 
@@ -187,10 +248,11 @@ def _warn_of_same_texts(items: Sequence[Item], where: str) -> None:
       same.append(item.id)
   if same:
     logging.warning(
-      "%s: %d items have options of the same text, such as item '%s': which of "
+      "%s: options of the same text in %d of %d items, such as '%s': which of "
       'them is right cannot be told by their text.',
       where,
       len(same),
+      len(items),
       same[0],
     )
 
@@ -217,7 +279,7 @@ def refuse(bad: Sequence[str], total: int, where: str, skip: bool) -> None:
     logging.warning('%s: %s:\n%s', where, count, '\n'.join(lines))
     return
   if total > 1:
-    way = ' Mend them, or leave them out (skip_bad_rows).'
+    way = f' Mend them, or leave them out ({typed("skip_bad_rows")}).'
     way = way if len(bad) < total else ''
     lines.append(f'{len(bad)} of {total} rows cannot be used.{way}')
   raise TaskError('\n'.join(lines))

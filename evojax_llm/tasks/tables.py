@@ -1,7 +1,8 @@
 """Reads the files that tasks come in, each as what a JSON file would hold.
 
-JSON is one object. JSONL has an object a line, CSV and TSV a row a line below
-one of names; each row says its split, `dev` or `test`, or all are dev. The
+JSON is one object, or a list of rows. JSONL has an object a line, CSV and TSV a
+row a line below one of names; each row of a list or a line says its split,
+`dev` or `test`, or all are dev. The
 options of a row of CSV are in columns A, B, ... (or choices.A, ...), where an
 empty cell is none. Their format, name and icl_prompt are in a first line
 `{"format": {...}}` of JSONL, or the format is in `name.format.json` beside
@@ -56,11 +57,14 @@ def read(path: pathlib.Path) -> Any:
     TaskError: no file of these endings, or one that cannot be read.
   """
   if not path.exists() and not path.is_symlink():
-    near = [p.name for p in path.parent.glob('*') if ending(p) in ENDINGS]
-    near = difflib.get_close_matches(path.name, near, n=1)
-    meant = f' Did you mean {path.with_name(near[0])}?' if near else ''
+    there = [p for p in path.parent.glob('*') if ending(p) in ENDINGS]
+    by_stem = {stem(p): p for p in there}
+    # Not by the endings, which are the same of files that nobody meant.
+    near = difflib.get_close_matches(stem(path), by_stem, n=1, cutoff=0.7)
+    meant = f' Did you mean {by_stem[near[0]]}?' if near else ''
     raise TaskError(f'{path}: no such file.{meant}')
   kind = ending(path)
+  head: dict[str, Any] = {}
   if kind not in ENDINGS:
     raise TaskError(
       f'{path}: expected a file that ends in {", ".join(ENDINGS)}, or in '
@@ -72,9 +76,13 @@ def read(path: pathlib.Path) -> Any:
       'object a line ends in .jsonl.'
     )
     text = files.read_text(path, TaskError)
-    return files.parse_json(text, path, TaskError, advice, unique_keys=True)
-  head: dict[str, Any] = {}
-  if kind == '.jsonl':
+    if not text.strip():
+      raise TaskError(f'{path}: the file is empty.')
+    top = files.parse_json(text, path, TaskError, advice, unique_keys=True)
+    if not isinstance(top, list):
+      return top
+    rows = list(enumerate(top))
+  elif kind == '.jsonl':
     rows = list(_objects(path))
     if rows and _is_head(rows[0][1]):
       head = rows.pop(0)[1]
@@ -87,7 +95,8 @@ def read(path: pathlib.Path) -> Any:
         f'{path} line 1 and {sidecar} both give a format: keep one of them.'
       )
     head['format'] = files.read_object(sidecar, TaskError)
-  return {**head, **_by_split(rows, path)}
+  place = f'{path} {"row" if kind == ".json" else "line"}'
+  return {**head, **_by_split(rows, place)}
 
 
 def _is_head(row: Any) -> bool:
@@ -119,6 +128,12 @@ def _cells(path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, Any]]:
     header = [name.strip() for name in next(reader, [])]
     if not any(header):
       raise TaskError(f'{path}: the file is empty.')
+    for mark in ';,\t|':
+      if len(header) == 1 and mark in header[0]:
+        raise TaskError(
+          f'{path} line 1: one column, {shown(header[0])}: is it separated by '
+          f'{mark!r}? Expected {delimiter!r}.'
+        )
     if len(set(header)) < len(header):
       raise TaskError(f'{path} line 1: two columns have one name: {header}.')
     for cells in filter(None, reader):
@@ -155,7 +170,7 @@ def _of_cells(header: Sequence[str], cells: Sequence[str], where: str) -> Any:
 
 
 def _by_split(
-  rows: Sequence[tuple[int, Any]], path: pathlib.Path
+  rows: Sequence[tuple[int, Any]], place: str
 ) -> Mapping[str, list[Any]]:
   splits: dict[str, list[Any]] = {split: [] for split in SPLITS}
   marked = None
@@ -165,13 +180,13 @@ def _by_split(
       split = row.get('split')
       if split not in (None, *SPLITS):
         raise TaskError(
-          f"{path} line {number}, field 'split': expected 'dev', which a "
-          f"search may see, or 'test', got {shown(split)}."
+          f"{place} {number}, field 'split': expected 'dev', which a search "
+          f"may see, or 'test', got {shown(split)}. Rename it to one of them: "
+          "'train' and 'validation' are 'dev' here."
         )
       if marked is not None and marked != (split is not None):
         raise TaskError(
-          f"{path} line {number}: either all rows say their 'split' or none "
-          'does.'
+          f"{place} {number}: either all rows say their 'split' or none does."
         )
       marked = split is not None
     splits[split or 'dev'].append(row)

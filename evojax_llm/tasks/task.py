@@ -51,6 +51,11 @@ def find_function(name: str) -> Callable:
   return function
 
 
+def typed(name: str) -> str:
+  """Returns how an option of reading tasks is given on a command line."""
+  return f'--config.{name} of a run, --{name} of other commands'
+
+
 def shown(value: Any) -> str:
   """Returns a value as it may stand in a message, shortened."""
   if isinstance(value, str):

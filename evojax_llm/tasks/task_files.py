@@ -14,10 +14,12 @@ lm-evaluation-harness:
 
 A row has a `question` (or `input`, `prompt`), an `answer` (or `output`), and
 for multiple choice `choices`, an object {key: text} with the answer as one of
-its keys. A list of answers means that any of them is right. It may have an
-`id`; what else it has is ignored. Rows without an id get their index; published
-files repeat ids, and a repeated one becomes 'id#index', so that ids are unique
-within a split.
+its keys; or a list of texts, of which the answer is the index from 0, the text
+or the letter; or {"text": [...], "label": [...]}, also with an `answerKey`. A
+list of answers means that any of them is right. It may have an `id`; what else
+it has is ignored. Rows without an id get their index; published files repeat
+ids, and a repeated one becomes 'id#index', so that ids are unique within a
+split.
 
 The kind is a name of `tasks.scorers.registry`, or 'package.module:Class'.
 Without `format.kind` it follows from the rows: choices make it multiple_choice,
@@ -53,6 +55,7 @@ from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import ranked
 from evojax_llm.tasks.task import shown
+from evojax_llm.tasks.task import typed
 
 _SHOWN = 20  # keys at most that messages are about
 
@@ -107,8 +110,8 @@ def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
   if registry.scorer_of(task).runs_code and not rules.allow_code:
     raise TaskError(
       f'{task.source}: a code task runs what the model writes, in a process '
-      'with limits on time, memory, files and network. Allow it (allow_code) '
-      'on a machine where that is fine.'
+      'with limits on time, memory, files and network. Allow it on a machine '
+      f'where that is fine ({typed("allow_code")}).'
     )
   return _without_overlap(task, task, rules)
 
@@ -292,8 +295,9 @@ def _without_overlap(task: Task, other: Task, rules: Rules) -> Task:
   message += f', so that a search on dev has seen the test:\n{which}'
   if not rules.allow_overlap:
     raise TaskError(
-      f'{message}\nLeave them out of dev (drop_overlap); or allow the overlap '
-      '(allow_overlap), and do not report the test score as unseen.'
+      f'{message}\nLeave them out of dev ({typed("drop_overlap")}); or allow '
+      f'the overlap ({typed("allow_overlap")}), and do not report the test '
+      'score as unseen.'
     )
   logging.warning('%s', message)
   return task

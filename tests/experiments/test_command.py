@@ -1,7 +1,9 @@
 """What the programs do before jax starts: help, mistakes, configurations."""
 
 import json
+import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -45,6 +47,13 @@ def test_a_device_a_core_and_no_more_than_members(
   assert len(asked) == 2
 
 
+def test_the_end_of_the_work_is_told_once(capsys):
+  progress = command.Progress(seconds=100.0)
+  for share in (0.2, 1.0, 0.5, 1.0):
+    progress(share)
+  assert capsys.readouterr().err.count('done after') == 1
+
+
 PROGRAMS = tuple(main.COMMANDS)
 
 
@@ -59,7 +68,7 @@ def test_every_command_answers_mistakes_alike(program, capsys):
 @pytest.mark.parametrize(
   'program, flag, message',
   [
-    ('evolve', '--seed=3', 'Did you mean --config.seed?'),
+    ('evolve', '--seed=3', '--seed. Did you mean --config.seed? Expected some'),
     ('evolve', '--population=3', 'Did you mean --config.strategy.population?'),
     ('evolve', '--wrokdir=x', 'Did you mean --workdir?'),
     ('evolve', '--config.strategy.name=genom', "Did you mean 'genome'?"),
@@ -103,7 +112,7 @@ def test_help_lists_settings_presets_and_flags_and_is_searched(capsys):
   assert shown.startswith('Settings') and 'strategy.patience=None' in shown
   assert 'dev_limit' not in shown
   assert running.run_program('evolve', '--help=config.space') == 0
-  assert 'what evolves (adapters, gates, weights)' in capsys.readouterr().out
+  assert 'what evolves (adapters, gates,' in capsys.readouterr().out
 
 
 def test_a_home_folder_is_found_in_flags_and_settings(
@@ -167,6 +176,9 @@ def test_one_name_has_all_commands(monkeypatch, capsys):
   for argument in ('', '-h', '--help'):
     code, shown = called(*filter(None, [argument]))
     assert code == 0 and all(f'  {name} ' in shown.out for name in PROGRAMS)
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_module('evojax_llm', run_name='__main__')
+  assert ended.value.code == 0 and 'evolve' in capsys.readouterr().out
   code, shown = called('evolv')
   assert code == 1 and "Did you mean 'evolve'?" in shown.err
   for name in PROGRAMS:
@@ -178,7 +190,10 @@ def test_one_name_has_all_commands(monkeypatch, capsys):
 @pytest.mark.parametrize(
   'line, message',
   [
-    ("config.modell = 'gemma'", 'unknown config.modell; expected'),
+    (
+      "config.modell = 'gemma'",
+      "config.modell. Did you mean 'model'? Expected",
+    ),
     ('config.strategy.sigma = 1', 'unknown config.strategy.sigma; expected'),
     ('config.seed = "x"', "Could not override field 'seed'"),
     ('config = None', 'returns None; expected a ConfigDict or'),
@@ -270,4 +285,8 @@ def test_a_stopped_run_says_how_it_goes_on(
       f"  python -m evolve '--config.system=a b' --workdir={folder}\n"
     )
     assert (f'with --workdir={folder}' in said) == (not more)
+  logged = {'msg': '%d rows', 'args': (3,), 'levelname': 'WARNING'}
+  record = logging.makeLogRecord(logged)
+  handler = command.logging.get_absl_handler()
+  assert handler.format(record) == 'warning: 3 rows'
   signal.signal(signal.SIGTERM, before)

@@ -78,7 +78,7 @@ def test_a_folder_in_use_is_refused(finished, settings, capsys):
     ('--config.dev_limit=0', 'dev_limit 0'),
     ('--config.strategy.populaton=3', "Did you mean 'strategy.population'?"),
     ('--config.population=3', "Did you mean 'strategy.population'?"),
-    ('--config.strateg.population=3', 'expected one of adapters, allow_code'),
+    ('--config.strateg.population=3', 'one of adapters, allow_code'),
     ('--config.strategy.population=many', 'expected a value of type int'),
     ('--config=nowhere.py', 'there is no file nowhere.py'),
     (f'--config={runs.GENOME}:x', "preset 'x'; expected one of genome"),

@@ -136,7 +136,20 @@ def test_every_row_scores_as_in_the_table_and_is_exported(
     )
 
 
-def test_score_and_generate_take_a_vote(voting, tmp_path):
+def test_a_vote_of_one_member_is_told(voting, tmp_path, capsys):
+  copy = shutil.copytree(voting, tmp_path / 'run')
+  summary = json.loads((copy / 'summary.json').read_text())
+  for group in summary['ensembles'].values():
+    group['members'] = group['members'][:1]
+  (copy / 'summary.json').write_text(json.dumps(summary))
+  run = rows.Run.open(copy)
+  for name, alone in (('vote', 'evolved'), ('vote of experts', 'expert2')):
+    run.row(name)
+    said = capsys.readouterr().err
+    assert 'dev chose one member' in said and f"--row='{alone}'" in said
+
+
+def test_score_and_generate_take_a_vote(voting, tmp_path, capsys):
   known = json.loads((voting / 'summary.json').read_text())['ensembles']
   out = tmp_path / 'scores.json'
   flags = [f'--run={voting}', '--row=vote', '--split=test', '--per_item']
@@ -167,7 +180,11 @@ def test_score_and_generate_take_a_vote(voting, tmp_path):
   flags = [f'--run={tmp_path / "vote"}', f'--out={out}']
   flags += [f'--prompts={prompts}', '--max_new_tokens=4']
   assert running.run_program('generate', *flags) is None
-  _, *members, vote = json.loads(out.read_text())['members']
+  assert running.run_program('score', *flags[:2]) == 1
+  assert 'no tasks: name them with --tasks' in capsys.readouterr().err
+  written = json.loads(out.read_text())
+  assert written['row'] == report.OF_EXPERTS
+  _, *members, vote = written['members']
   texts = {member['name']: member['outputs'] for member in members}
   assert tuple(texts) == here.names[1:]
   for i, name in enumerate(vote['of']):
@@ -268,6 +285,9 @@ def test_an_unfinished_run_needs_to_be_allowed(
   assert running.run_program('export', *flags) == 1
   assert '--allow_unfinished' in capsys.readouterr().err
   assert not out.exists()
+  for program, *more in (('score',), ('generate', '--prompts=x')):
+    assert running.run_program(program, *flags[:1], *more) == 1
+    assert 'has not finished' in capsys.readouterr().err
   assert running.run_program('export', *flags, '--allow_unfinished') is None
   name = 'adapter_model.safetensors'
   assert (out / name).read_bytes() == (run_folder / 'best' / name).read_bytes()

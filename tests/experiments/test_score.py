@@ -200,7 +200,9 @@ def test_a_failed_member_is_shown_and_not_fatal(
 def test_inputs_devices_and_fifos_are_never_replaced(
   tmp_path, capsys, base, files
 ):
-  task = _write(tmp_path / 'task.json', {})
+  rows = [{'question': 'q', 'answer': 'a'}]
+  task = _write(tmp_path / 'task.json', {'dev': rows})
+  before = task.read_text()
   (tmp_path / 'link').symlink_to(task)
   os.mkfifo(tmp_path / 'fifo')
   for out, word in (
@@ -219,7 +221,7 @@ def test_inputs_devices_and_fifos_are_never_replaced(
     )
     assert code == 1
     assert word in capsys.readouterr().err
-  assert task.read_text() == '{}' and (tmp_path / 'fifo').is_fifo()
+  assert task.read_text() == before and (tmp_path / 'fifo').is_fifo()
 
 
 def test_existing_output_is_kept(tmp_path, capsys, base, files):
@@ -227,6 +229,9 @@ def test_existing_output_is_kept(tmp_path, capsys, base, files):
   out.write_text('{}')
   assert run(out, base, files) == (1, {})
   assert '--overwrite' in capsys.readouterr().err
+  # What is wrong with the inputs comes first.
+  assert run(out, 'absent', files)[0] == 1
+  assert 'absent: does not exist' in capsys.readouterr().err
   code, result = run(out, base, files[:1], '--overwrite', '--limit=1')
   assert code is None and result['members']
 
@@ -271,12 +276,20 @@ def test_overlap_needs_a_word(tmp_path, capsys, base):
   path = _write(tmp_path / 'task.json', {'dev': rows, 'test': rows})
   assert run(tmp_path / 'o.json', base, [path])[0] == 1
   assert '1 of 1 dev items occur in test' in capsys.readouterr().err
-  code, _ = run(tmp_path / 'o.json', base, [path], '--allow_overlap')
-  assert code is None
+  flags = [f'--model={base}', f'--tasks={path}', '--allow_overlap']
+  assert run_program('score', *flags, '--per_item') == 1
+  assert '--per_item is of the file --out' in capsys.readouterr().err
+  assert run_program('score', *flags) is None
+  shown = capsys.readouterr()
+  assert ' task (n=1) |' in shown.out and 'wrote' not in shown.err
 
 
 def test_a_mistake_answers_without_jax_from_a_clone(tmp_path):
-  flags = ['--model=x', '--tasks=absent.json', f'--out={tmp_path / "o.json"}']
+  flags = [
+    f'--model={tmp_path}',
+    '--tasks=absent.json',
+    f'--out={tmp_path / "o.json"}',
+  ]
   done = subprocess.run(
     [sys.executable, '-m', 'experiments.score', *flags],
     cwd=ROOT,

@@ -192,11 +192,12 @@ def test_draws_of_items_are_normalised_apart(tasks):
 
 
 def test_progress_ends_at_one(space, population, tasks):
-  seen = []
-  make(tasks, members_per_group=2).evaluate(
-    space, population, progress=seen.append
-  )
-  assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 2
+  evaluator = make(tasks, members_per_group=2)
+  for members in (None, [0]):  # The one fills no group.
+    seen = []
+    evaluator.evaluate(space, population, members, progress=seen.append)
+    assert seen == sorted(seen) and seen[-1] == 1.0
+    assert len([share for share in seen if share < 1]) > 1
 
 
 def test_long_answers_are_told_of_and_are_the_same(

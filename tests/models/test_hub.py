@@ -199,9 +199,19 @@ def test_transformers_is_imported_late_and_quietly(tiny_gemma_folder):
 # Refusals.
 
 
-def test_no_folder(tmp_path):
+def test_no_folder(tmp_path, monkeypatch):
   _refused(tmp_path / 'absent', tmp_path / 'absent', 'does not exist')
   _refused('gemma', 'gemma: does not exist', 'expected a Gemma folder')
+  for name in ('gemma-toy', 'other'):
+    (tmp_path / 'here' / name).mkdir(parents=True)
+  hint = "Did you mean 'gemma-toy'?"
+  near = tmp_path / 'here' / 'gemma-toyy'
+  _refused(near, hint, f'{tmp_path / "here"}/ has gemma-toy, other.')
+  monkeypatch.chdir(tmp_path)
+  # With a slash it looks like a name of the hub.
+  _refused('here/nope', 'layout. here/ has gemma-toy, other.')
+  monkeypatch.chdir(tmp_path / 'here')
+  _refused('gemma-toyy', hint)
   # pathlib raises on these.
   _refused('~nobody_has_this_name/m', 'does not exist')
   _refused('m' * 5000, 'does not exist')

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.runs import evolution
+from evojax_llm.runs import runner
 from evojax_llm.strategies.genome.algorithm import Genome
 
 P = 6
@@ -51,6 +52,13 @@ def test_tokens_and_seconds_end_a_search(monkeypatch):
   monkeypatch.setattr(evolution, 'time', ticking)
   search = evolve(seconds=3)
   assert len(list(search)) == 3 and search.stop == 'seconds'
+
+
+def test_members_beyond_the_budget_are_no_failures():
+  *_, (_, last) = evolve(evaluations=P + 1)
+  beyond = len(last.ids) - 1
+  told = f'  1 scored, {beyond} beyond the budget not scored'
+  assert beyond > 0 and runner._line(last, percent=False).endswith(told)
 
 
 @pytest.mark.parametrize(

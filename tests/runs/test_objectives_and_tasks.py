@@ -189,7 +189,7 @@ def test_code_must_be_allowed(inputs, tmp_path, capsys):
   arguments = [f'--model={inputs["model"]}', f'--tasks={path}']
   out = f'--out={tmp_path / "o.json"}'
   assert run_program('score', *arguments, out) == 1
-  assert 'Allow it (allow_code)' in capsys.readouterr().err
+  assert '--config.allow_code of a run' in capsys.readouterr().err
   assert run_program('score', *arguments, out, '--allow_code') is None
 
 

@@ -70,6 +70,23 @@ def test_a_folder_in_use_or_of_something_else_is_refused(tmp_path):
     record.RunFolder(tmp_path, CONFIG)
 
 
+def test_a_run_that_has_not_ended_may_end_later(tmp_path):
+  def claim(**ends):
+    strategy = {'generations': 3, 'evaluations': 9, 'patience': None} | ends
+    record.RunFolder(tmp_path, {'strategy': strategy}).close()
+
+  claim()
+  claim(generations=5)
+  assert record.read_config(tmp_path)['config']['strategy']['generations'] == 5
+  for fewer_or_other in ({}, {'generations': 5, 'evaluations': 12}):
+    with pytest.raises(CheckpointError, match=r'(?s)there, .*warm_start='):
+      claim(**fewer_or_other)
+  (tmp_path / 'summary.json').touch()
+  claim(generations=5)
+  with pytest.raises(CheckpointError, match='5 there, 7 here'):
+    claim(generations=7)
+
+
 def test_a_damaged_config_is_an_error(tmp_path):
   record.RunFolder(tmp_path, CONFIG).close()
   (tmp_path / 'config.json').write_text('{"config": ')

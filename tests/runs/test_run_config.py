@@ -47,8 +47,8 @@ def test_names_may_come_as_a_sequence():
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
-    ({'sed': 1}, "config.sed; .* Did you mean 'seed'"),
-    ({'strategy': {'populaton': 1}}, "strategy.populaton; .*'population'"),
+    ({'sed': 1}, "config.sed. Did you mean 'seed'. Expected"),
+    ({'strategy': {'populaton': 1}}, "strategy.populaton. .*'population'"),
     ({'strategy': 'genome'}, "config.strategy 'genome'; expected options"),
     ({'strategy': {'population': 0}}, 'strategy.population 0; expected 1 or'),
     ({'execution': {'form': 'x'}}, "execution.form 'x'; expected one of 'auto"),

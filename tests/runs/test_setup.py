@@ -47,13 +47,18 @@ def test_what_is_given_twice_or_beyond_what_there_is_is_said(made, capsys):
   config = dataclasses.replace(
     config, adapters=f'{config.adapters},{config.adapters}', **values
   )
-  setup.load(config, inputs.locate(config))
+  (task, _) = setup.load(config, inputs.locate(config)).tasks
   said = capsys.readouterr().err
   assert 'warning: 2 of the 4 experts are the same folder' in said
   assert 'a has 100 dev items, fewer than the 101 of config.dev_limit:' in said
   assert 'b has 100 dev items' in said
   assert 'a has 12 test items, fewer than the 13 of config.test_limits' in said
   assert 'b has 12 test' not in said
+  tasks = [dataclasses.replace(task, test=task.test[:n]) for n in (0, 1)]
+  setup._say_limits(config, tasks)
+  said = capsys.readouterr().err
+  assert 'a has no test items: nothing unseen will be reported; put' in said
+  assert 'a has 1 test item, fewer than' in said
 
 
 def test_names_of_the_hub(made, tmp_path, monkeypatch):

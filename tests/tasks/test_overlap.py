@@ -66,6 +66,6 @@ def test_load_task_refuses_or_warns(tmp_path, caplog):
   with pytest.raises(TaskError, match='1 of 3 dev items') as error:
     load_task(path)
   assert "dev '1' = test 'T': q 1" in str(error.value)
-  assert '(allow_overlap)' in str(error.value)
+  assert '(--config.allow_overlap of' in str(error.value)
   assert len(load_task(path, Rules(allow_overlap=True)).test) == 2
   assert '1 of 3 dev items' in caplog.text

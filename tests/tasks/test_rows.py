@@ -44,8 +44,35 @@ def test_options_that_are_none(load):
 
 def test_options_of_the_same_text_are_told(load, caplog):
   load([choice(A='x', B='y'), choice(A='x', B='x ')])
-  assert "1 items have options of the same text, such as item '1'" in (
-    caplog.text
+  assert "same text in 1 of 2 items, such as '1'" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('changes', 'keys', 'answer'),
+  [
+    ({'choices': ['w', 'x', 'y', 'z'], 'answer': 2}, 'ABCD', 'C'),
+    ({'choices': ['3', '2', '1'], 'answer': 1}, 'ABC', 'B'),
+    ({'choices': ['x', 'y', None], 'answer': 'y'}, 'AB', 'B'),
+    ({'choices': ['x', 'y'], 'output': '1'}, 'AB', 'B'),
+    ({'choices': ['x', 'y'], 'answer': ['A']}, 'AB', 'A'),
+    ({'choices': {'text': ['x', 'y'], 'label': ['A', 'B']}}, 'AB', 'B'),
+    (
+      {'choices': {'text': ['x', 'y'], 'label': [1, 2]}, 'answer': 2},
+      '12',
+      '2',
+    ),
+    (
+      {'choices': {'text': 'x', 'label': 'y'}, 'answer': 'label'},
+      None,
+      'label',
+    ),
+  ],
+)
+def test_options_of_published_layouts(load, changes, keys, answer):
+  task = load([{'question': 'q', 'answerKey': 'B', **changes}])
+  assert task.kind == 'multiple_choice' and task.dev[0].answer == answer
+  assert [key for key, _ in task.dev[0].choices] == list(
+    keys or ('text', 'label')
   )
 
 
@@ -88,7 +115,7 @@ def test_bad_rows_are_counted_and_may_be_left_out(load, caplog):
   assert "row 1, field 'answer'" in lines[0] and 'row 4' in lines[2]
   assert lines[3] == '... and 1 more.'
   assert lines[4].startswith('4 of 6 rows cannot be used.')
-  assert 'skip_bad_rows' in lines[4]
+  assert '(--config.skip_bad_rows of a run, --skip_bad_rows of' in lines[4]
   task = load(dev, Rules(skip_bad_rows=True))
   assert [item.id for item in task.dev] == ['0', '2']
   assert task.left_out == {'bad rows': 4}
@@ -105,14 +132,14 @@ def test_bad_rows_are_counted_and_may_be_left_out(load, caplog):
 def test_lines_that_are_no_json_are_bad_rows(tmp_path):
   path = tmp_path / 'task.jsonl'
   path.write_text('\n'.join([*map(json.dumps, rows(3)), '{"question": "x']))
-  with pytest.raises(TaskError, match='line 4: not valid JSON'):
+  with pytest.raises(TaskError, match='line 4: not valid JSON at column'):
     load_task(path)
   task = load_task(path, Rules(skip_bad_rows=True))
   assert len(task.dev) == 3 and task.left_out == {'bad rows': 1}
 
 
 def test_overlapping_items_may_be_dropped(load, tmp_path):
-  with pytest.raises(TaskError, match='drop_overlap'):
+  with pytest.raises(TaskError, match='config.drop_overlap'):
     load(rows(5), test=rows(3, start=3))
   drop = Rules(drop_overlap=True)
   task = load(rows(5), drop, test=rows(3, start=3))
@@ -181,7 +208,7 @@ def test_code_in_a_task_file_is_run_where_it_is_allowed(
   payload = tmp_path / 'payload.py'
   payload.write_text(CODE.format(str(ran)))
   top = json.loads(json.dumps(top).replace('{}', str(payload)))
-  with pytest.raises(TaskError, match=rf"'{word}': .*\(allow_code\)"):
+  with pytest.raises(TaskError, match=rf"'{word}': .*\(--config.allow_code"):
     load(rows(1), **top)
   assert not ran.exists()
   if word == 'format.function':

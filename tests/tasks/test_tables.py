@@ -41,6 +41,9 @@ def test_rows_below_a_header(tmp_path, name):
   [
     ('a.csv', CSV, ["row 1, field 'choices'", '1 of 2 rows', 'skip_bad_rows']),
     ('a.csv', 'question,answer\na,b,c\n', ['line 2', '3 cells', '2 columns']),
+    ('a.csv', 'question;answer\na;b\n', ["separated by ';'? Expected ','"]),
+    ('a.tsv', 'question,answer\na,b\n', ["separated by ','?"]),
+    ('a.csv', 'prompt,response\na,b\n', ["Rename 'response' to 'answer'"]),
     ('a.csv', 'question,question\n', ['two columns have one name']),
     ('a.tsv', '', ['is empty']),
     ('a.csv', 'question,answer\n"a' + 'b' * 200_000, ['line', 'field larger']),
@@ -79,3 +82,10 @@ def test_a_name_that_is_nearly_right(tmp_path):
   (tmp_path / 'words.jsonl').write_text(LINES)
   with pytest.raises(TaskError, match=r'no such file. Did you mean .*words\.'):
     load_task(tmp_path / 'wrods.jsonl')
+  with pytest.raises(TaskError, match=r'Did you mean .*words\.jsonl\?'):
+    load_task(tmp_path / 'words.json')
+  (tmp_path / 'scores.json').write_text('{}')
+  with pytest.raises(TaskError, match='no such file.$'):
+    load_task(tmp_path / 'a.json')
+  with pytest.raises(TaskError, match='no such file.$'):
+    load_task(tmp_path / 'tasks.json')

@@ -102,7 +102,7 @@ def test_repeated_ids_are_told_apart(write, caplog):
   ids = [item.id for item in task.dev]
   assert len(set(ids)) == 5
   assert (ids[0], ids[2], ids[3]) == ('0', '0#1', '0#3')
-  assert '3 rows repeat the id' in caplog.text
+  assert 'repeated ids, in 3 of 5 rows' in caplog.text
 
 
 def test_both_json_layouts_and_their_mixture(write):
@@ -173,6 +173,16 @@ def test_jsonl_with_splits(write):
   assert [item.answer for item in task.dev] == ['word 0', 'word 2', 'word 4']
   assert [item.answer for item in task.test] == ['word 1', 'word 3']
   assert task.dev[0].question == 'one\u2028two'
+
+
+def test_a_list_of_json_is_read_as_lines_are(write):
+  rows = [exact_row(i) for i in range(3)]
+  assert len(load_task(write(rows)).dev) == 3
+  rows = [{**row, 'split': 'test'} for row in rows[:1]] + [
+    {**row, 'split': 'dev'} for row in rows[1:]
+  ]
+  task = load_task(write(rows))
+  assert (len(task.dev), len(task.test)) == (2, 1)
 
 
 def test_jsonl_without_splits_is_all_dev(write):
