@@ -29,8 +29,9 @@ lifted with `vmap`. This page is made from `registry.py` by
 
 Parameters are numbers that a sweep may vary without recompilation, with their
 default and the range that makes sense for a search; with a star, one for each
-parent. What a merge cannot have (a density is a share) is refused where it is
-known, and cut inside of a program. Options are static, with their default.
+parent. What an operator cannot have (a density is a share) is refused where it
+is known; merges cut it inside of a program. Options are static, with their
+default.
 
 `from evojax_llm.operators import ...` gives all of them by these names; merges
 of genomes are `merge('slerp', [a, b])` and `merge_population`. Genomes of a

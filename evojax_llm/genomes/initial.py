@@ -73,8 +73,8 @@ def make_initial(
   """Makes P members by a list of recipes, in order; too many are cut off at P.
 
   The last entry fills what is left, so it must be one without a fixed number
-  ('pairs', 'interpolants', 'extrapolants', 'noise') unless the others make P
-  already.
+  ('pairs', 'interpolants', 'extrapolants', 'noise', 'uniform') unless the
+  others make P already.
 
   Args:
     experts: leaves (N, ...).
@@ -343,6 +343,16 @@ def _noise(draw: Draw, sigma: float = 0.1) -> list[Row]:
   ]
 
 
+def _uniform(draw: Draw, low: float = -1.0, high: float = 1.0) -> list[Row]:
+  """A weight ~ U(low, high) for every expert."""
+  rows = []
+  for position in range(len(draw.rows), len(draw.rows) + draw.missing):
+    chances = draw.uniform(position, 'uniform', draw.num_experts)
+    weights = low + (high - low) * chances
+    rows.append(Row('uniform', weights, weights))
+  return rows
+
+
 RECIPES: dict[str, Callable[..., list[Row]]] = {
   'experts': _experts,
   'pairs': _pairs,
@@ -353,4 +363,5 @@ RECIPES: dict[str, Callable[..., list[Row]]] = {
   'average': _average,
   'scaled_average': _scaled_average,
   'noise': _noise,
+  'uniform': _uniform,
 }

@@ -24,8 +24,8 @@ KINDS = ('merge', 'mutation', 'succession', 'selection')
 class Parameter(Option):
   """A number that a sweep may vary: traced, so that it recompiles nothing.
 
-  A value below `low` or above `high` is refused where it is known, and cut
-  where only a running program knows it. `span` is the range that makes sense
+  A value below `low` or above `high` is refused where it is known; merges cut
+  it where only a running program knows it. `span` is the range that makes sense
   for a search; with `per_model` it may be (k,), one for each parent.
   """
 

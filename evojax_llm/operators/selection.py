@@ -95,10 +95,13 @@ def roulette(
   Without replacement this is Gumbel top-k over log fitness, which has the law
   of successive draws. Draws are addressed by `ids` (P,) i32, indices by
   default; members that are not `eligible` (P,) are drawn for want of others
-  alone.
+  alone. If any fitness is negative, all are first shifted so that the lowest
+  becomes zero; zeros come after what is above zero, and members that failed
+  (NaN or infinite) last.
 
   Raises:
-    ValueError: if more members are asked for than there are.
+    ValueError: if more members are asked for than there are, or less than none,
+      or fitness is not (P,).
   """
   fitness = seen('fitness', fitness, 'P')
   check_count(count, fitness, replace)
@@ -308,7 +311,8 @@ def check_count(count: int, fitness: jax.Array, replace: bool = False) -> None:
   members = fitness.shape[0]
   if count < 0 or (count > members and not replace):
     wanted = '0 or more' if replace else f'0 to {members}'
+    advice = ' Draw with replacement or enlarge the population.'
     raise ValueError(
-      f'Got {count} members to draw out of {members}; expected {wanted}. Draw '
-      'with replacement or enlarge the population.'
+      f'Got {count} members to draw out of {members}; expected {wanted}.'
+      f'{advice if count > 0 else ""}'
     )

@@ -243,8 +243,9 @@ def swarm(
 ) -> tuple[stack.Genome, stack.Genome]:
   """One step by inertia, to the own and the common best, from the worst.
 
-  The four weights are phi and `length` is lambda above; `draws` and `normalise`
-  are those of `draw_coefficients`.
+  v <- a_0 v + a_1 (p - x) + a_2 (g - x) - a_3 (w - x) and x <- x + length v,
+  with a of the four weights inertia, cognitive, social and repel; `draws`
+  and `normalise` are those of `draw_coefficients`.
 
   Returns:
     The new velocity and the new position.

@@ -409,7 +409,7 @@ def plain(value: Any) -> Any:
   if isinstance(value, (list, tuple)):
     return [plain(v) for v in value]
   if isinstance(value, np.ndarray):
-    return [plain(v) for v in value]
+    return [plain(v) for v in value] if value.ndim else plain(value[()])
   if isinstance(value, np.floating):
     # The shortest decimal that is this float32 again: 0.775, not 0.77499998.
     value = float(str(value))

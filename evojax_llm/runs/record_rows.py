@@ -43,13 +43,14 @@ def metrics_row(
   tasks: Sequence[str],
   seconds: Mapping[str, float],
   tokens: int = 0,
+  monitors: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the line of metrics.jsonl for a generation of K tasks.
 
   `seconds` is wall time by part, 'checkpoint' that of the generation before;
-  `tokens` were read and generated.
+  `tokens` were read and generated; `monitors` are those of the strategy.
   """
-  return {
+  row = {
     'generation': generation.number,
     'evaluations': generation.evaluations,
     'scored': len(generation.ids),
@@ -62,6 +63,7 @@ def metrics_row(
     'seconds': {part: round(s, 4) for part, s in seconds.items()},
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
+  return row | ({'monitors': monitors} if monitors else {})
 
 
 def lineage_of(

@@ -205,6 +205,7 @@ class _Run:
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
+      monitors = prepared.strategy.monitors(state.strategy)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       folder.write(
@@ -212,7 +213,11 @@ class _Run:
           done, prepared.strategy.operator_names, tasks, origins, self.recipes
         ),
         record_rows.metrics_row(
-          done, tasks, watch.take(), self.ledger.tokens - before
+          done,
+          tasks,
+          watch.take(),
+          self.ledger.tokens - before,
+          jax.device_get(monitors),
         ),
       )
       before = self.ledger.tokens

@@ -112,9 +112,8 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
     )
   if config.resample and not strategy.can_rescore:
     raise UserError(
-      f"{search.name} is one of evosax's algorithms, which keep scores of "
-      'their own that cannot be made anew on other items: leave '
-      'config.resample off.'
+      f'{search.name} keeps scores of its own that cannot be made anew on '
+      'other items: leave config.resample off.'
     )
   return strategy
 

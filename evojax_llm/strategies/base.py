@@ -344,6 +344,11 @@ class Strategy(abc.ABC):
       )
     )
 
+  def monitors(self, state: Any) -> dict[str, jax.Array]:
+    """Returns numbers that tell how a search goes, for its records."""
+    del state
+    return {}
+
   def check_genome(self, genome: stack.Genome) -> None:
     """Refuses a genome, or its shapes, that the strategy cannot work on.
 

@@ -40,6 +40,7 @@ CHOSEN = {
   'pso_merging': ('pso_merging',),
   'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
   'lorahub': ('lorahub',),
+  'evogm': ('evogm',),
 }
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14
@@ -68,6 +69,8 @@ def flags(preset: str) -> list[str]:
   found = [f'--config={preset}', *FLAGS]
   if strategy.population > MOST_MEMBERS:
     found.append(f'--config.strategy.population={MOST_MEMBERS}')
+  if 'epochs' in strategy.options:
+    found.append('--config.strategy.options.epochs=5')
   if strategy.options.get('members'):
     found.append('--config.strategy.options.members=10')
   return found

@@ -9,7 +9,9 @@ import pytest
 from evojax_llm.strategies import low_rank_es
 from evojax_llm.strategies import model_swarms
 from evojax_llm.strategies import registry
+from evojax_llm.strategies.evogm import algorithm as evogm
 from evojax_llm.strategies.genome import algorithm
+from evojax_llm.systems import evogm as evogm_config
 from evojax_llm.systems import genome as genome_config
 from evojax_llm.systems import low_rank_es as low_rank_config
 from evojax_llm.systems import model_swarms as swarms_config
@@ -92,6 +94,7 @@ def test_a_sweep_draws_coefficients_from_the_grids():
     (genome_config, 'genome_plus', algorithm.Genome),
     (swarms_config, 'model_swarms', model_swarms.ModelSwarms),
     (low_rank_config, 'low_rank_es', low_rank_es.LowRankES),
+    (evogm_config, 'evogm', evogm.EvoGM),
   ],
 )
 def test_a_configuration_holds_all_options_with_their_defaults(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.strategies import base
+from evojax_llm.systems import evogm as evogm_config
 from evojax_llm.systems import genome as genome_config
 from evojax_llm.systems import low_rank_es as low_rank_config
 from evojax_llm.systems import model_swarms as swarms_config
@@ -15,6 +16,7 @@ PRESETS = {
   **swarms_config.PRESETS,
   **low_rank_config.PRESETS,
   **pso_config.PRESETS,
+  **evogm_config.PRESETS,
 }
 P = 8
 KEY = jax.random.key(42)

@@ -211,6 +211,7 @@ def test_sharded_is_unsharded():
     ('model_swarms', {'inertia': 0.4}, {'restart': 'never'}),
     ('low_rank_es', {'learning_rate': 0.2}, {'rank': 2}),
     ('pso_merging', {'social': 1.0}, {'draws': 'none'}),
+    ('evogm', {'learning_rate': 0.2}, {'epochs': 2}),
     ('PSO', {'inertia_coeff': 0.5}, {}),
     ('SNES', {'sigma': 0.2}, {'optimizer': 'adam', 'learning_rate': 0.1}),
     ('SimpleGA', {'crossover_rate': 0.5}, {'sigma': 0.5}),
@@ -218,8 +219,10 @@ def test_sharded_is_unsharded():
 )
 def test_points_of_a_sweep_share_their_programs(name, swept, static):
   genome = jax.eval_shape(lambda: stack.take(problems.population(), 0))
-  common = {'merge_base': jax.tree.map(jnp.zeros_like, genome)}
-  common = common if name == 'genome' else {}
+  common = {
+    'genome': {'merge_base': jax.tree.map(jnp.zeros_like, genome)},
+    'evogm': {'top_k': 4},
+  }.get(name, {})
   if 'merge' in swept:
     common['merge'] = swept.pop('merge')
 

@@ -84,6 +84,14 @@ def test_low_rank_es_improves():
   assert last < 0.5 * first
 
 
+def test_evogm_improves():
+  strategy = registry.make_strategy(
+    'evogm', P, genome=jnp.zeros(DIMS), width=16, epochs=20, learning_rate=0.01
+  )
+  first, last = run(strategy, 'sphere', 15)
+  assert last < 0.5 * first
+
+
 def test_strategies_that_see_more_than_a_cost_are_refused():
   with pytest.raises(ValueError, match="sees 'tasks'"):
     evosax.as_evosax(genome.Genome(P, chosen_by='pareto'))

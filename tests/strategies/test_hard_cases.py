@@ -22,6 +22,7 @@ from evojax_llm.population import stack
 from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
+from evojax_llm.systems import evogm
 from tests.strategies import problems
 
 P = 6
@@ -39,6 +40,7 @@ STRATEGIES = {
   'model_swarms, as released': ('model_swarms', {'restart': 'forever'}),
   'low_rank_es': ('low_rank_es', {}),
   'pso_merging': ('pso_merging', {}),
+  'evogm': ('evogm', {'top_k': 4, 'width': 8, 'epochs': 2, 'inner': 2}),
   'SimpleGA': ('SimpleGA', {'sigma': 0.1}),
   'PSO': ('PSO', {}),
   'Sep_CMA_ES': ('Sep_CMA_ES', {'sigma': 0.1}),
@@ -111,6 +113,7 @@ _PAIRS = 'at least two to make pairs'
 _FEW = "makes 1 members out of 1 experts.*End it with 'extrapolants'"
 _ANCHORS = 'makes 2 members out of 1 experts'
 ONE_EXPERT = {
+  **dict.fromkeys(evogm.PRESETS),
   'genome': None,
   'genome_plus': None,
   'genome_as_published': _PAIRS,

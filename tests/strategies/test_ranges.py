@@ -22,6 +22,8 @@ from tests.strategies import problems
     ('lorahub', {'bound': -1.0}, 'bound -1.0; expected 0 or more'),
     ('lorahub', {'penalty': 'max'}, "'max'; expected one of 'sum', 'mean'"),
     ('pso_merging', {'longest_step': -1.0}, '-1.0; expected 0 or more'),
+    ('evogm', {'winners': 1.5}, 'winners 1.5; expected 0 to 1'),
+    ('evogm', {'inner': 0}, 'inner 0; expected 1 or more'),
     ('low_rank_es', {'learning_rate': -1.0}, '-1.0; expected 0 or more'),
   ],
 )

@@ -26,6 +26,7 @@ def test_the_tables_of_options_are_up_to_date(page):
     'model_swarms',
     'low_rank_es',
     'pso_merging',
+    'evogm',
     'cma_es',
     'random_search',
     'lorahub',

@@ -111,6 +111,7 @@ def test_stock_names_are_evosax_names():
   known = set(algorithms.algorithms)
   own = {'genome', 'genome_plus', 'model_swarms', 'low_rank_es'}
   own |= {'random_search', 'cma_es', 'pso_merging', 'lorahub', 'grid'}
+  own |= {'evogm'}
   assert set(registry.strategy_names()) - own <= known
 
 
@@ -194,6 +195,9 @@ def test_presets_make_their_strategies(name):
   if preset.strategy == 'pso_merging':
     return
   published = 'as_published' in name
+  if preset.strategy == 'evogm':
+    assert strategy.options.cache != published
+    return
   if preset.strategy == 'low_rank_es':
     assert strategy.members == preset.options['members']
     return

@@ -128,7 +128,8 @@ def model_stock(
   counts as that, as in mergekit.
 
   Args:
-    parents, base: see above.
+    parents: (k, ...).
+    base: (...).
     axis: the axis that runs along a row.
     span: what has a cosine of its own, the whole 'tensor' or each 'row'
       (mergekit's filter_wise).

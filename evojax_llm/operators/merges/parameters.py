@@ -43,12 +43,17 @@ def resolve(
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns arrays for every leaf, as `lift.genome` takes them.
 
-  Of values by parameter, see above, for one genome (arrays or shapes): by
-  parameter and leaf name f32, () or (k,) with L in front where the leaf has it.
+  A value is a number; a list of numbers, a gradient over depth; a list of
+  {'filter': text in the leaf's name, 'value': number or gradient}; or
+  `PerModel` of k such.
+
+  Returns:
+    For one genome (arrays or shapes), by parameter and leaf name f32, () or
+    (k,) with L in front where the leaf has it.
 
   Raises:
-    ValueError: if a value is not of this kind or out of its range, or no entry
-      matches a leaf.
+    ValueError: if a value is not of this kind or out of its range, no entry
+      matches a leaf, or no leaf is below `layers`.
   """
   merge = check.find(method)
   leaves.check_layers(genome, layers)

@@ -1,0 +1,141 @@
+"""How the generators of EvoGM learn to make winners of losers.
+
+With winners w and losers l of an epoch, m rows each, and w' the mean of these
+winners, the loss is
+
+  cycle_scale (|R(F(l)) - l|^2 + |F(R(w)) - w|^2) + opt_scale |F(l) - w'|^2
+
+where F is the forward and R the reverse generator and |.|^2 the mean over rows
+and coordinates. A single generator has (1 + opt_scale) |F(l) - w'|^2 alone, as
+in the released code.
+"""
+
+from typing import Any
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from evojax_llm.strategies.evogm import networks
+from evojax_llm.strategies.evogm.networks import Generator
+
+
+@flax.struct.dataclass
+class Learner:
+  """Parameters of the generators and Adam's state over all of them.
+
+  Leaves of `networks` are (2, ...) f32, the forward and the reverse one, or
+  (1, ...) without the latter.
+  """
+
+  networks: Any
+  adam: optax.OptState
+
+
+class Pools(NamedTuple):
+  """What the epochs of one training draw from.
+
+  Attributes:
+    rows: (C, D) f32.
+    winners, losers: (C,) bool.
+    count: () i32 m, rows that an epoch takes of each.
+  """
+
+  rows: jax.Array
+  winners: jax.Array
+  losers: jax.Array
+  count: jax.Array
+
+
+def start(
+  key: jax.Array, generator: Generator, active: jax.Array, dual: bool
+) -> Learner:
+  """Returns new generators; see `networks.draw`."""
+  drawn = networks.draw(key, generator, active, 2 if dual else 1)
+  return Learner(drawn, optax.scale_by_adam().init(drawn))
+
+
+def propose(
+  learner: Learner, generator: Generator, rows: jax.Array, active: jax.Array
+) -> jax.Array:
+  """Returns what the forward generator makes of rows (M, D)."""
+  forward = jax.tree.map(lambda leaf: leaf[0], learner.networks)
+  return generator.apply(forward, rows) * active
+
+
+def train(
+  key: jax.Array,
+  learner: Learner,
+  generator: Generator,
+  pools: Pools,
+  active: jax.Array,
+  params: Any,
+  *,
+  batch: int,
+  epochs: int,
+) -> tuple[Learner, jax.Array]:
+  """Takes one step of Adam in each epoch, on rows drawn without replacement.
+
+  Args:
+    key: of the draws.
+    learner, generator: see `start`.
+    pools: winners and losers; what is more than `count` of them is left out by
+      chance, anew in every epoch.
+    active: (D,) f32, 1 for coordinates in use, else 0.
+    params: has learning_rate, cycle_scale and opt_scale, () f32.
+    batch: at least `count`; rows beyond it have no weight.
+    epochs: steps.
+
+  Returns:
+    The learner, and the cycle error () f32 of the last epoch; NaN without a
+    reverse generator.
+  """
+  dual = jax.tree.leaves(learner.networks)[0].shape[0] == 2
+  used = (jnp.arange(batch) < pools.count).astype(jnp.float32)[:, None]
+  rows_used = pools.count.astype(jnp.float32)
+  weight = used * active / (rows_used * jnp.sum(active))
+
+  def apply(pair, rows):
+    return jax.vmap(generator.apply)(pair, rows) * active
+
+  def error(one, two):
+    return jnp.sum(weight * jnp.square(one - two))
+
+  def loss(pair, losers, winners):
+    centre = jnp.sum(used * winners, axis=0) / rows_used
+    if not dual:
+      pull = error(apply(pair, losers[None])[0], centre)
+      return (1.0 + params.opt_scale) * pull, jnp.float32(jnp.nan)
+    rows = jnp.stack([losers, winners])
+    made = apply(pair, rows)
+    # Each of the two maps what the other has made.
+    cycle = error(apply(pair, made[::-1]), rows[::-1])
+    pull = error(made[0], centre)
+    return params.cycle_scale * cycle + params.opt_scale * pull, cycle
+
+  def epoch(learner, key):
+    one, two = jax.random.split(key)
+    gradient, cycle = jax.grad(loss, has_aux=True)(
+      learner.networks,
+      pools.rows[_draw(one, pools.losers, batch)],
+      pools.rows[_draw(two, pools.winners, batch)],
+    )
+    with jax.numpy_dtype_promotion('standard'):
+      steps, adam = optax.scale_by_adam().update(gradient, learner.adam)
+    moved = jax.tree.map(
+      lambda leaf, step: leaf - params.learning_rate * step,
+      learner.networks,
+      steps,
+    )
+    return Learner(moved, adam), cycle
+
+  learner, cycles = jax.lax.scan(epoch, learner, jax.random.split(key, epochs))
+  return learner, cycles[-1]
+
+
+def _draw(key, pool, batch):
+  """Indices (batch,) of a random order of the pool, then of others."""
+  chance = jax.random.uniform(key, pool.shape)
+  return jnp.argsort(jnp.where(pool, chance, 2.0))[:batch]
