@@ -61,7 +61,7 @@ def load(source: str) -> config_dict.ConfigDict:
         + lookup.expected(
           preset,
           known,
-          f'{", ".join(known)}, a Python file or the config.json of a run',
+          f'a Python file, the config.json of a run, {", ".join(known)}',
         )
       )
     config = module.get_config(*([argument] if argument else []))

@@ -237,7 +237,7 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
     ([tmp_path, '--config.modell=x'], "Got unknown field 'modell'"),
     ([tmp_path, '--stages=nothing'], "Got task 'nothing'"),
     ([tmp_path / 'file'], 'File exists'),
-    ([tmp_path / 'a', '--configs=README.md'], 'expected a Python file'),
+    ([tmp_path / 'a', '--configs=README.md'], 'expected one of a Python file'),
     ([tmp_path / 'a', '--configs=evojax_llm/runs/errors.py'], "'get_config'"),
   ):
     assert compare(*arguments) == 1

@@ -242,7 +242,7 @@ def test_existing_output_is_kept(tmp_path, capsys, base, files):
     ({'model': 'absent'}, ['absent', 'does not exist']),
     ({'adapters': 'absent'}, ['absent', 'does not exist']),
     ({'tasks': 'absent.json'}, ['absent.json', 'no such file']),
-    ({'tasks': 'absent'}, ['expected a file, a pocket stage (main, ']),
+    ({'tasks': 'absent'}, ['Expected a file, a pocket stage (main, ']),
     ({'split': 'test'}, ["'say'", 'no test items']),
     ({'out': '.'}, ['--out=.', 'is a folder']),
   ],
