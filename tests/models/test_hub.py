@@ -262,7 +262,7 @@ def test_no_config(folder):
 
 def test_broken_json(folder):
   (folder / 'config.json').write_text('{"model_type": "gemma2",')
-  _refused(folder, 'config.json', 'not valid JSON at line 1')
+  _refused(folder, 'config.json', 'not valid JSON at column 25')
   (folder / 'config.json').write_text('[]')
   _refused(folder, 'config.json', 'JSON list', 'expected an object')
 

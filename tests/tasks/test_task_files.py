@@ -232,7 +232,7 @@ def test_missing_field_lists_what_is_there(write):
     ({'dev': [choice_row(1)], 'format': [1]}, ["'format': expected an object"]),
     ({'dev': [choice_row(1)], 'name': 3}, ["'name': expected text"]),
     ({'dev': [choice_row(1)], 'name': 'a\nb'}, ["'name': expected text"]),
-    ({'dev': [choice_row(1)], 'task_type': 'codes'}, ['codes', 'expected']),
+    ({'dev': [choice_row(1)], 'task_type': 'codes'}, ['codes', 'Expected']),
     ({'dev': [choice_row(1)], 'task_type': 'exact_match'}, ['have choices']),
     ({'dev': [exact_row(1)], 'task_type': 'multiple_choice'}, ['no choices']),
     ({'dev': [exact_row(1)], 'test': [choice_row(1)]}, ['only one of']),
