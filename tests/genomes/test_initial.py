@@ -149,7 +149,7 @@ def test_the_seed_decides_and_size_does_not():
 @pytest.mark.parametrize(
   'recipe, size, num_experts, message',
   [
-    (('expert',), 3, 3, "'expert'; expected one of"),
+    (('expert',), 3, 3, "'expert'. Did you mean 'experts'"),
     (('experts',), 4, 3, 'makes 3 members out of 3 experts; expected 4'),
     ((('zero', {'mass': 1}),), 1, 3, "'mass'.*'zero'"),
     (('pairs',), 2, 1, 'expected at least two'),
