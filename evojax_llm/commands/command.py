@@ -267,54 +267,6 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
 
 
-# Help of flags that several programs have.
-ROW = "Row of the run's table: 'scaled average', 'vote', or an expert."
-CODE = 'Run code that the run folder names.'
-UNFINISHED = 'Take the best so far of a run that has not finished.'
-CHANGED = 'Take a base or experts that have changed since the run.'
-
-
-def open_source(
-  model: str | None,
-  adapters: Sequence[str],
-  run: str | None,
-  row: str,
-  allow_changed: bool,
-  allow_code: bool,
-  allow_unfinished: bool,
-) -> tuple[Any, str]:
-  """Returns the `rows.Run` of --run, None of --model or an exported vote.
-
-  Returns:
-    It, and the name of the row there.
-
-  Raises:
-    UserError: neither is given or both are, or the run cannot be read.
-    ModelError: one of the folders is not there.
-  """
-  if run and (model or adapters):
-    raise UserError(
-      '--run is given with --model or --adapters: a run has its own; leave '
-      'them out.'
-    )
-  if not (run or model):
-    raise UserError(
-      '--model is missing: a model folder; or --run, a run folder. See --help.'
-    )
-  if not run:
-    from evojax_llm.models.folders import existing_folder
-
-    existing_folder(model, 'a Gemma folder')
-    for folder in adapters:
-      existing_folder(folder, 'a PEFT adapter folder')
-    return None, row
-  from evojax_llm.runs import rows
-
-  if name := rows.exported_vote(run):
-    return None, name
-  return rows.find(run, row, allow_changed, allow_code, allow_unfinished)
-
-
 def check_out(
   path: str | None, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
 ) -> pathlib.Path | None:

@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from evojax_llm.commands import command
+from evojax_llm.commands import source
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
 _OUT = flags.DEFINE_string(
   'out', None, 'New folder to be written.', required=True
 )
-_ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
 _MERGED = flags.DEFINE_bool('merged', False, 'Write a full model folder.')
 _DTYPE = flags.DEFINE_enum(
   'dtype',
@@ -41,11 +41,7 @@ _DTYPE = flags.DEFINE_enum(
 _MAX_RANK = flags.DEFINE_integer(
   'max_rank', None, 'Highest rank of an adapter.', lower_bound=1
 )
-_ALLOW_UNFINISHED = flags.DEFINE_bool(
-  'allow_unfinished', False, command.UNFINISHED
-)
-_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
-_ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
+source.define_row()
 
 
 def main(_: Sequence[str]) -> None:
@@ -55,10 +51,10 @@ def main(_: Sequence[str]) -> None:
   kind = export.export(
     _RUN.value,
     _OUT.value,
-    _ROW.value,
-    allow_unfinished=_ALLOW_UNFINISHED.value,
-    allow_changed=_ALLOW_CHANGED.value,
-    allow_code=_ALLOW_CODE.value,
+    flags.FLAGS.row,
+    allow_unfinished=flags.FLAGS.allow_unfinished,
+    allow_changed=flags.FLAGS.allow_changed,
+    allow_code=flags.FLAGS.allow_code,
     options=options,
   )
   print(f'{kind} written to {_OUT.value}')

@@ -29,21 +29,10 @@ from typing import Any
 from absl import flags
 
 from evojax_llm.commands import command
+from evojax_llm.commands import source as source_lib
 from evojax_llm.runs import prompt_file
 
-_MODEL = flags.DEFINE_string(
-  'model', None, 'Gemma folder in Hugging Face form.'
-)
-_ADAPTERS = flags.DEFINE_list(
-  'adapters', [], 'PEFT LoRA folders, separated by commas; none by default.'
-)
-_RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
-_ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
-_ALLOW_UNFINISHED = flags.DEFINE_bool(
-  'allow_unfinished', False, command.UNFINISHED
-)
-_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
-_ALLOW_CODE = flags.DEFINE_bool('allow_code', False, command.CODE)
+source_lib.define()
 _PROMPTS = flags.DEFINE_string(
   'prompts', None, 'JSON list of texts or of message lists.', required=True
 )
@@ -73,21 +62,10 @@ _OVERWRITE = flags.DEFINE_bool(
 
 
 def main(_: Sequence[str]) -> None:
-  run, row = command.open_source(
-    _MODEL.value,
-    _ADAPTERS.value,
-    _RUN.value,
-    _ROW.value,
-    _ALLOW_CHANGED.value,
-    _ALLOW_CODE.value,
-    _ALLOW_UNFINISHED.value,
-  )
-  source = _MODEL.value or _RUN.value
-  named = _ROW.value if run else row
-  inputs = run.reads() if run else [source, *_ADAPTERS.value]
+  source = source_lib.read()
   prompts = prompt_file.read_prompts(_PROMPTS.value)
   out = command.check_out(
-    _OUT.value, _OVERWRITE.value, [_PROMPTS.value, *inputs]
+    _OUT.value, _OVERWRITE.value, [_PROMPTS.value, *source.reads]
   )
   sampling = {
     'temperature': _TEMPERATURE.value,
@@ -101,19 +79,13 @@ def main(_: Sequence[str]) -> None:
 
   from evojax_llm.engine.generation import generate_texts
   from evojax_llm.engine.sampling import Sampling
-  from evojax_llm.runs import base_and_adapters as members_lib
 
   dtype = jnp.dtype(_DTYPE.value)
   try:
     how = Sampling(**sampling)
   except ValueError as error:
     raise command.UserError(str(error)) from error
-  command.say(f'loading {source}')
-  vote = None
-  if _RUN.value:
-    members, vote = members_lib.of_row(run or _RUN.value, row, dtype)
-  else:
-    members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
+  members, vote = source.load(dtype)
   command.say(
     f'generating: {len(members.names)} members, {len(prompts)} prompts'
   )
@@ -141,9 +113,7 @@ def main(_: Sequence[str]) -> None:
   command.write_json(
     out,
     {
-      'model': str(members.space.model().folder),
-      'adapters': _ADAPTERS.value,
-      **({'run': _RUN.value, 'row': named} if _RUN.value else {}),
+      **source.record(members),
       'max_new_tokens': _MAX_NEW_TOKENS.value,
       'stop': _STOP.value,
       'sampling': sampling,

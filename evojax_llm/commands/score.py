@@ -40,20 +40,12 @@ from typing import Any
 from absl import flags
 
 from evojax_llm.commands import command
+from evojax_llm.commands import source as source_lib
 from evojax_llm.runs.run_config import RunConfig
 
-_MODEL = flags.DEFINE_string(
-  'model', None, 'Gemma folder in Hugging Face form.'
+source_lib.define(
+  'Run generated code, in limits, and code that task files name.'
 )
-_ADAPTERS = flags.DEFINE_list(
-  'adapters', [], 'PEFT LoRA folders, separated by commas; none by default.'
-)
-_RUN = flags.DEFINE_string('run', None, 'Run folder, in their place.')
-_ROW = flags.DEFINE_string('row', 'evolved', command.ROW)
-_ALLOW_UNFINISHED = flags.DEFINE_bool(
-  'allow_unfinished', False, command.UNFINISHED
-)
-_ALLOW_CHANGED = flags.DEFINE_bool('allow_changed', False, command.CHANGED)
 _TASKS = flags.DEFINE_list(
   'tasks',
   None,
@@ -82,11 +74,6 @@ _MAX_LENGTH = flags.DEFINE_integer(
   "Longest prompt in tokens, new tokens included; by default the model's "
   'context. What is longer is cut from the left, which is told.',
   lower_bound=2,
-)
-_ALLOW_CODE = flags.DEFINE_bool(
-  'allow_code',
-  False,
-  'Run generated code, in limits, and code that task files name.',
 )
 _ALLOW_OVERLAP = flags.DEFINE_bool(
   'allow_overlap', False, 'Read tasks whose dev and test share items.'
@@ -132,40 +119,29 @@ _SETTINGS = {
 
 
 def main(_: Sequence[str]) -> None:
-  run, row = command.open_source(
-    _MODEL.value,
-    _ADAPTERS.value,
-    _RUN.value,
-    _ROW.value,
-    _ALLOW_CHANGED.value,
-    _ALLOW_CODE.value,
-    _ALLOW_UNFINISHED.value,
-  )
+  source = source_lib.read()
+  run = source.run
   if not run and not _TASKS.value:
     raise command.UserError(
       'An exported vote has no tasks: name them with --tasks.'
-      if _RUN.value
+      if source.named
       else '--tasks is missing: task files, separated by commas. See --help.'
     )
   if _PER_ITEM.value and not _OUT.value:
     raise command.UserError('--per_item is of the file --out: name one.')
-  source = _MODEL.value or _RUN.value
-  named = _ROW.value if run else row
-  inputs = run.reads() if run else [source, *_ADAPTERS.value]
   config, tasks = _read_tasks(run)
   out = command.check_out(
-    _OUT.value, _OVERWRITE.value, [*inputs, *(_TASKS.value or ())]
+    _OUT.value, _OVERWRITE.value, [*source.reads, *(_TASKS.value or ())]
   )
-  model = run.files.model if run else _MODEL.value
-  if model:  # An exported vote says later which.
-    asked = max(1, run.config.ensemble.size) if run else len(_ADAPTERS.value)
-    command.use_cores(model, 1 + asked)
+  if run:
+    command.use_cores(run.files.model, 1 + max(1, run.config.ensemble.size))
+  elif source.named is None:  # An exported vote says later which model.
+    command.use_cores(source.folder, 1 + len(source.adapters))
 
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluator import Evaluator
-  from evojax_llm.runs import base_and_adapters as members_lib
   from evojax_llm.runs import int8_base
   from evojax_llm.runs import scoring
   from evojax_llm.tasks.scorers.registry import scorer_of
@@ -173,12 +149,7 @@ def main(_: Sequence[str]) -> None:
   execution = config.execution
   dtype = jnp.dtype(_DTYPE.value or execution.dtype)
   base_dtype = _BASE_DTYPE.value or execution.base_dtype
-  command.say(f'loading {source}')
-  vote = None
-  if _RUN.value:
-    members, vote = members_lib.of_row(run or _RUN.value, row, dtype)
-  else:
-    members = members_lib.load(_MODEL.value, _ADAPTERS.value, dtype)
+  members, vote = source.load(dtype)
   make = functools.partial(
     Evaluator,
     members.tokenizer,
@@ -206,9 +177,7 @@ def main(_: Sequence[str]) -> None:
   command.write_json(
     out,
     {
-      'model': str(members.space.model().folder),
-      'adapters': _ADAPTERS.value,
-      **({'run': _RUN.value, 'row': named} if _RUN.value else {}),
+      **source.record(members),
       'split': _SPLIT.value,
       'chat': config.chat,
       'truncated': evaluator.ledger.truncated,
@@ -228,7 +197,9 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
   if _LIMIT.value:
     given |= {f'{split}_limit': _LIMIT.value, f'{split}_limits': ()}
   # Whether code may run is never read from a folder.
-  config = dataclasses.replace(config, allow_code=_ALLOW_CODE.value, **given)
+  config = dataclasses.replace(
+    config, allow_code=flags.FLAGS.allow_code, **given
+  )
   from evojax_llm.runs import inputs as inputs_lib
   from evojax_llm.tasks import task_files
 
