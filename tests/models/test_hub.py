@@ -25,22 +25,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 Q_PROJ = 'model.layers.1.self_attn.q_proj.weight'
 
 
-@pytest.fixture
-def folder(tiny_gemma_folder, tmp_path):
-  """A copy of a tiny Gemma 2 that a test may damage."""
-  return _copy(tiny_gemma_folder('gemma2'), tmp_path)
-
-
-@pytest.fixture
-def shards(tiny_gemma_folder, tmp_path):
-  """The same in three shards."""
-  return _copy(tiny_gemma_folder('gemma2', shards=3), tmp_path)
-
-
-def _copy(source, tmp_path):
-  return pathlib.Path(shutil.copytree(source, tmp_path / 'model'))
-
-
 def _edit_config(folder, **changes):
   damage.edit_json(folder / 'config.json', **changes)
 
