@@ -72,9 +72,12 @@ def test_build_writes_tasks_and_stages(built):
   assert task == data.task('sor', 4, 6, seed=1)
 
 
-def test_build_refuses_to_overwrite(built):
-  with pytest.raises(Exception, match='already holds'):
-    run_program('pocket.build', f'--out={built}', *_TINY)
+def test_build_refuses_to_overwrite(built, capsys):
+  weights = built / 'base' / 'model.safetensors'
+  before = weights.read_bytes()
+  assert run_program('pocket.build', f'--out={built}', *_TINY) == 1
+  assert 'already holds base' in capsys.readouterr().err
+  assert weights.read_bytes() == before
 
 
 def test_build_keeps_the_base_when_told_to(built):
