@@ -113,7 +113,7 @@ def test_size():
   files = [
     f for f in folder.rglob('*') if f.is_file() and '__pycache__' not in f.parts
   ]
-  dense = sum(f.stat().st_size for f in files if 'dense' in f.parts)
+  dense = sum(f.stat().st_size for f in files if folder / 'dense' in f.parents)
   assert dense <= 9e6
   assert sum(f.stat().st_size for f in files) - dense <= 10e6
 
