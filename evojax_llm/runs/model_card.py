@@ -21,13 +21,16 @@ _KINDS = {
 }
 
 
-def text(run: rows.Run, row: rows.Row, kind: str) -> str:
+def text(
+  run: rows.Run, row: rows.Row, kind: str, notes: Sequence[str] = ()
+) -> str:
   """Returns README.md of an exported row.
 
   Args:
     run: whose row it is.
     row: that is exported.
     kind: of the folder of each member, 'adapter' or 'model'.
+    notes: lines below its recipe, each of them once.
   """
   base = model_name(run.files.model)
   base = base if '/' in base else run.files.name
@@ -55,6 +58,7 @@ def text(run: rows.Run, row: rows.Row, kind: str) -> str:
     f'# {name}: {row.name}',
     f'{what}, made by evojax_llm {evojax_llm.__version__}.',
     *_made_of(run, row),
+    *dict.fromkeys(notes),
     *_scores(row),
     *_lineage(run, row),
     *_data(run),
