@@ -89,12 +89,20 @@ def make_initial(
       or the recipe ends before P.
   """
   rows = make_rows(stack.size(experts), recipe, size, seed_key)
-  population = combine(
-    experts,
-    np.stack([row.first for row in rows]),
-    np.stack([row.second for row in rows]),
-  )
-  return finish(rows, population, seed_key)
+  if any(row.operator in OF_SPACE for row in rows):
+    raise ValueError(
+      f'Got the recipe {tuple(recipe)} for experts alone; expected a space, '
+      'whose `initial` knows its centre and its draws.'
+    )
+  return finish(rows, combine_rows(experts, rows), seed_key)
+
+
+def combine_rows(
+  experts: stack.Population, rows: Sequence[Row]
+) -> stack.Population:
+  """Makes the members of rows; see `combine`."""
+  first, second = ([getattr(r, n) for r in rows] for n in ('first', 'second'))
+  return combine(experts, np.stack(first), np.stack(second))
 
 
 def finish(
@@ -362,6 +370,24 @@ def _uniform(draw: Draw, low: float = -1.0, high: float = 1.0) -> list[Row]:
   return rows
 
 
+def _centre(draw: Draw, members: int | None = None) -> list[Row]:
+  """The middle of the space's bounds; as often as there are members left."""
+  return _of_space(draw, 'centre', members)
+
+
+def _random(draw: Draw, members: int | None = None) -> list[Row]:
+  """Draws of the space."""
+  return _of_space(draw, 'random', members)
+
+
+def _of_space(draw, name, members):
+  nothing = np.zeros(draw.num_experts)
+  count = draw.missing if members is None else members
+  return [Row(name, nothing, nothing)] * count
+
+
+# Rows that a space makes, out of no experts.
+OF_SPACE = ('centre', 'random')
 RECIPES: dict[str, Callable[..., list[Row]]] = {
   'experts': _experts,
   'pairs': _pairs,
@@ -373,4 +399,6 @@ RECIPES: dict[str, Callable[..., list[Row]]] = {
   'scaled_average': _scaled_average,
   'noise': _noise,
   'uniform': _uniform,
+  'centre': _centre,
+  'random': _random,
 }

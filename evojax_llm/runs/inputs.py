@@ -77,11 +77,9 @@ def locate(config: RunConfig) -> Files:
     UserError, ModelError: a name stands for nothing.
   """
   # Not at import: it loads jax, and --help should answer at once.
-  from evojax_llm.genomes.space import find_space
   from evojax_llm.models.folders import existing_folder
 
-  with as_user_error(ValueError, what='config.space'):
-    space = find_space(config.space)
+  space = space_class(config)
   if not space.shares_base and config.execution.base_dtype:
     raise UserError(
       'config.execution.base_dtype is of a base that members share; members '
@@ -182,6 +180,29 @@ def _expert(
       'config.experts.'
     )
   return folder
+
+
+def space_class(config: RunConfig) -> Any:
+  """Returns the class of a configuration's space.
+
+  Raises:
+    UserError: there is no such space, or its options do not go together.
+  """
+  from evojax_llm.genomes.space import find_space
+
+  with as_user_error(ValueError, what='config.space'):
+    find_space(config.space)
+  with as_user_error(ValueError, what='config.merged'):
+    return find_space(config.space, space_options(config))
+
+
+def space_options(config: RunConfig) -> dict[str, Any]:
+  """Returns what else a configuration's space is told; nothing to most."""
+  from evojax_llm.genomes.space import find_space
+
+  if getattr(find_space(config.space), 'options', None) is None:
+    return {}
+  return dataclasses.asdict(config.merged)
 
 
 def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from evojax_llm import lookup
 from evojax_llm import options as options_lib
+from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs.errors import UserError
 
@@ -110,6 +111,13 @@ class RacingConfig(_Part):
   rounds: int = option(3, 'in which the items are asked', low=1)
   keep: int = option(1, 'members that are never stopped', low=1)
   z: float = option(2.0, 'standard errors that a stopped member lies behind')
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedConfig(_Part, MergedOptions):
+  """The space `merged`, in which recipes of a merge evolve."""
+
+  _path = 'merged.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +229,7 @@ class RunConfig(_Part):
   strategy: StrategyConfig = StrategyConfig()
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
+  merged: MergedConfig = MergedConfig()
   execution: ExecutionConfig = ExecutionConfig()
 
   def __post_init__(self):
