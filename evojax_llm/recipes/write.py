@@ -22,6 +22,7 @@ import numpy as np
 from evojax_llm.models import folders
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.recipes import presort
 from evojax_llm.recipes.model_folder import FLOATS
 from evojax_llm.recipes.plan import Output
 from evojax_llm.recipes.plan import Plan
@@ -192,10 +193,15 @@ def _start(
   values = {
     name: np.asarray(v, np.float32) for name, v in output.values.items()
   }
+  parents = [read(tensor) for tensor in output.parents]
+  base = read(output.base) if output.base else None
+  found = {}
+  if jax.default_backend() == 'cpu':
+    found = presort.find(merge, parents, base, values)
   return _merge(
-    [read(tensor) for tensor in output.parents],
-    read(output.base) if output.base else None,
-    values,
+    parents,
+    base,
+    values | found,
     _key_data(seed, output.name) if merge.draws else None,
     merge=merge.name,
     options=tuple(options.items()),
