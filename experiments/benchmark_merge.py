@@ -26,6 +26,7 @@ from absl import flags
 
 from evojax_llm.commands import command
 from evojax_llm.runs.errors import say
+from experiments.benchmarks import random_llama
 from experiments.benchmarks import tables
 
 # Layers of folders of about 1 GB.
@@ -82,6 +83,7 @@ _DTYPES = flags.DEFINE_list('dtypes', list(_LAYERS), f'Of {list(_LAYERS)}.')
 _LAYER_COUNT = flags.DEFINE_integer(
   'layers', None, 'Layers of the models; by default those of 1 GB.', 1
 )
+_WIDTH = flags.DEFINE_integer('width', 2048, 'Of the models.', 64)
 _REPEATS = flags.DEFINE_integer('repeats', 2, 'Timed repeats of each.', 1)
 _PEER_PYTHON = flags.DEFINE_string(
   'peer_python',
@@ -134,17 +136,22 @@ def measure(
   peer_python: str | None,
   *,
   layers: int,
+  width: int,
   repeats: int,
 ) -> dict:
   """Returns what each method's merges used, ours and the peer's in turns."""
-  models = {n: str(folder / dtype / n) for n in ('base', 'a', 'b')}
+  own = folder / f'{dtype}_{layers}x{width}'
+  models = {name: str(own / name) for name in ('base', 'a', 'b')}
   for seed, path in enumerate(models.values()):
     if not os.path.isdir(path):
-      # In a process of its own, whose memory is no part of this one's.
-      made = 'from experiments.benchmarks import random_llama as r; import '
-      made += f'pathlib; r.write(pathlib.Path({path!r}), {seed}, '
-      made += f'layers={layers}, dtype={dtype!r}, shards={_SHARDS})'
-      subprocess.run([sys.executable, '-c', made], check=True)
+      random_llama.write(
+        pathlib.Path(path),
+        seed,
+        layers=layers,
+        width=width,
+        dtype=dtype,
+        shards=_SHARDS,
+      )
   rows = {method: {'ours': [], 'mergekit': []} for method in methods}
   out, path = folder / 'merged', folder / 'recipe.yaml'
   ways = {
@@ -237,6 +244,7 @@ def main(_: Sequence[str]) -> None:
         _METHODS.value,
         _PEER_PYTHON.value,
         layers=_LAYER_COUNT.value or _LAYERS[dtype],
+        width=_WIDTH.value,
         repeats=_REPEATS.value,
       )
     )

@@ -10,57 +10,63 @@ import ml_dtypes
 import numpy as np
 from safetensors import numpy as safetensors
 
-_WIDTH, _HIDDEN, _KEYS, _WORDS = 2048, 5632, 256, 32_000
-_LAYER = {
-  'input_layernorm': (_WIDTH,),
-  'post_attention_layernorm': (_WIDTH,),
-  'self_attn.q_proj': (_WIDTH, _WIDTH),
-  'self_attn.k_proj': (_KEYS, _WIDTH),
-  'self_attn.v_proj': (_KEYS, _WIDTH),
-  'self_attn.o_proj': (_WIDTH, _WIDTH),
-  'mlp.gate_proj': (_HIDDEN, _WIDTH),
-  'mlp.up_proj': (_HIDDEN, _WIDTH),
-  'mlp.down_proj': (_WIDTH, _HIDDEN),
-}
 _TYPES = {'bfloat16': ml_dtypes.bfloat16, 'float32': np.float32}
 
 
-def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-  """Shapes of all tensors, by name."""
+def shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
+  """Shapes of all tensors, by name; those of TinyLlama at width 2048."""
+  hidden, keys, words = 11 * width // 4, width // 8, min(32_000, 16 * width)
+  layer = {
+    'input_layernorm': (width,),
+    'post_attention_layernorm': (width,),
+    'self_attn.q_proj': (width, width),
+    'self_attn.k_proj': (keys, width),
+    'self_attn.v_proj': (keys, width),
+    'self_attn.o_proj': (width, width),
+    'mlp.gate_proj': (hidden, width),
+    'mlp.up_proj': (hidden, width),
+    'mlp.down_proj': (width, hidden),
+  }
   return {
-    'model.embed_tokens.weight': (_WORDS, _WIDTH),
+    'model.embed_tokens.weight': (words, width),
     **{
       f'model.layers.{n}.{name}.weight': shape
       for n in range(layers)
-      for name, shape in _LAYER.items()
+      for name, shape in layer.items()
     },
-    'model.norm.weight': (_WIDTH,),
-    'lm_head.weight': (_WORDS, _WIDTH),
+    'model.norm.weight': (width,),
+    'lm_head.weight': (words, width),
   }
 
 
 def write(
-  folder: pathlib.Path, seed: int, *, layers: int, dtype: str, shards: int
+  folder: pathlib.Path,
+  seed: int,
+  *,
+  layers: int,
+  width: int,
+  dtype: str,
+  shards: int,
 ) -> None:
   """Writes a model: that of seed 0, or one a little off it.
 
   Args:
     folder: new.
     seed: 0 for the base of the others.
-    layers: of 44 M numbers each, beside 131 M outside of them.
+    layers: of 44 M numbers at width 2048, beside 131 M outside of them.
+    width: of the model; all other widths follow.
     dtype: 'bfloat16' or 'float32'.
     shards: files.
   """
   folder.mkdir(parents=True)
-  found = list(shapes(layers).items())
+  found = list(enumerate(shapes(layers, width).items()))
   where = {}
   for i in range(shards):
     name = f'model-{i + 1:05d}-of-{shards:05d}.safetensors'
     # Neighbours share a file, as they do in published folders.
     part = found[len(found) * i // shards : len(found) * (i + 1) // shards]
     tensors = {}
-    for key, shape in part:
-      position = list(shapes(layers)).index(key)
+    for position, (key, shape) in part:
       value = _drawn(0, position, shape)
       if seed:
         value += 0.1 * _drawn(seed, position, shape)
@@ -72,12 +78,12 @@ def write(
   config = {
     'architectures': ['LlamaForCausalLM'],
     'model_type': 'llama',
-    'hidden_size': _WIDTH,
-    'intermediate_size': _HIDDEN,
+    'hidden_size': width,
+    'intermediate_size': 11 * width // 4,
     'num_attention_heads': 32,
     'num_key_value_heads': 4,
     'num_hidden_layers': layers,
-    'vocab_size': _WORDS,
+    'vocab_size': min(32_000, 16 * width),
     'tie_word_embeddings': False,
     'torch_dtype': dtype,
   }
