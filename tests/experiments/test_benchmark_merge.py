@@ -35,7 +35,8 @@ def test_every_way_merges_the_same_recipe(tmp_path):
     repeats=1,
   )
   stored = [
-    f.stat().st_size for f in (tmp_path / 'bfloat16_1x64/a').glob('*.saf*')
+    f.stat().st_size
+    for f in (tmp_path / 'bfloat16_1x64/a').glob('*.safetensors')
   ]
   assert len(stored) == 3
   numbers = 2 * 1024 * 64 + 64 * (64 + 8 + 8 + 64 + 3 * 176) + 3 * 64
