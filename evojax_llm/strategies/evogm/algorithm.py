@@ -20,7 +20,6 @@ import jax
 from jax import flatten_util
 import jax.numpy as jnp
 
-from evojax_llm import options as options_lib
 from evojax_llm.options import option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
@@ -113,21 +112,9 @@ class EvoGM(base.Strategy):
   can_rescore = False
 
   def __init__(self, population_size: int, **options: Any):
-    """Makes the strategy.
-
-    Options are those of `Options` and hyperparameters of `default_params`.
-
-    Raises:
-      ValueError: if an option is unknown or out of range.
-    """
-    self.options, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, *self.declared)
-    super().__init__(
-      population_size,
-      population_size,
-      OPERATORS,
-      keep_best=self.options.keep_best,
-    )
+    """Makes the strategy; options are the fields of `Params` and `Options`."""
+    self.take(options)
+    super().__init__(population_size, population_size, OPERATORS)
     self.static = EvoGM, self.options
     self._generator = Generator(self.options.width)
     self._history_size = population_size * (self.options.inner + 1)
@@ -135,13 +122,7 @@ class EvoGM(base.Strategy):
       self.options.winners, self._history_size, population_size
     )
 
-  @property
-  def default_params(self) -> Params:
-    """See base.Strategy."""
-    return base.make_params(Params, self._values)
-
   def check_genome(self, genome: stack.Genome) -> None:
-    """See base.Strategy."""
     numbers = sum(leaf.size for leaf in jax.tree.leaves(genome))
     if numbers > MAX_NUMBERS:
       raise ValueError(
