@@ -50,7 +50,7 @@ class Params:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(base.Options):
   """What is fixed when the strategy is made."""
 
   doublings: int = option(
@@ -148,8 +148,7 @@ class RestartedCMAES(evosax.EvosaxStrategy):
     cma = self._cma(state.size, params.sigma)
     members, changes = super()._propose(key, state, cma)
     filled = jnp.arange(self.num_proposals) < state.size
-    full = changes['proposal']
-    proposal = lineage.fill(filled, state.next_id, full.parents, full.operator)
+    proposal = lineage.fill(filled, state.next_id)
     return members, changes | {'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):

@@ -212,13 +212,8 @@ class EvosaxStrategy(base.Strategy):
     proposals = jax.tree.map(
       lambda leaf, kind: leaf.astype(kind), proposals, self._kinds
     )
-    slots = self.num_proposals
-    proposal = lineage.fill(
-      jnp.ones((slots,), bool),
-      state.next_id,
-      jnp.full((slots, 2), lineage.NO_MEMBER, jnp.int32),
-      jnp.zeros((slots,), jnp.int32),
-    )
+    filled = jnp.ones((self.num_proposals,), bool)
+    proposal = lineage.fill(filled, state.next_id)
     return proposals, {'inner': settled(inner), 'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):

@@ -87,12 +87,7 @@ class Grid(base.Strategy):
     del key
     count, slots = stack.size(params.genomes), self.num_proposals
     points = state.generation * slots + jnp.arange(slots, dtype=jnp.int32)
-    proposal = lineage.fill(
-      points < count,
-      state.next_id,
-      jnp.full((slots, 2), lineage.NO_MEMBER, jnp.int32),
-      jnp.zeros((slots,), jnp.int32),
-    )
+    proposal = lineage.fill(points < count, state.next_id)
     members = stack.take(params.genomes, jnp.minimum(points, count - 1))
     return members, {'proposal': proposal}
 

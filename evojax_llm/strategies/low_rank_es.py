@@ -185,18 +185,11 @@ class LowRankES(base.Strategy):
     if self.options.mirrored:
       second = (slots >= self.members // 2) & (slots < self.members)
       operator = jnp.where(second, OPERATORS.index('mirrored noise'), operator)
-    parents = jnp.stack(
-      [
-        jnp.broadcast_to(state.ids[0], slots.shape),
-        jnp.full_like(slots, lineage.NO_MEMBER, jnp.int32),
-      ],
-      axis=1,
-    )
     proposal = lineage.fill(
       (slots < self.members) | state.centre_moved,
       state.next_id,
-      parents,
-      operator.astype(jnp.int32),
+      jnp.broadcast_to(state.ids[0], slots.shape),
+      operator,
     )
     return stack.concatenate(sampled, centre), {
       'proposal': proposal,

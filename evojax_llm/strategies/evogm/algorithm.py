@@ -31,6 +31,7 @@ from evojax_llm.strategies.evogm.history import History
 from evojax_llm.strategies.evogm.history import counts
 from evojax_llm.strategies.evogm.networks import Generator
 
+# The first is that of all slots of an iteration.
 OPERATORS = ('generator', 'elite', 'average', 'uniform')
 # The basis is their square, and generators are as wide as a genome at the ends.
 MAX_NUMBERS = 512
@@ -223,13 +224,8 @@ class EvoGM(base.Strategy):
     )
     rows = training.propose(learner, self._generator, state.rows, active)
     members = coordinates.combine(rows, state.basis)
-    none = jnp.full_like(state.ids, lineage.NO_MEMBER)
-    proposal = lineage.fill(
-      ~self._known(members, state.history),
-      state.next_id,
-      jnp.stack([state.ids, none], axis=1),
-      jnp.full_like(state.ids, OPERATORS.index('generator')),
-    )
+    unknown = ~self._known(members, state.history)
+    proposal = lineage.fill(unknown, state.next_id, state.ids)
     return self._as_population(members, state), {
       'basis': state.basis,
       'asked': rows,
@@ -267,12 +263,7 @@ class EvoGM(base.Strategy):
       constant_values=lineage.NO_MEMBER,
     )
     operator = jnp.where(is_elite, 1, jnp.where(slots == count, 2, 3))
-    proposal = lineage.fill(
-      ~known,
-      state.next_id,
-      jnp.stack([own, jnp.full_like(own, lineage.NO_MEMBER)], axis=1),
-      operator.astype(jnp.int32),
-    )
+    proposal = lineage.fill(~known, state.next_id, own, operator)
     return self._as_population(members, state), {
       'basis': basis,
       'asked': rows,
