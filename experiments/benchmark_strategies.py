@@ -21,6 +21,7 @@ import numpy as np
 from evojax_llm import systems
 from evojax_llm.commands import command
 from evojax_llm.runs import preparation
+from evojax_llm.runs.presets import Preset
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import base
 from experiments.benchmarks import tables
@@ -44,7 +45,8 @@ def one_of_every_strategy() -> list[str]:
   first = {'RandomSearch': 'random_search'}
   for system in systems.systems().values():
     for name, preset in system.PRESETS.items():
-      first.setdefault(preset.strategy, name)
+      if isinstance(preset, Preset):
+        first.setdefault(preset.strategy, name)
   return list(dict.fromkeys(first.values()))
 
 
