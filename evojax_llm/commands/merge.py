@@ -16,7 +16,9 @@ with ties.yaml in mergekit's format:
 Its 20 methods, slices, gradients and filters, on any folder of safetensors:
 names and shapes of the tensors decide. Random masks depend on --random_seed,
 the name of the tensor and the position of the model, so that a merge can be
-made again. The folder is that of mergekit 0.1.5 within rounding, but
+made again; where a search wrote the recipe (mergekit.yaml beside its best
+member), they are those that the member was scored with. The folder is that of
+mergekit 0.1.5 within rounding, but
 - the arithmetic is that of float32, whatever `dtype` says; in bfloat16 mergekit
   rounds each step, and the ranks by which della draws;
 - where no filter of a weight (or t) matches a tensor, it is the base's, bit for
@@ -49,7 +51,9 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Show the plan and end.')
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace the folder of an earlier merge.'
 )
-_RANDOM_SEED = flags.DEFINE_integer('random_seed', 0, 'Of random masks.')
+_RANDOM_SEED = flags.DEFINE_integer(
+  'random_seed', None, "Of random masks, in place of the recipe's, or 0."
+)
 _SHARD_SIZE = flags.DEFINE_string(
   'shard_size', '5GB', 'Most of one file of weights, such as 500MB.'
 )

@@ -27,21 +27,23 @@ def find(
   parents: Sequence[np.ndarray],
   base: np.ndarray | None,
   values: Mapping[str, np.ndarray],
+  axis: int = -1,
 ) -> dict[str, Any]:
   """Returns arguments of a merge that it would else find itself.
 
   Args:
     merge: of task vectors, or another, which has none.
     parents: of one shape, in their stored types.
-    base: likewise; rows run along the last axis.
+    base: likewise.
     values: the numbers of the merge.
+    axis: the one that runs along a row.
   """
   known = merge.signature
   if base is None or not {'cuts', 'ordered'} & known.keys():
     return {}
   if 'ordered' in known:
-    rows = [np.atleast_1d(_size_bits(x, base)) for x in parents]
-    return {'ordered': [np.sort(x) for x in rows]}
+    sizes = [np.atleast_1d(_size_bits(x, base)) for x in parents]
+    return {'ordered': [np.sort(np.moveaxis(x, axis, -1)) for x in sizes]}
   given = [
     values.get(name, merge.parameters[name].default)
     for name in ('density', 'gamma')

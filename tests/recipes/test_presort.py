@@ -11,8 +11,10 @@ from evojax_llm.recipes import write
 
 
 @pytest.mark.parametrize('name', ['ties', 'breadcrumbs', 'della'])
-@pytest.mark.parametrize('shape', [(), (30, 512)])
-def test_a_merge_is_the_same_bit_for_bit(name, shape):
+@pytest.mark.parametrize(
+  'shape, axis', [((), -1), ((30, 512), -1), ((6, 5), -2)]
+)
+def test_a_merge_is_the_same_bit_for_bit(name, shape, axis):
   merge, rng = MERGES[name], np.random.default_rng(0)
   drawn = rng.normal(size=(3, *shape)).astype(ml_dtypes.bfloat16)
   # Equals everywhere, at zero as well.
@@ -21,7 +23,7 @@ def test_a_merge_is_the_same_bit_for_bit(name, shape):
     np.where(drawn[1] > 0, drawn[1], drawn[0]),
     drawn[2],
   )
-  options = {'axis': -1} if merge.by_row else {}
+  options = {'axis': axis} if merge.by_row else {}
   for density in ((0.3, 0.7), (0.0, 1.0), (0.999, 1e-9), None):
     values = {'weights': (0.6, 0.4), 'density': density, 'lambda_': 0.9}
     values |= {'gamma': (0.1, 0.9)} if name == 'breadcrumbs' else {}
@@ -29,14 +31,14 @@ def test_a_merge_is_the_same_bit_for_bit(name, shape):
     if density is None:  # By their defaults.
       values = {'weights': (0.6, 0.4)}
     values = {k: np.asarray(v, np.float32) for k, v in values.items()}
-    found = presort.find(merge, [one, two], base, values)
+    found = presort.find(merge, [one, two], base, values, axis)
     assert found.keys() == {'ordered' if name == 'della' else 'cuts'}
     made = [
       write._merge(
         [one, two],
         base,
         given,
-        write._key_data(0, 'a') if merge.draws else None,
+        np.arange(2, dtype=np.uint32) if merge.draws else None,
         merge=name,
         options=tuple(options.items()),
         out=jnp.dtype(np.float32),
