@@ -131,12 +131,9 @@ class RestartedCMAES(evosax.EvosaxStrategy):
     cma = self._cma(size, params.sigma)
     begun = super()._start(key, state, scores, cma)
     none = jnp.int32(0)
-    first = jax.tree.map(
-      lambda leaf: leaf.astype(jnp.float32), state.memory.best
-    )
     return State(
       **vars(begun),
-      first=first,
+      first=evosax.as_f32(state.memory.best),
       size=size,
       restarts=none,
       large=none,
@@ -152,25 +149,15 @@ class RestartedCMAES(evosax.EvosaxStrategy):
     return members, changes | {'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):
-    tell_key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
     cost = evosax.without_failures(evosax.negate(scores.fitness))
+    # Empty slots come behind all members, and so have no weight.
+    told = jnp.where(state.proposal.filled, cost, jnp.inf)
+    cma = self._cma(state.size, params.sigma)
+    state = self._told(key, population, scores, told, state, cma)
     with jax.numpy_dtype_promotion('standard'):
-      inner, _ = self.inner.tell(
-        tell_key,
-        evosax.as_f32(population),
-        jnp.where(state.proposal.filled, cost, jnp.inf),
-        state.inner,
-        self._cma(state.size, params.sigma),
-      )
-      seen = None, cost, inner, None, None, params
+      seen = None, cost, state.inner, None, None, params
       ended = restart.spread_cond(*seen) | restart.cma_cond(*seen)
-      ended &= inner.generation_counter >= params.min_num_gens
-    state = state.replace(
-      population=population,
-      fitness=scores.fitness,
-      ids=state.proposal.ids,
-      inner=evosax.settled(inner),
-    )
+      ended &= state.inner.generation_counter >= params.min_num_gens
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'restart')
     begun = self._restarted(key, state, params)
     changes = jax.tree.map(
@@ -208,7 +195,10 @@ class RestartedCMAES(evosax.EvosaxStrategy):
       best_solution=inner.best_solution, best_fitness=inner.best_fitness
     )
     return {
-      'inner': evosax.settled(fresh),
+      # In the types, which may be weak, of the state.
+      'inner': jax.tree.map(
+        lambda new, old: jnp.asarray(new, old.dtype), fresh, inner
+      ),
       'size': size,
       'restarts': state.restarts + 1,
       'large': large,
