@@ -72,7 +72,7 @@ class State(evosax.State):
     first: mean of the first run, a genome in f32.
     size: () i32 members of an ask of this run.
     restarts: () i32 runs that ended.
-    large: () i32 how many of them doubled the population.
+    large: () i32 how often the population was doubled.
     spent: (2,) i32 evaluations of ended runs with doubled and small
       populations; the first run counts for neither.
     small: () bool, whether this run has a small population.
@@ -178,12 +178,13 @@ class RestartedCMAES(evosax.EvosaxStrategy):
     small = jnp.bool(False)
     if self._two_regimes:
       small = spent[1] < spent[0]
-      span = 0.5 * jnp.exp2(large.astype(jnp.float32))
+      span = jnp.maximum(0.5 * jnp.exp2(large.astype(jnp.float32)), 1.0)
       drawn = self._first_size * span ** jax.random.uniform(size_key) ** 2
       shrunk = sigma * 10.0 ** (-2.0 * jax.random.uniform(sigma_key))
       sigma = jnp.where(small, shrunk, sigma)
-    large = jnp.where(small, large, large + 1)
-    size = self._first_size << jnp.minimum(large, self.options.doublings)
+    doubled = jnp.minimum(large + 1, self.options.doublings)
+    large = jnp.where(small, large, doubled)
+    size = self._first_size << large
     if self._two_regimes:
       size = jnp.where(small, drawn.astype(jnp.int32), size)
     with jax.numpy_dtype_promotion('standard'):

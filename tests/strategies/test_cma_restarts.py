@@ -133,14 +133,16 @@ def test_restarts_find_what_one_run_does_not(name):
 
 
 def test_a_search_goes_on_bit_for_bit_and_compiles_nothing():
-  strategy = make('bipop_cma_es', doublings=2, min_num_gens=2.0)
+  strategy = make('bipop_cma_es', doublings=1, min_num_gens=1.0)
+  rounds = problems.play(strategy, start(strategy, flat), 16, score=flat)
+  assert max(int(before.size) for _, _, before, _ in rounds) == 12
   whole = problems.last(strategy, start(strategy, flat), 9, score=flat)
   half = problems.last(strategy, start(strategy, flat), 4, score=flat)
   compiled = type(strategy)._tell._cache_size()
   resumed = problems.last(strategy, half, 5, score=flat)
   problems.assert_same(whole, resumed)
   assert type(strategy)._tell._cache_size() == compiled
-  assert int(strategy.monitors(resumed)['restarts']) == 4
+  assert int(strategy.monitors(resumed)['restarts']) == 9
 
 
 def test_what_cannot_be_is_refused():
