@@ -97,7 +97,8 @@ def measure(preset: str, cache: dict, scoring: dict) -> dict:
     )
     seconds.append((asked, time.perf_counter() - start))
   ask, tell = np.mean(seconds[2:], axis=0).tolist()
-  members = float(np.mean(scored[2:]))
+  # A grid that has come to its end proposes nothing.
+  members = float(np.mean([count for count in scored if count]))
   score = members * scoring[config.space]
   return {
     'strategy': config.strategy.name,
