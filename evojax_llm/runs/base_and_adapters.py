@@ -1,7 +1,7 @@
 """The base and others as one population, for programs that compare them.
 
-The first member is the base itself, as the adapter that changes nothing; one
-member for each adapter folder, or of a row of a run's table, follows.
+The base comes first, as the adapter that changes nothing; a member for each
+adapter folder, or of a row of a run's table, follows.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Members:
 
   Attributes:
     space: of members that are expressed, over the base.
-    tokenizer: its tokenizer.
+    tokenizer: of the base.
     names: P names: 'base', then what tells the adapter folders apart; without
       adapters the name of the model folder.
     population: low ranks with a leading P, f32.
@@ -75,10 +75,7 @@ def of_row(
 ) -> tuple[Members, rows.Vote | None]:
   """Loads the base and the members of a row, as one population.
 
-  Args:
-    source: a run, or the folder of an exported vote.
-    name: of the row.
-    dtype: of the parameters.
+  `source` is a run, or the folder of an exported vote.
 
   Raises:
     UserError: there is no such row, or the vote is not as it was written.

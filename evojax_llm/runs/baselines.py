@@ -1,14 +1,11 @@
 """What a search has to beat: the base, its experts, and plain mixes of them.
 
 Convex merging can only dilute what the experts learnt, so an average whose
-second factors B are scaled up is often stronger than the best expert or the
-average (task arithmetic, arXiv 2212.04089, scales a sum in the same way); a
-table without it proves little. The soup is the average of the best few experts:
-as the greedy one of arXiv 2203.05482 it takes them in the order of their
-fitness, but all its sizes are scored together and the best is taken.
-
-Which expert, which factor and how many are in the soup is chosen on `dev`
-alone.
+second factors B are scaled up is often stronger than the best expert (task
+arithmetic, arXiv 2212.04089, scales a sum in the same way). The soup is the
+average of the best few experts: as the greedy one of arXiv 2203.05482 it takes
+them in the order of their fitness, but all its sizes are scored together. What
+is best is chosen on `dev` alone.
 """
 
 from collections.abc import Callable
@@ -42,12 +39,7 @@ _SHARED = (_EXPERTS, 'base_dtype.json', _FILE)
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-  """A mix of N experts, as `mix` of a genome space makes it.
-
-  Attributes:
-    weights: (N,) of the experts.
-    factor: scales what they change; 0 gives the base.
-  """
+  """A mix of N experts, as `mix` of a genome space makes it."""
 
   weights: tuple[float, ...]
   factor: float = 1.0
@@ -65,12 +57,7 @@ class Baseline(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-  """What was scored before the search.
-
-  Attributes:
-    rows: the baselines as rows of the table, without their test scores.
-    expert_scores: (N, K) f32 task scores of the experts on `dev`.
-  """
+  """What was scored before the search."""
 
   rows: list[dict[str, Any]]
   expert_scores: np.ndarray
@@ -89,9 +76,7 @@ def choose_baselines(
 ) -> list[Baseline]:
   """Scores the experts and their plain mixes on `dev`; chooses the baselines.
 
-  Args:
-    names: names of the N experts.
-    score: scores C mixes on `dev` and returns an `Evaluation` of C members.
+  `score` scores C mixes on `dev` and returns an `Evaluation` of C members.
 
   Returns:
     base, best expert, average, soup, scaled average and scaled best expert.
@@ -154,7 +139,6 @@ def _soups(fitness: np.ndarray) -> list[Mix]:
 
 
 def _best(fitness: np.ndarray) -> int:
-  """Index of the best; a failed member only where all failed."""
   return int(np.argmax(np.where(np.isfinite(fitness), fitness, -np.inf)))
 
 
@@ -162,8 +146,6 @@ def normalise(
   run: record.RunFolder, evaluator: Any, setup: setup_lib.Setup
 ) -> None:
   """Scores the experts for an objective that is normalised by them.
-
-  Their scores are kept in experts.json, which a resumed run reads.
 
   Raises:
     UserError: the objective cannot be normalised by these experts.
@@ -191,8 +173,8 @@ def score_baselines(
 ) -> Baselines:
   """Scores base, experts and their plain mixes on `dev`.
 
-  The result is kept in baselines.json, which a resumed run reads, and what the
-  base and the experts did on every item in baseline_items/.
+  baselines.json keeps the result, baseline_items/ what the base and the experts
+  did on every item.
   """
   names = list(setup.experts.names)
 
@@ -259,11 +241,7 @@ def expert_results(
 
 
 def share(first: pathlib.Path, folder: pathlib.Path) -> None:
-  """Copies what was scored before the search to a run with the same baselines.
-
-  Raises:
-    UserError: the first run has not scored them.
-  """
+  """Copies what was scored before the search to a run with these baselines."""
   if not (first / _FILE).exists():
     raise errors.UserError(f'{first} has no baselines to share.')
   if (folder / _FILE).exists():

@@ -45,16 +45,17 @@ class Checkpoints:
   def restore(self, abstract: Any) -> tuple[int, Any] | None:
     """Reads the newest checkpoint that is not damaged.
 
+    Damaged newer ones are moved out of the way.
+
     Args:
       abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves or arrays.
 
     Returns:
-      (generation, state), or None without any checkpoint. Damaged newer ones
-      are moved out of the way.
+      (generation, state), or None without any checkpoint.
 
     Raises:
-      CheckpointError: the checkpoint is of a state with other leaves, shapes
-        or dtypes, or no checkpoint of those present can be read.
+      CheckpointError: the checkpoint is of a state with other leaves, shapes or
+        dtypes, or no checkpoint of those present can be read.
     """
     generations = self.generations()
     for generation in reversed(generations):
@@ -128,11 +129,7 @@ class Checkpoints:
       )
 
   def close(self) -> None:
-    """Waits until everything is written.
-
-    Raises:
-      OSError: the last checkpoint could not be.
-    """
+    """Waits until everything is written; raises as `save`."""
     if self._checkpointer is not None:
       checkpointer, self._checkpointer = self._checkpointer, None
       with _errors_of_the_disk(self.folder):
@@ -170,7 +167,6 @@ def _is_news(record: Any) -> bool:
 
 @contextlib.contextmanager
 def _errors_of_the_disk(folder: pathlib.Path) -> Iterator[None]:
-  """Finds errors of the disk in the text of what tensorstore raises."""
   try:
     yield
   except Exception as error:  # pylint: disable=broad-exception-caught

@@ -54,36 +54,22 @@ class EvolutionError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """What a generation did, on the host, for records.
+  """What a generation did, on the host, for records."""
 
-  Attributes:
-    number: 0 for the initial population.
-    ids: of the M members that were proposed.
-    parents: two ids each, -1 where there is none.
-    operators: index into the strategy's `operator_names`, -1 for the initial
-      population.
-    fitness: (M,) f32, NaN where a member failed.
-    task_scores: (M, K) f32, as the tasks have them.
-    reasons: why a member failed, or None.
-    mean_fitness: of the population that lives on, failed members left out.
-    best_id, best_fitness, best_task_scores: of the best member so far.
-    evaluations: members scored since the run began.
-    scored: how many of the M members were scored, the first ones.
-  """
-
-  number: int
-  ids: list[int]
-  parents: list[tuple[int, int]]
+  number: int  # 0 for the initial population
+  ids: list[int]  # of the M members that were proposed
+  parents: list[tuple[int, int]]  # two ids each, -1 where there is none
+  # Indices into the strategy's `operator_names`, -1 in the initial population.
   operators: list[int]
-  fitness: np.ndarray
-  task_scores: np.ndarray
-  reasons: list[str | None]
-  mean_fitness: float
-  best_id: int
+  fitness: np.ndarray  # (M,) f32, NaN where a member failed
+  task_scores: np.ndarray  # (M, K) f32, as the tasks have them
+  reasons: list[str | None]  # why a member failed
+  mean_fitness: float  # of the population that lives on, without failed ones
+  best_id: int  # of the best member so far
   best_fitness: float
   best_task_scores: np.ndarray
-  evaluations: int
-  scored: int
+  evaluations: int  # members scored since the run began
+  scored: int  # how many of the M members were scored, the first ones
 
   @property
   def failed(self) -> int:
@@ -178,14 +164,13 @@ def evolve(
     limits,
     redraw,
     refine,
-    None if maximise is None else np.asarray(maximise, bool),
+    maximise,
     phase,
   )
   return Search(loop.rounds(state, population, seed))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Loop:
+class _Loop(NamedTuple):
   """The parts of a search; see `evolve`."""
 
   strategy: base.Strategy
@@ -194,7 +179,7 @@ class _Loop:
   limits: limits_lib.Limits
   redraw: Any
   refine: Any
-  maximise: np.ndarray | None
+  maximise: Sequence[bool] | None
   phase: Any
 
   def rounds(self, state, population, seed):
@@ -211,14 +196,13 @@ class _Loop:
           self.strategy, self.params, seed, population, scores, scored.count
         )
       del population  # the strategy has its own copy
-      empty = lineage.empty_proposal(len(which))
-      first = jax.device_get(empty).replace(ids=which)
+      first = jax.device_get(lineage.empty_proposal(len(which)))
+      first = first.replace(ids=which)
       yield state, self._generation(state, first, which, scored)
 
     seed_key = jax.random.key(state.seed)
     while not (stop := self.limits.reached(state)):
       number = state.generation + jnp.int32(1)
-
       key = functools.partial(keys.key_for, seed_key, number, lineage.NO_MEMBER)
       if self.redraw is not None:
         with self.phase('score'):
@@ -261,13 +245,11 @@ class _Loop:
     found = self.score(population, chosen)
     fitness = _fitness(found, len(chosen))
     own = not hasattr(found, 'fitness')
-    if own:
-      tasks, reasons = fitness[:, None], [None] * len(chosen)
-    else:
-      tasks, reasons = np.asarray(found.task_scores), list(found.reasons)
+    tasks = fitness[:, None] if own else np.asarray(found.task_scores)
     # What is infinite cannot be compared: a member has failed by it.
     failed = ~np.isfinite(fitness)
     fitness = np.where(failed, np.float32(np.nan), fitness)
+    reasons = [None] * len(chosen) if own else found.reasons
     reasons = [
       (reason or 'its fitness is not finite') if bad else reason
       for reason, bad in zip(reasons, failed, strict=True)
@@ -275,15 +257,16 @@ class _Loop:
     items = None
     if self.strategy.sees == 'items':
       values = [t.values if t.maximise else -t.values for t in found.tasks]
-      items = _pad(np.concatenate(values, axis=1), missing)
-    return _Scored(
-      _pad(fitness, missing),
-      _pad(tasks, missing),
-      items,
-      reasons + [SPENT] * missing,
-      len(chosen),
-      own,
-    )
+      items = np.concatenate(values, axis=1)
+
+    def pad(values):
+      if values is None or not missing:
+        return values
+      width = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
+      return np.pad(values, width, constant_values=np.nan)
+
+    padded = map(pad, (fitness, tasks, items))
+    return _Scored(*padded, reasons + [SPENT] * missing, len(chosen), own)
 
   def _scores(self, scored, which, slots) -> base.Scores:
     """The scores of all slots, NaN in the empty ones."""
@@ -295,12 +278,9 @@ class _Loop:
       full[which] = values
       return full
 
-    tasks = spread(scored.tasks)
-    return base.Scores(
-      spread(scored.fitness),
-      run_state.oriented(tasks, self.maximise),
-      spread(scored.items),
-    )
+    fitness, tasks, items = map(spread, scored[:3])
+    tasks = run_state.oriented(tasks, self.maximise)
+    return base.Scores(fitness, tasks, items)
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""
@@ -355,18 +335,14 @@ class _Scored(NamedTuple):
 def _fitness(found: Any, count: int) -> np.ndarray:
   """Fitness (M,) of what was returned for M members."""
   shape = ''
-  if found is not None:
-    try:
-      fitness = (
-        np.asarray(found.fitness)
-        if hasattr(found, 'fitness')
-        else np.asarray(found, np.float32)
-      )
-      if fitness.shape == (count,):
-        return fitness
-      shape = f' of shape {fitness.shape}'
-    except (TypeError, ValueError):
-      pass
+  with contextlib.suppress(TypeError, ValueError):
+    if found is not None:
+      of_members = getattr(found, 'fitness', None)
+      if of_members is None:
+        of_members = np.asarray(found, np.float32)
+      if np.shape(of_members) == (count,):
+        return np.asarray(of_members)
+      shape = f' of shape {np.shape(of_members)}'
   raise ValueError(
     f'Got {type(found).__name__}{shape} as the fitness of {count} members; '
     'expected one number each. Return a list with one for each index that '
@@ -381,10 +357,3 @@ def _refuse_if_all_failed(scored: _Scored, which: str) -> None:
       f'None of the {len(scored.fitness)} {which} could be scored: {reasons}. '
       + (_OWN if scored.own else _ENGINE)
     )
-
-
-def _pad(values: np.ndarray, missing: int) -> np.ndarray:
-  if not missing:
-    return values
-  width = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
-  return np.pad(values, width, constant_values=np.nan)

@@ -35,13 +35,7 @@ _ENOUGH = 0.99
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How a row is written.
-
-  Attributes:
-    merged: as a model with an adapter folded into its weights.
-    dtype: of a model's tensors; None for those of the base.
-    max_rank: of an adapter; wider ones are brought to it.
-  """
+  """How a row is written."""
 
   merged: bool = False
   dtype: str | None = None
@@ -63,10 +57,7 @@ def export(
     run: the folder of a run or of a comparison.
     out: a new folder.
     row: its name; see `rows.find` and `rows.Run.row`.
-    allow_unfinished: take the best of the last checkpoint of a run that has
-      not finished.
-    allow_changed: take a base or experts that have changed since the run.
-    allow_code: import what its configuration names, such as a space.
+    allow_unfinished, allow_changed, allow_code: see `rows.find`.
     options: how it is written.
 
   Returns:

@@ -18,14 +18,7 @@ from evojax_llm.runs import votes
 
 
 class Finalists:
-  """Baselines, experts and members as one population.
-
-  Args:
-    setup: whose experts and members they are.
-    baselines: rows with a `name` and a `mix`.
-    experts: indices of experts to be read as well.
-    ids: of members, all different.
-    genomes: of the members, leaves (len(ids), ...).
+  """Baselines, experts (by index) and members, as one population.
 
   Attributes:
     names: M names: of baselines, 'expert X', 'member 12'.

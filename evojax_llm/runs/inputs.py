@@ -16,16 +16,7 @@ from evojax_llm.tasks import task_files as tasks_lib
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Where the inputs of a run are.
-
-  Attributes:
-    name: of the model, for the run folder.
-    model: its folder.
-    adapters: folders of the experts that are adapters.
-    experts: folders of the experts that are models.
-    tasks: K files, or names of tasks that are no files.
-    heldout: likewise, of tasks that the search does not see.
-  """
+  """Where the inputs of a run are."""
 
   name: str
   model: pathlib.Path
@@ -129,11 +120,7 @@ def locate(config: RunConfig) -> Files:
 
 
 def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:
-  """Returns files for tasks: those of a pocket stage, files and names as given.
-
-  Raises:
-    UserError: a name stands for nothing.
-  """
+  """Returns files for tasks: of a pocket stage, or files and names as given."""
   files: list[pathlib.Path | str] = []
   for name in given:
     path = pathlib.Path(os.path.expanduser(name))

@@ -19,8 +19,7 @@ def difference(whole: Any, eight: Any, model: Model) -> dict[str, dict]:
   """Scores the base on `dev`, in its own type and in eight bits.
 
   Args:
-    whole: an evaluator with the base as it is.
-    eight: one with the same tasks and items, and an eight-bit base.
+    whole, eight: evaluators of the same items; one with an eight-bit base.
     model: the base.
 
   Returns:

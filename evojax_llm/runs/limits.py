@@ -13,9 +13,9 @@ _GENERATIONS = 10
 _LEAST = {
   'generations': 0,
   'evaluations': 1,
+  'patience': 1,
   'tokens': 0,
   'seconds': 0.0,
-  'patience': 1,
 }
 
 
@@ -29,15 +29,16 @@ class Limits:
   def __init__(
     self, generations, evaluations, tokens, count_tokens, seconds, patience
   ):
-    limits = (generations, evaluations, tokens, seconds, patience)
+    limits = (generations, evaluations, patience, tokens, seconds)
+    self._most = dict(zip(_LEAST, limits, strict=True))
     if all(limit is None for limit in limits):
       raise ValueError(
         'Got no limit of the search; expected one of generations, '
         'evaluations, tokens, seconds or patience.'
       )
-    given = zip(_LEAST.items(), limits, strict=True)
-    for (name, least), limit in given:
+    for name, limit in self._most.items():
       limit = limit.item() if isinstance(limit, np.generic) else limit
+      least = _LEAST[name]
       Option(name, None, '', low=least, kind=type(least)).check(limit)
     if tokens is not None and count_tokens is None:
       raise ValueError(
@@ -45,15 +46,7 @@ class Limits:
         'returns how many there were so far.'
       )
     if generations is None and evaluations is not None:
-      generations = _GENERATIONS * evaluations
-    self._evaluations = evaluations
-    self._most = {
-      'generations': generations,
-      'evaluations': evaluations,
-      'patience': patience,
-      'tokens': tokens,
-      'seconds': seconds,
-    }
+      self._most['generations'] = _GENERATIONS * evaluations
     self._count = count_tokens or (lambda: 0)
 
   def begin(self) -> None:
@@ -62,10 +55,9 @@ class Limits:
 
   def left(self, state) -> int | None:
     """How many members may still be scored; None for no limit."""
-    if self._evaluations is None:
-      return None
+    most = self._most['evaluations']
     done = 0 if state is None else int(state.evaluations)
-    return max(0, self._evaluations - done)
+    return None if most is None else max(0, most - done)
 
   def reached(self, state) -> str | None:
     """The limit that a state has reached, if any."""

@@ -22,13 +22,7 @@ _KINDS = {
 
 
 def text(run: rows.Run, row: rows.Row, kind: str) -> str:
-  """Returns README.md of an exported row.
-
-  Args:
-    run: whose row it is.
-    row: that is exported.
-    kind: of the folder of each member, 'adapter' or 'model'.
-  """
+  """Returns README.md of a row; `kind` of a member is 'adapter' or 'model'."""
   base = model_name(run.files.model)
   base = base if '/' in base else run.files.name
   stated = licence(run.files.model)
@@ -66,7 +60,6 @@ def text(run: rows.Run, row: rows.Row, kind: str) -> str:
 
 
 def _made_of(run: rows.Run, row: rows.Row) -> list[str]:
-  """Recipes of the members, the search and the experts."""
   strategy = run.config.strategy
   options = run.summary['search']['changed'] if run.summary else {}
   options = ', '.join(f'{k}={v}' for k, v in options.items())
@@ -95,7 +88,6 @@ def _rounded(value: Any) -> Any:
 
 
 def _scores(row: rows.Row) -> list[str]:
-  """The scores of the row, as in the table of the run."""
   if row.entry is None:
     return []
   lines = [['', 'dev', 'test', '95 %', 'metric']]
@@ -147,7 +139,6 @@ def _lineage(run: rows.Run, row: rows.Row) -> list[str]:
 
 
 def _data(run: rows.Run) -> list[str]:
-  """Fingerprints of what the run has read."""
   lines = [['', 'fingerprint']]
   tasks = ()
   if run.summary:

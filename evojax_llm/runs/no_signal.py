@@ -19,8 +19,7 @@ def describe(evaluator: Any, scored: Any) -> str | None:
     scored: fitness (M,) and results by task of the members.
 
   Returns:
-    The scores, with some of the prompts, the answers that were made and the
-    golds; None where two members differ.
+    The scores with some prompts, answers and golds; None where members differ.
   """
   fitness = scored.fitness[np.isfinite(scored.fitness)]
   if (fitness != fitness[0]).any() or (len(fitness) < 2 and fitness[0]):

@@ -12,8 +12,7 @@ def prepare(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
   """Makes the folder that an output is to stand in.
 
   Raises:
-    UserError: it cannot be written, or it is one of the inputs or inside of
-      one.
+    UserError: it cannot be written, or is an input or inside of one.
   """
   try:
     out.exists()

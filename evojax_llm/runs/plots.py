@@ -63,11 +63,9 @@ def curves(
   the highest of them.
 
   Args:
-    path: the PNG file.
+    path, levels, percent: see `curve`.
     runs: of each search, by name: (evaluations, best fitness so far) after
       every generation.
-    levels: horizontal lines by label.
-    percent: whether fitness is a share, drawn in percent.
   """
   figure, axes = _axes()
   scale = 100 if percent else 1
@@ -137,10 +135,9 @@ def line(
   """Draws the mean score by a swept value, and how far its seeds spread.
 
   Args:
-    path: the PNG file.
+    path, levels: see `curve`.
     values: of the field, numbers or names.
     scores: `mean`, `lowest` and `highest` at each value, None where unknown.
-    levels: horizontal lines by label.
     name: of the field.
     label: of the scores.
   """
@@ -174,8 +171,7 @@ def heat_map(
 
   Args:
     path: the PNG file.
-    across: a field and its values.
-    up: the other one.
+    across, up: the fields and their values.
     scores: by value of `up`, then of `across`; None where unknown.
     label: of the scores.
   """

@@ -25,19 +25,7 @@ from evojax_llm.tasks import prompts
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """What a run works with.
-
-  Attributes:
-    config, cache: see `prepare`.
-    files: where its inputs are.
-    setup: what is evolved, and on what.
-    evaluator: scores members on its tasks.
-    strategy, params: propose them.
-    racing: rules of a race, or None.
-    abstract: shapes and types of a run's state.
-    warm: members of an earlier run to begin with, or None.
-    inputs: fingerprints of what is read.
-  """
+  """What a run works with."""
 
   config: RunConfig
   files: inputs_lib.Files
@@ -162,7 +150,6 @@ def prepare(
 
 
 def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
-  """What is evolved and on what, and fingerprints of what was read."""
   setup = setup_lib.load(config, files)
   inputs = recorded_inputs.of_folders(files)
   inputs['tasks'] = [task.fingerprint() for task in setup.tasks]
@@ -200,12 +187,7 @@ def _static(config: RunConfig, params: Any) -> Any:
 
 
 def _plan(prepared: Prepared) -> Any:
-  """Plans the memory of a run, for the longest prompts that it will read.
-
-  Raises:
-    MemoryPlanError: it cannot fit.
-    TaskError: an item cannot be put to the model.
-  """
+  """Plans the memory of a run, for the longest prompts that it will read."""
   evaluator, setup = prepared.evaluator, prepared.setup
   strategy, abstract = prepared.strategy, prepared.abstract
   proposed = jax.eval_shape(

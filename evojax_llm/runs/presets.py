@@ -39,16 +39,14 @@ class Preset:
 def of_preset(
   name: str, presets: Mapping[str, Preset]
 ) -> config_dict.ConfigDict:
-  """Returns the configuration of a preset.
+  """Returns the configuration of a preset of a system.
 
-  Args:
-    name: of one of the presets; options that are to differ may follow, as in
-      'genome_plus+rescore=False+draws=run' or
-      'genome+merge=ties+merge_parameters.density=0.5'.
-    presets: those of a system.
+  Options that are to differ may follow the name, as in
+  'genome_plus+rescore=False+draws=run' or
+  'genome+merge=ties+merge_parameters.density=0.5'.
 
   Raises:
-    ValueError: if there is no such preset or option.
+    ValueError: there is no such preset or option.
   """
   preset_name, *changes = name.split('+')
   if preset_name not in presets:
@@ -84,12 +82,7 @@ def strategy(
 ) -> config_dict.ConfigDict:
   """Returns the part of a configuration that says which search is run.
 
-  Args:
-    name: in `strategies.registry`.
-    population: see `Preset`.
-    generations: see `Preset`.
-    options: in place of the defaults that the strategy declares.
-    patience: see `Preset`.
+  `options` stand in place of the defaults that the strategy declares.
   """
   part = run_config.to_config(
     run_config.StrategyConfig(name, population, generations, patience)

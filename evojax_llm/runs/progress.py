@@ -30,9 +30,6 @@ class Stopwatch:
       with watch.phase('score'):
         ...
       watch.take()  # {'compile': 2.1, 'score': 0.4}
-
-  Attributes:
-    compiled: seconds of compilation in all.
   """
 
   def __init__(self):
@@ -69,10 +66,7 @@ class Stopwatch:
 
 
 class Progress:
-  """One changing line on a terminal, plain lines elsewhere.
-
-  A context manager: at its end the changing line is gone from the screen, so
-  that nothing is glued to it.
+  """One changing line on a terminal until the block ends, or plain lines.
 
   Args:
     generations: G of the run.

@@ -69,8 +69,7 @@ class RunFolder:
     files: their paths, one for each fingerprint.
 
   Raises:
-    CheckpointError: the folder is in use, holds something else than a run, or
-      belongs to a run of another configuration.
+    CheckpointError: the folder is in use, or not of such a run.
     OSError: it cannot be made.
   """
 
@@ -112,11 +111,7 @@ class RunFolder:
     self.items.rewind(generation)
 
   def lost(self, generation: int) -> dict[str, str]:
-    """Names the records of generations up to this one that are not there.
-
-    Returns:
-      By the name of the file, what of it is lost and what follows from that.
-    """
+    """Says by file what is lost of these generations, and what follows."""
     metrics = {row['generation']: row['scored'] for row in self.metrics.read()}
     members = collections.Counter(
       row['generation'] for row in self.members.read()
@@ -144,11 +139,7 @@ class RunFolder:
     self.metrics.append([metrics])
 
   def close(self) -> None:
-    """Waits for the last checkpoint and releases the folder.
-
-    Raises:
-      OSError: the last checkpoint could not be written.
-    """
+    """Waits for the last checkpoint, which may fail; releases the folder."""
     try:
       self.checkpoints.close()
     finally:

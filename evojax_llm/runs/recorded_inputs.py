@@ -85,12 +85,8 @@ def find(
 
   Args:
     run: the run folder.
-    allow_changed: take a base or an expert that is not as it was, with a line
-      about it.
+    allow_changed: take a base or an expert that is not as it was, and say so.
     allow_code: import what the configuration names.
-
-  Returns:
-    The run's configuration, and where its inputs are.
 
   Raises:
     UserError: one of them is gone, or has changed.

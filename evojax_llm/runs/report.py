@@ -98,16 +98,10 @@ def _interval(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns the rows as Markdown that is also readable as text.
+  """Returns the rows of summary.json as Markdown that reads as text, too.
 
-  Args:
-    rows: of summary.json: `name`, `detail`, `evaluations`, and `dev`, `test`
-      and, where there are such tasks, `heldout` as `summarise` returns them;
-      `test` may be None.
-
-  Returns:
-    Tables of fitness, tasks and held-out tasks, shares in percent. `dev` has no
-    interval: what was chosen by it cannot be judged by it.
+  Tables of fitness, tasks and held-out tasks, if any; shares are in percent.
+  `dev` has no interval: what was chosen by it cannot be judged by it.
   """
   means = [['model', 'dev', 'test [95 %]', 'evaluations']]
   for row in rows:
@@ -174,8 +168,8 @@ def shown(entry: Mapping[str, Any], unit: str = '') -> str:
 def number(score: float, percent: bool, unit: str = '') -> str:
   """Returns a score as it is shown everywhere: a share in percent.
 
-  Scores are f32 in the engine and decimals in files; rounded to six digits
-  first, one is shown as the other.
+  Scores are f32 in the engine and decimals in files: rounded, they are the
+  same.
   """
   if not percent:
     return f'{score:.4g}'

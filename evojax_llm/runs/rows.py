@@ -42,12 +42,7 @@ _ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
 
 
 class Vote(NamedTuple):
-  """How the members of a row decide.
-
-  Attributes:
-    rule: of `fitness.ensembles`.
-    fitness: (M,) f32 of the members on dev.
-  """
+  """How the members of a row decide: a rule, and their (M,) dev fitness."""
 
   rule: str
   fitness: np.ndarray
@@ -55,18 +50,7 @@ class Vote(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A row of the table, with the members that it stands for.
-
-  Attributes:
-    name: as in the table, or that of an expert.
-    space: of the genomes.
-    genomes: leaves (M, ...); M is 1 but for a vote.
-    members: M names.
-    vote: None but for a vote.
-    mix: of the experts; None but for a plain mix.
-    detail: which member it is, for an evolved one.
-    entry: of summary.json; None where it is not in the table.
-  """
+  """A row of the table, with the members that it stands for."""
 
   name: str
   space: Space
@@ -103,10 +87,10 @@ def find(
   Args:
     folder: of a run or of a comparison.
     name: of the row of either's table.
-    allow_changed: see `Run.open`.
-    allow_code: likewise.
-    allow_unfinished: take the best of the last checkpoint of a run that has
-      not finished.
+    allow_changed: take a base or experts that have changed since the run.
+    allow_code: import what its configuration names.
+    allow_unfinished: take the best of the last checkpoint of a run that has not
+      finished.
 
   Returns:
     The run, and the name of the row in its table.
@@ -143,11 +127,7 @@ def find(
 
 
 def exported_vote(folder: str) -> str | None:
-  """Returns the name of a vote that `export` has written; None of a run.
-
-  Raises:
-    UserError: its file is damaged.
-  """
+  """Returns the name of a vote that `export` has written; None of a run."""
   path = pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE
   if not path.is_file():
     return None
@@ -156,14 +136,7 @@ def exported_vote(folder: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The folder of a run.
-
-  Attributes:
-    path: of the folder.
-    config: its configuration.
-    files: where its inputs are.
-    inputs: fingerprints of them.
-  """
+  """The folder of a run."""
 
   path: pathlib.Path
   config: RunConfig
@@ -177,12 +150,7 @@ class Run:
     allow_changed: bool = False,
     allow_code: bool = False,
   ) -> Self:
-    """Reads config.json and finds the inputs again.
-
-    Args:
-      folder: of the run.
-      allow_changed: take a base or experts that have changed since.
-      allow_code: import what its configuration names.
+    """Reads config.json and finds the inputs again; see `find`.
 
     Raises:
       UserError: the folder is not that of one run, or an input has changed.

@@ -94,12 +94,7 @@ def begin(
   """Makes the state after generation 0 of P members and their scores.
 
   Can be traced; `jax.eval_shape` of it tells what a checkpoint must hold.
-
-  Args:
-    strategy, params, seed: see `evolution.evolve`.
-    population: leaves (P, ...).
-    scores: of its members.
-    evaluations: members that were scored; all P by default.
+  Without `evaluations` all P were scored.
   """
   members = scores.fitness.shape[0]
   seed, zero = jnp.uint32(seed), jnp.int32(0)

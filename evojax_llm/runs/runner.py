@@ -30,12 +30,7 @@ _FEW_NUMBERS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A finished run.
-
-  Attributes:
-    path: its folder.
-    summary: the content of its summary.json.
-  """
+  """A finished run."""
 
   path: pathlib.Path
   summary: dict[str, Any]

@@ -17,14 +17,7 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 def results(
   names: Sequence[str], tasks: Sequence[Any], scores: Any, per_item: bool
 ) -> list[dict[str, Any]]:
-  """Returns the scores of M members as JSON types.
-
-  Args:
-    names: of the members.
-    tasks: K tasks.
-    scores: of an evaluator.
-    per_item: with what each of them did on each item.
-  """
+  """Returns the scores of M members as JSON types, of each item on demand."""
   scorers = [scorer_of(task) for task in tasks]
   failed = np.isnan(scores.task_scores).any(axis=1)
   return [
@@ -132,10 +125,8 @@ def table(
 ) -> str:
   """Returns a Markdown table of members by tasks with 95 % intervals.
 
-  Args:
-    results: of `results`.
-    percent: by task, whether its score is a share, shown in percent; there is
-      a mean where all are.
+  `percent` says by task whether its score is a share; there is a mean where all
+  are.
   """
   tasks = results[0]['tasks'].items()
   with_mean = len(tasks) > 1 and all(percent.values())

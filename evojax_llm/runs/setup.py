@@ -85,11 +85,7 @@ def _say_limits(config: RunConfig, tasks: Any) -> None:
 def load_space(
   config: RunConfig, files: inputs_lib.Files, with_params: bool = True
 ) -> Space:
-  """Makes the genome space of a configuration; may be one that only exports.
-
-  Raises:
-    ModelError: a folder cannot be used.
-  """
+  """Makes the genome space of a configuration; may be one that only exports."""
   return make_space(
     config.space,
     str(files.model),
@@ -158,11 +154,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
 
 
 def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
-  """Returns the held-out tasks with their test items as `dev`.
-
-  Raises:
-    TaskError: one has no test items.
-  """
+  """Returns the held-out tasks with their test items as `dev`."""
   return tuple(
     dataclasses.replace(
       task,
@@ -174,10 +166,7 @@ def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
 
 
 def make_heldout(config: RunConfig, setup: Setup) -> Any:
-  """Makes the evaluator of the held-out tasks; None without any.
-
-  Their test items stand in its `dev`, by which the engine plans.
-  """
+  """Makes the evaluator of the held-out tasks; None without any."""
   if not setup.heldout:
     return None
   tasks = heldout_tasks(config, setup)

@@ -125,17 +125,14 @@ def example(task: Any) -> dict[str, str]:
 
 
 def better(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Finds what a search has lost to.
-
-  Args:
-    rows: of summary.json, the evolved member among them.
+  """Finds what a search has lost to, among the rows of summary.json.
 
   Returns:
     The row that beats the evolved member on dev by most, and the vote of the
     experts where it beats both: `row`, `difference`, and `low` and `high` of
     its 95 % interval or None. Members are compared as if they had been scored
-    on different items (Newcombe 1998, Statist. Med. 17:873, method 10), so
-    that the interval is rather too wide.
+    on different items (Newcombe 1998, Statist. Med. 17:873, method 10), so that
+    the interval is rather too wide.
   """
   scored = {
     row['name']: row['dev']['fitness']
@@ -189,7 +186,6 @@ def _made(best: Mapping[str, Any]) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
-  """What a member is: numbers in a line, and a table by what they are of."""
   numbers, table_rows = [], {}
   for name, value in recipe.items():
     if not isinstance(value, Mapping):
@@ -227,7 +223,6 @@ def _rows_explained(summary: Mapping[str, Any]) -> str:
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:
-  """Paragraphs on the ensembles and the bound that no vote can pass."""
   paragraphs = []
   for row in summary['rows']:
     group = summary['ensembles'].get(row['name'])

@@ -46,15 +46,12 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Trial]]:
 
 def by_what_they_share(trials: Iterable[Trial]) -> list[Trial]:
   """Returns trials in the order of their data, then of their programs."""
-  trials = list(trials)
-  data = [_key(trial.config) for trial in trials]
-  programs = [_programs(trial.config) for trial in trials]
-  # In the order in which they come first; sorting is stable.
-  order = sorted(
-    range(len(trials)),
-    key=lambda i: (data.index(data[i]), programs.index(programs[i])),
-  )
-  return [trials[i] for i in order]
+  by_data: dict[str, dict[str, list[Trial]]] = {}
+  for trial in trials:
+    same = by_data.setdefault(_key(trial.config), {})
+    same.setdefault(_programs(trial.config), []).append(trial)
+  groups = (group for same in by_data.values() for group in same.values())
+  return [trial for group in groups for trial in group]
 
 
 def _programs(config: RunConfig) -> str:
@@ -94,8 +91,7 @@ def run_trials(
     path: of the sweep.
     names: of the trials.
     known: all trials by name; read from the folder by default.
-    done: called with its name after each trial.
-    cache: see `preparation.prepare`.
+    done, cache: see `sweeps.Folder.run`.
   """
   path = pathlib.Path(path)
   known = read(path)[1] if known is None else known
@@ -157,9 +153,8 @@ def start(path: pathlib.Path, shares: Sequence[Sequence[str]]) -> None:
     'import sys; from evojax_llm.runs import sweep_workers; '
     'sweep_workers.run_trials(sys.argv[1], sys.argv[2:])'
   )
-  gpus = list(
-    filter(None, os.environ.get('CUDA_VISIBLE_DEVICES', '').split(','))
-  )
+  visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
+  gpus = [gpu for gpu in visible.split(',') if gpu]
   driver = pathlib.Path('/proc/driver/nvidia/gpus')
   if not gpus and driver.is_dir():
     gpus = [str(i) for i, _ in enumerate(driver.iterdir())]
@@ -187,12 +182,7 @@ def submit(
   shares: Sequence[Sequence[str]],
   options: Mapping[str, Any],
 ) -> None:
-  """Runs shares of the trials as jobs and waits for them.
-
-  Args:
-    path: of the sweep; logs go to its folder jobs/.
-    shares: names of the trials of each job.
-    options: see `sweeps.sweep`.
+  """Runs shares of the trials as jobs, with logs in jobs/, and waits for them.
 
   Raises:
     UserError: submitit is not installed, or refuses the options.

@@ -32,15 +32,10 @@ from evojax_llm.runs.sweep_changes import Trial
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A sweep that is over.
+  """A sweep that is over."""
 
-  Attributes:
-    path: its folder.
-    summary: the content of its summary.json; see `sweep_report.write`.
-  """
-
-  path: pathlib.Path
-  summary: dict[str, Any]
+  path: pathlib.Path  # its folder
+  summary: dict[str, Any]  # of summary.json; see `sweep_report.write`
 
   @property
   def table(self) -> str:
@@ -96,7 +91,7 @@ def sweep(
       trials,
       workers,
       slurm,
-      done=lambda name: sweep_report.write(folder, pictures=False),
+      done=lambda _: sweep_report.write(folder, pictures=False),
     )
     return Result(folder.path, sweep_report.write(folder))
 
@@ -110,14 +105,8 @@ def name_of(trials: Sequence[Trial]) -> str:
 class Folder:
   """The folder of a sweep, held by one process and its workers until `close`.
 
-  Args:
-    path: new, or of a sweep to go on with.
-    trials: that are in it, or join those that are.
-    settings: JSON types; what must not change between commands.
-
-  Attributes:
-    path: absolute.
-    trials: all trials by name, those of earlier commands first.
+  `trials` are in it or join those that are, which come first; `settings`, of
+  JSON types, must not change between commands.
 
   Raises:
     UserError: it is in use, cannot be made, or is not of such a sweep.
@@ -134,13 +123,12 @@ class Folder:
     self._settings = record.plain(settings or {})
     index = self.path / sweep_workers.INDEX
     with errors.as_user_error(OSError):
-      if self.path.is_dir() and not index.exists():
-        if any(file.name != 'lock' for file in self.path.iterdir()):
-          raise UserError(
-            f'{path} is not empty and not the folder of a sweep; name a new '
-            'one.'
-          )
       self.path.mkdir(parents=True, exist_ok=True)
+      held = {file.name for file in self.path.iterdir()} - {'lock'}
+      if held and not index.exists():
+        raise UserError(
+          f'{path} is not empty and not the folder of a sweep; name a new one.'
+        )
       self._lock = checkpoint.WorkdirLock(self.path)
     try:
       if index.exists():
@@ -198,8 +186,7 @@ class Folder:
 
     Args:
       trials: of the folder.
-      workers: see `sweep`.
-      slurm: see `sweep`.
+      workers, slurm: see `sweep`.
       done: called with its name after each trial that this process ran.
       cache: see `preparation.prepare`.
     """

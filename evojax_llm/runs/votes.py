@@ -18,18 +18,7 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-  """A group of members that dev chose, whose answers are put together.
-
-  Attributes:
-    rule: how it decides.
-    members: k ids of members or indices of experts, the best by dev first.
-    fitness: (k,) f32 of the members on dev.
-    by_size: fitness on dev of the best 1, 2, ... candidates together.
-    dev: (K,) f32 task scores on dev.
-    bound: fitness on dev of an oracle that knows which member is right.
-    evaluations: members scored on dev for it, the search's not counted.
-    population: genomes of the members, leaves (k, ...); None for experts.
-  """
+  """A group of members that dev chose, whose answers are put together."""
 
   rule: str
   members: list[int]
@@ -123,7 +112,7 @@ def score(
   scores: Any,
   indices: Sequence[int],
 ) -> tuple[np.ndarray, float]:
-  """Scores the decisions of an ensemble on the items of a split.
+  """Scores what an ensemble decides on the items of a split.
 
   Args:
     evaluator: of the tasks.

@@ -25,12 +25,7 @@ OPERATOR = 'warm_start'
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-  """Members of an earlier run.
-
-  Attributes:
-    members: the best in its last state, the best first.
-    fingerprint: of that run.
-  """
+  """Members of an earlier run, the best of its last state first."""
 
   members: run_state.Members
   fingerprint: str
