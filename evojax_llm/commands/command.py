@@ -267,16 +267,18 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
 
 
-def check_out(
-  path: str | None, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
-) -> pathlib.Path | None:
-  """The path of a file to be written; refuses before any work is done.
+def define_out() -> None:
+  """Defines the flags of `check_out`."""
+  flags.DEFINE_string('out', None, 'JSON file to write, if any.')
+  flags.DEFINE_bool('overwrite', False, 'Replace --out if it exists.')
 
-  Args:
-    path: of the file; None for none.
-    overwrite: whether a regular file may be replaced.
-    inputs: what the command reads, which is never replaced.
+
+def check_out(inputs: Iterable[str | os.PathLike]) -> pathlib.Path | None:
+  """Returns the path of --out; refuses before any work is done.
+
+  `inputs` are what the command reads, which is never replaced.
   """
+  path = flags.FLAGS.out
   if path is None:
     return None
   out = pathlib.Path(os.path.expanduser(path))
@@ -289,7 +291,7 @@ def check_out(
     raise UserError(
       f'--out={path} is a device or a FIFO; only regular files are replaced.'
     )
-  if out.exists() and not overwrite:
+  if out.exists() and not flags.FLAGS.overwrite:
     raise UserError(
       f'--out={path} exists. Name another file, or allow to replace it with '
       '--overwrite.'

@@ -34,7 +34,7 @@ flags.DEFINE_string('workdir', None, 'Run folder, new or to go on with.')
 
 
 def main(_: Sequence[str]) -> int | None:
-  config = RunConfig.from_config(settings.read())
+  config = RunConfig.from_config(settings.load())
   files = inputs_lib.locate(config)
   command.use_cores(files.model, config.strategy.population)
 

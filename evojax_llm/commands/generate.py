@@ -55,18 +55,13 @@ _STOP = flags.DEFINE_multi_string(
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Type of the computation.'
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write, if any.')
-_OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'Replace --out if it exists.'
-)
+command.define_out()
 
 
 def main(_: Sequence[str]) -> None:
   source = source_lib.read()
   prompts = prompt_file.read_prompts(_PROMPTS.value)
-  out = command.check_out(
-    _OUT.value, _OVERWRITE.value, [_PROMPTS.value, *source.reads]
-  )
+  out = command.check_out([_PROMPTS.value, *source.reads])
   sampling = {
     'temperature': _TEMPERATURE.value,
     'top_p': _TOP_P.value,

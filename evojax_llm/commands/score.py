@@ -40,6 +40,7 @@ from typing import Any
 from absl import flags
 
 from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.commands import source as source_lib
 from evojax_llm.runs.run_config import RunConfig
 
@@ -57,32 +58,12 @@ _SPLIT = flags.DEFINE_enum(
 _LIMIT = flags.DEFINE_integer(
   'limit', None, 'Score only so many items of each task.', lower_bound=1
 )
-_DRAW = flags.DEFINE_integer('draw', 0, 'Seed of the choice under --limit.')
-_CHAT = flags.DEFINE_bool(
-  'chat', False, "Put prompts through the model's chat template."
-)
-_SHOTS = flags.DEFINE_integer(
-  'shots', None, 'Worked examples before each question.', lower_bound=0
-)
-_SHOTS_SEED = flags.DEFINE_integer(
-  'shots_seed', None, 'Chooses the examples among the dev items.'
-)
-_SYSTEM = flags.DEFINE_string('system', None, 'Text before everything.')
 _MAX_LENGTH = flags.DEFINE_integer(
   'max_length',
   None,
   "Longest prompt in tokens, new tokens included; by default the model's "
   'context. What is longer is cut from the left, which is told.',
   lower_bound=2,
-)
-_ALLOW_OVERLAP = flags.DEFINE_bool(
-  'allow_overlap', False, 'Read tasks whose dev and test share items.'
-)
-_DROP_OVERLAP = flags.DEFINE_bool(
-  'drop_overlap', False, 'Leave items out of dev that are in test as well.'
-)
-_SKIP_BAD_ROWS = flags.DEFINE_bool(
-  'skip_bad_rows', False, 'Leave out rows of task files that cannot be used.'
 )
 _PER_ITEM = flags.DEFINE_bool(
   'per_item', False, 'Write every prediction to --out.'
@@ -99,23 +80,13 @@ _BASE_DTYPE = flags.DEFINE_enum(
   ['int8'],
   'Eight-bit kernels of the base; what it changes is told and written.',
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write, if any.')
-_OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'Replace --out if it exists.'
-)
-
-
+command.define_out()
 # Settings of a run, and the flags that change them.
-_SETTINGS = {
-  'dev_draw': _DRAW,
-  'chat': _CHAT,
-  'shots': _SHOTS,
-  'shots_seed': _SHOTS_SEED,
-  'system': _SYSTEM,
-  'allow_overlap': _ALLOW_OVERLAP,
-  'drop_overlap': _DROP_OVERLAP,
-  'skip_bad_rows': _SKIP_BAD_ROWS,
-}
+_SETTINGS = settings.define_own(
+  *('chat', 'shots', 'shots_seed', 'system'),
+  *('allow_overlap', 'drop_overlap', 'skip_bad_rows'),
+  draw='dev_draw',
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -127,12 +98,10 @@ def main(_: Sequence[str]) -> None:
       if source.named
       else '--tasks is missing: task files, separated by commas. See --help.'
     )
-  if _PER_ITEM.value and not _OUT.value:
+  if _PER_ITEM.value and not flags.FLAGS.out:
     raise command.UserError('--per_item is of the file --out: name one.')
   config, tasks = _read_tasks(run)
-  out = command.check_out(
-    _OUT.value, _OVERWRITE.value, [*source.reads, *(_TASKS.value or ())]
-  )
+  out = command.check_out([*source.reads, *(_TASKS.value or ())])
   if run:
     command.use_cores(run.files.model, 1 + max(1, run.config.ensemble.size))
   elif source.named is None:  # An exported vote says later which model.

@@ -22,7 +22,6 @@ import numpy as np
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.fitness.item_log import TaskItems
-from evojax_llm.population import stack
 from evojax_llm.runs import errors
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
@@ -41,8 +40,8 @@ _SHARED = (_EXPERTS, 'base_dtype.json', _FILE)
 class Mix:
   """A mix of N experts, as `mix` of a genome space makes it."""
 
-  weights: tuple[float, ...]
-  factor: float = 1.0
+  weights: tuple[float, ...]  # (N,) of the experts
+  factor: float = 1.0  # scales what they change; 0 gives the base
 
 
 class Baseline(NamedTuple):
@@ -59,8 +58,8 @@ class Baseline(NamedTuple):
 class Baselines:
   """What was scored before the search."""
 
-  rows: list[dict[str, Any]]
-  expert_scores: np.ndarray
+  rows: list[dict[str, Any]]  # of the table, without their test scores
+  expert_scores: np.ndarray  # (N, K) f32 task scores of the experts on `dev`
 
 
 def mix_experts(space: Any, mixes: Sequence[Mix]) -> Any:
@@ -83,9 +82,8 @@ def choose_baselines(
   """
   n = len(names)
   even = (1.0 / n,) * n
-  experts = [single(i, n) for i in range(n)]
   averages = [Mix(even, f) for f in (1.0, *AVERAGE_FACTORS)]
-  first = [Mix(even, 0.0), *experts, *averages]
+  first = [Mix(even, 0.0), *(single(i, n) for i in range(n)), *averages]
   scores = score(first)
   expert = 1 + _best(scores.fitness[1 : 1 + n])
   average = 1 + n + _best(scores.fitness[1 + n :])
@@ -152,13 +150,14 @@ def normalise(
   """
   if not evaluator.objective.needs_experts:
     return
-  shape = len(setup.experts.names), len(setup.tasks)
 
   def read(kept):
+    shape = len(setup.experts.names), len(setup.tasks)
     return np.asarray(kept, np.float64).reshape(shape)
 
   def make():
-    return _score(evaluator, setup, setup.experts.experts()).task_scores
+    space = setup.experts
+    return setup_lib.score_few(evaluator, space, space.experts()).task_scores
 
   scores = record.kept(run.path / _EXPERTS, read, make)
   with errors.as_user_error(ValueError, what='config.objective'):
@@ -193,29 +192,17 @@ def score_baselines(
   return record.kept(run.path / _FILE, read, make)
 
 
-def _score(evaluator, setup, population, report_share=None) -> Any:
-  # As many slots as a group of the search has, for which there is a program.
-  count = stack.size(population)
-  slots = max(count, evaluator.plan.members_per_group)
-  return evaluator.evaluate(
-    setup.experts,
-    stack.pad(population, slots),
-    np.arange(count),
-    'dev',
-    progress=report_share,
-  )
-
-
 def _scored(run, evaluator, setup, bar) -> dict[str, Any]:
-  results = []
+  results, names, rows = [], setup.experts.names, []
 
   def score(mixes):
     bar.begin(len(mixes), 'baselines')
     mixed = mix_experts(setup.experts, mixes)
-    results.append(_score(evaluator, setup, mixed, bar.update))
+    results.append(
+      setup_lib.score_few(evaluator, setup.experts, mixed, bar.update)
+    )
     return results[-1]
 
-  names, rows = setup.experts.names, []
   for name, detail, mix, task_scores, count in choose_baselines(names, score):
     dev = report.of_split(evaluator, 'dev', task_scores)
     row = dict(name=name, detail=detail, mix=dataclasses.asdict(mix))

@@ -1,7 +1,5 @@
 """Exports rows of a run's table: as adapters, as models, or as a vote."""
 
-from collections.abc import Iterator
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -37,9 +35,9 @@ _ENOUGH = 0.99
 class Options:
   """How a row is written."""
 
-  merged: bool = False
-  dtype: str | None = None
-  max_rank: int | None = None
+  merged: bool = False  # as a model with an adapter folded into its weights
+  dtype: str | None = None  # of a model's tensors; None for those of the base
+  max_rank: int | None = None  # of an adapter; wider ones are brought to it
 
 
 def export(
@@ -123,7 +121,8 @@ def _write(
     config = row.space.model().config
     _write_model(folder, row.space.express(genome).params, config, model, how)
   elif how.merged or how.max_rank:
-    with _temporary() as adapter:
+    with tempfile.TemporaryDirectory() as temporary:
+      adapter = pathlib.Path(temporary) / 'adapter'
       row.space.export(genome, adapter)
       if how.merged:
         _merge(model, adapter, folder, how)
@@ -131,12 +130,6 @@ def _write(
         _narrow(model, adapter, folder, how.max_rank)
   else:
     row.space.export(genome, folder)
-
-
-@contextlib.contextmanager
-def _temporary() -> Iterator[pathlib.Path]:
-  with tempfile.TemporaryDirectory() as folder:
-    yield pathlib.Path(folder) / 'adapter'
 
 
 def _narrow(

@@ -77,24 +77,24 @@ class Ending:
 
   def finish(self, bar: progress.Progress) -> None:
     """Exports the best member, reads test once, writes the report."""
-    evaluator, heldout = self.prepared.evaluator, self.prepared.heldout()
+    prepared = self.prepared
+    evaluator, heldout = prepared.evaluator, prepared.heldout()
     self._export()
-    if count := self.prepared.config.ensemble.size:
+    if count := prepared.config.ensemble.size:
       bar.begin(count, 'votes')
     groups = self._groups()
     rows = self._rows(groups)
     finalists = self._finalists(groups)
-    # What is read at the end: by name the evaluator, its split, and scores.
+    # What is read at the end: a label, the evaluator, and its split.
     ends = {}
-    if self._has_test():
-      ends['test'] = evaluator, 'test'
+    if all(task.test for task in prepared.setup.tasks):
+      ends['test'] = 'test', evaluator, 'test'
     if heldout is not None:
-      ends['heldout'] = heldout, 'dev'
+      ends['heldout'] = 'held-out tasks', heldout, 'dev'
     bounds = {name: {'dev': group.bound} for name, group in groups.items()}
     for row in rows:
       row['test'] = None
-    for end, (reader, split) in ends.items():
-      label = 'test' if end == 'test' else 'held-out tasks'
+    for end, (label, reader, split) in ends.items():
       bar.begin(len(finalists.names), label)
       scores = finalists.read(reader, split, bar.update)
       if end == 'test':
@@ -108,10 +108,8 @@ class Ending:
         else:
           task_scores = scores.task_scores[finalists.index(row)]
         row[end] = report.of_split(reader, split, task_scores)
-    self._write(rows, finalists.names, groups, bounds)
-
-  def _has_test(self) -> bool:
-    return all(task.test for task in self.prepared.setup.tasks)
+    tested = finalists.names if 'test' in ends else []
+    self._write(rows, tested, groups, bounds)
 
   def _export(self) -> None:
     folder = self.run.path / 'best'
@@ -129,32 +127,25 @@ class Ending:
     prepared, options = self.prepared, self.prepared.config.ensemble
     if not options.size:
       return {}
+    evaluator = prepared.evaluator
     members = run_state.best_members(
       self.state, options.size, prepared.strategy.keep_best
     )
     kept, lost = self._kept_answers(members.ids)
-    groups = {
-      report.OF_EXPERTS: votes.of_experts(
-        prepared.evaluator,
-        self.baselines.expert_scores,
-        lambda experts: baselines_lib.expert_results(self.run, experts),
-        options,
-      ),
-      report.OF_EVOLVED: votes.of_members(
-        prepared.evaluator,
-        prepared.setup.space,
-        members,
-        kept,
-        options,
-      ),
-    }
-    groups = {name: group for name, group in groups.items() if group}
-    if lost and report.OF_EVOLVED in groups:
+    experts = votes.of_experts(
+      evaluator,
+      self.baselines.expert_scores,
+      lambda experts: baselines_lib.expert_results(self.run, experts),
+      options,
+    )
+    evolved = votes.of_members(
+      evaluator, prepared.setup.space, members, kept, options
+    )
+    if lost and evolved:
       # They were scored by the search, and that has been counted.
-      groups[report.OF_EVOLVED] = dataclasses.replace(
-        groups[report.OF_EVOLVED], evaluations=0
-      )
-    return groups
+      evolved = dataclasses.replace(evolved, evaluations=0)
+    groups = {report.OF_EXPERTS: experts, report.OF_EVOLVED: evolved}
+    return {name: group for name, group in groups.items() if group}
 
   def _kept_answers(self, ids: Sequence[int]) -> tuple[Any, bool]:
     """Task scores and answers of members as the run has kept them, or None.
@@ -194,25 +185,24 @@ class Ending:
     # Experts stand with the baselines, members behind the best of them.
     add_group(report.OF_EXPERTS, len(self.prepared.setup.experts.names))
     count, best = int(self.state.evaluations), self.best
-    add(report.EVOLVED, f'member {int(best.id)}', count, best.task_scores)
+    add(report.EVOLVED, f'member {best.id}', count, best.task_scores)
     add_group(report.OF_EVOLVED, count)
     return rows
 
   def _finalists(self, groups: Mapping[str, votes.Ensemble]) -> Finalists:
     """All members that are asked for their answers at the end."""
     setup, best = self.prepared.setup, self.best
-    experts, ids = [], [int(best.id)]
+    experts, ids = [], [best.id]
     genomes = [stack.stack([best.genome])]
     if self.prepared.config.test_experts:
       experts = range(len(setup.experts.names))
     elif report.OF_EXPERTS in groups:
       experts = groups[report.OF_EXPERTS].members
     if group := groups.get(report.OF_EVOLVED):
-      others = [i for i, id_ in enumerate(group.members) if id_ != ids[0]]
+      others = [i for i, id_ in enumerate(group.members) if id_ != best.id]
       if others:
         ids += [group.members[i] for i in others]
-        indices = np.asarray(others, np.int32)
-        genomes.append(stack.take(group.population, indices))
+        genomes.append(stack.take(group.population, np.asarray(others)))
     return Finalists(
       setup, self.baselines.rows, experts, ids, stack.concatenate(*genomes)
     )
@@ -235,23 +225,20 @@ class Ending:
       'experts': self.prepared.setup.experts.names,
     }
 
-  def _recipe(self, lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the best member is, and what it was made of."""
-    own = next((row for row in lineage if row['id'] == int(self.best.id)), {})
-    return {
-      'operator': own.get('operator'),
-      'parents': own.get('parents', []),
-      'recipe': self.prepared.setup.space.recipe(self.best.genome),
-    }
-
-  def _write(self, rows, names, groups, bounds) -> None:
+  def _write(self, rows, tested, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
     tasks = (*self.prepared.setup.tasks, *self.prepared.setup.heldout)
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
-    lineage = record_rows.lineage_of(int(best.id), members)
-    search, recipe = self._search(), self._recipe(lineage)
+    lineage = record_rows.lineage_of(best.id, members)
+    own = next((row for row in lineage if row['id'] == best.id), {})
+    recipe = {
+      'operator': own.get('operator'),
+      'parents': own.get('parents', []),
+      'recipe': self.prepared.setup.space.recipe(best.genome),
+    }
+    search = self._search()
     # What best/ holds, for whoever has that folder alone.
     record.write_json(path / 'best' / 'recipe.json', {**recipe, **search})
     seconds: dict[str, float] = {}
@@ -267,8 +254,8 @@ class Ending:
       'better': summary_page.better(rows),
       'examples': {t.name: summary_page.example(t) for t in evaluator.tasks},
       'best': {
-        'id': int(best.id),
-        'generation': int(best.generation),
+        'id': best.id,
+        'generation': best.generation,
         'fitness': np.asarray(best.fitness)[()],
         **recipe,
       },
@@ -283,7 +270,7 @@ class Ending:
         }
         for name, group in groups.items()
       },
-      'tested': names if self._has_test() else [],
+      'tested': tested,
       'lineage': lineage,
       'generations': int(state.generation),
       'evaluations': int(state.evaluations),
@@ -299,7 +286,14 @@ class Ending:
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if objective.name == 'pareto':
-      summary['front'] = _front(objective, members)
+      # The members of all generations that no other one beats, by dev.
+      vectors = [
+        [math.nan if v is None else v for v in row['tasks'].values()]
+        for row in members
+      ]
+      kept = objectives.front(vectors, objective.maximise)
+      front = [{k: members[i][k] for k in ('id', 'tasks')} for i in kept]
+      summary['front'] = front
     plots.curve(
       path / 'curve.png',
       metrics,
@@ -307,10 +301,8 @@ class Ending:
       objective.percent,
       _middle(members),
     )
-    record.write_text(
-      path / 'summary.md',
-      summary_page.markdown(record.plain(summary), str(path)),
-    )
+    page = summary_page.markdown(record.plain(summary), str(path))
+    record.write_text(path / 'summary.md', page)
     # Last: a folder with a summary.json is a finished run.
     record.write_json(path / 'summary.json', summary)
 
@@ -349,13 +341,3 @@ def _middle(members: Sequence[Mapping[str, Any]]) -> dict[int, Any]:
     for number, fitness in by_generation.items()
     if fitness
   }
-
-
-def _front(objective: Any, members: Sequence[Mapping[str, Any]]) -> Any:
-  """The members of all generations that no other one beats, by dev."""
-  vectors = [
-    [math.nan if v is None else v for v in row['tasks'].values()]
-    for row in members
-  ]
-  kept = objectives.front(vectors, objective.maximise)
-  return [{k: members[i][k] for k in ('id', 'tasks')} for i in kept]

@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+from evojax_llm import pocket
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
@@ -18,11 +19,11 @@ from evojax_llm.tasks import task_files as tasks_lib
 class Files:
   """Where the inputs of a run are."""
 
-  name: str
+  name: str  # of the model, for the run folder
   model: pathlib.Path
-  adapters: tuple[pathlib.Path, ...]
-  experts: tuple[pathlib.Path, ...]
-  tasks: tuple[pathlib.Path | str, ...]
+  adapters: tuple[pathlib.Path, ...]  # experts that are adapters
+  experts: tuple[pathlib.Path, ...]  # experts that are models
+  tasks: tuple[pathlib.Path | str, ...]  # K files, or names of tasks
   heldout: tuple[pathlib.Path | str, ...] = ()
 
 
@@ -33,10 +34,11 @@ def names(value: str) -> list[str]:
 
 def recipe(config: RunConfig) -> list[Any]:
   """Splits config.initial, in which an entry may be 'experts,pairs'."""
-  entries = []
-  for entry in config.initial:
-    entries += names(entry) if isinstance(entry, str) else [entry]
-  return entries
+  return [
+    part
+    for entry in config.initial
+    for part in (names(entry) if isinstance(entry, str) else [entry])
+  ]
 
 
 def rules(config: RunConfig) -> tasks_lib.Rules:
@@ -96,8 +98,6 @@ def locate(config: RunConfig) -> Files:
       'another one: averages and searches count them twice.'
     )
   if config.model in ('', 'pocket') and not folders:
-    from evojax_llm import pocket
-
     folders = pocket.expert_folders()
   if not folders:
     raise UserError(
@@ -128,21 +128,15 @@ def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:
       files.append(path)
     elif ':' in name or path.suffix or len(path.parts) > 1:
       files.append(name)
+    elif name in pocket.stage_names():
+      files += map(pocket.task_file, pocket.stage(name))
+    elif name in pocket.task_names():
+      files.append(pocket.task_file(name))
     else:
-      files += _pocket_tasks(name)
+      stages, tasks = pocket.stage_names(), pocket.task_names()
+      raise UserError(
+        f'Got task {name!r}.{did_you_mean(name, [*stages, *tasks])} Expected a '
+        f'file, a pocket stage ({", ".join(stages)}) or a pocket task '
+        f'({", ".join(tasks)}).'
+      )
   return tuple(files)
-
-
-def _pocket_tasks(name: str) -> list[pathlib.Path]:
-  from evojax_llm import pocket
-
-  if name in pocket.stage_names():
-    return [pocket.task_file(task) for task in pocket.stage(name)]
-  if name in pocket.task_names():
-    return [pocket.task_file(name)]
-  stages, tasks = pocket.stage_names(), pocket.task_names()
-  raise UserError(
-    f'Got task {name!r}.{did_you_mean(name, [*stages, *tasks])} Expected a '
-    f'file, a pocket stage ({", ".join(stages)}) or a pocket task '
-    f'({", ".join(tasks)}).'
-  )

@@ -1,7 +1,6 @@
 """What is made of a configuration before a run: read, checked, and planned."""
 
 from collections.abc import Callable
-from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
@@ -29,15 +28,15 @@ class Prepared:
 
   config: RunConfig
   files: inputs_lib.Files
+  cache: dict[Any, Any]  # see `prepare`
   setup: setup_lib.Setup
+  inputs: dict[str, Any]  # fingerprints of what is read
   evaluator: Any
   strategy: Any
-  params: Any
-  racing: Any
-  abstract: run_state.RunState | None
+  params: Any  # of the strategy
+  racing: Any  # rules of a race, or None
   warm: warm_start_lib.WarmStart | None
-  inputs: dict[str, Any]
-  cache: dict[Any, Any]
+  abstract: Any = None  # shapes and types of the run's state
 
   @property
   def name(self) -> str:
@@ -56,10 +55,11 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
-    config, key = self.config, _setup_key(self.config, self.files)
+    config = self.config
+    key = _setup_key(config, self.files), _evaluator_key(config)
     return _kept(
       self.cache,
-      ('heldout', key, _evaluator_key(config), config.dev_draw),
+      ('heldout', *key, config.dev_draw),
       lambda: setup_lib.make_heldout(config, self.setup),
     )
 
@@ -119,27 +119,16 @@ def prepare(
   planned = evaluator.plan is not None
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
-  prepared = Prepared(
-    config=config,
-    files=files,
-    setup=setup,
-    evaluator=evaluator,
-    strategy=strategy,
-    params=params,
-    racing=setup_lib.make_racing(config, setup),
-    abstract=None,
-    warm=warm,
-    inputs=inputs,
-    cache=cache,
-  )
+  racing = setup_lib.make_racing(config, setup)
+  read = config, files, cache, setup, inputs
+  prepared = Prepared(*read, evaluator, strategy, params, racing, warm)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
-  first = prepared.initial()
   abstract = run_state.abstract_state(
     strategy,
     params,
-    first.population,
+    prepared.initial().population,
     len(setup.tasks),
     sum(len(items) for items in evaluator.items('dev')),
   )
@@ -201,19 +190,16 @@ def _plan(prepared: Prepared) -> Any:
     population_bytes=groups.num_bytes(abstract) + groups.num_bytes(proposed),
   )
   # An item that does not fit must show now and not when all is done.
-  late: list[tuple[Any, Sequence[Any]]] = [
-    (task, task.dev) for task in setup_lib.heldout_tasks(prepared.config, setup)
-  ]
+  heldout = setup_lib.heldout_tasks(prepared.config, setup)
+  late: list[Any] = [(task, task.dev) for task in heldout]
   if all(task.test for task in setup.tasks):
     late += zip(setup.tasks, evaluator.items('test'), strict=True)
+  how = {
+    'chat': evaluator.chat,
+    'max_length': evaluator.max_length(setup.space),
+  }
   encoded = [
-    prompts.encode_items(
-      task,
-      items,
-      setup.tokenizer,
-      chat=evaluator.chat,
-      max_length=evaluator.max_length(setup.space),
-    )
+    prompts.encode_items(task, items, setup.tokenizer, **how)
     for task, items in late
   ]
   for length, new_tokens in packed_split.longest_rows(encoded):

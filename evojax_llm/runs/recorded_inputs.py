@@ -22,6 +22,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 # What is read of a model or an adapter; notes and caches beside it are not.
 _READ = ('.safetensors', '.json', '.model', '.jinja')
+_SEVERAL = ('adapters', 'experts', 'tasks', 'heldout')
 _WHOLE = 1 << 28
 _SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
@@ -59,17 +60,16 @@ def of_folders(files: inputs.Files) -> dict[str, Any]:
 
 def paths(files: inputs.Files) -> dict[str, Any]:
   """Returns the absolute paths of inputs, for config.json."""
-
-  def absolute(path: pathlib.Path | str) -> str:
-    # Tasks may be names of no files.
-    return path if isinstance(path, str) else str(path.absolute())
-
   return {
     'name': files.name,
-    'model': absolute(files.model),
+    'model': str(files.model.absolute()),
+    # Tasks may be names of no files.
     **{
-      kind: [absolute(path) for path in getattr(files, kind)]
-      for kind in ('adapters', 'experts', 'tasks', 'heldout')
+      kind: [
+        path if isinstance(path, str) else str(path.absolute())
+        for path in getattr(files, kind)
+      ]
+      for kind in _SEVERAL
     },
   }
 
@@ -106,29 +106,15 @@ def find(
     )
   changed: list[str] = []
   with record.damaged(run / 'config.json', ''):
-    files = _files(kept['files'])
-    digests = kept['inputs']
-    model = _as_it_was(
-      'model',
-      [files.model],
-      [here.model] if here else [],
-      [digests['model']],
-      changed,
-    )
-    files = dataclasses.replace(
-      files,
-      model=model[0],
-      **{
-        kind: _as_it_was(
-          f'one of config.{kind}',
-          getattr(files, kind),
-          getattr(here, kind, ()),
-          digests[kind],
-          changed,
-        )
-        for kind in ('adapters', 'experts')
-      },
-    )
+    files, digests = _files(kept['files']), kept['inputs']
+    taken = {}
+    for kind in ('adapters', 'experts'):
+      others = getattr(here, kind, ())
+      what, there = f'one of config.{kind}', getattr(files, kind)
+      taken[kind] = _as_it_was(what, there, others, digests[kind], changed)
+    others, digest = [here.model] if here else [], [digests['model']]
+    model = _as_it_was('model', [files.model], others, digest, changed)
+    files = dataclasses.replace(files, model=model[0], **taken)
   if changed:
     text = '\n  '.join(changed)
     if not allow_changed:
@@ -142,17 +128,13 @@ def find(
 
 
 def _files(kept: dict[str, Any]) -> inputs.Files:
-  def path(name: str) -> pathlib.Path | str:
-    return pathlib.Path(name) if os.path.isabs(name) else name
-
-  return inputs.Files(
-    name=kept['name'],
-    model=pathlib.Path(kept['model']),
-    **{
-      kind: tuple(path(name) for name in kept[kind])
-      for kind in ('adapters', 'experts', 'tasks', 'heldout')
-    },
-  )
+  several = {
+    kind: tuple(
+      pathlib.Path(name) if os.path.isabs(name) else name for name in kept[kind]
+    )
+    for kind in _SEVERAL
+  }
+  return inputs.Files(kept['name'], pathlib.Path(kept['model']), **several)
 
 
 def _as_it_was(

@@ -52,14 +52,16 @@ class Vote(NamedTuple):
 class Row:
   """A row of the table, with the members that it stands for."""
 
-  name: str
+  name: str  # as in the table, or that of an expert
   space: Space
-  genomes: Any
-  members: tuple[str, ...]
+  genomes: Any  # leaves (M, ...); M is 1 but for a vote
+  members: tuple[str, ...]  # M names
   vote: Vote | None = None
-  mix: baselines_lib.Mix | None = None
-  detail: str = ''
-  entry: Mapping[str, Any] | None = None
+  mix: baselines_lib.Mix | None = (
+    None  # of the experts, where it is a plain one
+  )
+  detail: str = ''  # which member an evolved one is
+  entry: Mapping[str, Any] | None = None  # of summary.json, if it is there
 
   def recipes(self) -> dict[str, Any]:
     """Returns what each member is made of, by its name, where it is known."""
@@ -141,7 +143,7 @@ class Run:
   path: pathlib.Path
   config: RunConfig
   files: inputs_lib.Files
-  inputs: Mapping[str, Any]
+  inputs: Mapping[str, Any]  # fingerprints of the files
 
   @classmethod
   def open(

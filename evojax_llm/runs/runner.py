@@ -14,8 +14,8 @@ from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
-from evojax_llm.runs import final_member
 from evojax_llm.runs import final_table
+from evojax_llm.runs import finalists
 from evojax_llm.runs import int8_base
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
@@ -32,8 +32,8 @@ _FEW_NUMBERS = 256
 class Result:
   """A finished run."""
 
-  path: pathlib.Path
-  summary: dict[str, Any]
+  path: pathlib.Path  # its folder
+  summary: dict[str, Any]  # the content of its summary.json
 
   @property
   def best(self) -> pathlib.Path:
@@ -135,8 +135,8 @@ class _Run:
     if not restored and folder.metrics.read():
       errors.say('there is no checkpoint: the run begins again')
     folder.rewind(self.number)
-    going_on = f', going on after generation {self.number}' if restored else ''
-    errors.say(f'run folder {folder.path}{going_on}')
+    after = f', going on after generation {self.number}' if restored else ''
+    errors.say(f'run folder {folder.path}{after}')
     for what in folder.lost(self.number).values():
       errors.say(f'warning: {what}')
 
@@ -150,7 +150,7 @@ class _Run:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    best = final_member.settle(
+    best = finalists.settle(
       state,
       prepared.strategy,
       evaluator,
@@ -163,22 +163,17 @@ class _Run:
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
-    initial = prepared.initial()
+    initial, watch = prepared.initial(), self.watch
     tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    limits = {
-      name: getattr(config.strategy, name)
-      for name in ('generations', 'evaluations', 'tokens', 'seconds')
-    }
+    ends = 'generations', 'evaluations', 'patience', 'tokens', 'seconds'
+    limits = {name: getattr(config.strategy, name) for name in ends}
     # What earlier processes have spent counts.
     for row in folder.metrics.read():
-      for name, spent in (
-        ('tokens', row['tokens']),
-        ('seconds', sum(row['seconds'].values())),
-      ):
+      spent = row['tokens'], sum(row['seconds'].values())
+      for name, count in zip(('tokens', 'seconds'), spent, strict=True):
         if limits[name] is not None:
-          limits[name] = max(0, limits[name] - spent)
-    watch = self.watch
+          limits[name] = max(0, limits[name] - count)
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
       prepared.strategy,
@@ -188,7 +183,6 @@ class _Run:
       params=prepared.params,
       seed=config.seed,
       **limits,
-      patience=config.strategy.patience,
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
@@ -248,32 +242,21 @@ class _Run:
     """Scores members of a population on dev, or races them."""
     self.number += 1
     self.bar.begin(len(members))
-    space = self.prepared.setup.space
-    self.recipes = _recipes(space, population, members)
-    if self.prepared.racing:
+    space, racing = self.prepared.setup.space, self.prepared.racing
+    self.recipes = []
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
+    if numbers <= _FEW_NUMBERS * stack.size(population):
+      host = jax.device_get(population)
+      self.recipes = [space.recipe(stack.take(host, i)) for i in members]
+    asked, update = (space, population, members), self.bar.update
+    if racing:
+      key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
-        space,
-        population,
-        members,
-        self.prepared.racing,
-        jax.random.key(self.config.seed),
-        self.number,
-        progress=self.bar.update,
+        *asked, racing, key, self.number, progress=update
       )
     else:
-      self.scored = self.drawn.evaluate(
-        space, population, members, 'dev', progress=self.bar.update
-      )
+      self.scored = self.drawn.evaluate(*asked, progress=update)
     return self.scored
-
-
-def _recipes(space: Any, population: Any, members: Any) -> list[Any]:
-  """What members are, in the terms of their space; [] where it is not short."""
-  numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
-  if numbers > _FEW_NUMBERS * stack.size(population):
-    return []
-  host = jax.device_get(population)
-  return [space.recipe(stack.take(host, i)) for i in members]
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

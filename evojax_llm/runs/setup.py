@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
@@ -17,6 +18,7 @@ from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import stack
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import as_user_error
@@ -151,6 +153,18 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
       memory_budget=None if budget is None else int(budget * _GIB),
       max_length=execution.max_length,
     )
+
+
+def score_few(
+  evaluator: Any, space: Any, population: Any, progress: Any = None
+) -> Any:
+  """Scores a small population on dev, by the program of the search's groups."""
+  count = stack.size(population)
+  slots = max(count, evaluator.plan.members_per_group)
+  population = stack.pad(population, slots)
+  return evaluator.evaluate(
+    space, population, np.arange(count), progress=progress
+  )
 
 
 def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from evojax_llm.fitness import ensembles
 from evojax_llm.population import stack
 from evojax_llm.runs import run_state
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 
@@ -20,14 +21,16 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 class Ensemble:
   """A group of members that dev chose, whose answers are put together."""
 
-  rule: str
-  members: list[int]
-  fitness: np.ndarray
-  by_size: list[float]
-  dev: np.ndarray
-  bound: float
-  evaluations: int = 0
-  population: Any = None
+  rule: str  # how it decides
+  members: list[
+    int
+  ]  # k ids of members or indices of experts, best by dev first
+  fitness: np.ndarray  # (k,) f32 on dev
+  by_size: list[float]  # fitness on dev of the best 1, 2, ... together
+  dev: np.ndarray  # (K,) f32 task scores on dev
+  bound: float  # fitness on dev of an oracle that knows which member is right
+  evaluations: int = 0  # members scored on dev for it, after the search
+  population: Any = None  # genomes, leaves (k, ...); None for experts
 
   @property
   def detail(self) -> str:
@@ -77,16 +80,17 @@ def of_members(
       None, or answers to other items or not to all, they are scored again.
     options: `rule` of the configuration.
   """
-  count = len(candidates.ids)
-  if count < 2:
+  if len(candidates.ids) < 2:
     return None
   wanted = [[item.id for item in task] for task in evaluator.items('dev')]
   evaluations = 0
-  if known is None or not _complete(known[1], wanted):
-    slots = max(count, evaluator.plan.members_per_group)
-    population = stack.pad(candidates.population, slots)
-    scores = evaluator.evaluate(space, population, np.arange(count))
-    known, evaluations = (scores.task_scores, scores.tasks), count
+  if (
+    known is None
+    or [result.ids for result in known[1]] != wanted
+    or any(np.isnan(result.values).any() for result in known[1])
+  ):
+    scores = setup_lib.score_few(evaluator, space, candidates.population)
+    known, evaluations = (scores.task_scores, scores.tasks), len(candidates.ids)
   fitness = evaluator.objective(known[0])
   order = _ranked(fitness)
   if len(order) < 2:
@@ -103,6 +107,15 @@ def of_members(
     evaluations=evaluations,
     population=stack.take(candidates.population, chosen),
   )
+
+
+def group_of(
+  scores: Any, indices: Sequence[int], fitness: np.ndarray
+) -> ensembles.Group:
+  """Returns members of an `Evaluation` as a group, with their dev fitness."""
+  everyone = np.zeros(len(scores.task_scores)), scores.task_scores, scores.tasks
+  group = ensembles.Group(*everyone).take(indices)
+  return dataclasses.replace(group, fitness=fitness)
 
 
 def score(
@@ -124,10 +137,7 @@ def score(
   Returns:
     (K,) f32 task scores, and the fitness of the oracle.
   """
-  everyone = np.zeros(len(scores.task_scores)), scores.task_scores, scores.tasks
-  group = dataclasses.replace(
-    ensembles.Group(*everyone).take(indices), fitness=ensemble.fitness
-  )
+  group = group_of(scores, indices, ensemble.fitness)
   scorers = [scorer_of(task) for task in evaluator.tasks]
   decided = ensembles.decide(
     ensemble.rule, group, scorers, evaluator.items(split)
@@ -149,13 +159,6 @@ def _chosen(
     by_size=evaluator.objective(by_size).tolist(),
     dev=by_size[size - 1],
     bound=_bound(evaluator, group.take(range(size)), scorers),
-  )
-
-
-def _complete(results: Sequence[Any], wanted: Sequence[list[str]]) -> bool:
-  """Whether all were scored on all wanted items and no others."""
-  return [result.ids for result in results] == wanted and not any(
-    np.isnan(result.values).any() for result in results
   )
 
 
