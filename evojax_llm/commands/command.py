@@ -204,9 +204,11 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
   names = [name for name in known if name != 'setting']
   everything = list(names)
   if 'setting' in known:
-    from evojax_llm.commands import settings
+    from evojax_llm.runs import fields
+    from evojax_llm.runs.run_config import RunConfig
 
-    everything += settings.names()
+    config = RunConfig().to_config()
+    everything += [f'config.{name}' for name in fields.flat(config)]
   # A setting without what stands before it is the likeliest mistake.
   same = [n for n in everything if n.split('.')[-1] == name]
   listed = ', '.join(f'--{name}' for name in names)

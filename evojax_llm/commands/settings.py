@@ -60,8 +60,3 @@ def load(source: str | None = None) -> config_dict.ConfigDict:
   if of_data and not config.allow_code:
     fields.check_code(held, source)
   return config
-
-
-def names() -> list[str]:
-  """Returns the names of all settings, as flags without their dashes."""
-  return [f'config.{name}' for name in fields.flat(run_config.make())]

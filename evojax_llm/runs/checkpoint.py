@@ -59,21 +59,23 @@ class Checkpoints:
     """
     generations = self.generations()
     for generation in reversed(generations):
+      path = self.folder / str(generation)
       try:
-        return generation, _load(self.folder / str(generation), abstract)
+        return generation, _load(path, abstract)
       except CheckpointError:
         raise
       # Orbax and tensorstore report damage through many types, `Exception`
       # itself among them; whatever it was, the next older one is tried.
       except Exception as error:  # pylint: disable=broad-exception-caught
-        aside = self._set_aside(generation)
+        aside = self.folder.parent / f'damaged_checkpoint_{generation}'
+        if aside.exists():
+          shutil.rmtree(aside)
+        os.replace(path, aside)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         logging.warning(
-          'The checkpoint of generation %d is damaged (%s). It was moved to '
-          '%s; the one before it is used.',
-          generation,
-          reason[:160],
-          aside,
+          f'The checkpoint of generation {generation} is damaged '
+          f'({reason[:160]}). It was moved to {aside}; the one before it is '
+          'used.'
         )
     if generations:
       raise CheckpointError(
@@ -140,24 +142,15 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
       # What its threads raise is raised again by `save` and `close`.
       logging.get_absl_logger().addFilter(_is_news)
-      training = ocp.training
-      self._checkpointer = training.Checkpointer(
+      every = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+      self._checkpointer = ocp.training.Checkpointer(
         self.folder,
-        save_decision_policy=(
-          training.save_decision_policies.FixedIntervalPolicy(1)
-        ),
-        preservation_policy=training.preservation_policies.LatestN(_KEEP),
+        save_decision_policy=every,
+        preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
         # What a killed process left half written.
         cleanup_tmp_directories=True,
       )
     return self._checkpointer
-
-  def _set_aside(self, generation: int) -> pathlib.Path:
-    target = self.folder.parent / f'damaged_checkpoint_{generation}'
-    if target.exists():
-      shutil.rmtree(target)
-    os.replace(self.folder / str(generation), target)
-    return target
 
 
 def _is_news(record: Any) -> bool:
@@ -202,14 +195,15 @@ def _check_same_leaves(path: pathlib.Path, stored: Any, abstract: Any) -> None:
     }
     for tree in (stored, abstract)
   )
-  wrong = []
-  for name in sorted(have.keys() | want.keys()):
-    if name not in have:
-      wrong.append(f'{name}: not in the checkpoint')
-    elif name not in want:
-      wrong.append(f'{name}: in the checkpoint, not in this run')
-    elif have[name] != want[name]:
-      wrong.append(f'{name}: {have[name]} stored, {want[name]} expected')
+  wrong = [
+    f'{name}: not in the checkpoint'
+    if name not in have
+    else f'{name}: in the checkpoint, not in this run'
+    if name not in want
+    else f'{name}: {have[name]} stored, {want[name]} expected'
+    for name in sorted(have.keys() | want.keys())
+    if have.get(name) != want.get(name)
+  ]
   if wrong:
     shown = '\n  '.join(wrong[:8] + (['...'] if len(wrong) > 8 else []))
     raise CheckpointError(

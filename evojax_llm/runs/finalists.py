@@ -1,6 +1,5 @@
 """The member that a search ends with, and all that are read with it, once."""
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -56,6 +55,8 @@ class Finalists:
 
   Attributes:
     names: M names: of baselines, 'expert X', 'member 12'.
+    space: of the genomes.
+    population: genomes (M, ...), on the host.
   """
 
   def __init__(
@@ -81,15 +82,15 @@ class Finalists:
     mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
     mixes += [baselines_lib.single(i, len(self._experts)) for i in more]
     mixed = baselines_lib.mix_experts(setup.experts, mixes)
-    self._space = setup.space
+    self.space = setup.space
     if setup.space is not setup.experts:
       # Members of two spaces are one population once they are adapters.
       mixed, genomes = expression.of_one_rank(
         _low_rank(setup.experts, mixed), _low_rank(setup.space, genomes)
       )
-      self._space = Expressed(setup.experts.model())
+      self.space = Expressed(setup.experts.model())
     # On the host, from where a group at a time goes to the devices.
-    self._population = jax.tree.map(
+    self.population = jax.tree.map(
       lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
       mixed,
       genomes,
@@ -105,17 +106,6 @@ class Finalists:
     if group.population is None:
       return [self._slots[self._experts[i]] for i in group.members]
     return [self._slots[f'member {id_}'] for id_ in group.members]
-
-  def read(
-    self,
-    evaluator: Any,
-    split: str,
-    progress: Callable[[float], None] | None = None,
-  ) -> Any:
-    """Scores all of them on a split, in the order of `names`."""
-    return evaluator.evaluate(
-      self._space, self._population, split=split, progress=progress
-    )
 
 
 def _low_rank(space: Space, population: Any) -> expression.LowRank:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ from evojax_llm.fitness import ensembles
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
-from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
@@ -62,20 +60,6 @@ class Prepared:
       ('heldout', *key, config.dev_draw),
       lambda: setup_lib.make_heldout(config, self.setup),
     )
-
-  def open_folder(self, workdir: str | os.PathLike) -> record.RunFolder:
-    """Opens the folder of a run, new or to go on with; to be closed.
-
-    Raises:
-      UserError: it is in use, or of another run.
-    """
-    with errors.as_user_error(OSError, what=f'run folder {workdir}'):
-      return record.RunFolder(
-        workdir,
-        self.config.to_dict(),
-        self.inputs,
-        recorded_inputs.paths(self.files),
-      )
 
 
 def prepare(

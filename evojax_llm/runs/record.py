@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -117,26 +118,19 @@ class RunFolder:
       row['generation'] for row in self.members.read()
     )
     items = set(self.items.generations())
-    all_ = range(generation + 1)
-    gaps = {
-      'metrics.jsonl': [g for g in all_ if g not in metrics],
-      'members.jsonl': [g for g in all_ if members[g] < metrics.get(g, 1)],
-      'items': [g for g in all_ if g not in items],
-    }
-    return {
-      name: f'generations {", ".join(map(str, gap[:8]))}'
-      f'{", ..." if len(gap) > 8 else ""} of {self.path / name} are lost or '
-      f'damaged: {_FOLLOWS[name]}'
-      for name, gap in gaps.items()
-      if gap
-    }
-
-  def write(
-    self, members: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]
-  ) -> None:
-    """Adds the lines of a generation; call before its checkpoint is saved."""
-    self.members.append(members)
-    self.metrics.append([metrics])
+    said = {}
+    for name, is_gap in (
+      ('metrics.jsonl', lambda g: g not in metrics),
+      ('members.jsonl', lambda g: members[g] < metrics.get(g, 1)),
+      ('items', lambda g: g not in items),
+    ):
+      if gap := list(filter(is_gap, range(generation + 1))):
+        which = ', '.join(map(str, gap[:8])) + ', ...' * (len(gap) > 8)
+        said[name] = (
+          f'generations {which} of {self.path / name} are lost or damaged: '
+          f'{_FOLLOWS[name]}'
+        )
+    return said
 
   def close(self) -> None:
     """Waits for the last checkpoint, which may fail; releases the folder."""
@@ -155,8 +149,7 @@ class RunFolder:
         )
     path = self.path / 'config.json'
     if not path.exists():
-      others = sorted({p.name for p in self.path.iterdir()} - {*_OURS})
-      if others:
+      if others := sorted({p.name for p in self.path.iterdir()} - {*_OURS}):
         raise CheckpointError(
           f'{self.path} is not empty and not the folder of a run (it holds '
           f'{", ".join(others[:5])}). Name a new or empty workdir.'
@@ -168,16 +161,14 @@ class RunFolder:
       {k: v for k, v in half['config'].items() if k not in _CHANGES_NOTHING}
       for half in (kept, wanted)
     ]
-    later = self._later_ends(*settings)
-    if later:
+    if later := self._later_ends(*settings):
       settings[0]['strategy'] = {**settings[0]['strategy'], **later}
     differences = compare(*settings)
     differences += _changed(kept['inputs'], wanted['inputs'], wanted['files'])
     if differences:
-      shown = '\n  '.join(differences[:12])
-      hint, fixed = '', ('population', 'evaluations', *_ENDS)
-      changed = {line.partition(':')[0] for line in differences}
-      if changed & {f'strategy.{name}' for name in fixed}:
+      shown, hint = '\n  '.join(differences[:12]), ''
+      fixed = [f'strategy.{n}:' for n in ('population', 'evaluations', *_ENDS)]
+      if any(line.startswith(tuple(fixed)) for line in differences):
         hint = (
           ' A population does not grow or shrink within a run, and only one '
           'that has not ended can get more generations, patience, tokens or '
@@ -240,14 +231,11 @@ class JsonLines:
       return []
     rows = []
     for line in self.path.read_bytes().splitlines(keepends=True):
-      try:
+      with contextlib.suppress(ValueError, RecursionError):
         row = json.loads(line)
-      except (ValueError, RecursionError):
-        continue
-      if not isinstance(row, dict) or not self._fields <= row.keys():
-        continue
-      if line.endswith(b'\n') and type(row['generation']) is int:
-        rows.append((row, line))
+        whole = isinstance(row, dict) and self._fields <= row.keys()
+        if whole and line.endswith(b'\n') and type(row['generation']) is int:
+          rows.append((row, line))
     return rows
 
 
@@ -286,16 +274,12 @@ def _changed(
 
 def new_workdir(root: str | os.PathLike, name: str) -> pathlib.Path:
   """Makes and returns root/name, or root/name_2, ... where it exists."""
-  root = pathlib.Path(root)
-  root.mkdir(parents=True, exist_ok=True)
-  number = 1
-  while True:
-    path = root / (name if number == 1 else f'{name}_{number}')
-    try:
+  pathlib.Path(root).mkdir(parents=True, exist_ok=True)
+  for number in itertools.count(1):
+    path = pathlib.Path(root) / (name if number == 1 else f'{name}_{number}')
+    with contextlib.suppress(FileExistsError):
       path.mkdir()
       return path
-    except FileExistsError:
-      number += 1
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

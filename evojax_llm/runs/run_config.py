@@ -37,6 +37,22 @@ class _Part:
       except ValueError as error:
         raise UserError(str(error)) from error
 
+  def to_config(self) -> config_dict.ConfigDict:
+    """Returns it as a `ConfigDict`, with placeholders for unset values."""
+    config = config_dict.ConfigDict()
+    known = options_lib.declared(type(self))
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, _Part):
+        value = value.to_config()
+      elif field.name in _LISTS:  # a text or a sequence
+        config[field.name] = config_dict.placeholder(object)
+      else:
+        config[field.name] = typed(known[field.name])
+      if value is not None:
+        config[field.name] = value
+    return config
+
 
 @dataclasses.dataclass(frozen=True)
 class StrategyConfig(_Part):
@@ -260,15 +276,6 @@ class RunConfig(_Part):
     """Returns its values as nested dicts, for config.json."""
     return dataclasses.asdict(self)
 
-  def to_config(self) -> config_dict.ConfigDict:
-    """Returns it as a `ConfigDict`, with placeholders for unset values."""
-    return to_config(self)
-
-
-def make() -> config_dict.ConfigDict:
-  """Returns the defaults, for a configuration file to change."""
-  return RunConfig().to_config()
-
 
 def _read(cls: type, values: Any, path: str) -> Any:
   """A part of a configuration from a mapping."""
@@ -282,41 +289,22 @@ def _read(cls: type, values: Any, path: str) -> Any:
     raise UserError(
       f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'
     )
-  fields = {field.name: field for field in dataclasses.fields(cls)}
+  defaults = {field.name: field.default for field in dataclasses.fields(cls)}
   read = {}
   for name, value in values.items():
-    if name not in fields:
+    if name not in defaults:
       raise UserError(
         f'Got unknown config.{path}{name}'
-        + lookup.expected(name, fields, some='some of')
+        + lookup.expected(name, defaults, some='some of')
       )
-    if isinstance(fields[name].default, _Part):
-      value = _read(type(fields[name].default), value, f'{path}{name}.')
+    if isinstance(defaults[name], _Part):
+      value = _read(type(defaults[name]), value, f'{path}{name}.')
     elif isinstance(value, (list, tuple)):
       # Names may come as a sequence, and JSON has no tuples.
-      is_text = isinstance(fields[name].default, str)
+      is_text = isinstance(defaults[name], str)
       value = ','.join(map(str, value)) if is_text else tuple(value)
     read[name] = value
   return cls(**read)
-
-
-def to_config(part: _Part) -> config_dict.ConfigDict:
-  """Returns a part as a `ConfigDict`, with placeholders for unset values."""
-  config = config_dict.ConfigDict()
-  known = options_lib.declared(type(part))
-  for field in dataclasses.fields(part):
-    value = getattr(part, field.name)
-    if isinstance(value, _Part):
-      value = to_config(value)
-    else:
-      config[field.name] = (
-        config_dict.placeholder(object)  # a text or a sequence
-        if field.name in _LISTS
-        else typed(known[field.name])
-      )
-    if value is not None:
-      config[field.name] = value
-  return config
 
 
 def typed(option: options_lib.Option) -> Any:

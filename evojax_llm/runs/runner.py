@@ -22,6 +22,7 @@ from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import record_rows
+from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import report
 
 # A genome of so many numbers at most is written down in members.jsonl.
@@ -88,7 +89,14 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  with contextlib.closing(prepared.open_folder(workdir)) as folder:
+  with errors.as_user_error(OSError, what=f'run folder {workdir}'):
+    opened = record.RunFolder(
+      workdir,
+      prepared.config.to_dict(),
+      prepared.inputs,
+      recorded_inputs.paths(prepared.files),
+    )
+  with contextlib.closing(opened) as folder:
     if folder.finished and final_table.is_whole(folder.path):
       errors.say(f'{folder.path} is finished')
     else:
@@ -197,19 +205,16 @@ class _Run:
       monitors = prepared.strategy.monitors(state.strategy)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
-      folder.write(
-        record_rows.member_rows(
-          done, prepared.strategy.operator_names, tasks, origins, self.recipes
-        ),
-        record_rows.metrics_row(
-          done,
-          tasks,
-          watch.take(),
-          self.ledger.tokens - before,
-          jax.device_get(monitors),
-        ),
+      names, spent = prepared.strategy.operator_names, self.ledger.tokens
+      folder.members.append(
+        record_rows.member_rows(done, names, tasks, origins, self.recipes)
       )
-      before = self.ledger.tokens
+      monitors = jax.device_get(monitors)
+      row = record_rows.metrics_row(
+        done, tasks, watch.take(), spent - before, monitors
+      )
+      folder.metrics.append([row])
+      before = spent
       with watch.phase('checkpoint'):
         folder.checkpoints.save(done.number, state)
       line = _line(done, self.evaluator.objective.percent)
