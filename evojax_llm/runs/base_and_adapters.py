@@ -35,20 +35,14 @@ BASE = 'base'
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-  """The base and its adapters.
+  """The base and its adapters."""
 
-  Attributes:
-    space: of members that are expressed, over the base.
-    tokenizer: of the base.
-    names: P names: 'base', then what tells the adapter folders apart; without
-      adapters the name of the model folder.
-    population: low ranks with a leading P, f32.
-  """
-
-  space: Expressed
+  space: Expressed  # of members that are expressed, over the base
   tokenizer: Tokenizer
+  # 'base', then what tells P - 1 adapter folders apart; without adapters the
+  # name of the model folder.
   names: tuple[str, ...]
-  population: Any
+  population: Any  # low ranks with a leading P, f32
 
 
 def load(
@@ -65,7 +59,18 @@ def load(
   config, _ = hub.load_config(model)
   names, population = (model_name(model),), alone(config)
   if adapters:
-    names, population = _with_adapters(config, adapters)
+    loaded = peft.load_adapters(adapters, config)
+    if BASE in loaded.names:
+      folder = adapters[loaded.names.index(BASE)]
+      raise UserError(
+        f"The adapter folder {folder} is called '{BASE}', as the model without "
+        'an adapter is in the results. Rename it.'
+      )
+    population = jax.tree.map(
+      lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf]),
+      LowRank(scaled(loaded.factors, loaded.scale)),
+    )
+    names = (BASE, *loaded.names)
   space = Expressed(load_base(model, dtype))
   return Members(space, tokenizer, names, population)
 
@@ -90,13 +95,10 @@ def of_row(
     genomes = jax.tree.map(
       lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
     )
-    names, population = (
-      (*names, *row.members),
-      stack.concatenate(population, genomes),
-    )
+    names = (BASE, *row.members)
+    population = stack.concatenate(population, genomes)
   tokenizer = Tokenizer.from_folder(source.files.model)
-  members = Members(row.space, tokenizer, names, population)
-  return members, row.vote
+  return Members(row.space, tokenizer, names, population), row.vote
 
 
 def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
@@ -134,21 +136,3 @@ def alone(config: GemmaConfig) -> LowRank:
     'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
   }
   return LowRank({'layers': {'mlp': {'up_proj': zero}}})
-
-
-def _with_adapters(
-  config: GemmaConfig, adapters: Sequence[str]
-) -> tuple[tuple[str, ...], LowRank]:
-  loaded = peft.load_adapters(adapters, config)
-  if BASE in loaded.names:
-    folder = adapters[loaded.names.index(BASE)]
-    raise UserError(
-      f"The adapter folder {folder} is called '{BASE}', as the model without "
-      'an adapter is in the results. Rename it.'
-    )
-
-  def with_base(factors: Any) -> jax.Array:
-    return jnp.concatenate([jnp.zeros_like(factors[:1]), factors])
-
-  population = jax.tree.map(with_base, scaled(loaded.factors, loaded.scale))
-  return (BASE, *loaded.names), LowRank(population)

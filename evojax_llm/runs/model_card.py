@@ -100,15 +100,8 @@ def _scores(row: rows.Row) -> list[str]:
     interval = '-'
     if two and two['low'] is not None:
       interval = f'{100 * two["low"]:.1f} to {100 * two["high"]:.1f}'
-    lines.append(
-      [
-        name,
-        report.shown(one),
-        report.shown(two) if two else '-',
-        interval,
-        one.get('metric', ''),
-      ]
-    )
+    shown = [report.shown(entry) if entry else '-' for entry in (one, two)]
+    lines.append([name, *shown, interval, one.get('metric', '')])
   return [
     '## Scores',
     report.aligned(lines),
@@ -119,20 +112,14 @@ def _scores(row: rows.Row) -> list[str]:
 def _lineage(run: rows.Run, row: rows.Row) -> list[str]:
   if row.name != report.EVOLVED or not run.summary:
     return []
-  ancestors: Sequence[Mapping[str, Any]] = run.summary['lineage']
+  ancestors = run.summary['lineage']
   lines = [['member', 'generation', 'operator', 'parents', 'fitness']]
   for one in ancestors[-_ANCESTORS:]:
-    parents = [str(parent) for parent in one['parents']]
+    parents = ', '.join(map(str, (*one['parents'], *one.get('experts', ()))))
     fitness = one['fitness']
-    lines.append(
-      [
-        str(one['id']),
-        str(one['generation']),
-        one['operator'],
-        ', '.join([*parents, *one.get('experts', ())]) or '-',
-        'failed' if fitness is None else f'{fitness:.4g}',
-      ]
-    )
+    shown = 'failed' if fitness is None else f'{fitness:.4g}'
+    cells = str(one['id']), str(one['generation']), one['operator']
+    lines.append([*cells, parents or '-', shown])
   left = len(ancestors) - _ANCESTORS
   more = [f'{left} elder ancestors are left out.'] if left > 0 else []
   return ['## Lineage', report.aligned(lines), *more]
@@ -140,17 +127,14 @@ def _lineage(run: rows.Run, row: rows.Row) -> list[str]:
 
 def _data(run: rows.Run) -> list[str]:
   lines = [['', 'fingerprint']]
-  tasks = ()
-  if run.summary:
-    tasks = tuple(run.summary['rows'][0]['dev']['tasks'])
+  summary = run.summary or {'rows': [{'dev': {'tasks': ()}}]}
   named = {
     'adapters': expert_names(run.files.adapters),
     'experts': expert_names(run.files.experts),
-    'tasks': tasks,
+    'tasks': tuple(summary['rows'][0]['dev']['tasks']),
   }
   for what, value in run.inputs.items():
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    for i, one in enumerate(value if several else [value]):
+    for i, one in enumerate([value] if isinstance(value, str) else value):
       if isinstance(one, str):
         name = f' {named[what][i]}' if i < len(named.get(what, ())) else ''
         lines.append([f'{what}{name}', one])

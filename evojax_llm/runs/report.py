@@ -15,71 +15,56 @@ OF_EXPERTS = 'ensemble of experts'
 OF_EVOLVED = 'ensemble of evolved'
 
 
-def summarise(
-  tasks: Sequence[str],
-  scores: Sequence[float],
-  items: Sequence[int],
-  metrics: Sequence[Any],
-  objective: Any,
+def of_split(
+  evaluator: Any, split: str, task_scores: Sequence[float]
 ) -> dict[str, Any]:
-  """Returns scores on each task and their fitness, with 95 % intervals.
+  """Returns a member's scores on a split and their fitness, with intervals.
 
-  Intervals are Wilson's, of tasks whose items are right or wrong and of a
-  weighted mean of nothing but these; other scores have none.
+  Intervals are Wilson's of 95 %, of tasks whose items are right or wrong and of
+  a weighted mean of nothing but these; other scores have none.
 
   Args:
-    tasks: names of the K tasks.
-    scores: (K,) scores; NaN for a failed member.
-    items: (K,) number of items.
-    metrics: K scorers, of which `metric`, `binary` and `percent` are read.
-    objective: the `fitness.objectives.Objective`.
+    evaluator: of the K tasks.
+    split: of its items.
+    task_scores: (K,) scores; NaN for a failed member.
 
   Returns:
     {'fitness': {'score', 'low', 'high', 'percent'}, 'tasks': {name: the same,
     'items' and 'metric'}}; None in place of NaN and of a missing interval.
   """
-  exact, by_task = [], {}
-  for task, score, n, metric in zip(tasks, scores, items, metrics, strict=True):
+  objective, exact, by_task = evaluator.objective, [], {}
+  scorers = [scorer_of(task) for task in evaluator.tasks]
+  counts = [len(items) for items in evaluator.items(split)]
+  for task, score, n, scorer in zip(
+    evaluator.tasks, task_scores, counts, scorers, strict=True
+  ):
     score = float(score)
     # Shares come in f32; the counts behind them are whole.
-    if metric.binary and not math.isnan(score):
+    if scorer.binary and not math.isnan(score):
       score = round(score * n) / n
     exact.append(score)
-    by_task[task] = {
-      **_interval(score, n if metric.binary else None, metric.percent),
+    by_task[task.name] = {
+      **_interval(score, n if scorer.binary else None, scorer.percent),
       'items': n,
-      'metric': metric.metric,
+      'metric': scorer.metric,
     }
   weighted = objective.name in ('weighted_mean', 'pareto')
   weights = [float(w) for w in objective.weights]
   if weighted and objective.percent:
     fitness = sum(w * s for w, s in zip(weights, exact, strict=True))
   else:
-    fitness = float(objective(np.asarray([scores], np.float32))[0])
-    if math.isnan(fitness) and not any(map(math.isnan, scores)):
+    fitness = float(objective(np.asarray([task_scores], np.float32))[0])
+    if math.isnan(fitness) and not any(map(math.isnan, task_scores)):
       fitness = -math.inf
   # Items of one task with as wide an interval as those of all tasks. With equal
   # weights and sizes it is the number of all items.
   alike = None
-  if weighted and all(metric.binary for metric in metrics):
-    alike = 1 / sum(w**2 / n for w, n in zip(weights, items, strict=True))
+  if weighted and all(scorer.binary for scorer in scorers):
+    alike = 1 / sum(w**2 / n for w, n in zip(weights, counts, strict=True))
   return {
     'fitness': _interval(fitness, alike, objective.percent),
     'tasks': by_task,
   }
-
-
-def of_split(
-  evaluator: Any, split: str, task_scores: Sequence[float]
-) -> dict[str, Any]:
-  """Summarises a member's task scores (K,) on a split of an evaluator."""
-  return summarise(
-    [task.name for task in evaluator.tasks],
-    task_scores,
-    [len(items) for items in evaluator.items(split)],
-    [scorer_of(task) for task in evaluator.tasks],
-    evaluator.objective,
-  )
 
 
 def _interval(
@@ -104,36 +89,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   `dev` has no interval: what was chosen by it cannot be judged by it.
   """
   means = [['model', 'dev', 'test [95 %]', 'evaluations']]
-  for row in rows:
-    means.append(
-      [
-        f'{row["name"]} ({row["detail"]})' if row['detail'] else row['name'],
-        shown(row['dev']['fitness']),
-        _with_interval(row['test'] and row['test']['fitness']),
-        str(row['evaluations']),
-      ]
-    )
   tasks = [['dev / test', *rows[0]['dev']['tasks']]]
-  for row in rows:
-    cells = [row['name']]
-    for task, dev in row['dev']['tasks'].items():
-      test = shown(row['test']['tasks'][task]) if row['test'] else '-'
-      cells.append(f'{shown(dev)} / {test}')
-    tasks.append(cells)
-  tables = [aligned(means), aligned(tasks)]
+  heldout = []
   if 'heldout' in rows[0]:
-    tables.append(aligned(_heldout(rows)))
-  return '\n\n'.join(tables)
-
-
-def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Cells of the table of held-out tasks."""
-  lines = [['held out', 'mean [95 %]', *rows[0]['heldout']['tasks']]]
+    heldout = [['held out', 'mean [95 %]', *rows[0]['heldout']['tasks']]]
   for row in rows:
-    found = row['heldout']
-    cells = [shown(entry) for entry in found['tasks'].values()]
-    lines.append([row['name'], _with_interval(found['fitness']), *cells])
-  return lines
+    name, dev, test = row['name'], row['dev'], row['test']
+    label = f'{name} ({row["detail"]})' if row['detail'] else name
+    mean = with_interval(test['fitness']) if test else '-'
+    means.append([label, shown(dev['fitness']), mean, str(row['evaluations'])])
+    cells = (
+      f'{shown(entry)} / {shown(test["tasks"][task]) if test else "-"}'
+      for task, entry in dev['tasks'].items()
+    )
+    tasks.append([name, *cells])
+    if heldout:
+      found = row['heldout']
+      cells = map(shown, found['tasks'].values())
+      heldout.append([name, with_interval(found['fitness']), *cells])
+  return '\n\n'.join(map(aligned, filter(None, (means, tasks, heldout))))
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -149,13 +123,12 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
   return '\n'.join([text(lines[0]), rule, *map(text, lines[1:])])
 
 
-def _with_interval(entry: Mapping[str, Any] | None) -> str:
-  if entry is None:
-    return '-'
+def with_interval(entry: Mapping[str, Any]) -> str:
+  """Returns a score as tables show it, with its interval if it has one."""
   if entry['low'] is None:
     return shown(entry)
-  low, high = 100 * entry['low'], 100 * entry['high']
-  return f'{shown(entry)} [{low:.1f}, {high:.1f}]'
+  low, high = (number(entry[end], entry['percent']) for end in ('low', 'high'))
+  return f'{shown(entry)} [{low}, {high}]'
 
 
 def shown(entry: Mapping[str, Any], unit: str = '') -> str:

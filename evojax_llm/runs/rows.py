@@ -36,9 +36,8 @@ from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
 VOTE_FILE = 'vote.json'
-_VOTES = (report.OF_EVOLVED, report.OF_EXPERTS)
 # Shorter names of votes.
-_ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
+_ALIASES = {'vote': report.OF_EVOLVED, 'vote of experts': report.OF_EXPERTS}
 
 
 class Vote(NamedTuple):
@@ -57,9 +56,7 @@ class Row:
   genomes: Any  # leaves (M, ...); M is 1 but for a vote
   members: tuple[str, ...]  # M names
   vote: Vote | None = None
-  mix: baselines_lib.Mix | None = (
-    None  # of the experts, where it is a plain one
-  )
+  mix: baselines_lib.Mix | None = None  # of the experts, if it is plain
   detail: str = ''  # which member an evolved one is
   entry: Mapping[str, Any] | None = None  # of summary.json, if it is there
 
@@ -212,7 +209,7 @@ class Run:
       by_lower = {known.lower().replace('_', ' '): known for known in mixes}
     if wanted == report.EVOLVED:
       row = self._evolved(dtype)
-    elif wanted in _VOTES and self._ensemble(wanted):
+    elif wanted in _ALIASES.values() and self._ensemble(wanted):
       row = self._vote(wanted, dtype)
       if len(row.members) == 1:
         of_experts = wanted == report.OF_EXPERTS
@@ -225,7 +222,7 @@ class Run:
       genomes = baselines_lib.mix_experts(space, [mixes[found]])
       row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
-      raise self._unknown(name, mixes)
+      raise UserError(self._unknown(name, mixes))
     if not self.summary and row.detail:
       errors.say(f'{row.detail} on dev')
     with record.damaged(self.path / 'summary.json', record.AGAIN):
@@ -233,18 +230,16 @@ class Run:
       entry = next((r for r in rows if r['name'] == row.name), None)
     return dataclasses.replace(row, entry=entry)
 
-  def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
+  def _unknown(self, name: str, mixes: Mapping[str, Any]) -> str:
     with record.damaged(self.path / 'summary.json', record.AGAIN):
       groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
     known = [report.EVOLVED, *groups, *mixes]
-    why = ''
-    if not groups:
-      why = ' The run has no vote' + (
-        ': config.ensemble.size was 0, or fewer than two members were scored.'
-        if self.summary
-        else ' before it has finished.'
-      )
-    return UserError(f'Got --row={name!r}{lookup.expected(name, known)}{why}')
+    said = f'Got --row={name!r}{lookup.expected(name, known)}'
+    if groups:
+      return said
+    why = ': config.ensemble.size was 0, or fewer than two members were scored.'
+    why = why if self.summary else ' before it has finished.'
+    return f'{said} The run has no vote{why}'
 
   def _space(self, dtype: Any, experts: bool = False) -> Space:
     """The space of the search; with no dtype one that only exports."""
@@ -313,8 +308,7 @@ class Run:
     else:
       members = tuple(f'member {id_}' for id_ in chosen)
       _, best = self._best(self.config.ensemble.size)
-      absent = [id_ for id_ in chosen if id_ not in best.ids]
-      if absent:
+      if absent := [id_ for id_ in chosen if id_ not in best.ids]:
         raise checkpoint.CheckpointError(
           f'{self.path}: the last checkpoint has no member {absent[0]}, which '
           'votes. It is not that of the finished run.'

@@ -138,16 +138,11 @@ def table(
       failures += f'\n{result["name"]} failed: {result["failed"]}'
     else:
       scores = [task['score'] for task in result['tasks'].values()]
-      cells += [_cell(t, percent[name]) for name, t in result['tasks'].items()]
+      for name, task in result['tasks'].items():
+        low, high = task['interval'] or (None, None)
+        entry = {**task, 'low': low, 'high': high, 'percent': percent[name]}
+        cells.append(report.with_interval(entry))
       if with_mean:
         cells.append(report.number(sum(scores) / len(scores), percent=True))
     lines.append(cells)
   return report.aligned(lines) + failures
-
-
-def _cell(task: Mapping[str, Any], percent: bool) -> str:
-  score = report.shown({**task, 'percent': percent})
-  if task['interval'] is None:
-    return score
-  low, high = (report.number(end, percent) for end in task['interval'])
-  return f'{score} [{low}, {high}]'

@@ -62,14 +62,18 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
 
   _say_limits(config, tasks)
   tokenizer = Tokenizer.from_folder(files.model)
-  return Setup(tokenizer, load_space(config, files), tasks, heldout)
+  dtype = jnp.dtype(config.execution.dtype)
+  given = str(files.model), files.adapters, files.experts
+  space = make_space(config.space, *given, dtype)
+  return Setup(tokenizer, space, tasks, heldout)
 
 
 def _say_limits(config: RunConfig, tasks: Any) -> None:
   for split in ('dev', 'test'):
-    one, each = (getattr(config, f'{split}_{n}') for n in ('limit', 'limits'))
+    each = getattr(config, f'{split}_limits')
+    limits = each or (getattr(config, f'{split}_limit'),) * len(tasks)
     # How many limits there are is checked where they are used.
-    for task, limit in zip(tasks, each or (one,) * len(tasks), strict=False):
+    for task, limit in zip(tasks, limits, strict=False):
       found = len(getattr(task, split))
       if split == 'test' and not found:
         say(
@@ -82,19 +86,6 @@ def _say_limits(config: RunConfig, tasks: Any) -> None:
           f'than the {limit} of config.{split}_limit{"s" * bool(each)}: all '
           'are taken.'
         )
-
-
-def load_space(
-  config: RunConfig, files: inputs_lib.Files, with_params: bool = True
-) -> Space:
-  """Makes the genome space of a configuration; may be one that only exports."""
-  return make_space(
-    config.space,
-    str(files.model),
-    files.adapters,
-    files.experts,
-    jnp.dtype(config.execution.dtype) if with_params else None,
-  )
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:
@@ -131,8 +122,9 @@ def make_evaluator(config: RunConfig, setup: Setup) -> Any:
 
 
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
-  execution = config.execution
-  budget = execution.memory_budget_gib
+  execution = dataclasses.asdict(config.execution)
+  budget = execution.pop('memory_budget_gib')
+  execution['dtype'] = jnp.dtype(execution['dtype'])
   with as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
       setup.tokenizer,
@@ -145,13 +137,8 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
         'test': tuple(config.test_limits) or config.test_limit,
       },
       draw=config.dev_draw,
-      dtype=jnp.dtype(execution.dtype),
-      base_dtype=execution.base_dtype,
-      form=execution.form,
-      members_per_group=execution.members_per_group,
-      prompts_per_batch=execution.prompts_per_batch,
       memory_budget=None if budget is None else int(budget * _GIB),
-      max_length=execution.max_length,
+      **execution,
     )
 
 
@@ -183,17 +170,10 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
   """Makes the evaluator of the held-out tasks; None without any."""
   if not setup.heldout:
     return None
-  tasks = heldout_tasks(config, setup)
-  config = dataclasses.replace(
-    config,
-    weights=(),
-    objective='weighted_mean',
-    dev_limit=None,
-    dev_limits=(),
-    test_limits=(),
-    resample=False,
-  )
-  return _evaluator(config, dataclasses.replace(setup, tasks=tasks))
+  setup = dataclasses.replace(setup, tasks=heldout_tasks(config, setup))
+  plain = {'weights': (), 'objective': 'weighted_mean', 'resample': False}
+  plain |= {'dev_limit': None, 'dev_limits': (), 'test_limits': ()}
+  return _evaluator(dataclasses.replace(config, **plain), setup)
 
 
 def make_racing(config: RunConfig, setup: Setup) -> Any:
@@ -202,9 +182,8 @@ def make_racing(config: RunConfig, setup: Setup) -> Any:
   Raises:
     UserError: a value is out of range, or the tasks cannot be raced for.
   """
-  options = dataclasses.asdict(config.racing)
-  if not options['rule']:
+  if not config.racing.rule:
     return None
   with as_user_error(ValueError, what='config.racing'):
     racing.check([scorer_of(t) for t in setup.tasks], config.objective)
-    return racing.Racing(**options)
+    return racing.Racing(**dataclasses.asdict(config.racing))

@@ -28,7 +28,7 @@ class WarmStart:
   """Members of an earlier run, the best of its last state first."""
 
   members: run_state.Members
-  fingerprint: str
+  fingerprint: str  # of that run
 
   def before(self, made: initial.Initial) -> initial.Initial:
     """Puts these members in front of P others, of which as many go."""
@@ -65,8 +65,8 @@ def load(
   """
   folder = pathlib.Path(config.warm_start)
   flag = f'config.warm_start={config.warm_start}'
-  finished = (folder / 'summary.json').is_file()
-  if not finished or not (folder / 'checkpoints').is_dir():
+  parts = folder / 'summary.json', folder / 'checkpoints'
+  if not (parts[0].is_file() and parts[1].is_dir()):
     raise UserError(
       f'{flag} is not the folder of a finished run, with summary.json and '
       'checkpoints. Finish that run first; of several seeds, name the folder '
@@ -74,7 +74,7 @@ def load(
     )
   known = record.read_config(folder)
   of_run = {'model': '', 'adapters': [], 'experts': []} | known['inputs']
-  _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
+  _, state = checkpoint.Checkpoints(parts[1]).read()
   for what, there, here in (
     ('genomes', known['config'].get('space'), config.space),
     ('models', of_run['model'], inputs['model']),
@@ -94,6 +94,4 @@ def load(
     raise UserError(
       f'{flag} has members of other shapes than {config.space} have here.'
     )
-  return WarmStart(
-    members, recorded_inputs.fingerprint(folder / 'summary.json')
-  )
+  return WarmStart(members, recorded_inputs.fingerprint(parts[0]))
