@@ -52,9 +52,7 @@ def main(_: Sequence[str]) -> None:
     _RUN.value,
     _OUT.value,
     flags.FLAGS.row,
-    allow_unfinished=flags.FLAGS.allow_unfinished,
-    allow_changed=flags.FLAGS.allow_changed,
-    allow_code=flags.FLAGS.allow_code,
+    **source.allowed(),
     options=options,
   )
   print(f'{kind} written to {_OUT.value}')
