@@ -307,7 +307,3 @@ def _read_config(source: str) -> Any:
     if flag.value is not None:
       fields.set_value(config, field, flag.value)
   return config
-
-
-if __name__ == '__main__':
-  command.launch(main)

@@ -54,7 +54,3 @@ def main(_: Sequence[str]) -> int | None:
   workdir = command.new_workdir(prepared.name)
   final_table.show(runner.run_prepared(prepared, workdir))
   return None
-
-
-if __name__ == '__main__':
-  command.launch(main)

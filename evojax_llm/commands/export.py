@@ -24,7 +24,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from evojax_llm.commands import command
 from evojax_llm.commands import source
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
@@ -56,7 +55,3 @@ def main(_: Sequence[str]) -> None:
     options=options,
   )
   print(f'{kind} written to {_OUT.value}')
-
-
-if __name__ == '__main__':
-  command.launch(main)

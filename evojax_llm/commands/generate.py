@@ -169,7 +169,3 @@ def _decided(
     'outputs': [texts[m][i] for i, m in enumerate(stands)],
     'of': [members[alive[m]]['name'] for m in stands],
   }
-
-
-if __name__ == '__main__':
-  command.launch(main)

@@ -208,7 +208,3 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
       'by default on the pocket), which --limit=250 takes here as well'
     )
   return config, tasks
-
-
-if __name__ == '__main__':
-  command.launch(main)

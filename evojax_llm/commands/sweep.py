@@ -94,7 +94,3 @@ def _changes(config):
     f"Got neither --sweep='field=1,2,3' nor a function sweep() in {source}; "
     'expected one of them.'
   )
-
-
-if __name__ == '__main__':
-  command.launch(main)

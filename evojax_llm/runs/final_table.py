@@ -18,6 +18,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import export
+from evojax_llm.runs import finalists as finalists_lib
 from evojax_llm.runs import int8_base
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
@@ -26,8 +27,6 @@ from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import summary_page
-from evojax_llm.runs import votes
-from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
 from evojax_llm.strategies import registry
 
@@ -104,7 +103,7 @@ class Ending:
         log.append(0, range(len(finalists.names)), scores)
       for row in rows:
         if group := groups.get(row['name']):
-          task_scores, bounds[row['name']][end] = votes.score(
+          task_scores, bounds[row['name']][end] = finalists_lib.score_vote(
             reader, split, group, scores, finalists.indices(group)
           )
         else:
@@ -124,7 +123,7 @@ class Ending:
       model = space.model()
       export.tell_kept(genome, model.config, model.folder)
 
-  def _groups(self) -> dict[str, votes.Ensemble]:
+  def _groups(self) -> dict[str, finalists_lib.Ensemble]:
     """The best experts, and the best members that are alive or remembered."""
     prepared, options = self.prepared, self.prepared.config.ensemble
     if not options.size:
@@ -134,13 +133,13 @@ class Ending:
       self.state, options.size, prepared.strategy.keep_best
     )
     kept, lost = self._kept_answers(members.ids)
-    experts = votes.of_experts(
+    experts = finalists_lib.of_experts(
       evaluator,
       self.baselines.expert_scores,
       lambda experts: baselines_lib.expert_results(self.run, experts),
       options,
     )
-    evolved = votes.of_members(
+    evolved = finalists_lib.of_members(
       evaluator, prepared.setup.space, members, kept, options
     )
     if lost and evolved:
@@ -172,7 +171,9 @@ class Ending:
       errors.say(f'{text} The best members are scored again.')
     return None, bool(lost) and not (config.racing.rule or config.resample)
 
-  def _rows(self, groups: Mapping[str, votes.Ensemble]) -> list[dict[str, Any]]:
+  def _rows(
+    self, groups: Mapping[str, finalists_lib.Ensemble]
+  ) -> list[dict[str, Any]]:
     """Rows of the table with their dev scores."""
     rows = [dict(kept) for kept in self.baselines.rows]
 
@@ -191,7 +192,9 @@ class Ending:
     add_group(report.OF_EVOLVED, count)
     return rows
 
-  def _finalists(self, groups: Mapping[str, votes.Ensemble]) -> Finalists:
+  def _finalists(
+    self, groups: Mapping[str, finalists_lib.Ensemble]
+  ) -> finalists_lib.Finalists:
     """All members that are asked for their answers at the end."""
     setup, best = self.prepared.setup, self.best
     experts, ids = [], [best.id]
@@ -205,7 +208,7 @@ class Ending:
       if others:
         ids += [group.members[i] for i in others]
         genomes.append(stack.take(group.population, np.asarray(others)))
-    return Finalists(
+    return finalists_lib.Finalists(
       setup, self.baselines.rows, experts, ids, stack.concatenate(*genomes)
     )
 

@@ -1,23 +1,62 @@
 """What is made of a configuration before a run: read, checked, and planned."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.fitness import ensembles
+from evojax_llm.genomes import initial
+from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
-from evojax_llm.runs import warm_start as warm_start_lib
+from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import prompts
+
+_WARM_START = 'warm_start'  # operator of such members
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+  """Members of an earlier run, the best of its last state first."""
+
+  members: run_state.Members
+  fingerprint: str  # of that run
+
+  def before(self, made: initial.Initial) -> initial.Initial:
+    """Puts these members in front of P others, of which as many go."""
+    size = stack.size(made.population)
+    count = min(len(self.members.ids), size)
+    warm = stack.take(self.members.population, np.arange(count))
+    if count < size:
+      rest = stack.take(made.population, np.arange(size - count))
+      warm = stack.concatenate(warm, rest)
+    no_parents = np.full((count, 2), lineage.NO_MEMBER, np.int32)
+    parents = made.parents[: size - count]
+    # Parents within the initial population are numbered behind the experts, and
+    # all of them have moved on.
+    experts = len(made.rows[0].first)
+    parents = np.where(parents >= experts, parents + count, parents)
+    return initial.Initial(
+      population=warm,
+      operators=(_WARM_START,) * count + made.operators[: size - count],
+      parents=np.concatenate([no_parents, parents]),
+      rows=made.rows,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +72,7 @@ class Prepared:
   strategy: Any
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
-  warm: warm_start_lib.WarmStart | None
+  warm: WarmStart | None
   abstract: Any = None  # shapes and types of the run's state
 
   @property
@@ -88,7 +127,7 @@ def prepare(
     ensembles.check_rule(config.ensemble.rule)
   warm = None
   if config.warm_start:
-    warm = warm_start_lib.load(config, setup, inputs)
+    warm = _warm_start(config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
   params = strategy.default_params
@@ -189,3 +228,48 @@ def _plan(prepared: Prepared) -> Any:
   for length, new_tokens in packed_split.longest_rows(encoded):
     plan.rows(length, new_tokens)
   return plan
+
+
+def _warm_start(
+  config: RunConfig, setup: setup_lib.Setup, inputs: Mapping[str, Any]
+) -> WarmStart:
+  """Reads the members of the run at config.warm_start.
+
+  Tasks, strategy and the size of the population may differ from that run's;
+  genomes of another base, other experts or another space mean something else.
+
+  Raises:
+    UserError: there is no finished run, or one with which this cannot begin.
+  """
+  folder = pathlib.Path(config.warm_start)
+  flag = f'config.warm_start={config.warm_start}'
+  parts = folder / 'summary.json', folder / 'checkpoints'
+  if not (parts[0].is_file() and parts[1].is_dir()):
+    raise UserError(
+      f'{flag} is not the folder of a finished run, with summary.json and '
+      'checkpoints. Finish that run first; of several seeds, name the folder '
+      'of one.'
+    )
+  known = record.read_config(folder)
+  of_run = {'model': '', 'adapters': [], 'experts': []} | known['inputs']
+  _, state = checkpoint.Checkpoints(parts[1]).read()
+  for what, there, here in (
+    ('genomes', known['config'].get('space'), config.space),
+    ('models', of_run['model'], inputs['model']),
+    ('experts', of_run['adapters'], inputs['adapters']),
+    ('experts', of_run['experts'], inputs['experts']),
+  ):
+    if there != here:
+      raise UserError(
+        f'{flag} was over other {what}: {there} there, {here} here. Its '
+        'members mean something else here; give the same model, adapters and '
+        'space.'
+      )
+  members = run_state.best_members(state, config.strategy.population)
+  wanted = jax.eval_shape(setup.space.experts)
+  shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
+  if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):
+    raise UserError(
+      f'{flag} has members of other shapes than {config.space} have here.'
+    )
+  return WarmStart(members, recorded_inputs.fingerprint(parts[0]))

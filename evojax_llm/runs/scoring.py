@@ -10,8 +10,8 @@ import numpy as np
 
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import intervals
+from evojax_llm.runs import finalists
 from evojax_llm.runs import report
-from evojax_llm.runs import votes
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 
@@ -52,7 +52,7 @@ def with_vote(
     fitness: (k,) f32 of the members that vote.
     tasks: K tasks.
   """
-  group = votes.group_of(scores, members, fitness)
+  group = finalists.group_of(scores, members, fitness)
   scorers = [scorer_of(task) for task in tasks]
   decided = ensembles.decide(rule, group, scorers, [t.dev for t in tasks])
   results = []
