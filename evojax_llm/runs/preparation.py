@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import dataclasses
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,8 @@ from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import prompts
 
-_WARM_START = 'warm_start'  # operator of such members
 
-
-@dataclasses.dataclass(frozen=True)
-class WarmStart:
+class WarmStart(NamedTuple):
   """Members of an earlier run, the best of its last state first."""
 
   members: run_state.Members
@@ -53,7 +51,7 @@ class WarmStart:
     parents = np.where(parents >= experts, parents + count, parents)
     return initial.Initial(
       population=warm,
-      operators=(_WARM_START,) * count + made.operators[: size - count],
+      operators=('warm_start',) * count + made.operators[: size - count],
       parents=np.concatenate([no_parents, parents]),
       rows=made.rows,
     )
