@@ -11,7 +11,7 @@ is best is chosen on `dev` alone.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-import os
+import functools
 import pathlib
 import shutil
 from typing import Any
@@ -54,8 +54,7 @@ class Baseline(NamedTuple):
   evaluations: int  # members scored on `dev` to choose it
 
 
-@dataclasses.dataclass(frozen=True)
-class Baselines:
+class Baselines(NamedTuple):
   """What was scored before the search."""
 
   rows: list[dict[str, Any]]  # of the table, without their test scores
@@ -124,11 +123,10 @@ def single(index: int, count: int) -> Mix:
 
 def _soups(fitness: np.ndarray) -> list[Mix]:
   """Averages of the best 2, 3, ... experts by fitness (N,), but not of all."""
-  n = len(fitness)
+  n, mixes = len(fitness), []
   alive = np.isfinite(fitness)
   order = np.argsort(np.where(alive, -fitness, np.inf), kind='stable')
   order = order[: alive.sum()]
-  mixes = []
   for size in range(2, min(len(order), n - 1) + 1):
     weights = np.zeros(n)
     weights[order[:size]] = 1.0 / size
@@ -186,21 +184,18 @@ def score_baselines(
       raise ValueError(f'{_ITEMS} lacks answers of the experts')
     return Baselines(kept['rows'], scores)
 
-  def make():
-    return _scored(run, evaluator, setup, bar)
-
+  make = functools.partial(_scored, run, evaluator, setup, bar)
   return record.kept(run.path / _FILE, read, make)
 
 
 def _scored(run, evaluator, setup, bar) -> dict[str, Any]:
-  results, names, rows = [], setup.experts.names, []
+  results, space, rows = [], setup.experts, []
+  names = space.names
 
   def score(mixes):
     bar.begin(len(mixes), 'baselines')
-    mixed = mix_experts(setup.experts, mixes)
-    results.append(
-      setup_lib.score_few(evaluator, setup.experts, mixed, bar.update)
-    )
+    mixed = mix_experts(space, mixes)
+    results.append(setup_lib.score_few(evaluator, space, mixed, bar.update))
     return results[-1]
 
   for name, detail, mix, task_scores, count in choose_baselines(names, score):
@@ -237,8 +232,7 @@ def share(first: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
   for name in _SHARED:
     if (first / name).exists():
-      shutil.copy(first / name, folder / f'{name}.part')
-      os.replace(folder / f'{name}.part', folder / name)
+      record.write_bytes(folder / name, (first / name).read_bytes())
 
 
 def _log(run: record.RunFolder) -> ItemLog:

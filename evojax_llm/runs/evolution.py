@@ -155,8 +155,8 @@ def evolve(
       raise ValueError(
         'Got no space, population or state; expected one to begin with.'
       )
-    made = space.initial(RECIPE, strategy.population_size, jax.random.key(seed))
-    population = made.population
+    size, key = strategy.population_size, jax.random.key(seed)
+    population = space.initial(RECIPE, size, key).population
   loop = _Loop(
     strategy,
     strategy.default_params if params is None else base.as_arrays(params),

@@ -158,13 +158,8 @@ class _Run:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    best = finalists.settle(
-      state,
-      prepared.strategy,
-      evaluator,
-      prepared.setup.space,
-      other_items=self.config.resample,
-    )
+    searched = state, prepared.strategy, evaluator, prepared.setup.space
+    best = finalists.settle(*searched, other_items=self.config.resample)
     ending = final_table.Ending(folder, prepared, baselines, state, best)
     ending.finish(self.bar)
 
@@ -202,14 +197,13 @@ class _Run:
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
-      monitors = prepared.strategy.monitors(state.strategy)
+      monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
       folder.members.append(
         record_rows.member_rows(done, names, tasks, origins, self.recipes)
       )
-      monitors = jax.device_get(monitors)
       row = record_rows.metrics_row(
         done, tasks, watch.take(), spent - before, monitors
       )
@@ -217,9 +211,11 @@ class _Run:
       before = spent
       with watch.phase('checkpoint'):
         folder.checkpoints.save(done.number, state)
-      line = _line(done, self.evaluator.objective.percent)
       self.bar.generation(
-        done.number, done.best_fitness, done.evaluations, line
+        done.number,
+        done.best_fitness,
+        done.evaluations,
+        _line(done, self.evaluator.objective.percent),
       )
     return state
 
