@@ -171,10 +171,8 @@ def _parse(argv: Sequence[str]) -> None:
     if not missing:
       said = ' '.join(str(error).split()).rstrip('.')
       raise UserError(f'{said}. See --help.') from error
-    flag = known[missing[1]]
-    raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
-      error
-    )
+    said = f'--{missing[1]} is missing: {known[missing[1]].help}'
+    raise UserError(f'{said} See --help.') from error
   if left:
     raise UserError(
       f"Unexpected argument '{left[0]}': all options have the form "
@@ -203,9 +201,8 @@ def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
     everything += [f'config.{name}' for name in fields.flat(config)]
   # A setting without what stands before it is the likeliest mistake.
   same = [n for n in everything if n.split('.')[-1] == name]
-  wanted = lookup.expected(
-    same[0] if same else name, everything, listed, 'some of'
-  )
+  like = same[0] if same else name
+  wanted = lookup.expected(like, everything, listed, 'some of')
   wanted = re.sub(r"mean '(.*?)'\?", r'mean --\1?', wanted)
   return f'Got unknown flag --{name}{wanted} See --help.'
 

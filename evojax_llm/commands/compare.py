@@ -45,24 +45,13 @@ from evojax_llm.runs import sweep_changes
 
 _ROUNDS = 10
 # Settings that a comparison has flags for.
-_OWN = {
-  'seed': 'seeds',
-  'seeds': 'seeds',
-  'dev_draw': 'draws',
-  'strategy.evaluations': 'evaluations',
-  'strategy.generations': 'evaluations',
-  'strategy.patience': 'evaluations',
-}
+_OWN = {'seed': 'seeds', 'seeds': 'seeds', 'dev_draw': 'draws'}
+_ENDS = 'evaluations', 'generations', 'patience'
+_OWN |= dict.fromkeys((f'strategy.{end}' for end in _ENDS), 'evaluations')
 settings.define_changes()
 _CONFIGS = flags.DEFINE_list(
   'configs',
-  [
-    'pocket',
-    'pocket:adapters',
-    'model_swarms',
-    'cma_es',
-    'random_search',
-  ],
+  'pocket,pocket:adapters,model_swarms,cma_es,random_search',
   'Configurations: presets by name, or files as for --config of evolve.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of each search.', 1)
@@ -153,8 +142,7 @@ def main(_: Sequence[str]) -> int | None:
       _check(folder, of_stage, cache)
       folder.keep()
       folder.run(of_stage, done=outlook.ended, cache=cache)
-    if rows := _write(folder):
-      _draw(folder, rows)
+    if rows := _write(folder, pictures=True):
       print(comparison_table.markdown(rows))
       command.say(f'report: {folder.path / "comparison.md"}')
     failed = 0
@@ -240,17 +228,20 @@ def _check(folder: Any, trials: Sequence[Any], cache: dict[Any, Any]) -> None:
       )
 
 
-def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
+def _write(
+  folder: Any, ended: str | None = None, pictures: bool = False
+) -> list[dict[str, Any]]:
   """Writes the table of all finished runs; says what came of one that ended."""
   from evojax_llm.runs import comparison_table
   from evojax_llm.runs import record
   from evojax_llm.runs import report
 
-  rows, scored = [], set()
+  rows, scored, finished = [], set(), {}
   for name, trial in folder.trials.items():
     if summary := folder.summary(name):
       more = comparison_table.rows(trial.changes, summary, scored)
       rows += more
+      finished[name] = trial.changes
       for row in more if name == ended else ():
         seed = '' if row['seed'] is None else f' seed {row["seed"]}'
         dev, test = (
@@ -264,33 +255,14 @@ def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
           f'dev {dev} test {test}'
         )
   if rows:
+    path, parts = folder.path, [comparison_table.markdown(rows)]
+    if pictures:
+      names = comparison_table.draw(path, rows, finished)
+      parts += [f'![best fitness by evaluations]({name})' for name in names]
     line = ' '.join(['evojax-llm compare', *sys.argv[1:]])
-    record.write_json(
-      folder.path / 'comparison.json', {'command': line, 'rows': rows}
-    )
-    record.write_text(
-      folder.path / 'comparison.md', comparison_table.markdown(rows) + '\n'
-    )
+    record.write_json(path / 'comparison.json', {'command': line, 'rows': rows})
+    record.write_text(path / 'comparison.md', '\n\n'.join(parts) + '\n')
   return rows
-
-
-def _draw(folder: Any, rows: Sequence[Any]) -> None:
-  """Draws the curves, and writes the report with them."""
-  from evojax_llm.runs import comparison_table
-  from evojax_llm.runs import record
-
-  runs = (
-    (
-      trial.changes,
-      record.JsonLines(folder.path / name / 'metrics.jsonl').read(),
-    )
-    for name, trial in folder.trials.items()
-    if folder.summary(name)
-  )
-  pictures = comparison_table.draw(folder.path, rows, runs)
-  parts = [comparison_table.markdown(rows)]
-  parts += [f'![best fitness by evaluations]({name})' for name in pictures]
-  record.write_text(folder.path / 'comparison.md', '\n\n'.join(parts) + '\n')
 
 
 def _read_config(source: str) -> Any:

@@ -186,17 +186,14 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
   limits = getattr(config, f'{split}_limits')
   if len(limits) != len(whole):
     limits = [getattr(config, f'{split}_limit')] * len(whole)
-  # The engine plans by the dev split: whatever is scored stands there.
-  tasks = [
-    dataclasses.replace(
-      task, dev=task.subset(split, limit, config.dev_draw), test=()
-    )
-    for task, limit in zip(whole, limits, strict=True)
-  ]
-  for task, before in zip(tasks, whole, strict=True):
-    count, there = len(task.dev), len(getattr(before, split))
+  tasks = []
+  for task, limit in zip(whole, limits, strict=True):
+    chosen = task.subset(split, limit, config.dev_draw)
+    count, there = len(chosen), len(getattr(task, split))
     of_all = f' of {there}' if there > count else ''
     command.say(f'{task.name}: {count}{of_all} {split} items, {task.kind}')
+    # The engine plans by the dev split: whatever is scored stands there.
+    tasks.append(dataclasses.replace(task, dev=chosen, test=()))
   if run and not _LIMIT.value and any(limits):
     command.say(
       f'as in the table of the run, whose config.{split}_limit and '

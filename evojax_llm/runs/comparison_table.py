@@ -10,6 +10,7 @@ import numpy as np
 
 from evojax_llm.fitness import intervals
 from evojax_llm.runs import plots
+from evojax_llm.runs import record
 from evojax_llm.runs import report
 
 # Baselines that searches are paired with.
@@ -74,10 +75,8 @@ def rows(
 def table(found: Sequence[Row]) -> str:
   """Mean and spread of each search or baseline of a stage, as Markdown.
 
-  Args:
-    found: `rows` of one stage. `percent` says which scores are shares. Scores
-      are None where scoring failed, and `heldout` where there are no such
-      tasks.
+  Of its `rows` scores are None where scoring failed, and `heldout` where there
+  are no such tasks.
   """
   percent = found[0]['percent']
   share, of_heldout = percent['fitness'], percent['heldout']
@@ -118,9 +117,6 @@ def differences(found: Sequence[Row]) -> str:
 
   Runs are paired by draw of dev items and by seed. Intervals are Student's of
   the mean over pairs; of one pair there is none.
-
-  Args:
-    found: `rows` of one stage.
   """
   named, percent = _by('name', found), found[0]['percent']['fitness']
   scores = {
@@ -175,28 +171,25 @@ def markdown(found: Sequence[Row]) -> str:
 def draw(
   folder: pathlib.Path,
   found: Sequence[Row],
-  runs: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+  finished: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
   """Draws the best fitness by evaluations of the searches of every stage.
 
   Args:
-    folder: of the pictures.
+    folder: of the comparison.
     found: `rows` of all stages.
-    runs: `changes` of each finished run, and the rows of its metrics.jsonl.
+    finished: `changes` of each finished run by the name of its folder.
 
   Returns:
     The names of the pictures.
   """
   series: dict[str, dict[str, list[Any]]] = {}
-  for changes, metrics in runs:
+  for name, changes in finished.items():
+    metrics = record.JsonLines(folder / name / 'metrics.jsonl').read()
+    best = [(row['evaluations'], row['best_fitness']) for row in metrics]
     same = series.setdefault(changes['stage'], {})
-    same.setdefault(changes['arm'], []).append(
-      [
-        (row['evaluations'], row['best_fitness'])
-        for row in metrics
-        if row['best_fitness'] is not None
-      ]
-    )
+    known = [(count, fitness) for count, fitness in best if fitness is not None]
+    same.setdefault(changes['arm'], []).append(known)
   names = []
   for i, (stage, same) in enumerate(_by('stage', found).items()):
     levels = {
