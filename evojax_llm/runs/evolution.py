@@ -188,14 +188,17 @@ class _Loop(NamedTuple):
     if state is None:
       which = np.arange(stack.size(population))
       with self.phase('score'):
-        scored = self._scored(population, which, self.limits.left(None))
-      _refuse_if_all_failed(scored, 'members of the initial population')
-      with self.phase('operators'):
-        scores = self._scores(scored, which, len(which))
-        state = run_state.begin(
-          self.strategy, self.params, seed, population, scores, scored.count
+        scored = self._scored(
+          population,
+          which,
+          len(which),
+          self.limits.left(None),
+          'members of the initial population',
         )
-      del population  # the strategy has its own copy
+      with self.phase('operators'):
+        given = population, scored.scores, scored.count
+        state = run_state.begin(self.strategy, self.params, seed, *given)
+      del population, given  # the strategy has its own copy
       first = jax.device_get(lineage.empty_proposal(len(which)))
       first = first.replace(ids=which)
       yield state, self._generation(state, first, which, scored)
@@ -222,11 +225,10 @@ class _Loop(NamedTuple):
         if self.refine is not None and len(which):
           members = self.refine(members, which, key('refine'))
       with self.phase('score'):
-        scored = self._scored(members, which, left)
+        scored = self._scored(members, which, len(proposal.ids), left)
       with self.phase('operators'):
-        scores = self._scores(scored, which, len(proposal.ids))
         inner = self.strategy.tell(
-          key('tell'), members, scores, inner, self.params
+          key('tell'), members, scored.scores, inner, self.params
         )
         state = run_state.RunState(
           strategy=inner,
@@ -238,49 +240,45 @@ class _Loop(NamedTuple):
       yield state, generation
     return stop
 
-  def _scored(self, population, which, left) -> '_Scored':
-    """Scores of the members at `which`; the budget's rest of them at most."""
+  def _scored(self, population, which, slots, left, alive='') -> '_Scored':
+    """Scores the members at `which`, as many as are left, for all slots.
+
+    Raises:
+      EvolutionError: all failed, of members that are `alive`.
+    """
     chosen = which[:left]
-    missing = len(which) - len(chosen)
     found = self.score(population, chosen)
     fitness = _fitness(found, len(chosen))
     own = not hasattr(found, 'fitness')
-    tasks = fitness[:, None] if own else np.asarray(found.task_scores)
+    tasks = fitness[:, None] if own else found.task_scores
     # What is infinite cannot be compared: a member has failed by it.
     failed = ~np.isfinite(fitness)
-    fitness = np.where(failed, np.float32(np.nan), fitness)
     reasons = [None] * len(chosen) if own else found.reasons
     reasons = [
       (reason or 'its fitness is not finite') if bad else reason
       for reason, bad in zip(reasons, failed, strict=True)
     ]
+    reasons += [SPENT] * (len(which) - len(chosen))
+    if alive and failed.all():
+      said = '; '.join(list(dict.fromkeys(map(str, reasons)))[:3])
+      raise EvolutionError(
+        f'None of the {len(which)} {alive} could be scored: {said}. '
+        + (_OWN if own else _ENGINE)
+      )
+
+    def spread(values):
+      full = np.full((slots, *values.shape[1:]), np.nan, np.float32)
+      full[chosen] = values
+      return full
+
     items = None
     if self.strategy.sees == 'items':
       values = [t.values if t.maximise else -t.values for t in found.tasks]
-      items = np.concatenate(values, axis=1)
-
-    def pad(values):
-      if values is None or not missing:
-        return values
-      width = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
-      return np.pad(values, width, constant_values=np.nan)
-
-    padded = map(pad, (fitness, tasks, items))
-    return _Scored(*padded, reasons + [SPENT] * missing, len(chosen), own)
-
-  def _scores(self, scored, which, slots) -> base.Scores:
-    """The scores of all slots, NaN in the empty ones."""
-
-    def spread(values):
-      if values is None:
-        return None
-      full = np.full((slots, *values.shape[1:]), np.nan, np.float32)
-      full[which] = values
-      return full
-
-    fitness, tasks, items = map(spread, scored[:3])
-    tasks = run_state.oriented(tasks, self.maximise)
-    return base.Scores(fitness, tasks, items)
+      items = spread(np.concatenate(values, axis=1))
+    fitness = spread(np.where(failed, np.float32(np.nan), fitness))
+    tasks = run_state.oriented(spread(tasks), self.maximise)
+    scores = base.Scores(fitness, tasks, items)
+    return _Scored(scores, reasons, len(chosen))
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""
@@ -290,13 +288,10 @@ class _Loop(NamedTuple):
     if left is not None and len(which) >= left:
       return None
     self.redraw(number)
-    scored = self._scored(genomes, which, None)
-    _refuse_if_all_failed(
-      scored, f'members that live in generation {number}, on other items,'
-    )
-    scores = self._scores(scored, which, len(ids))
+    alive = f'members that live in generation {number}, on other items,'
+    scored = self._scored(genomes, which, len(ids), None, alive)
     return state.replace(
-      strategy=self.strategy.rescored(state.strategy, scores),
+      strategy=self.strategy.rescored(state.strategy, scored.scores),
       evaluations=state.evaluations + jnp.int32(len(which)),
     )
 
@@ -309,8 +304,8 @@ class _Loop(NamedTuple):
       ids=[int(i) for i in proposal.ids[which]],
       parents=[(int(a), int(b)) for a, b in proposal.parents[which]],
       operators=[int(i) for i in proposal.operator[which]],
-      fitness=scored.fitness,
-      task_scores=scored.tasks,
+      fitness=scored.scores.fitness[which],
+      task_scores=run_state.oriented(scored.scores.tasks[which], self.maximise),
       reasons=scored.reasons,
       mean_fitness=np.float32(alive.mean() if alive.size else np.nan),
       best_id=int(memory.best_id),
@@ -322,14 +317,11 @@ class _Loop(NamedTuple):
 
 
 class _Scored(NamedTuple):
-  """Scores of M members on the host; as in `Generation`, but for items."""
+  """Scores of members on the host, of the first `count` that were proposed."""
 
-  fitness: np.ndarray
-  tasks: np.ndarray
-  items: np.ndarray | None  # (M, I) f32, maximised, where a strategy sees them
+  scores: base.Scores  # of all slots, NaN in the empty ones
   reasons: list[str | None]
   count: int
-  own: bool  # by a function that returns plain numbers
 
 
 def _fitness(found: Any, count: int) -> np.ndarray:
@@ -348,12 +340,3 @@ def _fitness(found: Any, count: int) -> np.ndarray:
     'expected one number each. Return a list with one for each index that '
     'score is given, or an Evaluation.'
   )
-
-
-def _refuse_if_all_failed(scored: _Scored, which: str) -> None:
-  if np.isnan(scored.fitness).all():
-    reasons = '; '.join(list(dict.fromkeys(map(str, scored.reasons)))[:3])
-    raise EvolutionError(
-      f'None of the {len(scored.fitness)} {which} could be scored: {reasons}. '
-      + (_OWN if scored.own else _ENGINE)
-    )

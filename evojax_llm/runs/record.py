@@ -114,9 +114,8 @@ class RunFolder:
   def lost(self, generation: int) -> dict[str, str]:
     """Says by file what is lost of these generations, and what follows."""
     metrics = {row['generation']: row['scored'] for row in self.metrics.read()}
-    members = collections.Counter(
-      row['generation'] for row in self.members.read()
-    )
+    rows = self.members.read()
+    members = collections.Counter(row['generation'] for row in rows)
     items = set(self.items.generations())
     said = {}
     for name, is_gap in (
@@ -242,11 +241,12 @@ class JsonLines:
 def compare(old: Any, new: Any, name: str = '') -> list[str]:
   """Lists 'strategy.population: 10 there, 20 here' for all that differs."""
   if isinstance(old, dict) and isinstance(new, dict):
-    differences = []
-    for key in sorted(old.keys() | new.keys()):
-      inner = f'{name}.{key}' if name else key
-      differences += compare(old.get(key), new.get(key), inner)
-    return differences
+    inner = f'{name}.' if name else ''
+    return [
+      line
+      for key in sorted(old.keys() | new.keys())
+      for line in compare(old.get(key), new.get(key), f'{inner}{key}')
+    ]
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 
@@ -319,14 +319,12 @@ def read_json(path: pathlib.Path, *keys: str) -> Any:
 
 def read_summary(run: pathlib.Path) -> dict[str, Any] | None:
   """Returns summary.json of a run; None where there is none that is whole."""
-  path = run / 'summary.json'
-  if not path.exists():
-    return None
   try:
-    return read_json(path, 'rows')
+    if (run / 'summary.json').exists():
+      return read_json(run / 'summary.json', 'rows')
   except CheckpointError as error:
     errors.say(str(error))
-    return None
+  return None
 
 
 def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -335,9 +333,8 @@ def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   Raises:
     CheckpointError: there is none, or it is damaged.
   """
-  path = run / 'config.json'
-  kept = read_json(path)
-  with damaged(path, 'Begin again in a new workdir.'):
+  kept = read_json(run / 'config.json')
+  with damaged(run / 'config.json', 'Begin again in a new workdir.'):
     halves = [kept['config'], kept['inputs'], kept.get('files', {})]
     if not all(isinstance(half, dict) for half in halves):
       raise TypeError('its parts are not objects')
@@ -349,10 +346,8 @@ def kept(
 ) -> _T:
   """Reads what a JSON file of a run keeps, made again where it is damaged.
 
-  Args:
-    path: the file.
-    read: makes the result of its content; raises where something is missing.
-    make: makes the content, JSON types or arrays of them.
+  `read` makes the result of its content, and raises where something is missing;
+  `make` makes the content, JSON types or arrays of them.
   """
   if path.exists():
     try:

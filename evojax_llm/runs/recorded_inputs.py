@@ -1,9 +1,8 @@
 """The inputs of a run, as its folder has recorded them.
 
 config.json holds, beside the settings, the absolute paths of what was read and
-fingerprints of it. What reads them again, to export or to score a member, gets
-what the run had from wherever it is called, or an error that names what is not
-as it was.
+fingerprints of it. What reads them again gets what the run had, or an error
+that names what is not as it was.
 """
 
 from collections.abc import Sequence
@@ -81,12 +80,7 @@ def find(
 
   They are looked for where the run found them, then where its configuration
   names them from here. Those of a run of an earlier version, which has no
-  paths, are not compared.
-
-  Args:
-    run: the run folder.
-    allow_changed: take a base or an expert that is not as it was, and say so.
-    allow_code: import what the configuration names.
+  paths, are not compared. For what is allowed see `rows.find`.
 
   Raises:
     UserError: one of them is gone, or has changed.
@@ -101,9 +95,8 @@ def find(
   here = None
   with contextlib.suppress(ValueError):
     # Of tasks that are gone something else has to complain.
-    here = inputs.locate(
-      dataclasses.replace(config, tasks='main', heldout_tasks='')
-    )
+    plain = dataclasses.replace(config, tasks='main', heldout_tasks='')
+    here = inputs.locate(plain)
   changed: list[str] = []
   with record.damaged(run / 'config.json', ''):
     files, digests = _files(kept['files']), kept['inputs']

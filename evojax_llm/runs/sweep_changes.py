@@ -119,7 +119,7 @@ def parse(
     UserError: there is no such field, or a value is not of its type.
   """
   parts: dict[str, list[Change]] = {}
-  for part in filter(None, (part.strip() for part in text.split(';'))):
+  for part in filter(None, map(str.strip, text.split(';'))):
     field, equals, listed = part.partition('=')
     field = field.strip()
     if not equals or not listed.strip() or field in parts:
@@ -128,14 +128,14 @@ def parse(
         "field, and ';' between them."
       )
     group, name = fields.find(config, field)
-    given: list[Any] = []
+    parts[field] = []
     for item in map(str.strip, _ITEM.findall(listed)):
       bounds = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', item)
       if bounds and group.get_type(name) in (int, float):
-        given += range(int(bounds[1]), int(bounds[2]) + 1)
+        given = range(int(bounds[1]), int(bounds[2]) + 1)
       else:
-        given.append(fields.parse(config, field, item))
-    parts[field] = values(field, *given)
+        given = [fields.parse(config, field, item)]
+      parts[field] += values(field, *given)
   if not parts or not all(parts.values()):
     raise UserError(f'Got {what}={text!r}; expected values of a field.')
   return product(*parts.values())
@@ -208,13 +208,11 @@ def _seeds(config: Any) -> range:
 def conflicts(first: Trial, other: Trial) -> list[str]:
   """Returns the fields that differ in two trials and that neither changes."""
   changed = first.changes.keys() | other.changes.keys()
-  if first.name != other.name and not all(
-    field.split('.')[0] in _FIELDS for field in changed
-  ):
-    return []  # named configurations may differ in anything
-  there, here = (fields.flat(t.config.to_dict()) for t in (first, other))
   if first.name == other.name:
     changed = set()
+  if any(field.split('.')[0] not in _FIELDS for field in changed):
+    return []  # named configurations may differ in anything
+  there, here = (fields.flat(t.config.to_dict()) for t in (first, other))
   return [
     f'{name}: {there[name]!r} there, {here[name]!r} here'
     for name in there
