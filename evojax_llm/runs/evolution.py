@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import time
 from typing import Any
 from typing import NamedTuple
 
@@ -25,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.options import Option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
-from evojax_llm.runs import limits as limits_lib
 from evojax_llm.runs import run_state
 from evojax_llm.strategies import base
 
@@ -42,6 +43,18 @@ _ENGINE = (
   'Check the model folder, the adapters, the tasks and the type of the '
   'activations.'
 )
+
+# A search that proposes no members any more spends no evaluations; it ends
+# after so many generations for each evaluation.
+_GENERATIONS = 10
+# Tokens and seconds may be spent before a search goes on.
+_LEAST = {
+  'generations': 0,
+  'evaluations': 1,
+  'patience': 1,
+  'tokens': 0,
+  'seconds': 0.0,
+}
 
 # score(population, which) returns the fitness of the members at the indices
 # `which` into P, (M,), or a fitness.evaluation.Evaluation of them.
@@ -147,7 +160,7 @@ def evolve(
       is nothing to begin with, or score returns no number for each member.
     EvolutionError: no member of a population could be scored.
   """
-  limits = limits_lib.Limits(
+  limits = _Limits(
     generations, evaluations, tokens, count_tokens, seconds, patience
   )
   if state is None and population is None:
@@ -170,13 +183,65 @@ def evolve(
   return Search(loop.rounds(state, population, seed))
 
 
+class _Limits:
+  """When a search ends; see `evolve`."""
+
+  def __init__(
+    self, generations, evaluations, tokens, count_tokens, seconds, patience
+  ):
+    limits = (generations, evaluations, patience, tokens, seconds)
+    self._most = dict(zip(_LEAST, limits, strict=True))
+    if all(limit is None for limit in limits):
+      raise ValueError(
+        'Got no limit of the search; expected one of generations, '
+        'evaluations, tokens, seconds or patience.'
+      )
+    for name, limit in self._most.items():
+      limit = limit.item() if isinstance(limit, np.generic) else limit
+      least = _LEAST[name]
+      Option(name, None, '', low=least, kind=type(least)).check(limit)
+    if tokens is not None and count_tokens is None:
+      raise ValueError(
+        f'Got tokens {tokens} without count_tokens; expected a function that '
+        'returns how many there were so far.'
+      )
+    if generations is None and evaluations is not None:
+      self._most['generations'] = _GENERATIONS * evaluations
+    self._count = count_tokens or (lambda: 0)
+
+  def begin(self) -> None:
+    """Notes the time and the tokens so far."""
+    self._began, self._before = time.monotonic(), self._count()
+
+  def left(self, state) -> int | None:
+    """How many members may still be scored; None for no limit."""
+    most = self._most['evaluations']
+    done = 0 if state is None else int(state.evaluations)
+    return None if most is None else max(0, most - done)
+
+  def reached(self, state) -> str | None:
+    """The limit that a state has reached, if any."""
+    generation = int(state.generation)
+    now = {
+      'generations': generation,
+      'evaluations': int(state.evaluations),
+      'patience': generation - int(state.strategy.memory.best_generation),
+      'tokens': self._count() - self._before,
+      'seconds': time.monotonic() - self._began,
+    }
+    for name, most in self._most.items():
+      if most is not None and now[name] >= most:
+        return name
+    return None
+
+
 class _Loop(NamedTuple):
   """The parts of a search; see `evolve`."""
 
   strategy: base.Strategy
   params: Any
   score: Score
-  limits: limits_lib.Limits
+  limits: _Limits
   redraw: Any
   refine: Any
   maximise: Sequence[bool] | None
