@@ -111,8 +111,9 @@ def main(_: Sequence[str]) -> None:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluator import Evaluator
-  from evojax_llm.runs import int8_base
-  from evojax_llm.runs import scoring
+  from evojax_llm.runs import base_and_adapters
+  from evojax_llm.runs import finalists
+  from evojax_llm.runs import report
   from evojax_llm.tasks.scorers.registry import scorer_of
 
   execution = config.execution
@@ -131,8 +132,10 @@ def main(_: Sequence[str]) -> None:
   changed = None
   if base_dtype:
     eight = make(base_dtype=base_dtype)
-    changed = int8_base.difference(make(), eight, members.space.model())
-    command.say(int8_base.describe(changed))
+    changed = base_and_adapters.int8_difference(
+      make(), eight, members.space.model()
+    )
+    command.say(base_and_adapters.describe_int8(changed))
   command.say(evaluator.prepare(members.space, members.population).describe())
   scores = evaluator.evaluate(
     members.space, members.population, progress=command.Progress()
@@ -140,9 +143,9 @@ def main(_: Sequence[str]) -> None:
   names = members.names
   if vote:
     voters = range(1, len(names))
-    scores = scoring.with_vote(scores, voters, *vote, tasks)
+    scores = finalists.with_vote(scores, voters, *vote, tasks)
     names = (*names, f'vote of {len(voters)}')
-  results = scoring.results(names, tasks, scores, _PER_ITEM.value)
+  results = report.of_members(names, tasks, scores, _PER_ITEM.value)
   command.write_json(
     out,
     {
@@ -156,7 +159,7 @@ def main(_: Sequence[str]) -> None:
     },
   )
   percent = {task.name: scorer_of(task).percent for task in tasks}
-  print(scoring.table(results, percent))
+  print(report.members_table(results, percent))
 
 
 def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:

@@ -1,9 +1,11 @@
 """The base and others as one population, for programs that compare them.
 
 The base comes first, as the adapter that changes nothing; a member for each
-adapter folder, or of a row of a run's table, follows.
+adapter folder, or of a row of a run's table, follows. An eight-bit base is
+compared with the whole one.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -18,6 +20,7 @@ from evojax_llm import files as files_lib
 from evojax_llm.fitness import ensembles
 from evojax_llm.genomes.adapters import scaled
 from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import load_base
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
@@ -27,10 +30,15 @@ from evojax_llm.models.expression import LowRank
 from evojax_llm.models.folders import model_name
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
+from evojax_llm.runs import errors
+from evojax_llm.runs import record
 from evojax_llm.runs import rows
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.run_config import RunConfig
 
 BASE = 'base'
+_INT8_FILE = 'base_dtype.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,3 +144,53 @@ def alone(config: GemmaConfig) -> LowRank:
     'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
   }
   return LowRank({'layers': {'mlp': {'up_proj': zero}}})
+
+
+def int8_difference(whole: Any, eight: Any, model: Model) -> dict[str, dict]:
+  """Scores the base on `dev`, in its own type and in eight bits.
+
+  Takes an evaluator for either, and returns by task the scores `whole` and
+  `eight`, and `agree`, the share of items with the same verdict.
+  """
+  base = alone(model.config)
+  first, second = (
+    evaluator.evaluate(Expressed(model), base) for evaluator in (whole, eight)
+  )
+  return {
+    a.task: {
+      'whole': float(first.task_scores[0, k]),
+      'eight': float(second.task_scores[0, k]),
+      'agree': float((a.values[0] == b.values[0]).mean()),
+    }
+    for k, (a, b) in enumerate(zip(first.tasks, second.tasks, strict=True))
+  }
+
+
+def describe_int8(changed: Mapping[str, Mapping[str, float]]) -> str:
+  """Returns the difference in a line a task."""
+  return '\n'.join(
+    f'int8 base, {task}: {100 * v["eight"]:.1f} % after '
+    f'{100 * v["whole"]:.1f} %, the same on {100 * v["agree"]:.1f} % of items'
+    for task, v in changed.items()
+  )
+
+
+def report_int8(
+  run: record.RunFolder, config: RunConfig, setup: setup_lib.Setup
+) -> None:
+  """Measures the difference once a run, prints it, and keeps it."""
+  execution = dataclasses.replace(config.execution, base_dtype=None)
+  plain = dataclasses.replace(config, execution=execution)
+
+  def make():
+    whole = setup_lib.make_evaluator(plain, setup)
+    eight = setup_lib.make_evaluator(config, setup)
+    return int8_difference(whole, eight, setup.experts.model())
+
+  errors.say(record.kept(run.path / _INT8_FILE, describe_int8, make))
+
+
+def read_int8(run: record.RunFolder) -> dict | None:
+  """Returns the difference that was kept; None where the base is whole."""
+  path = run.path / _INT8_FILE
+  return record.read_json(path) if path.exists() else None

@@ -15,11 +15,11 @@ from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import export
 from evojax_llm.runs import finalists as finalists_lib
-from evojax_llm.runs import int8_base
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
@@ -286,7 +286,7 @@ class Ending:
       'ledger': evaluator.ledger.as_dict(),
       # Bad rows and overlapping dev items of task files, where some were.
       'left_out': {t.name: t.left_out for t in tasks if t.left_out},
-      'base_dtype': int8_base.read(self.run),
+      'base_dtype': base_and_adapters.read_int8(self.run),
     }
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())

@@ -156,6 +156,49 @@ def group_of(
   return dataclasses.replace(group, fitness=fitness)
 
 
+def with_vote(
+  scores: Any,
+  members: Sequence[int],
+  rule: str,
+  fitness: np.ndarray,
+  tasks: Sequence[Any],
+) -> Any:
+  """Returns an `Evaluation` with what a vote decides as one member more.
+
+  Args:
+    scores: of M members, on the dev items of the tasks.
+    members: indices of the k members that vote, the best first.
+    rule: of `fitness.ensembles`.
+    fitness: (k,) f32 of the members that vote.
+    tasks: K tasks.
+  """
+  group = group_of(scores, members, fitness)
+  scorers = [scorer_of(task) for task in tasks]
+  decided = ensembles.decide(rule, group, scorers, [t.dev for t in tasks])
+  results = []
+  for result, stands in zip(
+    scores.tasks, ensembles.standing(rule, group, scorers), strict=True
+  ):
+    columns = range(len(result.ids))
+    # Without answers the best member stands.
+    slots = [members[0 if stands is None else stands[i]] for i in columns]
+    values = result.values[slots, columns]
+    added = {'values': np.concatenate([result.values, values[None]])}
+    for name in ('predictions', 'loglikelihoods'):
+      if (kept := getattr(result, name)) is not None:
+        of_member = {slot: kept[slot] for slot in set(slots)}
+        stood = [of_member[slot][i] for i, slot in enumerate(slots)]
+        added[name] = [*kept, stood]
+    results.append(dataclasses.replace(result, **added))
+  failed = None if np.isfinite(decided).all() else 'its members failed'
+  return dataclasses.replace(
+    scores,
+    task_scores=np.concatenate([scores.task_scores, decided[None]]),
+    tasks=results,
+    reasons=[*scores.reasons, failed],
+  )
+
+
 def score_vote(
   evaluator: Any,
   split: str,

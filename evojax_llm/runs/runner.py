@@ -11,12 +11,12 @@ import jax
 
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
-from evojax_llm.runs import int8_base
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -149,7 +149,7 @@ class _Run:
       errors.say(f'warning: {what}')
 
     if self.config.execution.base_dtype:
-      int8_base.report(folder, self.config, prepared.setup)
+      base_and_adapters.report_int8(folder, self.config, prepared.setup)
     baselines_lib.normalise(folder, evaluator, prepared.setup)
     baselines = baselines_lib.score_baselines(
       folder, evaluator, prepared.setup, self.bar
