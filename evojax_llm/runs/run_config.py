@@ -7,6 +7,7 @@ it is made, and checked, by `RunConfig.from_config`.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import os
 from typing import Any
 from typing import ClassVar
@@ -17,9 +18,14 @@ from evojax_llm import lookup
 from evojax_llm import options as options_lib
 from evojax_llm.options import option
 from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.errors import as_user_error
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
+
+# An unset number of at least one, and an unset text.
+_count = functools.partial(option, None, low=1, kind=int)
+_text = functools.partial(option, None, kind=str)
 
 
 class _Part:
@@ -28,14 +34,10 @@ class _Part:
   _path: ClassVar[str] = ''
 
   def __post_init__(self):
-    for known in options_lib.declared(type(self)).values():
-      named = dataclasses.replace(
-        known, name=f'config.{self._path}{known.name}'
-      )
-      try:
-        named.check(getattr(self, known.name))
-      except ValueError as error:
-        raise UserError(str(error)) from error
+    for name, known in options_lib.declared(type(self)).items():
+      known = dataclasses.replace(known, name=f'config.{self._path}{name}')
+      with as_user_error(ValueError):
+        known.check(getattr(self, name))
 
   def to_config(self) -> config_dict.ConfigDict:
     """Returns it as a `ConfigDict`, with placeholders for unset values."""
@@ -65,15 +67,11 @@ class StrategyConfig(_Part):
   generations: int = option(
     10, 'rounds of ask, score, tell after the initial population', low=0
   )
-  patience: int | None = option(
-    None, 'end after so many generations without a new best', low=1, kind=int
+  patience: int | None = _count(
+    'end after so many generations without a new best'
   )
-  evaluations: int | None = option(
-    None, 'end when so many members were scored', low=1, kind=int
-  )
-  tokens: int | None = option(
-    None, 'end when so many tokens were read and generated', low=1, kind=int
-  )
+  evaluations: int | None = _count('end when so many members were scored')
+  tokens: int | None = _count('end when so many tokens were read and generated')
   seconds: float | None = option(
     None, 'end when the search has taken so long', low=0.0
   )
@@ -86,13 +84,9 @@ class FormatConfig(_Part):
 
   _path = 'format.'
 
-  kind: str | None = option(None, 'how answers are scored', kind=str)
-  prompt: str | None = option(
-    None, 'template with {question} and {choices}', kind=str
-  )
-  instruction: str | None = option(
-    None, 'line above a multiple-choice question', kind=str
-  )
+  kind: str | None = _text('how answers are scored')
+  prompt: str | None = _text('template with {question} and {choices}')
+  instruction: str | None = _text('line above a multiple-choice question')
   choice: str | None = option(
     None, 'scored of an option', choices=(None, 'letter', 'text'), kind=str
   )
@@ -150,17 +144,13 @@ class ExecutionConfig(_Part):
     'how a group of members is executed',
     choices=('auto', 'batched', 'folded'),
   )
-  members_per_group: int | None = option(
-    None, 'members of a program call', low=1, kind=int
-  )
-  prompts_per_batch: int | None = option(
-    None, 'most prompts of a program call', low=1, kind=int
-  )
+  members_per_group: int | None = _count('members of a program call')
+  prompts_per_batch: int | None = _count('most prompts of a program call')
   memory_budget_gib: float | None = option(
     None, 'memory to use on a device', low=0.0001
   )
-  max_length: int | None = option(
-    None, 'longest prompt in tokens, new tokens included', low=1, kind=int
+  max_length: int | None = _count(
+    'longest prompt in tokens, new tokens included'
   )
 
 
@@ -189,16 +179,12 @@ class RunConfig(_Part):
   heldout_tasks: str = option('', 'tasks scored at the end alone, on test')
   weights: tuple[float, ...] = option((), 'of the tasks; () for equal ones')
   objective: str = option('weighted_mean', 'makes fitness of task scores')
-  dev_limit: int | None = option(
-    None, 'dev items of each task that the search sees', low=1, kind=int
-  )
+  dev_limit: int | None = _count('dev items of each task that the search sees')
   dev_draw: int = option(0, 'seed that chooses them')
   resample: bool = option(
     False, 'choose other dev items in every generation, and score again'
   )
-  test_limit: int | None = option(
-    None, 'test items of each task', low=1, kind=int
-  )
+  test_limit: int | None = _count('test items of each task')
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
@@ -213,7 +199,7 @@ class RunConfig(_Part):
     None, 'worked examples before a question, from dev', low=0, kind=int
   )
   shots_seed: int | None = option(None, 'seed that chooses them', kind=int)
-  system: str | None = option(None, 'a text before everything', kind=str)
+  system: str | None = _text('a text before everything')
   chat: bool = option(False, "put prompts through the model's chat template")
 
   space: str = option('adapters', 'what evolves')
