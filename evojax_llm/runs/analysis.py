@@ -28,10 +28,8 @@ def emergence(
 ) -> dict[str, int]:
   """Counts the items that are solved before and after a search.
 
-  Args:
-    experts: (N, items) 0 or 1.
-    best: index of the best expert.
-    evolved: (items,) 0 or 1.
+  Takes 0 or 1 of N experts, (N, items), of which one is the `best`, and of the
+  evolved member, (items,).
 
   Returns:
     `items`; `unsolved` by any expert; those of them that `emerged` with the

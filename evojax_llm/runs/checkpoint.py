@@ -43,9 +43,8 @@ class Checkpoints:
     return sorted(int(name) for name in names if name.isdigit())
 
   def restore(self, abstract: Any) -> tuple[int, Any] | None:
-    """Reads the newest checkpoint that is not damaged.
-
-    Damaged newer ones are moved out of the way.
+    """Reads the newest checkpoint that is not damaged; moves those away that
+    are.
 
     Args:
       abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves or arrays.
@@ -54,8 +53,8 @@ class Checkpoints:
       (generation, state), or None without any checkpoint.
 
     Raises:
-      CheckpointError: the checkpoint is of a state with other leaves, shapes or
-        dtypes, or no checkpoint of those present can be read.
+      CheckpointError: the state has other leaves, shapes or dtypes, or none of
+        the checkpoints can be read.
     """
     generations = self.generations()
     for generation in reversed(generations):
@@ -86,9 +85,7 @@ class Checkpoints:
     return None
 
   def read(self) -> tuple[int, dict[str, Any]]:
-    """Reads the newest checkpoint as nested dicts; changes nothing.
-
-    For readers that do not own the run, which may be saving meanwhile.
+    """Reads the newest checkpoint as nested dicts, while the run may go on.
 
     Raises:
       CheckpointError: there is none, or none can be read.
@@ -106,10 +103,9 @@ class Checkpoints:
     )
 
   def save(self, generation: int, state: Any) -> None:
-    """Saves `state` as the checkpoint of `generation`, in the background.
+    """Saves `state` in the background, after what is still being saved.
 
-    Waits for the previous one. The arrays may be donated or deleted as soon as
-    this returns.
+    The arrays may be donated or deleted as soon as this returns.
 
     Raises:
       CheckpointError: the state has a leaf of size zero, which orbax cannot
@@ -248,11 +244,7 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 
 
 class WorkdirLock:
-  """Keeps a second process out of a run folder, until this process ends.
-
-  Raises:
-    InUseError: another process holds the lock.
-  """
+  """Keeps a second process out of a run folder, which is an `InUseError`."""
 
   def __init__(self, folder: str | os.PathLike):
     path = pathlib.Path(folder) / 'lock'

@@ -30,8 +30,8 @@ def rows(
   Args:
     changes: `stage`, `draw`, `arm` and `seed` of the run.
     summary: content of its summary.json.
-    scored: (stage, draw) of baselines that have rows already; added to. They
-      are the same for all runs of a stage and draw.
+    scored: (stage, draw) of baselines, the same for all runs of one, that have
+      rows already; added to.
   """
   stage, draw = changes['stage'], changes['draw']
   with_baselines = (stage, draw) not in scored
@@ -175,13 +175,8 @@ def draw(
 ) -> list[str]:
   """Draws the best fitness by evaluations of the searches of every stage.
 
-  Args:
-    folder: of the comparison.
-    found: `rows` of all stages.
-    finished: `changes` of each finished run by the name of its folder.
-
-  Returns:
-    The names of the pictures.
+  Takes the folder of the comparison, `rows` of all stages, and the `changes` of
+  finished runs by the name of their folder. Returns the names of the pictures.
   """
   series: dict[str, dict[str, list[Any]]] = {}
   for name, changes in finished.items():

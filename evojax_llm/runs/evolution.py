@@ -135,12 +135,11 @@ def evolve(
     seed: of all randomness.
     generations: G, after the initial population's generation 0.
     evaluations: exactly so many members are scored. Members of the last
-      generation beyond it count as failed; where the strategy does not keep
-      the best, a generation that is more than is left is not begun.
-    tokens: the search ends after the generation in which `count_tokens` has
-      grown by so many since it began.
+      generation beyond it count as failed; where the strategy does not keep the
+      best, a generation that is more than is left is not begun.
+    tokens: by which `count_tokens` grows before the last generation ends.
     count_tokens: returns the tokens that the engine has read and written.
-    seconds: the search ends after the generation in which they have passed.
+    seconds: that pass before the last generation ends.
     patience: generations without a new best.
     state: where to go on; None to begin. Its evaluations count.
     redraw: called with the number of each generation but the first, it has

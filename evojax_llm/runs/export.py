@@ -49,14 +49,9 @@ def export(
   allow_code: bool = False,
   options: Options = Options(),
 ) -> str:
-  """Exports a row of a run's table, with a model card.
+  """Exports a row of a run's table, with a model card, to a new folder.
 
-  Args:
-    run: the folder of a run or of a comparison.
-    out: a new folder.
-    row: its name; see `rows.find` and `rows.Run.row`.
-    allow_unfinished, allow_changed, allow_code: see `rows.find`.
-    options: how it is written.
+  For the run, the row and what is allowed see `rows.find`.
 
   Returns:
     What was written: 'adapter', 'model' or 'vote'.

@@ -165,12 +165,8 @@ def with_vote(
 ) -> Any:
   """Returns an `Evaluation` with what a vote decides as one member more.
 
-  Args:
-    scores: of M members, on the dev items of the tasks.
-    members: indices of the k members that vote, the best first.
-    rule: of `fitness.ensembles`.
-    fitness: (k,) f32 of the members that vote.
-    tasks: K tasks.
+  Of M members, scored on the dev items of K tasks, k vote, the best first, with
+  (k,) f32 `fitness`; `rule` is one of `fitness.ensembles`.
   """
   group = group_of(scores, members, fitness)
   scorers = [scorer_of(task) for task in tasks]
@@ -208,15 +204,8 @@ def score_vote(
 ) -> tuple[np.ndarray, float]:
   """Scores what an ensemble decides on the items of a split.
 
-  Args:
-    evaluator: of the tasks.
-    split: of the items.
-    ensemble: k members.
-    scores: of M members on the split, as `evaluate` returns them.
-    indices: k indices of the ensemble's members into the M.
-
-  Returns:
-    (K,) f32 task scores, and the fitness of the oracle.
+  Of M members in `scores`, those at k `indices` are its members. Returns (K,)
+  f32 task scores, and the fitness of the oracle.
   """
   group = group_of(scores, indices, ensemble.fitness)
   scorers = [scorer_of(task) for task in evaluator.tasks]

@@ -61,13 +61,9 @@ _ENDS = ('generations', 'patience', 'tokens', 'seconds')
 
 
 class RunFolder:
-  """The folder of one run, held by this process alone.
+  """The folder of one run, made if need be and held by this process alone.
 
-  Args:
-    path: the folder; made if there is none.
-    config: the resolved configuration, JSON types only.
-    inputs: fingerprints of what the run reads, JSON types only.
-    files: their paths, one for each fingerprint.
+  Configuration, fingerprints of inputs and the paths of these are JSON types.
 
   Raises:
     CheckpointError: the folder is in use, or not of such a run.

@@ -21,12 +21,8 @@ def of_split(
   """Returns a member's scores on a split and their fitness, with intervals.
 
   Intervals are Wilson's of 95 %, of tasks whose items are right or wrong and of
-  a weighted mean of nothing but these; other scores have none.
-
-  Args:
-    evaluator: of the K tasks.
-    split: of its items.
-    task_scores: (K,) scores; NaN for a failed member.
+  a weighted mean of nothing but these; other scores have none. `task_scores`
+  (K,) are NaN for a failed member.
 
   Returns:
     {'fitness': {'score', 'low', 'high', 'percent'}, 'tasks': {name: the same,

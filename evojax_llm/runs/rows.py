@@ -86,10 +86,9 @@ def find(
   Args:
     folder: of a run or of a comparison.
     name: of the row of either's table.
-    allow_changed: take a base or experts that have changed since the run.
+    allow_changed: take a base or experts that have changed, and say so.
     allow_code: import what its configuration names.
-    allow_unfinished: take the best of the last checkpoint of a run that has not
-      finished.
+    allow_unfinished: take the best of the last checkpoint.
 
   Returns:
     The run, and the name of the row in its table.
@@ -191,11 +190,9 @@ class Run:
     return record.read_summary(self.path)
 
   def row(self, name: str = report.EVOLVED, dtype: Any = None) -> Row:
-    """Makes the members of a row.
+    """Makes the members of a row, or of an expert.
 
-    Args:
-      name: of the row, or of an expert; 'vote' is that of evolved members.
-      dtype: of the parameters; None for a space that only exports.
+    With no dtype of the parameters the space only exports.
 
     Raises:
       UserError: there is no such row.

@@ -76,14 +76,8 @@ def run_prepared(
 ) -> pathlib.Path:
   """Makes a run of what is prepared, or goes on with it, to its end.
 
-  Args:
-    prepared: what the run works with.
-    workdir: the run folder, new or to go on with.
-    share: the folder of another run with the same experts, tasks, items and
-      execution, whose baselines are taken over.
-
-  Returns:
-    The run folder.
+  `share` is the folder of another run with the same experts, tasks, items and
+  execution, whose baselines are taken over.
 
   Raises:
     UserError: the folder is in use or of another run, or no member of the

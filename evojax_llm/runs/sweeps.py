@@ -240,11 +240,8 @@ def run_trials(
 ) -> None:
   """Runs trials of a sweep's folder one after another in this process.
 
-  Args:
-    path: of the sweep.
-    names: of the trials.
-    known: all trials by name; read from the folder by default.
-    done, cache: see `Folder.run`.
+  All trials by name are read from the folder by default; see `Folder.run` for
+  the rest.
   """
   path = pathlib.Path(path)
   known = _read(path)[1] if known is None else known
