@@ -14,6 +14,7 @@ import evojax_llm
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.fitness.item_log import take
 from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
@@ -26,7 +27,10 @@ from evojax_llm.runs import record
 from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import summary_page
+from evojax_llm.runs.finalists import Ensemble
+from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
 from evojax_llm.strategies import registry
 
@@ -123,57 +127,68 @@ class Ending:
       model = space.model()
       export.tell_kept(genome, model.config, model.folder)
 
-  def _groups(self) -> dict[str, finalists_lib.Ensemble]:
+  def _groups(self) -> dict[str, Ensemble]:
     """The best experts, and the best members that are alive or remembered."""
     prepared, options = self.prepared, self.prepared.config.ensemble
     if not options.size:
       return {}
-    evaluator = prepared.evaluator
+    evaluator, scores = prepared.evaluator, self.baselines.expert_scores
+    groups = {
+      report.OF_EXPERTS: finalists_lib.choose(
+        evaluator,
+        options,
+        range(len(scores)),
+        scores,
+        lambda experts: baselines_lib.expert_results(self.run, experts),
+      )
+    }
     members = run_state.best_members(
       self.state, options.size, prepared.strategy.keep_best
     )
-    kept, lost = self._kept_answers(members.ids)
-    experts = finalists_lib.of_experts(
-      evaluator,
-      self.baselines.expert_scores,
-      lambda experts: baselines_lib.expert_results(self.run, experts),
-      options,
-    )
-    evolved = finalists_lib.of_members(
-      evaluator, prepared.setup.space, members, kept, options
-    )
-    if lost and evolved:
-      # They were scored by the search, and that has been counted.
-      evolved = dataclasses.replace(evolved, evaluations=0)
-    groups = {report.OF_EXPERTS: experts, report.OF_EVOLVED: evolved}
+    if len(members.ids) > 1:
+      scores, results, count = self._answers(members)
+      groups[report.OF_EVOLVED] = finalists_lib.choose(
+        evaluator,
+        options,
+        members.ids,
+        scores,
+        lambda order: [take(result, order) for result in results],
+        members.population,
+        count,
+      )
     return {name: group for name, group in groups.items() if group}
 
-  def _kept_answers(self, ids: Sequence[int]) -> tuple[Any, bool]:
-    """Task scores and answers of members as the run has kept them, or None.
-
-    The second value is whether they were kept and are lost.
-    """
-    config = self.prepared.config
+  def _answers(
+    self, members: run_state.Members
+  ) -> tuple[np.ndarray, Sequence[Any], int]:
+    """Task scores and answers of members on dev, and how many were scored."""
+    config, evaluator = self.prepared.config, self.prepared.evaluator
+    ids, results, lost = members.ids, None, {}
     # In GENOME's released code a member moves and keeps its id and its score.
-    if not config.strategy.options.get('rescore', True):
-      return None, False
-    results, lost = None, self.run.lost(int(self.state.generation))
-    try:
-      results = ensembles.gather(self.run.items.read(), ids)
-    except ValueError as error:
-      lost['items'] = str(error)
-    tasks = {row['id']: row['tasks'] for row in self.run.members.read()}
-    if results is not None and tasks.keys() >= set(ids):
-      scores = [list(tasks[member].values()) for member in ids]
-      return (np.asarray(scores, np.float32), results), False
-    lost.pop('metrics.jsonl', None)
-    for text in lost.values():
-      errors.say(f'{text} The best members are scored again.')
-    return None, bool(lost) and not (config.racing.rule or config.resample)
+    if config.strategy.options.get('rescore', True):
+      lost = self.run.lost(int(self.state.generation))
+      try:
+        results = ensembles.gather(self.run.items.read(), ids)
+      except ValueError as error:
+        lost['items'] = str(error)
+      tasks = {row['id']: row['tasks'] for row in self.run.members.read()}
+      if results is not None and tasks.keys() >= set(ids):
+        wanted = [[item.id for item in task] for task in evaluator.items('dev')]
+        same = [result.ids for result in results] == wanted
+        if same and not any(np.isnan(r.values).any() for r in results):
+          scores = [list(tasks[member].values()) for member in ids]
+          return np.asarray(scores, np.float32), results, 0
+        lost = {}
+      lost.pop('metrics.jsonl', None)
+      for text in lost.values():
+        errors.say(f'{text} The best members are scored again.')
+    space = self.prepared.setup.space
+    scores = setup_lib.score_few(evaluator, space, members.population)
+    # What is lost was scored by the search, and that has been counted.
+    counted = lost and not (config.racing.rule or config.resample)
+    return scores.task_scores, scores.tasks, 0 if counted else len(ids)
 
-  def _rows(
-    self, groups: Mapping[str, finalists_lib.Ensemble]
-  ) -> list[dict[str, Any]]:
+  def _rows(self, groups: Mapping[str, Ensemble]) -> list[dict[str, Any]]:
     """Rows of the table with their dev scores."""
     rows = [dict(kept) for kept in self.baselines.rows]
 
@@ -192,9 +207,7 @@ class Ending:
     add_group(report.OF_EVOLVED, count)
     return rows
 
-  def _finalists(
-    self, groups: Mapping[str, finalists_lib.Ensemble]
-  ) -> finalists_lib.Finalists:
+  def _finalists(self, groups: Mapping[str, Ensemble]) -> Finalists:
     """All members that are asked for their answers at the end."""
     setup, best = self.prepared.setup, self.best
     experts, ids = [], [best.id]
@@ -208,7 +221,7 @@ class Ending:
       if others:
         ids += [group.members[i] for i in others]
         genomes.append(stack.take(group.population, np.asarray(others)))
-    return finalists_lib.Finalists(
+    return Finalists(
       setup, self.baselines.rows, experts, ids, stack.concatenate(*genomes)
     )
 

@@ -60,9 +60,7 @@ class Ensemble:
   """A group of members that dev chose, whose answers are put together."""
 
   rule: str  # how it decides
-  members: list[
-    int
-  ]  # k ids of members or indices of experts, best by dev first
+  members: list[int]  # k ids, or indices of experts; the best by dev first
   fitness: np.ndarray  # (k,) f32 on dev
   by_size: list[float]  # fitness on dev of the best 1, 2, ... together
   dev: np.ndarray  # (K,) f32 task scores on dev
@@ -79,71 +77,48 @@ class Ensemble:
     return f'{rule} of {len(self.members)}'
 
 
-def of_experts(
+def choose(
   evaluator: Any,
-  task_scores: np.ndarray,
-  read: Callable[[Sequence[int]], Sequence[Any]],
   options: Any,
+  ids: Sequence[int],
+  task_scores: np.ndarray,
+  answers: Callable[[Sequence[int]], Sequence[Any]],
+  population: Any = None,
+  evaluations: int = 0,
 ) -> Ensemble | None:
-  """Chooses among the best experts; None where fewer than two were scored.
+  """Chooses those of M members that vote; None where under two were scored.
 
   Args:
     evaluator: of the tasks.
-    task_scores: (N, K) f32 of the experts on dev.
-    read: returns what experts did on the dev items, task by task.
     options: `size` and `rule` of the configuration.
+    ids: of members, or indices of experts.
+    task_scores: (M, K) f32 on dev.
+    answers: returns what those at some indices did on the dev items, by task.
+    population: genomes (M, ...) of members; None for experts.
+    evaluations: members scored on dev for it.
   """
   fitness = evaluator.objective(task_scores)
-  order = _ranked(fitness)[: options.size]
+  alive = np.flatnonzero(np.isfinite(fitness)).tolist()
+  # The best first, then the elder.
+  order = sorted(alive, key=lambda i: (-fitness[i], i))[: options.size]
   if len(order) < 2:
     return None
-  group = ensembles.Group(fitness[order], task_scores[order], read(order))
-  return _chosen(evaluator, options.rule, order, group)
-
-
-def of_members(
-  evaluator: Any,
-  space: Any,
-  candidates: run_state.Members,
-  known: tuple[np.ndarray, Sequence[Any]] | None,
-  options: Any,
-) -> Ensemble | None:
-  """Chooses among members; None where fewer than two were scored.
-
-  Args:
-    evaluator: of the run's tasks and dev items.
-    space: of the members.
-    candidates: M members.
-    known: their task scores (M, K) f32 and what they did, task by task; with
-      None, or answers to other items or not to all, they are scored again.
-    options: `rule` of the configuration.
-  """
-  if len(candidates.ids) < 2:
-    return None
-  wanted = [[item.id for item in task] for task in evaluator.items('dev')]
-  evaluations = 0
-  if (
-    known is None
-    or [result.ids for result in known[1]] != wanted
-    or any(np.isnan(result.values).any() for result in known[1])
-  ):
-    scores = setup_lib.score_few(evaluator, space, candidates.population)
-    known, evaluations = (scores.task_scores, scores.tasks), len(candidates.ids)
-  fitness = evaluator.objective(known[0])
-  order = _ranked(fitness)
-  if len(order) < 2:
-    return None
-  made = _chosen(
-    evaluator,
-    options.rule,
-    [candidates.ids[i] for i in order],
-    ensembles.Group(fitness, *known).take(order),
+  scorers = [scorer_of(task) for task in evaluator.tasks]
+  group = ensembles.Group(fitness[order], task_scores[order], answers(order))
+  size, by_size = ensembles.choose_size(
+    options.rule, group, scorers, evaluator.items('dev'), evaluator.objective
   )
-  chosen = np.asarray(order[: len(made.members)], np.int32)
-  return dataclasses.replace(
-    made,
+  if population is not None:
+    population = stack.take(population, np.asarray(order[:size], np.int32))
+  return Ensemble(
+    rule=options.rule,
+    members=[ids[i] for i in order[:size]],
+    fitness=group.fitness[:size],
+    by_size=evaluator.objective(by_size).tolist(),
+    dev=by_size[size - 1],
+    bound=_bound(evaluator, group.take(range(size)), scorers),
     evaluations=evaluations,
-    population=stack.take(candidates.population, chosen),
+    population=population,
   )
 
 
@@ -215,32 +190,9 @@ def score_vote(
   return decided, _bound(evaluator, group, scorers)
 
 
-def _chosen(
-  evaluator: Any, rule: str, members: Sequence[int], group: ensembles.Group
-) -> Ensemble:
-  scorers = [scorer_of(task) for task in evaluator.tasks]
-  size, by_size = ensembles.choose_size(
-    rule, group, scorers, evaluator.items('dev'), evaluator.objective
-  )
-  return Ensemble(
-    rule=rule,
-    members=list(members[:size]),
-    fitness=group.fitness[:size],
-    by_size=evaluator.objective(by_size).tolist(),
-    dev=by_size[size - 1],
-    bound=_bound(evaluator, group.take(range(size)), scorers),
-  )
-
-
 def _bound(evaluator, group, scorers) -> float:
   scores = ensembles.bound(group, scorers)
   return float(evaluator.objective(scores[None])[0])
-
-
-def _ranked(fitness: np.ndarray) -> list[int]:
-  """Indices of members that did not fail, the best first, then the elder."""
-  alive = np.flatnonzero(np.isfinite(fitness))
-  return sorted(alive.tolist(), key=lambda i: (-fitness[i], i))
 
 
 class Finalists:
