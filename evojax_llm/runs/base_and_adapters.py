@@ -34,7 +34,6 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import rows
 from evojax_llm.runs import setup as setup_lib
-from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
 BASE = 'base'
@@ -70,7 +69,7 @@ def load(
     loaded = peft.load_adapters(adapters, config)
     if BASE in loaded.names:
       folder = adapters[loaded.names.index(BASE)]
-      raise UserError(
+      raise errors.UserError(
         f"The adapter folder {folder} is called '{BASE}', as the model without "
         'an adapter is in the results. Rename it.'
       )
@@ -111,7 +110,7 @@ def of_row(
 
 def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
   """What `export` has written of a vote."""
-  known = files_lib.read_object(path / rows.VOTE_FILE, UserError)
+  known = files_lib.read_object(path / rows.VOTE_FILE, errors.UserError)
   try:
     base, rule = str(known['base']), known['rule']
     inner = [pathlib.PurePath(member['folder']) for member in known['members']]
@@ -122,7 +121,7 @@ def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
     fitness = np.asarray([m['fitness'] for m in known['members']], np.float32)
     ensembles.check_rule(rule)
   except (LookupError, TypeError, ValueError) as error:
-    raise UserError(
+    raise errors.UserError(
       f'{path / rows.VOTE_FILE}: not as export writes it ({error!r}); export '
       'the vote again.'
     ) from None

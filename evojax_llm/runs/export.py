@@ -25,7 +25,6 @@ from evojax_llm.runs import outputs
 from evojax_llm.runs import record
 from evojax_llm.runs import report
 from evojax_llm.runs import rows
-from evojax_llm.runs.errors import UserError
 
 # Less of the change than this is worth a word on another type.
 _ENOUGH = 0.99
@@ -64,18 +63,18 @@ def export(
   out = pathlib.Path(os.path.expanduser(out))
   outputs.prepare(out, run.reads())
   if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(
+    raise errors.UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )
   found = run.row(row)
   whole = found.space.exports == 'model'
   if whole and options.max_rank or options.merged and options.max_rank:
-    raise UserError(
+    raise errors.UserError(
       f'--max_rank={options.max_rank} is of an adapter, and a whole model is '
       'to be written: leave it out.'
     )
   if options.dtype and not (whole or options.merged):
-    raise UserError(
+    raise errors.UserError(
       f'--dtype={options.dtype} is of a model, and an adapter is to be '
       'written, whose factors are float32: leave it out, or add --merged.'
     )

@@ -8,9 +8,7 @@ from typing import Any
 
 from evojax_llm import pocket
 from evojax_llm.lookup import did_you_mean
-from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import as_user_error
-from evojax_llm.runs.errors import say
+from evojax_llm.runs import errors
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import task_files as tasks_lib
 
@@ -65,25 +63,25 @@ def locate(config: RunConfig) -> Files:
   from evojax_llm.genomes.space import find_space
   from evojax_llm.models.folders import existing_folder
 
-  with as_user_error(ValueError, what='config.space'):
+  with errors.as_user_error(ValueError, what='config.space'):
     space = find_space(config.space)
   if not space.shares_base and config.execution.base_dtype:
-    raise UserError(
+    raise errors.UserError(
       'config.execution.base_dtype is of a base that members share; members '
       f'of config.space={config.space} share nothing: leave it off.'
     )
   if config.experts and 'models' not in space.takes:
-    raise UserError(
+    raise errors.UserError(
       f'config.experts are whole models, and config.space={config.space} is '
       'made of adapters: set config.space=weights.'
     )
   given = names(config.adapters) + names(config.experts)
   if config.experts and config.adapters:
-    raise UserError(
+    raise errors.UserError(
       'Got config.adapters and config.experts; expected one of them.'
     )
   if given and not config.model:
-    raise UserError(
+    raise errors.UserError(
       f'{given[0]} is an expert of some model: name it with '
       '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
     )
@@ -93,24 +91,24 @@ def locate(config: RunConfig) -> Files:
   what = 'a Gemma folder' if config.experts else 'a PEFT adapter folder'
   folders = [existing_folder(name, what) for name in given]
   if twice := len(folders) - len({folder.resolve() for folder in folders}):
-    say(
+    errors.say(
       f'warning: {twice} of the {len(folders)} experts are the same folder as '
       'another one: averages and searches count them twice.'
     )
   if config.model in ('', 'pocket') and not folders:
     folders = pocket.expert_folders()
   if not folders:
-    raise UserError(
+    raise errors.UserError(
       f'No experts for {config.model}: name PEFT adapter folders of it, as in '
       '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
       'in --config.space=weights --config.experts=models/code,models/cot'
     )
   tasks = task_files(names(config.tasks))
   if not tasks:
-    raise UserError('No tasks: name one at least with --config.tasks.')
+    raise errors.UserError('No tasks: name one at least with --config.tasks.')
   heldout = task_files(names(config.heldout_tasks))
   if both := set(tasks) & set(heldout):
-    raise UserError(
+    raise errors.UserError(
       f'config.heldout_tasks names {", ".join(sorted(map(str, both)))}, which '
       'the search sees: leave it out of one of config.tasks and '
       'config.heldout_tasks.'
@@ -134,7 +132,7 @@ def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:
       files.append(pocket.task_file(name))
     else:
       stages, tasks = pocket.stage_names(), pocket.task_names()
-      raise UserError(
+      raise errors.UserError(
         f'Got task {name!r}.{did_you_mean(name, [*stages, *tasks])} Expected a '
         f'file, a pocket stage ({", ".join(stages)}) or a pocket task '
         f'({", ".join(tasks)}).'

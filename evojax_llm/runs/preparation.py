@@ -24,7 +24,6 @@ from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
-from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import prompts
 
@@ -243,7 +242,7 @@ def _warm_start(
   flag = f'config.warm_start={config.warm_start}'
   parts = folder / 'summary.json', folder / 'checkpoints'
   if not (parts[0].is_file() and parts[1].is_dir()):
-    raise UserError(
+    raise errors.UserError(
       f'{flag} is not the folder of a finished run, with summary.json and '
       'checkpoints. Finish that run first; of several seeds, name the folder '
       'of one.'
@@ -258,7 +257,7 @@ def _warm_start(
     ('experts', of_run['experts'], inputs['experts']),
   ):
     if there != here:
-      raise UserError(
+      raise errors.UserError(
         f'{flag} was over other {what}: {there} there, {here} here. Its '
         'members mean something else here; give the same model, adapters and '
         'space.'
@@ -267,7 +266,7 @@ def _warm_start(
   wanted = jax.eval_shape(setup.space.experts)
   shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
   if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):
-    raise UserError(
+    raise errors.UserError(
       f'{flag} has members of other shapes than {config.space} have here.'
     )
   return WarmStart(members, recorded_inputs.fingerprint(parts[0]))

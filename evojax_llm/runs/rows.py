@@ -32,7 +32,6 @@ from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
-from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 
 VOTE_FILE = 'vote.json'
@@ -117,7 +116,7 @@ def find(
     path, name = path / best, kept
   run = Run.open(path, allow_changed, allow_code)
   if not (allow_unfinished or run.summary):
-    raise UserError(
+    raise errors.UserError(
       f'The run in {path} has not finished. Go on with it, or take what there '
       'is so far with --allow_unfinished.'
     )
@@ -129,7 +128,7 @@ def exported_vote(folder: str) -> str | None:
   path = pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE
   if not path.is_file():
     return None
-  return str(files_lib.read_object(path, UserError).get('name', 'vote'))
+  return str(files_lib.read_object(path, errors.UserError).get('name', 'vote'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +164,11 @@ class Run:
       )
       if runs:
         more = f' and {len(runs) - 5} more' if len(runs) > 5 else ''
-        raise UserError(
+        raise errors.UserError(
           f'--run={path} holds several runs: name one of them, '
           f'{", ".join(runs[:5])}{more}.'
         )
-      raise UserError(
+      raise errors.UserError(
         f'--run={path} is not the folder of a run: it has no config.json.'
       )
     config, files = recorded_inputs.find(path, allow_changed, allow_code)
@@ -219,7 +218,7 @@ class Run:
       genomes = baselines_lib.mix_experts(space, [mixes[found]])
       row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
-      raise UserError(self._unknown(name, mixes))
+      raise errors.UserError(self._unknown(name, mixes))
     if not self.summary and row.detail:
       errors.say(f'{row.detail} on dev')
     with record.damaged(self.path / 'summary.json', record.AGAIN):
@@ -272,7 +271,7 @@ class Run:
     name, folder = report.EVOLVED, self.path / 'best'
     try:
       number, best = self._best(1)
-    except checkpoint.CheckpointError:
+    except errors.CheckpointError:
       if not self.summary or not folder.is_dir():
         raise
     else:
@@ -306,7 +305,7 @@ class Run:
       members = tuple(f'member {id_}' for id_ in chosen)
       _, best = self._best(self.config.ensemble.size)
       if absent := [id_ for id_ in chosen if id_ not in best.ids]:
-        raise checkpoint.CheckpointError(
+        raise errors.CheckpointError(
           f'{self.path}: the last checkpoint has no member {absent[0]}, which '
           'votes. It is not that of the finished run.'
         )

@@ -17,8 +17,7 @@ from ml_collections import config_dict
 from evojax_llm import lookup
 from evojax_llm import options as options_lib
 from evojax_llm.options import option
-from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import as_user_error
+from evojax_llm.runs import errors
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
@@ -36,7 +35,7 @@ class _Part:
   def __post_init__(self):
     for name, known in options_lib.declared(type(self)).items():
       known = dataclasses.replace(known, name=f'config.{self._path}{name}')
-      with as_user_error(ValueError):
+      with errors.as_user_error(ValueError):
         known.check(getattr(self, name))
 
   def to_config(self) -> config_dict.ConfigDict:
@@ -230,17 +229,17 @@ class RunConfig(_Part):
       expanded = ','.join(os.path.expanduser(path) for path in paths)
       object.__setattr__(self, name, expanded)
     if self.resample and not (self.dev_limit or any(self.dev_limits)):
-      raise UserError(
+      raise errors.UserError(
         'config.resample chooses other dev items in every generation: say how '
         'many with config.dev_limit.'
       )
     if self.resample and self.racing.rule:
-      raise UserError(
+      raise errors.UserError(
         'config.resample and config.racing both choose dev items: leave one '
         'off.'
       )
     if self.seed + self.seeds > 1 << 32:
-      raise UserError(f'Got config.seed {self.seed}; expected 32 bits.')
+      raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')
 
   @classmethod
   def from_config(cls, config: Any) -> 'RunConfig':
@@ -267,19 +266,19 @@ def _read(cls: type, values: Any, path: str) -> Any:
   """A part of a configuration from a mapping."""
   if not isinstance(values, Mapping):
     if not path:
-      raise UserError(
+      raise errors.UserError(
         f'Got the configuration {values!r}; expected a RunConfig, a ConfigDict '
         'or options by name. evojax_llm.systems.load reads a preset, a file or '
         "a run's config.json."
       )
-    raise UserError(
+    raise errors.UserError(
       f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'
     )
   defaults = {field.name: field.default for field in dataclasses.fields(cls)}
   read = {}
   for name, value in values.items():
     if name not in defaults:
-      raise UserError(
+      raise errors.UserError(
         f'Got unknown config.{path}{name}'
         + lookup.expected(name, defaults, some='some of')
       )

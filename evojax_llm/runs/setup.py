@@ -19,10 +19,8 @@ from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
+from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
-from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import as_user_error
-from evojax_llm.runs.errors import say
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import registry
 from evojax_llm.tasks import task_files as tasks_lib
@@ -76,12 +74,12 @@ def _say_limits(config: RunConfig, tasks: Any) -> None:
     for task, limit in zip(tasks, limits, strict=False):
       found = len(getattr(task, split))
       if split == 'test' and not found:
-        say(
+        errors.say(
           f'{task.name} has no test items: nothing unseen will be reported; '
           'put "split": "test" on rows, or rows under "test" in JSON.'
         )
       elif isinstance(limit, int) and limit > found:
-        say(
+        errors.say(
           f'{task.name} has {found} {split} item{"s" * (found != 1)}, fewer '
           f'than the {limit} of config.{split}_limit{"s" * bool(each)}: all '
           'are taken.'
@@ -95,12 +93,12 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
     UserError: its name or one of its options is unknown or out of range.
   """
   search = config.strategy
-  with as_user_error(TypeError, ValueError, what='config.strategy'):
+  with errors.as_user_error(TypeError, ValueError, what='config.strategy'):
     strategy = registry.make_strategy(
       search.name, search.population, setup.space, **search.options
     )
   if config.resample and not strategy.can_rescore:
-    raise UserError(
+    raise errors.UserError(
       f'{search.name} keeps scores of its own that cannot be made anew on '
       'other items: leave config.resample off.'
     )
@@ -125,7 +123,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
   execution = dataclasses.asdict(config.execution)
   budget = execution.pop('memory_budget_gib')
   execution['dtype'] = jnp.dtype(execution['dtype'])
-  with as_user_error(ValueError, TypeError, what='config'):
+  with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
       setup.tokenizer,
       setup.tasks,
@@ -184,6 +182,6 @@ def make_racing(config: RunConfig, setup: Setup) -> Any:
   """
   if not config.racing.rule:
     return None
-  with as_user_error(ValueError, what='config.racing'):
+  with errors.as_user_error(ValueError, what='config.racing'):
     racing.check([scorer_of(t) for t in setup.tasks], config.objective)
     return racing.Racing(**dataclasses.asdict(config.racing))

@@ -34,7 +34,6 @@ from evojax_llm.runs import record
 from evojax_llm.runs import runner
 from evojax_llm.runs import sweep_changes
 from evojax_llm.runs import sweep_report
-from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.runs.sweep_changes import Trial
 
@@ -95,7 +94,7 @@ def sweep(
   """
   trials = sweep_changes.as_trials(configs)
   if not trials:
-    raise UserError('Got no trials; expected one configuration or more.')
+    raise errors.UserError('Got no trials; expected one configuration or more.')
   for trial in trials:
     with errors.as_user_error(ValueError, what=trial.name):
       inputs_lib.locate(trial.config)
@@ -142,7 +141,7 @@ class Folder:
       self.path.mkdir(parents=True, exist_ok=True)
       held = {file.name for file in self.path.iterdir()} - {'lock'}
       if held and not index.exists():
-        raise UserError(
+        raise errors.UserError(
           f'{path} is not empty and not the folder of a sweep; name a new one.'
         )
       self._lock = checkpoint.WorkdirLock(self.path)
@@ -162,7 +161,7 @@ class Folder:
   def _refuse(self, differences: Sequence[str]) -> None:
     if differences:
       shown = '\n  '.join(differences[:12])
-      raise UserError(
+      raise errors.UserError(
         f'{self.path} is of a sweep with other settings:\n  {shown}\nName a '
         'new folder, or give the same settings to go on.'
       )
@@ -306,12 +305,14 @@ def _run(
   except Exception as error:  # pylint: disable=broad-exception-caught
     if errors.has_no_room(error):
       raise
-    if isinstance(error, checkpoint.InUseError):
+    if isinstance(error, errors.InUseError):
       errors.say(f'{trial.name} is run by another process')
       return
     text = ' '.join(f'{type(error).__name__}: {error}'.split())
     errors.say(f'{trial.name} failed: {text}')
-    details = '' if isinstance(error, UserError) else traceback.format_exc()
+    details = (
+      '' if isinstance(error, errors.UserError) else traceback.format_exc()
+    )
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(folder / _ERROR, f'{text}\n{details}')
 
@@ -373,7 +374,7 @@ def _submit(
   try:
     import submitit
   except ImportError as error:
-    raise UserError(
+    raise errors.UserError(
       'Jobs need submitit: pip install "evojax_llm[slurm]".'
     ) from error
   options = {'timeout_min': _MINUTES, **options}
