@@ -89,7 +89,7 @@ def locate(config: RunConfig) -> Files:
   # Not of `model`: snapshots in the hub's cache are called by a number.
   name = pathlib.Path(config.model or 'pocket').resolve().name
   what = 'a Gemma folder' if config.experts else 'a PEFT adapter folder'
-  folders = [existing_folder(name, what) for name in given]
+  folders = tuple(existing_folder(name, what) for name in given)
   if twice := len(folders) - len({folder.resolve() for folder in folders}):
     errors.say(
       f'warning: {twice} of the {len(folders)} experts are the same folder as '
@@ -107,13 +107,12 @@ def locate(config: RunConfig) -> Files:
   if not tasks:
     raise errors.UserError('No tasks: name one at least with --config.tasks.')
   heldout = task_files(names(config.heldout_tasks))
-  if both := set(tasks) & set(heldout):
+  if both := ', '.join(sorted(map(str, set(tasks) & set(heldout)))):
     raise errors.UserError(
-      f'config.heldout_tasks names {", ".join(sorted(map(str, both)))}, which '
-      'the search sees: leave it out of one of config.tasks and '
-      'config.heldout_tasks.'
+      f'config.heldout_tasks names {both}, which the search sees: leave it out '
+      'of one of config.tasks and config.heldout_tasks.'
     )
-  experts = ((), tuple(folders)) if config.experts else (tuple(folders), ())
+  experts = ((), folders) if config.experts else (folders, ())
   return Files(name, model, *experts, tasks, heldout)
 
 

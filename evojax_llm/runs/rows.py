@@ -156,21 +156,17 @@ class Run:
     path = pathlib.Path(os.path.expanduser(folder))
     whole = (path / 'config.json').is_file()
     if not whole or (path / 'sweep.json').is_file():
-      runs = sorted(
+      said = 'is not the folder of a run: it has no config.json'
+      if runs := sorted(
         str(found.parent.relative_to(path))
         for depth in ('*', '*/*', '*/*/*/*')
         for found in path.glob(f'{depth}/config.json')
         if (found.parent / 'checkpoints').exists()
-      )
-      if runs:
+      ):
         more = f' and {len(runs) - 5} more' if len(runs) > 5 else ''
-        raise errors.UserError(
-          f'--run={path} holds several runs: name one of them, '
-          f'{", ".join(runs[:5])}{more}.'
-        )
-      raise errors.UserError(
-        f'--run={path} is not the folder of a run: it has no config.json.'
-      )
+        said = 'holds several runs: name one of them, '
+        said += f'{", ".join(runs[:5])}{more}'
+      raise errors.UserError(f'--run={path} {said}.')
     config, files = recorded_inputs.find(path, allow_changed, allow_code)
     with errors.as_user_error(ValueError, what='config.space'):
       find_space(config.space)
@@ -208,10 +204,10 @@ class Run:
     elif wanted in _ALIASES.values() and self._ensemble(wanted):
       row = self._vote(wanted, dtype)
       if len(row.members) == 1:
-        of_experts = wanted == report.OF_EXPERTS
-        alone = row.members[0] if of_experts else report.EVOLVED
+        (member,) = row.members
+        alone = member if wanted == report.OF_EXPERTS else report.EVOLVED
         errors.say(
-          f'dev chose one member, {row.members[0]}: the vote is --row={alone!r}'
+          f'dev chose one member, {member}: the vote is --row={alone!r}'
         )
     elif wanted in by_lower:
       found, space = by_lower[wanted], self._space(dtype, experts=True).plain
@@ -271,16 +267,13 @@ class Run:
     name, folder = report.EVOLVED, self.path / 'best'
     try:
       number, best = self._best(1)
+      said = f'member {best.ids[0]}, the best after generation {number}: '
+      said += f'fitness {best.fitness[0]:.4g}'
+      space = self._space(dtype)
+      return Row(name, space, best.population, (name,), detail=said)
     except errors.CheckpointError:
       if not self.summary or not folder.is_dir():
         raise
-    else:
-      detail = (
-        f'member {best.ids[0]}, the best after generation {number}: fitness '
-        f'{best.fitness[0]:.4g}'
-      )
-      space = self._space(dtype)
-      return Row(name, space, best.population, (name,), detail=detail)
     # All that is left of the search.
     base = str(self.files.model)
     if find_space(self.config.space).exports == 'model':
@@ -313,5 +306,4 @@ class Run:
       genomes = stack.take(best.population, indices)
       fitness = best.fitness[indices]
     fitness = np.asarray(group.get('fitness', fitness), np.float32)
-    vote = Vote(group['rule'], fitness)
-    return Row(name, space, genomes, members, vote)
+    return Row(name, space, genomes, members, Vote(group['rule'], fitness))

@@ -46,11 +46,8 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
     setting = {'changes': changes, 'trials': members, 'runs': len(done)}
     setting |= {'name': name, 'seconds': times}
     settings.append(_rows(done).get(report.EVOLVED, {}) | setting)
-  means = {
-    one['name']: one['dev']['mean']
-    for one in settings
-    if one['runs'] and one['dev']['mean'] is not None
-  }
+  means = {one['name']: one['dev']['mean'] for one in settings if one['runs']}
+  means = {name: mean for name, mean in means.items() if mean is not None}
   alone = len(settings) == 1
   baselines = [
     row
