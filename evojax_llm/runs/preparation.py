@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import json
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -26,6 +27,11 @@ from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import prompts
+
+# What neither the baselines nor the data in memory depend on.
+_OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
+_OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
+_OF_SEARCH += ('require_signal',)
 
 
 class WarmStart(NamedTuple):
@@ -89,12 +95,10 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
-    config = self.config
-    key = _setup_key(config, self.files), _evaluator_key(config)
     return _kept(
       self.cache,
-      ('heldout', *key, config.dev_draw),
-      lambda: setup_lib.make_heldout(config, self.setup),
+      ('heldout', data_key(self.config), self.files),
+      lambda: setup_lib.make_heldout(self.config, self.setup),
     )
 
 
@@ -118,7 +122,7 @@ def prepare(
   config = RunConfig.from_config(config)
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
-  key = _setup_key(config, files)
+  key = data_key(config, 'dev_draw'), files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
@@ -133,7 +137,7 @@ def prepare(
   )
   evaluator = _kept(
     cache,
-    ('evaluator', key, config.strategy.population, _evaluator_key(config)),
+    ('evaluator', key, config.strategy.population),
     lambda: setup_lib.make_evaluator(config, setup),
   )
   planned = evaluator.plan is not None
@@ -174,17 +178,17 @@ def _kept(cache: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
   return cache[key]
 
 
-def _setup_key(config: RunConfig, files: inputs_lib.Files) -> Any:
-  """What a `Setup` is made from."""
-  names = 'space allow_overlap allow_code shots shots_seed system'.split()
-  return files, config.execution.dtype, [getattr(config, n) for n in names]
+def data_key(config: RunConfig, *more: str) -> str:
+  """Returns what a configuration says of experts, items and their scores.
 
-
-def _evaluator_key(config: RunConfig) -> Any:
-  """What else an evaluator is made from, but for the draw of its items."""
-  names = 'weights objective chat execution'.split()
-  names += 'dev_limit dev_limits test_limit test_limits'.split()
-  return [getattr(config, name) for name in names]
+  Fields in `more` are left out as well.
+  """
+  kept = {
+    name: value
+    for name, value in config.to_dict().items()
+    if name not in (*_OF_SEARCH, *more)
+  }
+  return json.dumps(kept, sort_keys=True)
 
 
 def _static(config: RunConfig, params: Any) -> Any:

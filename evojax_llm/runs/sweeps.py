@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import subprocess
@@ -40,9 +39,6 @@ from evojax_llm.runs.sweep_changes import Trial
 _INDEX, _ERROR = 'sweep.json', 'error.txt'
 # Of a job where nothing is said; submitit's own five are too few.
 _MINUTES = 240
-# What neither the baselines nor the data in memory depend on.
-_OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
-_OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,15 +272,10 @@ def _programs(config: RunConfig) -> str:
 
 
 def _key(config: RunConfig, *more: str) -> str:
-  """What a configuration says of experts, items and how these are scored."""
-  kept = {
-    name: value
-    for name, value in config.to_dict().items()
-    if name not in (*_OF_SEARCH, *more)
-  }
+  """What a configuration says of what its trials share."""
   # Plain mixes are the same ones, whatever evolves over a base.
-  kept['space'] = find_space(config.space).shares_base
-  return json.dumps(kept, sort_keys=True)
+  shares_base = find_space(config.space).shares_base
+  return f'{shares_base} {preparation.data_key(config, "space", *more)}'
 
 
 def _run(
