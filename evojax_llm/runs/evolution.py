@@ -260,9 +260,15 @@ class _Loop(NamedTuple):
           'members of the initial population',
         )
       with self.phase('operators'):
-        given = population, scored.scores, scored.count
-        state = run_state.begin(self.strategy, self.params, seed, *given)
-      del population, given  # the strategy has its own copy
+        state = run_state.begin(
+          self.strategy,
+          self.params,
+          seed,
+          population,
+          scored.scores,
+          scored.count,
+        )
+      del population  # the strategy has its own copy
       first = jax.device_get(lineage.empty_proposal(len(which)))
       first = first.replace(ids=which)
       yield state, self._generation(state, first, which, scored)

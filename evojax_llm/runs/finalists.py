@@ -21,24 +21,20 @@ from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.preparation import Prepared
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 
-def settle(
-  state: run_state.RunState,
-  strategy: Any,
-  evaluator: Any,
-  space: Space,
-  other_items: bool = False,
-) -> run_state.Member:
+def settle(state: run_state.RunState, prepared: Prepared) -> run_state.Member:
   """Returns the member that a search ends with.
 
   It is scored on dev where its scores are not those of this genome on the items
-  of the evaluator, because they were `other_items` or the member has moved.
-  Nothing is chosen by it, so it is no evaluation.
+  of the evaluator, because these were others or the member has moved. Nothing
+  is chosen by it, so it is no evaluation.
   """
+  evaluator = prepared.evaluator
   best = run_state.best_of(state, evaluator.objective.maximise)
-  if not strategy.keep_best:
+  if not prepared.strategy.keep_best:
     found = run_state.best_members(state, 1, keep_best=False)
     best = dataclasses.replace(
       best,
@@ -46,10 +42,10 @@ def settle(
       id=found.ids[0],
       generation=int(state.generation),
     )
-  elif not other_items:
+  elif not prepared.config.resample:
     return best
   genome = jax.tree.map(lambda leaf: leaf[None], best.genome)
-  scores = setup_lib.score_few(evaluator, space, genome)
+  scores = setup_lib.score_few(evaluator, prepared.setup.space, genome)
   return dataclasses.replace(
     best, fitness=scores.fitness[0], task_scores=scores.task_scores[0]
   )

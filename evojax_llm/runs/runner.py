@@ -152,8 +152,7 @@ class _Run:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    searched = state, prepared.strategy, evaluator, prepared.setup.space
-    best = finalists.settle(*searched, other_items=self.config.resample)
+    best = finalists.settle(state, prepared)
     ending = final_table.Ending(folder, prepared, baselines, state, best)
     ending.finish(self.bar)
 
