@@ -34,7 +34,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import rows
 from evojax_llm.runs import setup as setup_lib
-from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.runs.preparation import Prepared
 
 BASE = 'base'
 _INT8_FILE = 'base_dtype.json'
@@ -174,17 +174,15 @@ def describe_int8(changed: Mapping[str, Mapping[str, float]]) -> str:
   )
 
 
-def report_int8(
-  run: record.RunFolder, config: RunConfig, setup: setup_lib.Setup
-) -> None:
+def report_int8(run: record.RunFolder, prepared: Prepared) -> None:
   """Measures the difference once a run, prints it, and keeps it."""
+  config, setup = prepared.config, prepared.setup
   execution = dataclasses.replace(config.execution, base_dtype=None)
-  plain = dataclasses.replace(config, execution=execution)
 
   def make():
-    whole = setup_lib.make_evaluator(plain, setup)
-    eight = setup_lib.make_evaluator(config, setup)
-    return int8_difference(whole, eight, setup.experts.model())
+    plain = dataclasses.replace(config, execution=execution)
+    both = (setup_lib.make_evaluator(c, setup) for c in (plain, config))
+    return int8_difference(*both, setup.experts.model())
 
   errors.say(record.kept(run.path / _INT8_FILE, describe_int8, make))
 

@@ -27,6 +27,7 @@ from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import report
 from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.preparation import Prepared
 
 AVERAGE_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0)
 EXPERT_FACTORS = (0.5, 1.5, 2.0, 3.0)
@@ -138,23 +139,21 @@ def _best(fitness: np.ndarray) -> int:
   return int(np.argmax(np.where(np.isfinite(fitness), fitness, -np.inf)))
 
 
-def normalise(
-  run: record.RunFolder, evaluator: Any, setup: setup_lib.Setup
-) -> None:
+def normalise(run: record.RunFolder, prepared: Prepared) -> None:
   """Scores the experts for an objective that is normalised by them.
 
   Raises:
     UserError: the objective cannot be normalised by these experts.
   """
+  evaluator, space = prepared.evaluator, prepared.setup.experts
   if not evaluator.objective.needs_experts:
     return
 
   def read(kept):
-    shape = len(setup.experts.names), len(setup.tasks)
+    shape = len(space.names), len(evaluator.tasks)
     return np.asarray(kept, np.float64).reshape(shape)
 
   def make():
-    space = setup.experts
     return setup_lib.score_few(evaluator, space, space.experts()).task_scores
 
   scores = record.kept(run.path / _EXPERTS, read, make)
@@ -163,17 +162,14 @@ def normalise(
 
 
 def score_baselines(
-  run: record.RunFolder,
-  evaluator: Any,
-  setup: setup_lib.Setup,
-  bar: progress.Progress,
+  run: record.RunFolder, prepared: Prepared, bar: progress.Progress
 ) -> Baselines:
   """Scores base, experts and their plain mixes on `dev`.
 
   baselines.json keeps the result, baseline_items/ what the base and the experts
   did on every item.
   """
-  names = list(setup.experts.names)
+  names = list(prepared.setup.experts.names)
 
   def read(kept):
     scores = np.asarray([kept['experts'][n] for n in names], np.float32)
@@ -184,13 +180,13 @@ def score_baselines(
       raise ValueError(f'{_ITEMS} lacks answers of the experts')
     return Baselines(kept['rows'], scores)
 
-  make = functools.partial(_scored, run, evaluator, setup, bar)
+  make = functools.partial(_scored, run, prepared, bar)
   return record.kept(run.path / _FILE, read, make)
 
 
-def _scored(run, evaluator, setup, bar) -> dict[str, Any]:
-  results, space, rows = [], setup.experts, []
-  names = space.names
+def _scored(run, prepared, bar) -> dict[str, Any]:
+  evaluator, space = prepared.evaluator, prepared.setup.experts
+  results, rows, names = [], [], space.names
 
   def score(mixes):
     bar.begin(len(mixes), 'baselines')

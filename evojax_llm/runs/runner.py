@@ -126,7 +126,7 @@ class _Run:
 
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
-    prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
+    prepared, folder = self.prepared, self.folder
     restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     if not restored and (folder.path / 'summary.json').exists():
@@ -143,11 +143,9 @@ class _Run:
       errors.say(f'warning: {what}')
 
     if self.config.execution.base_dtype:
-      base_and_adapters.report_int8(folder, self.config, prepared.setup)
-    baselines_lib.normalise(folder, evaluator, prepared.setup)
-    baselines = baselines_lib.score_baselines(
-      folder, evaluator, prepared.setup, self.bar
-    )
+      base_and_adapters.report_int8(folder, prepared)
+    baselines_lib.normalise(folder, prepared)
+    baselines = baselines_lib.score_baselines(folder, prepared, self.bar)
     if restored:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
