@@ -52,7 +52,9 @@ from evojax_llm.genomes.space import load_base
 from evojax_llm.models import peft
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import prompts
-from evojax_llm.tasks.scorers.registry import score_text
+from evojax_llm.tasks.scorers.answers import cut_at_stop
+from evojax_llm.tasks.scorers.base import Answer
+from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
@@ -245,9 +247,14 @@ class Workload:
       ]
       gap = np.abs(np.asarray(values) - found).max()
       return f'log-likelihoods differ by at most {gap:.1e}'
+    scorer, stop = scorer_of(self._task), self._task.format.stop
+
+    def predicted(item, ids):
+      text = cut_at_stop(self._tokenizer.decode(ids), stop)
+      return scorer.score(item, Answer((text,))).prediction
+
     same = [
-      score_text(self._task, item, self._tokenizer.decode(ids)).prediction
-      == prediction
+      predicted(item, ids) == prediction
       for answers, predictions in zip(found, ours.predictions, strict=True)
       for item, ids, prediction in zip(
         self._task.dev, answers, predictions, strict=True

@@ -212,7 +212,7 @@ def _user_errors() -> tuple[type[ValueError], ...]:
   from evojax_llm.engine.plan import MemoryPlanError
   from evojax_llm.files import FileError
   from evojax_llm.models.errors import ModelError
-  from evojax_llm.tasks.scorers.endpoint import JudgeError
+  from evojax_llm.tasks.scorers.judge import JudgeError
   from evojax_llm.tasks.scorers.sandbox import SandboxError
   from evojax_llm.tasks.task import TaskError
 

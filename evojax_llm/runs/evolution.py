@@ -266,7 +266,7 @@ class _Loop(NamedTuple):
           seed,
           population,
           scored.scores,
-          scored.count,
+          scored.models,
         )
       del population  # the strategy has its own copy
       first = jax.device_get(lineage.empty_proposal(len(which)))
@@ -304,7 +304,7 @@ class _Loop(NamedTuple):
           strategy=inner,
           seed=state.seed,
           generation=number,
-          evaluations=state.evaluations + jnp.int32(scored.count),
+          evaluations=state.evaluations + jnp.int32(scored.models),
         )
         generation = self._generation(state, proposal, which, scored)
       yield state, generation
@@ -348,7 +348,8 @@ class _Loop(NamedTuple):
     fitness = spread(np.where(failed, np.float32(np.nan), fitness))
     tasks = run_state.oriented(spread(tasks), self.maximise)
     scores = base.Scores(fitness, tasks, items)
-    return _Scored(scores, reasons, len(chosen))
+    models = getattr(found, 'distinct', None) or len(chosen)
+    return _Scored(scores, reasons, len(chosen), models)
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""
@@ -362,7 +363,7 @@ class _Loop(NamedTuple):
     scored = self._scored(genomes, which, len(ids), None, alive)
     return state.replace(
       strategy=self.strategy.rescored(state.strategy, scored.scores),
-      evaluations=state.evaluations + jnp.int32(len(which)),
+      evaluations=state.evaluations + jnp.int32(scored.models),
     )
 
   def _generation(self, state, proposal, which, scored) -> Generation:
@@ -392,6 +393,7 @@ class _Scored(NamedTuple):
   scores: base.Scores  # of all slots, NaN in the empty ones
   reasons: list[str | None]
   count: int
+  models: int  # of which each counts as one evaluation
 
 
 def _fitness(found: Any, count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from evojax_llm.fitness import objectives
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.fitness.item_log import take
 from evojax_llm.population import stack
+from evojax_llm.recipes import yaml_out
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
@@ -258,7 +259,17 @@ class Ending:
     }
     search = self._search()
     # What best/ holds, for whoever has that folder alone.
-    record.write_json(path / 'best' / 'recipe.json', {**recipe, **search})
+    files = self.prepared.files
+    note = yaml_out.write(
+      path / 'best',
+      recipe['recipe'],
+      files.model,
+      files.adapters,
+      files.experts,
+    )
+    record.write_json(
+      path / 'best' / 'recipe.json', {**recipe, **search, 'mergekit': note}
+    )
     seconds: dict[str, float] = {}
     for row in metrics:
       for part, spent in row['seconds'].items():

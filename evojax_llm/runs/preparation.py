@@ -31,7 +31,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('require_signal',)
+_OF_SEARCH += ('merged', 'require_signal')
 
 
 class WarmStart(NamedTuple):
@@ -97,7 +97,7 @@ class Prepared:
     """Returns the evaluator of the held-out tasks, or None without any."""
     return _kept(
       self.cache,
-      ('heldout', data_key(self.config), self.files),
+      ('heldout', data_key(self.config), self.config.merged, self.files),
       lambda: setup_lib.make_heldout(self.config, self.setup),
     )
 
@@ -122,7 +122,7 @@ def prepare(
   config = RunConfig.from_config(config)
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
-  key = data_key(config, 'dev_draw'), files
+  key = data_key(config, 'dev_draw'), config.merged, files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
@@ -252,10 +252,12 @@ def _warm_start(
       'of one.'
     )
   known = record.read_config(folder)
+  earlier = RunConfig.from_config(known['config'])
   of_run = {'model': '', 'adapters': [], 'experts': []} | known['inputs']
   _, state = checkpoint.Checkpoints(parts[1]).read()
   for what, there, here in (
-    ('genomes', known['config'].get('space'), config.space),
+    ('genomes', earlier.space, config.space),
+    ('recipes', *map(inputs_lib.space_options, (earlier, config))),
     ('models', of_run['model'], inputs['model']),
     ('experts', of_run['adapters'], inputs['adapters']),
     ('experts', of_run['experts'], inputs['experts']),

@@ -20,9 +20,7 @@ import numpy as np
 from evojax_llm import files as files_lib
 from evojax_llm import lookup
 from evojax_llm.genomes.space import Space
-from evojax_llm.genomes.space import find_space
 from evojax_llm.genomes.space import make_space
-from evojax_llm.models.folders import expert_names
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
@@ -32,6 +30,7 @@ from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
 
 VOTE_FILE = 'vote.json'
@@ -168,8 +167,7 @@ class Run:
         said += f'{", ".join(runs[:5])}{more}'
       raise errors.UserError(f'--run={path} {said}.')
     config, files = recorded_inputs.find(path, allow_changed, allow_code)
-    with errors.as_user_error(ValueError, what='config.space'):
-      find_space(config.space)
+    inputs_lib.space_class(config)
     return cls(path, config, files, record.read_config(path)['inputs'])
 
   def reads(self) -> list[pathlib.Path]:
@@ -235,13 +233,11 @@ class Run:
 
   def _space(self, dtype: Any, experts: bool = False) -> Space:
     """The space of the search; with no dtype one that only exports."""
-    files, name = self.files, self.config.space
-    if experts and dtype is None and find_space(name).exports == 'model':
+    kind = inputs_lib.space_class(self.config)
+    if dtype is None and (experts and kind.exports == 'model' or not kind.bare):
       # Its experts are parameters.
       dtype = jnp.dtype(self.config.execution.dtype)
-    return make_space(
-      name, str(files.model), files.adapters, files.experts, dtype
-    )
+    return setup_lib.load_space(self.config, self.files, dtype)
 
   def _mixes(self) -> dict[str, baselines_lib.Mix]:
     """Plain mixes by name: baselines, then experts."""
@@ -249,7 +245,7 @@ class Run:
     if path.is_file():
       rows = record.read_json(path, 'rows')['rows']
       mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
-    experts = expert_names(self.files.experts or self.files.adapters)
+    experts = self.files.expert_names
     for i, expert in enumerate(experts):
       mixes.setdefault(expert, baselines_lib.single(i, len(experts)))
     return mixes
@@ -276,7 +272,7 @@ class Run:
         raise
     # All that is left of the search.
     base = str(self.files.model)
-    if find_space(self.config.space).exports == 'model':
+    if inputs_lib.space_class(self.config).exports == 'model':
       dtype = dtype or jnp.dtype(self.config.execution.dtype)
       space = make_space('weights', base, models=[folder], dtype=dtype)
     else:

@@ -17,6 +17,7 @@ from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
+from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
@@ -60,9 +61,7 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
 
   _say_limits(config, tasks)
   tokenizer = Tokenizer.from_folder(files.model)
-  dtype = jnp.dtype(config.execution.dtype)
-  given = str(files.model), files.adapters, files.experts
-  space = make_space(config.space, *given, dtype)
+  space = load_space(config, files, jnp.dtype(config.execution.dtype))
   return Setup(tokenizer, space, tasks, heldout)
 
 
@@ -84,6 +83,23 @@ def _say_limits(config: RunConfig, tasks: Any) -> None:
           f'than the {limit} of config.{split}_limit{"s" * bool(each)}: all '
           'are taken.'
         )
+
+
+def load_space(config: RunConfig, files: inputs_lib.Files, dtype: Any) -> Space:
+  """Makes the genome space of a configuration; without dtype it only exports.
+
+  Raises:
+    ModelError: a folder cannot be used.
+    UserError: the options of the space do not suit the experts.
+  """
+  told = inputs_lib.space_options(config)
+  given = str(files.model), files.adapters, files.experts, dtype
+  try:
+    return make_space(config.space, *given, **told)
+  except ValueError as error:
+    if not told or isinstance(error, ModelError):
+      raise
+    raise errors.UserError(f'config.merged: {error}') from error
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:

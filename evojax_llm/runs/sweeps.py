@@ -24,7 +24,6 @@ import sys
 import traceback
 from typing import Any
 
-from evojax_llm.genomes.space import find_space
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
@@ -268,13 +267,14 @@ def _programs(config: RunConfig) -> str:
     for name, value in strategy.options.items()
     if not isinstance(value, float)
   )
-  return repr((config.space, strategy.name, strategy.population, options))
+  told = inputs_lib.space_options(config)
+  return repr((config.space, told, strategy.name, strategy.population, options))
 
 
 def _key(config: RunConfig, *more: str) -> str:
   """What a configuration says of what its trials share."""
   # Plain mixes are the same ones, whatever evolves over a base.
-  shares_base = find_space(config.space).shares_base
+  shares_base = inputs_lib.space_class(config).shares_base
   return f'{shares_base} {preparation.data_key(config, "space", *more)}'
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.options import declared
 from evojax_llm.tasks.rows import refuse
-from evojax_llm.tasks.scorers import numerals
+from evojax_llm.tasks.scorers import numeric
 from evojax_llm.tasks.scorers import registry
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
@@ -35,16 +35,9 @@ _TASK_TYPES: dict[str, tuple[str, dict[str, Any]]] = {
   'rm_concise': ('reward', {'mode': 'concise'}),
   'rm_reverse': ('reward', {'mode': 'reverse'}),
 }
-_NO_COUNTERPART = (
-  'general_verifier',
-  'generation_diversity',
-  'gene_ranking',
-  'human',
-  'ifeval',
-  'kernel_bench',
-  'multitask',
-  'noncompliance',
-  'smdd',
+_NO_COUNTERPART = tuple(
+  'general_verifier generation_diversity gene_ranking human ifeval kernel_bench'
+  ' multitask noncompliance smdd'.split()
 )
 _DOES = {
   'format.key': 'is a secret that is sent to a server',
@@ -58,9 +51,8 @@ def check_code(options: Mapping[str, Any], task_type: Any, path: str) -> None:
   Raises:
     TaskError: names the key, and how it is allowed.
   """
-  named = {'task_type': task_type}
-  named |= {f'format.{key}': options.get(key) for key in registry.CODE_OPTIONS}
-  for key, value in named.items():
+  named = {f'format.{key}': options.get(key) for key in registry.CODE_OPTIONS}
+  for key, value in {'task_type': task_type, **named}.items():
     does = _DOES.get(key, 'is code that is run')
     if isinstance(value, str) and value and (key in _DOES or ':' in value):
       raise TaskError(
@@ -82,32 +74,27 @@ def named_kind(
   Raises:
     TaskError: there is no such kind.
   """
-  kind, name, extra = options.get('kind'), 'format.kind', {}
+  kind, extra = options.get('kind'), {}
   known = task_type if isinstance(task_type, str) else None
-  if kind is None and known in _NO_COUNTERPART:
-    raise TaskError(
-      f"{path}, 'task_type': {known} has no counterpart here. "
-      'Say in "format" how answers are scored, as in {"kind": "judge", ...}; '
-      'the kinds are '
-      f'{", ".join(registry.SCORERS)}.'
-    )
   if known in _NO_COUNTERPART:
+    if kind is None:
+      raise TaskError(
+        f"{path}, 'task_type': {known} has no counterpart here. Say in "
+        '"format" how answers are scored, as in {"kind": "judge", ...}; the '
+        f'kinds are {", ".join(registry.SCORERS)}.'
+      )
     task_type = None
   elif known in _TASK_TYPES:
     task_type, extra = _TASK_TYPES[known]
-  if task_type is not None:
-    _check_kind(task_type, f"{path}, 'task_type'")
+  for key, name in (('task_type', task_type), ('format.kind', kind)):
+    try:
+      if name is not None:
+        registry.scorer_class(name)
+    except TaskError as error:
+      raise TaskError(f"{path}, '{key}': {error}") from error
   if kind is None:
     return task_type, 'task_type', extra
-  _check_kind(kind, f"{path}, 'format.kind'")
-  return kind, name, {}
-
-
-def _check_kind(kind: Any, where: str) -> None:
-  try:
-    registry.scorer_class(kind)
-  except TaskError as error:
-    raise TaskError(f'{where}: {error}') from error
+  return kind, 'format.kind', {}
 
 
 def infer_kind(
@@ -132,7 +119,7 @@ def infer_kind(
   if has_choices:
     return 'multiple_choice'
   numbers = all(
-    numerals.whole_number(gold) is not None
+    numeric.whole_number(gold) is not None
     for item in items
     for gold in item.golds
   )
@@ -142,13 +129,7 @@ def infer_kind(
 def read_format(
   value: Mapping[str, Any], kind: str, path: str, scorer: Any = None
 ) -> tuple[Format, tuple[tuple[str, Any], ...], Any]:
-  """Checks a format.
-
-  Args:
-    value: the object in the file.
-    kind: of the task.
-    path: the file, for messages.
-    scorer: a task's own; made from the table by default.
+  """Checks the format of a task of a kind, or with a scorer of its own.
 
   Returns:
     (format, options of the scorer, the scorer).
@@ -157,18 +138,17 @@ def read_format(
     TaskError: an unknown key, or a value that cannot be right.
   """
   where = f"{path}, 'format'"
-  keys = PROMPT_KEYS
-  if scorer is None:
-    keys += registry.option_names(kind)
+  keys = PROMPT_KEYS + (() if scorer else registry.option_names(kind))
   for key in value:
     if key not in keys:
       raise TaskError(
         f"{where}: unknown key '{key}'.{did_you_mean(key, keys)} A task of "
         f'kind {kind} knows {", ".join(keys)}.'
       )
-  options = {k: v for k, v in value.items() if k not in PROMPT_KEYS}
   options = {
-    k: tuple(v) if isinstance(v, list) else v for k, v in options.items()
+    k: tuple(v) if isinstance(v, list) else v
+    for k, v in value.items()
+    if k not in PROMPT_KEYS
   }
   for key in ('prompt', 'instruction', 'system'):
     if isinstance(value.get(key), str) and not is_text(value[key]):
@@ -190,17 +170,12 @@ def read_format(
   if prompt is not None:
     _check_template(prompt, scorer, choice, f'{where}.prompt')
   least = 1 if scorer.reads == 'text' else 0
+  most = max(least, scorer.max_new_tokens)
   read = Format(
     prompt=prompt,
     instruction=value.get('instruction'),
     choice=choice,
-    max_new_tokens=whole(
-      value,
-      'max_new_tokens',
-      max(least, scorer.max_new_tokens),
-      least,
-      where,
-    ),
+    max_new_tokens=whole(value, 'max_new_tokens', most, least, where),
     stop=_stop(value, scorer, where),
     system=value.get('system') or '',
     limited='max_new_tokens' in value,

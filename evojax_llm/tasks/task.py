@@ -16,10 +16,7 @@ SPLITS = ('dev', 'test')
 
 
 class TaskError(ValueError):
-  """A task file, or a use of a task, that cannot be right.
-
-  The message says what was given, what was expected and what to do.
-  """
+  """A task file, or a use of a task, that cannot be right."""
 
 
 def find(name: str, table: Mapping[str, Any], what: str) -> Any:
@@ -34,8 +31,7 @@ def find_function(name: str) -> Callable:
   """Returns the function 'module:function' or 'file.py:function'.
 
   Raises:
-    TaskError: the name has another form, or there is no such function of two
-      arguments that is written in Python.
+    TaskError: there is no such function of two arguments, written in Python.
   """
   function = find(name, {}, 'function') if ':' in name else None
   try:
@@ -78,6 +74,11 @@ def is_text(value: Any) -> bool:
   return True
 
 
+def normalise(text: str) -> str:
+  """Returns text without differences of case and white space."""
+  return ' '.join(text.casefold().split())
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
   """One question with its gold answer.
@@ -101,6 +102,19 @@ class Item:
   def golds(self) -> tuple[str, ...]:
     """All gold answers."""
     return (self.answer, *self.also)
+
+  @property
+  def identity(self) -> tuple[str, tuple[str, ...]]:
+    """What makes two items the same: the question and its options' texts.
+
+    Order and keys of the options do not count, nor does the gold answer: a
+    shuffled copy is the same item. Items with one question and other options
+    differ (Knowledge Crosswords asks one question many times). An item without
+    a question, such as a text for perplexity, is its gold answer.
+    """
+    texts = [normalise(text) for _, text in self.choices or ()]
+    text = self.question if self.question.strip() else self.answer
+    return normalise(text), tuple(sorted(texts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,12 +211,8 @@ class Task:
 
     An item's rank in a draw depends on the draw, the task's name and the
     item's id alone: the same draw gives the same items on every machine, and
-    a smaller limit gives a part of what a larger one gives.
-
-    Args:
-      split: 'dev' or 'test'.
-      limit: number of items; None, or more than there are, for all.
-      draw: seed of the choice.
+    a smaller limit gives a part of what a larger one gives. All are given for
+    None, or more than there are.
 
     Raises:
       TaskError: empty or unknown split, or a limit below 1.
@@ -212,7 +222,6 @@ class Task:
       raise TaskError(f'limit={limit} leaves no items: it must be at least 1.')
     if limit is None or limit >= len(items):
       return items
-
     chosen = ranked(items, f'{draw}\0{self.name}\0{split}')[:limit]
     return tuple(items[index] for index in sorted(chosen))
 

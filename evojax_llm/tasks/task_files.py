@@ -43,7 +43,6 @@ from absl import logging
 from evojax_llm import options as options_lib
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.tasks import format as format_lib
-from evojax_llm.tasks import overlap
 from evojax_llm.tasks import tables
 from evojax_llm.tasks.rows import read_items
 from evojax_llm.tasks.scorers import registry
@@ -58,6 +57,7 @@ from evojax_llm.tasks.task import shown
 from evojax_llm.tasks.task import typed
 
 _SHOWN = 20  # keys at most that messages are about
+_SHOWN_PAIRS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,13 +257,13 @@ def _with_shots(task: Task, count: int, seed: int) -> Task:
 
   Copies of a shot leave dev as well, and what is in test is no shot.
   """
-  tested = {overlap.identity(item) for item in task.test}
+  tested = {item.identity for item in task.test}
   shots: dict[Any, Item] = {}
   for index in ranked(task.dev, f'shots\0{seed}\0{task.name}'):
-    identity = overlap.identity(task.dev[index])
+    identity = task.dev[index].identity
     if len(shots) < count and identity not in tested:
       shots.setdefault(identity, task.dev[index])
-  rest = tuple(i for i in task.dev if overlap.identity(i) not in shots)
+  rest = tuple(item for item in task.dev if item.identity not in shots)
   if len(shots) < count or not rest:
     raise TaskError(
       f'{task.source}: {count} shots of {len(task.dev)} dev items, of which '
@@ -276,7 +276,7 @@ def _with_shots(task: Task, count: int, seed: int) -> Task:
 
 def _without_overlap(task: Task, other: Task, rules: Rules) -> Task:
   """Refuses or drops dev items of a task that are test items of one."""
-  pairs = overlap.find_overlap(task.dev, other.test)
+  pairs = find_overlap(task.dev, other.test)
   if not pairs:
     return task
   whose = '' if other is task else f' of {other.source}'
@@ -284,7 +284,9 @@ def _without_overlap(task: Task, other: Task, rules: Rules) -> Task:
     f'{task.source}: {len(pairs)} of {len(task.dev)} dev items occur in test'
     f'{whose} as well'
   )
-  which = overlap.describe_overlap(pairs)
+  which = '\n'.join(_described(*pair) for pair in pairs[:_SHOWN_PAIRS])
+  if len(pairs) > _SHOWN_PAIRS:
+    which += f'\n  ... and {len(pairs) - _SHOWN_PAIRS} more'
   if rules.drop_overlap and len(pairs) < len(task.dev):
     logging.warning('%s, and are left out of dev:\n%s', message, which)
     dropped = {item.id for item, _ in pairs}
@@ -301,3 +303,24 @@ def _without_overlap(task: Task, other: Task, rules: Rules) -> Task:
     )
   logging.warning('%s', message)
   return task
+
+
+def find_overlap(
+  dev: Sequence[Item], test: Sequence[Item]
+) -> list[tuple[Item, Item]]:
+  """Returns pairs (dev item, test item) that are the same, in dev order.
+
+  Every dev item occurs at most once, with the first test item that equals it.
+  """
+  first: dict[Any, Item] = {}
+  for item in test:
+    first.setdefault(item.identity, item)
+  matches = ((item, first.get(item.identity)) for item in dev)
+  return [(a, b) for a, b in matches if b is not None]
+
+
+def _described(a: Item, b: Item) -> str:
+  # Questions may share a long preamble; what tells them apart comes last.
+  text = ' '.join(a.question.split())
+  text = text if len(text) <= 80 else '...' + text[-77:]
+  return f"  dev '{a.id}' = test '{b.id}': {text}"

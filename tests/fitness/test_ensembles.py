@@ -7,8 +7,8 @@ from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.item_log import GenerationItems
 from evojax_llm.fitness.item_log import TaskItems
 from evojax_llm.tasks.scorers import exact
-from evojax_llm.tasks.scorers import perplexity
-from evojax_llm.tasks.scorers import rouge
+from evojax_llm.tasks.scorers import measures
+from evojax_llm.tasks.scorers import options
 from evojax_llm.tasks.task import Item
 
 FITNESS = np.asarray([0.9, 0.5, 0.45])
@@ -94,7 +94,7 @@ def test_texts_are_decided_by_the_medoid_unless_told_otherwise():
   group = make_group(answers, [[0.1, 0], [0.5, 0], [0.9, 0]], [0.9, 0.8, 0.7])
 
   def decide(rule):
-    return ensembles.decide(rule, group, [rouge.RougeL()], ITEMS)[0]
+    return ensembles.decide(rule, group, [measures.RougeL()], ITEMS)[0]
 
   assert decide('auto') == decide('medoid') == np.float32(0.25)
   assert decide('majority') == np.float32(0.05)
@@ -102,7 +102,7 @@ def test_texts_are_decided_by_the_medoid_unless_told_otherwise():
 
 def test_without_predictions_the_best_member_stands():
   group = make_group([[None, None]] * 2, [[2, 4], [1, 1]], [0.9, 0.8])
-  scores = ensembles.decide('auto', group, [perplexity.Perplexity()], ITEMS)
+  scores = ensembles.decide('auto', group, [options.Perplexity()], ITEMS)
   assert scores.tolist() == [3.0]  # its score, not what two values would make
 
 

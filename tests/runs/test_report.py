@@ -12,7 +12,7 @@ from evojax_llm.runs import final_table
 from evojax_llm.runs import plots
 from evojax_llm.runs import report
 from evojax_llm.runs import summary_page
-from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
+from evojax_llm.tasks.scorers.options import MultipleChoice
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task_files import load_task

@@ -2,12 +2,10 @@ import json
 
 import pytest
 
-from evojax_llm.tasks.overlap import describe_overlap
-from evojax_llm.tasks.overlap import find_overlap
-from evojax_llm.tasks.overlap import identity
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task_files import Rules
+from evojax_llm.tasks.task_files import find_overlap
 from evojax_llm.tasks.task_files import load_task
 
 BASE = Item('1', 'What is it?', 'A', (('A', 'red'), ('B', 'blue')))
@@ -31,7 +29,7 @@ BASE = Item('1', 'What is it?', 'A', (('A', 'red'), ('B', 'blue')))
   ],
 )
 def test_what_makes_two_items_the_same(other, same):
-  assert (identity(BASE) == identity(other)) == same
+  assert (BASE.identity == other.identity) == same
   assert bool(find_overlap([BASE], [other])) == same
 
 
@@ -51,9 +49,6 @@ def test_each_dev_item_counts_once():
     ('d2', 't2'),
     ('d3', 't2'),
   ]
-  text = describe_overlap(pairs, shown=3)
-  assert "dev 'd2' = test 't2': Question 1" in text
-  assert 'd3' not in text and '1 more' in text
   assert find_overlap(dev, []) == find_overlap([], test) == []
 
 
@@ -69,3 +64,7 @@ def test_load_task_refuses_or_warns(tmp_path, caplog):
   assert '(--config.allow_overlap of' in str(error.value)
   assert len(load_task(path, Rules(allow_overlap=True)).test) == 2
   assert '1 of 3 dev items' in caplog.text
+  path.write_text(json.dumps({'dev': rows, 'test': rows}))
+  with pytest.raises(TaskError, match="dev '2' = test '2': q 2") as error:
+    load_task(path)
+  assert 'q 3' not in str(error.value) and '... and 1 more' in str(error.value)

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from evojax_llm.models.tokenizer import Tokenizer
-from evojax_llm.tasks import overlap
 from evojax_llm.tasks.prompts import encode_items
 from evojax_llm.tasks.prompts import encode_passes
 from evojax_llm.tasks.prompts import write_messages
@@ -62,12 +61,12 @@ def test_shots_are_seeded_and_leave_dev(load):
 
 def test_copies_of_a_shot_are_not_scored_and_no_shot_is_tested(load, caplog):
   repeated = load(lambda i: exact(i % 10), shots=4, count=40)
-  shown = {overlap.identity(shot) for shot in repeated.shots}
+  shown = {shot.identity for shot in repeated.shots}
   assert len(shown) == 4
-  assert not shown & {overlap.identity(item) for item in repeated.dev}
+  assert not shown & {item.identity for item in repeated.dev}
   leaking = load(rules=Rules(allow_overlap=True), test=range(0, 80), shots=5)
-  tested = {overlap.identity(item) for item in leaking.test}
-  assert not tested & {overlap.identity(shot) for shot in leaking.shots}
+  tested = {item.identity for item in leaking.test}
+  assert not tested & {shot.identity for shot in leaking.shots}
 
 
 def test_settings_for_all_tasks_come_first(load):

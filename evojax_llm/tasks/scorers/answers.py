@@ -10,7 +10,6 @@ _LEAD_IN = re.compile(
 )
 _MARK = re.compile(r'\banswer\s*:\**[ \t]*([^\n]*)', re.IGNORECASE)
 _CLAUSE_END = re.compile(r'[.,;:!?](?=\s|$)')
-_ENDING = '.,;:!'
 _WRAPPERS = (
   *((mark, mark) for mark in ('**', '__', '`', '"', "'")),
   *(('\u201c', '\u201d'), ('(', ')'), ('[', ']')),
@@ -32,12 +31,11 @@ def bare(text: str) -> str:
   while True:
     shorter = text
     for left, right in _WRAPPERS:
-      inner = text[len(left) : -len(right)]
       if text.startswith(left) and text.endswith(right):
-        shorter = inner.strip()
+        shorter = text[len(left) : -len(right)].strip()
         break
     else:
-      shorter = without_lead_in(text.rstrip(_ENDING)).strip()
+      shorter = without_lead_in(text.rstrip('.,;:!')).strip()
     if shorter == text or not any(letter.isalnum() for letter in shorter):
       return text
     text = shorter
@@ -71,13 +69,12 @@ def marked(text: str, last: bool = True) -> str | None:
 
 def last_boxed(text: str) -> str | None:
   r"""Returns the contents of the last \boxed{...}, braces balanced, or None."""
-  start = text.rfind('\\boxed{')
-  if start < 0:
+  _, mark, rest = text.rpartition('\\boxed{')
+  if not mark:
     return None
-  start += len('\\boxed{')
   depth = 1
-  for end in range(start, len(text)):
-    depth += {'{': 1, '}': -1}.get(text[end], 0)
+  for end, letter in enumerate(rest):
+    depth += {'{': 1, '}': -1}.get(letter, 0)
     if depth == 0:
-      return text[start:end]
-  return text[start:]  # decoding ended before the brace closed
+      return rest[:end]
+  return rest  # decoding ended before the brace closed

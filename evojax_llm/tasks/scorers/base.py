@@ -5,10 +5,6 @@ options that a task's `format` may set. Its defaults are strict; what a
 published system does otherwise is a named value of an option. An answer is
 extracted without a look at the gold answer, so that predictions can be compared
 and put to a vote; the rules of published code that do look at it say so.
-
-A new scorer is a file with such a class and its line in `registry.SCORERS`. A
-scorer outside of the package is named as 'package.module:Class' or
-'file.py:Class'.
 """
 
 from collections.abc import Iterable
@@ -82,10 +78,8 @@ class Verdicts:
   ) -> 'Verdicts':
     """Single verdicts, in the order of an array of this shape."""
     verdicts = list(verdicts)
-    predictions = np.empty(len(verdicts), object)
-    predictions[:] = [verdict.prediction for verdict in verdicts]
     return cls(
-      predictions.reshape(shape),
+      np.array([v.prediction for v in verdicts], object).reshape(shape),
       np.array([v.value for v in verdicts], np.float64).reshape(shape),
       np.array([v.weight for v in verdicts], np.float64).reshape(shape),
     )
@@ -190,18 +184,13 @@ class Scorer:
     Returns:
       Verdicts (M, I).
     """
-    ends = np.cumsum([len(tokens) for tokens in table.tokens]).tolist()
-    spans = [
-      *zip(table.items, [0, *ends[:-1]], ends, table.tokens, strict=True)
-    ]
-    return Verdicts.of(
-      (
-        self.score(item, Answer(loglik=tuple(row[start:end]), tokens=tokens))
-        for row in loglik.tolist()
-        for item, start, end, tokens in spans
-      ),
-      (len(loglik), len(spans)),
-    )
+    verdicts = []
+    for row in loglik.tolist():
+      values = iter(row)
+      for item, tokens in zip(table.items, table.tokens, strict=True):
+        own = tuple(next(values) for _ in tokens)
+        verdicts.append(self.score(item, Answer(loglik=own, tokens=tokens)))
+    return Verdicts.of(verdicts, (len(loglik), len(table.items)))
 
   def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
     """Returns the task's score from a member's verdicts, here the mean."""

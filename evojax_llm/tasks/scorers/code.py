@@ -45,7 +45,6 @@ class CodeTests(Scorer):
   runs_code = True
 
   def check(self, item: Item) -> None:
-    """Refuses tests that are no Python, or that test nothing."""
     tests = _tests(item)
     try:
       body = ast.parse(tests).body
@@ -65,15 +64,23 @@ class CodeTests(Scorer):
       )
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Runs one answer with its tests."""
-    code = self.find_code(answer.text)
+    if self.extract == 'genome':
+      code = _longest_code(answer.text)
+    else:
+      block = _FENCE.search(answer.text)
+      code = block.group(1) if block else answer.text
     if not code.strip():
       return Verdict(None, 0.0)
-    begun = _beginning(item.question, code) if self.continues else ''
+    # What a question has before its last function is given to the tests, such
+    # as a function that undoes the one to be written: it is not the answer's.
+    before, name = _begun(item.question)
+    begun = item.question if self.continues else ''
+    if begun and name and re.search(rf'^def {name}\b', code, re.MULTILINE):
+      begun = before  # It defines the question's last function anew.
     outcome = sandbox.run(
       begun + code,
       _tests(item),
-      _given(item.question),
+      before if _parses(before) else '',
       _entry(item),
       seconds=self.timeout,
       megabytes=self.memory,
@@ -84,13 +91,6 @@ class CodeTests(Scorer):
     """Runs many answers, as many at a time as there are processors."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       return list(pool.map(lambda pair: self.score(*pair), pairs))
-
-  def find_code(self, text: str) -> str:
-    """Returns the code of an output."""
-    if self.extract == 'genome':
-      return _longest_code(text)
-    block = _FENCE.search(text)
-    return block.group(1) if block else text
 
 
 def _tests(item: Item) -> str:
@@ -112,8 +112,7 @@ def _entry(item: Item) -> str:
       for part in ast.walk(node)
     ):
       return ''
-  begun = _functions(item.question)
-  return begun[-1].group(1) if checks and begun else ''
+  return _begun(item.question)[1] if checks else ''
 
 
 def _defines(node: ast.stmt) -> bool:
@@ -123,40 +122,28 @@ def _defines(node: ast.stmt) -> bool:
   return plain or isinstance(node, (*kinds, ast.Import, ast.ImportFrom))
 
 
-def _functions(question: str) -> list[re.Match[str]]:
-  return list(re.finditer(r'^def (\w+)', question, re.MULTILINE))
+def _begun(question: str) -> tuple[str, str]:
+  """Returns what a question has before its last function, and that one's name.
 
-
-def _given(question: str) -> str:
-  """Returns what a question has before its last function, for the tests.
-
-  They use it, such as a function that undoes the one to be written: it is not
-  to be the answer's.
+  Both are '' where it begins no function.
   """
-  begun = _functions(question)
-  given = question[: begun[-1].start()] if begun else ''
-  return given if _parses(given) else ''
-
-
-def _beginning(question: str, code: str) -> str:
-  """Returns what of a question stands before code that goes on with it.
-
-  Code that defines the question's last function anew follows what stands
-  before that function.
-  """
-  last = _functions(question)
-  if last and re.search(rf'^def {last[-1].group(1)}\b', code, re.MULTILINE):
-    return question[: last[-1].start()]
-  return question
+  begun = list(re.finditer(r'^def (\w+)', question, re.MULTILINE))
+  return (question[: begun[-1].start()], begun[-1][1]) if begun else ('', '')
 
 
 def _longest_code(text: str) -> str:
+  """The rule of GENOME; see the module."""
   lines = text.splitlines()[:_MOST_LINES]
   for size in range(len(lines), 0, -1):
     for start in range(len(lines) - size + 1):
       part = '\n'.join(lines[start : start + size])
       if part.strip() and _parses(part):
-        return _kept(part)
+        tree = ast.parse(part)
+        tree.body = [node for node in tree.body if _is_kept(node)]
+        try:
+          return ast.unparse(tree)
+        except RecursionError:  # Such as a sum of a thousand terms.
+          return ''
   return ''
 
 
@@ -168,20 +155,8 @@ def _parses(text: str) -> bool:
   return True
 
 
-def _kept(text: str) -> str:
+def _is_kept(node: ast.stmt) -> bool:
+  if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    return any(isinstance(part, ast.Return) for part in ast.walk(node))
   kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.ClassDef)
-  functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-  tree = ast.parse(text)
-  tree.body = [
-    node
-    for node in tree.body
-    if isinstance(node, kinds)
-    or (
-      isinstance(node, functions)
-      and any(isinstance(part, ast.Return) for part in ast.walk(node))
-    )
-  ]
-  try:
-    return ast.unparse(tree)
-  except RecursionError:  # Such as a sum of a thousand terms.
-    return ''
+  return isinstance(node, kinds)

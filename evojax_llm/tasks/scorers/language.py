@@ -24,18 +24,18 @@ from evojax_llm.tasks.task import shown
 # First words of the Unicode names of a language's letters; the second list is
 # of scripts that it shares with others and does not tell it from them.
 _SCRIPTS = {
-  'ja': (('HIRAGANA', 'KATAKANA'), ('CJK',)),
-  'zh': (('CJK',), ()),
-  'ko': (('HANGUL',), ('CJK',)),
-  'ru': (('CYRILLIC',), ()),
-  'el': (('GREEK',), ()),
-  'ar': (('ARABIC',), ()),
-  'he': (('HEBREW',), ()),
-  'hi': (('DEVANAGARI',), ()),
-  'bn': (('BENGALI',), ()),
-  'th': (('THAI',), ()),
-  'te': (('TELUGU',), ()),
-  'ta': (('TAMIL',), ()),
+  'ja': ('HIRAGANA KATAKANA', 'CJK'),
+  'zh': ('CJK', ''),
+  'ko': ('HANGUL', 'CJK'),
+  'ru': ('CYRILLIC', ''),
+  'el': ('GREEK', ''),
+  'ar': ('ARABIC', ''),
+  'he': ('HEBREW', ''),
+  'hi': ('DEVANAGARI', ''),
+  'bn': ('BENGALI', ''),
+  'th': ('THAI', ''),
+  'te': ('TELUGU', ''),
+  'ta': ('TAMIL', ''),
 }
 
 
@@ -52,12 +52,9 @@ def by_script(text: str, language: str) -> float:
       f'language: the detector by script knows {", ".join(_SCRIPTS)}; got '
       f"{language!r}. Name another detector, as 'module:function'."
     )
-  own, shared = _SCRIPTS[language]
-  names = [
-    unicodedata.name(c, '?').split(' ')[0].split('-')[0]
-    for c in text
-    if c.isalpha()
-  ]
+  own, shared = map(str.split, _SCRIPTS[language])
+  letters = (unicodedata.name(c, '?') for c in text if c.isalpha())
+  names = [name.split(' ')[0].split('-')[0] for name in letters]
   if not any(name in own for name in names):
     return 0.0
   return sum(name in own + shared for name in names) / len(names)
@@ -80,18 +77,12 @@ class Gated:
   threshold: float = 0.5
 
   def __post_init__(self):
-    for name, kind in (
-      ('language', str),
-      ('detector', str),
-      ('threshold', float),
-    ):
-      value = getattr(self, name)
-      if not isinstance(value, kind) and (
-        kind is str or type(value) is not int
-      ):
-        raise TaskError(
-          f'{name}: expected {kind.__name__}, got {shown(value)}.'
-        )
+    for field in dataclasses.fields(self)[1:]:
+      value = getattr(self, field.name)
+      kinds = (float, int) if field.type is float else (str,)
+      if not isinstance(value, kinds) or isinstance(value, bool):
+        expected = f'expected {field.type.__name__}, got {shown(value)}'
+        raise TaskError(f'{field.name}: {expected}.')
     if self.scorer.reads != 'text':
       raise TaskError(
         f'language: expected a kind that generates text, and this one reads '

@@ -1,4 +1,4 @@
-"""Likelihoods of options: all members and items of a task in one pass.
+"""Scorers of likelihoods: all members and items of a task in one pass.
 
 The continuations that are read of a task stand one after the other, item by
 item. An `OptionTable` lays them out with a line for each item, in which scorers
@@ -9,15 +9,19 @@ for all of them, in the same code.
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
+from evojax_llm.options import option
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
+
+_NORMS = ('none', 'characters', 'bytes', 'tokens')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +44,15 @@ class OptionTable:
 
   @functools.cached_property
   def choices(self) -> np.ndarray:
-    """(I, C) bool: where a continuation is an option of the item itself.
-
-    Some scorers read more than the options, which come first.
-    """
+    """(I, C) bool: the item's own options, before what else is read of it."""
     counts = np.array([len(item.choices or ()) for item in self.items])
     return self.there & (np.arange(self.there.shape[1]) < counts[:, None])
 
   @functools.cached_property
   def keys(self) -> np.ndarray:
     """(I, C) keys of the options, None elsewhere, as objects."""
-    return self.per_option(
-      [[key for key, _ in item.choices] for item in self.items], None, object
-    )
+    keys = [[key for key, _ in item.choices] for item in self.items]
+    return self.per_option(keys, None)
 
   @functools.cached_property
   def gold(self) -> np.ndarray:
@@ -60,21 +60,11 @@ class OptionTable:
     answers = [[item.answer] for item in self.items]
     return self.choices & (self.keys == np.array(answers, object))
 
-  def check_options(self) -> None:
-    """Raises TaskError where an item was not read option by option."""
-    for item, tokens in zip(self.items, self.tokens, strict=True):
-      count = len(item.choices or ())
-      if len(tokens) != count or not count:
-        raise TaskError(
-          f"Item '{item.id}' has {count or 'no'} options, but {len(tokens)} "
-          'log-likelihoods were given: one per option is needed.'
-        )
-
   def per_option(
-    self, values: Sequence[Sequence], filler: object, dtype: type
+    self, values: Sequence[Sequence], filler: float | None
   ) -> np.ndarray:
     """Returns (I, C) `values` at the options of each item, else `filler`."""
-    table = np.full(self.choices.shape, filler, dtype)
+    table = np.full(self.choices.shape, filler)
     table[self.choices] = [value for item in values for value in item]
     return table
 
@@ -98,8 +88,7 @@ def verdicts_on(
 ) -> Verdicts:
   """Returns verdicts (M, I) on the options in these columns (M, I).
 
-  A right option is 1 and another one `wrong`. Column -1 is no prediction,
-  which is 0.
+  A right option is 1, another one `wrong`; column -1 is no prediction, and 0.
   """
   items = np.arange(len(table.items))
   known = best >= 0
@@ -124,3 +113,98 @@ class OptionScorer(Scorer):
 
   def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
     raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice(OptionScorer):
+  """Accuracy of the likeliest option.
+
+  `norm` divides an option's log-likelihood before they are compared:
+    none        as it is ('acc' of lm-evaluation-harness)
+    characters  by the characters of the option's text ('acc_norm' there)
+    bytes       by its UTF-8 bytes ('acc_bytes' there)
+    tokens      by its tokens
+  Characters and bytes need choice='text': a key is not as long as its text.
+  """
+
+  norm: str = option('none', 'what divides log-likelihoods', choices=_NORMS)
+
+  choices = True
+  max_new_tokens = 0
+  stop = False
+
+  def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
+    for item, tokens in zip(table.items, table.tokens, strict=True):
+      count = len(item.choices or ())
+      if len(tokens) != count or not count:
+        raise TaskError(
+          f"Item '{item.id}' has {count or 'no'} options, but {len(tokens)} "
+          'log-likelihoods were given: one per option is needed.'
+        )
+    values = table.spread(loglik)
+    if self.norm == 'tokens':
+      values /= table.per_option(table.tokens, 1.0)
+    elif self.norm != 'none':
+      size = len if self.norm == 'characters' else lambda t: len(t.encode())
+      sizes = [[size(text) for _, text in item.choices] for item in table.items]
+      values /= table.per_option(sizes, 1.0)
+    return verdicts_on(table, likeliest(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity(OptionScorer):
+  """Perplexity of the gold answers, minimised.
+
+  exp of the mean negative log-likelihood over all units of the task: an item's
+  value is its own in nats per unit, its weight the number of units. Bytes and
+  words compare across tokenizers. A text without a question is read from its
+  start, in windows where it is longer than the context: of each the first token
+  is read after the one before it, and the last window after as many as there is
+  room for, as lm-evaluation-harness rolls.
+  """
+
+  unit: str = option(
+    'token', 'what the mean is over', choices=('token', 'byte', 'word')
+  )
+
+  reads = 'gold'
+  maximise = False
+  binary = False
+  corpus = True
+  percent = False
+  question = False
+  max_new_tokens = 0
+  stop = False
+  rolls = True
+
+  @property
+  def metric(self) -> str:
+    return 'perplexity' if self.unit == 'token' else f'{self.unit}_perplexity'
+
+  def score_options(self, table: OptionTable, loglik: np.ndarray) -> Verdicts:
+    units = np.array(
+      [
+        {
+          'token': sum(tokens),
+          'byte': len(item.answer.encode()),
+          'word': len(item.answer.split()),
+        }[self.unit]
+        for item, tokens in zip(table.items, table.tokens, strict=True)
+      ],
+      np.float64,
+    )
+    # The windows of a long text follow one another.
+    starts = np.cumsum([0, *(len(tokens) for tokens in table.tokens[:-1])])
+    loglik = np.add.reduceat(loglik, starts, axis=1)
+    return Verdicts(
+      np.full(loglik.shape, None, object),
+      -loglik / units,
+      np.broadcast_to(units, loglik.shape),
+    )
+
+  def aggregate(self, items: Sequence[Item], verdicts: Verdicts) -> float:
+    """Returns the task's perplexity; inf where it is beyond a double."""
+    del items
+    nats = sum((verdicts.values * verdicts.weights).tolist())
+    mean = nats / sum(verdicts.weights.tolist())
+    return math.exp(mean) if mean < 700 else math.inf

@@ -7,31 +7,27 @@ from typing import Any
 
 from evojax_llm.options import declared
 from evojax_llm.tasks import task as task_lib
-from evojax_llm.tasks.scorers.answers import cut_at_stop
-from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
-from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.scorers.language import Gated
-from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
 
 _HERE = 'evojax_llm.tasks.scorers'
 # A kind and its class, whose module is imported when a task is of the kind.
 SCORERS: dict[str, str] = {
-  'multiple_choice': f'{_HERE}.multiple_choice:MultipleChoice',
+  'multiple_choice': f'{_HERE}.options:MultipleChoice',
   'choice_text': f'{_HERE}.choice_text:ChoiceText',
   'exact_match': f'{_HERE}.exact:ExactMatch',
   'numeric_match': f'{_HERE}.numeric:NumericMatch',
-  'regex_match': f'{_HERE}.regex:RegexMatch',
-  'math_match': f'{_HERE}.latex:MathMatch',
-  'drop': f'{_HERE}.drop:Drop',
-  'weighted_f1': f'{_HERE}.f1:WeightedF1',
-  'bleu': f'{_HERE}.translation:Bleu',
-  'chrf': f'{_HERE}.translation:Chrf',
-  'rouge_l': f'{_HERE}.rouge:RougeL',
-  'perplexity': f'{_HERE}.perplexity:Perplexity',
-  'abstain_qa': f'{_HERE}.abstain:AbstainQA',
+  'regex_match': f'{_HERE}.exact:RegexMatch',
+  'math_match': f'{_HERE}.numeric:MathMatch',
+  'drop': f'{_HERE}.measures:Drop',
+  'weighted_f1': f'{_HERE}.choice_text:WeightedF1',
+  'bleu': f'{_HERE}.measures:Bleu',
+  'chrf': f'{_HERE}.measures:Chrf',
+  'rouge_l': f'{_HERE}.measures:RougeL',
+  'perplexity': f'{_HERE}.options:Perplexity',
+  'abstain_qa': f'{_HERE}.choice_text:AbstainQA',
   'code': f'{_HERE}.code:CodeTests',
   'reward': f'{_HERE}.reward:RewardModel',
   'judge': f'{_HERE}.judge:Judge',
@@ -44,10 +40,7 @@ CODE_OPTIONS = ('kind', 'function', 'detector', 'key', 'cache')
 
 
 def scorer_class(kind: str) -> type[Scorer]:
-  """Returns the class of a kind.
-
-  Args:
-    kind: a name of the table, 'package.module:Class' or 'file.py:Class'.
+  """Returns the class of a kind: of the table, or 'package.module:Class'.
 
   Raises:
     TaskError: there is none, or it is no scorer.
@@ -68,11 +61,7 @@ def option_names(kind: str) -> tuple[str, ...]:
 
 
 def make_scorer(kind: str, options: Mapping[str, Any]) -> Any:
-  """Makes the scorer of a kind.
-
-  Args:
-    kind: see `scorer_class`.
-    options: by `option_names`.
+  """Makes the scorer of a kind with options by `option_names`.
 
   Raises:
     TaskError: an option cannot be right; the caller adds file and row.
@@ -104,12 +93,6 @@ def scorer_of(task: Task) -> Any:
     return _cached(task.kind, task.options)
   except TaskError as error:
     raise TaskError(f"Task '{task.name}': {error}") from error
-
-
-def score_text(task: Task, item: Item, text: str) -> Verdict:
-  """Scores a generated text, cut at the task's stop strings."""
-  answer = Answer((cut_at_stop(text, task.format.stop),))
-  return scorer_of(task).score(item, answer)
 
 
 def table() -> str:

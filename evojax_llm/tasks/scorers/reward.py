@@ -33,14 +33,8 @@ from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 
-MODES = (
-  'plain',
-  'default',
-  'verbose',
-  'concise',
-  'reverse',
-  'reverse_as_published',
-)
+MODES = ('plain', 'default', 'verbose', 'concise', 'reverse')
+MODES += ('reverse_as_published',)
 _SHORT, _LONG = 10, 201
 
 
@@ -79,30 +73,24 @@ class RewardModel(Scorer):
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
     if not pairs:
       return []
-    model = _Loaded(self.folder, self.dtype)
-    asked = [
-      self._encode(model.tokenizer, item.question, answer.text)
-      for item, answer in pairs
-    ]
+    tokenizer, model = _loaded(self.folder, self.dtype)
+    asked, lengths = [], []
+    for item, answer in pairs:
+      asked.append(self._encode(tokenizer, item.question, answer.text))
+      lengths.append(len(tokenizer.encode(answer.text, bos=False)))
+    rewards = _rewards(model, asked, self.rows, tokenizer.pad_id).tolist()
     verdicts = []
-    for (_, answer), reward in zip(
-      pairs, model.score(asked, self.rows), strict=True
-    ):
-      tokens = len(model.tokenizer.encode(answer.text, bos=False))
-      value = mixed(self.mode, float(reward), tokens, self.low, self.high)
+    for (_, answer), *both in zip(pairs, rewards, lengths, strict=True):
+      value = mixed(self.mode, *both, self.low, self.high)
       verdicts.append(Verdict(answer.text, value))
     return verdicts
 
   def _encode(self, tokenizer: Any, prompt: str, response: str) -> list[int]:
     if not self.chat:
       return tokenizer.encode(prompt + response, bos=True)
-    ids = tokenizer.encode_chat(
-      [
-        {'role': 'user', 'content': prompt},
-        {'role': 'assistant', 'content': response},
-      ],
-      reply=False,
-    )
+    turns = (('user', prompt), ('assistant', response))
+    messages = [{'role': role, 'content': text} for role, text in turns]
+    ids = tokenizer.encode_chat(messages, reply=False)
     bos = tokenizer.bos_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
@@ -125,46 +113,48 @@ def mixed(
 
 
 @functools.lru_cache(maxsize=2)
-class _Loaded:
-  """A reward model in memory, made once."""
+def _loaded(folder: str, dtype: str) -> tuple[Any, Any]:
+  """Returns the tokenizer and the reward model of a folder, read once."""
+  # Not at import: task files are checked before jax is loaded.
+  from evojax_llm.models import classifier
+  from evojax_llm.models.tokenizer import Tokenizer
 
-  def __init__(self, folder: str, dtype: str):
-    # Not at import: task files are checked before jax is loaded.
-    from evojax_llm.models import classifier
-    from evojax_llm.models.tokenizer import Tokenizer
+  tokenizer = Tokenizer.from_folder(folder)
+  model = classifier.load_classifier(folder, dtype)
+  if model.labels != 1:
+    raise TaskError(
+      f'{folder}: {model.labels} labels; expected a reward model, which has '
+      'one.'
+    )
+  return tokenizer, model
 
-    self.tokenizer = Tokenizer.from_folder(folder)
-    self.model = classifier.load_classifier(folder, dtype)
-    if self.model.labels != 1:
-      raise TaskError(
-        f'{folder}: {self.model.labels} labels; expected a reward model, which '
-        'has one.'
-      )
 
-  def score(self, asked: Sequence[Sequence[int]], at_once: int) -> np.ndarray:
-    """Returns rewards of token sequences, in their order."""
-    longest = self.model.config.max_position_embeddings
-    cut = sum(len(ids) > longest for ids in asked)
-    if cut:
-      logging.warning(
-        '%d of %d conversations are longer than the %d tokens of the reward '
-        'model and were cut from the left.',
-        cut,
-        len(asked),
-        longest,
-      )
-    asked = [list(ids[-longest:]) for ids in asked]
-    rewards = np.zeros(len(asked), np.float32)
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
-    for start in range(0, len(order), at_once):
-      chosen = order[start : start + at_once]
-      # Few shapes: whole batches, and lengths in steps of 64.
-      length = -(-len(asked[chosen[-1]]) // 64) * 64
-      tokens = np.full((at_once, length), self.tokenizer.pad_id, np.int32)
-      positions = np.full((at_once, length), -1, np.int32)
-      for i, ids in enumerate(asked[index] for index in chosen):
-        tokens[i, : len(ids)] = ids
-        positions[i, : len(ids)] = np.arange(len(ids))
-      positions[len(chosen) :, 0] = 0  # a row without any key has no result
-      rewards[chosen] = self.model.logits(tokens, positions)[: len(chosen), 0]
-    return rewards
+def _rewards(
+  model: Any, asked: Sequence[Sequence[int]], at_once: int, pad_id: int
+) -> np.ndarray:
+  """Returns rewards f32 of token sequences, in their order."""
+  longest = model.config.max_position_embeddings
+  cut = sum(len(ids) > longest for ids in asked)
+  if cut:
+    logging.warning(
+      '%d of %d conversations are longer than the %d tokens of the reward '
+      'model and were cut from the left.',
+      cut,
+      len(asked),
+      longest,
+    )
+  asked = [list(ids[-longest:]) for ids in asked]
+  rewards = np.zeros(len(asked), np.float32)
+  order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+  for start in range(0, len(order), at_once):
+    chosen = order[start : start + at_once]
+    # Few shapes: whole batches, and lengths in steps of 64.
+    length = -(-len(asked[chosen[-1]]) // 64) * 64
+    tokens = np.full((at_once, length), pad_id, np.int32)
+    positions = np.full((at_once, length), -1, np.int32)
+    for i, ids in enumerate(asked[index] for index in chosen):
+      tokens[i, : len(ids)] = ids
+      positions[i, : len(ids)] = np.arange(len(ids))
+    positions[len(chosen) :, 0] = 0  # a row without any key has no result
+    rewards[chosen] = model.logits(tokens, positions)[: len(chosen), 0]
+  return rewards

@@ -48,12 +48,7 @@ class SandboxError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How an answer did in its tests.
-
-  Attributes:
-    passed: whether the tests came to their end without an error.
-    reason: 'passed', 'timeout', or the error.
-  """
+  """Whether an answer passed; 'passed', 'timeout', or the error."""
 
   passed: bool
   reason: str

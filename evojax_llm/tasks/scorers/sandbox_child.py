@@ -167,6 +167,13 @@ class _Answer:
     return self._errors.setdefault(parts[0], type(parts[0], (base,), {}))
 
 
+def _asking(operation: str):
+  """A method that does an operation where the object is."""
+  return lambda self, *args, **named: self._answer.ask(
+    operation, self, *args, **named
+  )
+
+
 class _Object:
   """Something of the answer that is no data; it stays where it is.
 
@@ -180,37 +187,20 @@ class _Object:
     for name, value in zip(self.__slots__, (answer, kind, number), strict=True):
       object.__setattr__(self, name, value)
 
-  def __call__(self, *args, **named):
-    return self._answer.ask('call', self, *args, **named)
-
   def __getattr__(self, name):
     if name.startswith('__'):
       raise AttributeError(name)
     return self._answer.ask('getattr', self, name)
 
-  def __setattr__(self, name, value):
-    self._answer.ask('setattr', self, name, value)
-
-  def __getitem__(self, key):
-    return self._answer.ask('getitem', self, key)
-
-  def __setitem__(self, key, value):
-    self._answer.ask('setitem', self, key, value)
-
-  def __iter__(self):
-    return self._answer.ask('iter', self)
-
-  def __next__(self):
-    return self._answer.ask('next', self)
-
-  def __len__(self):
-    return self._answer.ask('len', self)
-
-  def __str__(self):
-    return self._answer.ask('str', self)
-
-  def __bool__(self):
-    return self._answer.ask('bool', self)
+  __call__ = _asking('call')
+  __setattr__ = _asking('setattr')
+  __getitem__ = _asking('getitem')
+  __setitem__ = _asking('setitem')
+  __iter__ = _asking('iter')
+  __next__ = _asking('next')
+  __len__ = _asking('len')
+  __str__ = _asking('str')
+  __bool__ = _asking('bool')
 
   def __eq__(self, other):
     if self is not other:

@@ -19,65 +19,30 @@ import sys
 # What it takes to calculate, to read a module and to end: the number on x86_64
 # and on aarch64, None where there is no such call. All others fail with EPERM,
 # x32's numbers for these calls among them.
+# fmt: off
 _CALLS = {
-  'access': (21, None),
-  'brk': (12, 214),
-  'clock_getres': (229, 114),
-  'clock_gettime': (228, 113),
-  'clock_nanosleep': (230, 115),
-  'close': (3, 57),
-  'exit': (60, 93),
-  'exit_group': (231, 94),
-  'faccessat': (269, 48),
-  'faccessat2': (439, 439),
-  'fstat': (5, 80),
-  'futex': (202, 98),
-  'getcwd': (79, 17),
-  'getdents64': (217, 61),
-  'getegid': (108, 177),
-  'geteuid': (107, 175),
-  'getgid': (104, 176),
-  'getpid': (39, 172),
-  'getppid': (110, 173),
-  'getrandom': (318, 278),
-  'getrlimit': (97, 163),
-  'getrusage': (98, 165),
-  'gettid': (186, 178),
-  'gettimeofday': (96, 169),
-  'getuid': (102, 174),
-  'lseek': (8, 62),
-  'lstat': (6, None),
-  'madvise': (28, 233),
-  'mmap': (9, 222),
-  'mprotect': (10, 226),
-  'mremap': (25, 216),
-  'munmap': (11, 215),
-  'nanosleep': (35, 101),
-  'newfstatat': (262, 79),
-  'pread64': (17, 67),
-  'read': (0, 63),
-  'readlink': (89, None),
-  'readlinkat': (267, 78),
-  'readv': (19, 65),
-  'restart_syscall': (219, 128),
-  'rseq': (334, 293),
-  'rt_sigaction': (13, 134),
-  'rt_sigprocmask': (14, 135),
-  'rt_sigreturn': (15, 139),
-  'sched_getaffinity': (204, 123),
-  'sched_yield': (24, 124),
-  'set_robust_list': (273, 99),
-  'sigaltstack': (131, 132),
-  'stat': (4, None),
-  'statx': (332, 291),
-  'sysinfo': (99, 179),
-  'time': (201, None),
-  'times': (100, 153),
-  'uname': (63, 160),
-  'wait4': (61, 260),
-  'write': (1, 64),
+  'access': (21, None), 'brk': (12, 214), 'clock_getres': (229, 114),
+  'clock_gettime': (228, 113), 'clock_nanosleep': (230, 115), 'close': (3, 57),
+  'exit': (60, 93), 'exit_group': (231, 94), 'faccessat': (269, 48),
+  'faccessat2': (439, 439), 'fstat': (5, 80), 'futex': (202, 98),
+  'getcwd': (79, 17), 'getdents64': (217, 61), 'getegid': (108, 177),
+  'geteuid': (107, 175), 'getgid': (104, 176), 'getpid': (39, 172),
+  'getppid': (110, 173), 'getrandom': (318, 278), 'getrlimit': (97, 163),
+  'getrusage': (98, 165), 'gettid': (186, 178), 'gettimeofday': (96, 169),
+  'getuid': (102, 174), 'lseek': (8, 62), 'lstat': (6, None),
+  'madvise': (28, 233), 'mmap': (9, 222), 'mprotect': (10, 226),
+  'mremap': (25, 216), 'munmap': (11, 215), 'nanosleep': (35, 101),
+  'newfstatat': (262, 79), 'pread64': (17, 67), 'read': (0, 63),
+  'readlink': (89, None), 'readlinkat': (267, 78), 'readv': (19, 65),
+  'restart_syscall': (219, 128), 'rseq': (334, 293), 'rt_sigaction': (13, 134),
+  'rt_sigprocmask': (14, 135), 'rt_sigreturn': (15, 139),
+  'sched_getaffinity': (204, 123), 'sched_yield': (24, 124),
+  'set_robust_list': (273, 99), 'sigaltstack': (131, 132), 'stat': (4, None),
+  'statx': (332, 291), 'sysinfo': (99, 179), 'time': (201, None),
+  'times': (100, 153), 'uname': (63, 160), 'wait4': (61, 260), 'write': (1, 64),
   'writev': (20, 66),
 }
+# fmt: on
 _OPEN, _OPENAT, _FCNTL, _PRLIMIT = (2, None), (257, 56), (72, 25), (302, 261)
 _MACHINES = {'x86_64': (0, 0xC000003E), 'aarch64': (1, 0xC00000B7)}
 
@@ -107,15 +72,13 @@ def _libc():
 
 def _call(function, *arguments):
   """Calls a function of libc, raises OSError where it fails."""
-  result = function(*map(_argument, arguments))
+  result = function(
+    *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)
+  )
   if result < 0:
     code = ctypes.get_errno()
     raise OSError(code, f'{function.__name__}: {os.strerror(code)}')
   return result
-
-
-def _argument(value):
-  return ctypes.c_long(value) if isinstance(value, int) else value
 
 
 def _machine():
@@ -273,20 +236,15 @@ def _program(column, audit):
     (_RETURN, 0, 0, _KILL),
     (_LOAD, 0, 0, 0),  # the number of the call
   ]
+  # Its own limits may be read, so there is no new value.
+  own_limits = _argument_is(0, (0,)) + _argument_is(2, (0,))
+  own_limits += _argument_is(2, (0,), high=True)
   for numbers, body in (
     *((numbers, []) for numbers in _CALLS.values()),
     (_OPEN, _no_other_flags(1)),
     (_OPENAT, _no_other_flags(2)),
     (_FCNTL, _argument_is(1, (_F_GETFD, _F_SETFD, _F_GETFL))),
-    # Its own limits may be read, so there is no new value.
-    (
-      _PRLIMIT,
-      [
-        *_argument_is(0, (0,)),
-        *_argument_is(2, (0,)),
-        *_argument_is(2, (0,), high=True),
-      ],
-    ),
+    (_PRLIMIT, own_limits),
   ):
     if numbers[column] is not None:
       body = [*body, (_RETURN, 0, 0, _ALLOW)]

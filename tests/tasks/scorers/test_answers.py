@@ -6,8 +6,8 @@ import pytest
 from evojax_llm.tasks.scorers.answers import cut_at_stop
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.exact import ExactMatch
-from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
 from evojax_llm.tasks.scorers.numeric import NumericMatch
+from evojax_llm.tasks.scorers.options import MultipleChoice
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError

@@ -5,11 +5,11 @@ import random
 import pytest
 
 from evojax_llm.tasks.scorers.choice_text import ChoiceText
-from evojax_llm.tasks.scorers.drop import Drop
 from evojax_llm.tasks.scorers.exact import ExactMatch
-from evojax_llm.tasks.scorers.latex import MathMatch
+from evojax_llm.tasks.scorers.exact import RegexMatch
+from evojax_llm.tasks.scorers.measures import Drop
+from evojax_llm.tasks.scorers.numeric import MathMatch
 from evojax_llm.tasks.scorers.numeric import NumericMatch
-from evojax_llm.tasks.scorers.regex import RegexMatch
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from tests.tasks.scorers.judging import judge
@@ -312,7 +312,7 @@ def test_wrong_options_are_refused(make, words):
 
 
 def test_a_pattern_that_takes_for_ever_is_told(monkeypatch):
-  monkeypatch.setattr('evojax_llm.tasks.scorers.regex._SECONDS', 0.05)
+  monkeypatch.setattr('evojax_llm.tasks.scorers.exact._SECONDS', 0.05)
   scorer = RegexMatch(pattern='(a|aa)+$')
   with pytest.raises(TaskError, match='takes more than 0.05 seconds'):
     judge(scorer, text_item('a'), 'a' * 99 + '!')

@@ -10,11 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from evojax_llm.tasks.scorers import endpoint
+from evojax_llm.tasks.scorers import judge as judge_lib
 from evojax_llm.tasks.scorers.base import Answer
-from evojax_llm.tasks.scorers.endpoint import Endpoint
-from evojax_llm.tasks.scorers.endpoint import JudgeError
 from evojax_llm.tasks.scorers.judge import Judge
+from evojax_llm.tasks.scorers.judge import JudgeError
 from evojax_llm.tasks.scorers.judge import rating
 from evojax_llm.tasks.task import TaskError
 from tests.tasks.scorers.judging import judge
@@ -168,7 +167,7 @@ def test_failures_that_pass_are_tried_again(serve):
   ids=lambda fault: f'{fault[0]} {fault[-1]}',
 )
 def test_whatever_breaks_is_tried_again(serve, fault, monkeypatch):
-  monkeypatch.setattr(endpoint, '_LONGEST_REPLY', 1000)
+  monkeypatch.setattr(judge_lib, '_LONGEST_REPLY', 1000)
   server = serve(lambda _, count: fault if count == 1 else said('4'))
   assert judge(ask(server.url, timeout=0.2), text_item(''), 'x')[1] == 4
   assert len(server.requests) == 2
@@ -283,7 +282,7 @@ def test_a_key_that_is_not_there(serve, monkeypatch):
   monkeypatch.delenv('NO_KEY', raising=False)
   server = serve(lambda *_: said('3'))
   with pytest.raises(JudgeError, match='NO_KEY is not set'):
-    Endpoint(endpoint=server.url, model='m', key='NO_KEY').replies(['x'])
+    judge(ask(server.url, key='NO_KEY'), text_item(''), 'x')
   assert not server.requests
 
 

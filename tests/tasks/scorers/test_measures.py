@@ -7,12 +7,13 @@ import pytest
 
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Verdicts
-from evojax_llm.tasks.scorers.f1 import WeightedF1
-from evojax_llm.tasks.scorers.f1 import weighted_f1
-from evojax_llm.tasks.scorers.perplexity import Perplexity
-from evojax_llm.tasks.scorers.rouge import RougeL
-from evojax_llm.tasks.scorers.translation import Bleu
-from evojax_llm.tasks.scorers.translation import Chrf
+from evojax_llm.tasks.scorers.choice_text import WeightedF1
+from evojax_llm.tasks.scorers.choice_text import weighted_f1
+from evojax_llm.tasks.scorers.measures import Bleu
+from evojax_llm.tasks.scorers.measures import Chrf
+from evojax_llm.tasks.scorers.measures import RougeL
+from evojax_llm.tasks.scorers.options import MultipleChoice
+from evojax_llm.tasks.scorers.options import Perplexity
 from evojax_llm.tasks.task import Item
 from tests.golden import make_metrics
 from tests.tasks.scorers.judging import judge
@@ -132,8 +133,6 @@ def test_perplexity_weighs_by_units():
   [('none', 'A'), ('characters', 'B'), ('bytes', 'B'), ('tokens', 'C')],
 )
 def test_likelihoods_are_normalised(norm, key):
-  from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
-
   choices = (('A', 'ab'), ('B', 'abcdefgh'), ('C', 'é' * 3))
   item = Item('0', 'q', 'A', choices)
   # By characters -1, -0.375 and -1; by tokens -2, -3 and -0.75.
@@ -142,8 +141,6 @@ def test_likelihoods_are_normalised(norm, key):
 
 
 def test_bytes_are_not_characters():
-  from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
-
   item = Item('0', 'q', 'A', (('A', 'éé'), ('B', 'abc')))
   answer = Answer(loglik=(-4.0, -4.0), tokens=(1, 1))
   assert MultipleChoice('characters').score(item, answer).prediction == 'B'

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from evojax_llm.tasks.scorers.abstain import AbstainQA
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Scorer
-from evojax_llm.tasks.scorers.f1 import WeightedF1
-from evojax_llm.tasks.scorers.multiple_choice import MultipleChoice
+from evojax_llm.tasks.scorers.choice_text import AbstainQA
+from evojax_llm.tasks.scorers.choice_text import WeightedF1
+from evojax_llm.tasks.scorers.options import MultipleChoice
 from evojax_llm.tasks.scorers.options import OptionTable
-from evojax_llm.tasks.scorers.perplexity import Perplexity
+from evojax_llm.tasks.scorers.options import Perplexity
 from evojax_llm.tasks.task import Item
 
 MEMBERS = 7

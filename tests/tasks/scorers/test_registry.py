@@ -26,7 +26,7 @@ README = pathlib.Path(registry.__file__).parents[1] / 'README.md'
 # What has no default.
 NEEDED = {
   'reward': {'folder': 'nowhere'},
-  'judge': {'function': 'evojax_llm.tasks.overlap:find_overlap'},
+  'judge': {'function': 'evojax_llm.tasks.task_files:find_overlap'},
 }
 # These ask a model or another process.
 COSTLY = ('reward', 'judge')

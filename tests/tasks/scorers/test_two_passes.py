@@ -5,9 +5,9 @@ import pytest
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.prompts import encode_items
 from evojax_llm.tasks.prompts import encode_passes
-from evojax_llm.tasks.scorers.abstain import AbstainQA
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Verdicts
+from evojax_llm.tasks.scorers.choice_text import AbstainQA
 from evojax_llm.tasks.task import Task
 from tests import tiny
 from tests.tasks.scorers.judging import judge
