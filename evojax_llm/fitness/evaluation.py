@@ -16,7 +16,6 @@ from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.scorers.registry import scorer_of
-from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 
 
@@ -53,52 +52,6 @@ class Evaluation:
   task_scores: np.ndarray
   tasks: list[TaskScores]
   reasons: list[str | None]
-
-
-class ItemScores:
-  """What M members did on all items of K tasks, asked a part at a time.
-
-  Args:
-    items: of each task, its items.
-    members: M.
-  """
-
-  def __init__(self, items: Sequence[Sequence[Item]], members: int):
-    self._ids = [[item.id for item in task] for task in items]
-    shapes = [(members, len(ids)) for ids in self._ids]
-    self._asked = [np.zeros(shape, bool) for shape in shapes]
-    self._values = [np.full(shape, np.nan, np.float32) for shape in shapes]
-    self._said = [np.full(shape, None, object) for shape in shapes]
-    self._seen: list[TaskScores] = []
-
-  def add(
-    self,
-    members: np.ndarray,
-    items: Sequence[Sequence[int]],
-    scores: Evaluation,
-  ) -> None:
-    """Takes in scores of some members on some items of each task."""
-    self._seen = scores.tasks
-    for k, (result, chosen) in enumerate(zip(scores.tasks, items, strict=True)):
-      where = np.ix_(members, chosen)
-      self._asked[k][where] = True
-      self._values[k][where] = result.values
-      said = np.array(result.predictions, object)
-      self._said[k][where] = said.reshape(result.values.shape)
-
-  def tasks(self) -> list[TaskScores]:
-    """What there is, after the last part; likelihoods are not kept."""
-    return [
-      dataclasses.replace(
-        result,
-        ids=self._ids[k],
-        values=self._values[k],
-        predictions=self._said[k].tolist(),
-        loglikelihoods=None,
-        asked=self._asked[k],
-      )
-      for k, result in enumerate(self._seen)
-    ]
 
 
 class _Likelihoods(Sequence):
@@ -163,17 +116,14 @@ class AnswerScorer:
       fitness = self.objective(task_scores)
       for m in np.flatnonzero(np.isnan(fitness)):
         reasons[m] = reasons[m] or 'a score is infinite'
-    return Evaluation(
-      fitness=fitness, task_scores=task_scores, tasks=tasks, reasons=reasons
-    )
+    return Evaluation(fitness, task_scores, tasks, reasons)
 
   def _score_task(
     self, k: int, split: PackedSplit, answers: Answers
   ) -> tuple[TaskScores, np.ndarray]:
     """What all members did on a task, and the task's score of each."""
-    task, scorer, spans = self._tasks[k], self._scorers[k], split.spans[k]
+    scorer, spans, likelihoods = self._scorers[k], split.spans[k], None
     items = split.tables[k].items
-    likelihoods = None
     if scorer.reads == 'text':
       verdicts = self._judge_texts(k, spans, answers)
     else:
@@ -183,7 +133,7 @@ class AnswerScorer:
       span = slice(spans[0].options.start, spans[-1].options.stop)
       verdicts = scorer.score_options(split.tables[k], read[:, span])
     result = TaskScores(
-      task=task.name,
+      task=self._tasks[k].name,
       metric=scorer.metric,
       maximise=scorer.maximise,
       binary=scorer.binary,
@@ -206,12 +156,13 @@ class AnswerScorer:
       [(k, id(p.item), *member[p.prompts]) for p in spans]
       for member in answers.generated
     ]
-    new = {}
-    for m, row in enumerate(keys):
-      # A failed member has said nothing; no judge need be asked about it.
-      for key, span in zip(row, spans, strict=True):
-        if key not in self._verdicts and answers.finite[m]:
-          new.setdefault(key, span.item)
+    # A failed member has said nothing; no judge need be asked about it.
+    new = {
+      key: span.item
+      for m in np.flatnonzero(answers.finite)
+      for key, span in zip(keys[m], spans, strict=True)
+      if key not in self._verdicts
+    }
     pairs = [
       (item, Answer(tuple(cut_at_stop(decode(ids), stop) for ids in key[2:])))
       for key, item in new.items()

@@ -30,7 +30,6 @@ from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluation import AnswerScorer
 from evojax_llm.fitness.evaluation import Evaluation
-from evojax_llm.fitness.evaluation import ItemScores
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
 from evojax_llm.tasks import prompts
@@ -268,16 +267,20 @@ class Evaluator:
       for task in self._encoded('dev', self.max_length(space))
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
-    seen = ItemScores(self.items('dev'), len(members))
-    done = 0
+    said = [np.full((len(members), len(task)), None) for task in lengths]
+    asked = [np.zeros(texts.shape, bool) for texts in said]
+    parts = []
 
     def score(running, items):
-      nonlocal done
       scores = self.evaluate(space, population, members[running], items=items)
-      seen.add(running, items, scores)
-      done += 1
+      parts.append(scores.tasks)
+      for k, (result, chosen) in enumerate(zip(parts[-1], items, strict=True)):
+        where = np.ix_(running, chosen)
+        asked[k][where] = True
+        texts = np.array(result.predictions, object)
+        said[k][where] = texts.reshape(result.values.shape)
       if progress:
-        progress(done / len(blocks))
+        progress(len(parts) / len(blocks))
       values = [task.values.astype(np.float64) for task in scores.tasks]
       return values, scores.reasons
 
@@ -285,7 +288,20 @@ class Evaluator:
       score, len(members), blocks, self.weights, rules, seed_key, generation
     )
     self.ledger.items_saved += raced.saved
-    return dataclasses.replace(raced, tasks=seen.tasks())
+    tasks = [
+      dataclasses.replace(
+        result,
+        ids=[item.id for item in items],
+        values=raced.values[k].astype(np.float32),
+        predictions=said[k].tolist(),
+        loglikelihoods=None,  # They are not kept.
+        asked=asked[k],
+      )
+      for k, (result, items) in enumerate(
+        zip(parts[-1], self.items('dev'), strict=True)
+      )
+    ]
+    return dataclasses.replace(raced, tasks=tasks)
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

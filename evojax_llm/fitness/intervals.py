@@ -52,12 +52,8 @@ def of_difference(
 ) -> tuple[float, float]:
   """Returns the interval of a difference of two independent scores.
 
-  Newcombe 1998 (Statist. Med. 17:873), method 10, where the intervals are
-  Wilson's.
-
-  Args:
-    first: score, and the low and high end of its interval.
-    second: what is taken from it, likewise.
+  Both are a score, and the low and high end of its interval (Newcombe 1998,
+  Statist. Med. 17:873, method 10, where the intervals are Wilson's).
   """
   (one, low, high), (other, lower, higher) = first, second
   return (
@@ -67,11 +63,7 @@ def of_difference(
 
 
 def t95(freedom: int) -> float:
-  """Returns the two-sided 95 % quantile of Student's t.
-
-  Args:
-    freedom: degrees of freedom, at least 1: pairs less one.
-  """
+  """Returns the two-sided 95 % quantile of Student's t with this freedom."""
   return float(special.stdtrit(freedom, 0.975))
 
 

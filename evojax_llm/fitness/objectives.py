@@ -98,12 +98,10 @@ class Objective:
 def make_objective(
   name: str, weights: np.ndarray, metrics: Sequence[Any]
 ) -> Objective:
-  """Makes an objective of K tasks.
+  """Makes an objective of K tasks, with weights (K,) f32 that sum to one.
 
-  Args:
-    name: of the table, 'package.module:function' or 'file.py:function'.
-    weights: (K,) f32, sum to one.
-    metrics: K scorers, of which `maximise` and `percent` are read.
+  The name is of the table, or 'package.module:function'; of the K scorers
+  `maximise` and `percent` are read.
 
   Raises:
     ValueError: the name is unknown, or has no meaning for metrics to be
@@ -128,8 +126,6 @@ def make_objective(
 
 def _oriented(scores: np.ndarray, objective: Objective) -> np.ndarray:
   """Scores of which more is better."""
-  if objective.maximise.all():
-    return scores
   return np.where(objective.maximise, scores, -scores)
 
 
@@ -145,9 +141,7 @@ def _harmonic_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
   return np.where(np.isnan(scores).any(axis=1), np.nan, np.where(low, 0, mean))
 
 
-def _published_harmonic_mean(
-  scores: np.ndarray, objective: Objective
-) -> np.ndarray:
+def _published_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
   mean = _harmonic_mean(scores, objective)
   return np.where((scores == 0).all(axis=1), 0.01, mean)
 
@@ -177,16 +171,14 @@ def _best_expert(scores: np.ndarray, objective: Objective) -> np.ndarray:
 OBJECTIVES: dict[str, Callable[[np.ndarray, Objective], np.ndarray]] = {
   'weighted_mean': _weighted_mean,
   'harmonic_mean': _harmonic_mean,
-  'harmonic_mean_as_published': _published_harmonic_mean,
+  'harmonic_mean_as_published': _published_mean,
   'minimum': _minimum,
   'z_score': _z_score,
   'best_expert': _best_expert,
   'pareto': _weighted_mean,
 }
-_harmonic_mean.needs_maximised = True
-_published_harmonic_mean.needs_maximised = True
-_z_score.needs_experts = True
-_best_expert.needs_experts = True
+_harmonic_mean.needs_maximised = _published_mean.needs_maximised = True
+_z_score.needs_experts = _best_expert.needs_experts = True
 
 
 def _function(name: str) -> Callable[[np.ndarray, Objective], np.ndarray]:
@@ -203,12 +195,6 @@ def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
   scores = np.asarray(scores, np.float64)
   scores = np.where(np.asarray(maximise, bool), scores, -scores)
   alive = np.flatnonzero(~np.isnan(scores).any(axis=1))
-  kept = [
-    i
-    for i in alive
-    if not (
-      (scores[alive] >= scores[i]).all(axis=1)
-      & (scores[alive] > scores[i]).any(axis=1)
-    ).any()
-  ]
-  return np.asarray(kept, np.int64)
+  own = scores[alive]
+  beats = (own[:, None] >= own).all(axis=2) & (own[:, None] > own).any(axis=2)
+  return alive[~beats.any(axis=0)]

@@ -75,10 +75,12 @@ class Raced(Evaluation):
     seen: (M,) i32 items that the member was scored on; scores are means over
       them.
     saved: items that were not scored.
+    values: of each task, (M, items) f64, NaN where not scored.
   """
 
   seen: np.ndarray
   saved: int
+  values: list[np.ndarray]
 
 
 # score(members (A,) of the M, items of each task): values (A, items) of each
@@ -145,9 +147,7 @@ def race(
   `score` scores some of the members on some items; `weights` (K,) of the tasks
   in the fitness sum to one; `generation` orders the blocks.
   """
-  sizes = np.array(
-    [sum(len(block[k]) for block in blocks) for k in range(len(weights))]
-  )
+  sizes = np.array([[len(task) for task in block] for block in blocks]).sum(0)
   values = [np.full((members, n), np.nan) for n in sizes]
   reasons: list[str | None] = [None] * members
   running = np.arange(members)
@@ -179,6 +179,7 @@ def race(
     reasons=reasons,
     seen=seen.astype(np.int32),
     saved=int(members * sizes.sum() - seen.sum()),
+    values=values,
   )
 
 

@@ -78,17 +78,12 @@ class FunctionScorer(Scorer):
   gold = False
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Calls the function.
-
-    Raises:
-      TaskError: it gives no number; that is a fault of the task and not of the
-        member, so that the run ends.
-    """
     value = self.function(item, answer.text)
     try:
       value = float(value)
     except (TypeError, ValueError):
       value = math.nan
+    # A fault of the task and not of the member, so that the run ends.
     if not math.isfinite(value):
       raise TaskError(
         f"{self.function}: the score of item '{item.id}' is no finite number."
@@ -117,12 +112,9 @@ def load(name: str, rules: Any) -> Task:
       path = inspect.getsourcefile(cls) or name
   else:
     path, cls = name, _only_class(name)
-  task = cls()
-  scorer = None
+  task, scorer = cls(), None
   if cls.score is not PythonTask.score:
-    scorer = FunctionScorer(
-      function=task.score, metric=task.metric, maximise=task.maximise
-    )
+    scorer = FunctionScorer(task.score, task.metric, task.maximise)
   key = cls.__name__.lower()
   top = {
     'name': task.name or key,

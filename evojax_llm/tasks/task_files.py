@@ -65,8 +65,8 @@ class Rules:
   """What is allowed in tasks, and what is set for all of them.
 
   Attributes:
-    allow_overlap: read tasks whose items occur both in dev and in test; the
-      fact is then logged as a warning.
+    allow_overlap: read tasks whose items occur both in dev and in test, with a
+      warning.
     drop_overlap: leave such items out of dev instead.
     allow_code: read tasks that run generated code, or whose files name code, a
       secret or a file to write.
@@ -94,12 +94,7 @@ class Rules:
 
 
 def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
-  """Reads a task; see the module for the layouts.
-
-  Args:
-    name: a file of `tables.ENDINGS`, 'file.py', 'file.py:Name',
-      'package.module:Name' or 'lm_eval:name'.
-    rules: what is allowed.
+  """Reads a task; see the module for the layouts and their names.
 
   Raises:
     TaskError: a file that cannot be read, a row, field or option that cannot
@@ -165,14 +160,10 @@ def _read(name: str, rules: Rules) -> Task:
 def build(
   top: Any, path: str, name: str, rules: Rules, scorer: Any = None
 ) -> Task:
-  """Makes the task of a parsed file.
+  """Makes the task of what a file holds.
 
-  Args:
-    top: what the file holds.
-    path: the file, for messages.
-    name: of the task, where the file gives none.
-    rules: what is set for all tasks.
-    scorer: the task's own, in place of one of the table.
+  It has the given name where the file gives none, and a scorer of its own in
+  place of one of the table where there is one.
 
   Raises:
     TaskError: as `load_task`.
@@ -181,8 +172,8 @@ def build(
     raise TaskError(
       f'{path}: expected an object with "dev" and "test", got {shown(top)}.'
     )
-  unknown = [key for key in top if key not in tables.TOP_KEYS]
-  for key in unknown[:_SHOWN]:
+  unknown = [key for key in top if key not in tables.TOP_KEYS][:_SHOWN]
+  for key in unknown:
     if meant := did_you_mean(key, tables.TOP_KEYS):
       raise TaskError(f"{path}: unknown key '{key}'.{meant}")
   if 'dev' not in top:
@@ -191,7 +182,7 @@ def build(
       f'{path}: no "dev" rows; the file has {given}. Call the rows that a '
       'search may see "dev", and the sealed ones "test".'
     )
-  for key in unknown[:_SHOWN]:
+  for key in unknown:
     logging.warning("%s: key '%s' is ignored.", path, key)
   options = {} if top.get('format') is None else top['format']
   if not isinstance(options, dict):
@@ -214,10 +205,9 @@ def build(
     raise TaskError(f'{path}: there are no rows in "dev" or "test".')
   if len({item.choices is None for item in items}) > 1:
     raise TaskError(f'{path}: only one of "dev" and "test" has choices.')
+  kind = 'python'
   if scorer is None:
     kind = format_lib.infer_kind(items, kind, named_by, path)
-  else:
-    kind = 'python'
   format_, scorer_options, judge = format_lib.read_format(
     options, kind, path, scorer
   )
