@@ -24,8 +24,7 @@ class TaskScores(TaskItems):
   """What M members did on the items of one task, as they are scored.
 
   Attributes:
-    loglikelihoods: of M members a list of {option: value} an item; None when
-      generated.
+    loglikelihoods: of M members {option: value} an item; None when generated.
   """
 
   loglikelihoods: Sequence[list[dict[str, float]]] | None = None
@@ -76,10 +75,7 @@ class _Likelihoods(Sequence):
 class AnswerScorer:
   """Turns answers into scores; remembers verdicts, since members often agree.
 
-  Args:
-    tasks: K tasks.
-    objective: makes fitness of task scores; may be replaced, in a copy too.
-    tokenizer: decodes generated tokens.
+  The objective may be replaced, in a copy too.
   """
 
   def __init__(
@@ -100,11 +96,11 @@ class AnswerScorer:
     """
     alive = answers.finite.copy()
     reasons = [None if ok else 'logits are not finite' for ok in alive]
-    tasks, columns = [], []
-    for k in range(len(split.items)):
-      result, column = self._score_task(k, split, answers)
-      tasks.append(result)
-      columns.append(column)
+    scored = [
+      self._score_task(k, split, answers) for k in range(len(split.items))
+    ]
+    tasks, columns = map(list, zip(*scored, strict=True))
+    for result, column in scored:
       for m in np.flatnonzero(np.isnan(column)):
         reasons[m] = reasons[m] or f'a score on {result.task} is not a number'
     with np.errstate(over='ignore'):  # A perplexity may be beyond a float.

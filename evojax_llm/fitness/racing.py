@@ -47,9 +47,6 @@ class Racing:
       rounds - 1 times.
     keep: members that are scored on everything at least, if so many are left.
     z: standard errors of the rule 'paired'.
-
-  Raises:
-    ValueError: a value that cannot be.
   """
 
   rule: str = 'paired'
@@ -91,11 +88,7 @@ Score = Callable[
 
 
 def check(scorers: Sequence[Any], objective: str) -> None:
-  """Refuses to race for what is no mean over items.
-
-  Raises:
-    ValueError: fitness is no weighted mean over items to be maximised.
-  """
+  """Raises ValueError where fitness is no mean over items to be maximised."""
   for metric in scorers:
     if metric.corpus or not metric.maximise:
       raise ValueError(
@@ -115,8 +108,7 @@ def draw_blocks(
   """Deals the items of K tasks, of some lengths, into blocks of all lengths.
 
   Returns:
-    Of each of at most `count` blocks and of each task, the indices of its
-      items, in order.
+    Of each of at most `count` blocks and each task, indices of its items.
   """
   count = max(1, min(count, *map(len, lengths)))
   blocks = [[[] for _ in lengths] for _ in range(count)]
@@ -226,6 +218,5 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _generator(
   seed_key: jax.Array, generation: int, index: int, purpose: str
 ) -> np.random.Generator:
-  """Returns a generator of an address, on the host."""
   key = keys.key_for(seed_key, generation, index, purpose)
   return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())

@@ -46,7 +46,6 @@ class EncodedItem:
   """An item as token ids.
 
   Attributes:
-    item: the item.
     prompt: ids that the model reads, first of them BOS.
     options: ids of each option that continue the prompt, in the order of
       `item.choices`; None where the answer is generated.
@@ -163,7 +162,7 @@ def encode_passes(
   scorer = scorer_of(task)
   if scorer.rolls and not item.question:
     return [
-      _fitted(task, item, prompt, [window], 0, None, None)
+      _fitted(task, item, prompt, [window], 0)
       for prompt, window in _windows(item.answer, tokenizer, max_length)
     ]
   generates = scorer.reads == 'text'
@@ -226,8 +225,8 @@ def _fitted(
   prompt: list[int],
   options: list[list[int]] | None,
   new: int,
-  max_length: int | None,
-  bos_id: int | None,
+  max_length: int | None = None,
+  bos_id: int | None = None,
 ) -> EncodedItem:
   """Returns token ids as they are read, the prompt cut where it is too long."""
   where = f"Task '{task.name}', item '{item.id}'"

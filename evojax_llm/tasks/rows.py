@@ -11,11 +11,11 @@ from typing import Any
 
 from absl import logging
 
+from evojax_llm.files import is_text
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.tables import Unread
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
-from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import shown
 from evojax_llm.tasks.task import typed
 

@@ -5,29 +5,15 @@ JSON (one object):
    "task_type": ..., "icl_prompt": ..., "format": {...}}  # these are optional
   This is the layout of Model Swarms (arXiv 2410.11163: `dataset`) and of its
   successor toolkit (`name`, `task_type`); files that mix both are read as well.
-JSONL, CSV and TSV (one row a line): see evojax_llm.tasks.tables.
-Python:
-  'file.py', 'file.py:Name' or 'package.module:Name': a class; see
-  evojax_llm.tasks.python_task.
-lm-evaluation-harness:
-  'lm_eval:name'; see evojax_llm.tasks.lm_eval_task.
+JSONL, CSV and TSV (one row a line): see `tables`.
+Python: 'file.py', 'file.py:Name' or 'package.module:Name'; see `python_task`.
+lm-evaluation-harness: 'lm_eval:name'; see `lm_eval_task`.
 
-A row has a `question` (or `input`, `prompt`), an `answer` (or `output`), and
-for multiple choice `choices`, an object {key: text} with the answer as one of
-its keys; or a list of texts, of which the answer is the index from 0, the text
-or the letter; or {"text": [...], "label": [...]}, also with an `answerKey`. A
-list of answers means that any of them is right. It may have an `id`; what else
-it has is ignored. Rows without an id get their index; published files repeat
-ids, and a repeated one becomes 'id#index', so that ids are unique within a
-split.
-
-The kind is a name of `tasks.scorers.registry`, or 'package.module:Class'.
-Without `format.kind` it follows from the rows: choices make it multiple_choice,
-gold answers that are all numbers numeric_match, anything else exact_match.
-
-`format` may hold `kind`; prompt, instruction, choice, system, shots,
-shots_seed, max_new_tokens and stop (see evojax_llm.tasks.task.Format); and
-the options of the kind's scorer.
+Rows and the keys of `format` are those of the README. Rows without an id get
+their index; published files repeat ids, and a repeated one becomes 'id#index',
+so that ids are unique within a split. Without `format.kind` the kind follows
+from the rows: choices make it multiple_choice, gold answers that are all
+numbers numeric_match, anything else exact_match.
 """
 
 from collections.abc import Mapping
@@ -41,6 +27,7 @@ from typing import Any
 from absl import logging
 
 from evojax_llm import options as options_lib
+from evojax_llm.files import is_text
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.tasks import format as format_lib
 from evojax_llm.tasks import tables
@@ -51,7 +38,6 @@ from evojax_llm.tasks.task import SPLITS
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
-from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import ranked
 from evojax_llm.tasks.task import shown
 from evojax_llm.tasks.task import typed
@@ -126,14 +112,12 @@ def load_tasks(
     raise TaskError('No task files given: name at least one.')
   rules = rules or Rules()
   tasks = [load_task(name, rules) for name in names]
-  seen = {}
-  for task in tasks:
-    if task.name in seen:
+  for one, other in itertools.combinations(tasks, 2):
+    if one.name == other.name:
       raise TaskError(
-        f"{seen[task.name]} and {task.source} are both named '{task.name}': "
+        f"{one.source} and {other.source} are both named '{one.name}': "
         'results could not be told apart. Rename one ("name" in the file).'
       )
-    seen[task.name] = task.source
   for i, other in itertools.product(range(len(tasks)), tasks):
     if other.name != tasks[i].name:
       tasks[i] = _without_overlap(tasks[i], other, rules)
@@ -196,25 +180,26 @@ def build(
   kind, named_by, extra = format_lib.named_kind(options, task_type, path)
   options = {**extra, **options}
   needs = scorer or (registry.scorer_class(kind) if kind else Scorer)
-  splits, skip = {}, rules.skip_bad_rows
-  for split in SPLITS:
-    rows = top.get(split, [])
-    splits[split] = read_items(rows, path, split, needs, skip)
+  skip = rules.skip_bad_rows
+  splits = {
+    split: read_items(top.get(split, []), path, split, needs, skip)
+    for split in SPLITS
+  }
   items = splits['dev'] + splits['test']
   if not items:
     raise TaskError(f'{path}: there are no rows in "dev" or "test".')
   if len({item.choices is None for item in items}) > 1:
     raise TaskError(f'{path}: only one of "dev" and "test" has choices.')
-  kind = 'python'
-  if scorer is None:
-    kind = format_lib.infer_kind(items, kind, named_by, path)
+  kind = (
+    'python' if scorer else (format_lib.infer_kind(items, kind, named_by, path))
+  )
   format_, scorer_options, judge = format_lib.read_format(
     options, kind, path, scorer
   )
   for split, read in splits.items():
     splits[split] = format_lib.usable(read, split, judge, path, skip)
-  rows = len(top['dev']) + len(top.get('test', []))
-  bad_rows = rows - sum(map(len, splits.values()))
+  bad_rows = sum(len(top.get(split, [])) for split in SPLITS)
+  bad_rows -= sum(map(len, splits.values()))
   texts = {}
   for key in ('name', 'dataset', 'icl_prompt'):
     texts[key] = '' if top.get(key) is None else top[key]

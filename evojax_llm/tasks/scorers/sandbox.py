@@ -60,10 +60,7 @@ def names_of_answer(
   """Returns the names that tests use and do not define, and modules among them.
 
   A name of Python's own is the answer's only where the tests use no other, as
-  in `assert sum(10, 15) == 6`.
-
-  Args:
-    tests, given, entry: see `run`.
+  in `assert sum(10, 15) == 6`. For the arguments see `run`.
 
   Raises:
     SyntaxError, ValueError: one of them is no Python.
