@@ -20,22 +20,6 @@ from evojax_llm.tasks.task import Task
 
 
 @dataclasses.dataclass
-class TaskScores(TaskItems):
-  """What M members did on the items of one task, as they are scored.
-
-  Attributes:
-    loglikelihoods: of M members {option: value} an item; None when generated.
-  """
-
-  loglikelihoods: Sequence[list[dict[str, float]]] | None = None
-
-  @property
-  def correct(self) -> np.ndarray:
-    """(M, items) bool: what has the full score of a binary task."""
-    return self.values == 1
-
-
-@dataclasses.dataclass
 class Evaluation:
   """Fitness of M members, and what it was made of.
 
@@ -49,7 +33,7 @@ class Evaluation:
 
   fitness: np.ndarray
   task_scores: np.ndarray
-  tasks: list[TaskScores]
+  tasks: list[TaskItems]
   reasons: list[str | None]
 
 
@@ -116,7 +100,7 @@ class AnswerScorer:
 
   def _score_task(
     self, k: int, split: PackedSplit, answers: Answers
-  ) -> tuple[TaskScores, np.ndarray]:
+  ) -> tuple[TaskItems, np.ndarray]:
     """What all members did on a task, and the task's score of each."""
     scorer, spans, likelihoods = self._scorers[k], split.spans[k], None
     items = split.tables[k].items
@@ -128,7 +112,7 @@ class AnswerScorer:
       likelihoods = _Likelihoods(labels, spans, read)
       span = slice(spans[0].options.start, spans[-1].options.stop)
       verdicts = scorer.score_options(split.tables[k], read[:, span])
-    result = TaskScores(
+    result = TaskItems(
       task=self._tasks[k].name,
       metric=scorer.metric,
       maximise=scorer.maximise,

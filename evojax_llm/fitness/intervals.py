@@ -67,8 +67,6 @@ def t95(freedom: int) -> float:
   return float(special.stdtrit(freedom, 0.975))
 
 
-def standard_error(total: int, share: float = 0.5) -> float:
-  """Returns the standard error of a proportion; it is largest at a half."""
-  if total < 1:
-    raise ValueError(f'A standard error needs at least one item, got {total}.')
-  return math.sqrt(share * (1 - share) / total)
+def standard_error(total: int) -> float:
+  """Returns the standard error of a proportion at its largest, a half."""
+  return math.sqrt(0.25 / total)

@@ -39,6 +39,8 @@ class TaskItems:
     values: (M, items) f32; 0 and 1 where binary, NaN where not asked.
     predictions: M lists or (M, items) of strings, None where there is none.
     asked: (M, items) bool, the items that a member was asked; None for all.
+    loglikelihoods: of M members {option: value} an item; None when generated,
+      and in the log.
   """
 
   task: str
@@ -49,6 +51,12 @@ class TaskItems:
   values: np.ndarray
   predictions: Sequence[Sequence[str | None]]
   asked: np.ndarray | None = None
+  loglikelihoods: Sequence[list[dict[str, float]]] | None = None
+
+  @property
+  def correct(self) -> np.ndarray:
+    """(M, items) bool: what has the full score of a binary task."""
+    return self.values == 1
 
   def intervals(self) -> list[tuple[float, float] | None]:
     """Returns the 95 % interval of each member's mean over items it was asked.

@@ -1,25 +1,11 @@
 """Objectives: from a member's scores on the tasks to the one that is maximised.
 
 `OBJECTIVES` is the table, one function each, of the scores (M, K) of M members
-and the `Objective`. A NaN among a member's scores stays one. What is normalised
-is normalised by the experts' scores, which are measured once, before the
-search: a member's fitness must not depend on the others. A function with the
-attribute `needs_experts` reads them; one with `needs_maximised` has no meaning
-for metrics to be minimised.
-
-weighted_mean   the weighted mean; metrics to be minimised count negative.
-harmonic_mean   the weighted harmonic mean, 0 where a score is 0 or less.
-harmonic_mean_as_published
-                that of Model Swarms (arXiv 2410.11163), where two scores of 0
-                are 0.01.
-minimum         the worst task; metrics to be minimised count negative.
-z_score         the weighted mean of (score - mean) / sd over the experts. A
-                task on which all experts are equal is divided by 1.
-best_expert     the weighted mean of score / the best expert's score, or its
-                inverse where less is better.
-pareto          the vector is kept: a run's summary lists the members that no
-                other one beats on all tasks. The search itself still needs one
-                number, which is the weighted mean.
+and the `Objective`; the README says what each is. A NaN among a member's scores
+stays one. What is normalised is normalised by the experts' scores, which are
+measured once, before the search: a member's fitness must not depend on the
+others. A function with the attribute `needs_experts` reads them; one with
+`needs_maximised` has no meaning for metrics to be minimised.
 """
 
 from collections.abc import Callable
@@ -142,6 +128,7 @@ def _harmonic_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
 
 
 def _published_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  """That of Model Swarms (arXiv 2410.11163), where scores of 0 are 0.01."""
   mean = _harmonic_mean(scores, objective)
   return np.where((scores == 0).all(axis=1), 0.01, mean)
 

@@ -13,13 +13,9 @@ Two rules say which members stop, relative to the `keep` best so far:
   halving  the worse half of those that are left, whatever the distance
 
 Blocks are drawn once a run and their order once a generation, by address, so
-that a resumed run races as an unbroken one. Each block has items of all
-lengths: blocks need much the same programs, all compiled in the first
-generation.
-
-A stopped member keeps its fitness, but never more than the worst of those that
-were scored on everything: it cannot outrank them by the luck of few items. A
-member that fails is out at once.
+that a resumed run races as an unbroken one. A stopped member keeps its fitness,
+but never more than the worst of those that were scored on everything: it cannot
+outrank them by the luck of few items. A member that fails is out at once.
 """
 
 from collections.abc import Callable
@@ -136,8 +132,8 @@ def race(
 ) -> Raced:
   """Scores M members block by block, and stops those that cannot matter.
 
-  `score` scores some of the members on some items; `weights` (K,) of the tasks
-  in the fitness sum to one; `generation` orders the blocks.
+  `weights` (K,) of the tasks in the fitness sum to one; `generation` orders the
+  blocks.
   """
   sizes = np.array([[len(task) for task in block] for block in blocks]).sum(0)
   values = [np.full((members, n), np.nan) for n in sizes]
@@ -156,7 +152,7 @@ def race(
     if not len(running):
       break
   seen = np.sum([np.isfinite(v).sum(axis=1) for v in values], axis=0)
-  task_scores = np.stack([_mean(v) for v in values], axis=1)
+  task_scores = np.stack([*map(_mean, values)], axis=1)
   fitness = task_scores @ weights
   if len(running):
     stopped = np.setdiff1d(np.arange(members), running)
@@ -179,9 +175,8 @@ def _survivors(values, running, weights, sizes, racing):
   """Returns the members that go on, in their order."""
   if len(running) <= racing.keep:
     return running
-  fitness = sum(
-    w * _mean(v[running]) for w, v in zip(weights, values, strict=True)
-  )
+  tasks = zip(weights, values, strict=True)
+  fitness = sum(w * _mean(v[running]) for w, v in tasks)
   # Of equals the first goes on, so that the order of members decides nothing
   # else.
   ranked = np.argsort(-fitness, kind='stable')

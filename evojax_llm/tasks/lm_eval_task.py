@@ -3,9 +3,8 @@
 A task may also be a YAML file of one's own ('lm_eval:my_task.yaml'). The
 harness makes the prompts, options and stop strings and judges the answers; only
 the model is ours. The metric is the first of the task's list unless one is
-named. generate_until is decoded, all other types are read by likelihood.
-Refused are metrics that are no number for each document, and those that ask
-whether greedy decoding gives a text ('acc' of a loglikelihood task,
+named. Refused are metrics that are no number for each document, and those that
+ask whether greedy decoding gives a text ('acc' of a loglikelihood task,
 'exact_match' of options).
 
 A rolling text begins after the only BOS. Where it is longer than the context,
@@ -14,9 +13,6 @@ its windows are a token shorter than the harness's.
 dev is the training split, or else the validation split; test is the test split,
 or else the validation split where it is not dev. Worked examples are the
 harness's own choice, which leaves out the document in question.
-
-The package is an extra of this project, `lm_eval`, and some of its tasks
-download their data.
 """
 
 from collections.abc import Sequence
@@ -77,10 +73,8 @@ class LmEvalScorer(Scorer):
   rolls: bool = False
 
   choices = None
-  question = False  # A context may be empty.
-  gold = False
+  question = gold = stop = False  # A context may be empty.
   max_new_tokens = 256
-  stop = False
 
   @property
   def binary(self) -> bool:

@@ -14,10 +14,6 @@ items with their answers, a blank line apart, the instruction once above them.
 With chat=True each shot is a turn of the user and one of the model, the system
 text opens the first turn (Gemma's template has no role for it), and the options
 begin the model's turn.
-
-Shots are dev items, chosen by a seed when the task is read; dev no longer holds
-them or a copy of them, and none of them is in test. What is scored has thus
-never been shown with its answer.
 """
 
 from collections.abc import Iterator

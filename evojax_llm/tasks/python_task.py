@@ -1,21 +1,8 @@
-"""A task written in Python: one class.
-
-    from evojax_llm.tasks.python_task import PythonTask
-
-    class Rhymes(PythonTask):
-      format = {'max_new_tokens': 8}
-
-      def dev(self):
-        return [{'question': 'A rhyme on cat:', 'answer': 'at'}]
-
-      def score(self, item, text):
-        return float(text.strip().endswith(item.answer))
+"""A task written in Python: one class; an example is in the README.
 
 Rows are those of a file, and everything that is checked in a file is checked
 here. Without `score` the scorer is that of `format['kind']`, or what follows
-from the rows. The task is named by its file, as in --tasks=rhymes.py, or
---tasks=rhymes.py:Rhymes where the file has several; a class of an installed
-package is --tasks=package.module:Rhymes.
+from the rows.
 """
 
 from collections.abc import Callable
@@ -72,10 +59,8 @@ class FunctionScorer(Scorer):
   metric: str = 'score'
   maximise: bool = True
 
-  binary = False
-  percent = False
+  binary = percent = gold = False
   choices = None
-  gold = False
 
   def score(self, item: Item, answer: Answer) -> Verdict:
     value = self.function(item, answer.text)

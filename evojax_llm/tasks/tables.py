@@ -44,9 +44,8 @@ def ending(path: pathlib.Path) -> str:
 
 def stem(path: pathlib.Path) -> str:
   """Returns a file's name without its endings."""
-  name = path.name
-  name = name[:-3] if name.lower().endswith('.gz') else name
-  return name[: -len(ending(path)) or None]
+  unpacked = re.sub(r'\.gz$', '', path.name, flags=re.IGNORECASE)
+  return unpacked[: -len(ending(path)) or None]
 
 
 def read(path: pathlib.Path) -> Any:
