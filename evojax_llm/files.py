@@ -108,19 +108,6 @@ def read_text(
     ) from None
 
 
-def read_lines(
-  path: str | os.PathLike, error: Error = FileError
-) -> list[tuple[int, str]]:
-  """Returns the lines of a text that are not blank, each with its number.
-
-  Raises:
-    error: as `read_text`.
-  """
-  # Not splitlines: JSON strings may hold U+2028 and other line separators.
-  lines = enumerate(read_text(path, error).split('\n'), start=1)
-  return [(number, line) for number, line in lines if line.strip()]
-
-
 def read_json(
   path: str | os.PathLike, error: Error = FileError, advice: str = ''
 ) -> Any:

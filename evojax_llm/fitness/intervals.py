@@ -8,13 +8,11 @@ from scipy import special
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def wilson_interval(
-  correct: float, total: int, z: float = _Z95
-) -> tuple[float, float]:
-  """Returns the score interval of a proportion (Wilson 1927, JASA 22:209).
+def wilson_interval(correct: float, total: int) -> tuple[float, float]:
+  """Returns the 95 % interval of a proportion (Wilson 1927, JASA 22:209).
 
   Unlike the normal approximation it stays within [0, 1] and does not collapse
-  to a point at 0 or `total` correct. The default z is of 95 %.
+  to a point at 0 or `total` correct.
 
   Raises:
     ValueError: no trials, or successes outside [0, total].
@@ -24,7 +22,7 @@ def wilson_interval(
   if not 0 <= correct <= total:
     raise ValueError(f'{correct} correct of {total} items is impossible.')
   share = correct / total
-  weight = z * z / total
+  weight = _Z95 * _Z95 / total
   centre = (share + weight / 2) / (1 + weight)
   half = math.sqrt(share * (1 - share) * weight + weight * weight / 4)
   half /= 1 + weight

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import string
 from typing import Any
 
@@ -138,7 +139,10 @@ def read_format(
     TaskError: an unknown key, or a value that cannot be right.
   """
   where = f"{path}, 'format'"
-  keys = PROMPT_KEYS + (() if scorer else registry.option_names(kind))
+  keys = PROMPT_KEYS
+  if not scorer:
+    fields = dataclasses.fields(registry.scorer_class(kind))
+    keys += (*(field.name for field in fields), *registry.GATE_OPTIONS)
   for key in value:
     if key not in keys:
       raise TaskError(

@@ -100,7 +100,9 @@ def read(path: pathlib.Path) -> Any:
 
 def _objects(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   """Yields line numbers and rows of a JSONL file."""
-  lines = files.read_lines(path, TaskError)
+  # Not splitlines: JSON strings may hold U+2028 and other line separators.
+  lines = files.read_text(path, TaskError).split('\n')
+  lines = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
   if not lines:
     raise TaskError(f'{path}: the file is empty.')
   advice = 'Each line is an object; a file that is one object ends in .json.'
