@@ -99,7 +99,9 @@ def load(name: str, rules: Any) -> Task:
     path, cls = name, _only_class(name)
   task, scorer = cls(), None
   if cls.score is not PythonTask.score:
-    scorer = FunctionScorer(task.score, task.metric, task.maximise)
+    scorer = FunctionScorer(
+      function=task.score, metric=task.metric, maximise=task.maximise
+    )
   key = cls.__name__.lower()
   top = {
     'name': task.name or key,
