@@ -225,8 +225,9 @@ class Evaluator:
     data = self._split(split, self.max_length(space), items)
     answers = Answers(data, len(indices))
     ids = None if ids is None else np.asarray(ids)
-    work = (space, population, indices, data, answers)
-    self._engine.answer(*work, progress, ids)
+    self._engine.answer(
+      space, population, indices, data, answers, progress, ids
+    )
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       return self._scorer.score(data, answers)

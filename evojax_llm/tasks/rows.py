@@ -26,9 +26,8 @@ _TESTS = ('test', 'test_code')
 # What other files call them.
 _MEANT = {
   'question': ('problem', 'query', 'instruction', 'text', 'sentence'),
-  'answer': (
-    *('response', 'completion', 'target', 'label', 'gold'),
-    *('solution', 'reference'),
+  'answer': tuple(
+    'response completion target label gold solution reference'.split()
   ),
   'test': (),
 }

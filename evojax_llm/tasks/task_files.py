@@ -190,9 +190,10 @@ def build(
     raise TaskError(f'{path}: there are no rows in "dev" or "test".')
   if len({item.choices is None for item in items}) > 1:
     raise TaskError(f'{path}: only one of "dev" and "test" has choices.')
-  kind = (
-    'python' if scorer else (format_lib.infer_kind(items, kind, named_by, path))
-  )
+  if scorer is None:
+    kind = format_lib.infer_kind(items, kind, named_by, path)
+  else:
+    kind = 'python'
   format_, scorer_options, judge = format_lib.read_format(
     options, kind, path, scorer
   )
