@@ -23,11 +23,11 @@ import dataclasses
 from absl import logging
 
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
-from evojax_llm.tasks.tokens import Tokenizer
 from evojax_llm.tasks.tokens import encode_options
 from evojax_llm.tasks.tokens import encode_prompt
 from evojax_llm.tasks.tokens import truncate

@@ -11,21 +11,8 @@ continue the same prompt, and their likelihoods compare.
 
 from collections.abc import Sequence
 import itertools
-from typing import Protocol
 
-
-class Tokenizer(Protocol):
-  """What is needed of evojax_llm.models.tokenizer.Tokenizer."""
-
-  bos_id: int | None
-  stop_ids: Sequence[int]
-
-  def encode(self, text: str, bos: bool = True) -> list[int]:
-    """Returns token ids of a text."""
-
-  def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Returns token ids of a chat, up to the start of the model's turn."""
-
+from evojax_llm.models.tokenizer import Tokenizer
 
 Prompt = str | Sequence[dict[str, str]]  # text, or the messages of a chat
 
