@@ -17,7 +17,9 @@ Its 20 methods, slices, gradients and filters, on any folder of safetensors:
 names and shapes of the tensors decide. The arithmetic is that of float32,
 whatever `dtype` says. Where no filter of a weight (or t) matches a tensor, it
 is the base's, bit for bit. Random masks depend on --random_seed, the name of
-the tensor and the position of the model, so that a merge can be made again.
+the tensor and the position of the model, so that a merge can be made again;
+where a search wrote the recipe (mergekit.yaml beside its best member), they are
+those that the member was scored with.
 
 The plan is checked and shown before weights are read; --dry_run ends there, and
 shows what each tensor is made of, by which numbers. The folder appears when it
@@ -43,7 +45,9 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Show the plan and end.')
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Replace the folder of an earlier merge.'
 )
-_RANDOM_SEED = flags.DEFINE_integer('random_seed', 0, 'Of random masks.')
+_RANDOM_SEED = flags.DEFINE_integer(
+  'random_seed', None, "Of random masks, in place of the recipe's, or 0."
+)
 _SHARD_SIZE = flags.DEFINE_string(
   'shard_size', '5GB', 'Most of one file of weights, such as 500MB.'
 )

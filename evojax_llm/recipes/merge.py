@@ -32,7 +32,7 @@ def merge(
   out: str | os.PathLike,
   *,
   shard_bytes: int = write.SHARD_BYTES,
-  seed: int = 0,
+  seed: int | None = None,
   overwrite: bool = False,
   progress: write.Progress = lambda share: None,
 ) -> pathlib.Path:
@@ -42,7 +42,7 @@ def merge(
     plan: of `plan`.
     out: a new or empty folder, which appears whole or not at all.
     shard_bytes: of one file of weights.
-    seed: of random masks.
+    seed: of random masks; None for that of the recipe, or 0.
     overwrite: whether the folder of an earlier merge may be replaced.
     progress: called with the share that is done.
 

@@ -126,9 +126,9 @@ def _tokenizer_folder(plan: Plan) -> pathlib.Path:
     path = plan.folders[wanted].path
   else:
     path = folders.existing_folder(wanted, 'a folder with a tokenizer')
-  own = _vocabulary(path)
+  own = vocabulary(path)
   for folder in _embedded(plan):
-    other = _vocabulary(folder.path)
+    other = vocabulary(folder.path)
     if other is None or own is None or other == own:
       continue
     moved = [t for t in own.keys() & other.keys() if own[t] != other[t]]
@@ -156,7 +156,7 @@ def _embedded(plan: Plan) -> Iterable[ModelFolder]:
   return []
 
 
-def _vocabulary(path: pathlib.Path) -> dict[str, int] | None:
+def vocabulary(path: pathlib.Path) -> dict[str, int] | None:
   """Ids by token, of tokenizer.json; None where there is none."""
   file = path / 'tokenizer.json'
   if not file.is_file():

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import functools
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from evojax_llm.models import folders
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges.registry import MERGES
+from evojax_llm.recipes import masks as masks_lib
 from evojax_llm.recipes.model_folder import FLOATS
 from evojax_llm.recipes.plan import Output
 from evojax_llm.recipes.plan import Plan
@@ -54,7 +54,7 @@ def write_weights(
   plan: Plan,
   folder: pathlib.Path,
   shard_bytes: int = SHARD_BYTES,
-  seed: int = 0,
+  seed: int | None = None,
   progress: Progress = lambda share: None,
 ) -> None:
   """Writes model.safetensors, or shards with their index.
@@ -63,11 +63,11 @@ def write_weights(
     plan: what to merge.
     folder: where to.
     shard_bytes: of one file, unless a single tensor has more.
-    seed: of random masks, which depend on it, the tensor's name and the
-      position of the model.
+    seed: of random masks; see `masks`.
     progress: called with the share that is done.
   """
   files = shards(plan.outputs, shard_bytes)
+  masks = masks_lib.Masks(plan, seed)
   weight_map, done = {}, 0
   for i, outputs in enumerate(files, start=1):
     name = 'model.safetensors'
@@ -75,7 +75,7 @@ def write_weights(
       name = f'model-{i:05d}-of-{len(files):05d}.safetensors'
     with (folder / name).open('wb') as f:
       f.write(_header(outputs))
-      for output, value in _merged_ahead(plan, outputs, seed):
+      for output, value in _merged_ahead(plan, outputs, masks):
         if value is None:
           _copy(f, output)
         else:
@@ -105,7 +105,7 @@ def _header(outputs: Sequence[Output]) -> bytes:
 
 
 def _merged_ahead(
-  plan: Plan, outputs: Sequence[Output], seed: int
+  plan: Plan, outputs: Sequence[Output], masks: masks_lib.Masks
 ) -> Iterator[tuple[Output, Any]]:
   """Yields tensors while the next is computed; None for bytes as stored."""
   before = value = None
@@ -113,7 +113,7 @@ def _merged_ahead(
     for output in outputs:
       value = None
       if output.options is not None:
-        value = _start(plan, output, seed)
+        value = _start(plan, output, masks)
       elif not _as_stored(output):
         folder, name = output.parents[0]
         value = folder.read(name)
@@ -165,13 +165,14 @@ def _bytes(value: Any, output: Output) -> memoryview:
 
 
 def _start(
-  plan: Plan, output: Output, seed: int
+  plan: Plan, output: Output, masks: masks_lib.Masks
 ) -> tuple[jax.Array, jax.Array]:
   """Starts the merge of a tensor; returns it, and whether it is finite."""
   merge = plan.recipe.method.merge
   options = dict(output.options)
+  key, turned = masks.of(output.name) if merge.draws else (None, False)
   if merge.by_row:
-    options['axis'] = -1
+    options['axis'] = -2 if turned else -1
   cast = plan.recipe.dtype
 
   def read(tensor):
@@ -183,8 +184,8 @@ def _start(
     if value.dtype == np.float64:  # The arithmetic is that of f32.
       value = value.astype(np.float32)
     # Where no row matters, tensors of one size are one program's.
-    if merge.by_row:
-      return value
+    if turned or merge.by_row:
+      return value.T if turned else value
     return value.reshape((-1,) if value.size % _ROW else (-1, _ROW))
 
   # Of f64 we compute f32; what is wider is done by the host.
@@ -196,15 +197,20 @@ def _start(
     [read(tensor) for tensor in output.parents],
     read(output.base) if output.base else None,
     values,
-    _key_data(seed, output.name) if merge.draws else None,
+    key,
     merge=merge.name,
     options=tuple(options.items()),
     out=out,
+    turned=turned,
   )
 
 
-@functools.partial(jax.jit, static_argnames=('merge', 'options', 'out'))
-def _merge(parents, base, values, key_data, *, merge, options, out):
+@functools.partial(
+  jax.jit, static_argnames=('merge', 'options', 'out', 'turned')
+)
+def _merge(
+  parents, base, values, key_data, *, merge, options, out, turned=False
+):
   wide = jnp.stack([parent.astype(jnp.float32) for parent in parents])
   given = {**values, **dict(options)}
   if key_data is not None:
@@ -212,11 +218,6 @@ def _merge(parents, base, values, key_data, *, merge, options, out):
   if base is not None:
     base = base.astype(jnp.float32)
   child = MERGES[merge](wide, base, **given).astype(out)
+  child = child.T if turned else child
   wrong = ~jnp.isfinite(child.astype(jnp.float32))
   return child, tensors.counts([wrong])[0] == 0
-
-
-def _key_data(seed: int, name: str) -> np.ndarray:
-  """Two words for the masks of a tensor."""
-  digest = hashlib.blake2b(f'{seed} {name}'.encode(), digest_size=8).digest()
-  return np.frombuffer(digest, np.uint32)

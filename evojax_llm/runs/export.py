@@ -21,6 +21,7 @@ from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.operators import lora_algebra
 from evojax_llm.population import stack
+from evojax_llm.recipes import yaml_out
 from evojax_llm.runs import errors
 from evojax_llm.runs import model_card
 from evojax_llm.runs import outputs
@@ -98,34 +99,38 @@ def export(
   kind = 'model' if whole or options.merged else 'adapter'
   with folders.new_folder(out) as folder:
     if found.vote is None:
-      _write(run, found, 0, folder, options)
+      notes = [_write(run, found, 0, folder, options)]
     else:
-      _write_vote(run, found, folder, options)
-    card = model_card.text(run, found, kind)
+      notes = _write_vote(run, found, folder, options)
+    card = model_card.text(run, found, kind, notes)
     record.write_text(folder / 'README.md', card)
   return 'vote' if found.vote else kind
 
 
 def _write_vote(
   run: rows.Run, row: rows.Row, folder: pathlib.Path, options: Options
-) -> None:
+) -> list[str]:
   """Writes the members, each in a folder of its own, and how they vote."""
-  members = []
+  members, notes = [], []
   for i, name in enumerate(row.members):
     inner = name.replace(' ', '_').replace('/', '_')
     (folder / inner).mkdir()
-    _write(run, row, i, folder / inner, options)
+    notes.append(_write(run, row, i, folder / inner, options))
     fitness = row.vote.fitness[i]
     members.append({'name': name, 'folder': inner, 'fitness': fitness})
   vote = {'name': row.name, 'rule': row.vote.rule}
   vote['base'] = str(run.files.model.absolute())
   record.write_json(folder / rows.VOTE_FILE, {**vote, 'members': members})
+  return notes
 
 
 def _write(
   run: rows.Run, row: rows.Row, index: int, folder: pathlib.Path, how: Options
-) -> None:
-  """Writes one member of a row into an empty folder."""
+) -> str:
+  """Writes one member of a row into an empty folder.
+
+  Returns what is to be said of its recipe in the format of mergekit.
+  """
   genome = stack.take(row.genomes, index)
   model = run.files.model
   if row.space.exports == 'model':
@@ -140,6 +145,14 @@ def _write(
         _narrow(model, adapter, folder, how.max_rank)
   else:
     row.space.export(genome, folder)
+  # Of the evolved member the run has kept what it was.
+  recipe = row.name == report.EVOLVED and run.summary
+  recipe = recipe and recipe['best'].get('recipe')
+  if not recipe and row.space.names:
+    recipe = row.space.recipe(genome)
+  return yaml_out.write(
+    folder, recipe or {}, model, run.files.adapters, run.files.experts
+  )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.population import stack
+from evojax_llm.recipes import yaml_out
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import export
@@ -253,7 +254,17 @@ class Ending:
     lineage = record_rows.lineage_of(int(best.id), members)
     search, recipe = self._search(), self._recipe(lineage)
     # What best/ holds, for whoever has that folder alone.
-    record.write_json(path / 'best' / 'recipe.json', {**recipe, **search})
+    files = self.prepared.files
+    note = yaml_out.write(
+      path / 'best',
+      recipe['recipe'],
+      files.model,
+      files.adapters,
+      files.experts,
+    )
+    record.write_json(
+      path / 'best' / 'recipe.json', {**recipe, **search, 'mergekit': note}
+    )
     seconds: dict[str, float] = {}
     for row in metrics:
       for part, spent in row['seconds'].items():

@@ -20,7 +20,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
-_NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm')
+_NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm', 'sakana')
 
 
 @functools.cache

@@ -212,6 +212,10 @@ def test_the_model_card(run_folder, base, tmp_path):
     'Not stated',
   ):
     assert part in text, part
+  said = (tmp_path / 'out' / 'mergekit.yaml').exists()
+  assert said == (run_folder / 'best' / 'mergekit.yaml').exists()
+  assert said == ('is the recipe in the format of mergekit' in text)
+  assert said != ('No recipe of mergekit makes it again' in text)
   model = shutil.copytree(base, tmp_path / 'base')
   model.joinpath('README.md').write_text(
     '---\nlicense: gemma\nlicense_link: x\n---\nlicense: no\n'

@@ -220,7 +220,7 @@ def test_rows_do_not_change_a_merge(name):
   drawn = np.random.default_rng(0).normal(size=(3, 1024)).astype(np.float32)
   values = {'weights': [0.6, 0.4], 'density': [0.5, 0.3], 'lambda_': 1.0}
   values = {k: np.asarray(v, np.float32) for k, v in values.items()}
-  key = write._key_data(0, 'a') if name == 'dare_ties' else None
+  key = np.arange(2, dtype=np.uint32) if name == 'dare_ties' else None
   one, other = (
     write._merge(
       [drawn[1].reshape(shape), drawn[2].reshape(shape)],

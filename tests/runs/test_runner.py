@@ -190,6 +190,9 @@ def test_coefficients_are_searched_and_exported(settings, tmp_path):
   kept = json.loads((tmp_path / 'run' / 'best' / 'recipe.json').read_text())
   assert kept['strategy'] == summary['search']['strategy'] == 'random_search'
   assert row['recipe'] == best['recipe'] == kept['recipe']
+  said = (tmp_path / 'run' / 'best' / 'mergekit.yaml').read_text()
+  assert 'merge_method: task_arithmetic' in said
+  assert 'mergekit.yaml' in kept['mergekit']
   text = (tmp_path / 'run' / 'summary.md').read_text()
   assert f'{row["recipe"]["weights"]["expert1"]:.4g} |' in text
 

@@ -1,0 +1,95 @@
+"""Members written as mergekit recipes, and made again of them."""
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from evojax_llm.genomes.space import make_space
+from evojax_llm.models import expression
+from evojax_llm.models import hub
+from evojax_llm.recipes import merge
+from evojax_llm.recipes import yaml_out
+
+# Of f32 weights of about one, twice rounded.
+_TOLERANCE = 2e-6
+
+
+@pytest.fixture(scope='module')
+def folders(tiny_gemma_folder, tiny_adapter_folders):
+  return tiny_gemma_folder(), tiny_adapter_folders(3)
+
+
+def mix(space, weights, factor=1.0):
+  made = space.mix(np.asarray([weights], float), np.asarray([factor], float))
+  return jax.tree.map(lambda leaf: leaf[0], made)
+
+
+def expressed(space, genome):
+  """The parameters of the model that a genome stands for."""
+  base, member = space.model(), space.express(genome)
+  if isinstance(member, expression.Weights):
+    return member.params
+  shared = base.params
+  member = expression.as_low_rank(member, shared)
+  return expression.fold(hub.load_checkpoint(base.folder)[1], member)
+
+
+def made_again(folder, recipe, base, adapters, models=()):
+  """The parameters of what `merge` makes of a member's recipe."""
+  folder.mkdir()
+  line = yaml_out.write(folder, recipe, base, adapters, models)
+  assert yaml_out.FILE in line
+  out = merge.merge(merge.plan(folder / yaml_out.FILE), folder / 'out')
+  return hub.load_checkpoint(out)[1]
+
+
+def check_same(found, expected):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=_TOLERANCE),
+    found,
+    jax.device_get(expected),
+  )
+
+
+@pytest.mark.parametrize(
+  'name, weights, factor, models',
+  [
+    ('gates', [0.6, -0.3, 0.0], 1.0, 2),
+    ('gates', [0.0, 0.0, 0.0], 1.0, 0),
+    ('adapters', [0.0, 1.0, 0.0], 1.0, 1),
+    ('adapters', [0.0, 1.0, 0.0], 2.5, 1),
+    ('adapters', [1 / 3, 1 / 3, 1 / 3], 0.0, 0),
+    ('weights', [0.2, 0.5, -0.1], 1.0, 3),
+  ],
+)
+def test_what_merge_makes_is_the_member(
+  name, weights, factor, models, folders, tmp_path
+):
+  base, adapters = folders
+  space = make_space(name, base, adapters)
+  genome = mix(space, weights, factor)
+  recipe = space.recipe(genome)
+  found = made_again(tmp_path / 'm', recipe, base, adapters)
+  check_same(found, expressed(space, genome))
+  said = yaml.safe_load((tmp_path / 'm' / yaml_out.FILE).read_text())
+  assert len(said['models']) == models or said['models'] == [
+    {'model': str(base)}
+  ]
+
+
+def test_what_cannot_be_said_says_why(folders, tmp_path):
+  base, adapters = folders
+  space = make_space('adapters', base, adapters)
+  mixed = space.recipe(mix(space, [0.5, 0.5, 0.0]))
+  for recipe, own, part in (
+    (mixed, base, 'no weighted sum of the experts, and 0.'),
+    ({}, base, 'no words'),
+    ({'numbers': 3}, base, 'no words'),
+    ({'weights': {'expert0': None}}, base, 'not finite'),
+    ({'weights': {'other': 1.0}}, base, 'other is in no folder'),
+    ({'weights': {'expert0': 1.0}}, tmp_path / 'a+b', "'+' in"),
+  ):
+    line = yaml_out.write(tmp_path, recipe, own, adapters)
+    assert part in line and line.startswith('No recipe of mergekit')
+    assert not (tmp_path / yaml_out.FILE).exists()
