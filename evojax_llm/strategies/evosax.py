@@ -186,22 +186,20 @@ class EvosaxStrategy(base.Strategy):
       lambda leaf: jnp.zeros((self.population_size, *leaf.shape), leaf.dtype),
       genome,
     )
-    key, scores = (
-      jax.random.key(0),
-      base.Scores(jnp.zeros(self.population_size)),
-    )
-    state = self._begin(key, population, scores, self._params)
-    members, state = self.ask(key, state, self._params)
-    return self._tell(key, members, scores, state, self._params)
+    key, params = jax.random.key(0), self.default_params
+    scores = base.Scores(jnp.zeros(self.population_size))
+    state = self._begin(key, population, scores, params)
+    members, state = self.ask(key, state, params)
+    return self._tell(key, members, scores, state, params)
 
   def _start(self, key, state, scores, params):
-    cost = _without_failures(negate(scores.fitness))
+    cost = without_failures(negate(scores.fitness))
     key = keys.key_for(key, 0, lineage.NO_MEMBER, 'stock')
     with jax.numpy_dtype_promotion('standard'):
       if isinstance(self.inner, evosax_base.PopulationBasedAlgorithm):
-        inner = self.inner.init(key, _as_f32(state.population), cost, params)
+        inner = self.inner.init(key, as_f32(state.population), cost, params)
       else:
-        inner = self.inner.init(key, _as_f32(state.memory.best), params)
+        inner = self.inner.init(key, as_f32(state.memory.best), params)
       if hasattr(inner, 'c_mult'):
         # iAMaLGaM begins with a variance of one, whatever its deviation.
         inner = inner.replace(C=inner.C * inner.std**2)
@@ -214,21 +212,20 @@ class EvosaxStrategy(base.Strategy):
     proposals = jax.tree.map(
       lambda leaf, kind: leaf.astype(kind), proposals, self._kinds
     )
-    slots = self.num_proposals
-    proposal = lineage.fill(
-      jnp.ones((slots,), bool),
-      state.next_id,
-      jnp.full((slots, 2), lineage.NO_MEMBER, jnp.int32),
-      jnp.zeros((slots,), jnp.int32),
-    )
+    filled = jnp.ones((self.num_proposals,), bool)
+    proposal = lineage.fill(filled, state.next_id)
     return proposals, {'inner': _settled(inner), 'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):
+    cost = without_failures(negate(scores.fitness))
+    return self._told(key, population, scores, cost, state, params)
+
+  def _told(self, key, population, scores, cost, state, params):
+    """The state after evosax's algorithm was told the cost of members."""
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
-    cost = _without_failures(negate(scores.fitness))
     with jax.numpy_dtype_promotion('standard'):
       inner, _ = self.inner.tell(
-        key, _as_f32(population), cost, state.inner, params
+        key, as_f32(population), cost, state.inner, params
       )
     return state.replace(
       population=population,
@@ -236,16 +233,6 @@ class EvosaxStrategy(base.Strategy):
       ids=state.proposal.ids,
       inner=_settled(inner),
     )
-
-
-class CMAES(EvosaxStrategy):
-  """CMA-ES (arXiv 1604.00772) from the best of the initial members."""
-
-  @classmethod
-  def for_space(cls, population_size, space, genome, **options):
-    """See base.Strategy."""
-    options = {'algorithm': 'CMA_ES', 'sigma': 0.3} | options
-    return EvosaxStrategy.for_space(population_size, space, genome, **options)
 
 
 class RandomSearch(EvosaxStrategy):
@@ -401,7 +388,8 @@ def _number(value):
   return value
 
 
-def _as_f32(tree):
+def as_f32(tree: Any) -> Any:
+  """All leaves in f32, as evosax takes them."""
   return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
@@ -413,7 +401,8 @@ def _settled(tree):
   )
 
 
-def _without_failures(cost):
+def without_failures(cost: jax.Array) -> jax.Array:
+  """Costs (M,) with those that are not finite as the worst of the others."""
   finite = jnp.isfinite(cost)
   worst = jnp.max(jnp.where(finite, cost, -jnp.inf))
   worst = jnp.where(jnp.any(finite), worst, 0.0)
