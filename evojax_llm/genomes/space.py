@@ -323,8 +323,9 @@ def make_space(
   Args:
     name: see `find_space`.
     base: folder of the base, or the base where it is loaded already.
-    adapters: PEFT adapter folders, one an expert; or
-    models: folders of models that were tuned from the base.
+    adapters: PEFT adapter folders, one an expert.
+    models: folders of models that were tuned from the base, the experts after
+      those.
     dtype: of the parameters; None to load none, for a space that only exports.
     **given: options of a space that has some, such as method='ties' of merged.
 

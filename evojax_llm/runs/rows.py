@@ -21,7 +21,6 @@ from evojax_llm import files as files_lib
 from evojax_llm import lookup
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
-from evojax_llm.models.folders import expert_names
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
@@ -297,7 +296,7 @@ class Run:
     if path.is_file():
       rows = record.read_json(path, 'rows')['rows']
       mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
-    experts = expert_names(self.files.experts or self.files.adapters)
+    experts = self.files.expert_names
     for i, expert in enumerate(experts):
       mixes.setdefault(expert, baselines_lib.single(i, len(experts)))
     return mixes

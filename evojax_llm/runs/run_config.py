@@ -172,8 +172,10 @@ class RunConfig(_Part):
   seeds: int = option(1, 'runs, of this seed and those that follow', low=1)
 
   model: str = option('', "a Hugging Face folder; '' is the pocket model")
-  adapters: str = option('', 'PEFT folders of it: the experts')
-  experts: str = option('', 'models tuned from it, in their place')
+  adapters: str = option('', "PEFT folders of it, experts; 'pocket': its ten")
+  experts: str = option(
+    '', "models tuned from it, experts beside them; 'pocket': its four"
+  )
   tasks: str = option(
     'main',
     "task files, pocket tasks or stages, 'file.py:Name', 'lm_eval:name'",
