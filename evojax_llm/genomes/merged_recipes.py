@@ -321,7 +321,7 @@ def filled(part: Any, whole: Any) -> Any:
 def alike(whole: Any, part: Any) -> Any:
   """Returns the leaves of a whole tree that a part of it has."""
   if not isinstance(part, dict):
-    return whole
+    return None if part is None else whole
   return {name: alike(whole[name], node) for name, node in part.items()}
 
 

@@ -302,13 +302,18 @@ def test_models_are_merged_as_tensors(method):
 def test_changes_of_adapters_are_merged_before_they_are_added():
   # So small that sums with the base, in its type, would lose them.
   base = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), dense(0))
-  change = np.full((2, 4, 3, 2), 2.0**-12, np.float32)
-  models = [base, base]
-  plain = weights.WeightSpace(('x', 'y'), models, space_lib.Model(None, base))
-  change[1] *= 2
+  factors = {
+    'a': np.full((2, 4, 3, 1), 2.0**-12, np.float32),
+    'b': np.stack([np.full((4, 1, 2), n, np.float32) for n in (1, 2)]),
+  }
+  plain = weights.WeightSpace(
+    ('x', 'y'),
+    [base, base],
+    space_lib.Model(None, base),
+    {'layers': {'self_attn': {'q_proj': factors}}},
+  )
   space = merged_weights.MergedWeightSpace(
     plain,
-    {'layers': {'self_attn': {'q_proj': {'kernel': change}}}},
     method='task_arithmetic',
     evolve='weights',
     bounds='weights=0:1000',
