@@ -172,6 +172,8 @@ def test_a_method_without_weights_has_a_base():
   ('given', 'message'),
   [
     ({'method': 'tie'}, "Got merge 'tie'.*Did you mean 'ties'"),
+    ({'on': 'factor'}, "Did you mean 'factors'"),
+    ({'methods': 'ties'}, "Got unknown option 'methods' for merged"),
     ({'method': 'ties,ties'}, 'expected each one once'),
     ({'evolve': 'gamma'}, "unknown parameter of dare_ties 'gamma'"),
     ({'evolve': ''}, 'nothing that evolves'),

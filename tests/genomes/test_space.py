@@ -25,7 +25,7 @@ CASES = (
   *((name, {}) for name in space_lib.SPACES),
   ('merged', {**LINEAR, 'evolve': 'weights,lambda_'}),
   ('merged', {**LINEAR, 'evolve': 'weights', 'rank': 4}),
-  ('merged', {'method': 'linear', 'on': 'weights', 'evolve': 'weights'}),
+  ('merged', {**LINEAR, 'on': 'weights', 'evolve': 'weights'}),
 )
 
 
