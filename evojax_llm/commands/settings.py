@@ -13,8 +13,9 @@ def define() -> None:
   flags.DEFINE_string(
     'config',
     systems.DEFAULT,
-    'Settings: a preset by name, a Python file with get_config, or the '
-    'config.json of a run. Each can be changed: --config.NAME=VALUE.',
+    'Settings: a preset by name, a Python file with get_config, a YAML file of '
+    'mergekit-evolve, or the config.json of a run. Each can be changed: '
+    '--config.NAME=VALUE.',
   )
   define_changes()
 
@@ -41,7 +42,7 @@ def load(source: str) -> config_dict.ConfigDict:
   """
   config = systems.load(source)
   held = fields.flat(config)
-  of_data = source.endswith('.json')
+  of_data = source.endswith(('.json', '.yml', '.yaml'))
   if of_data:
     config.allow_code = False  # That is for the command line to say.
   for change in flags.FLAGS.setting:

@@ -31,7 +31,7 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def check_code(config: Mapping[str, Any], where: object) -> None:
-  """Refuses names of code in a configuration that a run folder holds.
+  """Refuses names of code in a configuration that is data.
 
   Raises:
     UserError: a setting names a Python file or 'package.module:Object'.
@@ -41,8 +41,8 @@ def check_code(config: Mapping[str, Any], where: object) -> None:
     code = [text for text in map(str, values) if _CODE.fullmatch(text.strip())]
     if code and name not in _NO_NAMES:
       raise UserError(
-        f'{where}: config.{name} names code, {code[0]}. Code that a run folder '
-        'names is run only where that is allowed: do so if you trust it '
+        f'{where}: config.{name} names code, {code[0]}. Code that data names '
+        'is run only where that is allowed: do so if you trust it '
         f'({typed("allow_code")}).'
       )
 
