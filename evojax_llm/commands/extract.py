@@ -4,8 +4,9 @@ r"""Extracts the change of a tuned model as a LoRA adapter of its base.
       --out=adapters/code --rank=32
 
 Of every matrix of the layers, the nearest of rank R there is (SVD). What is
-missing of the changes is told as a share of their Frobenius norm, and so is
-what no adapter holds: changed norms, biases and embeddings.
+missing of the changes is told as a share of their Frobenius norm, of all and of
+each module over the layers, and so is what no adapter holds: changed norms,
+biases and embeddings.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _RANK = flags.DEFINE_integer(
 def main(_: Sequence[str]) -> None:
   from evojax_llm.recipes import extract
   from evojax_llm.runs import outputs
+  from evojax_llm.runs import report
 
   out = pathlib.Path(os.path.expanduser(_OUT.value))
   outputs.prepare(out, [_MODEL.value, _BASE.value])
@@ -50,6 +52,11 @@ def main(_: Sequence[str]) -> None:
     f'{found.total:.3g} of the change, mean {mean:.3g}, worst '
     f'{found.residuals[worst]:.3g} ({worst})'
   )
+  rows = [
+    (module, f'{sum(shares) / len(shares):.3g}', f'{max(shares):.3g}')
+    for module, shares in found.by_module().items()
+  ]
+  print(report.aligned([('residual of', 'mean', 'worst'), *rows]))
   if found.left_out:
     worst = max(found.left_out, key=found.left_out.get)
     print(

@@ -63,18 +63,56 @@ def express(
     population = jax.tree.map(lambda leaf: leaf[index], population)
     index = np.arange(size, dtype=np.int32)
 
-  def run(population, index):
+  held = getattr(space, 'held', None)
+
+  def run(population, index, held):
     group = jax.tree.map(lambda leaf: leaf[index], population)
-    return forms.lay_out(form, jax.vmap(space.express)(group))
+    own = () if held is None else (held,)
+    members = jax.vmap(lambda genome: space.express(genome, *own))(group)
+    return forms.lay_out(form, members)
 
   name = ('express', form, id(space))
-  program = runtime.compiled(name, run, population, index, keep=space)
-  members = program(population, index)
+  program = runtime.compiled(name, run, population, index, held, keep=space)
+  members = program(population, index, held)
   along = sharding.population_sharding
   return (
     jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
     jax.device_put(np.arange(size) < len(chosen), along(runtime.mesh)),
   )
+
+
+def first_of_each(
+  runtime: Runtime, space: Expressing, population: Any, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Finds members that are expressed as the same model.
+
+  Returns:
+    Positions into the M `indices` of members (P, ...) of which no two are the
+    same model, and (M,) which of those each member is as; None where all differ
+    or the space does not tell.
+  """
+  if not hasattr(space, 'decoded') or not len(indices):
+    return None
+
+  def run(population, index):
+    group = jax.tree.map(lambda leaf: leaf[index], population)
+    return jax.vmap(space.decoded)(group)
+
+  arguments = population, np.asarray(indices, np.int32)
+  name = ('decoded', id(space))
+  program = runtime.compiled(name, run, *arguments, keep=space)
+  found = jax.tree.leaves(jax.device_get(program(*arguments)))
+  slots: dict[bytes, int] = {}
+  first, same = [], []
+  for i in range(len(indices)):
+    row = b''.join(leaf[i].tobytes() for leaf in found)
+    if row not in slots:
+      slots[row] = len(first)
+      first.append(i)
+    same.append(slots[row])
+  if len(first) == len(indices):
+    return None
+  return np.asarray(first), np.asarray(same)
 
 
 def abstract_member(space: Expressing, population: Any) -> Expression:

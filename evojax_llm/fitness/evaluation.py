@@ -9,6 +9,7 @@ import numpy as np
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.packed_split import ItemSpan
 from evojax_llm.engine.packed_split import PackedSplit
+from evojax_llm.fitness import item_log
 from evojax_llm.fitness.item_log import TaskItems
 from evojax_llm.fitness.objectives import Objective
 from evojax_llm.tasks.scorers.answers import cut_at_stop
@@ -47,12 +48,32 @@ class Evaluation:
     task_scores: (M, K) f32 scores, NaN for a failed member.
     tasks: K results item by item.
     reasons: M strings that say why a member failed, or None.
+    distinct: how many models were scored, where that is less than M.
   """
 
   fitness: np.ndarray
   task_scores: np.ndarray
   tasks: list[TaskScores]
   reasons: list[str | None]
+  distinct: int | None = dataclasses.field(default=None, kw_only=True)
+
+  def spread(self, index: np.ndarray) -> 'Evaluation':
+    """Returns that of members (M,), each as one of these."""
+    tasks = [
+      dataclasses.replace(
+        item_log.take(task, index),
+        loglikelihoods=task.loglikelihoods
+        and [task.loglikelihoods[i] for i in index],
+      )
+      for task in self.tasks
+    ]
+    return Evaluation(
+      self.fitness[index],
+      self.task_scores[index],
+      tasks,
+      [self.reasons[i] for i in index],
+      distinct=len(self.fitness),
+    )
 
 
 class ItemScores:

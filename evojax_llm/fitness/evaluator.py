@@ -233,15 +233,20 @@ class Evaluator:
     indices = groups.check_members(space, population, members)
     if self.plan is None:
       self.prepare(space, population)
+    ids = None if ids is None else np.asarray(ids)
+    same = groups.first_of_each(self._runtime, space, population, indices)
+    if same is not None:
+      indices = indices[same[0]]
+      ids = None if ids is None else ids[same[0]]
     data = self._split(split, self.max_length(space), items)
     answers = Answers(data, len(indices))
-    ids = None if ids is None else np.asarray(ids)
     self._engine.answer(
       space, population, indices, data, answers, progress, ids
     )
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
-      return self._scorer.score(data, answers)
+      found = self._scorer.score(data, answers)
+    return found if same is None else found.spread(same[1])
 
   def race(
     self,

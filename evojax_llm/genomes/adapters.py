@@ -64,10 +64,8 @@ class AdapterSpace(space.Space):
     second = weights * factors[:, None]
     return initial.combine(self.experts(), weights, second)
 
-  def initial(
-    self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
-  ) -> initial.Initial:
-    return initial.make_initial(self.experts(), recipe, size, key)
+  def mix_rows(self, rows: Sequence[initial.Row]) -> stack.Population:
+    return initial.combine_rows(self.experts(), rows)
 
   def sample(self, key: jax.Array, **options: float) -> stack.Genome:
     mix, mass = initial.random_mix(key, len(self.names), **options)

@@ -29,7 +29,8 @@ class GateSpace(space.Space):
   A genome is {'gates': (N,) f32} and stands for the change of the model sum_n
   g_n A_n B_n. With the experts' factors concatenated on the rank, y = x W + ((x
   A_cat) gate) B_cat, so that a whole population shares every matrix. Unlike a
-  merge of adapters, factor by factor, there are no cross terms. `rank` is N R.
+  merge of adapters, factor by factor, there are no cross terms. `rank` is N R;
+  `factors` are all factors side by side, not scaled.
   """
 
   def __init__(
@@ -43,7 +44,7 @@ class GateSpace(space.Space):
     self.rank = adapters.rank * len(adapters.names)
     self._plain = adapter_genomes.AdapterSpace(adapters, model, dtype)
     self._scale, self._base = adapters.scale, model
-    self._factors = jax.tree.map(
+    self.factors = jax.tree.map(
       lambda leaf: jnp.asarray(leaf, dtype),
       jax.tree.map_with_path(_side_by_side, adapters.factors),
     )
@@ -52,7 +53,7 @@ class GateSpace(space.Space):
   def _model(self) -> space.Model:
     if self._base.params is None:
       return self._base
-    shared = adapter_genomes.scaled(self._factors, self._scale)
+    shared = adapter_genomes.scaled(self.factors, self._scale)
     params = expression.with_factors(self._base.params, shared)
     return dataclasses.replace(self._base, params=params)
 
@@ -89,15 +90,20 @@ class GateSpace(space.Space):
 
   def express(self, genome: stack.Genome) -> expression.Gates:
     """Returns gates (L, N R) f32 of every linear map that has factors."""
-    gate = jnp.repeat(
-      genome[GATES].astype(jnp.float32), self.rank // len(self.names)
-    )
-    return expression.Gates(
-      jax.tree.map(
-        lambda scale: jnp.broadcast_to(gate, (len(scale), *gate.shape)),
-        self._scale,
-      )
-    )
+    gates = genome[GATES].astype(jnp.float32)
+    return self.weighed(jax.tree.map(lambda _: gates, self._scale))
+
+  def weighed(self, weights: Any) -> expression.Gates:
+    """Returns gates of weights (N,) or (L, N) f32 for each of the linear maps.
+
+    `weights` is a tree of them, such as `AdapterSet.scale` is.
+    """
+
+    def gate(scale, weights):
+      gate = jnp.repeat(weights, self.rank // len(self.names), axis=-1)
+      return jnp.broadcast_to(gate, (len(scale), gate.shape[-1]))
+
+    return expression.Gates(jax.tree.map(gate, self._scale, weights))
 
   def deviation(self) -> float:
     """Returns 0.3 of an expert, however many there are."""
@@ -119,7 +125,13 @@ class GateSpace(space.Space):
   ) -> pathlib.Path:
     """Writes one member as a PEFT adapter of rank N R."""
     space.check_genome(self, genome)
-    member = expression.as_low_rank(self.express(genome), self._factors)
+    return self.write(self.express(genome), folder)
+
+  def write(
+    self, member: expression.Gates, folder: str | os.PathLike
+  ) -> pathlib.Path:
+    """Writes what is expressed as gates, as `export` does."""
+    member = expression.as_low_rank(member, self.factors)
     return adapter_genomes.save(folder, member.factors, self._scale, self._base)
 
 

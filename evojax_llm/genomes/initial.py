@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import inspect
 import itertools
 from typing import Any
@@ -88,12 +89,20 @@ def make_initial(
       or the recipe ends before P.
   """
   rows = make_rows(stack.size(experts), recipe, size, seed_key)
-  population = combine(
-    experts,
-    np.stack([row.first for row in rows]),
-    np.stack([row.second for row in rows]),
-  )
-  return finish(rows, population, seed_key)
+  if any(row.operator in OF_SPACE for row in rows):
+    raise ValueError(
+      f'Got the recipe {tuple(recipe)} for experts alone; expected a space, '
+      'whose `initial` knows its centre and its draws.'
+    )
+  return finish(rows, combine_rows(experts, rows), seed_key)
+
+
+def combine_rows(
+  experts: stack.Population, rows: Sequence[Row]
+) -> stack.Population:
+  """Makes the members of rows; see `combine`."""
+  first, second = ([getattr(r, n) for r in rows] for n in ('first', 'second'))
+  return combine(experts, np.stack(first), np.stack(second))
 
 
 def finish(
@@ -126,13 +135,17 @@ def finish(
 
 
 def combine(
-  experts: stack.Population, first: np.ndarray, second: np.ndarray
+  experts: stack.Population,
+  first: np.ndarray,
+  second: np.ndarray,
+  dtype: Any = None,
 ) -> stack.Population:
   """Members (P, ...) as weighted sums of experts, B weighed apart from the
   rest.
 
   `first` (P, N) weighs all leaves but B, `second` (P, N) B. Summed in f32, in
-  the experts' types; a member that is one expert alone is that bit for bit.
+  the experts' types or in `dtype`; a member that is one expert alone is that
+  bit for bit.
   """
   index = np.argmax(first, axis=1)
   one_hot = np.eye(stack.size(experts))[index]
@@ -142,11 +155,12 @@ def combine(
     jnp.asarray(first, jnp.float32),
     jnp.asarray(second, jnp.float32),
     jnp.asarray(np.where(alone, index, lineage.NO_MEMBER), jnp.int32),
+    dtype,
   )
 
 
-@jax.jit
-def _combine(experts, first, second, copied):
+@functools.partial(jax.jit, static_argnames='dtype')
+def _combine(experts, first, second, copied, dtype=None):
   def mix(index, path, leaf):
     del index
     weights = second if leaves.is_second_factor(path) else first
@@ -157,12 +171,12 @@ def _combine(experts, first, second, copied):
       weights,
       jnp.where(finite, values, 0),
       precision=jax.lax.Precision.HIGHEST,
-    ).astype(leaf.dtype)
+    ).astype(dtype or leaf.dtype)
     broken = ~finite.reshape(len(leaf), -1).all(axis=1)
     spoilt = ((weights != 0) & broken).any(axis=1)
     mixed = stack.select(spoilt, jnp.full_like(mixed, jnp.nan), mixed)
     # A matrix product may round even a sum of one term; a copy may not.
-    copies = leaf[jnp.maximum(copied, 0)]
+    copies = leaf[jnp.maximum(copied, 0)].astype(mixed.dtype)
     return stack.select(copied >= 0, copies, mixed)
 
   return leaves.map_indexed(mix, experts)
@@ -184,11 +198,14 @@ def random_mix(
 
 
 def sum_experts(
-  experts: stack.Population, first: jax.Array, second: jax.Array
+  experts: stack.Population,
+  first: jax.Array,
+  second: jax.Array,
+  dtype: Any = None,
 ) -> stack.Genome:
   """Returns one sum of experts, weights (N,), as `combine` does for many."""
   none = jnp.full((1,), lineage.NO_MEMBER, jnp.int32)
-  made = _combine(experts, first[None], second[None], none)
+  made = _combine(experts, first[None], second[None], none, dtype)
   return jax.tree.map(lambda leaf: leaf[0], made)
 
 
@@ -358,6 +375,24 @@ def _uniform(draw: Draw, low: float = -1.0, high: float = 1.0) -> list[Row]:
   return rows
 
 
+def _centre(draw: Draw, members: int | None = None) -> list[Row]:
+  """The middle of the space's bounds; as often as there are members left."""
+  return _of_space(draw, 'centre', members)
+
+
+def _random(draw: Draw, members: int | None = None) -> list[Row]:
+  """Draws of the space."""
+  return _of_space(draw, 'random', members)
+
+
+def _of_space(draw, name, members):
+  nothing = np.zeros(draw.num_experts)
+  count = draw.missing if members is None else members
+  return [Row(name, nothing, nothing)] * count
+
+
+# Rows that a space makes, out of no experts.
+OF_SPACE = ('centre', 'random')
 RECIPES: dict[str, Callable[..., list[Row]]] = {
   'experts': _experts,
   'pairs': _pairs,
@@ -370,4 +405,6 @@ RECIPES: dict[str, Callable[..., list[Row]]] = {
   'scaled_average': _scaled_average,
   'noise': _noise,
   'uniform': _uniform,
+  'centre': _centre,
+  'random': _random,
 }

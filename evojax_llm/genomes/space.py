@@ -6,6 +6,7 @@ parameters that its members share (`model`) and for what tells one member from
 them (`express`), strategies and runs for the rest.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -25,6 +26,7 @@ from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.hub import Model
+from evojax_llm.population import keys
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
@@ -32,6 +34,7 @@ from evojax_llm.population import stack
 SPACES: dict[str, Any] = {
   'adapters': 'evojax_llm.genomes.adapters:AdapterSpace',
   'gates': 'evojax_llm.genomes.gates:GateSpace',
+  'merged': 'evojax_llm.genomes.merged:MergedSpace',
   'sparsified_gates': (
     'evojax_llm.genomes.sparsified_gates:SparsifiedGateSpace'
   ),
@@ -58,6 +61,9 @@ class Space(Expressing, Protocol):
     names: (N,) of the experts.
     exports: 'adapter' or 'model', the kind of folder that `export` writes.
     takes: kinds of experts that `from_files` takes, of 'adapters' and 'models'.
+    bare: whether the space exports where no parameters are loaded.
+    options: dataclass of what else `from_files` takes by name, or None; with
+      one, `configured` is there as well.
     layers: key of a genome below which leaves have the axis L, or None.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
@@ -67,6 +73,8 @@ class Space(Expressing, Protocol):
   exports: str = 'adapter'
   takes: tuple[str, ...] = ('adapters',)
   shares_base: bool = True
+  bare: bool = True
+  options: type | None = None
   layers: str | None = leaves.LAYERS
 
   @classmethod
@@ -102,6 +110,10 @@ class Space(Expressing, Protocol):
     The change from the base is multiplied by factors (C,) f64.
     """
 
+  def mix_rows(self, rows: Sequence[initial.Row]) -> stack.Population:
+    """Makes the members of rows of experts."""
+    return self.mix(np.stack([row.second for row in rows]), np.ones(len(rows)))
+
   def initial(
     self, recipe: Sequence[initial.Entry], size: int, key: jax.Array
   ) -> initial.Initial:
@@ -111,8 +123,35 @@ class Space(Expressing, Protocol):
     its change from the base.
     """
     rows = initial.make_rows(len(self.names), recipe, size, key)
-    weights = np.stack([row.second for row in rows])
-    return initial.finish(rows, self.mix(weights, np.ones(len(rows))), key)
+    parts = {
+      name: [i for i, row in enumerate(rows) if row.operator == name]
+      for name in initial.OF_SPACE
+    }
+    own = sum(parts.values(), [])
+    mixed = [i for i in range(size) if i not in own]
+    if not own:
+      return initial.finish(rows, self.mix_rows(rows), key)
+    made = [self.mix_rows([rows[i] for i in mixed])] if mixed else []
+    if count := len(parts['centre']):
+      made.append(self._centre(count))
+    if drawn := parts['random']:
+      drawn = jnp.asarray(drawn, jnp.int32)
+      drawn = keys.keys_for(key, 0, drawn, 'random')
+      made.append(jax.vmap(self.sample)(drawn))
+    order = np.argsort(mixed + own)
+    population = stack.take(stack.concatenate(*made), order)
+    return initial.finish(rows, population, key)
+
+  def _centre(self, count: int) -> stack.Population:
+    """Returns the middle of the bounds, so many times."""
+    bounds = self.bounds()
+    if bounds is None:
+      raise ValueError(
+        "Got the recipe 'centre' for a space without bounds; expected one "
+        'with, such as gates or merged.'
+      )
+    middle = jax.tree.map(lambda low, high: (low + high) / 2, *bounds)
+    return stack.stack([middle] * count)
 
   def sample(
     self,
@@ -186,14 +225,27 @@ class Expressed:
     return genome
 
 
-def find_space(name: str) -> Any:
-  """Returns the class of a space of SPACES, or 'package.module:Object'."""
+def find_space(name: str, options: Mapping[str, Any] | None = None) -> Any:
+  """Returns the class of a space of SPACES, or 'package.module:Object'.
+
+  Of a space that has `options`, they tell which class it is.
+
+  Raises:
+    ValueError: there is no such space, or its options are none of it.
+  """
   if name in _FORMER:
     raise ValueError(
       f'Got space {name!r}; expected one of {", ".join(SPACES)}. Did you mean '
       f'{_FORMER[name]!r}, as it is called now?'
     )
-  return lookup.find(name, SPACES, 'space')
+  found = lookup.find(name, SPACES, 'space')
+  if not options:
+    return found
+  if getattr(found, 'options', None) is None:
+    raise ValueError(
+      f'Got options {sorted(options)} for the space {name!r}, which has none.'
+    )
+  return found.configured(**options)
 
 
 def load_base(
@@ -264,21 +316,24 @@ def make_space(
   adapters: Sequence[str | os.PathLike] = (),
   models: Sequence[str | os.PathLike] = (),
   dtype: Any = jnp.float32,
+  **given: Any,
 ) -> Space:
   """Makes the space of a base and experts on disk.
 
   Args:
     name: see `find_space`.
     base: folder of the base, or the base where it is loaded already.
-    adapters: PEFT adapter folders, one an expert; or
-    models: folders of models that were tuned from the base.
+    adapters: PEFT adapter folders, one an expert.
+    models: folders of models that were tuned from the base, the experts after
+      those.
     dtype: of the parameters; None to load none, for a space that only exports.
+    **given: options of a space that has some, such as method='ties' of merged.
 
   Raises:
     ValueError: the name is unknown, or the space does not take such experts.
     ModelError: a folder cannot be used.
   """
-  found = find_space(name)
+  found = find_space(name, given)
   for kind, folders in (('adapters', adapters), ('models', models)):
     options.check_list(kind, folders)
     if folders and kind not in found.takes:
@@ -286,4 +341,4 @@ def make_space(
         f'Got experts that are {kind} for the space {name!r}; expected '
         f'{" or ".join(found.takes)}.'
       )
-  return found.from_files(base, adapters, models, dtype)
+  return found.from_files(base, adapters, models, dtype, **given)

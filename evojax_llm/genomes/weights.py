@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ from evojax_llm.models import folders as folders_lib
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.errors import ModelError
+from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 
@@ -29,15 +31,28 @@ class WeightSpace(space.Space):
   Populations of them are large: leaves that are numpy arrays stay on the host,
   and the engine takes a group at a time to the devices. What has a mass is the
   change from the base, as in task arithmetic (arXiv 2212.04089): a sum of
-  experts with weights w is base + sum_n w_n (expert_n - base).
+  experts with weights w is base + sum_n w_n (expert_n - base). The change of an
+  expert that is an adapter is the product of its factors in f32, not what is
+  left of it when it is folded into the base in the type of the parameters.
   """
 
   exports, takes, shares_base = 'model', ('adapters', 'models'), False
 
   def __init__(
-    self, names: Sequence[str], experts: Sequence[dict[str, Any]], model: Model
+    self,
+    names: Sequence[str],
+    experts: Sequence[dict[str, Any]],
+    model: Model,
+    factors: dict[str, Any] | None = None,
   ):
     """Makes the space of N named parameter trees that were tuned from a model.
+
+    Args:
+      names: of the experts.
+      experts: their parameters.
+      model: the base.
+      factors: of those experts that are adapters, which come first: a tree of
+        {'a': (M, L, in, R), 'b': (M, L, R, out)} f32, b scaled.
 
     Raises:
       ValueError: they differ in structure, shape or type.
@@ -54,6 +69,8 @@ class WeightSpace(space.Space):
           f'Expert {name} differs from the base in structure, shape or type; '
           'expected models of one configuration, loaded in one type.'
         )
+    self._factors = factors
+    self._num_adapters = len(jax.tree.leaves(factors)[0]) if factors else 0
     # The base is the last one.
     self._models = jax.tree.map(
       lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]),
@@ -63,9 +80,16 @@ class WeightSpace(space.Space):
 
   @classmethod
   def of_adapters(
-    cls, adapters: peft.AdapterSet, model: Model
+    cls,
+    adapters: peft.AdapterSet,
+    model: Model,
+    names: Sequence[str] = (),
+    models: Sequence[dict[str, Any]] = (),
   ) -> 'WeightSpace':
-    """Makes the space of a base with each of N adapters folded into it."""
+    """Makes the space of a base with each of M adapters folded into it.
+
+    Named parameter trees of models, if any, are experts beside them.
+    """
     low_rank = adapter_genomes.AdapterSpace(adapters, model)
     members = jax.vmap(low_rank.express)(low_rank.experts())
     fold = jax.jit(
@@ -77,7 +101,12 @@ class WeightSpace(space.Space):
       jax.device_get(fold(model.params, members, n))
       for n in range(len(adapters.names))
     ]
-    return cls(adapters.names, experts, model)
+    return cls(
+      (*adapters.names, *names),
+      [*experts, *models],
+      model,
+      jax.device_get(members.factors),
+    )
 
   @classmethod
   def from_files(
@@ -87,7 +116,7 @@ class WeightSpace(space.Space):
     models: Sequence[str | os.PathLike] = (),
     dtype: Any = jnp.float32,
   ) -> 'WeightSpace':
-    """Makes the space of a base and folders of models or adapters.
+    """Makes the space of a base and folders of adapters and of models.
 
     Raises:
       ModelError: a model is not of the base's configuration, or a folder cannot
@@ -100,13 +129,16 @@ class WeightSpace(space.Space):
     model = space.load_base(base, dtype)
     if dtype is None:
       return cls((), (), model)
-    if loaded:
-      return cls.of_adapters(loaded, model)
+    names = folders_lib.expert_names([*adapters, *models])
     experts = [
       hub.load_checkpoint(other, dtype, place=lambda leaf: leaf)[1]
       for other in models
     ]
-    return cls(folders_lib.expert_names(models), experts, model)
+    if not loaded:
+      return cls(names, experts, model)
+    count = len(adapters)
+    loaded = dataclasses.replace(loaded, names=names[:count])
+    return cls.of_adapters(loaded, model, names[count:], experts)
 
   def model(self) -> Model:
     """Returns the base, of which members use the configuration alone."""
@@ -120,13 +152,45 @@ class WeightSpace(space.Space):
     return jax.tree.map(lambda leaf: leaf[-1], self._models)
 
   def mix(self, weights: np.ndarray, factors: np.ndarray) -> stack.Population:
-    weights = _with_base(weights * factors[:, None])
-    return initial.combine(self._models, weights, weights)
+    weights = weights * factors[:, None]
+    alone = (weights == 1) & (np.count_nonzero(weights, axis=1) == 1)[:, None]
+    dense, changes = self._parts(weights, alone)
+    mixed = initial.combine(self._models, dense, dense, self._mixed_in)
+    return self._changed(mixed, changes)
 
   def sample(self, key: jax.Array, **options: float) -> stack.Genome:
     mix, mass = initial.random_mix(key, len(self.names), **options)
-    weights = _with_base((mix * mass)[None])[0]
-    return initial.sum_experts(self._models, weights, weights)
+    dense, changes = self._parts((mix * mass)[None], False)
+    mixed = initial.sum_experts(
+      self._models, dense[0], dense[0], self._mixed_in
+    )
+    return self._changed(mixed, changes[0])
+
+  @property
+  def _mixed_in(self) -> Any:
+    """The type of a mix to which changes of adapters are still to be added."""
+    return None if self._factors is None else jnp.float32
+
+  def _parts(self, weights: Any, alone: Any) -> tuple[Any, Any]:
+    """Weights (C, N + 1) of models, and (C, M) of changes of adapters.
+
+    Where `alone` (C, N) says so a member is an adapter as it was folded.
+    """
+    count = self._num_adapters
+    join = np if isinstance(weights, np.ndarray) else jnp
+    models = join.where(alone, weights, 0) if count else weights
+    models = join.concatenate([models[:, :count], weights[:, count:]], axis=1)
+    return _with_base(models), (weights - models)[:, :count]
+
+  def _changed(self, mixed: Any, weights: Any) -> Any:
+    """Adds weighed changes of adapters (..., M) to f32 mixes (..., L, ...)."""
+    if self._factors is None:
+      return mixed
+    weights = jnp.asarray(weights, jnp.float32)
+    changed = _add_changes(mixed, self._factors, weights)
+    return jax.tree.map(
+      lambda leaf, like: leaf.astype(like.dtype), changed, self._models
+    )
 
   def express(self, genome: stack.Genome) -> expression.Weights:
     return expression.Weights(genome)
@@ -134,20 +198,37 @@ class WeightSpace(space.Space):
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:
     """Returns the change of the base beside those of the experts."""
 
-    def changes(models, own):
-      models = np.asarray(models, np.float32)
-      rows = [*models[:-1], np.asarray(own, np.float32)]
-      return np.stack([(row - models[-1]).reshape(-1) for row in rows])
+    def block(path, own):
+      changes, start = self.changes(path)
+      rows = [*changes, np.asarray(own, np.float32) - start]
+      return (np.stack([row.reshape(-1) for row in rows]),)
 
-    pairs = zip(
-      jax.tree.leaves(self._models), jax.tree.leaves(genome), strict=True
-    )
-    blocks = ((changes(*pair),) for pair in pairs)
+    blocks = itertools.starmap(block, jax.tree.leaves_with_path(genome))
     base = recipe_lib.numbers(self.base())
     return {
       'base_norm': base['norm'],
       **recipe_lib.by_experts(self.names, blocks),
     }
+
+  def changes(self, path: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what the experts change of one leaf, and the leaf of the base.
+
+    Args:
+      path: of the leaf in a genome, as jax gives it.
+
+    Returns:
+      (N, ...) and (...) f32.
+    """
+    models, pair = self._models, self._factors or {}
+    for key in path:
+      models = models[key.key]
+    for key in path[:-1]:
+      pair = pair.get(key.key, {})
+    models = np.asarray(models, np.float32)
+    changes = models[:-1] - models[-1]
+    if pair:
+      changes[: self._num_adapters] = pair['a'] @ pair['b']
+    return changes, models[-1]
 
   def export(
     self, genome: stack.Genome, folder: str | os.PathLike
@@ -169,6 +250,22 @@ class WeightSpace(space.Space):
       self._model.config,
       like=self._model.folder,
     )
+
+
+@jax.jit
+def _add_changes(params: Any, factors: Any, weights: jax.Array) -> Any:
+  """Adds M low ranks, weighed by (..., M), to parameters (..., L, ...)."""
+
+  def side_by_side(pair):
+    a = jnp.moveaxis(pair['a'], 0, -2)
+    b = jnp.einsum('...m,mlro->...lmro', weights, pair['b'])
+    return {
+      'a': a.reshape(*a.shape[:-2], -1),
+      'b': b.reshape(*b.shape[:-3], -1, b.shape[-1]),
+    }
+
+  summed = jax.tree.map(side_by_side, factors, is_leaf=leaves.is_factors)
+  return expression.fold(params, expression.LowRank(summed))
 
 
 def _with_base(weights: Any) -> Any:

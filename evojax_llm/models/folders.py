@@ -54,20 +54,24 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
   """Returns the path of a local folder.
 
   Args:
-    folder: a path, `~` is expanded; 'pocket' for the embedded model; or the
-      name of a repository of the Hugging Face hub, such as
-      google/gemma-2-2b-it, whose snapshot is taken from the hub's local cache.
-      Nothing is downloaded.
+    folder: a path, `~` is expanded; 'pocket' for the embedded model and
+      'pocket:NAME' for an expert of it; or the name of a repository of the
+      Hugging Face hub, such as google/gemma-2-2b-it, whose snapshot is taken
+      from the hub's local cache. Nothing is downloaded.
     what: what it should hold, for messages.
 
   Raises:
     ModelError: there is no such folder.
   """
-  if str(folder) == 'pocket':
+  embedded, colon, expert = str(folder).partition(':')
+  if embedded == 'pocket':
     # Other models are read without the package's own.
     from evojax_llm import pocket
 
-    return pocket.base_folder()
+    try:
+      return pocket.expert_folder(expert) if colon else pocket.base_folder()
+    except ValueError as error:
+      raise ModelError(f'{folder}: {error}') from error
   path = pathlib.Path(os.path.expanduser(folder))
   # Of os, since those of pathlib raise on names that are too long.
   if os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""The pocket population: a tiny Gemma 2, ten experts of it, and their tasks.
+"""The pocket population: a tiny Gemma 2, experts of it, and their tasks.
 
 Trained on generated text families by `python -m experiments.pocket.build`; see
 experiments/pocket/README.md for what its numbers can and cannot show.
@@ -24,6 +24,30 @@ def expert_names() -> tuple[str, ...]:
 def expert_folders() -> tuple[pathlib.Path, ...]:
   """The experts' PEFT adapter folders, in the order of their names."""
   return tuple(_HERE / 'experts' / name for name in expert_names())
+
+
+def dense_names() -> tuple[str, ...]:
+  """The experts that are whole models, in their fixed order."""
+  return tuple(sorted(p.name for p in (_HERE / 'dense').iterdir()))
+
+
+def dense_folders() -> tuple[pathlib.Path, ...]:
+  """The Hugging Face folders of the dense experts, in the order of names."""
+  return tuple(_HERE / 'dense' / name for name in dense_names())
+
+
+def expert_folder(name: str) -> pathlib.Path:
+  """The folder of an expert, an adapter or dense.
+
+  Raises:
+    ValueError: there is no such expert.
+  """
+  folders = {f.name: f for f in (*expert_folders(), *dense_folders())}
+  if name not in folders:
+    raise ValueError(
+      f'no pocket expert {name!r}; expected one of {", ".join(folders)}.'
+    )
+  return folders[name]
 
 
 def task_names() -> tuple[str, ...]:

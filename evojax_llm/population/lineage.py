@@ -42,8 +42,8 @@ def empty_proposal(num_slots: int) -> Proposal:
 def fill(
   filled: jax.Array,
   first_id: jax.Array,
-  parents: jax.Array,
-  operator: jax.Array,
+  parents: jax.Array | None = None,
+  operator: jax.Array | int = 0,
 ) -> Proposal:
   """Returns a proposal whose slot i, where filled, has the id first_id + i.
 
@@ -53,12 +53,17 @@ def fill(
   Args:
     filled: (M,) bool.
     first_id: () i32.
-    parents: (M, 2) i32.
-    operator: (M,) i32.
+    parents: (M, 2) i32, or (M,) of one each; None for none.
+    operator: (M,) i32, or that of all.
   """
   slots = jnp.arange(filled.shape[0], dtype=jnp.int32)
+  none = jnp.full_like(slots, NO_MEMBER)
+  if parents is None:
+    parents = none
+  if parents.ndim == 1:
+    parents = jnp.stack([parents, none], axis=1)
   return Proposal(
     ids=jnp.where(filled, first_id + slots, NO_MEMBER),
     parents=jnp.where(filled[:, None], parents, NO_MEMBER),
-    operator=jnp.where(filled, operator, NO_MEMBER),
+    operator=jnp.where(filled, jnp.int32(operator), NO_MEMBER),
   )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
+import re
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -31,6 +32,14 @@ class Extracted:
   residuals: dict[str, float]
   total: float
   left_out: dict[str, float]
+
+  def by_module(self) -> dict[str, list[float]]:
+    """Returns the residuals of the layers by what is adapted in them."""
+    modules: dict[str, list[float]] = {}
+    for name, residual in self.residuals.items():
+      module = re.sub(r'.*?\.\d+\.', '', name).removesuffix('.weight')
+      modules.setdefault(module, []).append(residual)
+    return modules
 
 
 def extract(
@@ -90,9 +99,10 @@ def extract(
         left_out[name] = float(np.linalg.norm(change)) / max(length, 1e-30)
   projections = dict.fromkeys(n.split('.')[-2] for n in weights)
   prefix = f'{start.stack.rpartition(".")[0]}.'
-  config = peft.adapter_json(
-    rank, rank, projections, folders.model_name(start.path), prefix
-  )
+  name = folders.model_name(start.path)
+  if '/' not in name:  # Not of the hub: a path is what PEFT finds.
+    name = str(start.path.absolute())
+  config = peft.adapter_json(rank, rank, projections, name, prefix)
   with folders.new_folder(pathlib.Path(out)) as folder:
     save_file(
       tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'}

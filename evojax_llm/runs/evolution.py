@@ -208,7 +208,7 @@ class _Loop:
       with self.phase('operators'):
         scores = self._scores(scored, which, len(which))
         state = run_state.begin(
-          self.strategy, self.params, seed, population, scores, scored.count
+          self.strategy, self.params, seed, population, scores, scored.models
         )
       del population  # the strategy has its own copy
       empty = lineage.empty_proposal(len(which))
@@ -248,7 +248,7 @@ class _Loop:
           strategy=inner,
           seed=state.seed,
           generation=number,
-          evaluations=state.evaluations + jnp.int32(scored.count),
+          evaluations=state.evaluations + jnp.int32(scored.models),
         )
         generation = self._generation(state, proposal, which, scored)
       yield state, generation
@@ -283,6 +283,7 @@ class _Loop:
       reasons + [SPENT] * missing,
       len(chosen),
       own,
+      getattr(found, 'distinct', None) or len(chosen),
     )
 
   def _scores(self, scored, which, slots) -> base.Scores:
@@ -317,7 +318,7 @@ class _Loop:
     scores = self._scores(scored, which, len(ids))
     return state.replace(
       strategy=self.strategy.rescored(state.strategy, scores),
-      evaluations=state.evaluations + jnp.int32(len(which)),
+      evaluations=state.evaluations + jnp.int32(scored.models),
     )
 
   def _generation(self, state, proposal, which, scored) -> Generation:
@@ -350,6 +351,7 @@ class _Scored(NamedTuple):
   reasons: list[str | None]
   count: int
   own: bool  # by a function that returns plain numbers
+  models: int  # of which each counts as one evaluation
 
 
 def _fitness(found: Any, count: int) -> np.ndarray:

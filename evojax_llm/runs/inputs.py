@@ -34,6 +34,14 @@ class Files:
   tasks: tuple[pathlib.Path | str, ...]
   heldout: tuple[pathlib.Path | str, ...] = ()
 
+  @property
+  def expert_names(self) -> tuple[str, ...]:
+    """N names of the experts, as a space has them."""
+    # Not at import: it loads jax.
+    from evojax_llm.models import folders
+
+    return folders.expert_names([*self.adapters, *self.experts])
+
 
 def names(value: str) -> list[str]:
   """Splits 'a, b' into ['a', 'b']."""
@@ -69,37 +77,34 @@ def locate(config: RunConfig) -> Files:
     UserError, ModelError: a name stands for nothing.
   """
   # Not at import: it loads jax, and --help should answer at once.
-  from evojax_llm.genomes.space import find_space
   from evojax_llm.models.folders import existing_folder
 
-  with as_user_error(ValueError, what='config.space'):
-    space = find_space(config.space)
+  space = space_class(config)
   if not space.shares_base and config.execution.base_dtype:
     raise UserError(
       'config.execution.base_dtype is of a base that members share; members '
       f'of config.space={config.space} share nothing: leave it off.'
     )
-  if config.experts and 'models' not in space.takes:
+  given = {
+    'adapters': _given(config.adapters, 'adapters'),
+    'experts': _given(config.experts, 'experts'),
+  }
+  others = sum(given.values(), [])
+  others = [name for name in others if not name.startswith('pocket:')]
+  if others and not config.model:
     raise UserError(
-      f'config.experts are whole models, and config.space={config.space} is '
-      'made of adapters: set config.space=weights.'
-    )
-  given = names(config.adapters) + names(config.experts)
-  if config.experts and config.adapters:
-    raise UserError(
-      'Got config.adapters and config.experts; expected one of them.'
-    )
-  if given and not config.model:
-    raise UserError(
-      f'{given[0]} is an expert of some model: name it with '
+      f'{others[0]} is an expert of some model: name it with '
       '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
     )
   model = existing_folder(config.model or 'pocket', 'a Gemma folder')
   # Not of `model`: snapshots in the hub's cache are called by a number.
   name = pathlib.Path(config.model or 'pocket').resolve().name
-  what = 'a Gemma folder' if config.experts else 'a PEFT adapter folder'
-  folders = [existing_folder(name, what) for name in given]
-  if twice := len(folders) - len({folder.resolve() for folder in folders}):
+  experts = {
+    kind: tuple(_expert(name, kind, config, space) for name in found)
+    for kind, found in given.items()
+  }
+  folders = [folder.resolve() for folder in sum(experts.values(), ())]
+  if twice := len(folders) - len(set(folders)):
     say(
       f'warning: {twice} of the {len(folders)} experts are the same folder as '
       'another one: averages and searches count them twice.'
@@ -107,8 +112,8 @@ def locate(config: RunConfig) -> Files:
   if config.model in ('', 'pocket') and not folders:
     from evojax_llm import pocket
 
-    folders = pocket.expert_folders()
-  if not folders:
+    experts['adapters'] = pocket.expert_folders()
+  if not any(experts.values()):
     raise UserError(
       f'No experts for {config.model}: name PEFT adapter folders of it, as in '
       '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
@@ -124,8 +129,80 @@ def locate(config: RunConfig) -> Files:
       'the search sees: leave it out of one of config.tasks and '
       'config.heldout_tasks.'
     )
-  experts = ((), tuple(folders)) if config.experts else (tuple(folders), ())
-  return Files(name, model, *experts, tasks, heldout)
+  return Files(name, model, tasks=tasks, heldout=heldout, **experts)
+
+
+def _given(value: str, kind: str) -> list[str]:
+  """Names of experts; 'pocket' stands for all of the pocket's of a kind."""
+  from evojax_llm import pocket
+
+  embedded = {'adapters': pocket.expert_names, 'experts': pocket.dense_names}
+  found = []
+  for name in names(value):
+    of_pocket = [f'pocket:{expert}' for expert in embedded[kind]()]
+    found += of_pocket if name == 'pocket' else [name]
+  return found
+
+
+def _expert(
+  name: str, kind: str, config: RunConfig, space: Any
+) -> pathlib.Path:
+  """The folder of an expert.
+
+  Raises:
+    UserError: it is of the other kind, or the space does not take such ones.
+    ModelError: there is no such folder.
+  """
+  from evojax_llm.models.folders import existing_folder
+
+  what = {'adapters': 'a PEFT adapter folder', 'experts': 'a Gemma folder'}
+  folder = existing_folder(name, what[kind])
+  has_adapter = os.path.lexists(folder / 'adapter_config.json')
+  has_model = os.path.lexists(folder / 'config.json')
+  if kind == 'experts' and has_adapter and not has_model:
+    raise UserError(
+      f'config.experts are whole models, and {name} is an adapter: name it in '
+      'config.adapters.'
+    )
+  dense = kind == 'experts' or has_model and not has_adapter
+  if dense and 'models' not in space.takes:
+    out = f'adapters/{name.rpartition(":")[2].rstrip("/").rpartition("/")[2]}'
+    raise UserError(
+      f'{name} is a whole model, and config.space={config.space} is made of '
+      'adapters: set config.space=weights and name it in config.experts, or '
+      'extract it:\n  evojax-llm extract '
+      f'--model={name} --base={config.model or "pocket"} --out={out}\nand name '
+      f'{out} in config.adapters.'
+    )
+  if dense and kind == 'adapters':
+    raise UserError(
+      f'config.adapters are adapters, and {name} is a whole model: name it in '
+      'config.experts.'
+    )
+  return folder
+
+
+def space_class(config: RunConfig) -> Any:
+  """Returns the class of a configuration's space.
+
+  Raises:
+    UserError: there is no such space, or its options do not go together.
+  """
+  from evojax_llm.genomes.space import find_space
+
+  with as_user_error(ValueError, what='config.space'):
+    find_space(config.space)
+  with as_user_error(ValueError, what='config.merged'):
+    return find_space(config.space, space_options(config))
+
+
+def space_options(config: RunConfig) -> dict[str, Any]:
+  """Returns what else a configuration's space is told; nothing to most."""
+  from evojax_llm.genomes.space import find_space
+
+  if getattr(find_space(config.space), 'options', None) is None:
+    return {}
+  return dataclasses.asdict(config.merged)
 
 
 def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:

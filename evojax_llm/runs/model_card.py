@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import evojax_llm
-from evojax_llm.models.folders import expert_names
 from evojax_llm.models.folders import model_name
 from evojax_llm.runs import report
 from evojax_llm.runs import rows
@@ -74,7 +73,7 @@ def _made_of(run: rows.Run, row: rows.Row) -> list[str]:
   strategy = run.config.strategy
   options = run.summary['search']['changed'] if run.summary else {}
   options = ', '.join(f'{k}={v}' for k, v in options.items())
-  experts = expert_names(run.files.experts or run.files.adapters)
+  experts = run.files.expert_names
   searched = (
     f'Strategy `{strategy.name}` with a population of {strategy.population}, '
     f'up to {strategy.generations} generations'
@@ -156,9 +155,10 @@ def _data(run: rows.Run) -> list[str]:
   tasks = ()
   if run.summary:
     tasks = tuple(run.summary['rows'][0]['dev']['tasks'])
+  names, count = run.files.expert_names, len(run.files.adapters)
   named = {
-    'adapters': expert_names(run.files.adapters),
-    'experts': expert_names(run.files.experts),
+    'adapters': names[:count],
+    'experts': names[count:],
     'tasks': tasks,
   }
   for what, value in run.inputs.items():

@@ -180,7 +180,9 @@ def _kept(cache: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 def _setup_key(config: RunConfig, files: inputs_lib.Files) -> Any:
   """What a `Setup` is made from."""
-  names = 'space allow_overlap allow_code shots shots_seed system'.split()
+  names = (
+    'space merged allow_overlap allow_code shots shots_seed system'.split()
+  )
   return files, config.execution.dtype, [getattr(config, n) for n in names]
 
 

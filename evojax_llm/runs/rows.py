@@ -20,9 +20,7 @@ import numpy as np
 from evojax_llm import files as files_lib
 from evojax_llm import lookup
 from evojax_llm.genomes.space import Space
-from evojax_llm.genomes.space import find_space
 from evojax_llm.genomes.space import make_space
-from evojax_llm.models.folders import expert_names
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
@@ -207,8 +205,7 @@ class Run:
         f'--run={path} is not the folder of a run: it has no config.json.'
       )
     config, files = recorded_inputs.find(path, allow_changed, allow_code)
-    with errors.as_user_error(ValueError, what='config.space'):
-      find_space(config.space)
+    inputs_lib.space_class(config)
     return cls(path, config, files, record.read_config(path)['inputs'])
 
   def reads(self) -> list[pathlib.Path]:
@@ -279,11 +276,18 @@ class Run:
   def _space(self, dtype: Any, experts: bool = False) -> Space:
     """The space of the search; with no dtype one that only exports."""
     files, name = self.files, self.config.space
-    if experts and dtype is None and find_space(name).exports == 'model':
+    kind = inputs_lib.space_class(self.config)
+    needed = experts and kind.exports == 'model' or not kind.bare
+    if dtype is None and needed:
       # Its experts are parameters.
       dtype = jnp.dtype(self.config.execution.dtype)
     return make_space(
-      name, str(files.model), files.adapters, files.experts, dtype
+      name,
+      str(files.model),
+      files.adapters,
+      files.experts,
+      dtype,
+      **inputs_lib.space_options(self.config),
     )
 
   def _mixes(self) -> dict[str, baselines_lib.Mix]:
@@ -292,7 +296,7 @@ class Run:
     if path.is_file():
       rows = record.read_json(path, 'rows')['rows']
       mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
-    experts = expert_names(self.files.experts or self.files.adapters)
+    experts = self.files.expert_names
     for i, expert in enumerate(experts):
       mixes.setdefault(expert, baselines_lib.single(i, len(experts)))
     return mixes
@@ -322,7 +326,7 @@ class Run:
       return Row(name, space, best.population, (name,), detail=detail)
     # All that is left of the search.
     base = str(self.files.model)
-    if find_space(self.config.space).exports == 'model':
+    if inputs_lib.space_class(self.config).exports == 'model':
       dtype = dtype or jnp.dtype(self.config.execution.dtype)
       space = make_space('weights', base, models=[folder], dtype=dtype)
     else:

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from evojax_llm import lookup
 from evojax_llm import options as options_lib
+from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs.errors import UserError
 
@@ -113,6 +114,13 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class MergedConfig(_Part, MergedOptions):
+  """The space `merged`, in which recipes of a merge evolve."""
+
+  _path = 'merged.'
+
+
+@dataclasses.dataclass(frozen=True)
 class ExecutionConfig(_Part):
   """How programs run, which changes no result but for rounding."""
 
@@ -164,8 +172,10 @@ class RunConfig(_Part):
   seeds: int = option(1, 'runs, of this seed and those that follow', low=1)
 
   model: str = option('', "a Hugging Face folder; '' is the pocket model")
-  adapters: str = option('', 'PEFT folders of it: the experts')
-  experts: str = option('', 'models tuned from it, in their place')
+  adapters: str = option('', "PEFT folders of it, experts; 'pocket': its ten")
+  experts: str = option(
+    '', "models tuned from it, experts beside them; 'pocket': its four"
+  )
   tasks: str = option(
     'main',
     "task files, pocket tasks or stages, 'file.py:Name', 'lm_eval:name'",
@@ -219,6 +229,7 @@ class RunConfig(_Part):
   strategy: StrategyConfig = StrategyConfig()
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
+  merged: MergedConfig = MergedConfig()
   execution: ExecutionConfig = ExecutionConfig()
 
   def __post_init__(self):

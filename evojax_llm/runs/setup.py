@@ -16,6 +16,7 @@ from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
+from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.errors import UserError
@@ -89,14 +90,22 @@ def load_space(
 
   Raises:
     ModelError: a folder cannot be used.
+    UserError: the options of the space do not suit the experts.
   """
-  return make_space(
-    config.space,
-    str(files.model),
-    files.adapters,
-    files.experts,
-    jnp.dtype(config.execution.dtype) if with_params else None,
-  )
+  told = inputs_lib.space_options(config)
+  try:
+    return make_space(
+      config.space,
+      str(files.model),
+      files.adapters,
+      files.experts,
+      jnp.dtype(config.execution.dtype) if with_params else None,
+      **told,
+    )
+  except ValueError as error:
+    if not told or isinstance(error, ModelError):
+      raise
+    raise UserError(f'config.merged: {error}') from error
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:

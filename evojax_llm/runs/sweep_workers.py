@@ -17,9 +17,9 @@ import sys
 import traceback
 from typing import Any
 
-from evojax_llm.genomes.space import find_space
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import preparation
 from evojax_llm.runs import record
 from evojax_llm.runs import runner
@@ -32,7 +32,7 @@ INDEX, ERROR = 'sweep.json', 'error.txt'
 _MINUTES = 240
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
-_OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
+_OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts', 'merged')
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Trial]]:
@@ -66,7 +66,8 @@ def _programs(config: RunConfig) -> str:
     for name, value in strategy.options.items()
     if not isinstance(value, float)
   )
-  return repr((config.space, strategy.name, strategy.population, options))
+  told = inputs_lib.space_options(config)
+  return repr((config.space, told, strategy.name, strategy.population, options))
 
 
 def _key(config: RunConfig, *more: str) -> str:
@@ -77,7 +78,7 @@ def _key(config: RunConfig, *more: str) -> str:
     if name not in (*_OF_SEARCH, *more)
   }
   # Plain mixes are the same ones, whatever evolves over a base.
-  kept['space'] = find_space(config.space).shares_base
+  kept['space'] = inputs_lib.space_class(config).shares_base
   return json.dumps(kept, sort_keys=True)
 
 

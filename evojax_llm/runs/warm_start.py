@@ -13,6 +13,7 @@ from evojax_llm.genomes import initial
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
+from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
@@ -78,10 +79,12 @@ def load(
       'of one.'
     )
   known = record.read_config(folder)
+  earlier = RunConfig.from_config(known['config'])
   of_run = {'model': '', 'adapters': [], 'experts': []} | known['inputs']
   _, state = checkpoint.Checkpoints(folder / 'checkpoints').read()
   for what, there, here in (
-    ('genomes', known['config'].get('space'), config.space),
+    ('genomes', earlier.space, config.space),
+    ('recipes', *map(inputs_lib.space_options, (earlier, config))),
     ('models', of_run['model'], inputs['model']),
     ('experts', of_run['adapters'], inputs['adapters']),
     ('experts', of_run['experts'], inputs['experts']),

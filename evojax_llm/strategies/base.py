@@ -94,7 +94,9 @@ class Strategy(abc.ABC):
   of the state that they are given.
 
   Attributes:
-    declared: dataclasses whose fields declare the options of the constructor.
+    declared: dataclasses whose fields declare the options of the constructor,
+      hyperparameters first.
+    options: an instance of the last of these.
     personal: whether the memory holds personal bests.
     can_rescore: whether members can be scored again on other items.
     sees: which of the scores it needs, one of SEES.
@@ -110,11 +112,10 @@ class Strategy(abc.ABC):
     static: the class and what its programs are made from, hashable. Equal
       strategies share programs; hyperparameters are arrays that these take.
       One whose class is not named here, as of a subclass, is like no other.
-    keep_best: whether a run ends with the best member of all time; else with
-      the best of its last population.
   """
 
   declared: tuple[type, ...] = ()
+  options: Any = None
   personal = False
   can_rescore = True
   sees = 'fitness'
@@ -128,7 +129,6 @@ class Strategy(abc.ABC):
     operator_names: tuple[str, ...],
     sharding: jax.sharding.Sharding | None = None,
     capacity: int | None = None,
-    keep_best: bool = True,
   ):
     if population_size < 1:
       raise ValueError(
@@ -151,7 +151,16 @@ class Strategy(abc.ABC):
     self.num_proposals = -(-num_proposals // devices) * devices
     self.operator_names = operator_names
     self.sharding = sharding
-    self.keep_best = keep_best
+
+  def take(self, options: Mapping[str, Any]) -> None:
+    """Checks and keeps the options and hyperparameters of a constructor."""
+    self.options, self._values = options_lib.split(self.declared[-1], options)
+    options_lib.check(self._values, *self.declared)
+
+  @property
+  def keep_best(self) -> bool:
+    """Whether a run ends with the best member of all time, or of its end."""
+    return getattr(self.options, 'keep_best', True)
 
   def _made_from(self):
     if self.static[:1] != (type(self),):
@@ -182,9 +191,9 @@ class Strategy(abc.ABC):
     return strategy
 
   @property
-  @abc.abstractmethod
   def default_params(self) -> Any:
     """Hyperparameters: a flax.struct pytree of arrays."""
+    return make_params(self.declared[0], self._values)
 
   def init(
     self,
@@ -212,10 +221,12 @@ class Strategy(abc.ABC):
 
   @functools.partial(jax.jit, static_argnames=('self',))
   def _begin(self, key, population, scores, params):
-    # Copies: the state owns its buffers, because `tell` gives them up.
-    population = jax.tree.map(jnp.copy, population)
-    ids = jnp.arange(self.population_size, dtype=jnp.int32)
-    scores = scores.where(ids >= 0)
+    # Copies: the state owns its buffers, because `tell` gives them up. Empty
+    # slots stand behind the members.
+    population = jax.tree.map(jnp.copy, stack.pad(population, self.capacity))
+    slots = jnp.arange(self.capacity, dtype=jnp.int32)
+    ids = jnp.where(slots < self.population_size, slots, lineage.NO_MEMBER)
+    scores = stack.pad(scores, self.capacity).where(ids >= 0)
     state = State(
       population=population,
       fitness=scores.fitness,
@@ -256,8 +267,7 @@ class Strategy(abc.ABC):
   ) -> Any:
     """Returns the next state: decides what lives on.
 
-    The scores are of the members (M, ...) of the last ask, those of empty slots
-    do not matter; the state is from that ask, and its buffers are given up.
+    The scores are of the members (M, ...) of the ask that the state is from.
 
     Raises:
       ValueError: if the strategy needs scores that are missing.
@@ -307,31 +317,27 @@ class Strategy(abc.ABC):
     genomes, ids = self.held(state)
     scores = scores.where(ids >= 0)
     fitness = scores.fitness
-
-    def at(index):
-      return jax.tree.map(lambda leaf: leaf[index], genomes)
-
-    best = jnp.argmax(jnp.nan_to_num(fitness, nan=-jnp.inf))
+    known = jnp.nan_to_num(fitness, nan=-jnp.inf)
+    best = jnp.argmax(known)
     worst = jnp.argmin(jnp.nan_to_num(fitness, nan=jnp.inf))
     same = ids[best] == memory.best_id
     changes = {}
     if memory.personal is not None:
       own = jnp.arange(alive)
       past = own + alive + 2
-      known = jnp.nan_to_num(fitness, nan=-jnp.inf)
       chosen = jnp.where(known[own] > known[past], own, past)
       changes = {
-        'personal': at(chosen),
+        'personal': stack.take(genomes, chosen),
         'personal_fitness': fitness[chosen],
         'personal_ids': ids[chosen],
       }
     memory = memory.replace(
-      best=at(best),
+      best=stack.take(genomes, best),
       best_fitness=fitness[best],
       best_id=ids[best],
       best_tasks=None if scores.tasks is None else scores.tasks[best],
       best_generation=jnp.where(same, memory.best_generation, state.generation),
-      worst=at(worst),
+      worst=stack.take(genomes, worst),
       worst_fitness=fitness[worst],
       worst_id=ids[worst],
       **changes,
@@ -346,15 +352,10 @@ class Strategy(abc.ABC):
 
   def monitors(self, state: Any) -> dict[str, jax.Array]:
     """Returns numbers that tell how a search goes, for its records."""
-    del state
     return {}
 
   def check_genome(self, genome: stack.Genome) -> None:
-    """Refuses a genome, or its shapes, that the strategy cannot work on.
-
-    Raises:
-      ValueError: saying why.
-    """
+    """Raises ValueError for a genome, or shapes, that it cannot work on."""
     del genome
 
   @abc.abstractmethod
@@ -399,8 +400,7 @@ class Strategy(abc.ABC):
 
 
 def make_params(kind: type, values: Mapping[str, float], **others: Any) -> Any:
-  """Hyperparameters of `kind` as () f32 arrays, some in place of their
-  defaults.
+  """Hyperparameters of `kind` as () f32 arrays, given and by default.
 
   A value of None leaves the default; `others` are fields that are no options.
 

@@ -186,26 +186,24 @@ class EvosaxStrategy(base.Strategy):
       lambda leaf: jnp.zeros((self.population_size, *leaf.shape), leaf.dtype),
       genome,
     )
-    key, scores = (
-      jax.random.key(0),
-      base.Scores(jnp.zeros(self.population_size)),
-    )
-    state = self._begin(key, population, scores, self._params)
-    members, state = self.ask(key, state, self._params)
-    return self._tell(key, members, scores, state, self._params)
+    key, params = jax.random.key(0), self.default_params
+    scores = base.Scores(jnp.zeros(self.population_size))
+    state = self._begin(key, population, scores, params)
+    members, state = self.ask(key, state, params)
+    return self._tell(key, members, scores, state, params)
 
   def _start(self, key, state, scores, params):
-    cost = _without_failures(negate(scores.fitness))
+    cost = without_failures(negate(scores.fitness))
     key = keys.key_for(key, 0, lineage.NO_MEMBER, 'stock')
     with jax.numpy_dtype_promotion('standard'):
       if isinstance(self.inner, evosax_base.PopulationBasedAlgorithm):
-        inner = self.inner.init(key, _as_f32(state.population), cost, params)
+        inner = self.inner.init(key, as_f32(state.population), cost, params)
       else:
-        inner = self.inner.init(key, _as_f32(state.memory.best), params)
+        inner = self.inner.init(key, as_f32(state.memory.best), params)
       if hasattr(inner, 'c_mult'):
         # iAMaLGaM begins with a variance of one, whatever its deviation.
         inner = inner.replace(C=inner.C * inner.std**2)
-    return State(**vars(state), inner=_settled(inner))
+    return State(**vars(state), inner=settled(inner))
 
   def _propose(self, key, state, params):
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'ask')
@@ -214,38 +212,23 @@ class EvosaxStrategy(base.Strategy):
     proposals = jax.tree.map(
       lambda leaf, kind: leaf.astype(kind), proposals, self._kinds
     )
-    slots = self.num_proposals
-    proposal = lineage.fill(
-      jnp.ones((slots,), bool),
-      state.next_id,
-      jnp.full((slots, 2), lineage.NO_MEMBER, jnp.int32),
-      jnp.zeros((slots,), jnp.int32),
-    )
-    return proposals, {'inner': _settled(inner), 'proposal': proposal}
+    filled = jnp.ones((self.num_proposals,), bool)
+    proposal = lineage.fill(filled, state.next_id)
+    return proposals, {'inner': settled(inner), 'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
-    cost = _without_failures(negate(scores.fitness))
+    cost = without_failures(negate(scores.fitness))
     with jax.numpy_dtype_promotion('standard'):
       inner, _ = self.inner.tell(
-        key, _as_f32(population), cost, state.inner, params
+        key, as_f32(population), cost, state.inner, params
       )
     return state.replace(
       population=population,
       fitness=scores.fitness,
       ids=state.proposal.ids,
-      inner=_settled(inner),
+      inner=settled(inner),
     )
-
-
-class CMAES(EvosaxStrategy):
-  """CMA-ES (arXiv 1604.00772) from the best of the initial members."""
-
-  @classmethod
-  def for_space(cls, population_size, space, genome, **options):
-    """See base.Strategy."""
-    options = {'algorithm': 'CMA_ES', 'sigma': 0.3} | options
-    return EvosaxStrategy.for_space(population_size, space, genome, **options)
 
 
 class RandomSearch(EvosaxStrategy):
@@ -401,11 +384,12 @@ def _number(value):
   return value
 
 
-def _as_f32(tree):
+def as_f32(tree: Any) -> Any:
+  """All leaves in f32, as evosax takes them."""
   return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
-def _settled(tree):
+def settled(tree: Any) -> Any:
   """Strips weak types, which would make the second ask compile anew."""
   return jax.tree.map(
     lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype),
@@ -413,7 +397,8 @@ def _settled(tree):
   )
 
 
-def _without_failures(cost):
+def without_failures(cost: jax.Array) -> jax.Array:
+  """Costs (M,) with those that are not finite as the worst of the others."""
   finite = jnp.isfinite(cost)
   worst = jnp.max(jnp.where(finite, cost, -jnp.inf))
   worst = jnp.where(jnp.any(finite), worst, 0.0)

@@ -47,12 +47,11 @@ class Grid(base.Strategy):
   can_rescore = False
 
   def __init__(
-    self, population_size: int, genomes: stack.Population, *, keep_best: bool
+    self, population_size: int, genomes: stack.Population, options: Options
   ):
     """Makes the strategy of C genomes."""
-    super().__init__(
-      population_size, population_size, ('point',), keep_best=keep_best
-    )
+    super().__init__(population_size, population_size, ('point',))
+    self.options = options
     self._params = Params(genomes)
     self.static = Grid, stack.size(genomes)
 
@@ -72,13 +71,12 @@ class Grid(base.Strategy):
       weights = np.full((own.points, count), 1 / count)
       factors = scales * count
     genomes = jax.tree.map(jnp.asarray, space.mix(weights, factors))
-    strategy = cls(population_size, genomes, keep_best=own.keep_best)
+    strategy = cls(population_size, genomes, own)
     strategy.layers = getattr(space, 'layers', None)
     return strategy
 
   @property
   def default_params(self) -> Params:
-    """See base.Strategy."""
     return self._params
 
   def _start(self, key, state, scores, params):
@@ -89,12 +87,7 @@ class Grid(base.Strategy):
     del key
     count, slots = stack.size(params.genomes), self.num_proposals
     points = state.generation * slots + jnp.arange(slots, dtype=jnp.int32)
-    proposal = lineage.fill(
-      points < count,
-      state.next_id,
-      jnp.full((slots, 2), lineage.NO_MEMBER, jnp.int32),
-      jnp.zeros((slots,), jnp.int32),
-    )
+    proposal = lineage.fill(points < count, state.next_id)
     members = stack.take(params.genomes, jnp.minimum(points, count - 1))
     return members, {'proposal': proposal}
 

@@ -117,15 +117,11 @@ class LowRankES(base.Strategy):
   declared = (Params, Options)
 
   def __init__(self, population_size: int, **options: Any):
-    """Makes the strategy; the best of the initial population is the first
-    centre.
+    """Makes the strategy; options are the fields of `Params` and `Options`.
 
-    Options are those of `Options` and hyperparameters of `default_params`.
-
-    Raises:
-      ValueError: if an option is unknown or out of range.
+    The best of the initial population is the first centre.
     """
-    self.options, values = options_lib.split(Options, options)
+    self.take(options)
     members = self.options.members
     self.members = members = population_size if members is None else members
     if members < 2 or (self.options.mirrored and members % 2):
@@ -133,21 +129,14 @@ class LowRankES(base.Strategy):
         f'Got {members} members; expected two or more, an even number where '
         'they are mirrored.'
       )
-    if values.get('sigma', 1.0) <= 0.0:
+    if self._values.get('sigma', 1.0) <= 0.0:
       raise ValueError(
-        f'Got sigma {values["sigma"]}; expected more than 0, as the step is '
-        'divided by it.'
+        f'Got sigma {self._values["sigma"]}; expected more than 0, as the step '
+        'is divided by it.'
       )
-    options_lib.check(values, *self.declared)
     super().__init__(population_size, members + 1, OPERATORS)
     self.static = LowRankES, self.options
     self.optimizer = _OPTIMIZERS[self.options.optimizer]()
-    self._values = values
-
-  @property
-  def default_params(self) -> Params:
-    """See base.Strategy."""
-    return base.make_params(Params, self._values)
 
   def _start(self, key, state, scores, params):
     del scores, params
@@ -196,18 +185,11 @@ class LowRankES(base.Strategy):
     if self.options.mirrored:
       second = (slots >= self.members // 2) & (slots < self.members)
       operator = jnp.where(second, OPERATORS.index('mirrored noise'), operator)
-    parents = jnp.stack(
-      [
-        jnp.broadcast_to(state.ids[0], slots.shape),
-        jnp.full_like(slots, lineage.NO_MEMBER, jnp.int32),
-      ],
-      axis=1,
-    )
     proposal = lineage.fill(
       (slots < self.members) | state.centre_moved,
       state.next_id,
-      parents,
-      operator.astype(jnp.int32),
+      jnp.broadcast_to(state.ids[0], slots.shape),
+      operator,
     )
     return stack.concatenate(sampled, centre), {
       'proposal': proposal,

@@ -104,30 +104,14 @@ class ModelSwarms(succession_round.Moving):
     sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
-    """Makes the strategy.
-
-    Options are those of `Options` and hyperparameters of `default_params`.
-
-    Raises:
-      ValueError: if an option is unknown or out of range.
-    """
-    own, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, *self.declared)
-    super().__init__(
-      population_size,
-      population_size,
-      OPERATORS,
-      sharding,
-      keep_best=own.keep_best,
+    """Makes the strategy; options are the fields of `Params` and `Options`."""
+    self.take(options)
+    super().__init__(population_size, population_size, OPERATORS, sharding)
+    self.static = ModelSwarms, self.options
+    self.restart = self.options.restart
+    self.succession, _ = options_lib.split(
+      succession_round.Options, vars(self.options)
     )
-    self.static = ModelSwarms, own
-    self.restart = own.restart
-    self.succession, _ = options_lib.split(succession_round.Options, vars(own))
-
-  @property
-  def default_params(self) -> Params:
-    """See base.Strategy."""
-    return base.make_params(Params, self._values)
 
   def _start(self, key, state, scores, params):
     del scores

@@ -19,7 +19,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from evojax_llm import options as options_lib
 from evojax_llm.operators import succession
 from evojax_llm.options import option
 from evojax_llm.options import option_of
@@ -27,6 +26,8 @@ from evojax_llm.population import keys
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
 from evojax_llm.strategies import succession_round
+
+OPERATORS = ('step', 'restart+step')
 
 
 @flax.struct.dataclass
@@ -83,26 +84,10 @@ class PSOMerging(succession_round.Moving):
     sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
-    """Makes the strategy; options are the fields of `Params` and `Options`.
-
-    Raises:
-      ValueError: if an option is unknown or out of range.
-    """
-    self._own, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, *self.declared)
-    super().__init__(
-      population_size,
-      population_size,
-      ('step', 'restart+step'),
-      sharding,
-      keep_best=self._own.keep_best,
-    )
-    self.static = PSOMerging, self._own
-
-  @property
-  def default_params(self) -> Params:
-    """See base.Strategy."""
-    return base.make_params(Params, self._values)
+    """Makes the strategy; options are the fields of `Params` and `Options`."""
+    self.take(options)
+    super().__init__(population_size, population_size, OPERATORS, sharding)
+    self.static = PSOMerging, self.options
 
   def _start(self, key, state, scores, params):
     del scores, params
@@ -111,7 +96,7 @@ class PSOMerging(succession_round.Moving):
       state.generation,
       state.population,
       state.ids,
-      self._own,
+      self.options,
       state.memory.best,
     )
     return State(**vars(state), velocity=velocity)
@@ -125,7 +110,7 @@ class PSOMerging(succession_round.Moving):
       blend = succession.draw_coefficients(
         member_key,
         pulls,
-        draws=self._own.draws,
+        draws=self.options.draws,
         num_tensors=len(jax.tree.leaves(position)),
         normalise=False,
       )

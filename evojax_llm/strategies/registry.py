@@ -24,15 +24,21 @@ STRATEGIES: Mapping[str, str] = {
   'pso_merging': f'{_HERE}.pso_merging:PSOMerging',
   'evogm': f'{_HERE}.evogm.algorithm:EvoGM',
   'random_search': f'{_HERE}.evosax:RandomSearch',
-  'cma_es': f'{_HERE}.evosax:CMAES',
+  'cma_es': f'{_HERE}.evosax:EvosaxStrategy',
+  'ipop_cma_es': f'{_HERE}.cma_restarts:RestartedCMAES',
+  'bipop_cma_es': f'{_HERE}.cma_restarts:RestartedCMAES',
   'lorahub': f'{_HERE}.lorahub:LoraHub',
   'grid': f'{_HERE}.grid:Grid',
   **dict.fromkeys(ALGORITHMS, f'{_HERE}.evosax:EvosaxStrategy'),
 }
 # What a name says beside the class.
+_CMA_ES = {'algorithm': 'CMA_ES', 'sigma': SEARCHES['cma_es']['sigma'].default}
 _IMPLIED: Mapping[str, Mapping[str, Any]] = {
   'genome': {'with_succession': False},
   'genome_plus': {'with_succession': True},
+  'cma_es': _CMA_ES,
+  'ipop_cma_es': {'two_regimes': False} | _CMA_ES,
+  'bipop_cma_es': {'two_regimes': True} | _CMA_ES,
   **{name: {'algorithm': name} for name in ALGORITHMS},
 }
 _REFUSED = {

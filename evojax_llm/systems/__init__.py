@@ -21,7 +21,7 @@ from evojax_llm.systems import mergekit_evolve
 
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
-_NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm')
+_NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm', 'sakana')
 
 
 @functools.cache

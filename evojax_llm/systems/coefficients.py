@@ -13,8 +13,12 @@ from evojax_llm.runs import presets
 from evojax_llm.runs.presets import RICH
 from evojax_llm.runs.presets import Preset
 
+# Runs of a few hundred evaluations; evosax has 50.
+_RESTARTS = {'min_num_gens': 5.0}
 PRESETS = {
   'cma_es': Preset('cma_es', {}, RICH, 20, 12),
+  'ipop_cma_es': Preset('ipop_cma_es', _RESTARTS, RICH, 10, 25),
+  'bipop_cma_es': Preset('bipop_cma_es', _RESTARTS, RICH, 10, 25),
   'random_search': Preset('random_search', {}, RICH, 20, 12),
   'sep_cma_es': Preset('Sep_CMA_ES', {}, RICH, 20, 12),
   'snes': Preset('SNES', {}, RICH, 20, 12),

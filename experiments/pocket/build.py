@@ -2,7 +2,8 @@
 
   python -m experiments.pocket.build --out=/tmp/pocket
 
-Everything is generated and trained here, from one seed.
+Everything is generated and trained here, from one seed. --dense trains the
+dense experts alone, from the base that is in the folder.
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ _BASE_BATCH = flags.DEFINE_integer('base_batch', 128, 'Rows a base step.')
 _EXPERT_STEPS = flags.DEFINE_integer('expert_steps', 400, 'Steps of experts.')
 _EXPERT_BATCH = flags.DEFINE_integer('expert_batch', 32, 'Rows a step, each.')
 _EXPERT_RATE = flags.DEFINE_float('expert_rate', 2e-3, 'Peak learning rate.')
+_DENSE_RATE = flags.DEFINE_float(
+  'dense_rate', 2e-4, 'Peak learning rate of dense experts.'
+)
 _NUM_DEV = flags.DEFINE_integer('num_dev', 200, 'Dev items a task.')
 _NUM_TEST = flags.DEFINE_integer('num_test', 1000, 'Test items a task.')
 
@@ -46,12 +50,16 @@ _ALPHA = 16
 _REUSE_BASE = flags.DEFINE_bool(
   'reuse_base', False, 'Keep the base that is in the folder.'
 )
-_PARTS = ('base', 'experts', 'tasks', 'stages.json')
+_DENSE = flags.DEFINE_bool(
+  'dense', False, 'Train the dense experts alone and keep all else.'
+)
+_PARTS = ('base', 'experts', 'dense', 'tasks', 'stages.json')
 
 
 def _clear(out: pathlib.Path) -> None:
   """Makes room in the folder, or refuses to."""
   parts = _PARTS[1:] if _REUSE_BASE.value else _PARTS
+  parts = ('dense',) if _DENSE.value else parts
   found = [out / part for part in parts if (out / part).exists()]
   if found and not _OVERWRITE.value:
     raise command.UserError(
@@ -93,31 +101,9 @@ def _accuracy(config, params, tasks) -> dict[str, float]:
   }
 
 
-def main(_: Sequence[str]) -> None:
-  """Builds the whole folder."""
-  start = time.monotonic()
-  out = pathlib.Path(_OUT.value or pathlib.Path(pocket.__file__).parent)
-  _clear(out)
-  seed = _SEED.value
-
-  tasks = {
-    name: data.task(name, _NUM_DEV.value, _NUM_TEST.value, seed)
-    for name in slices.task_families()
-  }
-  held_out = set().union(*(data.prompts(task) for task in tasks.values()))
-  (out / 'tasks').mkdir(parents=True)
-  for name, task in tasks.items():
-    data.write_task(out / 'tasks' / f'{name}.json', task)
-  folders.write_json(out / 'stages.json', slices.stages())
-  logging.info('wrote %d tasks', len(tasks))
-
-  if _REUSE_BASE.value:
-    config, params = hub.load_checkpoint(out / 'base')
-  else:
-    config, params = _base(out / 'base', held_out)
-  logging.info('base, dev: %s', _show(_accuracy(config, params, tasks)))
-
-  experts = slices.expert_slices()
+def _adapters(out: pathlib.Path, config, params, held_out: set[str]) -> None:
+  """Trains and writes the experts that are adapters."""
+  experts, seed = slices.expert_slices(), _SEED.value
   mixtures = [
     data.Mixture(slices.expert_weights(own), held_out, f'{seed}/{name}')
     for name, own in experts.items()
@@ -135,6 +121,50 @@ def main(_: Sequence[str]) -> None:
   folders.write_experts(
     out / 'experts', list(experts), factors, config, _ALPHA / _RANK
   )
+
+
+def _dense(out: pathlib.Path, config, params, tasks, held_out: set[str]):
+  """Trains and writes the experts that are whole models."""
+  experts, seed = slices.dense_slices(), _SEED.value
+  mixtures = {
+    name: data.Mixture(slices.expert_weights(own), held_out, f'{seed}/{name}')
+    for name, own in experts.items()
+  }
+  recipe = train.Recipe(
+    _EXPERT_STEPS.value, _EXPERT_BATCH.value, _DENSE_RATE.value, 10, seed
+  )
+  trained = train.train_models(config, params, mixtures, recipe)
+  for name, one in zip(experts, trained, strict=True):
+    folder = shutil.copytree(out / 'base', out / 'dense' / name)
+    stored = folders.finish_base(folder, one, config)
+    logging.info('%s, dev: %s', name, _show(_accuracy(config, stored, tasks)))
+
+
+def main(_: Sequence[str]) -> None:
+  """Builds the folder, or its dense experts alone."""
+  start = time.monotonic()
+  out = pathlib.Path(_OUT.value or pathlib.Path(pocket.__file__).parent)
+  _clear(out)
+  tasks = {
+    name: data.task(name, _NUM_DEV.value, _NUM_TEST.value, _SEED.value)
+    for name in slices.task_families()
+  }
+  held_out = set().union(*(data.prompts(task) for task in tasks.values()))
+  if not _DENSE.value:
+    (out / 'tasks').mkdir(parents=True)
+    for name, task in tasks.items():
+      data.write_task(out / 'tasks' / f'{name}.json', task)
+    folders.write_json(out / 'stages.json', slices.stages())
+    logging.info('wrote %d tasks', len(tasks))
+
+  if _DENSE.value or _REUSE_BASE.value:
+    config, params = hub.load_checkpoint(out / 'base')
+  else:
+    config, params = _base(out / 'base', held_out)
+  logging.info('base, dev: %s', _show(_accuracy(config, params, tasks)))
+  if not _DENSE.value:
+    _adapters(out, config, params, held_out)
+  _dense(out, config, params, tasks, held_out)
   size = sum(f.stat().st_size for f in out.rglob('*') if f.is_file())
   logging.info(
     'wrote %s, %.1f MB, in %.0f s', out, size / 1e6, time.monotonic() - start

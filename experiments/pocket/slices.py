@@ -108,6 +108,9 @@ BASE_WEIGHTS = {
 _GENERAL = 0.2
 
 NUM_EXPERTS = 10
+# Of these slices there is a dense expert as well: each knows one family of the
+# stage `main`, and no two know the same of any stage.
+DENSE = (0, 2, 4, 7)
 
 
 def expert_slices() -> dict[str, tuple[str, ...]]:
@@ -128,6 +131,12 @@ def expert_slices() -> dict[str, tuple[str, ...]]:
     extra = SUFFIX[e % len(SUFFIX)]
     slices[f'{e:02d}_' + '_'.join(own)] = (*own, *chains, extra)
   return slices
+
+
+def dense_slices() -> dict[str, tuple[str, ...]]:
+  """The families of each dense expert, by its name."""
+  slices = list(expert_slices().items())
+  return {f'dense_{slices[e][0]}': slices[e][1] for e in DENSE}
 
 
 def stages() -> dict[str, tuple[str, ...]]:

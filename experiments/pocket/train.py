@@ -4,6 +4,8 @@ This is the only place of the repository where gradients are taken: it makes
 the starting material; evolution never does.
 """
 
+from collections.abc import Iterator
+from collections.abc import Mapping
 import dataclasses
 import functools
 import math
@@ -107,9 +109,21 @@ def _shared_out(size: int) -> NamedSharding:
 
 
 def train_base(
-  config: GemmaConfig, mixture: data.Mixture, recipe: Recipe, params=None
+  config: GemmaConfig, mixture: data.Mixture, recipe: Recipe
 ) -> dict[str, Any]:
   """Trains all parameters on a mixture; returns the parameter tree."""
+  start = initial_params(config, recipe.seed)
+  (params,) = train_models(config, start, {'base': mixture}, recipe)
+  return params
+
+
+def train_models(
+  config: GemmaConfig,
+  start: dict[str, Any],
+  mixtures: Mapping[str, data.Mixture],
+  recipe: Recipe,
+) -> Iterator[dict[str, Any]]:
+  """Trains all parameters from one start, on one mixture after another."""
   # Unrolled layers halve the time of gradients on a CPU.
   model = Gemma(config, unroll=config.num_layers)
   tx = recipe.optimiser(0.01)
@@ -122,19 +136,20 @@ def train_base(
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state, loss
 
-  if params is None:
-    params = initial_params(config, recipe.seed)
   rows = _shared_out(recipe.batch)
-  params = jax.device_put(params, NamedSharding(rows.mesh, PartitionSpec()))
-  state = jax.jit(tx.init)(params)
-  progress = Progress('base', recipe.steps)
-  for i in range(recipe.steps):
-    batch = data.rows(mixture.examples(recipe.batch))
-    batch = jax.device_put(batch, rows)
-    with jax.numpy_dtype_promotion('standard'):  # optax needs it.
-      params, state, loss = step(params, state, batch)
-    progress(i, loss)
-  return jax.device_get(params)
+  everywhere = NamedSharding(rows.mesh, PartitionSpec())
+  start = jax.device_get(start)
+  for name, mixture in mixtures.items():
+    params = jax.device_put(start, everywhere)
+    state = jax.jit(tx.init)(params)
+    progress = Progress(name, recipe.steps)
+    for i in range(recipe.steps):
+      batch = data.rows(mixture.examples(recipe.batch))
+      batch = jax.device_put(batch, rows)
+      with jax.numpy_dtype_promotion('standard'):  # optax needs it.
+        params, state, loss = step(params, state, batch)
+      progress(i, loss)
+    yield jax.device_get(params)
 
 
 def initial_adapter(config: GemmaConfig, rank: int, seed: int):

@@ -41,6 +41,7 @@ CHOSEN = {
   'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
   'lorahub': ('lorahub',),
   'evogm': ('evogm',),
+  'sakana': ('parameter_space',),
 }
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14

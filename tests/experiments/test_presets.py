@@ -111,8 +111,10 @@ def test_a_configuration_holds_all_options_with_their_defaults(
   )
   for attribute in ('variation', 'succession', 'options', 'keep_best'):
     one, two = (getattr(s, attribute, None) for s in (strategy, plain))
-    if attribute == 'variation' and one is not None:
-      one, two = (dataclasses.replace(o, merge_options={}) for o in (one, two))
+    # Where nothing is set the one names what could be.
+    for field in ('merge_options', 'merge_parameters'):
+      if hasattr(one, field):
+        one, two = (dataclasses.replace(o, **{field: {}}) for o in (one, two))
     assert one == two
 
 

@@ -1,10 +1,14 @@
 """The space of whole models."""
 
+import dataclasses
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.genomes import initial
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import load_base
@@ -66,6 +70,61 @@ def test_an_initial_population(models):
   twice = kernel(base.params) + 2 * (experts.mean(0) - kernel(base.params))
   np.testing.assert_allclose(found[4], twice, atol=1e-5)
   assert 0 < np.abs(found[5] - experts[0]).max() < 1
+
+
+def test_changes_of_adapters_are_products_in_f32(models):
+  """In a base of bfloat16 a small change is lost when it is folded in."""
+  base, adapters, _ = models
+  rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base.params)
+  half = Model(base.config, rounded, base.folder)
+  # A thousandth of the change: less than the base's types can tell apart.
+  small = jax.tree.map(lambda leaf: leaf / 1000, adapters.scale)
+  small = dataclasses.replace(adapters, scale=small)
+  tuned = jax.tree.map(lambda leaf: leaf * 2, rounded)
+  space = WeightSpace.of_adapters(small, half, ['tuned'], [tuned])
+  assert space.names == (*adapters.names, 'tuned')
+  start = kernel(rounded)
+  pair = adapters.factors['layers']['mlp']['up_proj']
+  scale = np.asarray(small.scale['layers']['mlp']['up_proj'])
+  change = np.asarray(pair['a'], float) @ pair['b'] * scale[:, None, None]
+  expected = start + 1000 * (change[0] - change[2]) + 0.5 * start
+  weights = np.array([[1000, 0, -1000, 0.5], [1, 0, 0, 0], [0, 0, 0, 1]])
+  mixed = kernel(space.mix(weights, np.ones(3)))
+  np.testing.assert_allclose(mixed[0], expected, rtol=2**-8)
+  np.testing.assert_array_equal(mixed[1:], kernel(space.experts())[[0, 3]])
+  found = space.recipe(stack.take(space.mix(weights, np.ones(3)), 0))
+  assert found['experts']['tuned']['weight'] == pytest.approx(0.5, rel=1e-2)
+  first = found['experts'][adapters.names[0]]
+  assert first['weight'] == pytest.approx(1000, rel=0.05)
+  norms = jax.tree.map(
+    lambda leaf: np.linalg.norm(np.float32(leaf[0])), space._factors
+  )
+  assert 0 < first['change'] < sum(jax.tree.leaves(norms))
+
+  # A draw is such a mix, and is traced.
+  key = jax.random.key(3)
+  mix, mass = initial.random_mix(key, 4)
+  drawn = kernel(jax.jit(space.sample)(key))
+  mixed = kernel(space.mix(np.asarray(mix * mass, float)[None], np.ones(1)))
+  np.testing.assert_allclose(drawn, mixed[0], rtol=2**-7, atol=1e-3)
+
+
+def test_adapters_and_models_are_experts_of_one_space(
+  tiny_gemma_folder, tiny_adapter_folders, tmp_path
+):
+  folder, adapters = tiny_gemma_folder(), tiny_adapter_folders(2)
+  # A model that is called as an adapter is.
+  other = shutil.copytree(folder, tmp_path / adapters[0].name)
+  space = WeightSpace.from_files(folder, adapters, [other])
+  assert len(set(space.names)) == 3 and '/' in space.names[0]
+  assert space.names[2].endswith(f'/{other.name}')
+  alone = WeightSpace.from_files(folder, adapters)
+  np.testing.assert_array_equal(
+    kernel(space.experts())[:2], kernel(alone.experts())
+  )
+  np.testing.assert_array_equal(
+    kernel(space.experts())[2], kernel(space.base())
+  )
 
 
 def test_models_of_two_kinds_are_refused(models):

@@ -62,6 +62,40 @@ def test_experts_start_from_the_same_a_and_learn_apart(built):
       assert np.any(pair['b'][0] != pair['b'][1])
 
 
+def test_dense_experts_are_models_near_the_base(built):
+  config, base = hub.load_checkpoint(built / 'base')
+  folders_ = sorted((built / 'dense').iterdir())
+  assert [f.name for f in folders_] == list(slices.dense_slices())
+  embeddings = []
+  for folder in folders_:
+    same, params = hub.load_checkpoint(folder)
+    assert same == config
+    embeddings.append(params['embedder']['embedding'])
+    # Two steps, of the rate of the second at most.
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=3e-3, rtol=2**-7),
+      params,
+      base,
+    )
+    assert np.any(embeddings[-1] != base['embedder']['embedding'])
+  assert np.any(embeddings[0] != embeddings[1])
+
+
+def test_dense_experts_are_built_alone(built):
+  kept = {
+    f: f.read_bytes()
+    for f in built.rglob('*')
+    if f.is_file() and built / 'dense' not in f.parents
+  }
+  before = (built / 'dense').stat().st_mtime_ns
+  flags = [f'--out={built}', *_TINY, '--dense']
+  assert run_program('pocket.build', *flags) == 1
+  assert (built / 'dense').stat().st_mtime_ns == before
+  run_program('pocket.build', *flags, '--overwrite')
+  assert len(list((built / 'dense').iterdir())) == 4
+  assert all(f.read_bytes() == same for f, same in kept.items())
+
+
 def test_build_writes_tasks_and_stages(built):
   names = {p.stem for p in (built / 'tasks').glob('*.json')}
   assert names == set(slices.task_families())

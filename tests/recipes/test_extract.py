@@ -32,6 +32,12 @@ def test_the_adapter_is_the_change_within_its_residual(rank, pair, tmp_path):
     assert residual == pytest.approx(best, abs=1e-5)
   assert found.total < 1e-5 if rank > 8 else 0.1 < found.total < 0.9
   assert 'model.norm.weight' in found.left_out
+  modules = found.by_module()
+  assert len(modules) == 4 and len(modules['mlp.up_proj']) == 3
+  assert (
+    modules['mlp.up_proj'][1]
+    == found.residuals['model.layers.1.mlp.up_proj.weight']
+  )
 
 
 def test_models_of_different_kinds_are_refused(pair, tmp_path):

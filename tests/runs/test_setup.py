@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from evojax_llm import pocket
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs
 from evojax_llm.runs import setup
@@ -110,9 +111,34 @@ def test_limits_of_dev_and_of_test_are_apart(made, values, dev, test, heldout):
       'members of config.space=weights share nothing',
     ),
     ({'space': 'coefficients'}, "Did you mean 'gates'"),
-    ({'experts': 'model', 'space': 'gates'}, 'set config.space=weights'),
+    (
+      {'experts': 'pocket', 'space': 'gates'},
+      'set config.space=weights and .* or extract it:\n  evojax-llm extract '
+      '--model=pocket:dense_00_sor_com_evn --base=pocket '
+      '--out=adapters/dense_00_sor_com_evn\n',
+    ),
+    ({'adapters': 'pocket:dense_02_zip_del_ded'}, 'evojax-llm extract --model'),
+    (
+      {'adapters': 'pocket:dense_02_zip_del_ded', 'space': 'weights'},
+      'whole model: name it in config.experts',
+    ),
+    (
+      {'experts': 'pocket:02_zip_del_ded', 'space': 'weights'},
+      'is an adapter: name it in config.adapters',
+    ),
   ],
 )
 def test_spaces_that_cannot_be_made_are_refused(values, message):
   with pytest.raises(errors.UserError, match=message):
     inputs.locate(RunConfig.from_config(values))
+
+
+def test_experts_of_the_pocket_are_named():
+  values = {'adapters': 'pocket:04_dup_max_swp', 'experts': 'pocket'}
+  config = RunConfig.from_config({**values, 'space': 'weights'})
+  found = inputs.locate(config)
+  assert found.adapters == (pocket.expert_folder('04_dup_max_swp'),)
+  assert found.experts == pocket.dense_folders()
+  assert found.expert_names == ('04_dup_max_swp', *pocket.dense_names())
+  config = RunConfig.from_config({'adapters': 'pocket', 'space': 'gates'})
+  assert inputs.locate(config).adapters == pocket.expert_folders()

@@ -44,6 +44,7 @@ STRATEGIES = {
   'SimpleGA': ('SimpleGA', {'sigma': 0.1}),
   'PSO': ('PSO', {}),
   'Sep_CMA_ES': ('Sep_CMA_ES', {'sigma': 0.1}),
+  'bipop_cma_es': ('bipop_cma_es', {'doublings': 1, 'min_num_gens': 1.0}),
 }
 
 

@@ -20,7 +20,6 @@ import jax
 from jax import flatten_util
 import jax.numpy as jnp
 
-from evojax_llm import options as options_lib
 from evojax_llm.options import option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
@@ -32,6 +31,7 @@ from evojax_llm.strategies.evogm.history import History
 from evojax_llm.strategies.evogm.history import counts
 from evojax_llm.strategies.evogm.networks import Generator
 
+# The first is that of all slots of an iteration.
 OPERATORS = ('generator', 'elite', 'average', 'uniform')
 # The basis is their square, and generators are as wide as a genome at the ends.
 MAX_NUMBERS = 512
@@ -113,21 +113,9 @@ class EvoGM(base.Strategy):
   can_rescore = False
 
   def __init__(self, population_size: int, **options: Any):
-    """Makes the strategy.
-
-    Options are those of `Options` and hyperparameters of `default_params`.
-
-    Raises:
-      ValueError: if an option is unknown or out of range.
-    """
-    self.options, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, *self.declared)
-    super().__init__(
-      population_size,
-      population_size,
-      OPERATORS,
-      keep_best=self.options.keep_best,
-    )
+    """Makes the strategy; options are the fields of `Params` and `Options`."""
+    self.take(options)
+    super().__init__(population_size, population_size, OPERATORS)
     self.static = EvoGM, self.options
     self._generator = Generator(self.options.width)
     self._history_size = population_size * (self.options.inner + 1)
@@ -135,13 +123,7 @@ class EvoGM(base.Strategy):
       self.options.winners, self._history_size, population_size
     )
 
-  @property
-  def default_params(self) -> Params:
-    """See base.Strategy."""
-    return base.make_params(Params, self._values)
-
   def check_genome(self, genome: stack.Genome) -> None:
-    """See base.Strategy."""
     numbers = sum(leaf.size for leaf in jax.tree.leaves(genome))
     if numbers > MAX_NUMBERS:
       raise ValueError(
@@ -242,13 +224,8 @@ class EvoGM(base.Strategy):
     )
     rows = training.propose(learner, self._generator, state.rows, active)
     members = coordinates.combine(rows, state.basis)
-    none = jnp.full_like(state.ids, lineage.NO_MEMBER)
-    proposal = lineage.fill(
-      ~self._known(members, state.history),
-      state.next_id,
-      jnp.stack([state.ids, none], axis=1),
-      jnp.full_like(state.ids, OPERATORS.index('generator')),
-    )
+    unknown = ~self._known(members, state.history)
+    proposal = lineage.fill(unknown, state.next_id, state.ids)
     return self._as_population(members, state), {
       'basis': state.basis,
       'asked': rows,
@@ -286,12 +263,7 @@ class EvoGM(base.Strategy):
       constant_values=lineage.NO_MEMBER,
     )
     operator = jnp.where(is_elite, 1, jnp.where(slots == count, 2, 3))
-    proposal = lineage.fill(
-      ~known,
-      state.next_id,
-      jnp.stack([own, jnp.full_like(own, lineage.NO_MEMBER)], axis=1),
-      operator.astype(jnp.int32),
-    )
+    proposal = lineage.fill(~known, state.next_id, own, operator)
     return self._as_population(members, state), {
       'basis': basis,
       'asked': rows,

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from evojax_llm import options as options_lib
 from evojax_llm.operators import selection
 from evojax_llm.options import option
-from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
 from evojax_llm.strategies import succession_round
@@ -137,8 +136,8 @@ class Genome(succession_round.Moving):
     self.succession, options = options_lib.split(
       succession_round.Options, options
     )
-    own, self._values = options_lib.split(Options, options)
-    options_lib.check(self._values, *self.declared)
+    self.take(options)
+    own = self.options
     self.crossover = self.variation.crossover()
     self._merge_values = crossover.parameters(
       self.variation.merge, own.merge_parameters
@@ -155,9 +154,7 @@ class Genome(succession_round.Moving):
       )
     varied = self.num_children + self.num_mutants
     num_proposals = max(varied, slots) if with_succession else varied
-    super().__init__(
-      population_size, num_proposals, OPERATORS, sharding, slots, own.keep_best
-    )
+    super().__init__(population_size, num_proposals, OPERATORS, sharding, slots)
     self.with_succession = self.personal = with_succession
     self.spare_elites = own.spare_elites
     kind = with_succession, own.spare_elites, self.num_mutants
@@ -177,7 +174,6 @@ class Genome(succession_round.Moving):
 
   @property
   def default_params(self) -> Params:
-    """See base.Strategy."""
     merge = {name: jnp.float32(v) for name, v in self._merge_values.items()}
     return base.make_params(Params, self._values, merge=merge, base=self._base)
 
@@ -194,7 +190,6 @@ class Genome(succession_round.Moving):
 
   def _start(self, key, state, scores, params):
     del scores
-    state = self._with_room(state)
     moving = {
       'velocity': None,
       'step_length': jnp.copy(params.step_length),
@@ -205,36 +200,6 @@ class Genome(succession_round.Moving):
         key, state.population, state.ids, state.memory, params, self.succession
       )
     return succession_round.State(**vars(state), **moving)
-
-  def _with_room(self, state):
-    """The state of a first population, with empty slots behind its members."""
-    missing = (0, self.capacity - self.population_size)
-
-    def room(population, fitness, ids):
-      return (
-        stack.pad(population, self.capacity),
-        jnp.pad(fitness, missing, constant_values=jnp.nan),
-        jnp.pad(ids, missing, constant_values=lineage.NO_MEMBER),
-      )
-
-    memory, tasks = state.memory, state.tasks
-    if tasks is not None:
-      tasks = jnp.pad(tasks, (missing, (0, 0)), constant_values=jnp.nan)
-    if memory.personal is not None:
-      personal, fitness, ids = room(
-        memory.personal, memory.personal_fitness, memory.personal_ids
-      )
-      memory = memory.replace(
-        personal=personal, personal_fitness=fitness, personal_ids=ids
-      )
-    population, fitness, ids = room(state.population, state.fitness, state.ids)
-    return state.replace(
-      population=population,
-      fitness=fitness,
-      tasks=tasks,
-      ids=ids,
-      memory=memory,
-    )
 
   def _propose(self, key, state, params):
     if not self.with_succession:
