@@ -67,13 +67,13 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
     Without a type they are loaded in f32, as an export has to merge.
     """
     config = space.load_base(base, None).config
-    cls.check_for(config, len(adapters or models), **given)
+    cls.check_for(config, len(adapters) + len(models), **given)
     model = space.load_base(base, dtype or jnp.float32)
     plain = weight_genomes.WeightSpace.from_files(
       model, adapters, models, dtype or jnp.float32
     )
     changes = None
-    if adapters:
+    if adapters and not models:  # Beside models they are models as well.
       loaded = peft.load_adapters(adapters, config)
       changes = _formed(adapter_genomes.scaled(loaded.factors, loaded.scale))
     return cls(plain, changes, **given)

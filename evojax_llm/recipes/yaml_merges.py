@@ -70,16 +70,16 @@ class _Writer:
     shared = self._switches
     if curve:
       cells = self._cells
-      found['models'] = self._sources(cells, {})
+      found['models'] = self._sources(cells)
       shared = {**shared, **self._shared(cells, base)}
     else:
       size = self._layers // len(self._cells)
       found['slices'] = []
       for d, cells in enumerate(self._cells):
-        layers = {'layer_range': [d * size, (d + 1) * size]}
-        part = {'sources': self._sources([cells], layers)}
+        first, end = d * size, (d + 1) * size
+        part = {'sources': self._sources([cells], (first, end))}
         if base and base not in [s['model'] for s in part['sources']]:
-          part['sources'].append({'model': base, **layers})
+          part['sources'].append(_source(base, (first, end)))
         if own := self._shared([cells], base):
           part['parameters'] = own
         found['slices'].append(part)
@@ -87,7 +87,7 @@ class _Writer:
       found['parameters'] = shared
     return {**found, 'dtype': 'float32'}
 
-  def _sources(self, cells, more):
+  def _sources(self, cells, layers=None):
     """The models of a slice, with the parameters of each."""
     sources = []
     for name in self._named(cells[0][0]):
@@ -96,7 +96,7 @@ class _Writer:
         for theirs, ours in self._method.numbers.items()
         if self._method.per_model(theirs)
       }
-      sources.append({'model': self._experts[name], **more})
+      sources.append(_source(self._experts[name], layers))
       if own:
         sources[-1]['parameters'] = own
     return sources
@@ -164,25 +164,24 @@ class _Writer:
       return None
     modules = [cell['group'].split(', ')[-1] for cell in self._cells[0]]
     own = {name: self._of(name, modules) for name in self._leaves}
+    own = {name: index for name, index in own.items() if index is not None}
     if parts:
       texts = [text.strip() for text in parts.split(',')]
       own = {n: i for n, i in own.items() if any(t in n for t in texts)}
     else:
-      short = [
-        (_STORED.get(m, m) if m != merged_groups.OTHER else None, i)
-        for i, m in enumerate(modules)
-      ]
-      short.sort(key=lambda pair: pair[0] is None)
+      short = [(_STORED.get(m, m), i) for i, m in enumerate(modules)]
+      short.sort(key=lambda pair: modules[pair[1]] == merged_groups.OTHER)
+      short[-1] = None, short[-1][1]  # What no expert changes is there as well.
       if all(_matched(short, self._stored(n)) == i for n, i in own.items()):
         return short
     # Longer texts, each of one kind of tensor.
     found = [(self._text(name), index) for name, index in own.items()]
-    if any(_matched(found, self._stored(n)) != own.get(n) for n in own):
+    if any(_matched(found, self._stored(n)) != own[n] for n in own):
       raise Unsaid(f'no filters are those of its groups {self._module!r}')
-    return found
+    return found if parts else [*found[:-1], (None, found[-1][1])]
 
   def _of(self, leaf, modules):
-    """The index of the module that a leaf is in."""
+    """The index of the module that a leaf is in; None of what is not merged."""
     if not self._module:
       return 0
     kind, _, text = self._module.partition(':')
@@ -191,8 +190,7 @@ class _Writer:
       found = next(
         (one for one in text.split('/') if one in leaf), merged_groups.OTHER
       )
-    # What no expert changes is in none.
-    return modules.index(found) if found in modules else len(modules) - 1
+    return modules.index(found) if found in modules else None
 
   def _stored(self, leaf):
     return f'model.{self._leaves[leaf].name.format(0)}'
@@ -211,6 +209,13 @@ class _Writer:
       flat = [v for x in values for v in _flat(x)]
       if name not in ours and any(v != parameter.default for v in flat):
         raise Unsaid(f'{method.name} has no {name} there')
+    scaled = method.name == 'linear' and not self._switches['normalize']
+    scaled |= any(cell.get('scale', 1.0) != 1.0 for cell in cells)
+    if scaled and all('+' in model for model in self._experts.values()):
+      raise Unsaid(
+        f'{method.name} scales all tensors there, and here those that the '
+        'adapters change'
+      )
     if self._kind == 'knots' and any('experts' in cell for cell in cells):
       raise Unsaid('between its knots, layers choose their models themselves')
     for row in self._cells:
@@ -228,6 +233,11 @@ class _Writer:
         raise Unsaid('some of its weights sum to zero, and are to sum to one')
     if recipe['components'] and not ours & {'weights', 't'}:
       raise Unsaid(f'{method.name} merges all tensors, and it merges some')
+
+
+def _source(model, layers=None):
+  found = {'model': model}
+  return found if layers is None else {**found, 'layer_range': list(layers)}
 
 
 def _flat(value):

@@ -20,6 +20,13 @@ FILE = 'mergekit.yaml'
 _ROUNDING = 1e-4
 
 
+class _Plain(yaml.SafeDumper):
+  """Without anchors: what stands twice is written twice."""
+
+  def ignore_aliases(self, data):
+    return True
+
+
 def write(
   folder: pathlib.Path,
   recipe: Mapping[str, Any],
@@ -76,7 +83,7 @@ def member(
       head += masks.comment(recipe['seed'])
   else:
     said = _linear(_weights(recipe), own, experts)
-  return head + yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
+  return head + yaml.dump(said, None, _Plain, sort_keys=False)
 
 
 def _reference(folder: str | os.PathLike) -> str:

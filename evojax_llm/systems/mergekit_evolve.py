@@ -175,7 +175,13 @@ class _Reader:
     if normalize is not None and method != 'slerp':
       config.merged.options = f'normalize={"weights" if normalize else "none"}'
     # A linear merge of changes is that of the models where weights sum to one.
-    exact = method == 'task_arithmetic' or method == 'linear' and normalize
+    if method == 'linear' and not (normalize or models):
+      raise self._fail(
+        'genome.normalize',
+        'false; a linear merge of adapters would scale the base. Take '
+        'task_arithmetic, or leave it out',
+      )
+    exact = method in ('task_arithmetic', 'linear')
     config.merged.on = 'exact' if exact and not models else 'weights'
     negative = genome.get('allow_negative_weights', False) or method == 'slerp'
     config.merged.weights = 'free' if negative else 'absolute'

@@ -1,10 +1,14 @@
 """Configurations of mergekit-evolve, read and refused."""
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
 from evojax_llm import systems
+from evojax_llm.models import hub
 from evojax_llm.runs.run_config import RunConfig
+from tests.experiments import runs
 from tests.experiments.running import run_program
 
 
@@ -33,7 +37,6 @@ def read(path, genome, **top):
     ('ties', {'normalize': False}, {'options': 'normalize=none'}, 8),
     ('task_arithmetic', {}, {'options': 'normalize=none', 'on': 'exact'}, 6),
     ('linear', {}, {'evolve': 'weights', 'on': 'exact'}, 6),
-    ('linear', {'normalize': False}, {'on': 'weights'}, 6),
     ('slerp', {}, {'evolve': 'weights', 'weights': 'free', 'options': ''}, 6),
     ('ties', {'allow_negative_weights': True}, {'weights': 'free'}, 8),
     ('ties', {'layer_granularity': 1}, {'groups': 'layers:1'}, 10),
@@ -136,6 +139,11 @@ def test_tasks_are_those_of_the_harness_or_ours(folders, tmp_path, capsys):
     ({'base_model': '/gone'}, {}, ['/gone: does not exist']),
     ({'layer_granularity': 3}, {}, ['3, and', 'has 2 layers', 'of 1, 2']),
     ({'layer_granularity': True}, {}, ['granularity: a bool', 'a int']),
+    (
+      {'merge_method': 'linear', 'normalize': False},
+      {},
+      ['genome.normalize: false', 'task_arithmetic'],
+    ),
     ({'filters': ['mlp.up']}, {}, ["'mlp.up'", 'without dots']),
     ({'merge_method': 'slerp', 'smooth': True}, {}, ['genome.smooth: slerp']),
     ({'layer_granularty': 3}, {}, ['genome.layer_granularty: not known. Did']),
@@ -188,3 +196,33 @@ def test_what_is_not_supported_is_named(
   assert said.startswith('error: ')
   for part in parts:
     assert part in said, said
+
+
+def test_a_run_ends_in_a_recipe_that_merge_makes_again(
+  folders, settings, tmp_path
+):
+  base, models, _ = folders
+  genome = {'models': models, 'merge_method': 'dare_ties', 'base_model': base}
+  genome |= {'layer_granularity': 1, 'filters': ['self_attn']}
+  (task,) = [x for x in settings if x.startswith('--config.tasks=')]
+  task = task.partition('=')[2].split(',')[0]
+  path = write(
+    tmp_path / 'e.yml',
+    genome,
+    tasks=[task],
+    limit=10,
+    apply_chat_template=False,
+  )
+  flags = ['--config.strategy.evaluations=6', '--config.strategy.population=5']
+  flags += ['--config.ensemble.size=0', '--config.test_limit=4']
+  run = tmp_path / 'run'
+  code = run_program('evolve', f'--config={path}', f'--workdir={run}', *flags)
+  assert code is None
+  assert runs.summary(run)['evaluations'] == 6
+  recipe, out = run / 'best' / 'mergekit.yaml', tmp_path / 'out'
+  code = run_program('merge', f'--recipe={recipe}', f'--out={out}')
+  assert code is None
+  found, best = (hub.load_checkpoint(x)[1] for x in (out, run / 'best'))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, best
+  )
