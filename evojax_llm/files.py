@@ -27,34 +27,34 @@ _KINDS = {
   stat.S_IFDIR: 'a folder',
   stat.S_IFIFO: 'a FIFO',
   stat.S_IFSOCK: 'a socket',
-  stat.S_IFCHR: 'a device',
-  stat.S_IFBLK: 'a device',
+  **dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), 'a device'),
 }
 _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
+_HALF = 'has half of a surrogate pair (such as \\ud83d), which is no text.'
+_TOO_DEEP = (
+  f'not valid JSON: lists and objects are nested more than {MAX_DEPTH} deep.'
+)
 
 
 class FileError(ValueError):
   """A file cannot be used; says which, where in it, and what to do."""
 
 
-def check_regular(
-  path: str | os.PathLike, error: type[ValueError] = FileError
-) -> None:
+Error = type[ValueError]  # what is raised
+
+
+def check_regular(path: str | os.PathLike, error: Error = FileError) -> None:
   """Raises `error` for what is no regular file, or a link to none."""
   try:
     mode = os.stat(path).st_mode
   except OSError as e:
-    if e.errno == errno.ELOOP:
-      raise error(
-        f'{path}: a link to {os.readlink(path)} that leads back to itself; '
-        'put the file there.'
-      ) from None
-    if os.path.islink(path):
-      raise error(
-        f'{path}: a link to {os.readlink(path)}, which is not there; put the '
-        'file there, or fetch it again.'
-      ) from None
     why = 'no such file' if e.errno == errno.ENOENT else e.strerror.lower()
+    if e.errno == errno.ELOOP:
+      why = f'a link to {os.readlink(path)} that leads back to itself; put the '
+      why += 'file there'
+    elif os.path.islink(path):
+      why = f'a link to {os.readlink(path)}, which is not there; put the file '
+      why += 'there, or fetch it again'
     raise error(f'{path}: {why}.') from None
   except ValueError as e:  # A null character, or half a surrogate pair.
     raise error(f'{os.fspath(path)!r}: no name of a file: {e}.') from None
@@ -64,7 +64,7 @@ def check_regular(
 
 
 def check_lfs(
-  path: pathlib.Path, head: bytes, error: type[ValueError] = FileError
+  path: pathlib.Path, head: bytes, error: Error = FileError
 ) -> None:
   """Raises `error` where the first bytes are those of a Git LFS pointer."""
   if head.startswith(_LFS):
@@ -73,7 +73,7 @@ def check_lfs(
 
 def read_text(
   path: str | os.PathLike,
-  error: type[ValueError] = FileError,
+  error: Error = FileError,
   max_bytes: int = MAX_BYTES,
 ) -> str:
   """Reads a UTF-8 text, unpacked if its name ends in .gz; a BOM is left out.
@@ -108,37 +108,19 @@ def read_text(
     ) from None
 
 
-def read_lines(
-  path: str | os.PathLike, error: type[ValueError] = FileError
-) -> list[tuple[int, str]]:
-  """Returns the lines of a text that are not blank, each with its number.
-
-  Raises:
-    error: as `read_text`.
-  """
-  # Not splitlines: JSON strings may hold U+2028 and other line separators.
-  lines = enumerate(read_text(path, error).split('\n'), start=1)
-  return [(number, line) for number, line in lines if line.strip()]
-
-
 def read_json(
-  path: str | os.PathLike,
-  error: type[ValueError] = FileError,
-  advice: str = '',
-  max_bytes: int = MAX_BYTES,
+  path: str | os.PathLike, error: Error = FileError, advice: str = ''
 ) -> Any:
   """Reads a JSON file.
 
   Raises:
     error: as `read_text` and `parse_json`.
   """
-  return parse_json(read_text(path, error, max_bytes), path, error, advice)
+  return parse_json(read_text(path, error), path, error, advice)
 
 
 def read_object(
-  path: str | os.PathLike,
-  error: type[ValueError] = FileError,
-  advice: str = '',
+  path: str | os.PathLike, error: Error = FileError, advice: str = ''
 ) -> dict[str, Any]:
   """Reads a JSON file that holds an object.
 
@@ -156,24 +138,20 @@ def read_object(
 def parse_json(
   text: str,
   where: str | os.PathLike,
-  error: type[ValueError] = FileError,
+  error: Error = FileError,
   advice: str = '',
   unique_keys: bool = False,
 ) -> Any:
   """Returns the value of a JSON text.
 
-  Args:
-    text: at most `MAX_DEPTH` deep, with numbers that a double holds and without
-      halves of surrogate pairs.
-    where: the file, or file and line, for messages.
-    error: what is raised.
-    advice: ends the message about broken JSON.
-    unique_keys: whether a key that an object has twice is refused.
+  It is at most `MAX_DEPTH` deep, has numbers that a double holds and no halves
+  of surrogate pairs; with `unique_keys` no object has a key twice. `advice`
+  ends the message about broken JSON.
 
   Raises:
-    error: the text is something else; names the key.
+    error: the text is something else; names `where` it is and the key.
   """
-  beyond = []
+  beyond: list[str] = []
 
   def integer(literal: str) -> float:
     if len(literal.lstrip('-')) <= MAX_DIGITS:
@@ -212,30 +190,24 @@ def parse_json(
       f'near {near!r}. {advice}'.rstrip()
     ) from None
   except RecursionError:
-    raise error(_too_deep(where)) from None
+    raise error(f'{where}: {_TOO_DEEP}') from None
   # The walk is for the few texts that may need it.
   deep = text.count('[') + text.count('{') > MAX_DEPTH
   if beyond or deep or _SURROGATE.search(text):
     if fault := _fault(value, MAX_DEPTH):
       key, what = fault
-      if what is None:
-        raise error(_too_deep(where))
-      if what == 'number':
-        what = f'{_short(beyond[0])} is no number that can be used; expected '
-        what += 'a finite one, or text in quotes'
-      raise error(f'{where}: {key.lstrip(".") or "the value"}: {what}.')
+      if what == _TOO_DEEP:
+        raise error(f'{where}: {what}')
+      what = what or (
+        f'{_short(beyond[0])} is no number that can be used; expected a finite '
+        'one, or text in quotes.'
+      )
+      raise error(f'{where}: {key.lstrip(".") or "the value"}: {what}')
     if beyond:  # Of a key that stands twice.
       raise error(
         f'{where}: {_short(beyond[0])} is no number that can be used.'
       )
   return value
-
-
-def _too_deep(where: str | os.PathLike) -> str:
-  return (
-    f'{where}: not valid JSON: lists and objects are nested more than '
-    f'{MAX_DEPTH} deep.'
-  )
 
 
 def _short(literal: str) -> str:
@@ -244,22 +216,19 @@ def _short(literal: str) -> str:
   return f'{literal[:12]}... ({len(literal)} characters)'
 
 
-def _fault(value: Any, depth: int) -> tuple[str, str | None] | None:
-  """(key, what is wrong) of the first value that JSON holds and we cannot.
-
-  Wrong is None where it is the depth, and 'number' for a number.
-  """
+def _fault(value: Any, depth: int) -> tuple[str, str] | None:
+  """(key, what is wrong, '' of a number) of the first value we cannot hold."""
   if isinstance(value, str):
-    return ('', _HALF) if _is_half(value) else None
+    return None if is_text(value) else ('', _HALF)
   if isinstance(value, float):
-    return None if math.isfinite(value) else ('', 'number')
+    return None if math.isfinite(value) else ('', '')
   if not isinstance(value, list | dict):
     return None
   if depth == 0:
-    return '', None
+    return '', _TOO_DEEP
   of_dict = isinstance(value, dict)
   for key, part in value.items() if of_dict else enumerate(value):
-    if of_dict and _is_half(key):
+    if of_dict and not is_text(key):
       return f'.{key!a}', _HALF
     if fault := _fault(part, depth - 1):
       name = f'.{key}' if of_dict else f'[{key}]'
@@ -267,15 +236,13 @@ def _fault(value: Any, depth: int) -> tuple[str, str | None] | None:
   return None
 
 
-_HALF = 'has half of a surrogate pair (such as \\ud83d), which is no text'
-
-
-def _is_half(text: str) -> bool:
-  # Encoding is the fastest test; most texts are known to be ASCII.
-  if text.isascii():
+def is_text(value: Any) -> bool:
+  """Whether a value is text without halves of surrogate pairs."""
+  if not isinstance(value, str):
     return False
   try:
-    text.encode()
+    # Encoding is the fastest test; most texts are known to be ASCII.
+    value.isascii() or value.encode()
   except UnicodeEncodeError:
-    return True
-  return False
+    return False
+  return True

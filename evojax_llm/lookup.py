@@ -29,11 +29,9 @@ def find(name: str, table: Mapping[str, Any], what: str) -> Any:
   Raises:
     ValueError: the name is neither in the table nor that of an object.
   """
-  if isinstance(name, str) and name in table:
-    entry = table[name]
+  if isinstance(name, str) and (name in table or ':' in name):
+    entry = table.get(name, name)
     return load(entry, what) if isinstance(entry, str) else entry
-  if isinstance(name, str) and ':' in name:
-    return load(name, what)
   raise ValueError(
     f'Got {what} {name!r}'
     + expected(name, table, f"{', '.join(table)}, or 'package.module:Object'")
@@ -95,11 +93,7 @@ def expected(
 ) -> str:
   """Returns '; expected one of x, y.', the likeliest in front if one is close.
 
-  Args:
-    name: what was given.
-    known: names that there are.
-    names: how they are listed; by default joined by commas.
-    some: 'one of' or 'some of'.
+  `names` says how the known names are listed; by default joined by commas.
   """
   hint = did_you_mean(name, known)
   names = f'{some} {", ".join(known) if names is None else names}.'
@@ -111,9 +105,7 @@ def public_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
   """Returns `__getattr__` and `__dir__` of a package that imports on demand.
 
-  Args:
-    package: `__name__` of the package.
-    names: 'package.module:Object', or 'package.module' for a module, by name.
+  `names` are 'package.module:Object', or 'package.module', by name.
   """
 
   def get(name: str) -> Any:

@@ -48,22 +48,15 @@ class Option:
     """What values are allowed, in words; '' where anything of the type is."""
     if self.choices:
       return 'one of ' + ', '.join(map(repr, self.choices))
-    low, high = (
-      f'{bound:g}' if math.isfinite(bound) else ''
-      for bound in (self.low, self.high)
-    )
+    low, high = math.isfinite(self.low), math.isfinite(self.high)
     if low and high:
-      return f'{low} to {high}'
+      return f'{self.low:g} to {self.high:g}'
     if low:
-      return f'{low} or more'
-    return f'{high} or less' if high else ''
+      return f'{self.low:g} or more'
+    return f'{self.high:g} or less' if high else ''
 
   def check(self, value: Any, what: str = '') -> None:
-    """Refuses a value that the option cannot have.
-
-    Args:
-      value: to be checked.
-      what: whose option it is, for the message.
+    """Refuses a value that the option, which is of `what`, cannot have.
 
     Raises:
       ValueError: saying what was given and what was expected.
@@ -78,21 +71,20 @@ class Option:
       fits = fits and (self.kind is float or value == int(value))
     else:
       fits = isinstance(value, self.kind)
-    if not fits:
-      finite = self.kind is float and not self.choices and not self.allowed
-      wanted = self.allowed or (
-        'a finite number' if finite else self.kind.__name__
-      )
-      of = f' for {what}' if what else ''
-      if self.allowed and not self.choices and isinstance(value, float):
-        if not math.isfinite(value):
-          wanted += ', finite'
-        elif self.kind is int and value != int(value):
-          wanted += ', whole'
-      raise ValueError(
-        f'Got {self.name} {value!r}{of}; expected {wanted}.'
-        f'{did_you_mean(value, map(str, self.choices))}'
-      )
+    if fits:
+      return
+    name = 'a finite number' if self.kind is float else self.kind.__name__
+    wanted = self.allowed or name
+    if self.allowed and not self.choices and isinstance(value, float):
+      if not math.isfinite(value):
+        wanted += ', finite'
+      elif self.kind is int and value != int(value):
+        wanted += ', whole'
+    of = f' for {what}' if what else ''
+    raise ValueError(
+      f'Got {self.name} {value!r}{of}; expected {wanted}.'
+      f'{did_you_mean(value, map(str, self.choices))}'
+    )
 
 
 def option(
@@ -117,13 +109,7 @@ def option(
 
 
 def option_of(cls: type, name: str, default: Any = None) -> Any:
-  """Makes a field like that of another dataclass.
-
-  Args:
-    cls: declares the option.
-    name: of the option.
-    default: where another default is wanted.
-  """
+  """Makes a field like that of another dataclass, with this default if any."""
   known = declared(cls)[name]
   default = known.default if default is None else default
   known = dataclasses.replace(known, default=default)
@@ -148,13 +134,7 @@ def defaults(*classes: type) -> dict[str, Any]:
 def find(
   name: str, known: Mapping[str, Option], what: str = '', kind: str = 'option'
 ) -> Option:
-  """Returns the option of a name.
-
-  Args:
-    name: of the option.
-    known: the options that there are, by name.
-    what: whose options they are, for the message.
-    kind: what they are called in the message.
+  """Returns the option of a name; `kind`s of `what`, in the message.
 
   Raises:
     ValueError: there is no such option.
@@ -170,10 +150,7 @@ def find(
 def check(values: Mapping[str, Any], *classes: type, what: str = '') -> None:
   """Refuses names that no option has, and values that an option cannot have.
 
-  Args:
-    values: by name.
-    *classes: dataclasses that declare the options.
-    what: whose options they are, for messages.
+  Dataclasses declare the options of `what`; values are by name.
 
   Raises:
     ValueError: naming the option, the value and what was expected.
@@ -190,14 +167,10 @@ def check_known(
 
 
 def split(cls: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-  """Makes a dataclass of those values that it declares.
-
-  Args:
-    cls: declares options.
-    values: by name; None leaves a default that is something else.
+  """Makes a dataclass of those values, by name, that it declares.
 
   Returns:
-    The instance, and the values that are no options of it.
+    The instance, with its defaults in place of None, and all other values.
   """
   known = declared(cls)
   own = {k: v for k, v in values.items() if k in known and v is not None}

@@ -30,7 +30,9 @@ _PRESETS = flags.DEFINE_list(
   'presets', None, 'Presets to measure; by default one of every strategy.'
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 8, 'Timed rounds of each.')
-_DEV_LIMIT = flags.DEFINE_integer('dev_limit', None, 'Items of each task.')
+_DEV_LIMIT = flags.DEFINE_integer(
+  'dev_limit', 50, 'Dev items of each task; as many as comparisons take.'
+)
 _OUT = flags.DEFINE_string('out', None, 'Writes <out>.json and <out>.md.')
 _NOTE = flags.DEFINE_string('note', '', 'A line for the table: what it is of.')
 
@@ -59,8 +61,7 @@ def measure(preset: str, cache: dict, scoring: dict) -> dict:
     scoring: seconds of scoring a member, by space; what is missing is added.
   """
   config = systems.load(preset)
-  if _DEV_LIMIT.value:
-    config.dev_limit = _DEV_LIMIT.value
+  config.dev_limit = _DEV_LIMIT.value
   config = RunConfig.from_config(config)
   prepared = preparation.prepare(config, cache=cache)
   strategy, params = prepared.strategy, prepared.params
@@ -96,7 +97,8 @@ def measure(preset: str, cache: dict, scoring: dict) -> dict:
     )
     seconds.append((asked, time.perf_counter() - start))
   ask, tell = np.mean(seconds[2:], axis=0).tolist()
-  members = float(np.mean(scored[2:]))
+  # A grid that has come to its end proposes nothing.
+  members = float(np.mean([count for count in scored if count]))
   score = members * scoring[config.space]
   return {
     'strategy': config.strategy.name,

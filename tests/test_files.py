@@ -46,12 +46,11 @@ def test_texts_refused(make, parts, path):
 
 def test_texts(tmp_path):
   path = tmp_path / 'a.txt'
-  path.write_bytes(b'\xef\xbb\xbfna\xc3\xafve\n\n  \n\xe2\x80\xa8')
-  assert files.read_text(path).startswith('naïve')
-  assert files.read_lines(path) == [(1, 'naïve')]
+  path.write_bytes(b'\xef\xbb\xbfna\xc3\xafve\n')
+  assert files.read_text(path) == 'naïve\n'
   packed = tmp_path / 'b.jsonl.gz'
-  packed.write_bytes(gzip.compress('{"a": "\u2028"}\n'.encode()))
-  assert files.read_lines(packed) == [(1, '{"a": "\u2028"}')]
+  packed.write_bytes(gzip.compress(b'{"a": "b"}\n'))
+  assert files.read_text(packed) == '{"a": "b"}\n'
   with pytest.raises(KeyError, match='more than 9 bytes'):
     files.read_text(packed, _Own, max_bytes=9)
   for damaged in (b'plain', packed.read_bytes()[:-9]):

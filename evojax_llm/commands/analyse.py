@@ -38,7 +38,3 @@ def main(_: Sequence[str]) -> None:
 
   with errors.as_user_error(ValueError):
     print(analysis.analyse(run))
-
-
-if __name__ == '__main__':
-  command.launch(main)

@@ -49,7 +49,11 @@ def launch(main: Main, quiet: bool = True) -> None:
   """Runs the `main` of a command on the command line, and exits."""
   logging.use_absl_handler()
   logging.get_absl_handler().setFormatter(_Voice())
-  signal.signal(signal.SIGTERM, _terminate)
+
+  def terminate(*_: Any) -> None:
+    raise _Terminated
+
+  signal.signal(signal.SIGTERM, terminate)
   try:
     code = run(main, sys.argv, quiet)
     sys.stdout.flush()
@@ -63,16 +67,8 @@ def launch(main: Main, quiet: bool = True) -> None:
     sys.exit(128 + number)
 
 
-def _terminate(*_: Any) -> None:
-  raise _Terminated
-
-
 def going_on(argv: Sequence[str]) -> str:
-  """Returns how a command goes on that was stopped, to be pasted into a shell.
-
-  Args:
-    argv: its command line.
-  """
+  """Returns how a command line that was stopped goes on, for a shell."""
   known = own_flags()
   if 'workdir' in known:
     workdir = known['workdir'].value
@@ -101,12 +97,8 @@ def new_workdir(name: str) -> str:
 def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
   """Returns what `main` returns for a command line, or 1 after a message.
 
-  Errors that the user can do nothing about keep their traceback.
-
-  Args:
-    main: of a module whose flags are defined.
-    argv: name and arguments.
-    quiet: whether to log warnings only, unless flags say otherwise.
+  Errors that the user can do nothing about keep their traceback. `quiet` logs
+  warnings only, unless flags say otherwise.
   """
   try:
     for arg in argv[1:]:
@@ -179,10 +171,8 @@ def _parse(argv: Sequence[str]) -> None:
     if not missing:
       said = ' '.join(str(error).split()).rstrip('.')
       raise UserError(f'{said}. See --help.') from error
-    flag = known[missing[1]]
-    raise UserError(f'--{flag.name} is missing: {flag.help} See --help.') from (
-      error
-    )
+    said = f'--{missing[1]} is missing: {known[missing[1]].help}'
+    raise UserError(f'{said} See --help.') from error
   if left:
     raise UserError(
       f"Unexpected argument '{left[0]}': all options have the form "
@@ -202,17 +192,17 @@ def own_flags() -> dict[str, flags.Flag]:
 
 def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
   names = [name for name in known if name != 'setting']
-  everything = list(names)
+  everything, listed = list(names), ', '.join(f'--{name}' for name in names)
   if 'setting' in known:
-    from evojax_llm.commands import settings
+    from evojax_llm.runs import fields
+    from evojax_llm.runs.run_config import RunConfig
 
-    everything += settings.names()
+    config = RunConfig().to_config()
+    everything += [f'config.{name}' for name in fields.flat(config)]
   # A setting without what stands before it is the likeliest mistake.
   same = [n for n in everything if n.split('.')[-1] == name]
-  listed = ', '.join(f'--{name}' for name in names)
-  wanted = lookup.expected(
-    same[0] if same else name, everything, listed, 'some of'
-  )
+  like = same[0] if same else name
+  wanted = lookup.expected(like, everything, listed, 'some of')
   wanted = re.sub(r"mean '(.*?)'\?", r'mean --\1?', wanted)
   return f'Got unknown flag --{name}{wanted} See --help.'
 
@@ -226,29 +216,17 @@ def _user_errors() -> tuple[type[ValueError], ...]:
   from evojax_llm.tasks.scorers.sandbox import SandboxError
   from evojax_llm.tasks.task import TaskError
 
-  return (
-    UserError,
-    FileError,
-    TaskError,
-    MemoryPlanError,
-    ModelError,
-    JudgeError,
-    SandboxError,
-  )
+  ours = UserError, FileError, TaskError, MemoryPlanError, ModelError
+  return *ours, JudgeError, SandboxError
 
 
 def use_cores(model: str | os.PathLike, members: int) -> None:
   """Makes one CPU device a core for a small model; call before jax starts.
 
-  The products of a small model keep one core busy and no more. With a device a
-  core the members of a population are spread over them, each core on members
-  of its own. Large models use all cores anyway, and would be held once a
-  device. Other platforms than the CPU are not touched, nor is a number of
-  devices that was asked for through the environment.
-
-  Args:
-    model: its folder.
-    members: most members that are scored at a time.
+  The products of a small model keep one core busy and no more, so that its
+  members are spread over devices, `members` at most. Large models use all cores
+  anyway, and would be held once a device. Other platforms than the CPU are not
+  touched, nor is a number of devices that the environment asks for.
   """
   if 'JAX_NUM_CPU_DEVICES' in os.environ or (
     'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
@@ -267,16 +245,18 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
 
 
-def check_out(
-  path: str | None, overwrite: bool, inputs: Iterable[str | os.PathLike] = ()
-) -> pathlib.Path | None:
-  """The path of a file to be written; refuses before any work is done.
+def define_out() -> None:
+  """Defines the flags of `check_out`."""
+  flags.DEFINE_string('out', None, 'JSON file to write, if any.')
+  flags.DEFINE_bool('overwrite', False, 'Replace --out if it exists.')
 
-  Args:
-    path: of the file; None for none.
-    overwrite: whether a regular file may be replaced.
-    inputs: what the command reads, which is never replaced.
+
+def check_out(inputs: Iterable[str | os.PathLike]) -> pathlib.Path | None:
+  """Returns the path of --out; refuses before any work is done.
+
+  `inputs` are what the command reads, which is never replaced.
   """
+  path = flags.FLAGS.out
   if path is None:
     return None
   out = pathlib.Path(os.path.expanduser(path))
@@ -289,7 +269,7 @@ def check_out(
     raise UserError(
       f'--out={path} is a device or a FIFO; only regular files are replaced.'
     )
-  if out.exists() and not overwrite:
+  if out.exists() and not flags.FLAGS.overwrite:
     raise UserError(
       f'--out={path} exists. Name another file, or allow to replace it with '
       '--overwrite.'

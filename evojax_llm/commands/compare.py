@@ -38,30 +38,20 @@ from absl import flags
 
 from evojax_llm.commands import command
 from evojax_llm.commands import settings
+from evojax_llm.runs import fields
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
 from evojax_llm.runs import sweep_changes
 
 _ROUNDS = 10
 # Settings that a comparison has flags for.
-_OWN = {
-  'seed': 'seeds',
-  'seeds': 'seeds',
-  'dev_draw': 'draws',
-  'strategy.evaluations': 'evaluations',
-  'strategy.generations': 'evaluations',
-  'strategy.patience': 'evaluations',
-}
+_OWN = {'seed': 'seeds', 'seeds': 'seeds', 'dev_draw': 'draws'}
+_ENDS = 'evaluations', 'generations', 'patience'
+_OWN |= dict.fromkeys((f'strategy.{end}' for end in _ENDS), 'evaluations')
 settings.define_changes()
 _CONFIGS = flags.DEFINE_list(
   'configs',
-  [
-    'pocket',
-    'pocket:adapters',
-    'model_swarms',
-    'cma_es',
-    'random_search',
-  ],
+  'pocket,pocket:adapters,model_swarms,cma_es,random_search',
   'Configurations: presets by name, or files as for --config of evolve.',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of each search.', 1)
@@ -75,40 +65,48 @@ _POPULATIONS = flags.DEFINE_list(
 _STAGES = flags.DEFINE_list(
   'stages', None, "Tasks of each, joined by '+'; the first configuration's."
 )
-_HELDOUT = flags.DEFINE_list(
-  'heldout', None, 'Tasks that no search sees; as --config.heldout_tasks.'
-)
-_ENSEMBLE = flags.DEFINE_integer(
-  'ensemble', None, 'Members that vote at most; as --config.ensemble.size.', 0
-)
-_DEV_LIMIT = flags.DEFINE_integer(
-  'dev_limit', None, 'Dev items of a task; as --config.dev_limit.', 1
-)
-_TEST_LIMIT = flags.DEFINE_integer(
-  'test_limit', None, 'Test items of a task; as --config.test_limit.', 1
-)
+# Flags that are settings of all configurations.
+_SETTINGS = {
+  'heldout_tasks': flags.DEFINE_string(
+    'heldout', None, 'Tasks that no search sees; as --config.heldout_tasks.'
+  ),
+  'ensemble.size': flags.DEFINE_integer(
+    'ensemble', None, 'Members that vote at most; as --config.ensemble.size.', 0
+  ),
+  'dev_limit': flags.DEFINE_integer(
+    'dev_limit', None, 'Dev items of a task; as --config.dev_limit.', 1
+  ),
+  'test_limit': flags.DEFINE_integer(
+    'test_limit', None, 'Test items of a task; as --config.test_limit.', 1
+  ),
+}
 _OUT = flags.DEFINE_string(
   'out', None, 'Folder, new or of a comparison to go on with.', required=True
 )
 
 
 def main(_: Sequence[str]) -> int | None:
-  for field in (change.partition('=')[0] for change in flags.FLAGS.setting):
+  for change in flags.FLAGS.setting:
+    field = change.partition('=')[0]
     if field in _OWN:
       raise command.UserError(
         f'Got --config.{field}; expected --{_OWN[field]}, which decides it in '
         'a comparison.'
       )
   configs = [_read_config(source) for source in _CONFIGS.value]
-  sizes = [_size(value) for value in _POPULATIONS.value or ()]
+  for size in _POPULATIONS.value or ():
+    if not size.isdigit() or int(size) < 1:
+      raise command.UserError(
+        f'--populations has {size!r}; expected sizes such as 10,20,40.'
+      )
   arms = {}
   for config in configs:
-    for size in sizes or (config.strategy.population,):
-      name = f'{config.name} P={size}' if sizes else config.name
+    for size in _POPULATIONS.value or [config.strategy.population]:
+      name = config.name + (f' P={int(size)}' if _POPULATIONS.value else '')
       if name in arms:
         raise command.UserError(f'--configs names {config.name!r} twice.')
       arms[name] = config.copy_and_resolve_references()
-      arms[name].strategy.population = size
+      arms[name].strategy.population = int(size)
   trials: dict[str, list[Any]] = {}
   for stage in _STAGES.value or [configs[0].tasks]:
     trials[stage] = [
@@ -124,16 +122,17 @@ def main(_: Sequence[str]) -> int | None:
   from evojax_llm.runs import comparison_table
   from evojax_llm.runs import sweeps
 
+  heldout = _SETTINGS['heldout_tasks'].value
   fixed = {
     'evaluations': _EVALUATIONS.value,
-    'heldout': _HELDOUT.value,
+    'heldout': heldout and heldout.split(','),
     'ensemble': configs[0].ensemble.size,
     'dev_limit': configs[0].dev_limit,
     'test_limit': configs[0].test_limit,
   }
-  all_trials = [trial for of_stage in trials.values() for trial in of_stage]
+  everything = [trial for of_stage in trials.values() for trial in of_stage]
   with contextlib.closing(
-    sweeps.Folder(_OUT.value, all_trials, fixed)
+    sweeps.Folder(_OUT.value, everything, fixed)
   ) as folder:
     shape = f'{len(arms)} searches x {len(trials)} stages x '
     shape += f'{_DRAWS.value} draws x {_SEEDS.value} seeds'
@@ -143,17 +142,15 @@ def main(_: Sequence[str]) -> int | None:
       _check(folder, of_stage, cache)
       folder.keep()
       folder.run(of_stage, done=outlook.ended, cache=cache)
-    rows = _write(folder)
-    if rows:
-      _draw(folder, rows)
-    errors = {trial.name: folder.error(trial.name) for trial in all_trials}
-  if rows:
-    print(comparison_table.markdown(rows))
-    command.say(f'report: {folder.path / "comparison.md"}')
-  failed = {name: error for name, error in errors.items() if error}
-  for name, error in failed.items():
-    command.say(f'{name} failed: {error}')
-  return 1 if failed else None
+    if rows := _write(folder, pictures=True):
+      print(comparison_table.markdown(rows))
+      command.say(f'report: {folder.path / "comparison.md"}')
+    failed = 0
+    for trial in everything:
+      if error := folder.error(trial.name):
+        command.say(f'{trial.name} failed: {error}')
+        failed = 1
+  return failed
 
 
 class _Outlook:
@@ -231,17 +228,20 @@ def _check(folder: Any, trials: Sequence[Any], cache: dict[Any, Any]) -> None:
       )
 
 
-def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
+def _write(
+  folder: Any, ended: str | None = None, pictures: bool = False
+) -> list[dict[str, Any]]:
   """Writes the table of all finished runs; says what came of one that ended."""
   from evojax_llm.runs import comparison_table
   from evojax_llm.runs import record
   from evojax_llm.runs import report
 
-  rows, scored = [], set()
+  rows, scored, finished = [], set(), {}
   for name, trial in folder.trials.items():
     if summary := folder.summary(name):
       more = comparison_table.rows(trial.changes, summary, scored)
       rows += more
+      finished[name] = trial.changes
       for row in more if name == ended else ():
         seed = '' if row['seed'] is None else f' seed {row["seed"]}'
         dev, test = (
@@ -255,67 +255,27 @@ def _write(folder: Any, ended: str | None = None) -> list[dict[str, Any]]:
           f'dev {dev} test {test}'
         )
   if rows:
+    path, parts = folder.path, [comparison_table.markdown(rows)]
+    if pictures:
+      names = comparison_table.draw(path, rows, finished)
+      parts += [f'![best fitness by evaluations]({name})' for name in names]
     line = ' '.join(['evojax-llm compare', *sys.argv[1:]])
-    record.write_json(
-      folder.path / 'comparison.json', {'command': line, 'rows': rows}
-    )
-    record.write_text(
-      folder.path / 'comparison.md', comparison_table.markdown(rows) + '\n'
-    )
+    record.write_json(path / 'comparison.json', {'command': line, 'rows': rows})
+    record.write_text(path / 'comparison.md', '\n\n'.join(parts) + '\n')
   return rows
-
-
-def _draw(folder: Any, rows: Sequence[Any]) -> None:
-  """Draws the curves, and writes the report with them."""
-  from evojax_llm.runs import comparison_table
-  from evojax_llm.runs import record
-
-  runs = (
-    (
-      trial.changes,
-      record.JsonLines(folder.path / name / 'metrics.jsonl').read(),
-    )
-    for name, trial in folder.trials.items()
-    if folder.summary(name)
-  )
-  pictures = comparison_table.draw(folder.path, rows, runs)
-  parts = [comparison_table.markdown(rows)]
-  parts += [f'![best fitness by evaluations]({name})' for name in pictures]
-  record.write_text(folder.path / 'comparison.md', '\n\n'.join(parts) + '\n')
-
-
-def _size(value: str) -> int:
-  if not value.isdigit() or int(value) < 1:
-    raise command.UserError(
-      f'--populations has {value!r}; expected sizes such as 10,20,40.'
-    )
-  return int(value)
 
 
 def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
   config = settings.load(source)
-  for name, value in (
-    ('racing', config.racing.rule),
-    ('resample', config.resample),
-    ('warm_start', config.warm_start),
-  ):
-    if value:
+  for name in ('racing', 'resample', 'warm_start'):
+    if config.racing.rule if name == 'racing' else config[name]:
       raise command.UserError(
         f'--configs={source} sets config.{name}, which has no part in a '
         'comparison: all searches score their members on the same items, and '
         'begin alike.'
       )
-  if _DEV_LIMIT.value:
-    config.dev_limit = _DEV_LIMIT.value
-  if _TEST_LIMIT.value:
-    config.test_limit = _TEST_LIMIT.value
-  if _HELDOUT.value:
-    config.heldout_tasks = ','.join(_HELDOUT.value)
-  if _ENSEMBLE.value is not None:
-    config.ensemble.size = _ENSEMBLE.value
+  for field, flag in _SETTINGS.items():
+    if flag.value is not None:
+      fields.set_value(config, field, flag.value)
   return config
-
-
-if __name__ == '__main__':
-  command.launch(main)

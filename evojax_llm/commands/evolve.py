@@ -34,7 +34,7 @@ flags.DEFINE_string('workdir', None, 'Run folder, new or to go on with.')
 
 
 def main(_: Sequence[str]) -> int | None:
-  config = RunConfig.from_config(settings.read())
+  config = RunConfig.from_config(settings.load())
   files = inputs_lib.locate(config)
   command.use_cores(files.model, config.strategy.population)
 
@@ -54,7 +54,3 @@ def main(_: Sequence[str]) -> int | None:
   workdir = command.new_workdir(prepared.name)
   final_table.show(runner.run_prepared(prepared, workdir))
   return None
-
-
-if __name__ == '__main__':
-  command.launch(main)

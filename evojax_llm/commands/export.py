@@ -24,7 +24,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from evojax_llm.commands import command
 from evojax_llm.commands import source
 
 _RUN = flags.DEFINE_string('run', None, 'Run folder.', required=True)
@@ -52,13 +51,7 @@ def main(_: Sequence[str]) -> None:
     _RUN.value,
     _OUT.value,
     flags.FLAGS.row,
-    allow_unfinished=flags.FLAGS.allow_unfinished,
-    allow_changed=flags.FLAGS.allow_changed,
-    allow_code=flags.FLAGS.allow_code,
+    **source.allowed(),
     options=options,
   )
   print(f'{kind} written to {_OUT.value}')
-
-
-if __name__ == '__main__':
-  command.launch(main)

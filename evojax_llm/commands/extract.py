@@ -64,7 +64,3 @@ def main(_: Sequence[str]) -> None:
       f'most {worst} by {found.left_out[worst]:.3g} of its norm'
     )
   print(f'adapter written to {_OUT.value}')
-
-
-if __name__ == '__main__':
-  command.launch(main)

@@ -24,13 +24,14 @@ on the places of member and prompt in their lists, and on nothing beside them.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import json
 from typing import Any
 
 from absl import flags
 
+from evojax_llm import files
 from evojax_llm.commands import command
 from evojax_llm.commands import source as source_lib
-from evojax_llm.runs import prompt_file
 
 source_lib.define()
 _PROMPTS = flags.DEFINE_string(
@@ -55,18 +56,13 @@ _STOP = flags.DEFINE_multi_string(
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Type of the computation.'
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write, if any.')
-_OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'Replace --out if it exists.'
-)
+command.define_out()
 
 
 def main(_: Sequence[str]) -> None:
   source = source_lib.read()
-  prompts = prompt_file.read_prompts(_PROMPTS.value)
-  out = command.check_out(
-    _OUT.value, _OVERWRITE.value, [_PROMPTS.value, *source.reads]
-  )
+  prompts = _read_prompts(_PROMPTS.value)
+  out = command.check_out([_PROMPTS.value, *source.reads])
   sampling = {
     'temperature': _TEMPERATURE.value,
     'top_p': _TOP_P.value,
@@ -125,6 +121,35 @@ def main(_: Sequence[str]) -> None:
       print(f'{result["name"]}, prompt {index}: {text!r}')
 
 
+def _read_prompts(path: str) -> list[str | list[dict[str, str]]]:
+  """A JSON list of texts and of lists of chat messages."""
+  value = files.read_json(path, command.UserError)
+  if not isinstance(value, list) or not value:
+    raise command.UserError(
+      f'--prompts={path}: expected a JSON list with at least one prompt.'
+    )
+  for index, prompt in enumerate(value):
+    is_chat = (
+      prompt and isinstance(prompt, list) and all(map(_is_message, prompt))
+    )
+    if not is_chat and not isinstance(prompt, str):
+      raise command.UserError(
+        f'--prompts={path}, prompt {index}: expected a text, or a list of '
+        'messages {"role": "user" or "assistant", "content": text}, got '
+        f'{json.dumps(prompt)[:80]}.'
+      )
+  return value
+
+
+def _is_message(value: Any) -> bool:
+  return (
+    isinstance(value, dict)
+    and set(value) == {'role', 'content'}
+    and value['role'] in ('user', 'assistant', 'system')
+    and isinstance(value['content'], str)
+  )
+
+
 def _decided(
   members: Sequence[Mapping[str, Any]], rule: str, fitness: Any
 ) -> dict[str, Any]:
@@ -144,7 +169,3 @@ def _decided(
     'outputs': [texts[m][i] for i, m in enumerate(stands)],
     'of': [members[alive[m]]['name'] for m in stands],
   }
-
-
-if __name__ == '__main__':
-  command.launch(main)

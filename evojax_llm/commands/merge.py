@@ -89,7 +89,3 @@ def main(_: Sequence[str]) -> None:
     progress=command.Progress(),
   )
   print(f'model written to {_OUT.value}')
-
-
-if __name__ == '__main__':
-  command.launch(main)

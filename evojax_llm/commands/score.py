@@ -40,6 +40,7 @@ from typing import Any
 from absl import flags
 
 from evojax_llm.commands import command
+from evojax_llm.commands import settings
 from evojax_llm.commands import source as source_lib
 from evojax_llm.runs.run_config import RunConfig
 
@@ -57,32 +58,12 @@ _SPLIT = flags.DEFINE_enum(
 _LIMIT = flags.DEFINE_integer(
   'limit', None, 'Score only so many items of each task.', lower_bound=1
 )
-_DRAW = flags.DEFINE_integer('draw', 0, 'Seed of the choice under --limit.')
-_CHAT = flags.DEFINE_bool(
-  'chat', False, "Put prompts through the model's chat template."
-)
-_SHOTS = flags.DEFINE_integer(
-  'shots', None, 'Worked examples before each question.', lower_bound=0
-)
-_SHOTS_SEED = flags.DEFINE_integer(
-  'shots_seed', None, 'Chooses the examples among the dev items.'
-)
-_SYSTEM = flags.DEFINE_string('system', None, 'Text before everything.')
 _MAX_LENGTH = flags.DEFINE_integer(
   'max_length',
   None,
   "Longest prompt in tokens, new tokens included; by default the model's "
   'context. What is longer is cut from the left, which is told.',
   lower_bound=2,
-)
-_ALLOW_OVERLAP = flags.DEFINE_bool(
-  'allow_overlap', False, 'Read tasks whose dev and test share items.'
-)
-_DROP_OVERLAP = flags.DEFINE_bool(
-  'drop_overlap', False, 'Leave items out of dev that are in test as well.'
-)
-_SKIP_BAD_ROWS = flags.DEFINE_bool(
-  'skip_bad_rows', False, 'Leave out rows of task files that cannot be used.'
 )
 _PER_ITEM = flags.DEFINE_bool(
   'per_item', False, 'Write every prediction to --out.'
@@ -99,23 +80,13 @@ _BASE_DTYPE = flags.DEFINE_enum(
   ['int8'],
   'Eight-bit kernels of the base; what it changes is told and written.',
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file to write, if any.')
-_OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'Replace --out if it exists.'
-)
-
-
+command.define_out()
 # Settings of a run, and the flags that change them.
-_SETTINGS = {
-  'dev_draw': _DRAW,
-  'chat': _CHAT,
-  'shots': _SHOTS,
-  'shots_seed': _SHOTS_SEED,
-  'system': _SYSTEM,
-  'allow_overlap': _ALLOW_OVERLAP,
-  'drop_overlap': _DROP_OVERLAP,
-  'skip_bad_rows': _SKIP_BAD_ROWS,
-}
+_SETTINGS = settings.define_own(
+  *('chat', 'shots', 'shots_seed', 'system'),
+  *('allow_overlap', 'drop_overlap', 'skip_bad_rows'),
+  draw='dev_draw',
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -127,12 +98,10 @@ def main(_: Sequence[str]) -> None:
       if source.named
       else '--tasks is missing: task files, separated by commas. See --help.'
     )
-  if _PER_ITEM.value and not _OUT.value:
+  if _PER_ITEM.value and not flags.FLAGS.out:
     raise command.UserError('--per_item is of the file --out: name one.')
   config, tasks = _read_tasks(run)
-  out = command.check_out(
-    _OUT.value, _OVERWRITE.value, [*source.reads, *(_TASKS.value or ())]
-  )
+  out = command.check_out([*source.reads, *(_TASKS.value or ())])
   if run:
     command.use_cores(run.files.model, 1 + max(1, run.config.ensemble.size))
   elif source.named is None:  # An exported vote says later which model.
@@ -142,8 +111,9 @@ def main(_: Sequence[str]) -> None:
   import jax.numpy as jnp
 
   from evojax_llm.fitness.evaluator import Evaluator
-  from evojax_llm.runs import int8_base
-  from evojax_llm.runs import scoring
+  from evojax_llm.runs import base_and_adapters
+  from evojax_llm.runs import finalists
+  from evojax_llm.runs import report
   from evojax_llm.tasks.scorers.registry import scorer_of
 
   execution = config.execution
@@ -162,8 +132,10 @@ def main(_: Sequence[str]) -> None:
   changed = None
   if base_dtype:
     eight = make(base_dtype=base_dtype)
-    changed = int8_base.difference(make(), eight, members.space.model())
-    command.say(int8_base.describe(changed))
+    changed = base_and_adapters.int8_difference(
+      make(), eight, members.space.model()
+    )
+    command.say(base_and_adapters.describe_int8(changed))
   command.say(evaluator.prepare(members.space, members.population).describe())
   scores = evaluator.evaluate(
     members.space, members.population, progress=command.Progress()
@@ -171,9 +143,9 @@ def main(_: Sequence[str]) -> None:
   names = members.names
   if vote:
     voters = range(1, len(names))
-    scores = scoring.with_vote(scores, voters, *vote, tasks)
+    scores = finalists.with_vote(scores, voters, *vote, tasks)
     names = (*names, f'vote of {len(voters)}')
-  results = scoring.results(names, tasks, scores, _PER_ITEM.value)
+  results = report.of_members(names, tasks, scores, _PER_ITEM.value)
   command.write_json(
     out,
     {
@@ -187,7 +159,7 @@ def main(_: Sequence[str]) -> None:
     },
   )
   percent = {task.name: scorer_of(task).percent for task in tasks}
-  print(scoring.table(results, percent))
+  print(report.members_table(results, percent))
 
 
 def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
@@ -217,17 +189,14 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
   limits = getattr(config, f'{split}_limits')
   if len(limits) != len(whole):
     limits = [getattr(config, f'{split}_limit')] * len(whole)
-  # The engine plans by the dev split: whatever is scored stands there.
-  tasks = [
-    dataclasses.replace(
-      task, dev=task.subset(split, limit, config.dev_draw), test=()
-    )
-    for task, limit in zip(whole, limits, strict=True)
-  ]
-  for task, before in zip(tasks, whole, strict=True):
-    count, there = len(task.dev), len(getattr(before, split))
+  tasks = []
+  for task, limit in zip(whole, limits, strict=True):
+    chosen = task.subset(split, limit, config.dev_draw)
+    count, there = len(chosen), len(getattr(task, split))
     of_all = f' of {there}' if there > count else ''
     command.say(f'{task.name}: {count}{of_all} {split} items, {task.kind}')
+    # The engine plans by the dev split: whatever is scored stands there.
+    tasks.append(dataclasses.replace(task, dev=chosen, test=()))
   if run and not _LIMIT.value and any(limits):
     command.say(
       f'as in the table of the run, whose config.{split}_limit and '
@@ -239,7 +208,3 @@ def _read_tasks(run: Any) -> tuple[RunConfig, list[Any]]:
       'by default on the pocket), which --limit=250 takes here as well'
     )
   return config, tasks
-
-
-if __name__ == '__main__':
-  command.launch(main)

@@ -1,8 +1,9 @@
-"""The flags --config=SOURCE and --config.x=VALUE."""
+"""Flags of settings: --config=SOURCE, --config.x=VALUE, and some by name."""
 
 from absl import flags
 from ml_collections import config_dict
 
+from evojax_llm import options
 from evojax_llm import systems
 from evojax_llm.runs import fields
 from evojax_llm.runs import run_config
@@ -25,21 +26,29 @@ def define_changes() -> None:
   flags.DEFINE_multi_string('setting', [], 'As --config.NAME=VALUE.')
 
 
-def read() -> config_dict.ConfigDict:
-  """Returns the configuration that the flags give.
+def define_own(*names: str, **others: str) -> dict[str, flags.FlagHolder]:
+  """Defines flags of settings, some of other names; returns them by setting."""
+  kinds = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    str: flags.DEFINE_string,
+  }
+  known = options.declared(run_config.RunConfig)
+  return {
+    name: kinds[known[name].kind](
+      flag, known[name].default, f'{known[name].text}.'.capitalize()
+    )
+    for flag, name in (dict(zip(names, names, strict=True)) | others).items()
+  }
+
+
+def load(source: str | None = None) -> config_dict.ConfigDict:
+  """Returns a configuration, of --config by default, with the flags' changes.
 
   Raises:
     UserError: there is no such configuration, setting or value.
   """
-  return load(flags.FLAGS.config)
-
-
-def load(source: str) -> config_dict.ConfigDict:
-  """Returns a configuration with the changes of the flags.
-
-  Raises:
-    UserError: there is no such configuration, setting or value.
-  """
+  source = source or flags.FLAGS.config
   config = systems.load(source)
   held = fields.flat(config)
   of_data = source.endswith(('.json', '.yml', '.yaml'))
@@ -52,8 +61,3 @@ def load(source: str) -> config_dict.ConfigDict:
   if of_data and not config.allow_code:
     fields.check_code(held, source)
   return config
-
-
-def names() -> list[str]:
-  """Returns the names of all settings, as flags without their dashes."""
-  return [f'config.{name}' for name in fields.flat(run_config.make())]

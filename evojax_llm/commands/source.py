@@ -14,27 +14,21 @@ _CODE = 'Run code that the run folder names.'
 
 
 def define_row(allow_code: str = _CODE) -> None:
-  """Defines the flags of commands that take a row of a run.
-
-  Args:
-    allow_code: help of that flag.
-  """
-  flags.DEFINE_string(
-    'row',
-    'evolved',
-    "Row of the run's table: 'scaled average', 'vote', or an expert.",
-  )
-  flags.DEFINE_bool(
-    'allow_unfinished',
-    False,
-    'Take the best so far of a run that has not finished.',
-  )
-  flags.DEFINE_bool(
-    'allow_changed',
-    False,
-    'Take a base or experts that have changed since the run.',
-  )
+  """Defines the flags of commands that take a row of a run."""
+  row = "Row of the run's table: 'scaled average', 'vote', or an expert."
+  flags.DEFINE_string('row', 'evolved', row)
+  for name, text in (
+    ('unfinished', 'the best so far of a run that has not finished.'),
+    ('changed', 'a base or experts that have changed since the run.'),
+  ):
+    flags.DEFINE_bool(f'allow_{name}', False, f'Take {text}')
   flags.DEFINE_bool('allow_code', False, allow_code)
+
+
+def allowed() -> dict[str, bool]:
+  """Returns the values of --allow_changed, --allow_code, --allow_unfinished."""
+  names = 'allow_changed', 'allow_code', 'allow_unfinished'
+  return {name: flags.FLAGS[name].value for name in names}
 
 
 def define(allow_code: str = _CODE) -> None:
@@ -49,21 +43,13 @@ def define(allow_code: str = _CODE) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What the flags name.
+  """What the flags name."""
 
-  Attributes:
-    folder: --model or --run, as it was given.
-    adapters: --adapters.
-    run: the `rows.Run` of --run; None of --model and of an exported vote.
-    row: what `load` takes: the name of the row that stands for --row.
-    named: the row in files that are written; None of --model.
-  """
-
-  folder: str
+  folder: str  # --model or --run, as it was given
   adapters: list[str]
-  run: Any
-  row: str
-  named: str | None
+  run: Any  # the `rows.Run` of --run; None of --model and an exported vote
+  row: str  # the name of the row that stands for --row
+  named: str | None  # the row in files that are written; None of --model
 
   @property
   def reads(self) -> list[Any]:
@@ -118,11 +104,5 @@ def read() -> Source:
 
   if name := rows.exported_vote(run):
     return Source(run, adapters, None, name, name)
-  found, name = rows.find(
-    run,
-    row,
-    given.allow_changed,
-    given.allow_code,
-    given.allow_unfinished,
-  )
+  found, name = rows.find(run, row, **allowed())
   return Source(run, adapters, found, name, row)

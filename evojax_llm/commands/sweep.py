@@ -57,7 +57,7 @@ _OPTIONS = {
 
 
 def main(_: Sequence[str]) -> int | None:
-  config = settings.read()
+  config = settings.load()
   trials = sweep_changes.trials(config, _changes(config))
   files = inputs_lib.locate(trials[0].config)
   options = {k: f.value for k, f in _OPTIONS.items() if f.value is not None}
@@ -94,7 +94,3 @@ def _changes(config):
     f"Got neither --sweep='field=1,2,3' nor a function sweep() in {source}; "
     'expected one of them.'
   )
-
-
-if __name__ == '__main__':
-  command.launch(main)

@@ -51,23 +51,21 @@ def weighted(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
 
   A failed member's vote (fitness not finite, or negative) counts nothing.
   """
-  items = _check(predictions, fitness)
   votes = np.where(np.isfinite(fitness), np.maximum(fitness, 0.0), 0.0)
-  stands = np.zeros(items, np.int32)
-  for i in range(items):
+
+  def stands(answers: Sequence[str | None]) -> int:
     counts: dict[str, float] = {}
     first: dict[str, int] = {}
-    for m, answers in enumerate(predictions):
-      answer = answers[i]
+    for m, answer in enumerate(answers):
       if answer is not None:
         counts[answer] = counts.get(answer, 0.0) + votes[m]
         first.setdefault(answer, m)
-    if counts:
-      # Answers stand in the order of their best member, and max takes the
-      # first of equals.
-      most = max(first, key=counts.__getitem__)
-      stands[i] = first[most]
-  return stands
+    # Answers stand in the order of their best member, and max takes the first
+    # of equals.
+    return first[max(first, key=counts.__getitem__)] if first else 0
+
+  items = _by_item(predictions, fitness)
+  return np.array([stands(answers) for answers in items], np.int32)
 
 
 def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
@@ -76,15 +74,16 @@ def medoid(predictions: Predictions, fitness: np.ndarray) -> np.ndarray:
   Likeness is the F1 of character trigrams, so that two members that answer
   nearly the same support each other, where a vote would count two answers.
   """
-  items = _check(predictions, fitness)
-  stands = np.zeros(items, np.int32)
-  for i in range(items):
-    grams = [_trigrams(answers[i]) for answers in predictions]
+
+  def stands(answers: Sequence[str | None]) -> int:
+    grams = [_trigrams(answer) for answer in answers]
     likeness = [
       sum(_f1(one, two) for two in grams) if one else -1.0 for one in grams
     ]
-    stands[i] = int(np.argmax(likeness))
-  return stands
+    return int(np.argmax(likeness))
+
+  items = _by_item(predictions, fitness)
+  return np.array([stands(answers) for answers in items], np.int32)
 
 
 AUTO = 'auto'
@@ -200,14 +199,12 @@ def bound(group: Group, scorers: Sequence[Scorer]) -> np.ndarray:
   An upper bound that knows the gold answers, never a result. NaN for a task
   whose score is more than the mean of its items.
   """
-  scores = np.full(len(scorers), np.nan, np.float32)
-  for k, (scorer, result) in enumerate(
-    zip(scorers, group.results, strict=True)
-  ):
-    if not scorer.corpus:
-      sign = 1 if scorer.maximise else -1
-      scores[k] = sign * (sign * np.asarray(result.values)).max(axis=0).mean()
-  return scores
+  scores = []
+  for scorer, result in zip(scorers, group.results, strict=True):
+    best = np.max if scorer.maximise else np.min
+    values = np.asarray(result.values)
+    scores.append(np.nan if scorer.corpus else best(values, axis=0).mean())
+  return np.array(scores, np.float32)
 
 
 def gather(
@@ -244,7 +241,8 @@ def check_rule(rule: str) -> None:
     )
 
 
-def _check(predictions: Predictions, fitness: np.ndarray) -> int:
+def _by_item(predictions: Predictions, fitness: np.ndarray) -> list[tuple]:
+  """Returns the M answers to each item."""
   lengths = {len(answers) for answers in predictions}
   if len(predictions) != len(fitness) or len(lengths) != 1:
     raise ValueError(
@@ -252,7 +250,7 @@ def _check(predictions: Predictions, fitness: np.ndarray) -> int:
       f'and {len(fitness)} fitnesses; expected one fitness a member, and an '
       'answer (or None) of each member to every item.'
     )
-  return lengths.pop()
+  return list(zip(*predictions, strict=True))
 
 
 def _trigrams(text: str | None) -> collections.Counter[str]:

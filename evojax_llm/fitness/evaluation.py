@@ -17,25 +17,7 @@ from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Verdict
 from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.scorers.registry import scorer_of
-from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
-
-
-@dataclasses.dataclass
-class TaskScores(TaskItems):
-  """What M members did on the items of one task, as they are scored.
-
-  Attributes:
-    loglikelihoods: of M members a list of {option: value} an item; None when
-      generated.
-  """
-
-  loglikelihoods: Sequence[list[dict[str, float]]] | None = None
-
-  @property
-  def correct(self) -> np.ndarray:
-    """(M, items) bool: what has the full score of a binary task."""
-    return self.values == 1
 
 
 @dataclasses.dataclass
@@ -53,7 +35,7 @@ class Evaluation:
 
   fitness: np.ndarray
   task_scores: np.ndarray
-  tasks: list[TaskScores]
+  tasks: list[TaskItems]
   reasons: list[str | None]
   distinct: int | None = dataclasses.field(default=None, kw_only=True)
 
@@ -74,52 +56,6 @@ class Evaluation:
       [self.reasons[i] for i in index],
       distinct=len(self.fitness),
     )
-
-
-class ItemScores:
-  """What M members did on all items of K tasks, asked a part at a time.
-
-  Args:
-    items: of each task, its items.
-    members: M.
-  """
-
-  def __init__(self, items: Sequence[Sequence[Item]], members: int):
-    self._ids = [[item.id for item in task] for task in items]
-    shapes = [(members, len(ids)) for ids in self._ids]
-    self._asked = [np.zeros(shape, bool) for shape in shapes]
-    self._values = [np.full(shape, np.nan, np.float32) for shape in shapes]
-    self._said = [np.full(shape, None, object) for shape in shapes]
-    self._seen: list[TaskScores] = []
-
-  def add(
-    self,
-    members: np.ndarray,
-    items: Sequence[Sequence[int]],
-    scores: Evaluation,
-  ) -> None:
-    """Takes in scores of some members on some items of each task."""
-    self._seen = scores.tasks
-    for k, (result, chosen) in enumerate(zip(scores.tasks, items, strict=True)):
-      where = np.ix_(members, chosen)
-      self._asked[k][where] = True
-      self._values[k][where] = result.values
-      said = np.array(result.predictions, object)
-      self._said[k][where] = said.reshape(result.values.shape)
-
-  def tasks(self) -> list[TaskScores]:
-    """What there is, after the last part; likelihoods are not kept."""
-    return [
-      dataclasses.replace(
-        result,
-        ids=self._ids[k],
-        values=self._values[k],
-        predictions=self._said[k].tolist(),
-        loglikelihoods=None,
-        asked=self._asked[k],
-      )
-      for k, result in enumerate(self._seen)
-    ]
 
 
 class _Likelihoods(Sequence):
@@ -144,10 +80,7 @@ class _Likelihoods(Sequence):
 class AnswerScorer:
   """Turns answers into scores; remembers verdicts, since members often agree.
 
-  Args:
-    tasks: K tasks.
-    objective: makes fitness of task scores; may be replaced, in a copy too.
-    tokenizer: decodes generated tokens.
+  The objective may be replaced, in a copy too.
   """
 
   def __init__(
@@ -168,11 +101,11 @@ class AnswerScorer:
     """
     alive = answers.finite.copy()
     reasons = [None if ok else 'logits are not finite' for ok in alive]
-    tasks, columns = [], []
-    for k in range(len(split.items)):
-      result, column = self._score_task(k, split, answers)
-      tasks.append(result)
-      columns.append(column)
+    scored = [
+      self._score_task(k, split, answers) for k in range(len(split.items))
+    ]
+    tasks, columns = map(list, zip(*scored, strict=True))
+    for result, column in scored:
       for m in np.flatnonzero(np.isnan(column)):
         reasons[m] = reasons[m] or f'a score on {result.task} is not a number'
     with np.errstate(over='ignore'):  # A perplexity may be beyond a float.
@@ -184,17 +117,14 @@ class AnswerScorer:
       fitness = self.objective(task_scores)
       for m in np.flatnonzero(np.isnan(fitness)):
         reasons[m] = reasons[m] or 'a score is infinite'
-    return Evaluation(
-      fitness=fitness, task_scores=task_scores, tasks=tasks, reasons=reasons
-    )
+    return Evaluation(fitness, task_scores, tasks, reasons)
 
   def _score_task(
     self, k: int, split: PackedSplit, answers: Answers
-  ) -> tuple[TaskScores, np.ndarray]:
+  ) -> tuple[TaskItems, np.ndarray]:
     """What all members did on a task, and the task's score of each."""
-    task, scorer, spans = self._tasks[k], self._scorers[k], split.spans[k]
+    scorer, spans, likelihoods = self._scorers[k], split.spans[k], None
     items = split.tables[k].items
-    likelihoods = None
     if scorer.reads == 'text':
       verdicts = self._judge_texts(k, spans, answers)
     else:
@@ -203,8 +133,8 @@ class AnswerScorer:
       likelihoods = _Likelihoods(labels, spans, read)
       span = slice(spans[0].options.start, spans[-1].options.stop)
       verdicts = scorer.score_options(split.tables[k], read[:, span])
-    result = TaskScores(
-      task=task.name,
+    result = TaskItems(
+      task=self._tasks[k].name,
       metric=scorer.metric,
       maximise=scorer.maximise,
       binary=scorer.binary,
@@ -227,12 +157,13 @@ class AnswerScorer:
       [(k, id(p.item), *member[p.prompts]) for p in spans]
       for member in answers.generated
     ]
-    new = {}
-    for m, row in enumerate(keys):
-      # A failed member has said nothing; no judge need be asked about it.
-      for key, span in zip(row, spans, strict=True):
-        if key not in self._verdicts and answers.finite[m]:
-          new.setdefault(key, span.item)
+    # A failed member has said nothing; no judge need be asked about it.
+    new = {
+      key: span.item
+      for m in np.flatnonzero(answers.finite)
+      for key, span in zip(keys[m], spans, strict=True)
+      if key not in self._verdicts
+    }
     pairs = [
       (item, Answer(tuple(cut_at_stop(decode(ids), stop) for ids in key[2:])))
       for key, item in new.items()

@@ -1,8 +1,7 @@
 """Scores a population on tasks: the fitness engine.
 
-`Evaluator` holds the base, the tokenizer and the tasks. It encodes and packs a
-split once, compiles one program a length bucket, and then scores any number of
-populations without compiling again.
+`Evaluator` encodes and packs a split once, compiles one program a length
+bucket, and then scores any number of populations without compiling again.
 """
 
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluation import AnswerScorer
 from evojax_llm.fitness.evaluation import Evaluation
-from evojax_llm.fitness.evaluation import ItemScores
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.population import sharding
 from evojax_llm.tasks import prompts
@@ -40,6 +38,7 @@ from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 
 Limit = int | None | Sequence[int | None]
+Encoded = tuple[prompts.EncodedItem, ...]
 
 
 class Evaluator:
@@ -49,7 +48,7 @@ class Evaluator:
     tokenizer: of the models; encodes prompts and decodes answers.
     tasks: K tasks with distinct names.
     weights: (K,) weights of the tasks in the fitness; equal by default.
-    objective: what makes fitness of the tasks' scores: a name of `objectives`.
+    objective: makes fitness of the tasks' scores: a name of `objectives`.
     chat: put prompts through the chat template.
     limits: items of each task to use, by split or for both: one number for all
       tasks, or one for each; None for all items.
@@ -61,7 +60,7 @@ class Evaluator:
     members_per_group: members of one program call; chosen by default.
     prompts_per_batch: most prompts of a program call; chosen by default.
     memory_budget: bytes to use on a device; asked from it by default.
-    max_length: longest prompt in tokens, new tokens included; by default the
+    max_length: longest prompt in tokens, new ones included; by default the
       context that the model was made for.
     sampling: how tokens of generated answers are chosen; greedy by default.
     devices: devices to spread the members over; all by default.
@@ -94,8 +93,6 @@ class Evaluator:
       raise ValueError(
         f'Got the task {tasks.name!r}; expected a list of tasks.'
       )
-    if not isinstance(limits, Mapping):
-      limits = dict.fromkeys(SPLITS, limits)
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) != len(names):
       raise ValueError(f'tasks are {names}; expected some, named differently.')
@@ -106,6 +103,8 @@ class Evaluator:
     self.tokenizer, self.tasks = tokenizer, list(tasks)
     self.weights = _weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
+    if not isinstance(limits, Mapping):
+      limits = dict.fromkeys(SPLITS, limits)
     self.limits = {
       split: _limits(limit, len(tasks)) for split, limit in limits.items()
     }
@@ -124,11 +123,8 @@ class Evaluator:
     self._items: dict[tuple, list] = {}
     self._splits: dict[tuple, packed_split.PackedSplit] = {}
     metrics = [scorer_of(task) for task in self.tasks]
-    self._scorer = AnswerScorer(
-      self.tasks,
-      objectives.make_objective(objective, self.weights, metrics),
-      tokenizer,
-    )
+    made = objectives.make_objective(objective, self.weights, metrics)
+    self._scorer = AnswerScorer(self.tasks, made, tokenizer)
 
   @property
   def ledger(self) -> Ledger:
@@ -146,10 +142,7 @@ class Evaluator:
     return self._scorer.objective
 
   def normalise_by(self, experts: np.ndarray) -> None:
-    """Gives the objective the experts' scores (N, K), where it needs them.
-
-    Holds for this evaluator and for those that are drawn from it from then on.
-    """
+    """Gives the objective, and those drawn from now on, the experts' (N, K)."""
     # A scorer of its own: other draws have other items, and scores on them.
     self._scorer = copy.copy(self._scorer)
     self._scorer.objective = self.objective.normalised_by(experts)
@@ -169,12 +162,9 @@ class Evaluator:
       MemoryPlanError: saying how large it would be.
     """
     genome_bytes = groups.num_bytes(jax.eval_shape(space.base))
-    planning.check_population(
-      members,
-      genome_bytes,
-      self._choices['budget'],
-      self._runtime.mesh.devices.flat[0],
-    )
+    device = self._runtime.mesh.devices.flat[0]
+    budget = self._choices['budget']
+    planning.check_population(members, genome_bytes, budget, device)
 
   def prepare(
     self,
@@ -220,8 +210,7 @@ class Evaluator:
       members: M indices into that axis; all by default.
       split: 'dev' or 'test'.
       progress: called with the share of the work that is done.
-      items: of each task, indices of the items to use; all by default. What a
-        choice needs is packed and compiled once and kept.
+      items: of each task, indices of the items to use; all by default.
       ids: of the M members, which address the draws of sampled answers; their
         indices by default.
 
@@ -260,9 +249,6 @@ class Evaluator:
   ) -> racing.Raced:
     """Scores M members on `dev` as long as they can matter; see `racing`.
 
-    The items are dealt by the key of the run, and `generation` orders the
-    blocks.
-
     Raises:
       ValueError: fitness is no weighted mean over items to be maximised.
     """
@@ -273,16 +259,20 @@ class Evaluator:
       for task in self._encoded('dev', self.max_length(space))
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
-    seen = ItemScores(self.items('dev'), len(members))
-    done = 0
+    said = [np.full((len(members), len(task)), None) for task in lengths]
+    asked = [np.zeros(texts.shape, bool) for texts in said]
+    parts = []
 
     def score(running, items):
-      nonlocal done
       scores = self.evaluate(space, population, members[running], items=items)
-      seen.add(running, items, scores)
-      done += 1
+      parts.append(scores.tasks)
+      for k, (result, chosen) in enumerate(zip(parts[-1], items, strict=True)):
+        where = np.ix_(running, chosen)
+        asked[k][where] = True
+        texts = np.array(result.predictions, object)
+        said[k][where] = texts.reshape(result.values.shape)
       if progress:
-        progress(done / len(blocks))
+        progress(len(parts) / len(blocks))
       values = [task.values.astype(np.float64) for task in scores.tasks]
       return values, scores.reasons
 
@@ -290,41 +280,46 @@ class Evaluator:
       score, len(members), blocks, self.weights, rules, seed_key, generation
     )
     self.ledger.items_saved += raced.saved
-    return dataclasses.replace(raced, tasks=seen.tasks())
+    tasks = [
+      dataclasses.replace(
+        result,
+        ids=[item.id for item in items],
+        values=raced.values[k].astype(np.float32),
+        predictions=said[k].tolist(),
+        loglikelihoods=None,  # They are not kept.
+        asked=asked[k],
+      )
+      for k, (result, items) in enumerate(
+        zip(parts[-1], self.items('dev'), strict=True)
+      )
+    ]
+    return dataclasses.replace(raced, tasks=tasks)
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.
 
-    Base, compiled programs, plan and ledger are shared; so is a split of which
-    all items are used.
+    Compiled programs, plan and ledger are shared; so is a split of which all
+    items are used.
     """
     other = copy.copy(self)
     other.draw = draw
-    other._items, other._splits = {}, {}
-    for key, items in self._items.items():
-      if not any(self.limits.get(key[0], ())):
-        other._items[key] = items
-    for key, packed in self._splits.items():
-      if key[:2] in other._items:
-        other._splits[key] = packed
+    limited = [split for split, limits in self.limits.items() if any(limits)]
+    other._items, other._splits = (
+      {key: value for key, value in kept.items() if key[0] not in limited}
+      for kept in (self._items, self._splits)
+    )
     return other
 
-  def _encoded(
-    self, split: str, max_length: int
-  ) -> list[list[prompts.EncodedItem]]:
+  def _encoded(self, split: str, max_length: int) -> list[Encoded]:
     key = (split, max_length)
     if key not in self._items:
-      encoded = [
-        list(
-          prompts.encode_items(
-            task, items, self.tokenizer, self.chat, max_length
-          )
-        )
+      how = (self.tokenizer, self.chat, max_length)
+      self._items[key] = [
+        prompts.encode_items(task, items, *how)
         for task, items in zip(self.tasks, self.items(split), strict=True)
       ]
-      self._items[key] = encoded
       self.ledger.truncated += sum(
-        item.truncated > 0 for task in encoded for item in task
+        item.truncated > 0 for task in self._items[key] for item in task
       )
     return self._items[key]
 
@@ -350,12 +345,10 @@ class Evaluator:
     return self._splits[key]
 
 
-def _by_item(
-  encoded: Sequence[prompts.EncodedItem],
-) -> list[list[prompts.EncodedItem]]:
+def _by_item(encoded: Encoded) -> list[Encoded]:
   """What one item has become, which stands in a row, together."""
   groups = itertools.groupby(encoded, key=lambda entry: id(entry.item))
-  return [list(group) for _, group in groups]
+  return [tuple(group) for _, group in groups]
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:

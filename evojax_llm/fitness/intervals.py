@@ -8,13 +8,11 @@ from scipy import special
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def wilson_interval(
-  correct: float, total: int, z: float = _Z95
-) -> tuple[float, float]:
-  """Returns the score interval of a proportion (Wilson 1927, JASA 22:209).
+def wilson_interval(correct: float, total: int) -> tuple[float, float]:
+  """Returns the 95 % interval of a proportion (Wilson 1927, JASA 22:209).
 
   Unlike the normal approximation it stays within [0, 1] and does not collapse
-  to a point at 0 or `total` correct. The default z is of 95 %.
+  to a point at 0 or `total` correct.
 
   Raises:
     ValueError: no trials, or successes outside [0, total].
@@ -24,7 +22,7 @@ def wilson_interval(
   if not 0 <= correct <= total:
     raise ValueError(f'{correct} correct of {total} items is impossible.')
   share = correct / total
-  weight = z * z / total
+  weight = _Z95 * _Z95 / total
   centre = (share + weight / 2) / (1 + weight)
   half = math.sqrt(share * (1 - share) * weight + weight * weight / 4)
   half /= 1 + weight
@@ -52,12 +50,8 @@ def of_difference(
 ) -> tuple[float, float]:
   """Returns the interval of a difference of two independent scores.
 
-  Newcombe 1998 (Statist. Med. 17:873), method 10, where the intervals are
-  Wilson's.
-
-  Args:
-    first: score, and the low and high end of its interval.
-    second: what is taken from it, likewise.
+  Both are a score, and the low and high end of its interval (Newcombe 1998,
+  Statist. Med. 17:873, method 10, where the intervals are Wilson's).
   """
   (one, low, high), (other, lower, higher) = first, second
   return (
@@ -67,16 +61,10 @@ def of_difference(
 
 
 def t95(freedom: int) -> float:
-  """Returns the two-sided 95 % quantile of Student's t.
-
-  Args:
-    freedom: degrees of freedom, at least 1: pairs less one.
-  """
+  """Returns the two-sided 95 % quantile of Student's t with this freedom."""
   return float(special.stdtrit(freedom, 0.975))
 
 
-def standard_error(total: int, share: float = 0.5) -> float:
-  """Returns the standard error of a proportion; it is largest at a half."""
-  if total < 1:
-    raise ValueError(f'A standard error needs at least one item, got {total}.')
-  return math.sqrt(share * (1 - share) / total)
+def standard_error(total: int) -> float:
+  """Returns the standard error of a proportion at its largest, a half."""
+  return math.sqrt(0.25 / total)

@@ -10,6 +10,7 @@ intervals and item-response estimates read it back by `read`.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -38,6 +39,8 @@ class TaskItems:
     values: (M, items) f32; 0 and 1 where binary, NaN where not asked.
     predictions: M lists or (M, items) of strings, None where there is none.
     asked: (M, items) bool, the items that a member was asked; None for all.
+    loglikelihoods: of M members {option: value} an item; None when generated,
+      and in the log.
   """
 
   task: str
@@ -48,6 +51,12 @@ class TaskItems:
   values: np.ndarray
   predictions: Sequence[Sequence[str | None]]
   asked: np.ndarray | None = None
+  loglikelihoods: Sequence[list[dict[str, float]]] | None = None
+
+  @property
+  def correct(self) -> np.ndarray:
+    """(M, items) bool: what has the full score of a binary task."""
+    return self.values == 1
 
   def intervals(self) -> list[tuple[float, float] | None]:
     """Returns the 95 % interval of each member's mean over items it was asked.
@@ -55,26 +64,24 @@ class TaskItems:
     Wilson's where items are right or wrong, else normal; None where a member
     was asked too little for one.
     """
-    result = []
-    for values, asked in zip(self.values, self.asked, strict=True):
-      seen = values[asked]
+
+    def interval(seen: np.ndarray) -> tuple[float, float] | None:
       if not self.binary:
-        result.append(intervals.mean_interval(seen))
-      elif len(seen):
-        result.append(intervals.wilson_interval(int(seen.sum()), len(seen)))
-      else:
-        result.append(None)
-    return result
+        return intervals.mean_interval(seen)
+      right = int(seen.sum())
+      return intervals.wilson_interval(right, len(seen)) if len(seen) else None
+
+    members = zip(self.values, self.asked, strict=True)
+    return [interval(values[asked]) for values, asked in members]
 
 
 def take(result: Any, slots: Sequence[int]) -> Any:
   """Returns a task's result, such as `TaskItems`, of the members in slots."""
-  slots = list(slots)
   return dataclasses.replace(
     result,
-    values=result.values[slots],
+    values=result.values[list(slots)],
     predictions=[result.predictions[slot] for slot in slots],
-    asked=None if result.asked is None else result.asked[slots],
+    asked=None if result.asked is None else result.asked[list(slots)],
   )
 
 
@@ -111,11 +118,8 @@ class ItemLog:
         [result.metric, str(result.maximise), str(result.binary)]
       )
       values = result.values
-      arrays[f'values{k}'] = (
-        np.packbits(values == 1, axis=1)
-        if result.binary
-        else values.astype(np.float32)
-      )
+      bits = np.packbits(values == 1, axis=1)
+      arrays[f'values{k}'] = bits if result.binary else values.astype('f4')
       if result.asked is not None and not result.asked.all():
         arrays[f'asked{k}'] = np.packbits(result.asked, axis=1)
       texts = {None: 0}
@@ -175,16 +179,12 @@ class ItemLog:
       for result in generation.tasks:
         if result.task == task:
           ids.update(dict.fromkeys(result.ids))
-          names = np.array(result.ids, object)
-          for member, row, asked in zip(
-            generation.members, result.values, result.asked, strict=True
-          ):
-            known.setdefault(int(member), {}).update(
-              zip(names[asked], row[asked].tolist(), strict=True)
-            )
-    values = np.array(
-      [[row.get(i, np.nan) for i in ids] for row in known.values()], np.float32
-    ).reshape(len(known), len(ids))
+          for m, member in enumerate(generation.members.tolist()):
+            row = zip(result.ids, result.values[m].tolist(), strict=True)
+            asked = itertools.compress(row, result.asked[m])
+            known.setdefault(member, {}).update(asked)
+    values = [[row.get(i, np.nan) for i in ids] for row in known.values()]
+    values = np.array(values, np.float32).reshape(len(known), len(ids))
     return np.array(list(known), np.int32), list(ids), values
 
   def _files(self) -> list[pathlib.Path]:
@@ -203,7 +203,10 @@ def _generation(number: int, arrays: Any) -> GenerationItems:
     asked = np.ones(values.shape, bool)
     if f'asked{k}' in arrays:
       asked = np.unpackbits(arrays[f'asked{k}'], axis=1, count=len(ids)) == 1
-    texts = np.array([None, *_texts(arrays, k)], object)
+    whole = arrays[f'texts{k}'].tobytes()
+    ends = [0, *np.cumsum(arrays[f'lengths{k}']).tolist()]
+    texts = [whole[a:b].decode() for a, b in itertools.pairwise(ends)]
+    texts = np.array([None, *texts], object)
     tasks.append(
       TaskItems(
         task=task,
@@ -217,12 +220,3 @@ def _generation(number: int, arrays: Any) -> GenerationItems:
       )
     )
   return GenerationItems(number, members, tasks)
-
-
-def _texts(arrays: Any, k: int) -> list[str]:
-  whole = arrays[f'texts{k}'].tobytes()
-  ends = np.cumsum(arrays[f'lengths{k}']).tolist()
-  starts = [0, *ends]
-  return [
-    whole[a:b].decode() for a, b in zip(starts[: len(ends)], ends, strict=True)
-  ]

@@ -71,20 +71,15 @@ def fit(values: np.ndarray, spread: float = 1.0) -> ItemResponse:
   abilities, difficulties = np.zeros(len(values)), np.zeros(values.shape[1])
   penalty = 1 / spread**2
   for _ in range(_STEPS):
-    before = abilities, difficulties
-    for axis in (1, 0):
+    moved = 0.0
+    # A step of Newton's method in each of them alone, others held.
+    for axis, parameters, sign in ((1, abilities, 1), (0, difficulties, -1)):
       p = _sigmoid(offset + abilities[:, None] - difficulties[None])
-      # A step of Newton's method in each of them alone, others held.
       gain = np.where(seen, right - p, 0.0).sum(axis=axis)
       slope = np.where(seen, p * (1 - p), 0.0).sum(axis=axis) + penalty
-      if axis == 1:
-        abilities = abilities + (gain - penalty * abilities) / slope
-      else:
-        difficulties = difficulties - (gain + penalty * difficulties) / slope
-    moved = max(
-      np.abs(abilities - before[0]).max(),
-      np.abs(difficulties - before[1]).max(),
-    )
+      step = (sign * gain - penalty * parameters) / slope
+      parameters += step
+      moved = max(moved, np.abs(step).max())
     if moved < _TOLERANCE:
       break
   return ItemResponse(abilities, difficulties, offset, values)

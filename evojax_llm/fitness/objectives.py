@@ -1,25 +1,11 @@
 """Objectives: from a member's scores on the tasks to the one that is maximised.
 
 `OBJECTIVES` is the table, one function each, of the scores (M, K) of M members
-and the `Objective`. A NaN among a member's scores stays one. What is normalised
-is normalised by the experts' scores, which are measured once, before the
-search: a member's fitness must not depend on the others. A function with the
-attribute `needs_experts` reads them; one with `needs_maximised` has no meaning
-for metrics to be minimised.
-
-weighted_mean   the weighted mean; metrics to be minimised count negative.
-harmonic_mean   the weighted harmonic mean, 0 where a score is 0 or less.
-harmonic_mean_as_published
-                that of Model Swarms (arXiv 2410.11163), where two scores of 0
-                are 0.01.
-minimum         the worst task; metrics to be minimised count negative.
-z_score         the weighted mean of (score - mean) / sd over the experts. A
-                task on which all experts are equal is divided by 1.
-best_expert     the weighted mean of score / the best expert's score, or its
-                inverse where less is better.
-pareto          the vector is kept: a run's summary lists the members that no
-                other one beats on all tasks. The search itself still needs one
-                number, which is the weighted mean.
+and the `Objective`; the README says what each is. A NaN among a member's scores
+stays one. What is normalised is normalised by the experts' scores, which are
+measured once, before the search: a member's fitness must not depend on the
+others. A function with the attribute `needs_experts` reads them; one with
+`needs_maximised` has no meaning for metrics to be minimised.
 """
 
 from collections.abc import Callable
@@ -98,12 +84,10 @@ class Objective:
 def make_objective(
   name: str, weights: np.ndarray, metrics: Sequence[Any]
 ) -> Objective:
-  """Makes an objective of K tasks.
+  """Makes an objective of K tasks, with weights (K,) f32 that sum to one.
 
-  Args:
-    name: of the table, 'package.module:function' or 'file.py:function'.
-    weights: (K,) f32, sum to one.
-    metrics: K scorers, of which `maximise` and `percent` are read.
+  The name is of the table, or 'package.module:function'; of the K scorers
+  `maximise` and `percent` are read.
 
   Raises:
     ValueError: the name is unknown, or has no meaning for metrics to be
@@ -128,8 +112,6 @@ def make_objective(
 
 def _oriented(scores: np.ndarray, objective: Objective) -> np.ndarray:
   """Scores of which more is better."""
-  if objective.maximise.all():
-    return scores
   return np.where(objective.maximise, scores, -scores)
 
 
@@ -145,9 +127,8 @@ def _harmonic_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
   return np.where(np.isnan(scores).any(axis=1), np.nan, np.where(low, 0, mean))
 
 
-def _published_harmonic_mean(
-  scores: np.ndarray, objective: Objective
-) -> np.ndarray:
+def _published_mean(scores: np.ndarray, objective: Objective) -> np.ndarray:
+  """That of Model Swarms (arXiv 2410.11163), where scores of 0 are 0.01."""
   mean = _harmonic_mean(scores, objective)
   return np.where((scores == 0).all(axis=1), 0.01, mean)
 
@@ -177,16 +158,14 @@ def _best_expert(scores: np.ndarray, objective: Objective) -> np.ndarray:
 OBJECTIVES: dict[str, Callable[[np.ndarray, Objective], np.ndarray]] = {
   'weighted_mean': _weighted_mean,
   'harmonic_mean': _harmonic_mean,
-  'harmonic_mean_as_published': _published_harmonic_mean,
+  'harmonic_mean_as_published': _published_mean,
   'minimum': _minimum,
   'z_score': _z_score,
   'best_expert': _best_expert,
   'pareto': _weighted_mean,
 }
-_harmonic_mean.needs_maximised = True
-_published_harmonic_mean.needs_maximised = True
-_z_score.needs_experts = True
-_best_expert.needs_experts = True
+_harmonic_mean.needs_maximised = _published_mean.needs_maximised = True
+_z_score.needs_experts = _best_expert.needs_experts = True
 
 
 def _function(name: str) -> Callable[[np.ndarray, Objective], np.ndarray]:
@@ -203,12 +182,6 @@ def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
   scores = np.asarray(scores, np.float64)
   scores = np.where(np.asarray(maximise, bool), scores, -scores)
   alive = np.flatnonzero(~np.isnan(scores).any(axis=1))
-  kept = [
-    i
-    for i in alive
-    if not (
-      (scores[alive] >= scores[i]).all(axis=1)
-      & (scores[alive] > scores[i]).any(axis=1)
-    ).any()
-  ]
-  return np.asarray(kept, np.int64)
+  own = scores[alive]
+  beats = (own[:, None] >= own).all(axis=2) & (own[:, None] > own).any(axis=2)
+  return alive[~beats.any(axis=0)]

@@ -13,13 +13,9 @@ Two rules say which members stop, relative to the `keep` best so far:
   halving  the worse half of those that are left, whatever the distance
 
 Blocks are drawn once a run and their order once a generation, by address, so
-that a resumed run races as an unbroken one. Each block has items of all
-lengths: blocks need much the same programs, all compiled in the first
-generation.
-
-A stopped member keeps its fitness, but never more than the worst of those that
-were scored on everything: it cannot outrank them by the luck of few items. A
-member that fails is out at once.
+that a resumed run races as an unbroken one. A stopped member keeps its fitness,
+but never more than the worst of those that were scored on everything: it cannot
+outrank them by the luck of few items. A member that fails is out at once.
 """
 
 from collections.abc import Callable
@@ -47,9 +43,6 @@ class Racing:
       rounds - 1 times.
     keep: members that are scored on everything at least, if so many are left.
     z: standard errors of the rule 'paired'.
-
-  Raises:
-    ValueError: a value that cannot be.
   """
 
   rule: str = 'paired'
@@ -75,10 +68,12 @@ class Raced(Evaluation):
     seen: (M,) i32 items that the member was scored on; scores are means over
       them.
     saved: items that were not scored.
+    values: of each task, (M, items) f64, NaN where not scored.
   """
 
   seen: np.ndarray
   saved: int
+  values: list[np.ndarray]
 
 
 # score(members (A,) of the M, items of each task): values (A, items) of each
@@ -89,11 +84,7 @@ Score = Callable[
 
 
 def check(scorers: Sequence[Any], objective: str) -> None:
-  """Refuses to race for what is no mean over items.
-
-  Raises:
-    ValueError: fitness is no weighted mean over items to be maximised.
-  """
+  """Raises ValueError where fitness is no mean over items to be maximised."""
   for metric in scorers:
     if metric.corpus or not metric.maximise:
       raise ValueError(
@@ -113,8 +104,7 @@ def draw_blocks(
   """Deals the items of K tasks, of some lengths, into blocks of all lengths.
 
   Returns:
-    Of each of at most `count` blocks and of each task, the indices of its
-      items, in order.
+    Of each of at most `count` blocks and each task, indices of its items.
   """
   count = max(1, min(count, *map(len, lengths)))
   blocks = [[[] for _ in lengths] for _ in range(count)]
@@ -142,12 +132,10 @@ def race(
 ) -> Raced:
   """Scores M members block by block, and stops those that cannot matter.
 
-  `score` scores some of the members on some items; `weights` (K,) of the tasks
-  in the fitness sum to one; `generation` orders the blocks.
+  `weights` (K,) of the tasks in the fitness sum to one; `generation` orders the
+  blocks.
   """
-  sizes = np.array(
-    [sum(len(block[k]) for block in blocks) for k in range(len(weights))]
-  )
+  sizes = np.array([[len(task) for task in block] for block in blocks]).sum(0)
   values = [np.full((members, n), np.nan) for n in sizes]
   reasons: list[str | None] = [None] * members
   running = np.arange(members)
@@ -164,7 +152,7 @@ def race(
     if not len(running):
       break
   seen = np.sum([np.isfinite(v).sum(axis=1) for v in values], axis=0)
-  task_scores = np.stack([_mean(v) for v in values], axis=1)
+  task_scores = np.stack([*map(_mean, values)], axis=1)
   fitness = task_scores @ weights
   if len(running):
     stopped = np.setdiff1d(np.arange(members), running)
@@ -179,6 +167,7 @@ def race(
     reasons=reasons,
     seen=seen.astype(np.int32),
     saved=int(members * sizes.sum() - seen.sum()),
+    values=values,
   )
 
 
@@ -186,9 +175,8 @@ def _survivors(values, running, weights, sizes, racing):
   """Returns the members that go on, in their order."""
   if len(running) <= racing.keep:
     return running
-  fitness = sum(
-    w * _mean(v[running]) for w, v in zip(weights, values, strict=True)
-  )
+  tasks = zip(weights, values, strict=True)
+  fitness = sum(w * _mean(v[running]) for w, v in tasks)
   # Of equals the first goes on, so that the order of members decides nothing
   # else.
   ranked = np.argsort(-fitness, kind='stable')
@@ -225,6 +213,5 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _generator(
   seed_key: jax.Array, generation: int, index: int, purpose: str
 ) -> np.random.Generator:
-  """Returns a generator of an address, on the host."""
   key = keys.key_for(seed_key, generation, index, purpose)
   return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())

@@ -39,7 +39,7 @@ def shares(
   """
   ALPHA.check_known(alpha, 'fitness sharing')
   scores = selection.seen('scores', scores, 'P', 'items')
-  alive = _alive(scores)
+  alive = jnp.all(jnp.isfinite(scores), axis=1, keepdims=True)
   known = jnp.where(alive, scores, 0.0)
   used = jnp.sum(known, axis=0)
   share = jnp.where(
@@ -49,11 +49,6 @@ def shares(
     0.0,
   )
   return jnp.where(alive, known * share, jnp.nan)
-
-
-def _alive(scores):
-  """(P, 1) bool."""
-  return jnp.all(jnp.isfinite(scores), axis=1, keepdims=True)
 
 
 def shared_fitness(

@@ -8,10 +8,10 @@ the best member began among the best; and where the population went.
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 import math
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,10 +28,8 @@ def emergence(
 ) -> dict[str, int]:
   """Counts the items that are solved before and after a search.
 
-  Args:
-    experts: (N, items) 0 or 1.
-    best: index of the best expert.
-    evolved: (items,) 0 or 1.
+  Takes 0 or 1 of N experts, (N, items), of which one is the `best`, and of the
+  evolved member, (items,).
 
   Returns:
     `items`; `unsolved` by any expert; those of them that `emerged` with the
@@ -49,25 +47,17 @@ def emergence(
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-  """Where a member comes from.
+class Origin(NamedTuple):
+  """Where a member comes from."""
 
-  Attributes:
-    path: ids from the initial member to it, along first parents; its own alone
-      where it has no parents, as members of random search and CMA-ES.
-    rank: of the initial member among all of them by dev fitness, 1 for the
-      best, equal for equals; None where there is no such member.
-    of: number of initial members that did not fail.
-    experts: names of the experts in its whole ancestry, by their rank.
-    expert_ranks: their ranks among the experts.
-  """
-
+  # Ids from the initial member to it, along first parents; its own alone where
+  # it has no parents, as members of random search and CMA-ES.
   path: list[int]
+  # Of the initial member by dev fitness, 1 for the best; None without one.
   rank: int | None
-  of: int
-  experts: list[str]
-  expert_ranks: list[int]
+  of: int  # initial members that did not fail
+  experts: list[str]  # in its whole ancestry, by their rank
+  expert_ranks: list[int]  # by dev fitness, among all experts
 
 
 def origin(
@@ -78,55 +68,37 @@ def origin(
   """Follows a member back to the initial population.
 
   A member that moved is its own first parent: the path is then a particle's.
-
-  Args:
-    member: its id.
-    rows: of members.jsonl.
-    expert_fitness: dev fitness by name.
+  `rows` are those of members.jsonl.
   """
   by_id = {row['id']: row for row in rows}
-
-  def rank_of(name):
-    fitness = expert_fitness[name]
-    return 1 + sum(other > fitness for other in expert_fitness.values())
-
   path = [member]
   while by_id[path[0]]['generation'] > 0 and by_id[path[0]]['parents']:
     path.insert(0, by_id[path[0]]['parents'][0])
-  first = [
-    row['fitness']
-    for row in rows
-    if row['generation'] == 0 and row['fitness'] is not None
-  ]
+  first = [row['fitness'] for row in rows if row['generation'] == 0]
+  first = [fitness for fitness in first if fitness is not None]
   rank, start = None, by_id[path[0]]
   if start['generation'] == 0:
     # A member that failed comes behind all others.
     own = -math.inf if start['fitness'] is None else start['fitness']
     rank = 1 + sum(fitness > own for fitness in first)
-  names = {
-    name
-    for row in record_rows.lineage_of(member, rows)
-    for name in row.get('experts', ())
-  }
-  experts = sorted(names, key=lambda name: (rank_of(name), name))
-  return Origin(path, rank, len(first), experts, [*map(rank_of, experts)])
+  ancestors = record_rows.lineage_of(member, rows)
+  names = {name for row in ancestors for name in row.get('experts', ())}
+  levels = expert_fitness.values()
+  ranked = sorted(
+    (1 + sum(other > expert_fitness[name] for other in levels), name)
+    for name in names
+  )
+  experts, ranks = [name for _, name in ranked], [at for at, _ in ranked]
+  return Origin(path, rank, len(first), experts, ranks)
 
 
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
-  """Members on the plane in which their answers differ most.
+class Trajectory(NamedTuple):
+  """Members on the plane in which their answers differ most."""
 
-  Attributes:
-    ids: M ids, in the order in which they were scored.
-    generations: (M,) i32, when.
-    points: (M, 2) f64.
-    explained: (2,) shares of the variance that the two directions hold.
-  """
-
-  ids: list[int]
-  generations: np.ndarray
-  points: np.ndarray
-  explained: np.ndarray
+  ids: list[int]  # M, in the order in which they were scored
+  generations: np.ndarray  # (M,) i32, when
+  points: np.ndarray  # (M, 2) f64
+  explained: np.ndarray  # (2,) shares of the variance along either direction
 
 
 def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
@@ -134,9 +106,6 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
 
   A member is the vector of its values on the items, each task scaled to unit
   variance. An item that a member was not asked counts as the mean.
-
-  Args:
-    log: of `item_log.ItemLog.read`.
 
   Raises:
     ValueError: fewer than three members were scored on the items of the first
@@ -159,9 +128,8 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
   for task in zip(*rows, strict=True):
     values = np.concatenate(task, dtype=np.float64)
     centred = np.nan_to_num(values - np.nanmean(values, axis=0))
-    columns.append(
-      centred / max(np.sqrt((centred**2).sum(axis=1).mean()), 1e-12)
-    )
+    deviation = np.sqrt((centred**2).sum(axis=1).mean())
+    columns.append(centred / max(deviation, 1e-12))
   matrix = np.concatenate(columns, axis=1)
   u, s, _ = np.linalg.svd(matrix, full_matrices=False)
   points = np.zeros((len(ids), 2))
@@ -175,9 +143,7 @@ def trajectory(log: Iterable[GenerationItems]) -> Trajectory:
 
 
 def analyse(run: pathlib.Path) -> str:
-  """Analyses a finished run from its records.
-
-  Writes analysis.json, analysis.md and trajectory.png into its folder.
+  """Writes analysis.json, analysis.md and trajectory.png of a finished run.
 
   Returns:
     The content of analysis.md.
@@ -206,7 +172,7 @@ def analyse(run: pathlib.Path) -> str:
   result = {
     'best': best,
     'emergence': _emergence(run, summary['tested'], fitness, best),
-    'origin': dataclasses.asdict(came),
+    'origin': came._asdict(),
     'explained': path.explained,
   }
   record.write_json(run / 'analysis.json', result)

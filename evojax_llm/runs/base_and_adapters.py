@@ -1,9 +1,11 @@
 """The base and others as one population, for programs that compare them.
 
-The first member is the base itself, as the adapter that changes nothing; one
-member for each adapter folder, or of a row of a run's table, follows.
+The base comes first, as the adapter that changes nothing; a member for each
+adapter folder, or of a row of a run's table, follows. An eight-bit base is
+compared with the whole one.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -18,6 +20,7 @@ from evojax_llm import files as files_lib
 from evojax_llm.fitness import ensembles
 from evojax_llm.genomes.adapters import scaled
 from evojax_llm.genomes.space import Expressed
+from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import load_base
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
@@ -27,28 +30,26 @@ from evojax_llm.models.expression import LowRank
 from evojax_llm.models.folders import model_name
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
+from evojax_llm.runs import errors
+from evojax_llm.runs import record
 from evojax_llm.runs import rows
-from evojax_llm.runs.errors import UserError
+from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.preparation import Prepared
 
 BASE = 'base'
+_INT8_FILE = 'base_dtype.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-  """The base and its adapters.
+  """The base and its adapters."""
 
-  Attributes:
-    space: of members that are expressed, over the base.
-    tokenizer: its tokenizer.
-    names: P names: 'base', then what tells the adapter folders apart; without
-      adapters the name of the model folder.
-    population: low ranks with a leading P, f32.
-  """
-
-  space: Expressed
+  space: Expressed  # of members that are expressed, over the base
   tokenizer: Tokenizer
+  # 'base', then what tells P - 1 adapter folders apart; without adapters the
+  # name of the model folder.
   names: tuple[str, ...]
-  population: Any
+  population: Any  # low ranks with a leading P, f32
 
 
 def load(
@@ -65,7 +66,18 @@ def load(
   config, _ = hub.load_config(model)
   names, population = (model_name(model),), alone(config)
   if adapters:
-    names, population = _with_adapters(config, adapters)
+    loaded = peft.load_adapters(adapters, config)
+    if BASE in loaded.names:
+      folder = adapters[loaded.names.index(BASE)]
+      raise errors.UserError(
+        f"The adapter folder {folder} is called '{BASE}', as the model without "
+        'an adapter is in the results. Rename it.'
+      )
+    population = jax.tree.map(
+      lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf]),
+      LowRank(scaled(loaded.factors, loaded.scale)),
+    )
+    names = (BASE, *loaded.names)
   space = Expressed(load_base(model, dtype))
   return Members(space, tokenizer, names, population)
 
@@ -75,10 +87,7 @@ def of_row(
 ) -> tuple[Members, rows.Vote | None]:
   """Loads the base and the members of a row, as one population.
 
-  Args:
-    source: a run, or the folder of an exported vote.
-    name: of the row.
-    dtype: of the parameters.
+  `source` is a run, or the folder of an exported vote.
 
   Raises:
     UserError: there is no such row, or the vote is not as it was written.
@@ -93,18 +102,15 @@ def of_row(
     genomes = jax.tree.map(
       lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
     )
-    names, population = (
-      (*names, *row.members),
-      stack.concatenate(population, genomes),
-    )
+    names = (BASE, *row.members)
+    population = stack.concatenate(population, genomes)
   tokenizer = Tokenizer.from_folder(source.files.model)
-  members = Members(row.space, tokenizer, names, population)
-  return members, row.vote
+  return Members(row.space, tokenizer, names, population), row.vote
 
 
 def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
   """What `export` has written of a vote."""
-  known = files_lib.read_object(path / rows.VOTE_FILE, UserError)
+  known = files_lib.read_object(path / rows.VOTE_FILE, errors.UserError)
   try:
     base, rule = str(known['base']), known['rule']
     inner = [pathlib.PurePath(member['folder']) for member in known['members']]
@@ -115,7 +121,7 @@ def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
     fitness = np.asarray([m['fitness'] for m in known['members']], np.float32)
     ensembles.check_rule(rule)
   except (LookupError, TypeError, ValueError) as error:
-    raise UserError(
+    raise errors.UserError(
       f'{path / rows.VOTE_FILE}: not as export writes it ({error!r}); export '
       'the vote again.'
     ) from None
@@ -139,19 +145,49 @@ def alone(config: GemmaConfig) -> LowRank:
   return LowRank({'layers': {'mlp': {'up_proj': zero}}})
 
 
-def _with_adapters(
-  config: GemmaConfig, adapters: Sequence[str]
-) -> tuple[tuple[str, ...], LowRank]:
-  loaded = peft.load_adapters(adapters, config)
-  if BASE in loaded.names:
-    folder = adapters[loaded.names.index(BASE)]
-    raise UserError(
-      f"The adapter folder {folder} is called '{BASE}', as the model without "
-      'an adapter is in the results. Rename it.'
-    )
+def int8_difference(whole: Any, eight: Any, model: Model) -> dict[str, dict]:
+  """Scores the base on `dev`, in its own type and in eight bits.
 
-  def with_base(factors: Any) -> jax.Array:
-    return jnp.concatenate([jnp.zeros_like(factors[:1]), factors])
+  Takes an evaluator for either, and returns by task the scores `whole` and
+  `eight`, and `agree`, the share of items with the same verdict.
+  """
+  base = alone(model.config)
+  first, second = (
+    evaluator.evaluate(Expressed(model), base) for evaluator in (whole, eight)
+  )
+  return {
+    a.task: {
+      'whole': float(first.task_scores[0, k]),
+      'eight': float(second.task_scores[0, k]),
+      'agree': float((a.values[0] == b.values[0]).mean()),
+    }
+    for k, (a, b) in enumerate(zip(first.tasks, second.tasks, strict=True))
+  }
 
-  population = jax.tree.map(with_base, scaled(loaded.factors, loaded.scale))
-  return (BASE, *loaded.names), LowRank(population)
+
+def describe_int8(changed: Mapping[str, Mapping[str, float]]) -> str:
+  """Returns the difference in a line a task."""
+  return '\n'.join(
+    f'int8 base, {task}: {100 * v["eight"]:.1f} % after '
+    f'{100 * v["whole"]:.1f} %, the same on {100 * v["agree"]:.1f} % of items'
+    for task, v in changed.items()
+  )
+
+
+def report_int8(run: record.RunFolder, prepared: Prepared) -> None:
+  """Measures the difference once a run, prints it, and keeps it."""
+  config, setup = prepared.config, prepared.setup
+  execution = dataclasses.replace(config.execution, base_dtype=None)
+
+  def make():
+    plain = dataclasses.replace(config, execution=execution)
+    both = (setup_lib.make_evaluator(c, setup) for c in (plain, config))
+    return int8_difference(*both, setup.experts.model())
+
+  errors.say(record.kept(run.path / _INT8_FILE, describe_int8, make))
+
+
+def read_int8(run: record.RunFolder) -> dict | None:
+  """Returns the difference that was kept; None where the base is whole."""
+  path = run.path / _INT8_FILE
+  return record.read_json(path) if path.exists() else None

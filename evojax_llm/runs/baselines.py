@@ -1,20 +1,17 @@
 """What a search has to beat: the base, its experts, and plain mixes of them.
 
 Convex merging can only dilute what the experts learnt, so an average whose
-second factors B are scaled up is often stronger than the best expert or the
-average (task arithmetic, arXiv 2212.04089, scales a sum in the same way); a
-table without it proves little. The soup is the average of the best few experts:
-as the greedy one of arXiv 2203.05482 it takes them in the order of their
-fitness, but all its sizes are scored together and the best is taken.
-
-Which expert, which factor and how many are in the soup is chosen on `dev`
-alone.
+second factors B are scaled up is often stronger than the best expert (task
+arithmetic, arXiv 2212.04089, scales a sum in the same way). The soup is the
+average of the best few experts: as the greedy one of arXiv 2203.05482 it takes
+them in the order of their fitness, but all its sizes are scored together. What
+is best is chosen on `dev` alone.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-import os
+import functools
 import pathlib
 import shutil
 from typing import Any
@@ -25,12 +22,12 @@ import numpy as np
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.fitness.item_log import TaskItems
-from evojax_llm.population import stack
 from evojax_llm.runs import errors
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import report
 from evojax_llm.runs import setup as setup_lib
+from evojax_llm.runs.preparation import Prepared
 
 AVERAGE_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0)
 EXPERT_FACTORS = (0.5, 1.5, 2.0, 3.0)
@@ -42,15 +39,10 @@ _SHARED = (_EXPERTS, 'base_dtype.json', _FILE)
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-  """A mix of N experts, as `mix` of a genome space makes it.
+  """A mix of N experts, as `mix` of a genome space makes it."""
 
-  Attributes:
-    weights: (N,) of the experts.
-    factor: scales what they change; 0 gives the base.
-  """
-
-  weights: tuple[float, ...]
-  factor: float = 1.0
+  weights: tuple[float, ...]  # (N,) of the experts
+  factor: float = 1.0  # scales what they change; 0 gives the base
 
 
 class Baseline(NamedTuple):
@@ -63,17 +55,11 @@ class Baseline(NamedTuple):
   evaluations: int  # members scored on `dev` to choose it
 
 
-@dataclasses.dataclass(frozen=True)
-class Baselines:
-  """What was scored before the search.
+class Baselines(NamedTuple):
+  """What was scored before the search."""
 
-  Attributes:
-    rows: the baselines as rows of the table, without their test scores.
-    expert_scores: (N, K) f32 task scores of the experts on `dev`.
-  """
-
-  rows: list[dict[str, Any]]
-  expert_scores: np.ndarray
+  rows: list[dict[str, Any]]  # of the table, without their test scores
+  expert_scores: np.ndarray  # (N, K) f32 task scores of the experts on `dev`
 
 
 def mix_experts(space: Any, mixes: Sequence[Mix]) -> Any:
@@ -89,18 +75,15 @@ def choose_baselines(
 ) -> list[Baseline]:
   """Scores the experts and their plain mixes on `dev`; chooses the baselines.
 
-  Args:
-    names: names of the N experts.
-    score: scores C mixes on `dev` and returns an `Evaluation` of C members.
+  `score` scores C mixes on `dev` and returns an `Evaluation` of C members.
 
   Returns:
     base, best expert, average, soup, scaled average and scaled best expert.
   """
   n = len(names)
   even = (1.0 / n,) * n
-  experts = [single(i, n) for i in range(n)]
   averages = [Mix(even, f) for f in (1.0, *AVERAGE_FACTORS)]
-  first = [Mix(even, 0.0), *experts, *averages]
+  first = [Mix(even, 0.0), *(single(i, n) for i in range(n)), *averages]
   scores = score(first)
   expert = 1 + _best(scores.fitness[1 : 1 + n])
   average = 1 + n + _best(scores.fitness[1 + n :])
@@ -141,11 +124,10 @@ def single(index: int, count: int) -> Mix:
 
 def _soups(fitness: np.ndarray) -> list[Mix]:
   """Averages of the best 2, 3, ... experts by fitness (N,), but not of all."""
-  n = len(fitness)
+  n, mixes = len(fitness), []
   alive = np.isfinite(fitness)
   order = np.argsort(np.where(alive, -fitness, np.inf), kind='stable')
   order = order[: alive.sum()]
-  mixes = []
   for size in range(2, min(len(order), n - 1) + 1):
     weights = np.zeros(n)
     weights[order[:size]] = 1.0 / size
@@ -154,29 +136,25 @@ def _soups(fitness: np.ndarray) -> list[Mix]:
 
 
 def _best(fitness: np.ndarray) -> int:
-  """Index of the best; a failed member only where all failed."""
   return int(np.argmax(np.where(np.isfinite(fitness), fitness, -np.inf)))
 
 
-def normalise(
-  run: record.RunFolder, evaluator: Any, setup: setup_lib.Setup
-) -> None:
+def normalise(run: record.RunFolder, prepared: Prepared) -> None:
   """Scores the experts for an objective that is normalised by them.
-
-  Their scores are kept in experts.json, which a resumed run reads.
 
   Raises:
     UserError: the objective cannot be normalised by these experts.
   """
+  evaluator, space = prepared.evaluator, prepared.setup.experts
   if not evaluator.objective.needs_experts:
     return
-  shape = len(setup.experts.names), len(setup.tasks)
 
   def read(kept):
+    shape = len(space.names), len(evaluator.tasks)
     return np.asarray(kept, np.float64).reshape(shape)
 
   def make():
-    return _score(evaluator, setup, setup.experts.experts()).task_scores
+    return setup_lib.score_few(evaluator, space, space.experts()).task_scores
 
   scores = record.kept(run.path / _EXPERTS, read, make)
   with errors.as_user_error(ValueError, what='config.objective'):
@@ -184,17 +162,14 @@ def normalise(
 
 
 def score_baselines(
-  run: record.RunFolder,
-  evaluator: Any,
-  setup: setup_lib.Setup,
-  bar: progress.Progress,
+  run: record.RunFolder, prepared: Prepared, bar: progress.Progress
 ) -> Baselines:
   """Scores base, experts and their plain mixes on `dev`.
 
-  The result is kept in baselines.json, which a resumed run reads, and what the
-  base and the experts did on every item in baseline_items/.
+  baselines.json keeps the result, baseline_items/ what the base and the experts
+  did on every item.
   """
-  names = list(setup.experts.names)
+  names = list(prepared.setup.experts.names)
 
   def read(kept):
     scores = np.asarray([kept['experts'][n] for n in names], np.float32)
@@ -205,35 +180,20 @@ def score_baselines(
       raise ValueError(f'{_ITEMS} lacks answers of the experts')
     return Baselines(kept['rows'], scores)
 
-  def make():
-    return _scored(run, evaluator, setup, bar)
-
+  make = functools.partial(_scored, run, prepared, bar)
   return record.kept(run.path / _FILE, read, make)
 
 
-def _score(evaluator, setup, population, report_share=None) -> Any:
-  # As many slots as a group of the search has, for which there is a program.
-  count = stack.size(population)
-  slots = max(count, evaluator.plan.members_per_group)
-  return evaluator.evaluate(
-    setup.experts,
-    stack.pad(population, slots),
-    np.arange(count),
-    'dev',
-    progress=report_share,
-  )
-
-
-def _scored(run, evaluator, setup, bar) -> dict[str, Any]:
-  results = []
+def _scored(run, prepared, bar) -> dict[str, Any]:
+  evaluator, space = prepared.evaluator, prepared.setup.experts
+  results, rows, names = [], [], space.names
 
   def score(mixes):
     bar.begin(len(mixes), 'baselines')
-    mixed = mix_experts(setup.experts, mixes)
-    results.append(_score(evaluator, setup, mixed, bar.update))
+    mixed = mix_experts(space, mixes)
+    results.append(setup_lib.score_few(evaluator, space, mixed, bar.update))
     return results[-1]
 
-  names, rows = setup.experts.names, []
   for name, detail, mix, task_scores, count in choose_baselines(names, score):
     dev = report.of_split(evaluator, 'dev', task_scores)
     row = dict(name=name, detail=detail, mix=dataclasses.asdict(mix))
@@ -259,11 +219,7 @@ def expert_results(
 
 
 def share(first: pathlib.Path, folder: pathlib.Path) -> None:
-  """Copies what was scored before the search to a run with the same baselines.
-
-  Raises:
-    UserError: the first run has not scored them.
-  """
+  """Copies what was scored before the search to a run with these baselines."""
   if not (first / _FILE).exists():
     raise errors.UserError(f'{first} has no baselines to share.')
   if (folder / _FILE).exists():
@@ -272,8 +228,7 @@ def share(first: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
   for name in _SHARED:
     if (first / name).exists():
-      shutil.copy(first / name, folder / f'{name}.part')
-      os.replace(folder / f'{name}.part', folder / name)
+      record.write_bytes(folder / name, (first / name).read_bytes())
 
 
 def _log(run: record.RunFolder) -> ItemLog:

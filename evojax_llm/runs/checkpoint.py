@@ -43,36 +43,38 @@ class Checkpoints:
     return sorted(int(name) for name in names if name.isdigit())
 
   def restore(self, abstract: Any) -> tuple[int, Any] | None:
-    """Reads the newest checkpoint that is not damaged.
+    """Reads the newest checkpoint that is not damaged; moves those away that
+    are.
 
     Args:
       abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves or arrays.
 
     Returns:
-      (generation, state), or None without any checkpoint. Damaged newer ones
-      are moved out of the way.
+      (generation, state), or None without any checkpoint.
 
     Raises:
-      CheckpointError: the checkpoint is of a state with other leaves, shapes
-        or dtypes, or no checkpoint of those present can be read.
+      CheckpointError: the state has other leaves, shapes or dtypes, or none of
+        the checkpoints can be read.
     """
     generations = self.generations()
     for generation in reversed(generations):
+      path = self.folder / str(generation)
       try:
-        return generation, _load(self.folder / str(generation), abstract)
+        return generation, _load(path, abstract)
       except CheckpointError:
         raise
       # Orbax and tensorstore report damage through many types, `Exception`
       # itself among them; whatever it was, the next older one is tried.
       except Exception as error:  # pylint: disable=broad-exception-caught
-        aside = self._set_aside(generation)
+        aside = self.folder.parent / f'damaged_checkpoint_{generation}'
+        if aside.exists():
+          shutil.rmtree(aside)
+        os.replace(path, aside)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         logging.warning(
-          'The checkpoint of generation %d is damaged (%s). It was moved to '
-          '%s; the one before it is used.',
-          generation,
-          reason[:160],
-          aside,
+          f'The checkpoint of generation {generation} is damaged '
+          f'({reason[:160]}). It was moved to {aside}; the one before it is '
+          'used.'
         )
     if generations:
       raise CheckpointError(
@@ -83,9 +85,7 @@ class Checkpoints:
     return None
 
   def read(self) -> tuple[int, dict[str, Any]]:
-    """Reads the newest checkpoint as nested dicts; changes nothing.
-
-    For readers that do not own the run, which may be saving meanwhile.
+    """Reads the newest checkpoint as nested dicts, while the run may go on.
 
     Raises:
       CheckpointError: there is none, or none can be read.
@@ -103,10 +103,9 @@ class Checkpoints:
     )
 
   def save(self, generation: int, state: Any) -> None:
-    """Saves `state` as the checkpoint of `generation`, in the background.
+    """Saves `state` in the background, after what is still being saved.
 
-    Waits for the previous one. The arrays may be donated or deleted as soon as
-    this returns.
+    The arrays may be donated or deleted as soon as this returns.
 
     Raises:
       CheckpointError: the state has a leaf of size zero, which orbax cannot
@@ -128,11 +127,7 @@ class Checkpoints:
       )
 
   def close(self) -> None:
-    """Waits until everything is written.
-
-    Raises:
-      OSError: the last checkpoint could not be.
-    """
+    """Waits until everything is written; raises as `save`."""
     if self._checkpointer is not None:
       checkpointer, self._checkpointer = self._checkpointer, None
       with _errors_of_the_disk(self.folder):
@@ -143,24 +138,15 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
       # What its threads raise is raised again by `save` and `close`.
       logging.get_absl_logger().addFilter(_is_news)
-      training = ocp.training
-      self._checkpointer = training.Checkpointer(
+      every = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+      self._checkpointer = ocp.training.Checkpointer(
         self.folder,
-        save_decision_policy=(
-          training.save_decision_policies.FixedIntervalPolicy(1)
-        ),
-        preservation_policy=training.preservation_policies.LatestN(_KEEP),
+        save_decision_policy=every,
+        preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
         # What a killed process left half written.
         cleanup_tmp_directories=True,
       )
     return self._checkpointer
-
-  def _set_aside(self, generation: int) -> pathlib.Path:
-    target = self.folder.parent / f'damaged_checkpoint_{generation}'
-    if target.exists():
-      shutil.rmtree(target)
-    os.replace(self.folder / str(generation), target)
-    return target
 
 
 def _is_news(record: Any) -> bool:
@@ -170,7 +156,6 @@ def _is_news(record: Any) -> bool:
 
 @contextlib.contextmanager
 def _errors_of_the_disk(folder: pathlib.Path) -> Iterator[None]:
-  """Finds errors of the disk in the text of what tensorstore raises."""
   try:
     yield
   except Exception as error:  # pylint: disable=broad-exception-caught
@@ -206,14 +191,15 @@ def _check_same_leaves(path: pathlib.Path, stored: Any, abstract: Any) -> None:
     }
     for tree in (stored, abstract)
   )
-  wrong = []
-  for name in sorted(have.keys() | want.keys()):
-    if name not in have:
-      wrong.append(f'{name}: not in the checkpoint')
-    elif name not in want:
-      wrong.append(f'{name}: in the checkpoint, not in this run')
-    elif have[name] != want[name]:
-      wrong.append(f'{name}: {have[name]} stored, {want[name]} expected')
+  wrong = [
+    f'{name}: not in the checkpoint'
+    if name not in have
+    else f'{name}: in the checkpoint, not in this run'
+    if name not in want
+    else f'{name}: {have[name]} stored, {want[name]} expected'
+    for name in sorted(have.keys() | want.keys())
+    if have.get(name) != want.get(name)
+  ]
   if wrong:
     shown = '\n  '.join(wrong[:8] + (['...'] if len(wrong) > 8 else []))
     raise CheckpointError(
@@ -258,11 +244,7 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 
 
 class WorkdirLock:
-  """Keeps a second process out of a run folder, until this process ends.
-
-  Raises:
-    InUseError: another process holds the lock.
-  """
+  """Keeps a second process out of a run folder, which is an `InUseError`."""
 
   def __init__(self, folder: str | os.PathLike):
     path = pathlib.Path(folder) / 'lock'

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import functools
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from evojax_llm.fitness import intervals
 from evojax_llm.runs import plots
+from evojax_llm.runs import record
 from evojax_llm.runs import report
 
 # Baselines that searches are paired with.
@@ -30,15 +30,16 @@ def rows(
   Args:
     changes: `stage`, `draw`, `arm` and `seed` of the run.
     summary: content of its summary.json.
-    scored: (stage, draw) of baselines that have rows already; added to. They
-      are the same for all runs of a stage and draw.
+    scored: (stage, draw) of baselines, the same for all runs of one, that have
+      rows already; added to.
   """
-  stage, draw, arm = changes['stage'], changes['draw'], changes['arm']
+  stage, draw = changes['stage'], changes['draw']
   with_baselines = (stage, draw) not in scored
   scored.add((stage, draw))
-  items = sum(
-    task['items'] for task in summary['rows'][0]['dev']['tasks'].values()
-  )
+  by_task = summary['rows'][0]['dev']['tasks'].values()
+  items = sum(task['items'] for task in by_task)
+  seconds = summary['seconds']
+  seconds = {**seconds, 'all': round(sum(seconds.values()), 3)}
   made = []
   for row in summary['rows']:
     name, dev, test = row['name'], row['dev'], row['test']
@@ -46,16 +47,12 @@ def rows(
     is_search = name in _EVOLVED
     if not is_search and not with_baselines:
       continue
-    seconds = None
-    if name == report.EVOLVED:
-      seconds = summary['seconds']
-      seconds = {**seconds, 'all': round(sum(seconds.values()), 3)}
-    heldout = row.get('heldout')
+    heldout = (row.get('heldout') or {'fitness': None})['fitness']
     made.append(
       {
         'stage': stage,
         'draw': draw,
-        'name': _EVOLVED[name].format(arm) if is_search else name,
+        'name': _EVOLVED.get(name, name).format(changes['arm']),
         'seed': changes['seed'] if is_search else None,
         'evaluations': row['evaluations'],
         'items': row['evaluations'] * items,
@@ -63,13 +60,13 @@ def rows(
         'dev': dev['fitness']['score'],
         'test': test['fitness']['score'],
         'test_by_task': {n: t['score'] for n, t in test['tasks'].items()},
-        'heldout': heldout and heldout['fitness']['score'],
+        'heldout': heldout and heldout['score'],
         'percent': {
           'fitness': dev['fitness']['percent'],
-          'heldout': heldout and heldout['fitness']['percent'],
+          'heldout': heldout and heldout['percent'],
           'tasks': {n: t['percent'] for n, t in test['tasks'].items()},
         },
-        'seconds': seconds,
+        'seconds': seconds if name == report.EVOLVED else None,
       }
     )
   return made
@@ -78,35 +75,37 @@ def rows(
 def table(found: Sequence[Row]) -> str:
   """Mean and spread of each search or baseline of a stage, as Markdown.
 
-  Args:
-    found: `rows` of one stage. `percent` says which scores are shares. Scores
-      are None where scoring failed, and `heldout` where there are no such
-      tasks.
+  Of its `rows` scores are None where scoring failed, and `heldout` where there
+  are no such tasks.
   """
   percent = found[0]['percent']
-  shown = functools.partial(report.number, percent=percent['fitness'])
-  with_heldout = percent['heldout'] is not None
-  lines = [['', 'runs', 'evaluations', 'items', 'dev', 'test', 'sd']]
-  lines[0] += ['lowest', 'highest', *(['held out', 'sd'] * with_heldout)]
-  lines[0] += [*percent['tasks'], 'seconds']
-  for name, same in _by_name(found).items():
-
-    def mean(field, same=same):
-      return np.mean(_numbers(row[field] for row in same))
-
-    test = _numbers(row['test'] for row in same)
+  share, of_heldout = percent['fitness'], percent['heldout']
+  head = ['', 'runs', 'evaluations', 'items', 'dev', 'test', 'sd']
+  head += [
+    'lowest',
+    'highest',
+    *(['held out', 'sd'] * (of_heldout is not None)),
+  ]
+  lines = [[*head, *percent['tasks'], 'seconds']]
+  for name, same in _by('name', found).items():
+    numbers = {
+      field: _numbers(row[field] for row in same)
+      for field in ('evaluations', 'items', 'dev', 'test', 'heldout')
+    }
+    means = {field: np.mean(values) for field, values in numbers.items()}
+    test = numbers['test']
     cells = [name, str(len(same))]
-    cells += [f'{mean("evaluations"):.0f}', f'{mean("items"):.0f}']
-    cells += [shown(mean('dev')), f'**{shown(mean("test"))}**']
-    cells += [_deviation(test, percent['fitness'])]
-    cells += [shown(np.min(test)), shown(np.max(test))]
-    if with_heldout:
-      heldout = _numbers(row['heldout'] for row in same)
-      cells.append(report.number(np.mean(heldout), percent['heldout']))
-      cells.append(_deviation(heldout, percent['heldout']))
-    for task, share in percent['tasks'].items():
+    cells += [f'{means["evaluations"]:.0f}', f'{means["items"]:.0f}']
+    cells += [report.number(means['dev'], share)]
+    cells += [f'**{report.number(means["test"], share)}**']
+    cells += [_deviation(test, share)]
+    cells += [report.number(end, share) for end in (np.min(test), np.max(test))]
+    if of_heldout is not None:
+      cells.append(report.number(means['heldout'], of_heldout))
+      cells.append(_deviation(numbers['heldout'], of_heldout))
+    for task, of_task in percent['tasks'].items():
       scores = _numbers(row['test_by_task'][task] for row in same)
-      cells.append(report.number(np.mean(scores), share))
+      cells.append(report.number(np.mean(scores), of_task))
     times = [row['seconds']['all'] for row in same if row['seconds']]
     cells.append(f'{np.median(times):.1f}' if times else '-')
     lines.append(cells)
@@ -118,18 +117,15 @@ def differences(found: Sequence[Row]) -> str:
 
   Runs are paired by draw of dev items and by seed. Intervals are Student's of
   the mean over pairs; of one pair there is none.
-
-  Args:
-    found: `rows` of one stage.
   """
-  named, percent = _by_name(found), found[0]['percent']['fitness']
+  named, percent = _by('name', found), found[0]['percent']['fitness']
   scores = {
     name: {(row['draw'], row['seed']): row['test'] for row in same}
     for name, same in named.items()
   }
   searches = [n for n, same in named.items() if same[0]['seed'] is not None]
-  plain = [name for name in named if name in _LEVELS]
-  others = plain + [n for n in searches if not n.endswith(_VOTE)]
+  others = [name for name in named if name in _LEVELS]
+  others += [name for name in searches if not name.endswith(_VOTE)]
   lines = [['test, less', *others]]
   for name in searches:
     cells = [name]
@@ -147,20 +143,18 @@ def differences(found: Sequence[Row]) -> str:
 
 
 def _gain(gains: Sequence[float], percent: bool) -> str:
-  shown = [np.mean(gains)]
+  values = [np.mean(gains)]
   if len(gains) > 1:
-    shown += intervals.mean_interval(gains, intervals.t95(len(gains) - 1))
-  mean, *ends = (f'{_signed(value, percent)}' for value in shown)
+    values += intervals.mean_interval(gains, intervals.t95(len(gains) - 1))
+  mean, *ends = (
+    '+' * bool(value >= 0.0) + report.number(value, percent) for value in values
+  )
   return f'{mean} [{", ".join(ends)}]' if ends else mean
 
 
-def _signed(value: float, percent: bool) -> str:
-  return ('+' if value >= 0.0 else '') + report.number(value, percent)
-
-
 def markdown(found: Sequence[Row]) -> str:
-  """The tables of every stage."""
-  stages = by_stage(found)
+  """Returns the tables of every stage."""
+  stages = _by('stage', found)
   parts = []
   for stage, same in stages.items():
     parts += [f'## {stage}'] * (len(stages) > 1)
@@ -177,33 +171,25 @@ def markdown(found: Sequence[Row]) -> str:
 def draw(
   folder: pathlib.Path,
   found: Sequence[Row],
-  runs: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+  finished: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
   """Draws the best fitness by evaluations of the searches of every stage.
 
-  Args:
-    folder: of the pictures.
-    found: `rows` of all stages.
-    runs: `changes` of each finished run, and the rows of its metrics.jsonl.
-
-  Returns:
-    The names of the pictures.
+  Takes the folder of the comparison, `rows` of all stages, and the `changes` of
+  finished runs by the name of their folder. Returns the names of the pictures.
   """
   series: dict[str, dict[str, list[Any]]] = {}
-  for changes, metrics in runs:
+  for name, changes in finished.items():
+    metrics = record.JsonLines(folder / name / 'metrics.jsonl').read()
+    best = [(row['evaluations'], row['best_fitness']) for row in metrics]
     same = series.setdefault(changes['stage'], {})
-    same.setdefault(changes['arm'], []).append(
-      [
-        (row['evaluations'], row['best_fitness'])
-        for row in metrics
-        if row['best_fitness'] is not None
-      ]
-    )
+    known = [(count, fitness) for count, fitness in best if fitness is not None]
+    same.setdefault(changes['arm'], []).append(known)
   names = []
-  for i, (stage, same) in enumerate(by_stage(found).items()):
+  for i, (stage, same) in enumerate(_by('stage', found).items()):
     levels = {
       name: np.mean(_numbers(row['dev'] for row in rows))
-      for name, rows in _by_name(same).items()
+      for name, rows in _by('name', same).items()
       if name in _LEVELS
     }
     names.append(f'curves_{i}.png' if len(series) > 1 else 'curves.png')
@@ -212,19 +198,12 @@ def draw(
   return names
 
 
-def by_stage(found: Sequence[Row]) -> dict[str, list[Row]]:
-  """Returns rows by their stage."""
-  stages: dict[str, list[Row]] = {}
+def _by(field: str, found: Sequence[Row]) -> dict[str, list[Row]]:
+  """Rows by their stage or name."""
+  groups: dict[str, list[Row]] = {}
   for row in found:
-    stages.setdefault(row['stage'], []).append(row)
-  return stages
-
-
-def _by_name(found: Sequence[Row]) -> dict[str, list[Row]]:
-  named: dict[str, list[Row]] = {}
-  for row in found:
-    named.setdefault(row['name'], []).append(row)
-  return named
+    groups.setdefault(row[field], []).append(row)
+  return groups
 
 
 def _numbers(scores: Iterable[float | None]) -> np.ndarray:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import time
 from typing import Any
 from typing import NamedTuple
 
@@ -25,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.options import Option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
-from evojax_llm.runs import limits as limits_lib
 from evojax_llm.runs import run_state
 from evojax_llm.strategies import base
 
@@ -43,6 +44,18 @@ _ENGINE = (
   'activations.'
 )
 
+# A search that proposes no members any more spends no evaluations; it ends
+# after so many generations for each evaluation.
+_GENERATIONS = 10
+# Tokens and seconds may be spent before a search goes on.
+_LEAST = {
+  'generations': 0,
+  'evaluations': 1,
+  'patience': 1,
+  'tokens': 0,
+  'seconds': 0.0,
+}
+
 # score(population, which) returns the fitness of the members at the indices
 # `which` into P, (M,), or a fitness.evaluation.Evaluation of them.
 Score = Callable[[Any, np.ndarray], Any]
@@ -54,36 +67,22 @@ class EvolutionError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """What a generation did, on the host, for records.
+  """What a generation did, on the host, for records."""
 
-  Attributes:
-    number: 0 for the initial population.
-    ids: of the M members that were proposed.
-    parents: two ids each, -1 where there is none.
-    operators: index into the strategy's `operator_names`, -1 for the initial
-      population.
-    fitness: (M,) f32, NaN where a member failed.
-    task_scores: (M, K) f32, as the tasks have them.
-    reasons: why a member failed, or None.
-    mean_fitness: of the population that lives on, failed members left out.
-    best_id, best_fitness, best_task_scores: of the best member so far.
-    evaluations: members scored since the run began.
-    scored: how many of the M members were scored, the first ones.
-  """
-
-  number: int
-  ids: list[int]
-  parents: list[tuple[int, int]]
+  number: int  # 0 for the initial population
+  ids: list[int]  # of the M members that were proposed
+  parents: list[tuple[int, int]]  # two ids each, -1 where there is none
+  # Indices into the strategy's `operator_names`, -1 in the initial population.
   operators: list[int]
-  fitness: np.ndarray
-  task_scores: np.ndarray
-  reasons: list[str | None]
-  mean_fitness: float
-  best_id: int
+  fitness: np.ndarray  # (M,) f32, NaN where a member failed
+  task_scores: np.ndarray  # (M, K) f32, as the tasks have them
+  reasons: list[str | None]  # why a member failed
+  mean_fitness: float  # of the population that lives on, without failed ones
+  best_id: int  # of the best member so far
   best_fitness: float
   best_task_scores: np.ndarray
-  evaluations: int
-  scored: int
+  evaluations: int  # members scored since the run began
+  scored: int  # how many of the M members were scored, the first ones
 
   @property
   def failed(self) -> int:
@@ -136,12 +135,11 @@ def evolve(
     seed: of all randomness.
     generations: G, after the initial population's generation 0.
     evaluations: exactly so many members are scored. Members of the last
-      generation beyond it count as failed; where the strategy does not keep
-      the best, a generation that is more than is left is not begun.
-    tokens: the search ends after the generation in which `count_tokens` has
-      grown by so many since it began.
+      generation beyond it count as failed; where the strategy does not keep the
+      best, a generation that is more than is left is not begun.
+    tokens: by which `count_tokens` grows before the last generation ends.
     count_tokens: returns the tokens that the engine has read and written.
-    seconds: the search ends after the generation in which they have passed.
+    seconds: that pass before the last generation ends.
     patience: generations without a new best.
     state: where to go on; None to begin. Its evaluations count.
     redraw: called with the number of each generation but the first, it has
@@ -161,7 +159,7 @@ def evolve(
       is nothing to begin with, or score returns no number for each member.
     EvolutionError: no member of a population could be scored.
   """
-  limits = limits_lib.Limits(
+  limits = _Limits(
     generations, evaluations, tokens, count_tokens, seconds, patience
   )
   if state is None and population is None:
@@ -169,8 +167,8 @@ def evolve(
       raise ValueError(
         'Got no space, population or state; expected one to begin with.'
       )
-    made = space.initial(RECIPE, strategy.population_size, jax.random.key(seed))
-    population = made.population
+    size, key = strategy.population_size, jax.random.key(seed)
+    population = space.initial(RECIPE, size, key).population
   loop = _Loop(
     strategy,
     strategy.default_params if params is None else base.as_arrays(params),
@@ -178,23 +176,74 @@ def evolve(
     limits,
     redraw,
     refine,
-    None if maximise is None else np.asarray(maximise, bool),
+    maximise,
     phase,
   )
   return Search(loop.rounds(state, population, seed))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Loop:
+class _Limits:
+  """When a search ends; see `evolve`."""
+
+  def __init__(
+    self, generations, evaluations, tokens, count_tokens, seconds, patience
+  ):
+    limits = (generations, evaluations, patience, tokens, seconds)
+    self._most = dict(zip(_LEAST, limits, strict=True))
+    if all(limit is None for limit in limits):
+      raise ValueError(
+        'Got no limit of the search; expected one of generations, '
+        'evaluations, tokens, seconds or patience.'
+      )
+    for name, limit in self._most.items():
+      limit = limit.item() if isinstance(limit, np.generic) else limit
+      least = _LEAST[name]
+      Option(name, None, '', low=least, kind=type(least)).check(limit)
+    if tokens is not None and count_tokens is None:
+      raise ValueError(
+        f'Got tokens {tokens} without count_tokens; expected a function that '
+        'returns how many there were so far.'
+      )
+    if generations is None and evaluations is not None:
+      self._most['generations'] = _GENERATIONS * evaluations
+    self._count = count_tokens or (lambda: 0)
+
+  def begin(self) -> None:
+    """Notes the time and the tokens so far."""
+    self._began, self._before = time.monotonic(), self._count()
+
+  def left(self, state) -> int | None:
+    """How many members may still be scored; None for no limit."""
+    most = self._most['evaluations']
+    done = 0 if state is None else int(state.evaluations)
+    return None if most is None else max(0, most - done)
+
+  def reached(self, state) -> str | None:
+    """The limit that a state has reached, if any."""
+    generation = int(state.generation)
+    now = {
+      'generations': generation,
+      'evaluations': int(state.evaluations),
+      'patience': generation - int(state.strategy.memory.best_generation),
+      'tokens': self._count() - self._before,
+      'seconds': time.monotonic() - self._began,
+    }
+    for name, most in self._most.items():
+      if most is not None and now[name] >= most:
+        return name
+    return None
+
+
+class _Loop(NamedTuple):
   """The parts of a search; see `evolve`."""
 
   strategy: base.Strategy
   params: Any
   score: Score
-  limits: limits_lib.Limits
+  limits: _Limits
   redraw: Any
   refine: Any
-  maximise: np.ndarray | None
+  maximise: Sequence[bool] | None
   phase: Any
 
   def rounds(self, state, population, seed):
@@ -203,22 +252,30 @@ class _Loop:
     if state is None:
       which = np.arange(stack.size(population))
       with self.phase('score'):
-        scored = self._scored(population, which, self.limits.left(None))
-      _refuse_if_all_failed(scored, 'members of the initial population')
+        scored = self._scored(
+          population,
+          which,
+          len(which),
+          self.limits.left(None),
+          'members of the initial population',
+        )
       with self.phase('operators'):
-        scores = self._scores(scored, which, len(which))
         state = run_state.begin(
-          self.strategy, self.params, seed, population, scores, scored.models
+          self.strategy,
+          self.params,
+          seed,
+          population,
+          scored.scores,
+          scored.models,
         )
       del population  # the strategy has its own copy
-      empty = lineage.empty_proposal(len(which))
-      first = jax.device_get(empty).replace(ids=which)
+      first = jax.device_get(lineage.empty_proposal(len(which)))
+      first = first.replace(ids=which)
       yield state, self._generation(state, first, which, scored)
 
     seed_key = jax.random.key(state.seed)
     while not (stop := self.limits.reached(state)):
       number = state.generation + jnp.int32(1)
-
       key = functools.partial(keys.key_for, seed_key, number, lineage.NO_MEMBER)
       if self.redraw is not None:
         with self.phase('score'):
@@ -238,11 +295,10 @@ class _Loop:
         if self.refine is not None and len(which):
           members = self.refine(members, which, key('refine'))
       with self.phase('score'):
-        scored = self._scored(members, which, left)
+        scored = self._scored(members, which, len(proposal.ids), left)
       with self.phase('operators'):
-        scores = self._scores(scored, which, len(proposal.ids))
         inner = self.strategy.tell(
-          key('tell'), members, scores, inner, self.params
+          key('tell'), members, scored.scores, inner, self.params
         )
         state = run_state.RunState(
           strategy=inner,
@@ -254,54 +310,46 @@ class _Loop:
       yield state, generation
     return stop
 
-  def _scored(self, population, which, left) -> '_Scored':
-    """Scores of the members at `which`; the budget's rest of them at most."""
+  def _scored(self, population, which, slots, left, alive='') -> '_Scored':
+    """Scores the members at `which`, as many as are left, for all slots.
+
+    Raises:
+      EvolutionError: all failed, of members that are `alive`.
+    """
     chosen = which[:left]
-    missing = len(which) - len(chosen)
     found = self.score(population, chosen)
     fitness = _fitness(found, len(chosen))
     own = not hasattr(found, 'fitness')
-    if own:
-      tasks, reasons = fitness[:, None], [None] * len(chosen)
-    else:
-      tasks, reasons = np.asarray(found.task_scores), list(found.reasons)
+    tasks = fitness[:, None] if own else found.task_scores
     # What is infinite cannot be compared: a member has failed by it.
     failed = ~np.isfinite(fitness)
-    fitness = np.where(failed, np.float32(np.nan), fitness)
+    reasons = [None] * len(chosen) if own else found.reasons
     reasons = [
       (reason or 'its fitness is not finite') if bad else reason
       for reason, bad in zip(reasons, failed, strict=True)
     ]
+    reasons += [SPENT] * (len(which) - len(chosen))
+    if alive and failed.all():
+      said = '; '.join(list(dict.fromkeys(map(str, reasons)))[:3])
+      raise EvolutionError(
+        f'None of the {len(which)} {alive} could be scored: {said}. '
+        + (_OWN if own else _ENGINE)
+      )
+
+    def spread(values):
+      full = np.full((slots, *values.shape[1:]), np.nan, np.float32)
+      full[chosen] = values
+      return full
+
     items = None
     if self.strategy.sees == 'items':
       values = [t.values if t.maximise else -t.values for t in found.tasks]
-      items = _pad(np.concatenate(values, axis=1), missing)
-    return _Scored(
-      _pad(fitness, missing),
-      _pad(tasks, missing),
-      items,
-      reasons + [SPENT] * missing,
-      len(chosen),
-      own,
-      getattr(found, 'distinct', None) or len(chosen),
-    )
-
-  def _scores(self, scored, which, slots) -> base.Scores:
-    """The scores of all slots, NaN in the empty ones."""
-
-    def spread(values):
-      if values is None:
-        return None
-      full = np.full((slots, *values.shape[1:]), np.nan, np.float32)
-      full[which] = values
-      return full
-
-    tasks = spread(scored.tasks)
-    return base.Scores(
-      spread(scored.fitness),
-      run_state.oriented(tasks, self.maximise),
-      spread(scored.items),
-    )
+      items = spread(np.concatenate(values, axis=1))
+    fitness = spread(np.where(failed, np.float32(np.nan), fitness))
+    tasks = run_state.oriented(spread(tasks), self.maximise)
+    scores = base.Scores(fitness, tasks, items)
+    models = getattr(found, 'distinct', None) or len(chosen)
+    return _Scored(scores, reasons, len(chosen), models)
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""
@@ -311,13 +359,10 @@ class _Loop:
     if left is not None and len(which) >= left:
       return None
     self.redraw(number)
-    scored = self._scored(genomes, which, None)
-    _refuse_if_all_failed(
-      scored, f'members that live in generation {number}, on other items,'
-    )
-    scores = self._scores(scored, which, len(ids))
+    alive = f'members that live in generation {number}, on other items,'
+    scored = self._scored(genomes, which, len(ids), None, alive)
     return state.replace(
-      strategy=self.strategy.rescored(state.strategy, scores),
+      strategy=self.strategy.rescored(state.strategy, scored.scores),
       evaluations=state.evaluations + jnp.int32(scored.models),
     )
 
@@ -330,8 +375,8 @@ class _Loop:
       ids=[int(i) for i in proposal.ids[which]],
       parents=[(int(a), int(b)) for a, b in proposal.parents[which]],
       operators=[int(i) for i in proposal.operator[which]],
-      fitness=scored.fitness,
-      task_scores=scored.tasks,
+      fitness=scored.scores.fitness[which],
+      task_scores=run_state.oriented(scored.scores.tasks[which], self.maximise),
       reasons=scored.reasons,
       mean_fitness=np.float32(alive.mean() if alive.size else np.nan),
       best_id=int(memory.best_id),
@@ -343,50 +388,27 @@ class _Loop:
 
 
 class _Scored(NamedTuple):
-  """Scores of M members on the host; as in `Generation`, but for items."""
+  """Scores of members on the host, of the first `count` that were proposed."""
 
-  fitness: np.ndarray
-  tasks: np.ndarray
-  items: np.ndarray | None  # (M, I) f32, maximised, where a strategy sees them
+  scores: base.Scores  # of all slots, NaN in the empty ones
   reasons: list[str | None]
   count: int
-  own: bool  # by a function that returns plain numbers
   models: int  # of which each counts as one evaluation
 
 
 def _fitness(found: Any, count: int) -> np.ndarray:
   """Fitness (M,) of what was returned for M members."""
   shape = ''
-  if found is not None:
-    try:
-      fitness = (
-        np.asarray(found.fitness)
-        if hasattr(found, 'fitness')
-        else np.asarray(found, np.float32)
-      )
-      if fitness.shape == (count,):
-        return fitness
-      shape = f' of shape {fitness.shape}'
-    except (TypeError, ValueError):
-      pass
+  with contextlib.suppress(TypeError, ValueError):
+    if found is not None:
+      of_members = getattr(found, 'fitness', None)
+      if of_members is None:
+        of_members = np.asarray(found, np.float32)
+      if np.shape(of_members) == (count,):
+        return np.asarray(of_members)
+      shape = f' of shape {np.shape(of_members)}'
   raise ValueError(
     f'Got {type(found).__name__}{shape} as the fitness of {count} members; '
     'expected one number each. Return a list with one for each index that '
     'score is given, or an Evaluation.'
   )
-
-
-def _refuse_if_all_failed(scored: _Scored, which: str) -> None:
-  if np.isnan(scored.fitness).all():
-    reasons = '; '.join(list(dict.fromkeys(map(str, scored.reasons)))[:3])
-    raise EvolutionError(
-      f'None of the {len(scored.fitness)} {which} could be scored: {reasons}. '
-      + (_OWN if scored.own else _ENGINE)
-    )
-
-
-def _pad(values: np.ndarray, missing: int) -> np.ndarray:
-  if not missing:
-    return values
-  width = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
-  return np.pad(values, width, constant_values=np.nan)

@@ -1,7 +1,5 @@
 """Exports rows of a run's table: as adapters, as models, or as a vote."""
 
-from collections.abc import Iterator
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -28,7 +26,6 @@ from evojax_llm.runs import outputs
 from evojax_llm.runs import record
 from evojax_llm.runs import report
 from evojax_llm.runs import rows
-from evojax_llm.runs.errors import UserError
 
 # Less of the change than this is worth a word on another type.
 _ENOUGH = 0.99
@@ -36,17 +33,11 @@ _ENOUGH = 0.99
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How a row is written.
+  """How a row is written."""
 
-  Attributes:
-    merged: as a model with an adapter folded into its weights.
-    dtype: of a model's tensors; None for those of the base.
-    max_rank: of an adapter; wider ones are brought to it.
-  """
-
-  merged: bool = False
-  dtype: str | None = None
-  max_rank: int | None = None
+  merged: bool = False  # as a model with an adapter folded into its weights
+  dtype: str | None = None  # of a model's tensors; None for those of the base
+  max_rank: int | None = None  # of an adapter; wider ones are brought to it
 
 
 def export(
@@ -58,17 +49,9 @@ def export(
   allow_code: bool = False,
   options: Options = Options(),
 ) -> str:
-  """Exports a row of a run's table, with a model card.
+  """Exports a row of a run's table, with a model card, to a new folder.
 
-  Args:
-    run: the folder of a run or of a comparison.
-    out: a new folder.
-    row: its name; see `rows.find` and `rows.Run.row`.
-    allow_unfinished: take the best of the last checkpoint of a run that has
-      not finished.
-    allow_changed: take a base or experts that have changed since the run.
-    allow_code: import what its configuration names, such as a space.
-    options: how it is written.
+  For the run, the row and what is allowed see `rows.find`.
 
   Returns:
     What was written: 'adapter', 'model' or 'vote'.
@@ -81,18 +64,18 @@ def export(
   out = pathlib.Path(os.path.expanduser(out))
   outputs.prepare(out, run.reads())
   if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(
+    raise errors.UserError(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )
   found = run.row(row)
   whole = found.space.exports == 'model'
   if whole and options.max_rank or options.merged and options.max_rank:
-    raise UserError(
+    raise errors.UserError(
       f'--max_rank={options.max_rank} is of an adapter, and a whole model is '
       'to be written: leave it out.'
     )
   if options.dtype and not (whole or options.merged):
-    raise UserError(
+    raise errors.UserError(
       f'--dtype={options.dtype} is of a model, and an adapter is to be '
       'written, whose factors are float32: leave it out, or add --merged.'
     )
@@ -137,7 +120,8 @@ def _write(
     config = row.space.model().config
     _write_model(folder, row.space.express(genome).params, config, model, how)
   elif how.merged or how.max_rank:
-    with _temporary() as adapter:
+    with tempfile.TemporaryDirectory() as temporary:
+      adapter = pathlib.Path(temporary) / 'adapter'
       row.space.export(genome, adapter)
       if how.merged:
         _merge(model, adapter, folder, how)
@@ -153,12 +137,6 @@ def _write(
   return yaml_out.write(
     folder, recipe or {}, model, run.files.adapters, run.files.experts
   )
-
-
-@contextlib.contextmanager
-def _temporary() -> Iterator[pathlib.Path]:
-  with tempfile.TemporaryDirectory() as folder:
-    yield pathlib.Path(folder) / 'adapter'
 
 
 def _narrow(

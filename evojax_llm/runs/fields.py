@@ -32,11 +32,7 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def check_code(config: Mapping[str, Any], where: object) -> None:
-  """Refuses names of code in a configuration that is data.
-
-  Raises:
-    UserError: a setting names a Python file or 'package.module:Object'.
-  """
+  """Refuses code that a configuration which is data names."""
   for name, value in flat(config).items():
     values = value if isinstance(value, list | tuple) else str(value).split(',')
     code = [text for text in map(str, values) if _CODE.fullmatch(text.strip())]

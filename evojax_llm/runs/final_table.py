@@ -14,20 +14,23 @@ import evojax_llm
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.fitness.item_log import take
 from evojax_llm.population import stack
 from evojax_llm.recipes import yaml_out
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import export
-from evojax_llm.runs import int8_base
+from evojax_llm.runs import finalists as finalists_lib
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import record_rows
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import summary_page
-from evojax_llm.runs import votes
+from evojax_llm.runs.finalists import Ensemble
 from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
 from evojax_llm.strategies import registry
@@ -78,41 +81,41 @@ class Ending:
 
   def finish(self, bar: progress.Progress) -> None:
     """Exports the best member, reads test once, writes the report."""
-    evaluator, heldout = self.prepared.evaluator, self.prepared.heldout()
+    prepared = self.prepared
+    evaluator, heldout = prepared.evaluator, prepared.heldout()
     self._export()
-    if count := self.prepared.config.ensemble.size:
+    if count := prepared.config.ensemble.size:
       bar.begin(count, 'votes')
     groups = self._groups()
     rows = self._rows(groups)
     finalists = self._finalists(groups)
-    # What is read at the end: by name the evaluator, its split, and scores.
+    # What is read at the end: a label, the evaluator, and its split.
     ends = {}
-    if self._has_test():
-      ends['test'] = evaluator, 'test'
+    if all(task.test for task in prepared.setup.tasks):
+      ends['test'] = 'test', evaluator, 'test'
     if heldout is not None:
-      ends['heldout'] = heldout, 'dev'
+      ends['heldout'] = 'held-out tasks', heldout, 'dev'
     bounds = {name: {'dev': group.bound} for name, group in groups.items()}
     for row in rows:
       row['test'] = None
-    for end, (reader, split) in ends.items():
-      label = 'test' if end == 'test' else 'held-out tasks'
+    for end, (label, reader, split) in ends.items():
       bar.begin(len(finalists.names), label)
-      scores = finalists.read(reader, split, bar.update)
+      scores = reader.evaluate(
+        finalists.space, finalists.population, split=split, progress=bar.update
+      )
       if end == 'test':
         log = ItemLog(self.run.path / 'test_items')
         log.append(0, range(len(finalists.names)), scores)
       for row in rows:
         if group := groups.get(row['name']):
-          task_scores, bounds[row['name']][end] = votes.score(
+          task_scores, bounds[row['name']][end] = finalists_lib.score_vote(
             reader, split, group, scores, finalists.indices(group)
           )
         else:
           task_scores = scores.task_scores[finalists.index(row)]
         row[end] = report.of_split(reader, split, task_scores)
-    self._write(rows, finalists.names, groups, bounds)
-
-  def _has_test(self) -> bool:
-    return all(task.test for task in self.prepared.setup.tasks)
+    tested = finalists.names if 'test' in ends else []
+    self._write(rows, tested, groups, bounds)
 
   def _export(self) -> None:
     folder = self.run.path / 'best'
@@ -125,62 +128,68 @@ class Ending:
       model = space.model()
       export.tell_kept(genome, model.config, model.folder)
 
-  def _groups(self) -> dict[str, votes.Ensemble]:
+  def _groups(self) -> dict[str, Ensemble]:
     """The best experts, and the best members that are alive or remembered."""
     prepared, options = self.prepared, self.prepared.config.ensemble
     if not options.size:
       return {}
+    evaluator, scores = prepared.evaluator, self.baselines.expert_scores
+    groups = {
+      report.OF_EXPERTS: finalists_lib.choose(
+        evaluator,
+        options,
+        range(len(scores)),
+        scores,
+        lambda experts: baselines_lib.expert_results(self.run, experts),
+      )
+    }
     members = run_state.best_members(
       self.state, options.size, prepared.strategy.keep_best
     )
-    kept, lost = self._kept_answers(members.ids)
-    groups = {
-      report.OF_EXPERTS: votes.of_experts(
-        prepared.evaluator,
-        self.baselines.expert_scores,
-        lambda experts: baselines_lib.expert_results(self.run, experts),
+    if len(members.ids) > 1:
+      scores, results, count = self._answers(members)
+      groups[report.OF_EVOLVED] = finalists_lib.choose(
+        evaluator,
         options,
-      ),
-      report.OF_EVOLVED: votes.of_members(
-        prepared.evaluator,
-        prepared.setup.space,
-        members,
-        kept,
-        options,
-      ),
-    }
-    groups = {name: group for name, group in groups.items() if group}
-    if lost and report.OF_EVOLVED in groups:
-      # They were scored by the search, and that has been counted.
-      groups[report.OF_EVOLVED] = dataclasses.replace(
-        groups[report.OF_EVOLVED], evaluations=0
+        members.ids,
+        scores,
+        lambda order: [take(result, order) for result in results],
+        members.population,
+        count,
       )
-    return groups
+    return {name: group for name, group in groups.items() if group}
 
-  def _kept_answers(self, ids: Sequence[int]) -> tuple[Any, bool]:
-    """Task scores and answers of members as the run has kept them, or None.
-
-    The second value is whether they were kept and are lost.
-    """
-    config = self.prepared.config
+  def _answers(
+    self, members: run_state.Members
+  ) -> tuple[np.ndarray, Sequence[Any], int]:
+    """Task scores and answers of members on dev, and how many were scored."""
+    config, evaluator = self.prepared.config, self.prepared.evaluator
+    ids, results, lost = members.ids, None, {}
     # In GENOME's released code a member moves and keeps its id and its score.
-    if not config.strategy.options.get('rescore', True):
-      return None, False
-    results, lost = None, self.run.lost(int(self.state.generation))
-    try:
-      results = ensembles.gather(self.run.items.read(), ids)
-    except ValueError as error:
-      lost['items'] = str(error)
-    tasks = {row['id']: row['tasks'] for row in self.run.members.read()}
-    if results is not None and tasks.keys() >= set(ids):
-      scores = [list(tasks[member].values()) for member in ids]
-      return (np.asarray(scores, np.float32), results), False
-    lost.pop('metrics.jsonl', None)
-    for text in lost.values():
-      errors.say(f'{text} The best members are scored again.')
-    return None, bool(lost) and not (config.racing.rule or config.resample)
+    if config.strategy.options.get('rescore', True):
+      lost = self.run.lost(int(self.state.generation))
+      try:
+        results = ensembles.gather(self.run.items.read(), ids)
+      except ValueError as error:
+        lost['items'] = str(error)
+      tasks = {row['id']: row['tasks'] for row in self.run.members.read()}
+      if results is not None and tasks.keys() >= set(ids):
+        wanted = [[item.id for item in task] for task in evaluator.items('dev')]
+        same = [result.ids for result in results] == wanted
+        if same and not any(np.isnan(r.values).any() for r in results):
+          scores = [list(tasks[member].values()) for member in ids]
+          return np.asarray(scores, np.float32), results, 0
+        lost = {}
+      lost.pop('metrics.jsonl', None)
+      for text in lost.values():
+        errors.say(f'{text} The best members are scored again.')
+    space = self.prepared.setup.space
+    scores = setup_lib.score_few(evaluator, space, members.population)
+    # What is lost was scored by the search, and that has been counted.
+    counted = lost and not (config.racing.rule or config.resample)
+    return scores.task_scores, scores.tasks, 0 if counted else len(ids)
 
-  def _rows(self, groups: Mapping[str, votes.Ensemble]) -> list[dict[str, Any]]:
+  def _rows(self, groups: Mapping[str, Ensemble]) -> list[dict[str, Any]]:
     """Rows of the table with their dev scores."""
     rows = [dict(kept) for kept in self.baselines.rows]
 
@@ -195,25 +204,24 @@ class Ending:
     # Experts stand with the baselines, members behind the best of them.
     add_group(report.OF_EXPERTS, len(self.prepared.setup.experts.names))
     count, best = int(self.state.evaluations), self.best
-    add(report.EVOLVED, f'member {int(best.id)}', count, best.task_scores)
+    add(report.EVOLVED, f'member {best.id}', count, best.task_scores)
     add_group(report.OF_EVOLVED, count)
     return rows
 
-  def _finalists(self, groups: Mapping[str, votes.Ensemble]) -> Finalists:
+  def _finalists(self, groups: Mapping[str, Ensemble]) -> Finalists:
     """All members that are asked for their answers at the end."""
     setup, best = self.prepared.setup, self.best
-    experts, ids = [], [int(best.id)]
+    experts, ids = [], [best.id]
     genomes = [stack.stack([best.genome])]
     if self.prepared.config.test_experts:
       experts = range(len(setup.experts.names))
     elif report.OF_EXPERTS in groups:
       experts = groups[report.OF_EXPERTS].members
     if group := groups.get(report.OF_EVOLVED):
-      others = [i for i, id_ in enumerate(group.members) if id_ != ids[0]]
+      others = [i for i, id_ in enumerate(group.members) if id_ != best.id]
       if others:
         ids += [group.members[i] for i in others]
-        indices = np.asarray(others, np.int32)
-        genomes.append(stack.take(group.population, indices))
+        genomes.append(stack.take(group.population, np.asarray(others)))
     return Finalists(
       setup, self.baselines.rows, experts, ids, stack.concatenate(*genomes)
     )
@@ -236,23 +244,20 @@ class Ending:
       'experts': self.prepared.setup.experts.names,
     }
 
-  def _recipe(self, lineage: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the best member is, and what it was made of."""
-    own = next((row for row in lineage if row['id'] == int(self.best.id)), {})
-    return {
-      'operator': own.get('operator'),
-      'parents': own.get('parents', []),
-      'recipe': self.prepared.setup.space.recipe(self.best.genome),
-    }
-
-  def _write(self, rows, names, groups, bounds) -> None:
+  def _write(self, rows, tested, groups, bounds) -> None:
     """Writes curve.png, summary.md and summary.json."""
     evaluator, state = self.prepared.evaluator, self.state
     tasks = (*self.prepared.setup.tasks, *self.prepared.setup.heldout)
     objective, best, path = evaluator.objective, self.best, self.run.path
     members, metrics = self.run.members.read(), self.run.metrics.read()
-    lineage = record_rows.lineage_of(int(best.id), members)
-    search, recipe = self._search(), self._recipe(lineage)
+    lineage = record_rows.lineage_of(best.id, members)
+    own = next((row for row in lineage if row['id'] == best.id), {})
+    recipe = {
+      'operator': own.get('operator'),
+      'parents': own.get('parents', []),
+      'recipe': self.prepared.setup.space.recipe(best.genome),
+    }
+    search = self._search()
     # What best/ holds, for whoever has that folder alone.
     files = self.prepared.files
     note = yaml_out.write(
@@ -278,8 +283,8 @@ class Ending:
       'better': summary_page.better(rows),
       'examples': {t.name: summary_page.example(t) for t in evaluator.tasks},
       'best': {
-        'id': int(best.id),
-        'generation': int(best.generation),
+        'id': best.id,
+        'generation': best.generation,
         'fitness': np.asarray(best.fitness)[()],
         **recipe,
       },
@@ -294,7 +299,7 @@ class Ending:
         }
         for name, group in groups.items()
       },
-      'tested': names if self._has_test() else [],
+      'tested': tested,
       'lineage': lineage,
       'generations': int(state.generation),
       'evaluations': int(state.evaluations),
@@ -305,12 +310,19 @@ class Ending:
       'ledger': evaluator.ledger.as_dict(),
       # Bad rows and overlapping dev items of task files, where some were.
       'left_out': {t.name: t.left_out for t in tasks if t.left_out},
-      'base_dtype': int8_base.read(self.run),
+      'base_dtype': base_and_adapters.read_int8(self.run),
     }
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if objective.name == 'pareto':
-      summary['front'] = _front(objective, members)
+      # The members of all generations that no other one beats, by dev.
+      vectors = [
+        [math.nan if v is None else v for v in row['tasks'].values()]
+        for row in members
+      ]
+      kept = objectives.front(vectors, objective.maximise)
+      front = [{k: members[i][k] for k in ('id', 'tasks')} for i in kept]
+      summary['front'] = front
     plots.curve(
       path / 'curve.png',
       metrics,
@@ -318,10 +330,8 @@ class Ending:
       objective.percent,
       _middle(members),
     )
-    record.write_text(
-      path / 'summary.md',
-      summary_page.markdown(record.plain(summary), str(path)),
-    )
+    page = summary_page.markdown(record.plain(summary), str(path))
+    record.write_text(path / 'summary.md', page)
     # Last: a folder with a summary.json is a finished run.
     record.write_json(path / 'summary.json', summary)
 
@@ -360,13 +370,3 @@ def _middle(members: Sequence[Mapping[str, Any]]) -> dict[int, Any]:
     for number, fitness in by_generation.items()
     if fitness
   }
-
-
-def _front(objective: Any, members: Sequence[Mapping[str, Any]]) -> Any:
-  """The members of all generations that no other one beats, by dev."""
-  vectors = [
-    [math.nan if v is None else v for v in row['tasks'].values()]
-    for row in members
-  ]
-  kept = objectives.front(vectors, objective.maximise)
-  return [{k: members[i][k] for k in ('id', 'tasks')} for i in kept]

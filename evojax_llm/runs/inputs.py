@@ -6,32 +6,22 @@ import os
 import pathlib
 from typing import Any
 
+from evojax_llm import pocket
 from evojax_llm.lookup import did_you_mean
-from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import as_user_error
-from evojax_llm.runs.errors import say
+from evojax_llm.runs import errors
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import task_files as tasks_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Where the inputs of a run are.
+  """Where the inputs of a run are."""
 
-  Attributes:
-    name: of the model, for the run folder.
-    model: its folder.
-    adapters: folders of the experts that are adapters.
-    experts: folders of the experts that are models.
-    tasks: K files, or names of tasks that are no files.
-    heldout: likewise, of tasks that the search does not see.
-  """
-
-  name: str
+  name: str  # of the model, for the run folder
   model: pathlib.Path
-  adapters: tuple[pathlib.Path, ...]
-  experts: tuple[pathlib.Path, ...]
-  tasks: tuple[pathlib.Path | str, ...]
+  adapters: tuple[pathlib.Path, ...]  # experts that are adapters
+  experts: tuple[pathlib.Path, ...]  # experts that are models
+  tasks: tuple[pathlib.Path | str, ...]  # K files, or names of tasks
   heldout: tuple[pathlib.Path | str, ...] = ()
 
   @property
@@ -50,10 +40,11 @@ def names(value: str) -> list[str]:
 
 def recipe(config: RunConfig) -> list[Any]:
   """Splits config.initial, in which an entry may be 'experts,pairs'."""
-  entries = []
-  for entry in config.initial:
-    entries += names(entry) if isinstance(entry, str) else [entry]
-  return entries
+  return [
+    part
+    for entry in config.initial
+    for part in (names(entry) if isinstance(entry, str) else [entry])
+  ]
 
 
 def rules(config: RunConfig) -> tasks_lib.Rules:
@@ -81,7 +72,7 @@ def locate(config: RunConfig) -> Files:
 
   space = space_class(config)
   if not space.shares_base and config.execution.base_dtype:
-    raise UserError(
+    raise errors.UserError(
       'config.execution.base_dtype is of a base that members share; members '
       f'of config.space={config.space} share nothing: leave it off.'
     )
@@ -92,7 +83,7 @@ def locate(config: RunConfig) -> Files:
   others = sum(given.values(), [])
   others = [name for name in others if not name.startswith('pocket:')]
   if others and not config.model:
-    raise UserError(
+    raise errors.UserError(
       f'{others[0]} is an expert of some model: name it with '
       '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
     )
@@ -105,37 +96,32 @@ def locate(config: RunConfig) -> Files:
   }
   folders = [folder.resolve() for folder in sum(experts.values(), ())]
   if twice := len(folders) - len(set(folders)):
-    say(
+    errors.say(
       f'warning: {twice} of the {len(folders)} experts are the same folder as '
       'another one: averages and searches count them twice.'
     )
   if config.model in ('', 'pocket') and not folders:
-    from evojax_llm import pocket
-
     experts['adapters'] = pocket.expert_folders()
   if not any(experts.values()):
-    raise UserError(
+    raise errors.UserError(
       f'No experts for {config.model}: name PEFT adapter folders of it, as in '
       '--config.adapters=experts/code,experts/cot, or models tuned from it, as '
       'in --config.space=weights --config.experts=models/code,models/cot'
     )
   tasks = task_files(names(config.tasks))
   if not tasks:
-    raise UserError('No tasks: name one at least with --config.tasks.')
+    raise errors.UserError('No tasks: name one at least with --config.tasks.')
   heldout = task_files(names(config.heldout_tasks))
-  if both := set(tasks) & set(heldout):
-    raise UserError(
-      f'config.heldout_tasks names {", ".join(sorted(map(str, both)))}, which '
-      'the search sees: leave it out of one of config.tasks and '
-      'config.heldout_tasks.'
+  if both := ', '.join(sorted(map(str, set(tasks) & set(heldout)))):
+    raise errors.UserError(
+      f'config.heldout_tasks names {both}, which the search sees: leave it out '
+      'of one of config.tasks and config.heldout_tasks.'
     )
   return Files(name, model, tasks=tasks, heldout=heldout, **experts)
 
 
 def _given(value: str, kind: str) -> list[str]:
   """Names of experts; 'pocket' stands for all of the pocket's of a kind."""
-  from evojax_llm import pocket
-
   embedded = {'adapters': pocket.expert_names, 'experts': pocket.dense_names}
   found = []
   for name in names(value):
@@ -160,14 +146,14 @@ def _expert(
   has_adapter = os.path.lexists(folder / 'adapter_config.json')
   has_model = os.path.lexists(folder / 'config.json')
   if kind == 'experts' and has_adapter and not has_model:
-    raise UserError(
+    raise errors.UserError(
       f'config.experts are whole models, and {name} is an adapter: name it in '
       'config.adapters.'
     )
   dense = kind == 'experts' or has_model and not has_adapter
   if dense and 'models' not in space.takes:
     out = f'adapters/{name.rpartition(":")[2].rstrip("/").rpartition("/")[2]}'
-    raise UserError(
+    raise errors.UserError(
       f'{name} is a whole model, and config.space={config.space} is made of '
       'adapters: set config.space=weights and name it in config.experts, or '
       'extract it:\n  evojax-llm extract '
@@ -175,7 +161,7 @@ def _expert(
       f'{out} in config.adapters.'
     )
   if dense and kind == 'adapters':
-    raise UserError(
+    raise errors.UserError(
       f'config.adapters are adapters, and {name} is a whole model: name it in '
       'config.experts.'
     )
@@ -190,9 +176,9 @@ def space_class(config: RunConfig) -> Any:
   """
   from evojax_llm.genomes.space import find_space
 
-  with as_user_error(ValueError, what='config.space'):
+  with errors.as_user_error(ValueError, what='config.space'):
     find_space(config.space)
-  with as_user_error(ValueError, what='config.merged'):
+  with errors.as_user_error(ValueError, what='config.merged'):
     return find_space(config.space, space_options(config))
 
 
@@ -206,11 +192,7 @@ def space_options(config: RunConfig) -> dict[str, Any]:
 
 
 def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:
-  """Returns files for tasks: those of a pocket stage, files and names as given.
-
-  Raises:
-    UserError: a name stands for nothing.
-  """
+  """Returns files for tasks: of a pocket stage, or files and names as given."""
   files: list[pathlib.Path | str] = []
   for name in given:
     path = pathlib.Path(os.path.expanduser(name))
@@ -218,21 +200,15 @@ def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:
       files.append(path)
     elif ':' in name or path.suffix or len(path.parts) > 1:
       files.append(name)
+    elif name in pocket.stage_names():
+      files += map(pocket.task_file, pocket.stage(name))
+    elif name in pocket.task_names():
+      files.append(pocket.task_file(name))
     else:
-      files += _pocket_tasks(name)
+      stages, tasks = pocket.stage_names(), pocket.task_names()
+      raise errors.UserError(
+        f'Got task {name!r}.{did_you_mean(name, [*stages, *tasks])} Expected a '
+        f'file, a pocket stage ({", ".join(stages)}) or a pocket task '
+        f'({", ".join(tasks)}).'
+      )
   return tuple(files)
-
-
-def _pocket_tasks(name: str) -> list[pathlib.Path]:
-  from evojax_llm import pocket
-
-  if name in pocket.stage_names():
-    return [pocket.task_file(task) for task in pocket.stage(name)]
-  if name in pocket.task_names():
-    return [pocket.task_file(name)]
-  stages, tasks = pocket.stage_names(), pocket.task_names()
-  raise UserError(
-    f'Got task {name!r}.{did_you_mean(name, [*stages, *tasks])} Expected a '
-    f'file, a pocket stage ({", ".join(stages)}) or a pocket task '
-    f'({", ".join(tasks)}).'
-  )

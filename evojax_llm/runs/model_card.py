@@ -23,13 +23,9 @@ _KINDS = {
 def text(
   run: rows.Run, row: rows.Row, kind: str, notes: Sequence[str] = ()
 ) -> str:
-  """Returns README.md of an exported row.
+  """Returns README.md of a row; `kind` of a member is 'adapter' or 'model'.
 
-  Args:
-    run: whose row it is.
-    row: that is exported.
-    kind: of the folder of each member, 'adapter' or 'model'.
-    notes: lines below its recipe, each of them once.
+  `notes` are lines below its recipe, each of them once.
   """
   base = model_name(run.files.model)
   base = base if '/' in base else run.files.name
@@ -69,7 +65,6 @@ def text(
 
 
 def _made_of(run: rows.Run, row: rows.Row) -> list[str]:
-  """Recipes of the members, the search and the experts."""
   strategy = run.config.strategy
   options = run.summary['search']['changed'] if run.summary else {}
   options = ', '.join(f'{k}={v}' for k, v in options.items())
@@ -98,7 +93,6 @@ def _rounded(value: Any) -> Any:
 
 
 def _scores(row: rows.Row) -> list[str]:
-  """The scores of the row, as in the table of the run."""
   if row.entry is None:
     return []
   lines = [['', 'dev', 'test', '95 %', 'metric']]
@@ -111,15 +105,8 @@ def _scores(row: rows.Row) -> list[str]:
     interval = '-'
     if two and two['low'] is not None:
       interval = f'{100 * two["low"]:.1f} to {100 * two["high"]:.1f}'
-    lines.append(
-      [
-        name,
-        report.shown(one),
-        report.shown(two) if two else '-',
-        interval,
-        one.get('metric', ''),
-      ]
-    )
+    shown = [report.shown(entry) if entry else '-' for entry in (one, two)]
+    lines.append([name, *shown, interval, one.get('metric', '')])
   return [
     '## Scores',
     report.aligned(lines),
@@ -130,40 +117,30 @@ def _scores(row: rows.Row) -> list[str]:
 def _lineage(run: rows.Run, row: rows.Row) -> list[str]:
   if row.name != report.EVOLVED or not run.summary:
     return []
-  ancestors: Sequence[Mapping[str, Any]] = run.summary['lineage']
+  ancestors = run.summary['lineage']
   lines = [['member', 'generation', 'operator', 'parents', 'fitness']]
   for one in ancestors[-_ANCESTORS:]:
-    parents = [str(parent) for parent in one['parents']]
+    parents = ', '.join(map(str, (*one['parents'], *one.get('experts', ()))))
     fitness = one['fitness']
-    lines.append(
-      [
-        str(one['id']),
-        str(one['generation']),
-        one['operator'],
-        ', '.join([*parents, *one.get('experts', ())]) or '-',
-        'failed' if fitness is None else f'{fitness:.4g}',
-      ]
-    )
+    shown = 'failed' if fitness is None else f'{fitness:.4g}'
+    cells = str(one['id']), str(one['generation']), one['operator']
+    lines.append([*cells, parents or '-', shown])
   left = len(ancestors) - _ANCESTORS
   more = [f'{left} elder ancestors are left out.'] if left > 0 else []
   return ['## Lineage', report.aligned(lines), *more]
 
 
 def _data(run: rows.Run) -> list[str]:
-  """Fingerprints of what the run has read."""
   lines = [['', 'fingerprint']]
-  tasks = ()
-  if run.summary:
-    tasks = tuple(run.summary['rows'][0]['dev']['tasks'])
+  summary = run.summary or {'rows': [{'dev': {'tasks': ()}}]}
   names, count = run.files.expert_names, len(run.files.adapters)
   named = {
     'adapters': names[:count],
     'experts': names[count:],
-    'tasks': tasks,
+    'tasks': tuple(summary['rows'][0]['dev']['tasks']),
   }
   for what, value in run.inputs.items():
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    for i, one in enumerate(value if several else [value]):
+    for i, one in enumerate([value] if isinstance(value, str) else value):
       if isinstance(one, str):
         name = f' {named[what][i]}' if i < len(named.get(what, ())) else ''
         lines.append([f'{what}{name}', one])

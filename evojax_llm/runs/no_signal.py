@@ -14,13 +14,8 @@ _PROMPTS, _ANSWERS, _CHARACTERS = 3, 3, 300
 def describe(evaluator: Any, scored: Any) -> str | None:
   """Returns what to tell the user where nothing tells members apart.
 
-  Args:
-    evaluator: of the dev items that they were asked.
-    scored: fitness (M,) and results by task of the members.
-
-  Returns:
-    The scores, with some of the prompts, the answers that were made and the
-    golds; None where two members differ.
+  Takes the evaluator of the dev items that they were asked, and their fitness
+  (M,) with results by task. None where members differ.
   """
   fitness = scored.fitness[np.isfinite(scored.fitness)]
   if (fitness != fitness[0]).any() or (len(fitness) < 2 and fitness[0]):

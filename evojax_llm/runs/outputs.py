@@ -4,22 +4,22 @@ from collections.abc import Iterable
 import os
 import pathlib
 
-from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import has_no_room
+from evojax_llm.runs import errors
 
 
 def prepare(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
   """Makes the folder that an output is to stand in.
 
   Raises:
-    UserError: it cannot be written, or it is one of the inputs or inside of
-      one.
+    UserError: it cannot be written, or is an input or inside of one.
   """
   try:
     out.exists()
     target = out.resolve()
   except (OSError, RuntimeError) as error:  # too long, or a loop of links
-    raise UserError(f'--out={out} is no path to write to: {error}.') from error
+    raise errors.UserError(
+      f'--out={out} is no path to write to: {error}.'
+    ) from error
   for given in inputs:
     source = pathlib.Path(os.path.expanduser(given))
     if not source.exists():
@@ -27,17 +27,17 @@ def prepare(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
     source = source.resolve()
     if source == target or source in target.parents:
       inside = '' if source == target else 'inside of '
-      raise UserError(
+      raise errors.UserError(
         f'--out={out} is {inside}{given}, which this command reads. Name '
         'another place.'
       )
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    if has_no_room(error):
+    if errors.has_no_room(error):
       raise
-    raise UserError(
+    raise errors.UserError(
       f'--out={out} cannot be written: {error.strerror}: {error.filename}.'
     ) from error
   if not os.access(target.parent, os.W_OK):
-    raise UserError(f'--out={out} cannot be written: no permission.')
+    raise errors.UserError(f'--out={out} cannot be written: no permission.')

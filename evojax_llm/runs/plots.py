@@ -26,29 +26,20 @@ def curve(
   figure, axes = _axes()
   scale = 100 if percent else 1
   generations = [row['generation'] for row in metrics]
-
-  def column(name):
-    return [
-      float('nan') if row[name] is None else scale * row[name]
-      for row in metrics
-    ]
-
-  axes.plot(generations, column('best_fitness'), marker='o', label='best')
-  mean = column('mean_fitness')
-  axes.plot(generations, mean, marker='.', label='mean of the population')
+  for name, marker, label in (
+    ('best_fitness', 'o', 'best'),
+    ('mean_fitness', '.', 'mean of the population'),
+  ):
+    values = [_nan(row[name]) * scale for row in metrics]
+    axes.plot(generations, values, marker=marker, label=label)
   if middle:
-    ends = [
-      [scale * low_high[i] for low_high in middle.values()] for i in (0, 1)
-    ]
+    ends = [[scale * band[i] for band in middle.values()] for i in (0, 1)]
+    look = dict(color='C1', alpha=0.2, linewidth=0)
     label = 'middle half of those scored'
-    axes.fill_between(
-      list(middle), *ends, color='C1', alpha=0.2, linewidth=0, label=label
-    )
+    axes.fill_between(list(middle), *ends, label=label, **look)
   _draw_levels(axes, {name: scale * at for name, at in levels.items()}, 2)
-  axes.set_xlabel('generation')
-  axes.set_ylabel('fitness on dev (%)' if percent else 'fitness on dev')
-  _whole_numbers(axes)
-  _save(figure, axes, path, legend=True)
+  label = 'fitness on dev'
+  _save(figure, axes, path, 'generation', label, percent, whole=True)
 
 
 def curves(
@@ -63,11 +54,9 @@ def curves(
   the highest of them.
 
   Args:
-    path: the PNG file.
+    path, levels, percent: see `curve`.
     runs: of each search, by name: (evaluations, best fitness so far) after
       every generation.
-    levels: horizontal lines by label.
-    percent: whether fitness is a share, drawn in percent.
   """
   figure, axes = _axes()
   scale = 100 if percent else 1
@@ -86,12 +75,9 @@ def curves(
     axes.fill_between(counts, *ends, **band)
   scaled = {name: scale * at for name, at in levels.items()}
   _draw_levels(axes, scaled, len(runs))
-  axes.set_xlabel('evaluations')
-  label = 'best fitness on dev so far'
-  axes.set_ylabel(f'{label} (%)' if percent else label)
   axes.set_title('mean of the runs; bands: lowest to highest', fontsize=9)
-  _whole_numbers(axes)
-  _save(figure, axes, path, legend=True)
+  label = 'best fitness on dev so far'
+  _save(figure, axes, path, 'evaluations', label, percent, whole=True)
 
 
 def trajectory(
@@ -111,19 +97,16 @@ def trajectory(
     explained: (2,) shares of the variance.
   """
   figure, axes = _axes()
-  dots = axes.scatter(
-    points[:, 0], points[:, 1], c=generations, cmap='viridis', s=18
-  )
-  bar = figure.colorbar(dots, ax=axes)
-  bar.set_label('generation')
+  dots = axes.scatter(*points.T, c=generations, cmap='viridis', s=18)
+  figure.colorbar(dots, ax=axes).set_label('generation')
   line = points[list(path_to_best)]
-  axes.plot(line[:, 0], line[:, 1], color='C3', linewidth=1.2, marker='.')
+  axes.plot(*line.T, color='C3', linewidth=1.2, marker='.')
   axes.scatter(*line[-1], marker='*', s=160, color='C3', label='best member')
   ring = dict(s=50, facecolors='none', edgecolors='C3')
   axes.scatter(*line[0], marker='o', label='its origin', **ring)
-  axes.set_xlabel(f'first component ({100 * explained[0]:.0f} %)')
-  axes.set_ylabel(f'second component ({100 * explained[1]:.0f} %)')
-  _save(figure, axes, path, legend=True)
+  first, second = (f'{100 * share:.0f} %' for share in explained)
+  labels = f'first component ({first})', f'second component ({second})'
+  _save(figure, axes, path, *labels)
 
 
 def line(
@@ -137,30 +120,27 @@ def line(
   """Draws the mean score by a swept value, and how far its seeds spread.
 
   Args:
-    path: the PNG file.
+    path, levels: see `curve`.
     values: of the field, numbers or names.
     scores: `mean`, `lowest` and `highest` at each value, None where unknown.
-    levels: horizontal lines by label.
     name: of the field.
     label: of the scores.
   """
   figure, axes = _axes()
   numbers = all(type(value) in (int, float) for value in values)
-  known = [float('nan') if s['mean'] is None else s['mean'] for s in scores]
+  means = [_nan(score['mean']) for score in scores]
   spread = [
     [0.0 if s['mean'] is None else abs(s['mean'] - s[end]) for s in scores]
     for end in ('lowest', 'highest')
   ]
   at = list(values) if numbers else range(len(values))
-  axes.errorbar(at, known, yerr=spread, marker='o', capsize=3, label='evolved')
+  axes.errorbar(at, means, yerr=spread, marker='o', capsize=3, label='evolved')
   if not numbers:
     axes.set_xticks(at, [str(value) for value in values])
   elif min(values) > 0 and max(values) >= 20 * min(values):
     axes.set_xscale('log')
   _draw_levels(axes, levels, 1)
-  axes.set_xlabel(name)
-  axes.set_ylabel(label)
-  _save(figure, axes, path, legend=True)
+  _save(figure, axes, path, name, label)
 
 
 def heat_map(
@@ -174,16 +154,12 @@ def heat_map(
 
   Args:
     path: the PNG file.
-    across: a field and its values.
-    up: the other one.
+    across, up: the fields and their values.
     scores: by value of `up`, then of `across`; None where unknown.
     label: of the scores.
   """
   figure, axes = _axes()
-  grid = [
-    [float('nan') if score is None else score for score in row]
-    for row in scores
-  ]
+  grid = [[_nan(score) for score in row] for row in scores]
   image = axes.imshow(grid, origin='lower', aspect='auto', cmap='viridis')
   figure.colorbar(image, ax=axes).set_label(label)
   for y, row in enumerate(scores):
@@ -192,9 +168,11 @@ def heat_map(
         axes.text(x, y, f'{score:.4g}', ha='center', va='center', color='C3')
   axes.set_xticks(range(len(across[1])), [str(value) for value in across[1]])
   axes.set_yticks(range(len(up[1])), [str(value) for value in up[1]])
-  axes.set_xlabel(across[0])
-  axes.set_ylabel(up[0])
-  _save(figure, axes, path)
+  _save(figure, axes, path, across[0], up[0], legend=False)
+
+
+def _nan(score: float | None) -> float:
+  return float('nan') if score is None else score
 
 
 def _draw_levels(axes: Any, levels: Mapping[str, float], first: int) -> None:
@@ -202,13 +180,8 @@ def _draw_levels(axes: Any, levels: Mapping[str, float], first: int) -> None:
   # The legend has the highest on top.
   ordered = sorted(levels.items(), key=lambda level: -level[1])
   for i, (label, level) in enumerate(ordered):
-    axes.axhline(
-      level,
-      color=f'C{first + i}',
-      linestyle=styles[i % len(styles)],
-      linewidth=1.2,
-      label=label,
-    )
+    look = dict(color=f'C{first + i}', linestyle=styles[i % len(styles)])
+    axes.axhline(level, linewidth=1.2, label=label, **look)
 
 
 def _axes() -> tuple[Any, Any]:
@@ -221,15 +194,24 @@ def _axes() -> tuple[Any, Any]:
   return figure, figure.subplots()
 
 
-def _whole_numbers(axes: Any) -> None:
+def _save(
+  figure: Any,
+  axes: Any,
+  path: str | os.PathLike,
+  across: str,
+  up: str,
+  percent: bool = False,
+  *,
+  whole: bool = False,
+  legend: bool = True,
+) -> None:
+  """Labels the axes, of whole numbers or not across, and writes the file."""
   from matplotlib.ticker import MaxNLocator
 
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _save(
-  figure: Any, axes: Any, path: str | os.PathLike, legend: bool = False
-) -> None:
+  axes.set_xlabel(across)
+  axes.set_ylabel(f'{up} (%)' if percent else up)
+  if whole:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.spines[['top', 'right']].set_visible(False)
   if legend:  # beside the axes, where it hides nothing
     figure.legend(loc='outside right upper', frameon=False, fontsize=9)

@@ -1,55 +1,82 @@
 """What is made of a configuration before a run: read, checked, and planned."""
 
 from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
-import os
+import json
+import pathlib
 from typing import Any
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.fitness import ensembles
+from evojax_llm.genomes import initial
+from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
-from evojax_llm.runs import warm_start as warm_start_lib
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import prompts
+
+# What neither the baselines nor the data in memory depend on.
+_OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
+_OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
+_OF_SEARCH += ('merged', 'require_signal')
+
+
+class WarmStart(NamedTuple):
+  """Members of an earlier run, the best of its last state first."""
+
+  members: run_state.Members
+  fingerprint: str  # of that run
+
+  def before(self, made: initial.Initial) -> initial.Initial:
+    """Puts these members in front of P others, of which as many go."""
+    size = stack.size(made.population)
+    count = min(len(self.members.ids), size)
+    warm = stack.take(self.members.population, np.arange(count))
+    if count < size:
+      rest = stack.take(made.population, np.arange(size - count))
+      warm = stack.concatenate(warm, rest)
+    no_parents = np.full((count, 2), lineage.NO_MEMBER, np.int32)
+    parents = made.parents[: size - count]
+    # Parents within the initial population are numbered behind the experts, and
+    # all of them have moved on.
+    experts = len(made.rows[0].first)
+    parents = np.where(parents >= experts, parents + count, parents)
+    return initial.Initial(
+      population=warm,
+      operators=('warm_start',) * count + made.operators[: size - count],
+      parents=np.concatenate([no_parents, parents]),
+      rows=made.rows,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """What a run works with.
-
-  Attributes:
-    config, cache: see `prepare`.
-    files: where its inputs are.
-    setup: what is evolved, and on what.
-    evaluator: scores members on its tasks.
-    strategy, params: propose them.
-    racing: rules of a race, or None.
-    abstract: shapes and types of a run's state.
-    warm: members of an earlier run to begin with, or None.
-    inputs: fingerprints of what is read.
-  """
+  """What a run works with."""
 
   config: RunConfig
   files: inputs_lib.Files
+  cache: dict[Any, Any]  # see `prepare`
   setup: setup_lib.Setup
+  inputs: dict[str, Any]  # fingerprints of what is read
   evaluator: Any
   strategy: Any
-  params: Any
-  racing: Any
-  abstract: run_state.RunState | None
-  warm: warm_start_lib.WarmStart | None
-  inputs: dict[str, Any]
-  cache: dict[Any, Any]
+  params: Any  # of the strategy
+  racing: Any  # rules of a race, or None
+  warm: WarmStart | None
+  abstract: Any = None  # shapes and types of the run's state
 
   @property
   def name(self) -> str:
@@ -68,26 +95,11 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
-    config, key = self.config, _setup_key(self.config, self.files)
     return _kept(
       self.cache,
-      ('heldout', key, _evaluator_key(config), config.dev_draw),
-      lambda: setup_lib.make_heldout(config, self.setup),
+      ('heldout', data_key(self.config), self.config.merged, self.files),
+      lambda: setup_lib.make_heldout(self.config, self.setup),
     )
-
-  def open_folder(self, workdir: str | os.PathLike) -> record.RunFolder:
-    """Opens the folder of a run, new or to go on with; to be closed.
-
-    Raises:
-      UserError: it is in use, or of another run.
-    """
-    with errors.as_user_error(OSError, what=f'run folder {workdir}'):
-      return record.RunFolder(
-        workdir,
-        self.config.to_dict(),
-        self.inputs,
-        recorded_inputs.paths(self.files),
-      )
 
 
 def prepare(
@@ -110,13 +122,13 @@ def prepare(
   config = RunConfig.from_config(config)
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
-  key = _setup_key(config, files)
+  key = data_key(config, 'dev_draw'), config.merged, files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
   warm = None
   if config.warm_start:
-    warm = warm_start_lib.load(config, setup, inputs)
+    warm = _warm_start(config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
   params = strategy.default_params
@@ -125,33 +137,22 @@ def prepare(
   )
   evaluator = _kept(
     cache,
-    ('evaluator', key, config.strategy.population, _evaluator_key(config)),
+    ('evaluator', key, config.strategy.population),
     lambda: setup_lib.make_evaluator(config, setup),
   )
   planned = evaluator.plan is not None
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
-  prepared = Prepared(
-    config=config,
-    files=files,
-    setup=setup,
-    evaluator=evaluator,
-    strategy=strategy,
-    params=params,
-    racing=setup_lib.make_racing(config, setup),
-    abstract=None,
-    warm=warm,
-    inputs=inputs,
-    cache=cache,
-  )
+  racing = setup_lib.make_racing(config, setup)
+  read = config, files, cache, setup, inputs
+  prepared = Prepared(*read, evaluator, strategy, params, racing, warm)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
-  first = prepared.initial()
   abstract = run_state.abstract_state(
     strategy,
     params,
-    first.population,
+    prepared.initial().population,
     len(setup.tasks),
     sum(len(items) for items in evaluator.items('dev')),
   )
@@ -162,7 +163,6 @@ def prepare(
 
 
 def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
-  """What is evolved and on what, and fingerprints of what was read."""
   setup = setup_lib.load(config, files)
   inputs = recorded_inputs.of_folders(files)
   inputs['tasks'] = [task.fingerprint() for task in setup.tasks]
@@ -178,19 +178,17 @@ def _kept(cache: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
   return cache[key]
 
 
-def _setup_key(config: RunConfig, files: inputs_lib.Files) -> Any:
-  """What a `Setup` is made from."""
-  names = (
-    'space merged allow_overlap allow_code shots shots_seed system'.split()
-  )
-  return files, config.execution.dtype, [getattr(config, n) for n in names]
+def data_key(config: RunConfig, *more: str) -> str:
+  """Returns what a configuration says of experts, items and their scores.
 
-
-def _evaluator_key(config: RunConfig) -> Any:
-  """What else an evaluator is made from, but for the draw of its items."""
-  names = 'weights objective chat execution'.split()
-  names += 'dev_limit dev_limits test_limit test_limits'.split()
-  return [getattr(config, name) for name in names]
+  Fields in `more` are left out as well.
+  """
+  kept = {
+    name: value
+    for name, value in config.to_dict().items()
+    if name not in (*_OF_SEARCH, *more)
+  }
+  return json.dumps(kept, sort_keys=True)
 
 
 def _static(config: RunConfig, params: Any) -> Any:
@@ -202,12 +200,7 @@ def _static(config: RunConfig, params: Any) -> Any:
 
 
 def _plan(prepared: Prepared) -> Any:
-  """Plans the memory of a run, for the longest prompts that it will read.
-
-  Raises:
-    MemoryPlanError: it cannot fit.
-    TaskError: an item cannot be put to the model.
-  """
+  """Plans the memory of a run, for the longest prompts that it will read."""
   evaluator, setup = prepared.evaluator, prepared.setup
   strategy, abstract = prepared.strategy, prepared.abstract
   proposed = jax.eval_shape(
@@ -221,21 +214,65 @@ def _plan(prepared: Prepared) -> Any:
     population_bytes=groups.num_bytes(abstract) + groups.num_bytes(proposed),
   )
   # An item that does not fit must show now and not when all is done.
-  late: list[tuple[Any, Sequence[Any]]] = [
-    (task, task.dev) for task in setup_lib.heldout_tasks(prepared.config, setup)
-  ]
+  heldout = setup_lib.heldout_tasks(prepared.config, setup)
+  late: list[Any] = [(task, task.dev) for task in heldout]
   if all(task.test for task in setup.tasks):
     late += zip(setup.tasks, evaluator.items('test'), strict=True)
+  how = {
+    'chat': evaluator.chat,
+    'max_length': evaluator.max_length(setup.space),
+  }
   encoded = [
-    prompts.encode_items(
-      task,
-      items,
-      setup.tokenizer,
-      chat=evaluator.chat,
-      max_length=evaluator.max_length(setup.space),
-    )
+    prompts.encode_items(task, items, setup.tokenizer, **how)
     for task, items in late
   ]
   for length, new_tokens in packed_split.longest_rows(encoded):
     plan.rows(length, new_tokens)
   return plan
+
+
+def _warm_start(
+  config: RunConfig, setup: setup_lib.Setup, inputs: Mapping[str, Any]
+) -> WarmStart:
+  """Reads the members of the run at config.warm_start.
+
+  Tasks, strategy and the size of the population may differ from that run's;
+  genomes of another base, other experts or another space mean something else.
+
+  Raises:
+    UserError: there is no finished run, or one with which this cannot begin.
+  """
+  folder = pathlib.Path(config.warm_start)
+  flag = f'config.warm_start={config.warm_start}'
+  parts = folder / 'summary.json', folder / 'checkpoints'
+  if not (parts[0].is_file() and parts[1].is_dir()):
+    raise errors.UserError(
+      f'{flag} is not the folder of a finished run, with summary.json and '
+      'checkpoints. Finish that run first; of several seeds, name the folder '
+      'of one.'
+    )
+  known = record.read_config(folder)
+  earlier = RunConfig.from_config(known['config'])
+  of_run = {'model': '', 'adapters': [], 'experts': []} | known['inputs']
+  _, state = checkpoint.Checkpoints(parts[1]).read()
+  for what, there, here in (
+    ('genomes', earlier.space, config.space),
+    ('recipes', *map(inputs_lib.space_options, (earlier, config))),
+    ('models', of_run['model'], inputs['model']),
+    ('experts', of_run['adapters'], inputs['adapters']),
+    ('experts', of_run['experts'], inputs['experts']),
+  ):
+    if there != here:
+      raise errors.UserError(
+        f'{flag} was over other {what}: {there} there, {here} here. Its '
+        'members mean something else here; give the same model, adapters and '
+        'space.'
+      )
+  members = run_state.best_members(state, config.strategy.population)
+  wanted = jax.eval_shape(setup.space.experts)
+  shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
+  if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):
+    raise errors.UserError(
+      f'{flag} has members of other shapes than {config.space} have here.'
+    )
+  return WarmStart(members, recorded_inputs.fingerprint(parts[0]))

@@ -17,20 +17,11 @@ RICH = run_config.RunConfig().initial
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """One setting of a run.
+  """One setting of a run; the limits are those of `run_config`."""
 
-  Attributes:
-    strategy: name in `strategies.registry`.
-    options: of the strategy, in place of its defaults.
-    recipe: of the initial population; see `genomes.initial`.
-    population: members at first.
-    generations: rounds of ask, score and tell.
-    patience: rounds without a better member after which the run ends.
-  """
-
-  strategy: str
-  options: Mapping[str, Any]
-  recipe: tuple[Any, ...]
+  strategy: str  # name in `strategies.registry`
+  options: Mapping[str, Any]  # of the strategy, in place of its defaults
+  recipe: tuple[Any, ...]  # of the initial population; see `genomes.initial`
   population: int
   generations: int
   patience: int | None = None
@@ -39,16 +30,14 @@ class Preset:
 def of_preset(
   name: str, presets: Mapping[str, Preset]
 ) -> config_dict.ConfigDict:
-  """Returns the configuration of a preset.
+  """Returns the configuration of a preset of a system.
 
-  Args:
-    name: of one of the presets; options that are to differ may follow, as in
-      'genome_plus+rescore=False+draws=run' or
-      'genome+merge=ties+merge_parameters.density=0.5'.
-    presets: those of a system.
+  Options that are to differ may follow the name, as in
+  'genome_plus+rescore=False+draws=run' or
+  'genome+merge=ties+merge_parameters.density=0.5'.
 
   Raises:
-    ValueError: if there is no such preset or option.
+    ValueError: there is no such preset or option.
   """
   preset_name, *changes = name.split('+')
   if preset_name not in presets:
@@ -56,47 +45,23 @@ def of_preset(
       f'Got preset {preset_name!r}{lookup.expected(preset_name, presets)}'
     )
   preset = presets[preset_name]
-  config = run_config.make()
-  config.name = name
-  config.initial = preset.recipe
-  config.strategy = strategy(
-    preset.strategy,
-    preset.population,
-    preset.generations,
-    preset.options,
-    preset.patience,
+  config = run_config.RunConfig().to_config()
+  config.name, config.initial = name, preset.recipe
+  limits = preset.population, preset.generations, preset.patience
+  config.strategy = run_config.StrategyConfig(
+    preset.strategy, *limits
+  ).to_config()
+  options = config.strategy.options = config_dict.ConfigDict(
+    {
+      option: run_config.typed(known)
+      for option, known in registry.options(preset.strategy).items()
+    }
   )
+  options.update(preset.options)
   for change in changes:
     option, _, text = change.partition('=')
     try:
-      fields.set_text(config.strategy.options, option, text)
+      fields.set_text(options, option, text)
     except ValueError as error:
       raise ValueError(f'the change {change!r} of a preset: {error}') from error
   return config
-
-
-def strategy(
-  name: str,
-  population: int,
-  generations: int,
-  options: Mapping[str, Any] | None = None,
-  patience: int | None = None,
-) -> config_dict.ConfigDict:
-  """Returns the part of a configuration that says which search is run.
-
-  Args:
-    name: in `strategies.registry`.
-    population: see `Preset`.
-    generations: see `Preset`.
-    options: in place of the defaults that the strategy declares.
-    patience: see `Preset`.
-  """
-  part = run_config.to_config(
-    run_config.StrategyConfig(name, population, generations, patience)
-  )
-  known = registry.options(name)
-  part.options = config_dict.ConfigDict(
-    {name: run_config.typed(option) for name, option in known.items()}
-  )
-  part.options.update(options or {})
-  return part

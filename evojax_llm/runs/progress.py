@@ -30,13 +30,10 @@ class Stopwatch:
       with watch.phase('score'):
         ...
       watch.take()  # {'compile': 2.1, 'score': 0.4}
-
-  Attributes:
-    compiled: seconds of compilation in all.
   """
 
   def __init__(self):
-    self.compiled = 0.0
+    self.compiled = 0.0  # seconds of compilation in all
     self._seconds: dict[str, float] = {'compile': 0.0}
 
   def __enter__(self) -> 'Stopwatch':
@@ -69,10 +66,7 @@ class Stopwatch:
 
 
 class Progress:
-  """One changing line on a terminal, plain lines elsewhere.
-
-  A context manager: at its end the changing line is gone from the screen, so
-  that nothing is glued to it.
+  """One changing line on a terminal until the block ends, or plain lines.
 
   Args:
     generations: G of the run.
@@ -136,7 +130,10 @@ class Progress:
     if not self._live:
       self.line('  '.join(parts))
       return
-    room = _columns(self._stream) - 1
+    room = 80  # where a terminal does not say
+    with contextlib.suppress(OSError):  # io.UnsupportedOperation is one, too
+      room = os.get_terminal_size(self._stream.fileno()).columns or room
+    room -= 1
     while len(parts) > 1 and len('  '.join(parts)) > room:
       parts.pop()
     self._write('  '.join(parts)[:room])
@@ -194,18 +191,9 @@ class Progress:
     self._stream.flush()
 
 
-def _columns(stream: TextIO) -> int:
-  """The width of a terminal; 80 where it does not say."""
-  try:
-    return os.get_terminal_size(stream.fileno()).columns or 80
-  except OSError:  # io.UnsupportedOperation is one, too
-    return 80
-
-
 def clock(seconds: float) -> str:
   """Returns 0:42, 12:05 or 3:00:10."""
   minutes, seconds = divmod(int(seconds + 0.5), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}:{minutes:02}:{seconds:02}'
-  return f'{minutes}:{seconds:02}'
+  hours, rest = divmod(minutes, 60)
+  start = f'{hours}:{rest:02}' if hours else str(minutes)
+  return f'{start}:{seconds:02}'

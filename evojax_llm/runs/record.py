@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -60,17 +61,12 @@ _ENDS = ('generations', 'patience', 'tokens', 'seconds')
 
 
 class RunFolder:
-  """The folder of one run, held by this process alone.
+  """The folder of one run, made if need be and held by this process alone.
 
-  Args:
-    path: the folder; made if there is none.
-    config: the resolved configuration, JSON types only.
-    inputs: fingerprints of what the run reads, JSON types only.
-    files: their paths, one for each fingerprint.
+  Configuration, fingerprints of inputs and the paths of these are JSON types.
 
   Raises:
-    CheckpointError: the folder is in use, holds something else than a run, or
-      belongs to a run of another configuration.
+    CheckpointError: the folder is in use, or not of such a run.
     OSError: it cannot be made.
   """
 
@@ -112,43 +108,27 @@ class RunFolder:
     self.items.rewind(generation)
 
   def lost(self, generation: int) -> dict[str, str]:
-    """Names the records of generations up to this one that are not there.
-
-    Returns:
-      By the name of the file, what of it is lost and what follows from that.
-    """
+    """Says by file what is lost of these generations, and what follows."""
     metrics = {row['generation']: row['scored'] for row in self.metrics.read()}
-    members = collections.Counter(
-      row['generation'] for row in self.members.read()
-    )
+    rows = self.members.read()
+    members = collections.Counter(row['generation'] for row in rows)
     items = set(self.items.generations())
-    all_ = range(generation + 1)
-    gaps = {
-      'metrics.jsonl': [g for g in all_ if g not in metrics],
-      'members.jsonl': [g for g in all_ if members[g] < metrics.get(g, 1)],
-      'items': [g for g in all_ if g not in items],
-    }
-    return {
-      name: f'generations {", ".join(map(str, gap[:8]))}'
-      f'{", ..." if len(gap) > 8 else ""} of {self.path / name} are lost or '
-      f'damaged: {_FOLLOWS[name]}'
-      for name, gap in gaps.items()
-      if gap
-    }
-
-  def write(
-    self, members: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]
-  ) -> None:
-    """Adds the lines of a generation; call before its checkpoint is saved."""
-    self.members.append(members)
-    self.metrics.append([metrics])
+    said = {}
+    for name, is_gap in (
+      ('metrics.jsonl', lambda g: g not in metrics),
+      ('members.jsonl', lambda g: members[g] < metrics.get(g, 1)),
+      ('items', lambda g: g not in items),
+    ):
+      if gap := list(filter(is_gap, range(generation + 1))):
+        which = ', '.join(map(str, gap[:8])) + ', ...' * (len(gap) > 8)
+        said[name] = (
+          f'generations {which} of {self.path / name} are lost or damaged: '
+          f'{_FOLLOWS[name]}'
+        )
+    return said
 
   def close(self) -> None:
-    """Waits for the last checkpoint and releases the folder.
-
-    Raises:
-      OSError: the last checkpoint could not be written.
-    """
+    """Waits for the last checkpoint, which may fail; releases the folder."""
     try:
       self.checkpoints.close()
     finally:
@@ -164,8 +144,7 @@ class RunFolder:
         )
     path = self.path / 'config.json'
     if not path.exists():
-      others = sorted({p.name for p in self.path.iterdir()} - {*_OURS})
-      if others:
+      if others := sorted({p.name for p in self.path.iterdir()} - {*_OURS}):
         raise CheckpointError(
           f'{self.path} is not empty and not the folder of a run (it holds '
           f'{", ".join(others[:5])}). Name a new or empty workdir.'
@@ -177,16 +156,14 @@ class RunFolder:
       {k: v for k, v in half['config'].items() if k not in _CHANGES_NOTHING}
       for half in (kept, wanted)
     ]
-    later = self._later_ends(*settings)
-    if later:
+    if later := self._later_ends(*settings):
       settings[0]['strategy'] = {**settings[0]['strategy'], **later}
     differences = compare(*settings)
     differences += _changed(kept['inputs'], wanted['inputs'], wanted['files'])
     if differences:
-      shown = '\n  '.join(differences[:12])
-      hint, fixed = '', ('population', 'evaluations', *_ENDS)
-      changed = {line.partition(':')[0] for line in differences}
-      if changed & {f'strategy.{name}' for name in fixed}:
+      shown, hint = '\n  '.join(differences[:12]), ''
+      fixed = [f'strategy.{n}:' for n in ('population', 'evaluations', *_ENDS)]
+      if any(line.startswith(tuple(fixed)) for line in differences):
         hint = (
           ' A population does not grow or shrink within a run, and only one '
           'that has not ended can get more generations, patience, tokens or '
@@ -249,25 +226,23 @@ class JsonLines:
       return []
     rows = []
     for line in self.path.read_bytes().splitlines(keepends=True):
-      try:
+      with contextlib.suppress(ValueError, RecursionError):
         row = json.loads(line)
-      except (ValueError, RecursionError):
-        continue
-      if not isinstance(row, dict) or not self._fields <= row.keys():
-        continue
-      if line.endswith(b'\n') and type(row['generation']) is int:
-        rows.append((row, line))
+        whole = isinstance(row, dict) and self._fields <= row.keys()
+        if whole and line.endswith(b'\n') and type(row['generation']) is int:
+          rows.append((row, line))
     return rows
 
 
 def compare(old: Any, new: Any, name: str = '') -> list[str]:
   """Lists 'strategy.population: 10 there, 20 here' for all that differs."""
   if isinstance(old, dict) and isinstance(new, dict):
-    differences = []
-    for key in sorted(old.keys() | new.keys()):
-      inner = f'{name}.{key}' if name else key
-      differences += compare(old.get(key), new.get(key), inner)
-    return differences
+    inner = f'{name}.' if name else ''
+    return [
+      line
+      for key in sorted(old.keys() | new.keys())
+      for line in compare(old.get(key), new.get(key), f'{inner}{key}')
+    ]
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 
@@ -295,16 +270,12 @@ def _changed(
 
 def new_workdir(root: str | os.PathLike, name: str) -> pathlib.Path:
   """Makes and returns root/name, or root/name_2, ... where it exists."""
-  root = pathlib.Path(root)
-  root.mkdir(parents=True, exist_ok=True)
-  number = 1
-  while True:
-    path = root / (name if number == 1 else f'{name}_{number}')
-    try:
+  pathlib.Path(root).mkdir(parents=True, exist_ok=True)
+  for number in itertools.count(1):
+    path = pathlib.Path(root) / (name if number == 1 else f'{name}_{number}')
+    with contextlib.suppress(FileExistsError):
       path.mkdir()
       return path
-    except FileExistsError:
-      number += 1
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -344,14 +315,12 @@ def read_json(path: pathlib.Path, *keys: str) -> Any:
 
 def read_summary(run: pathlib.Path) -> dict[str, Any] | None:
   """Returns summary.json of a run; None where there is none that is whole."""
-  path = run / 'summary.json'
-  if not path.exists():
-    return None
   try:
-    return read_json(path, 'rows')
+    if (run / 'summary.json').exists():
+      return read_json(run / 'summary.json', 'rows')
   except CheckpointError as error:
     errors.say(str(error))
-    return None
+  return None
 
 
 def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -360,9 +329,8 @@ def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
   Raises:
     CheckpointError: there is none, or it is damaged.
   """
-  path = run / 'config.json'
-  kept = read_json(path)
-  with damaged(path, 'Begin again in a new workdir.'):
+  kept = read_json(run / 'config.json')
+  with damaged(run / 'config.json', 'Begin again in a new workdir.'):
     halves = [kept['config'], kept['inputs'], kept.get('files', {})]
     if not all(isinstance(half, dict) for half in halves):
       raise TypeError('its parts are not objects')
@@ -374,10 +342,8 @@ def kept(
 ) -> _T:
   """Reads what a JSON file of a run keeps, made again where it is damaged.
 
-  Args:
-    path: the file.
-    read: makes the result of its content; raises where something is missing.
-    make: makes the content, JSON types or arrays of them.
+  `read` makes the result of its content, and raises where something is missing;
+  `make` makes the content, JSON types or arrays of them.
   """
   if path.exists():
     try:

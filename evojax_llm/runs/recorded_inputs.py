@@ -1,9 +1,8 @@
 """The inputs of a run, as its folder has recorded them.
 
 config.json holds, beside the settings, the absolute paths of what was read and
-fingerprints of it. What reads them again, to export or to score a member, gets
-what the run had from wherever it is called, or an error that names what is not
-as it was.
+fingerprints of it. What reads them again gets what the run had, or an error
+that names what is not as it was.
 """
 
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 # What is read of a model or an adapter; notes and caches beside it are not.
 _READ = ('.safetensors', '.json', '.model', '.jinja')
+_SEVERAL = ('adapters', 'experts', 'tasks', 'heldout')
 _WHOLE = 1 << 28
 _SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
@@ -59,17 +59,16 @@ def of_folders(files: inputs.Files) -> dict[str, Any]:
 
 def paths(files: inputs.Files) -> dict[str, Any]:
   """Returns the absolute paths of inputs, for config.json."""
-
-  def absolute(path: pathlib.Path | str) -> str:
-    # Tasks may be names of no files.
-    return path if isinstance(path, str) else str(path.absolute())
-
   return {
     'name': files.name,
-    'model': absolute(files.model),
+    'model': str(files.model.absolute()),
+    # Tasks may be names of no files.
     **{
-      kind: [absolute(path) for path in getattr(files, kind)]
-      for kind in ('adapters', 'experts', 'tasks', 'heldout')
+      kind: [
+        path if isinstance(path, str) else str(path.absolute())
+        for path in getattr(files, kind)
+      ]
+      for kind in _SEVERAL
     },
   }
 
@@ -81,16 +80,7 @@ def find(
 
   They are looked for where the run found them, then where its configuration
   names them from here. Those of a run of an earlier version, which has no
-  paths, are not compared.
-
-  Args:
-    run: the run folder.
-    allow_changed: take a base or an expert that is not as it was, with a line
-      about it.
-    allow_code: import what the configuration names.
-
-  Returns:
-    The run's configuration, and where its inputs are.
+  paths, are not compared. For what is allowed see `rows.find`.
 
   Raises:
     UserError: one of them is gone, or has changed.
@@ -105,34 +95,19 @@ def find(
   here = None
   with contextlib.suppress(ValueError):
     # Of tasks that are gone something else has to complain.
-    here = inputs.locate(
-      dataclasses.replace(config, tasks='main', heldout_tasks='')
-    )
+    plain = dataclasses.replace(config, tasks='main', heldout_tasks='')
+    here = inputs.locate(plain)
   changed: list[str] = []
   with record.damaged(run / 'config.json', ''):
-    files = _files(kept['files'])
-    digests = kept['inputs']
-    model = _as_it_was(
-      'model',
-      [files.model],
-      [here.model] if here else [],
-      [digests['model']],
-      changed,
-    )
-    files = dataclasses.replace(
-      files,
-      model=model[0],
-      **{
-        kind: _as_it_was(
-          f'one of config.{kind}',
-          getattr(files, kind),
-          getattr(here, kind, ()),
-          digests[kind],
-          changed,
-        )
-        for kind in ('adapters', 'experts')
-      },
-    )
+    files, digests = _files(kept['files']), kept['inputs']
+    taken = {}
+    for kind in ('adapters', 'experts'):
+      others = getattr(here, kind, ())
+      what, there = f'one of config.{kind}', getattr(files, kind)
+      taken[kind] = _as_it_was(what, there, others, digests[kind], changed)
+    others, digest = [here.model] if here else [], [digests['model']]
+    model = _as_it_was('model', [files.model], others, digest, changed)
+    files = dataclasses.replace(files, model=model[0], **taken)
   if changed:
     text = '\n  '.join(changed)
     if not allow_changed:
@@ -146,17 +121,13 @@ def find(
 
 
 def _files(kept: dict[str, Any]) -> inputs.Files:
-  def path(name: str) -> pathlib.Path | str:
-    return pathlib.Path(name) if os.path.isabs(name) else name
-
-  return inputs.Files(
-    name=kept['name'],
-    model=pathlib.Path(kept['model']),
-    **{
-      kind: tuple(path(name) for name in kept[kind])
-      for kind in ('adapters', 'experts', 'tasks', 'heldout')
-    },
-  )
+  several = {
+    kind: tuple(
+      pathlib.Path(name) if os.path.isabs(name) else name for name in kept[kind]
+    )
+    for kind in _SEVERAL
+  }
+  return inputs.Files(kept['name'], pathlib.Path(kept['model']), **several)
 
 
 def _as_it_was(

@@ -30,22 +30,16 @@ from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
-from evojax_llm.runs.errors import UserError
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
 
 VOTE_FILE = 'vote.json'
-_VOTES = (report.OF_EVOLVED, report.OF_EXPERTS)
 # Shorter names of votes.
-_ALIASES = dict(zip(('vote', 'vote of experts'), _VOTES, strict=True))
+_ALIASES = {'vote': report.OF_EVOLVED, 'vote of experts': report.OF_EXPERTS}
 
 
 class Vote(NamedTuple):
-  """How the members of a row decide.
-
-  Attributes:
-    rule: of `fitness.ensembles`.
-    fitness: (M,) f32 of the members on dev.
-  """
+  """How the members of a row decide: a rule, and their (M,) dev fitness."""
 
   rule: str
   fitness: np.ndarray
@@ -53,27 +47,16 @@ class Vote(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A row of the table, with the members that it stands for.
+  """A row of the table, with the members that it stands for."""
 
-  Attributes:
-    name: as in the table, or that of an expert.
-    space: of the genomes.
-    genomes: leaves (M, ...); M is 1 but for a vote.
-    members: M names.
-    vote: None but for a vote.
-    mix: of the experts; None but for a plain mix.
-    detail: which member it is, for an evolved one.
-    entry: of summary.json; None where it is not in the table.
-  """
-
-  name: str
+  name: str  # as in the table, or that of an expert
   space: Space
-  genomes: Any
-  members: tuple[str, ...]
+  genomes: Any  # leaves (M, ...); M is 1 but for a vote
+  members: tuple[str, ...]  # M names
   vote: Vote | None = None
-  mix: baselines_lib.Mix | None = None
-  detail: str = ''
-  entry: Mapping[str, Any] | None = None
+  mix: baselines_lib.Mix | None = None  # of the experts, if it is plain
+  detail: str = ''  # which member an evolved one is
+  entry: Mapping[str, Any] | None = None  # of summary.json, if it is there
 
   def recipes(self) -> dict[str, Any]:
     """Returns what each member is made of, by its name, where it is known."""
@@ -101,10 +84,9 @@ def find(
   Args:
     folder: of a run or of a comparison.
     name: of the row of either's table.
-    allow_changed: see `Run.open`.
-    allow_code: likewise.
-    allow_unfinished: take the best of the last checkpoint of a run that has
-      not finished.
+    allow_changed: take a base or experts that have changed, and say so.
+    allow_code: import what its configuration names.
+    allow_unfinished: take the best of the last checkpoint.
 
   Returns:
     The run, and the name of the row in its table.
@@ -133,7 +115,7 @@ def find(
     path, name = path / best, kept
   run = Run.open(path, allow_changed, allow_code)
   if not (allow_unfinished or run.summary):
-    raise UserError(
+    raise errors.UserError(
       f'The run in {path} has not finished. Go on with it, or take what there '
       'is so far with --allow_unfinished.'
     )
@@ -141,32 +123,21 @@ def find(
 
 
 def exported_vote(folder: str) -> str | None:
-  """Returns the name of a vote that `export` has written; None of a run.
-
-  Raises:
-    UserError: its file is damaged.
-  """
+  """Returns the name of a vote that `export` has written; None of a run."""
   path = pathlib.Path(os.path.expanduser(folder)) / VOTE_FILE
   if not path.is_file():
     return None
-  return str(files_lib.read_object(path, UserError).get('name', 'vote'))
+  return str(files_lib.read_object(path, errors.UserError).get('name', 'vote'))
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The folder of a run.
-
-  Attributes:
-    path: of the folder.
-    config: its configuration.
-    files: where its inputs are.
-    inputs: fingerprints of them.
-  """
+  """The folder of a run."""
 
   path: pathlib.Path
   config: RunConfig
   files: inputs_lib.Files
-  inputs: Mapping[str, Any]
+  inputs: Mapping[str, Any]  # fingerprints of the files
 
   @classmethod
   def open(
@@ -175,12 +146,7 @@ class Run:
     allow_changed: bool = False,
     allow_code: bool = False,
   ) -> Self:
-    """Reads config.json and finds the inputs again.
-
-    Args:
-      folder: of the run.
-      allow_changed: take a base or experts that have changed since.
-      allow_code: import what its configuration names.
+    """Reads config.json and finds the inputs again; see `find`.
 
     Raises:
       UserError: the folder is not that of one run, or an input has changed.
@@ -189,21 +155,17 @@ class Run:
     path = pathlib.Path(os.path.expanduser(folder))
     whole = (path / 'config.json').is_file()
     if not whole or (path / 'sweep.json').is_file():
-      runs = sorted(
+      said = 'is not the folder of a run: it has no config.json'
+      if runs := sorted(
         str(found.parent.relative_to(path))
         for depth in ('*', '*/*', '*/*/*/*')
         for found in path.glob(f'{depth}/config.json')
         if (found.parent / 'checkpoints').exists()
-      )
-      if runs:
+      ):
         more = f' and {len(runs) - 5} more' if len(runs) > 5 else ''
-        raise UserError(
-          f'--run={path} holds several runs: name one of them, '
-          f'{", ".join(runs[:5])}{more}.'
-        )
-      raise UserError(
-        f'--run={path} is not the folder of a run: it has no config.json.'
-      )
+        said = 'holds several runs: name one of them, '
+        said += f'{", ".join(runs[:5])}{more}'
+      raise errors.UserError(f'--run={path} {said}.')
     config, files = recorded_inputs.find(path, allow_changed, allow_code)
     inputs_lib.space_class(config)
     return cls(path, config, files, record.read_config(path)['inputs'])
@@ -221,11 +183,9 @@ class Run:
     return record.read_summary(self.path)
 
   def row(self, name: str = report.EVOLVED, dtype: Any = None) -> Row:
-    """Makes the members of a row.
+    """Makes the members of a row, or of an expert.
 
-    Args:
-      name: of the row, or of an expert; 'vote' is that of evolved members.
-      dtype: of the parameters; None for a space that only exports.
+    With no dtype of the parameters the space only exports.
 
     Raises:
       UserError: there is no such row.
@@ -239,20 +199,20 @@ class Run:
       by_lower = {known.lower().replace('_', ' '): known for known in mixes}
     if wanted == report.EVOLVED:
       row = self._evolved(dtype)
-    elif wanted in _VOTES and self._ensemble(wanted):
+    elif wanted in _ALIASES.values() and self._ensemble(wanted):
       row = self._vote(wanted, dtype)
       if len(row.members) == 1:
-        of_experts = wanted == report.OF_EXPERTS
-        alone = row.members[0] if of_experts else report.EVOLVED
+        (member,) = row.members
+        alone = member if wanted == report.OF_EXPERTS else report.EVOLVED
         errors.say(
-          f'dev chose one member, {row.members[0]}: the vote is --row={alone!r}'
+          f'dev chose one member, {member}: the vote is --row={alone!r}'
         )
     elif wanted in by_lower:
       found, space = by_lower[wanted], self._space(dtype, experts=True).plain
       genomes = baselines_lib.mix_experts(space, [mixes[found]])
       row = Row(found, space, genomes, (found,), mix=mixes[found])
     else:
-      raise self._unknown(name, mixes)
+      raise errors.UserError(self._unknown(name, mixes))
     if not self.summary and row.detail:
       errors.say(f'{row.detail} on dev')
     with record.damaged(self.path / 'summary.json', record.AGAIN):
@@ -260,35 +220,24 @@ class Run:
       entry = next((r for r in rows if r['name'] == row.name), None)
     return dataclasses.replace(row, entry=entry)
 
-  def _unknown(self, name: str, mixes: Mapping[str, Any]) -> UserError:
+  def _unknown(self, name: str, mixes: Mapping[str, Any]) -> str:
     with record.damaged(self.path / 'summary.json', record.AGAIN):
       groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
     known = [report.EVOLVED, *groups, *mixes]
-    why = ''
-    if not groups:
-      why = ' The run has no vote' + (
-        ': config.ensemble.size was 0, or fewer than two members were scored.'
-        if self.summary
-        else ' before it has finished.'
-      )
-    return UserError(f'Got --row={name!r}{lookup.expected(name, known)}{why}')
+    said = f'Got --row={name!r}{lookup.expected(name, known)}'
+    if groups:
+      return said
+    why = ': config.ensemble.size was 0, or fewer than two members were scored.'
+    why = why if self.summary else ' before it has finished.'
+    return f'{said} The run has no vote{why}'
 
   def _space(self, dtype: Any, experts: bool = False) -> Space:
     """The space of the search; with no dtype one that only exports."""
-    files, name = self.files, self.config.space
     kind = inputs_lib.space_class(self.config)
-    needed = experts and kind.exports == 'model' or not kind.bare
-    if dtype is None and needed:
+    if dtype is None and (experts and kind.exports == 'model' or not kind.bare):
       # Its experts are parameters.
       dtype = jnp.dtype(self.config.execution.dtype)
-    return make_space(
-      name,
-      str(files.model),
-      files.adapters,
-      files.experts,
-      dtype,
-      **inputs_lib.space_options(self.config),
-    )
+    return setup_lib.load_space(self.config, self.files, dtype)
 
   def _mixes(self) -> dict[str, baselines_lib.Mix]:
     """Plain mixes by name: baselines, then experts."""
@@ -314,16 +263,13 @@ class Run:
     name, folder = report.EVOLVED, self.path / 'best'
     try:
       number, best = self._best(1)
-    except checkpoint.CheckpointError:
+      said = f'member {best.ids[0]}, the best after generation {number}: '
+      said += f'fitness {best.fitness[0]:.4g}'
+      space = self._space(dtype)
+      return Row(name, space, best.population, (name,), detail=said)
+    except errors.CheckpointError:
       if not self.summary or not folder.is_dir():
         raise
-    else:
-      detail = (
-        f'member {best.ids[0]}, the best after generation {number}: fitness '
-        f'{best.fitness[0]:.4g}'
-      )
-      space = self._space(dtype)
-      return Row(name, space, best.population, (name,), detail=detail)
     # All that is left of the search.
     base = str(self.files.model)
     if inputs_lib.space_class(self.config).exports == 'model':
@@ -347,9 +293,8 @@ class Run:
     else:
       members = tuple(f'member {id_}' for id_ in chosen)
       _, best = self._best(self.config.ensemble.size)
-      absent = [id_ for id_ in chosen if id_ not in best.ids]
-      if absent:
-        raise checkpoint.CheckpointError(
+      if absent := [id_ for id_ in chosen if id_ not in best.ids]:
+        raise errors.CheckpointError(
           f'{self.path}: the last checkpoint has no member {absent[0]}, which '
           'votes. It is not that of the finished run.'
         )
@@ -357,5 +302,4 @@ class Run:
       genomes = stack.take(best.population, indices)
       fitness = best.fitness[indices]
     fitness = np.asarray(group.get('fitness', fitness), np.float32)
-    vote = Vote(group['rule'], fitness)
-    return Row(name, space, genomes, members, vote)
+    return Row(name, space, genomes, members, Vote(group['rule'], fitness))

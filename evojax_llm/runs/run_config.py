@@ -7,6 +7,7 @@ it is made, and checked, by `RunConfig.from_config`.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import os
 from typing import Any
 from typing import ClassVar
@@ -17,10 +18,14 @@ from evojax_llm import lookup
 from evojax_llm import options as options_lib
 from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
-from evojax_llm.runs.errors import UserError
+from evojax_llm.runs import errors
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
+
+# An unset number of at least one, and an unset text.
+_count = functools.partial(option, None, low=1, kind=int)
+_text = functools.partial(option, None, kind=str)
 
 
 class _Part:
@@ -29,14 +34,26 @@ class _Part:
   _path: ClassVar[str] = ''
 
   def __post_init__(self):
-    for known in options_lib.declared(type(self)).values():
-      named = dataclasses.replace(
-        known, name=f'config.{self._path}{known.name}'
-      )
-      try:
-        named.check(getattr(self, known.name))
-      except ValueError as error:
-        raise UserError(str(error)) from error
+    for name, known in options_lib.declared(type(self)).items():
+      known = dataclasses.replace(known, name=f'config.{self._path}{name}')
+      with errors.as_user_error(ValueError):
+        known.check(getattr(self, name))
+
+  def to_config(self) -> config_dict.ConfigDict:
+    """Returns it as a `ConfigDict`, with placeholders for unset values."""
+    config = config_dict.ConfigDict()
+    known = options_lib.declared(type(self))
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, _Part):
+        value = value.to_config()
+      elif field.name in _LISTS:  # a text or a sequence
+        config[field.name] = config_dict.placeholder(object)
+      else:
+        config[field.name] = typed(known[field.name])
+      if value is not None:
+        config[field.name] = value
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +67,11 @@ class StrategyConfig(_Part):
   generations: int = option(
     10, 'rounds of ask, score, tell after the initial population', low=0
   )
-  patience: int | None = option(
-    None, 'end after so many generations without a new best', low=1, kind=int
+  patience: int | None = _count(
+    'end after so many generations without a new best'
   )
-  evaluations: int | None = option(
-    None, 'end when so many members were scored', low=1, kind=int
-  )
-  tokens: int | None = option(
-    None, 'end when so many tokens were read and generated', low=1, kind=int
-  )
+  evaluations: int | None = _count('end when so many members were scored')
+  tokens: int | None = _count('end when so many tokens were read and generated')
   seconds: float | None = option(
     None, 'end when the search has taken so long', low=0.0
   )
@@ -71,13 +84,9 @@ class FormatConfig(_Part):
 
   _path = 'format.'
 
-  kind: str | None = option(None, 'how answers are scored', kind=str)
-  prompt: str | None = option(
-    None, 'template with {question} and {choices}', kind=str
-  )
-  instruction: str | None = option(
-    None, 'line above a multiple-choice question', kind=str
-  )
+  kind: str | None = _text('how answers are scored')
+  prompt: str | None = _text('template with {question} and {choices}')
+  instruction: str | None = _text('line above a multiple-choice question')
   choice: str | None = option(
     None, 'scored of an option', choices=(None, 'letter', 'text'), kind=str
   )
@@ -142,17 +151,13 @@ class ExecutionConfig(_Part):
     'how a group of members is executed',
     choices=('auto', 'batched', 'folded'),
   )
-  members_per_group: int | None = option(
-    None, 'members of a program call', low=1, kind=int
-  )
-  prompts_per_batch: int | None = option(
-    None, 'most prompts of a program call', low=1, kind=int
-  )
+  members_per_group: int | None = _count('members of a program call')
+  prompts_per_batch: int | None = _count('most prompts of a program call')
   memory_budget_gib: float | None = option(
     None, 'memory to use on a device', low=0.0001
   )
-  max_length: int | None = option(
-    None, 'longest prompt in tokens, new tokens included', low=1, kind=int
+  max_length: int | None = _count(
+    'longest prompt in tokens, new tokens included'
   )
 
 
@@ -183,16 +188,12 @@ class RunConfig(_Part):
   heldout_tasks: str = option('', 'tasks scored at the end alone, on test')
   weights: tuple[float, ...] = option((), 'of the tasks; () for equal ones')
   objective: str = option('weighted_mean', 'makes fitness of task scores')
-  dev_limit: int | None = option(
-    None, 'dev items of each task that the search sees', low=1, kind=int
-  )
+  dev_limit: int | None = _count('dev items of each task that the search sees')
   dev_draw: int = option(0, 'seed that chooses them')
   resample: bool = option(
     False, 'choose other dev items in every generation, and score again'
   )
-  test_limit: int | None = option(
-    None, 'test items of each task', low=1, kind=int
-  )
+  test_limit: int | None = _count('test items of each task')
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
@@ -207,7 +208,7 @@ class RunConfig(_Part):
     None, 'worked examples before a question, from dev', low=0, kind=int
   )
   shots_seed: int | None = option(None, 'seed that chooses them', kind=int)
-  system: str | None = option(None, 'a text before everything', kind=str)
+  system: str | None = _text('a text before everything')
   chat: bool = option(False, "put prompts through the model's chat template")
 
   space: str = option('adapters', 'what evolves')
@@ -239,17 +240,17 @@ class RunConfig(_Part):
       expanded = ','.join(os.path.expanduser(path) for path in paths)
       object.__setattr__(self, name, expanded)
     if self.resample and not (self.dev_limit or any(self.dev_limits)):
-      raise UserError(
+      raise errors.UserError(
         'config.resample chooses other dev items in every generation: say how '
         'many with config.dev_limit.'
       )
     if self.resample and self.racing.rule:
-      raise UserError(
+      raise errors.UserError(
         'config.resample and config.racing both choose dev items: leave one '
         'off.'
       )
     if self.seed + self.seeds > 1 << 32:
-      raise UserError(f'Got config.seed {self.seed}; expected 32 bits.')
+      raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')
 
   @classmethod
   def from_config(cls, config: Any) -> 'RunConfig':
@@ -271,63 +272,35 @@ class RunConfig(_Part):
     """Returns its values as nested dicts, for config.json."""
     return dataclasses.asdict(self)
 
-  def to_config(self) -> config_dict.ConfigDict:
-    """Returns it as a `ConfigDict`, with placeholders for unset values."""
-    return to_config(self)
-
-
-def make() -> config_dict.ConfigDict:
-  """Returns the defaults, for a configuration file to change."""
-  return RunConfig().to_config()
-
 
 def _read(cls: type, values: Any, path: str) -> Any:
   """A part of a configuration from a mapping."""
   if not isinstance(values, Mapping):
     if not path:
-      raise UserError(
+      raise errors.UserError(
         f'Got the configuration {values!r}; expected a RunConfig, a ConfigDict '
         'or options by name. evojax_llm.systems.load reads a preset, a file or '
         "a run's config.json."
       )
-    raise UserError(
+    raise errors.UserError(
       f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'
     )
-  fields = {field.name: field for field in dataclasses.fields(cls)}
+  defaults = {field.name: field.default for field in dataclasses.fields(cls)}
   read = {}
   for name, value in values.items():
-    if name not in fields:
-      raise UserError(
+    if name not in defaults:
+      raise errors.UserError(
         f'Got unknown config.{path}{name}'
-        + lookup.expected(name, fields, some='some of')
+        + lookup.expected(name, defaults, some='some of')
       )
-    if isinstance(fields[name].default, _Part):
-      value = _read(type(fields[name].default), value, f'{path}{name}.')
+    if isinstance(defaults[name], _Part):
+      value = _read(type(defaults[name]), value, f'{path}{name}.')
     elif isinstance(value, (list, tuple)):
       # Names may come as a sequence, and JSON has no tuples.
-      is_text = isinstance(fields[name].default, str)
+      is_text = isinstance(defaults[name], str)
       value = ','.join(map(str, value)) if is_text else tuple(value)
     read[name] = value
   return cls(**read)
-
-
-def to_config(part: _Part) -> config_dict.ConfigDict:
-  """Returns a part as a `ConfigDict`, with placeholders for unset values."""
-  config = config_dict.ConfigDict()
-  known = options_lib.declared(type(part))
-  for field in dataclasses.fields(part):
-    value = getattr(part, field.name)
-    if isinstance(value, _Part):
-      value = to_config(value)
-    else:
-      config[field.name] = (
-        config_dict.placeholder(object)  # a text or a sequence
-        if field.name in _LISTS
-        else typed(known[field.name])
-      )
-    if value is not None:
-      config[field.name] = value
-  return config
 
 
 def typed(option: options_lib.Option) -> Any:

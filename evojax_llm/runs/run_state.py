@@ -22,38 +22,24 @@ from evojax_llm.strategies import base
 
 @flax.struct.dataclass
 class RunState:
-  """All that a run needs to go on; nothing else matters.
+  """All that a run needs to go on; nothing else matters."""
 
-  Attributes:
-    strategy: the strategy's state: population, ids, fitness, memory.
-    seed: () u32; every key is folded from it.
-    generation: () i32, generations that are over; the initial population is
-      generation 0.
-    evaluations: () i32, members scored so far.
-  """
-
-  strategy: Any
-  seed: jax.Array
+  strategy: Any  # the strategy's state: population, ids, fitness, memory
+  seed: jax.Array  # () u32; every key is folded from it
+  # () i32, generations that are over; the initial population is generation 0.
   generation: jax.Array
-  evaluations: jax.Array
+  evaluations: jax.Array  # () i32, members scored so far
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """One member, such as the best of a search; on the host but for its genome.
-
-  Attributes:
-    genome, id: its own.
-    fitness: f32.
-    task_scores: (K,) f32, as the tasks have them.
-    generation: when it was born.
-  """
+  """A member, such as the best of a search; on the host but for its genome."""
 
   genome: Any
   id: int
-  fitness: np.ndarray
-  task_scores: np.ndarray
-  generation: int
+  fitness: np.ndarray  # f32
+  task_scores: np.ndarray  # (K,) f32, as the tasks have them
+  generation: int  # when it was born
 
 
 def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Member:
@@ -72,11 +58,9 @@ def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Member:
 def oriented(
   task_scores: np.ndarray, maximise: Sequence[bool] | None
 ) -> np.ndarray:
-  """Turns task scores into fitness on each task, and fitness into scores.
+  """Turns task scores (..., K) into fitness on each task, and back.
 
-  Args:
-    task_scores: (..., K) f32.
-    maximise: K times whether more of it is better; None where it is of all.
+  `maximise` says K times whether more of it is better; None where it is of all.
   """
   if maximise is None:
     return task_scores
@@ -89,26 +73,19 @@ def begin(
   seed: int,
   population: Any,
   scores: base.Scores,
-  evaluations: int | None = None,
+  evaluations: int,
 ) -> RunState:
   """Makes the state after generation 0 of P members and their scores.
 
   Can be traced; `jax.eval_shape` of it tells what a checkpoint must hold.
-
-  Args:
-    strategy, params, seed: see `evolution.evolve`.
-    population: leaves (P, ...).
-    scores: of its members.
-    evaluations: members that were scored; all P by default.
   """
-  members = scores.fitness.shape[0]
   seed, zero = jnp.uint32(seed), jnp.int32(0)
   key = keys.key_for(jax.random.key(seed), zero, lineage.NO_MEMBER, 'init')
   return RunState(
     strategy=strategy.init(key, population, scores, params),
     seed=seed,
     generation=zero,
-    evaluations=jnp.int32(members if evaluations is None else evaluations),
+    evaluations=jnp.int32(evaluations),
   )
 
 
@@ -119,22 +96,18 @@ def abstract_state(
   num_tasks: int,
   num_items: int = 1,
 ) -> RunState:
-  """Returns shapes and dtypes of a run's state; scores no member.
+  """Returns shapes and dtypes of a run's state with K tasks and I items in all.
 
-  Args:
-    strategy, params: see `evolution.evolve`.
-    population: leaves (P, ...), or their shapes.
-    num_tasks: K.
-    num_items: I of all tasks, for strategies that see them.
+  Takes a population (P, ...), or its shapes; scores no member.
   """
-  members = stack.size(population)
 
   def scores(*shape):
-    return jax.ShapeDtypeStruct((members, *shape), jnp.float32)
+    shape = stack.size(population), *shape
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
   items = scores(num_items) if strategy.sees == 'items' else None
   return jax.eval_shape(
-    lambda *args: begin(strategy, params, 0, *args),
+    lambda *args: begin(strategy, params, 0, *args, 0),
     population,
     base.Scores(scores(), scores(num_tasks), items),
   )
@@ -142,17 +115,11 @@ def abstract_state(
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-  """Members picked out of a state.
+  """Members picked out of a state."""
 
-  Attributes:
-    ids: M different ids.
-    fitness: (M,) f32, none of them NaN.
-    population: their genomes, leaves (M, ...).
-  """
-
-  ids: list[int]
-  fitness: np.ndarray
-  population: Any
+  ids: list[int]  # M different ids
+  fitness: np.ndarray  # (M,) f32, none of them NaN
+  population: Any  # their genomes, leaves (M, ...)
 
 
 def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
@@ -167,35 +134,26 @@ def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
   Returns:
     The members by fitness, of equals the elder first.
   """
-  tree = flax.serialization.to_state_dict(state)
-  inner = tree['strategy']
-  memory = inner['memory']
+  tree = flax.serialization.to_state_dict(state)['strategy']
+  memory = tree['memory']
   best = jax.tree.map(lambda leaf: leaf[None], memory['best'])
-  alive = (inner['population'], inner['ids'], inner['fitness'])
-  personal = (
-    memory.get(f'personal{part}') for part in ('', '_ids', '_fitness')
-  )
-  sources = [
-    (best, memory['best_id'], memory['best_fitness']),
-    alive,
-    tuple(personal),
-  ]
-  if not keep_best and np.isfinite(inner['fitness']).any():
+  alive = tree['population'], tree['ids'], tree['fitness']
+  sources = [(best, memory['best_id'], memory['best_fitness']), alive]
+  if memory.get('personal') is not None:
+    names = 'personal', 'personal_ids', 'personal_fitness'
+    sources.append(tuple(memory[name] for name in names))
+  if not keep_best and np.isfinite(tree['fitness']).any():
     sources = [alive]
-  held: dict[int, tuple[np.float32, Any, int]] = {}
+  held: dict[int, tuple[np.float32, Any]] = {}
   for population, ids, fitness in sources:
-    if population is None:
-      continue
     ids, fitness = np.atleast_1d(ids), np.atleast_1d(fitness)
     for row in np.flatnonzero(np.isfinite(fitness) & (ids >= 0)):
-      held.setdefault(int(ids[row]), (fitness[row], population, int(row)))
+      where = population, int(row)
+      held.setdefault(int(ids[row]), (fitness[row], where))
   ranked = sorted(held, key=lambda member: (-held[member][0], member))[:count]
   genomes = [
     jax.tree.map(lambda leaf, row=row: leaf[row], population)
-    for _, population, row in (held[member] for member in ranked)
+    for population, row in (held[member][1] for member in ranked)
   ]
-  return Members(
-    ids=ranked,
-    fitness=np.asarray([held[member][0] for member in ranked], np.float32),
-    population=stack.stack(genomes),
-  )
+  fitness = np.asarray([held[member][0] for member in ranked], np.float32)
+  return Members(ranked, fitness, stack.stack(genomes))

@@ -11,17 +11,18 @@ import jax
 
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
+from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
-from evojax_llm.runs import final_member
 from evojax_llm.runs import final_table
-from evojax_llm.runs import int8_base
+from evojax_llm.runs import finalists
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import record_rows
+from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import report
 
 # A genome of so many numbers at most is written down in members.jsonl.
@@ -30,15 +31,10 @@ _FEW_NUMBERS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """A finished run.
+  """A finished run."""
 
-  Attributes:
-    path: its folder.
-    summary: the content of its summary.json.
-  """
-
-  path: pathlib.Path
-  summary: dict[str, Any]
+  path: pathlib.Path  # its folder
+  summary: dict[str, Any]  # the content of its summary.json
 
   @property
   def best(self) -> pathlib.Path:
@@ -80,20 +76,21 @@ def run_prepared(
 ) -> pathlib.Path:
   """Makes a run of what is prepared, or goes on with it, to its end.
 
-  Args:
-    prepared: what the run works with.
-    workdir: the run folder, new or to go on with.
-    share: the folder of another run with the same experts, tasks, items and
-      execution, whose baselines are taken over.
-
-  Returns:
-    The run folder.
+  `share` is the folder of another run with the same experts, tasks, items and
+  execution, whose baselines are taken over.
 
   Raises:
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  with contextlib.closing(prepared.open_folder(workdir)) as folder:
+  with errors.as_user_error(OSError, what=f'run folder {workdir}'):
+    opened = record.RunFolder(
+      workdir,
+      prepared.config.to_dict(),
+      prepared.inputs,
+      recorded_inputs.paths(prepared.files),
+    )
+  with contextlib.closing(opened) as folder:
     if folder.finished and final_table.is_whole(folder.path):
       errors.say(f'{folder.path} is finished')
     else:
@@ -129,7 +126,7 @@ class _Run:
 
   def go_on(self) -> None:
     """From where an earlier process stopped, if one did, to the report."""
-    prepared, folder, evaluator = self.prepared, self.folder, self.evaluator
+    prepared, folder = self.prepared, self.folder
     restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     if not restored and (folder.path / 'summary.json').exists():
@@ -140,50 +137,37 @@ class _Run:
     if not restored and folder.metrics.read():
       errors.say('there is no checkpoint: the run begins again')
     folder.rewind(self.number)
-    going_on = f', going on after generation {self.number}' if restored else ''
-    errors.say(f'run folder {folder.path}{going_on}')
+    after = f', going on after generation {self.number}' if restored else ''
+    errors.say(f'run folder {folder.path}{after}')
     for what in folder.lost(self.number).values():
       errors.say(f'warning: {what}')
 
     if self.config.execution.base_dtype:
-      int8_base.report(folder, self.config, prepared.setup)
-    baselines_lib.normalise(folder, evaluator, prepared.setup)
-    baselines = baselines_lib.score_baselines(
-      folder, evaluator, prepared.setup, self.bar
-    )
+      base_and_adapters.report_int8(folder, prepared)
+    baselines_lib.normalise(folder, prepared)
+    baselines = baselines_lib.score_baselines(folder, prepared, self.bar)
     if restored:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    best = final_member.settle(
-      state,
-      prepared.strategy,
-      evaluator,
-      prepared.setup.space,
-      other_items=self.config.resample,
-    )
+    best = finalists.settle(state, prepared)
     ending = final_table.Ending(folder, prepared, baselines, state, best)
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
-    initial = prepared.initial()
+    initial, watch = prepared.initial(), self.watch
     tasks = [task.name for task in prepared.setup.tasks]
     origins = _origins(initial, prepared.setup.space.names)
-    limits = {
-      name: getattr(config.strategy, name)
-      for name in ('generations', 'evaluations', 'tokens', 'seconds')
-    }
+    ends = 'generations', 'evaluations', 'patience', 'tokens', 'seconds'
+    limits = {name: getattr(config.strategy, name) for name in ends}
     # What earlier processes have spent counts.
     for row in folder.metrics.read():
-      for name, spent in (
-        ('tokens', row['tokens']),
-        ('seconds', sum(row['seconds'].values())),
-      ):
+      spent = row['tokens'], sum(row['seconds'].values())
+      for name, count in zip(('tokens', 'seconds'), spent, strict=True):
         if limits[name] is not None:
-          limits[name] = max(0, limits[name] - spent)
-    watch = self.watch
+          limits[name] = max(0, limits[name] - count)
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
       prepared.strategy,
@@ -193,7 +177,6 @@ class _Run:
       params=prepared.params,
       seed=config.seed,
       **limits,
-      patience=config.strategy.patience,
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
@@ -205,27 +188,25 @@ class _Run:
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
-      monitors = prepared.strategy.monitors(state.strategy)
+      monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
-      folder.write(
-        record_rows.member_rows(
-          done, prepared.strategy.operator_names, tasks, origins, self.recipes
-        ),
-        record_rows.metrics_row(
-          done,
-          tasks,
-          watch.take(),
-          self.ledger.tokens - before,
-          jax.device_get(monitors),
-        ),
+      names, spent = prepared.strategy.operator_names, self.ledger.tokens
+      folder.members.append(
+        record_rows.member_rows(done, names, tasks, origins, self.recipes)
       )
-      before = self.ledger.tokens
+      row = record_rows.metrics_row(
+        done, tasks, watch.take(), spent - before, monitors
+      )
+      folder.metrics.append([row])
+      before = spent
       with watch.phase('checkpoint'):
         folder.checkpoints.save(done.number, state)
-      line = _line(done, self.evaluator.objective.percent)
       self.bar.generation(
-        done.number, done.best_fitness, done.evaluations, line
+        done.number,
+        done.best_fitness,
+        done.evaluations,
+        _line(done, self.evaluator.objective.percent),
       )
     return state
 
@@ -253,32 +234,21 @@ class _Run:
     """Scores members of a population on dev, or races them."""
     self.number += 1
     self.bar.begin(len(members))
-    space = self.prepared.setup.space
-    self.recipes = _recipes(space, population, members)
-    if self.prepared.racing:
+    space, racing = self.prepared.setup.space, self.prepared.racing
+    self.recipes = []
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
+    if numbers <= _FEW_NUMBERS * stack.size(population):
+      host = jax.device_get(population)
+      self.recipes = [space.recipe(stack.take(host, i)) for i in members]
+    asked, update = (space, population, members), self.bar.update
+    if racing:
+      key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
-        space,
-        population,
-        members,
-        self.prepared.racing,
-        jax.random.key(self.config.seed),
-        self.number,
-        progress=self.bar.update,
+        *asked, racing, key, self.number, progress=update
       )
     else:
-      self.scored = self.drawn.evaluate(
-        space, population, members, 'dev', progress=self.bar.update
-      )
+      self.scored = self.drawn.evaluate(*asked, progress=update)
     return self.scored
-
-
-def _recipes(space: Any, population: Any, members: Any) -> list[Any]:
-  """What members are, in the terms of their space; [] where it is not short."""
-  numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
-  if numbers > _FEW_NUMBERS * stack.size(population):
-    return []
-  host = jax.device_get(population)
-  return [space.recipe(stack.take(host, i)) for i in members]
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

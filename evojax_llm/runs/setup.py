@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
@@ -18,10 +19,9 @@ from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import stack
+from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
-from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import as_user_error
-from evojax_llm.runs.errors import say
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import registry
 from evojax_llm.tasks import task_files as tasks_lib
@@ -61,51 +61,45 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
 
   _say_limits(config, tasks)
   tokenizer = Tokenizer.from_folder(files.model)
-  return Setup(tokenizer, load_space(config, files), tasks, heldout)
+  space = load_space(config, files, jnp.dtype(config.execution.dtype))
+  return Setup(tokenizer, space, tasks, heldout)
 
 
 def _say_limits(config: RunConfig, tasks: Any) -> None:
   for split in ('dev', 'test'):
-    one, each = (getattr(config, f'{split}_{n}') for n in ('limit', 'limits'))
+    each = getattr(config, f'{split}_limits')
+    limits = each or (getattr(config, f'{split}_limit'),) * len(tasks)
     # How many limits there are is checked where they are used.
-    for task, limit in zip(tasks, each or (one,) * len(tasks), strict=False):
+    for task, limit in zip(tasks, limits, strict=False):
       found = len(getattr(task, split))
       if split == 'test' and not found:
-        say(
+        errors.say(
           f'{task.name} has no test items: nothing unseen will be reported; '
           'put "split": "test" on rows, or rows under "test" in JSON.'
         )
       elif isinstance(limit, int) and limit > found:
-        say(
+        errors.say(
           f'{task.name} has {found} {split} item{"s" * (found != 1)}, fewer '
           f'than the {limit} of config.{split}_limit{"s" * bool(each)}: all '
           'are taken.'
         )
 
 
-def load_space(
-  config: RunConfig, files: inputs_lib.Files, with_params: bool = True
-) -> Space:
-  """Makes the genome space of a configuration; may be one that only exports.
+def load_space(config: RunConfig, files: inputs_lib.Files, dtype: Any) -> Space:
+  """Makes the genome space of a configuration; without dtype it only exports.
 
   Raises:
     ModelError: a folder cannot be used.
     UserError: the options of the space do not suit the experts.
   """
   told = inputs_lib.space_options(config)
+  given = str(files.model), files.adapters, files.experts, dtype
   try:
-    return make_space(
-      config.space,
-      str(files.model),
-      files.adapters,
-      files.experts,
-      jnp.dtype(config.execution.dtype) if with_params else None,
-      **told,
-    )
+    return make_space(config.space, *given, **told)
   except ValueError as error:
     if not told or isinstance(error, ModelError):
       raise
-    raise UserError(f'config.merged: {error}') from error
+    raise errors.UserError(f'config.merged: {error}') from error
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:
@@ -115,12 +109,12 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
     UserError: its name or one of its options is unknown or out of range.
   """
   search = config.strategy
-  with as_user_error(TypeError, ValueError, what='config.strategy'):
+  with errors.as_user_error(TypeError, ValueError, what='config.strategy'):
     strategy = registry.make_strategy(
       search.name, search.population, setup.space, **search.options
     )
   if config.resample and not strategy.can_rescore:
-    raise UserError(
+    raise errors.UserError(
       f'{search.name} keeps scores of its own that cannot be made anew on '
       'other items: leave config.resample off.'
     )
@@ -142,9 +136,10 @@ def make_evaluator(config: RunConfig, setup: Setup) -> Any:
 
 
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
-  execution = config.execution
-  budget = execution.memory_budget_gib
-  with as_user_error(ValueError, TypeError, what='config'):
+  execution = dataclasses.asdict(config.execution)
+  budget = execution.pop('memory_budget_gib')
+  execution['dtype'] = jnp.dtype(execution['dtype'])
+  with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
       setup.tokenizer,
       setup.tasks,
@@ -156,22 +151,25 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
         'test': tuple(config.test_limits) or config.test_limit,
       },
       draw=config.dev_draw,
-      dtype=jnp.dtype(execution.dtype),
-      base_dtype=execution.base_dtype,
-      form=execution.form,
-      members_per_group=execution.members_per_group,
-      prompts_per_batch=execution.prompts_per_batch,
       memory_budget=None if budget is None else int(budget * _GIB),
-      max_length=execution.max_length,
+      **execution,
     )
 
 
-def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
-  """Returns the held-out tasks with their test items as `dev`.
+def score_few(
+  evaluator: Any, space: Any, population: Any, progress: Any = None
+) -> Any:
+  """Scores a small population on dev, by the program of the search's groups."""
+  count = stack.size(population)
+  slots = max(count, evaluator.plan.members_per_group)
+  population = stack.pad(population, slots)
+  return evaluator.evaluate(
+    space, population, np.arange(count), progress=progress
+  )
 
-  Raises:
-    TaskError: one has no test items.
-  """
+
+def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
+  """Returns the held-out tasks with their test items as `dev`."""
   return tuple(
     dataclasses.replace(
       task,
@@ -183,23 +181,13 @@ def heldout_tasks(config: RunConfig, setup: Setup) -> tuple[Any, ...]:
 
 
 def make_heldout(config: RunConfig, setup: Setup) -> Any:
-  """Makes the evaluator of the held-out tasks; None without any.
-
-  Their test items stand in its `dev`, by which the engine plans.
-  """
+  """Makes the evaluator of the held-out tasks; None without any."""
   if not setup.heldout:
     return None
-  tasks = heldout_tasks(config, setup)
-  config = dataclasses.replace(
-    config,
-    weights=(),
-    objective='weighted_mean',
-    dev_limit=None,
-    dev_limits=(),
-    test_limits=(),
-    resample=False,
-  )
-  return _evaluator(config, dataclasses.replace(setup, tasks=tasks))
+  setup = dataclasses.replace(setup, tasks=heldout_tasks(config, setup))
+  plain = {'weights': (), 'objective': 'weighted_mean', 'resample': False}
+  plain |= {'dev_limit': None, 'dev_limits': (), 'test_limits': ()}
+  return _evaluator(dataclasses.replace(config, **plain), setup)
 
 
 def make_racing(config: RunConfig, setup: Setup) -> Any:
@@ -208,9 +196,8 @@ def make_racing(config: RunConfig, setup: Setup) -> Any:
   Raises:
     UserError: a value is out of range, or the tasks cannot be raced for.
   """
-  options = dataclasses.asdict(config.racing)
-  if not options['rule']:
+  if not config.racing.rule:
     return None
-  with as_user_error(ValueError, what='config.racing'):
+  with errors.as_user_error(ValueError, what='config.racing'):
     racing.check([scorer_of(t) for t in setup.tasks], config.objective)
-    return racing.Racing(**options)
+    return racing.Racing(**dataclasses.asdict(config.racing))

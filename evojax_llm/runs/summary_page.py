@@ -58,13 +58,15 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     ),
   ]
   if rows := summary.get('front'):
-    lines = [['member', *rows[0]['tasks']]]
-    for row in rows:
-      scores = (f'{score:.4g}' for score in row['tasks'].values())
-      lines.append([str(row['id']), *scores])
+    lines = [
+      [str(row['id']), *(f'{score:.4g}' for score in row['tasks'].values())]
+      for row in rows
+    ]
     paragraphs.append('Members that no other one beats on all tasks:')
-    paragraphs.append(report.aligned(lines))
-  paragraphs += ['## Rows', _rows_explained(summary), *_oracles(summary)]
+    paragraphs.append(report.aligned([['member', *rows[0]['tasks']], *lines]))
+  known = (row['name'] for row in summary['rows'] if row['name'] in _WORDS)
+  words = '\n'.join(f'- {name}: {_WORDS[name]}' for name in known)
+  paragraphs += ['## Rows', words, *_oracles(summary)]
   if ledger := summary.get('ledger'):
     saved = ledger['items_saved']
     seconds = ', '.join(f'{k} {v:.1f}' for k, v in ledger['seconds'].items())
@@ -74,11 +76,11 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
       + (f', {saved:,} items saved by racing' if saved else '')
       + f'. Seconds: {seconds}.'
     )
-  paragraphs.append(
+  paragraphs += [
     'Fitness on dev by generation. The band holds the middle half of the '
-    'members that were scored in a generation:'
-  )
-  paragraphs.append('![fitness by generation](curve.png)\n')
+    'members that were scored in a generation:',
+    '![fitness by generation](curve.png)\n',
+  ]
   return '\n\n'.join(paragraphs)
 
 
@@ -125,17 +127,14 @@ def example(task: Any) -> dict[str, str]:
 
 
 def better(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Finds what a search has lost to.
-
-  Args:
-    rows: of summary.json, the evolved member among them.
+  """Finds what a search has lost to, among the rows of summary.json.
 
   Returns:
     The row that beats the evolved member on dev by most, and the vote of the
     experts where it beats both: `row`, `difference`, and `low` and `high` of
     its 95 % interval or None. Members are compared as if they had been scored
-    on different items (Newcombe 1998, Statist. Med. 17:873, method 10), so
-    that the interval is rather too wide.
+    on different items (Newcombe 1998, Statist. Med. 17:873, method 10), so that
+    the interval is rather too wide.
   """
   scored = {
     row['name']: row['dev']['fitness']
@@ -150,16 +149,13 @@ def better(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   for name, entry in filter(None, (plain, vote and (report.OF_EXPERTS, vote))):
     if level is None or entry['score'] <= least:
       continue
-    least = entry['score']
-    low = high = None
+    least, ends = entry['score'], (None, None)
     if level['low'] is not None:
-      low, high = intervals.of_difference(
-        *(
-          [e[part] for part in ('score', 'low', 'high')] for e in (entry, level)
-        )
-      )
-    difference = entry['score'] - level['score']
-    found.append(dict(row=name, difference=difference, low=low, high=high))
+      parts = 'score', 'low', 'high'
+      both = ([scores[part] for part in parts] for scores in (entry, level))
+      ends = intervals.of_difference(*both)
+    made = {'row': name, 'difference': entry['score'] - level['score']}
+    found.append(made | dict(zip(('low', 'high'), ends, strict=True)))
   return found
 
 
@@ -189,7 +185,6 @@ def _made(best: Mapping[str, Any]) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
-  """What a member is: numbers in a line, and a table by what they are of."""
   numbers, table_rows = [], {}
   for name, value in recipe.items():
     if not isinstance(value, Mapping):
@@ -218,36 +213,24 @@ def _shortest(value: Any) -> str:
   return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def _rows_explained(summary: Mapping[str, Any]) -> str:
-  return '\n'.join(
-    f'- {row["name"]}: {_WORDS[row["name"]]}'
-    for row in summary['rows']
-    if row['name'] in _WORDS
-  )
-
-
 def _oracles(summary: Mapping[str, Any]) -> list[str]:
-  """Paragraphs on the ensembles and the bound that no vote can pass."""
   paragraphs = []
   for row in summary['rows']:
-    group = summary['ensembles'].get(row['name'])
-    if group is None:
-      continue
-    members = ', '.join(map(str, group['members']))
-    whose = 'experts' if row['name'].endswith('experts') else 'members'
-    text = (
-      f'{row["name"].capitalize()}: {whose} {members}; dev chose how many of '
-      f'{len(group["dev_fitness_by_size"])}.'
-    )
-    bounds = [
-      f'{report.number(score, row[split]["fitness"]["percent"])} on {split}'
-      for split, score in group['oracle'].items()
-      if score is not None
-    ]
-    if bounds:
-      text += (
-        ' An oracle that knows which of them is right would have '
-        f'{", ".join(bounds)}: a bound, and no result.'
+    if group := summary['ensembles'].get(row['name']):
+      members = ', '.join(map(str, group['members']))
+      whose = 'experts' if row['name'].endswith('experts') else 'members'
+      bounds = ', '.join(
+        f'{report.number(score, row[split]["fitness"]["percent"])} on {split}'
+        for split, score in group['oracle'].items()
+        if score is not None
       )
-    paragraphs.append(text)
+      paragraphs.append(
+        f'{row["name"].capitalize()}: {whose} {members}; dev chose how many of '
+        f'{len(group["dev_fitness_by_size"])}.'
+      )
+      if bounds:
+        paragraphs[-1] += (
+          ' An oracle that knows which of them is right would have '
+          f'{bounds}: a bound, and no result.'
+        )
   return paragraphs

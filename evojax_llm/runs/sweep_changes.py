@@ -39,17 +39,11 @@ _FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """A run of a sweep.
+  """A run of a sweep."""
 
-  Attributes:
-    name: of its folder, below that of the sweep.
-    config: of the run.
-    changes: what tells it from the other trials, by field.
-  """
-
-  name: str
+  name: str  # of its folder, below that of the sweep
   config: RunConfig
-  changes: Mapping[str, Any]
+  changes: Mapping[str, Any]  # what tells it from other trials, by field
 
 
 def values(field: str, *given: Any) -> list[Change]:
@@ -63,11 +57,7 @@ def product(*parts: Iterable[Change]) -> list[Change]:
 
 
 def zipped(*parts: Iterable[Change]) -> list[Change]:
-  """Combines the first changes of all parts, then the second ones, and so on.
-
-  Raises:
-    ValueError: the parts have different lengths.
-  """
+  """Combines the first changes of all parts of a length, then the second..."""
   return [_merged(combined) for combined in zip(*parts, strict=True)]
 
 
@@ -81,20 +71,19 @@ def draws(
   fields: Mapping[str, Sequence[Any] | Callable[[random.Random], Any]],
   seed: int = 0,
 ) -> list[Change]:
-  """Draws changes at random.
+  """Draws changes at random, the first ones whatever their count.
 
-  Args:
-    count: number of changes; the first ones do not depend on it.
-    fields: by name what a value is drawn from: a sequence, or a function such
-      as `uniform(0.1, 1.0)` of a `random.Random`.
-    seed: of the draws.
+  A value is drawn from a sequence, or by a function such as `uniform(0.1, 1.0)`
+  of a `random.Random`.
   """
   chance = random.Random(seed)
-
-  def draw(source):
-    return source(chance) if callable(source) else chance.choice(source)
-
-  return [{f: draw(s) for f, s in fields.items()} for _ in range(count)]
+  return [
+    {
+      field: source(chance) if callable(source) else chance.choice(source)
+      for field, source in fields.items()
+    }
+    for _ in range(count)
+  ]
 
 
 def uniform(low: float, high: float) -> Callable[[random.Random], float]:
@@ -122,17 +111,15 @@ def parse(
 ) -> list[Change]:
   """Reads 'field=1,2,3;other=0..4' as the product of its fields.
 
-  Args:
-    text: values are separated by commas outside of brackets and quotes; 0..4
-      is 0, 1, 2, 3, 4.
-    config: gives each value the type that its field has.
-    what: where the text comes from, for messages.
+  Values have the types that the fields have in `config`, and are separated by
+  commas outside of brackets and quotes; 0..4 is 0, 1, 2, 3, 4. `what` is where
+  the text comes from, for messages.
 
   Raises:
     UserError: there is no such field, or a value is not of its type.
   """
   parts: dict[str, list[Change]] = {}
-  for part in filter(None, (part.strip() for part in text.split(';'))):
+  for part in filter(None, map(str.strip, text.split(';'))):
     field, equals, listed = part.partition('=')
     field = field.strip()
     if not equals or not listed.strip() or field in parts:
@@ -141,39 +128,21 @@ def parse(
         "field, and ';' between them."
       )
     group, name = fields.find(config, field)
-    given: list[Any] = []
+    parts[field] = []
     for item in map(str.strip, _ITEM.findall(listed)):
       bounds = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', item)
       if bounds and group.get_type(name) in (int, float):
-        given += range(int(bounds[1]), int(bounds[2]) + 1)
+        given = range(int(bounds[1]), int(bounds[2]) + 1)
       else:
-        given.append(fields.parse(config, field, item))
-    parts[field] = values(field, *given)
+        given = [fields.parse(config, field, item)]
+      parts[field] += values(field, *given)
   if not parts or not all(parts.values()):
     raise UserError(f'Got {what}={text!r}; expected values of a field.')
   return product(*parts.values())
 
 
-def apply(
-  config: config_dict.ConfigDict, change: Change
-) -> config_dict.ConfigDict:
-  """Returns a copy of a configuration with the fields of a change set.
-
-  Raises:
-    UserError: there is no such field, or a value is not of its type.
-  """
-  config = config.copy_and_resolve_references()
-  for field, value in change.items():
-    fields.set_value(config, field, value)
-  return config
-
-
 def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
   """Makes a trial of each change of a configuration, and of each of its seeds.
-
-  Args:
-    config: a `ConfigDict`, or a `RunConfig`.
-    changes: of its fields.
 
   Raises:
     UserError: there is no such field, or a value cannot be.
@@ -185,7 +154,9 @@ def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
     changes = product(changes, values('seed', *_seeds(config)))
   made = []
   for name, change in zip(names(changes), changes, strict=True):
-    changed = apply(config, {'seeds': 1, **change})
+    changed = config.copy_and_resolve_references()
+    for field, value in ({'seeds': 1} | dict(change)).items():
+      fields.set_value(changed, field, value)
     made.append(Trial(name, RunConfig.from_config(changed), dict(change)))
   return made
 
@@ -193,9 +164,7 @@ def trials(config: Any, changes: Iterable[Change] = ({},)) -> list[Trial]:
 def as_trials(configs: Any) -> list[Trial]:
   """Returns trials as they are, or those of configurations and their seeds.
 
-  Args:
-    configs: trials; or a mapping of names to configurations; or configurations
-      alone, which are named by what differs among them.
+  Configurations come by name, or alone, named by what differs among them.
   """
   if isinstance(configs, Mapping):
     return [
@@ -229,8 +198,7 @@ def as_trials(configs: Any) -> list[Trial]:
     if len({repr(one.get(field, '')) for one in flat}) > 1
   ]
   changes = [{f: one[f] for f in varied if f in one} for one in flat]
-  parts = zip(names(changes), read, changes, strict=True)
-  return [Trial(*part) for part in parts]
+  return list(map(Trial, names(changes), read, changes))
 
 
 def _seeds(config: Any) -> range:
@@ -240,13 +208,11 @@ def _seeds(config: Any) -> range:
 def conflicts(first: Trial, other: Trial) -> list[str]:
   """Returns the fields that differ in two trials and that neither changes."""
   changed = first.changes.keys() | other.changes.keys()
-  if first.name != other.name and not all(
-    field.split('.')[0] in _FIELDS for field in changed
-  ):
-    return []  # named configurations may differ in anything
-  there, here = (fields.flat(t.config.to_dict()) for t in (first, other))
   if first.name == other.name:
     changed = set()
+  if any(field.split('.')[0] not in _FIELDS for field in changed):
+    return []  # named configurations may differ in anything
+  there, here = (fields.flat(t.config.to_dict()) for t in (first, other))
   return [
     f'{name}: {there[name]!r} there, {here[name]!r} here'
     for name in there

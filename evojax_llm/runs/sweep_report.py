@@ -14,8 +14,8 @@ from evojax_llm.runs import report
 from evojax_llm.runs import sweep_changes
 
 SPLITS = {'dev': 'dev', 'test': 'test', 'heldout': 'held out'}
-_EVOLVED = 'evolved'
 _LEVELS = ('base', 'best expert', 'soup', 'scaled average')
+_SPREAD = ('mean', 'sd', 'lowest', 'highest')
 
 
 def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
@@ -28,35 +28,31 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
     where they are those of all trials.
   """
   summaries = {name: folder.summary(name) for name in folder.trials}
-  rows, groups = [], {}
+  trials, groups = [], {}
   for name, trial in folder.trials.items():
     error = folder.error(name)
     missing = 'failed' if error else 'unfinished'
     status = 'finished' if summaries[name] else missing
     row = {'name': name, 'changes': trial.changes, 'status': status}
-    rows.append({**row, 'error': error})
+    trials.append({**row, 'error': error})
     changes = {f: v for f, v in trial.changes.items() if f != 'seed'}
     key = json.dumps(changes, sort_keys=True)
     groups.setdefault(key, (changes, []))[1].append(name)
   names = sweep_changes.names([changes for changes, _ in groups.values()])
   settings = []
-  for name, (changes, trials) in zip(names, groups.values(), strict=True):
-    done = [summaries[t] for t in trials if summaries[t]]
-    evolved = [row for row in _rows(done) if row['name'] == _EVOLVED]
+  for name, (changes, members) in zip(names, groups.values(), strict=True):
+    done = [summaries[t] for t in members if summaries[t]]
     times = [round(sum(one['seconds'].values()), 3) for one in done]
-    setting = {'changes': changes, 'trials': trials, 'runs': len(done)}
+    setting = {'changes': changes, 'trials': members, 'runs': len(done)}
     setting |= {'name': name, 'seconds': times}
-    settings.append({**dict(*evolved), **setting})
-  means = {
-    one['name']: one['dev']['mean']
-    for one in settings
-    if one['runs'] and one['dev']['mean'] is not None
-  }
+    settings.append(_rows(done).get(report.EVOLVED, {}) | setting)
+  means = {one['name']: one['dev']['mean'] for one in settings if one['runs']}
+  means = {name: mean for name, mean in means.items() if mean is not None}
   alone = len(settings) == 1
   baselines = [
     row
-    for row in _rows(filter(None, summaries.values()))
-    if row['name'] in _LEVELS or (alone and row['name'] != _EVOLVED)
+    for name, row in _rows(filter(None, summaries.values())).items()
+    if name in _LEVELS or (alone and name != report.EVOLVED)
   ]
   spreads = (row['dev'] for row in baselines)
   if not alone and any(s['lowest'] != s['highest'] for s in spreads):
@@ -67,7 +63,7 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
       'best': max(means, key=means.__getitem__) if means else None,
       'settings': settings,
       'baselines': baselines,
-      'trials': rows,
+      'trials': trials,
     }
   )
   if pictures:
@@ -78,16 +74,17 @@ def write(folder: Any, pictures: bool = True) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-  """The settings of a sweep and its baselines as Markdown."""
+  """Returns the settings of a sweep and its baselines as Markdown."""
   settings = summary['settings']
   swept = list(dict.fromkeys(f for one in settings for f in one['changes']))
-  short = sweep_changes.short_names(swept)
   splits = [s for s in SPLITS if any(s in one for one in settings)]
-  lines = [[*short.values(), 'runs', *_head(splits), 'evaluations', 'seconds']]
-  lines[0].insert(0, '')
+  head = ['', *sweep_changes.short_names(swept).values(), 'runs']
+  for split in splits:
+    head += [SPLITS[split], 'sd'] + ['range'] * (split != 'dev')
+  lines = [[*head, 'evaluations', 'seconds']]
   for one in settings:
     best = 'best on dev' if one['name'] == summary['best'] else ''
-    labels = [best if len(settings) > 1 else _EVOLVED]
+    labels = [best if len(settings) > 1 else report.EVOLVED]
     labels += [str(one['changes'].get(field, '-')) for field in swept]
     cost = ['-', '-']
     if one['runs']:
@@ -100,13 +97,6 @@ def table(summary: Mapping[str, Any]) -> str:
   return report.aligned(lines)
 
 
-def _head(splits: Sequence[str]) -> list[str]:
-  head = []
-  for split in splits:
-    head += [SPLITS[split], 'sd'] + (['range'] if split != 'dev' else [])
-  return head
-
-
 def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
   """Mean, standard deviation and range of each split, '-' where unknown."""
   cells = []
@@ -116,27 +106,27 @@ def _cells(row: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
       '-'
       if entry.get(part) is None
       else report.number(entry[part], entry['percent'])
-      for part in ('mean', 'sd', 'lowest', 'highest')
+      for part in _SPREAD
     )
-    cells += [mean, sd] + ([f'{lowest}-{highest}'] if split != 'dev' else [])
+    cells += [mean, sd] + [f'{lowest}-{highest}'] * (split != 'dev')
   return cells
 
 
 def _markdown(summary: Mapping[str, Any]) -> str:
-  lines = [f'# {summary["name"]}', '', table(summary), '']
-  lines += [
+  parts = [
+    f'# {summary["name"]}',
+    table(summary),
     'Means over seeds, their standard deviation and range; the best setting is '
     'that with the highest mean on dev.',
-    '',
   ]
-  missing = [row for row in summary['trials'] if row['status'] != 'finished']
+  missing = [
+    f'- {row["name"]}: {row["error"] or row["status"]}'
+    for row in summary['trials']
+    if row['status'] != 'finished'
+  ]
   if missing:
-    lines += ['Trials without a result:', '']
-    lines += [
-      f'- {row["name"]}: {row["error"] or row["status"]}' for row in missing
-    ]
-    lines += ['']
-  return '\n'.join(lines)
+    parts += ['Trials without a result:', '\n'.join(missing)]
+  return '\n\n'.join(parts) + '\n'
 
 
 def _draw(
@@ -157,7 +147,13 @@ def _draw(
       known = values.setdefault(field, [])
       if value not in known:
         known.append(value)
-  values = {f: _sorted(v) for f, v in values.items() if len(v) > 1}
+  values = {
+    field: sorted(found)
+    if all(isinstance(value, (int, float)) for value in found)
+    else found
+    for field, found in values.items()
+    if len(found) > 1
+  }
   if not values:
     return
   short = sweep_changes.short_names(list(values))
@@ -165,14 +161,15 @@ def _draw(
   label = f'fitness on {split}' + (' (%)' if percent else '')
   scale = 100 if percent else 1
 
-  def scores(chosen):
-    return [
+  def spread(chosen):
+    scores = (
       scale * score
       for one in done
       if all(one['changes'].get(f) == v for f, v in chosen.items())
       for score in one[split]['scores']
       if score is not None
-    ]
+    )
+    return _spread(list(scores))
 
   if len(values) == 1:
     ((field, axis),) = values.items()
@@ -181,12 +178,12 @@ def _draw(
       for row in baselines
       if split in row and row[split]['mean'] is not None
     }
-    cells = [_spread(scores({field: value})) for value in axis]
+    cells = [spread({field: value}) for value in axis]
     file = path / f'{short[field]}.png'
     plots.line(file, axis, cells, levels, short[field], label)
   for first, second in itertools.combinations(values, 2):
     grid = [
-      [_spread(scores({first: x, second: y}))['mean'] for x in values[first]]
+      [spread({first: x, second: y})['mean'] for x in values[first]]
       for y in values[second]
     ]
     file = path / f'{short[first]}_by_{short[second]}.png'
@@ -194,12 +191,7 @@ def _draw(
     plots.heat_map(file, *axes, grid, label)
 
 
-def _sorted(found: list[Any]) -> list[Any]:
-  numbers = all(isinstance(value, (int, float)) for value in found)
-  return sorted(found) if numbers else found
-
-
-def _rows(summaries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _rows(summaries: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   """Rows of tables by name, with the scores of all runs and their spread."""
   rows: dict[str, dict[str, Any]] = {}
   for row in itertools.chain(*(summary['rows'] for summary in summaries)):
@@ -213,16 +205,13 @@ def _rows(summaries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
   for row in rows.values():
     for split in filter(row.get, SPLITS):
       row[split].update(_spread(row[split]['scores']))
-  return list(rows.values())
+  return rows
 
 
 def _spread(scores: Sequence[float | None]) -> dict[str, float | None]:
   known = [score for score in scores if score is not None]
   if not known:
-    return dict.fromkeys(('mean', 'sd', 'lowest', 'highest'))
-  return {
-    'mean': statistics.mean(known),
-    'sd': statistics.stdev(known) if len(known) > 1 else None,
-    'lowest': min(known),
-    'highest': max(known),
-  }
+    return dict.fromkeys(_SPREAD)
+  sd = statistics.stdev(known) if len(known) > 1 else None
+  found = statistics.mean(known), sd, min(known), max(known)
+  return dict(zip(_SPREAD, found, strict=True))

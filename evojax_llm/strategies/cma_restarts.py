@@ -72,7 +72,7 @@ class State(evosax.State):
     first: mean of the first run, a genome in f32.
     size: () i32 members of an ask of this run.
     restarts: () i32 runs that ended.
-    large: () i32 how many of them doubled the population.
+    large: () i32 how often the population was doubled.
     spent: (2,) i32 evaluations of ended runs with doubled and small
       populations; the first run counts for neither.
     small: () bool, whether this run has a small population.
@@ -131,12 +131,9 @@ class RestartedCMAES(evosax.EvosaxStrategy):
     cma = self._cma(size, params.sigma)
     begun = super()._start(key, state, scores, cma)
     none = jnp.int32(0)
-    first = jax.tree.map(
-      lambda leaf: leaf.astype(jnp.float32), state.memory.best
-    )
     return State(
       **vars(begun),
-      first=first,
+      first=evosax.as_f32(state.memory.best),
       size=size,
       restarts=none,
       large=none,
@@ -152,25 +149,15 @@ class RestartedCMAES(evosax.EvosaxStrategy):
     return members, changes | {'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):
-    tell_key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
     cost = evosax.without_failures(evosax.negate(scores.fitness))
+    # Empty slots come behind all members, and so have no weight.
+    told = jnp.where(state.proposal.filled, cost, jnp.inf)
+    cma = self._cma(state.size, params.sigma)
+    state = self._told(key, population, scores, told, state, cma)
     with jax.numpy_dtype_promotion('standard'):
-      inner, _ = self.inner.tell(
-        tell_key,
-        evosax.as_f32(population),
-        jnp.where(state.proposal.filled, cost, jnp.inf),
-        state.inner,
-        self._cma(state.size, params.sigma),
-      )
-      seen = None, cost, inner, None, None, params
+      seen = None, cost, state.inner, None, None, params
       ended = restart.spread_cond(*seen) | restart.cma_cond(*seen)
-      ended &= inner.generation_counter >= params.min_num_gens
-    state = state.replace(
-      population=population,
-      fitness=scores.fitness,
-      ids=state.proposal.ids,
-      inner=evosax.settled(inner),
-    )
+      ended &= state.inner.generation_counter >= params.min_num_gens
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'restart')
     begun = self._restarted(key, state, params)
     changes = jax.tree.map(
@@ -191,12 +178,13 @@ class RestartedCMAES(evosax.EvosaxStrategy):
     small = jnp.bool(False)
     if self._two_regimes:
       small = spent[1] < spent[0]
-      span = 0.5 * jnp.exp2(large.astype(jnp.float32))
+      span = jnp.maximum(0.5 * jnp.exp2(large.astype(jnp.float32)), 1.0)
       drawn = self._first_size * span ** jax.random.uniform(size_key) ** 2
       shrunk = sigma * 10.0 ** (-2.0 * jax.random.uniform(sigma_key))
       sigma = jnp.where(small, shrunk, sigma)
-    large = jnp.where(small, large, large + 1)
-    size = self._first_size << jnp.minimum(large, self.options.doublings)
+    doubled = jnp.minimum(large + 1, self.options.doublings)
+    large = jnp.where(small, large, doubled)
+    size = self._first_size << large
     if self._two_regimes:
       size = jnp.where(small, drawn.astype(jnp.int32), size)
     with jax.numpy_dtype_promotion('standard'):
@@ -208,7 +196,10 @@ class RestartedCMAES(evosax.EvosaxStrategy):
       best_solution=inner.best_solution, best_fitness=inner.best_fitness
     )
     return {
-      'inner': evosax.settled(fresh),
+      # In the types, which may be weak, of the state.
+      'inner': jax.tree.map(
+        lambda new, old: jnp.asarray(new, old.dtype), fresh, inner
+      ),
       'size': size,
       'restarts': state.restarts + 1,
       'large': large,

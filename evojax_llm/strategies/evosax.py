@@ -203,7 +203,7 @@ class EvosaxStrategy(base.Strategy):
       if hasattr(inner, 'c_mult'):
         # iAMaLGaM begins with a variance of one, whatever its deviation.
         inner = inner.replace(C=inner.C * inner.std**2)
-    return State(**vars(state), inner=settled(inner))
+    return State(**vars(state), inner=_settled(inner))
 
   def _propose(self, key, state, params):
     key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'ask')
@@ -214,11 +214,15 @@ class EvosaxStrategy(base.Strategy):
     )
     filled = jnp.ones((self.num_proposals,), bool)
     proposal = lineage.fill(filled, state.next_id)
-    return proposals, {'inner': settled(inner), 'proposal': proposal}
+    return proposals, {'inner': _settled(inner), 'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):
-    key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
     cost = without_failures(negate(scores.fitness))
+    return self._told(key, population, scores, cost, state, params)
+
+  def _told(self, key, population, scores, cost, state, params):
+    """The state after evosax's algorithm was told the cost of members."""
+    key = keys.key_for(key, state.generation, lineage.NO_MEMBER, 'tell')
     with jax.numpy_dtype_promotion('standard'):
       inner, _ = self.inner.tell(
         key, as_f32(population), cost, state.inner, params
@@ -227,7 +231,7 @@ class EvosaxStrategy(base.Strategy):
       population=population,
       fitness=scores.fitness,
       ids=state.proposal.ids,
-      inner=settled(inner),
+      inner=_settled(inner),
     )
 
 
@@ -389,7 +393,7 @@ def as_f32(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
-def settled(tree: Any) -> Any:
+def _settled(tree):
   """Strips weak types, which would make the second ask compile anew."""
   return jax.tree.map(
     lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype),

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import string
 from typing import Any
 
+from evojax_llm.files import is_text
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.options import declared
 from evojax_llm.tasks.rows import refuse
@@ -13,7 +15,6 @@ from evojax_llm.tasks.scorers import registry
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
-from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import shown
 from evojax_llm.tasks.task import typed
 
@@ -138,7 +139,10 @@ def read_format(
     TaskError: an unknown key, or a value that cannot be right.
   """
   where = f"{path}, 'format'"
-  keys = PROMPT_KEYS + (() if scorer else registry.option_names(kind))
+  keys = PROMPT_KEYS
+  if not scorer:
+    fields = dataclasses.fields(registry.scorer_class(kind))
+    keys += (*(field.name for field in fields), *registry.GATE_OPTIONS)
   for key in value:
     if key not in keys:
       raise TaskError(
@@ -237,11 +241,7 @@ def _stop(value: Mapping[str, Any], scorer: Any, where: str) -> tuple[str, ...]:
 def usable(
   items: Sequence[Item], split: str, scorer: Any, path: str, skip: bool
 ) -> tuple[Item, ...]:
-  """Returns the items that the scorer can score; refuses the others by row.
-
-  Raises:
-    TaskError: some cannot be scored, and they are not to be left out.
-  """
+  """Returns the items that can be scored; refuses or skips the others."""
   kept, bad = [], []
   for row, item in enumerate(items):
     try:

@@ -3,9 +3,8 @@
 A task may also be a YAML file of one's own ('lm_eval:my_task.yaml'). The
 harness makes the prompts, options and stop strings and judges the answers; only
 the model is ours. The metric is the first of the task's list unless one is
-named. generate_until is decoded, all other types are read by likelihood.
-Refused are metrics that are no number for each document, and those that ask
-whether greedy decoding gives a text ('acc' of a loglikelihood task,
+named. Refused are metrics that are no number for each document, and those that
+ask whether greedy decoding gives a text ('acc' of a loglikelihood task,
 'exact_match' of options).
 
 A rolling text begins after the only BOS. Where it is longer than the context,
@@ -14,9 +13,6 @@ its windows are a token shorter than the harness's.
 dev is the training split, or else the validation split; test is the test split,
 or else the validation split where it is not dev. Worked examples are the
 harness's own choice, which leaves out the document in question.
-
-The package is an extra of this project, `lm_eval`, and some of its tasks
-download their data.
 """
 
 from collections.abc import Sequence
@@ -66,11 +62,6 @@ class LmEvalScorer(Scorer):
   Attributes:
     task: of the harness.
     docs: its documents by item id, each with its requests.
-    metric: one of the task's metrics.
-    maximise: whether more of it is better.
-    corpus: whether it is more than the mean of the documents.
-    reads: 'options', 'gold' or 'text'.
-    rolls: whether whole texts are read.
   """
 
   task: Any = None
@@ -82,10 +73,8 @@ class LmEvalScorer(Scorer):
   rolls: bool = False
 
   choices = None
-  question = False  # A context may be empty.
-  gold = False
+  question = gold = stop = False  # A context may be empty.
   max_new_tokens = 256
-  stop = False
 
   @property
   def binary(self) -> bool:
@@ -176,17 +165,16 @@ def load(name: str, rules: Any) -> Task:
       "extra 'lm_eval' (pip install 'evojax_llm[lm_eval]')."
     ) from error
   where, _, metric = name.partition(':')
-  where = os.path.expanduser(where)
+  where, source = os.path.expanduser(where), f'lm_eval:{name}'
   if where.endswith(('.yaml', '.yml')) and not rules.allow_code:
     _refuse_code(where)
   try:
     ((title, task),) = _task_manager().load([where])['tasks'].items()
   except Exception as error:
     raise TaskError(
-      f'lm_eval:{name}: not one task that the harness can load: '
+      f'{source}: not one task that the harness can load: '
       f'{type(error).__name__}: {str(error)[:200]}.'
     ) from error
-  source = f'lm_eval:{name}'
   kind = task.OUTPUT_TYPE
   if kind not in _READS:
     raise TaskError(
@@ -212,15 +200,14 @@ def load(name: str, rules: Any) -> Task:
     shots = task.config.num_fewshot or 0
   top = {'name': title, 'format': _format(task), 'dev': []}
   for split, own in _splits(task, source).items():
-    rows = []
+    top[split] = []
     for index, doc in enumerate(getattr(task, f'{own}_docs')()):
       context = task.fewshot_context(doc, num_fewshot=shots)
       requests = task.construct_requests(doc=doc, ctx=context)
       requests = requests if isinstance(requests, list) else [requests]
       key = f'{own} {index}'
       docs[key] = doc, requests
-      rows.append({'id': key, **_row(task, doc, requests)})
-    top[split] = rows
+      top[split].append({'id': key, **_row(task, doc, requests)})
   scorer = LmEvalScorer(
     task=task,
     docs=docs,
@@ -236,7 +223,6 @@ def load(name: str, rules: Any) -> Task:
 
 
 def _refuse_code(path: str) -> None:
-  """Refuses a file of the harness that names Python, or may reach it."""
   found = _NAMES_CODE.search(files.read_text(path, TaskError))
   if found:
     raise TaskError(

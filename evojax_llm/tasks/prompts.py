@@ -14,10 +14,6 @@ items with their answers, a blank line apart, the instruction once above them.
 With chat=True each shot is a turn of the user and one of the model, the system
 text opens the first turn (Gemma's template has no role for it), and the options
 begin the model's turn.
-
-Shots are dev items, chosen by a seed when the task is read; dev no longer holds
-them or a copy of them, and none of them is in test. What is scored has thus
-never been shown with its answer.
 """
 
 from collections.abc import Iterator
@@ -27,11 +23,11 @@ import dataclasses
 from absl import logging
 
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
-from evojax_llm.tasks.tokens import Tokenizer
 from evojax_llm.tasks.tokens import encode_options
 from evojax_llm.tasks.tokens import encode_prompt
 from evojax_llm.tasks.tokens import truncate
@@ -39,8 +35,6 @@ from evojax_llm.tasks.tokens import truncate
 _INSTRUCTION = 'Please choose an option that best answers the question.'
 _COMPLETION = 'Please choose an option that best completes the sentence.'
 _CHAT_REPLY = ' Reply with the letter of the option alone.'
-# Sentences to be continued, not questions.
-_COMPLETION_TASKS = ('hellaswag',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +42,6 @@ class EncodedItem:
   """An item as token ids.
 
   Attributes:
-    item: the item.
     prompt: ids that the model reads, first of them BOS.
     options: ids of each option that continue the prompt, in the order of
       `item.choices`; None where the answer is generated.
@@ -68,23 +61,17 @@ class EncodedItem:
 def write_prompt(task: Task, item: Item, chat: bool = False) -> str:
   """Returns the text that is read about an item, before any chat template.
 
-  Args:
-    task: gives the template, the instruction and the worked examples.
-    item: one of its items.
-    chat: for the chat template: the prompt asks for a reply, and does not end
-      in the middle of a sentence; system text and shots are other turns.
+  With `chat` the prompt asks for a reply, and does not end in the middle of a
+  sentence; system text and shots are other turns.
   """
-  head = _instruction(task, item, chat)
-  if chat:
-    text = head + _block(task, item, chat)
-    text = f'{task.icl_prompt}\n{text}' if task.icl_prompt else text
-    return text if task.shots else _after_system(task, text)
-  blocks = [
-    _joined(_block(task, shot), shown_answer(task, shot)) for shot in task.shots
-  ]
-  text = head + '\n\n'.join([*blocks, _block(task, item)])
+  blocks = []
+  for shot in () if chat else task.shots:
+    stem = _block(task, shot).rstrip(' ')
+    blocks.append(stem + _parted([shown_answer(task, shot)], stem)[0])
+  text = '\n\n'.join([*blocks, _block(task, item, chat)])
+  text = _instruction(task, item, chat) + text
   text = f'{task.icl_prompt}\n{text}' if task.icl_prompt else text
-  return _after_system(task, text)
+  return text if chat and task.shots else _after_system(task, text)
 
 
 def _after_system(task: Task, text: str) -> str:
@@ -111,10 +98,9 @@ def shown_answer(task: Task, item: Item) -> str:
   return item.answer
 
 
-def _joined(prompt: str, answer: str) -> str:
-  """A prompt and what follows it, a space between where one belongs."""
-  stem = prompt.rstrip(' ')
-  return stem + _parted([answer], stem)[0]
+def _reads_texts(task: Task) -> bool:
+  """Whether the texts of options are scored, which the prompt does not show."""
+  return task.format.choice == 'text' and scorer_of(task).reads == 'options'
 
 
 def _block(task: Task, item: Item, chat: bool = False) -> str:
@@ -124,7 +110,7 @@ def _block(task: Task, item: Item, chat: bool = False) -> str:
     return task.format.prompt.format(question=item.question, choices=choices)
   if item.choices is None:
     return item.question
-  if task.format.choice == 'text' and scorer_of(task).reads == 'options':
+  if _reads_texts(task):
     return f'Question: {item.question}' + ('' if chat else '\nAnswer:')
   ending = '' if chat else '\nThe answer is'
   return f'Question: {item.question}\n{choices}{ending}'
@@ -132,28 +118,18 @@ def _block(task: Task, item: Item, chat: bool = False) -> str:
 
 def _instruction(task: Task, item: Item, chat: bool) -> str:
   """The line above a multiple-choice question, with its line end, or ''."""
-  if item.choices is None or task.format.prompt is not None:
-    return ''
-  if task.format.choice == 'text' and scorer_of(task).reads == 'options':
+  templated = item.choices is None or task.format.prompt is not None
+  if templated or _reads_texts(task):
     return ''
   text = task.format.instruction
   if text is None:
     if task.icl_prompt:
       return ''
-    completes = task.name.lower() in _COMPLETION_TASKS
+    # Sentences to be continued, and not questions.
+    completes = task.name.lower() == 'hellaswag'
     text = _COMPLETION if completes else _INSTRUCTION
     text += _CHAT_REPLY if chat else ''
   return f'{text}\n' if text else ''
-
-
-def _continuations(task: Task, item: Item, prompt: str) -> list[str]:
-  """What is read after the raw prompt: the options, or the gold answer."""
-  if scorer_of(task).reads == 'gold':
-    texts = [item.answer]
-  else:
-    letters = task.format.choice == 'letter'
-    texts = [key if letters else text for key, text in item.choices]
-  return _parted(texts, prompt)
 
 
 def _parted(texts: Sequence[str], prompt: str) -> list[str]:
@@ -170,18 +146,11 @@ def encode_passes(
   chat: bool = False,
   max_length: int | None = None,
 ) -> list[EncodedItem]:
-  """Encodes all that is asked about an item.
+  """Encodes all that is asked about an item; an empty prompt is BOS alone.
 
-  Args:
-    task: gives the prompt and the way to answer.
-    item: one of its items.
-    tokenizer: of the model.
-    chat: put the prompt through the tokenizer's chat template.
-    max_length: tokens that prompt and continuation may have together; a longer
-      prompt is cut from the left, which `truncated` tells.
-
-  Returns:
-    Encoded items, mostly one; an empty prompt is BOS alone.
+  With `chat` prompts go through the tokenizer's chat template. Prompt and
+  continuation have `max_length` tokens together at most: a longer prompt is cut
+  from the left, which `truncated` tells.
 
   Raises:
     TaskError: a continuation alone does not fit in `max_length`.
@@ -189,7 +158,7 @@ def encode_passes(
   scorer = scorer_of(task)
   if scorer.rolls and not item.question:
     return [
-      _fitted(task, item, prompt, [window], 0, None, None)
+      _fitted(task, item, prompt, [window], 0)
       for prompt, window in _windows(item.answer, tokenizer, max_length)
     ]
   generates = scorer.reads == 'text'
@@ -198,8 +167,12 @@ def encode_passes(
   requests = scorer.requests(item)
   if requests is None:
     text = write_prompt(task, item, chat)
-    before = '' if chat else text
-    starts = None if generates else _continuations(task, item, before)
+    starts = None
+    if not generates:
+      letters = task.format.choice == 'letter'
+      texts = [c[0 if letters else 1] for c in item.choices or ()]
+      texts = [item.answer] if scorer.reads == 'gold' else texts
+      starts = _parted(texts, '' if chat else text)
     asked.append((text, write_messages(task, item) if chat else None, starts))
   for text, starts in requests or ():
     turns = _turn(text) if chat and text else None
@@ -248,8 +221,8 @@ def _fitted(
   prompt: list[int],
   options: list[list[int]] | None,
   new: int,
-  max_length: int | None,
-  bos_id: int | None,
+  max_length: int | None = None,
+  bos_id: int | None = None,
 ) -> EncodedItem:
   """Returns token ids as they are read, the prompt cut where it is too long."""
   where = f"Task '{task.name}', item '{item.id}'"
@@ -295,8 +268,7 @@ def encode_items(
 ) -> tuple[EncodedItem, ...]:
   """Encodes items, and logs how many prompts had to be cut, if any.
 
-  An item about which more than one thing is asked gives as many entries, one
-  after the other.
+  An item about which more than one thing is asked gives as many entries.
   """
   encoded = []
   for item in items:

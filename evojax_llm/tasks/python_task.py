@@ -1,21 +1,8 @@
-"""A task written in Python: one class.
-
-    from evojax_llm.tasks.python_task import PythonTask
-
-    class Rhymes(PythonTask):
-      format = {'max_new_tokens': 8}
-
-      def dev(self):
-        return [{'question': 'A rhyme on cat:', 'answer': 'at'}]
-
-      def score(self, item, text):
-        return float(text.strip().endswith(item.answer))
+"""A task written in Python: one class; an example is in the README.
 
 Rows are those of a file, and everything that is checked in a file is checked
 here. Without `score` the scorer is that of `format['kind']`, or what follows
-from the rows. The task is named by its file, as in --tasks=rhymes.py, or
---tasks=rhymes.py:Rhymes where the file has several; a class of an installed
-package is --tasks=package.module:Rhymes.
+from the rows.
 """
 
 from collections.abc import Callable
@@ -72,23 +59,16 @@ class FunctionScorer(Scorer):
   metric: str = 'score'
   maximise: bool = True
 
-  binary = False
-  percent = False
+  binary = percent = gold = False
   choices = None
-  gold = False
 
   def score(self, item: Item, answer: Answer) -> Verdict:
-    """Calls the function.
-
-    Raises:
-      TaskError: it gives no number; that is a fault of the task and not of the
-        member, so that the run ends.
-    """
     value = self.function(item, answer.text)
     try:
       value = float(value)
     except (TypeError, ValueError):
       value = math.nan
+    # A fault of the task and not of the member, so that the run ends.
     if not math.isfinite(value):
       raise TaskError(
         f"{self.function}: the score of item '{item.id}' is no finite number."
@@ -117,8 +97,7 @@ def load(name: str, rules: Any) -> Task:
       path = inspect.getsourcefile(cls) or name
   else:
     path, cls = name, _only_class(name)
-  task = cls()
-  scorer = None
+  task, scorer = cls(), None
   if cls.score is not PythonTask.score:
     scorer = FunctionScorer(
       function=task.score, metric=task.metric, maximise=task.maximise

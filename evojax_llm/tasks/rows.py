@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 import itertools
-import math
 import string
+import sys
 from typing import Any
 
 from absl import logging
 
+from evojax_llm.files import is_text
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.tables import Unread
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
-from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import shown
 from evojax_llm.tasks.task import typed
 
@@ -32,6 +32,7 @@ _MEANT = {
   'test': (),
 }
 _MOST_OPTIONS = 1000
+_LARGEST = sys.float_info.max
 _LETTERS = string.ascii_uppercase
 _SHOWN = 3
 
@@ -40,12 +41,15 @@ def _text(value: Any) -> str | None:
   """Returns a JSON string or number as text; None for anything else."""
   if isinstance(value, str):
     return value if is_text(value) else None
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    return None
+  number = isinstance(value, int | float) and not isinstance(value, bool)
   # Rows written in Python may hold numbers that no file does.
-  if isinstance(value, int):
-    return str(value) if abs(value) < 10**308 else None
-  return str(value) if math.isfinite(value) else None
+  return str(value) if number and abs(value) <= _LARGEST else None
+
+
+def _filled(value: Any) -> str | None:
+  """Returns what `_text` does; None for a blank text, too."""
+  text = _text(value)
+  return text if text and text.strip() else None
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
@@ -67,8 +71,8 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
   if len(present) > 1:
     raise TaskError(f'{where}: fields {wanted} say the same thing: keep one.')
   value = row[present[0]]
-  text = _text(value)
-  if text is None or not text.strip():
+  text = _filled(value)
+  if text is None:
     quoted = ' Put it in quotes.' if isinstance(value, bool) else ''
     raise TaskError(
       f"{where}, field '{present[0]}': expected text that is not empty, got "
@@ -101,8 +105,8 @@ def _choices(
     # Files pad options with null, and some put the row's id among them.
     if option is None or (key == 'id' and not id_is_key):
       continue
-    name, text = _text(key), _text(option)
-    if name is None or not name.strip() or text is None or not text.strip():
+    name, text = _filled(key), _filled(option)
+    if name is None or text is None:
       raise TaskError(
         f'{where}: expected a text that is not empty for each key, got '
         f'{shown(key)}: {shown(option)}.'
@@ -129,14 +133,8 @@ def _key(
 ) -> str:
   """Returns the key that an answer beside a list of options means.
 
-  Args:
-    answer: the index from 0, the text of an option, or its letter.
-    raw: the same as it stands in the file: a number is an index only.
-    choices: (letter, text) of the options.
-    where: for messages.
-
-  Raises:
-    TaskError: it is one option by its text and another one otherwise.
+  It is the index from 0, the text of an option, or its letter; `raw` is the
+  same as it stands in the file, where a number is an index only.
   """
   places = {str(_LETTERS.index(key)): key for key, _ in choices}
   meant = {places[answer]} if answer in places else set()
@@ -161,8 +159,8 @@ def _answers(row: Mapping[str, Any], where: str, scorer: Any) -> list[str]:
   if len(names) != 1 or not isinstance(row[names[0]], list):
     return [_field(row, fields if names else _ANSWERS, where)]
   values = row[names[0]]
-  texts = [_text(value) for value in values]
-  if not texts or not all(text is not None and text.strip() for text in texts):
+  texts = [_filled(value) for value in values]
+  if not texts or None in texts:
     raise TaskError(
       f"{where}, field '{names[0]}': expected a text or a list of texts that "
       f'are not empty, got {shown(values)}.'
@@ -195,7 +193,16 @@ def _item(
       raw = row['answer'] if 'answer' in row else row.get('output')
       answer = _key(answer, raw, choices, where)
     if scorer.gold and answer not in dict(choices):
-      raise TaskError(_no_key(answer, choices, where))
+      folded = answer.strip().casefold()
+      meant = [k for k, t in choices if t == answer or k.casefold() == folded]
+      advice = f" Write its key, '{meant[0]}'." if meant else ''
+      if not meant and answer.isdecimal():
+        advice = ' Only a list of options takes an index, from 0.'
+      raise TaskError(
+        f"{where}, field 'answer': expected one of the keys "
+        f'{", ".join(key for key, _ in choices[:20])}, got {shown(answer)}.'
+        f'{advice}'
+      )
   name = row.get('id')
   if name is not None and _text(name) is None:
     raise TaskError(
@@ -203,20 +210,6 @@ def _item(
     )
   name = str(index) if name is None else str(name)
   return Item(name, question, answer, choices, tuple(also))
-
-
-def _no_key(answer: str, choices: Sequence[tuple[str, str]], where: str) -> str:
-  """Returns what is wrong with an answer that is no key."""
-  folded = answer.strip().casefold()
-  meant = [k for k, t in choices if t == answer or k.casefold() == folded]
-  advice = f" Write its key, '{meant[0]}'." if meant else ''
-  if not meant and answer.isdecimal():
-    advice = ' Only a list of options takes an index, from 0.'
-  keys = ', '.join(key for key, _ in choices[:20])
-  return (
-    f"{where}, field 'answer': expected one of the keys {keys}, got "
-    f'{shown(answer)}.{advice}'
-  )
 
 
 def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
@@ -241,11 +234,12 @@ def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
 
 
 def _warn_of_same_texts(items: Sequence[Item], where: str) -> None:
-  same = []
-  for item in items:
-    texts = [text.strip() for _, text in item.choices or ()]
-    if len(set(texts)) < len(texts):
-      same.append(item.id)
+  same = [
+    item.id
+    for item in items
+    if len({text.strip() for _, text in item.choices or ()})
+    < len(item.choices or ())
+  ]
   if same:
     logging.warning(
       "%s: options of the same text in %d of %d items, such as '%s': which of "
@@ -258,16 +252,11 @@ def _warn_of_same_texts(items: Sequence[Item], where: str) -> None:
 
 
 def refuse(bad: Sequence[str], total: int, where: str, skip: bool) -> None:
-  """Raises, or logs, what is wrong with rows.
-
-  Args:
-    bad: a message for each row that cannot be used.
-    total: rows that there are.
-    where: file and split.
-    skip: whether such rows are left out, unless all of them are.
+  """Raises, or logs where they are left out, what is wrong with `bad` rows.
 
   Raises:
-    TaskError: the first messages, and how many rows there are like these.
+    TaskError: the first messages, and how many of `total` rows are like these,
+      unless they are to be left out and some are not bad.
   """
   if not bad:
     return
@@ -290,12 +279,8 @@ def read_items(
 ) -> tuple[Item, ...]:
   """Reads the items of one split, in file order and with unique ids.
 
-  Args:
-    rows: what the file holds under the split's name.
-    path: the file, for messages.
-    split: 'dev' or 'test', for messages.
-    scorer: the scorer, or its class: says which fields a row needs.
-    skip: leave out rows that cannot be used, unless none can.
+  The scorer, or its class, says which fields a row needs; `skip` leaves out
+  rows that cannot be used, unless none can.
 
   Raises:
     TaskError: names the file, the split, the row and the field.
@@ -312,17 +297,15 @@ def read_items(
     place = f'{where} row {index}'
     try:
       item = _item(row, index, place, scorer, id_is_key)
+      if items and (item.choices is None) != (items[0].choices is None):
+        has = 'no' if item.choices is None else 'a'
+        raise TaskError(
+          f"{place}: it has {has} field 'choices', unlike row 0. A task is "
+          'either multiple choice or not: split the file in two.'
+        )
+      items.append(item)
     except TaskError as error:
       bad.append(str(error))
-      continue
-    if items and (item.choices is None) != (items[0].choices is None):
-      has = 'no' if item.choices is None else 'a'
-      bad.append(
-        f"{place}: it has {has} field 'choices', unlike row 0. A task is "
-        'either multiple choice or not: split the file in two.'
-      )
-      continue
-    items.append(item)
   refuse(bad, len(rows), where, skip)
   _warn_of_same_texts(items, where)
   return _unique_ids(items, where)

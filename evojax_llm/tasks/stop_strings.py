@@ -1,5 +1,6 @@
 """Stop strings: where the text of generated tokens ends."""
 
+import bisect
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -19,22 +20,13 @@ def cut_ids(
   Stop strings and characters may begin and end within tokens, so that only the
   text of all tokens up to one tells. What is kept does not depend on how many
   tokens were made behind it.
-
-  Args:
-    ids: generated tokens.
-    stops: strings that end a text.
-    decode: text of tokens.
   """
   if not has_stop(decode(ids), stops):
     return tuple(ids)
-  low, high = 0, len(ids)  # without and with a stop string
-  while high - low > 1:
-    middle = (low + high) // 2
-    if has_stop(decode(ids[:middle]), stops):
-      high = middle
-    else:
-      low = middle
-  return tuple(ids[:high])
+  fewest = bisect.bisect_left(
+    range(len(ids)), True, key=lambda n: has_stop(decode(ids[:n]), stops)
+  )
+  return tuple(ids[:fewest])
 
 
 def recent(ids: Sequence[int], new: int, stops: Sequence[str]) -> Sequence[int]:

@@ -1,12 +1,11 @@
 """Reads the files that tasks come in, each as what a JSON file would hold.
 
 JSON is one object, or a list of rows. JSONL has an object a line, CSV and TSV a
-row a line below one of names; each row of a list or a line says its split,
-`dev` or `test`, or all are dev. The
-options of a row of CSV are in columns A, B, ... (or choices.A, ...), where an
-empty cell is none. Their format, name and icl_prompt are in a first line
-`{"format": {...}}` of JSONL, or the format is in `name.format.json` beside
-`name.jsonl`. All of them may be packed, `.gz`.
+row a line below one of names; each row says its split, `dev` or `test`, or all
+are dev. The options of a row of CSV are in columns A, B, ... (or choices.A,
+...), where an empty cell is none. Their format, name and icl_prompt are in a
+first line `{"format": {...}}` of JSONL, or the format is in `name.format.json`
+beside `name.jsonl`. All of them may be packed, `.gz`.
 """
 
 from collections.abc import Iterator
@@ -45,9 +44,8 @@ def ending(path: pathlib.Path) -> str:
 
 def stem(path: pathlib.Path) -> str:
   """Returns a file's name without its endings."""
-  name = path.name
-  name = name[:-3] if name.lower().endswith('.gz') else name
-  return name[: -len(ending(path)) or None]
+  unpacked = re.sub(r'\.gz$', '', path.name, flags=re.IGNORECASE)
+  return unpacked[: -len(ending(path)) or None]
 
 
 def read(path: pathlib.Path) -> Any:
@@ -71,20 +69,21 @@ def read(path: pathlib.Path) -> Any:
       'one of these and .gz. Write rows of other tables as an object a line.'
     )
   if kind == '.json':
+    text = files.read_text(path, TaskError)
+    if not text.strip():
+      raise TaskError(f'{path}: the file is empty.')
     advice = (
       'Is there a comma too many, or is the file cut off? A file with an '
       'object a line ends in .jsonl.'
     )
-    text = files.read_text(path, TaskError)
-    if not text.strip():
-      raise TaskError(f'{path}: the file is empty.')
     top = files.parse_json(text, path, TaskError, advice, unique_keys=True)
     if not isinstance(top, list):
       return top
     rows = list(enumerate(top))
   elif kind == '.jsonl':
     rows = list(_objects(path))
-    if rows and _is_head(rows[0][1]):
+    first = rows[0][1]
+    if isinstance(first, dict) and {'format'} <= set(first) <= set(TOP_KEYS):
       head = rows.pop(0)[1]
   else:
     rows = list(_cells(path, ',' if kind == '.csv' else '\t'))
@@ -99,13 +98,11 @@ def read(path: pathlib.Path) -> Any:
   return {**head, **_by_split(rows, place)}
 
 
-def _is_head(row: Any) -> bool:
-  return isinstance(row, dict) and 'format' in row and set(row) <= set(TOP_KEYS)
-
-
 def _objects(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
   """Yields line numbers and rows of a JSONL file."""
-  lines = files.read_lines(path, TaskError)
+  # Not splitlines: JSON strings may hold U+2028 and other line separators.
+  lines = files.read_text(path, TaskError).split('\n')
+  lines = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
   if not lines:
     raise TaskError(f'{path}: the file is empty.')
   advice = 'Each line is an object; a file that is one object ends in .json.'
@@ -138,22 +135,18 @@ def _cells(path: pathlib.Path, delimiter: str) -> Iterator[tuple[int, Any]]:
       raise TaskError(f'{path} line 1: two columns have one name: {header}.')
     for cells in filter(None, reader):
       where = f'{path} line {reader.line_num}'
-      if len(cells) != len(header):
-        yield (
-          reader.line_num,
-          Unread(
-            f'{where}: {len(cells)} cells below {len(header)} columns '
-            f'({shown(header)}). Put texts that hold the separator in quotes.'
-          ),
-        )
-      else:
-        yield reader.line_num, _of_cells(header, cells, where)
+      yield reader.line_num, _of_cells(header, cells, where)
   except csv.Error as error:
     raise TaskError(f'{path} line {reader.line_num}: {error}.') from error
 
 
 def _of_cells(header: Sequence[str], cells: Sequence[str], where: str) -> Any:
   """Returns the row of a JSON file for the cells of a line."""
+  if len(cells) != len(header):
+    return Unread(
+      f'{where}: {len(cells)} cells below {len(header)} columns '
+      f'({shown(header)}). Put texts that hold the separator in quotes.'
+    )
   row: dict[str, Any] = {}
   choices = {}
   for name, cell in zip(header, cells, strict=True):
@@ -173,21 +166,20 @@ def _by_split(
   rows: Sequence[tuple[int, Any]], place: str
 ) -> Mapping[str, list[Any]]:
   splits: dict[str, list[Any]] = {split: [] for split in SPLITS}
-  marked = None
+  marked = set()
   for number, row in rows:
-    split = None
+    split = row.get('split') if isinstance(row, dict) else None
+    if split not in (None, *SPLITS):
+      raise TaskError(
+        f"{place} {number}, field 'split': expected 'dev', which a search "
+        f"may see, or 'test', got {shown(split)}. Rename it to one of them: "
+        "'train' and 'validation' are 'dev' here."
+      )
     if isinstance(row, dict):
-      split = row.get('split')
-      if split not in (None, *SPLITS):
-        raise TaskError(
-          f"{place} {number}, field 'split': expected 'dev', which a search "
-          f"may see, or 'test', got {shown(split)}. Rename it to one of them: "
-          "'train' and 'validation' are 'dev' here."
-        )
-      if marked is not None and marked != (split is not None):
-        raise TaskError(
-          f"{place} {number}: either all rows say their 'split' or none does."
-        )
-      marked = split is not None
+      marked.add(split is None)
+    if len(marked) > 1:
+      raise TaskError(
+        f"{place} {number}: either all rows say their 'split' or none does."
+      )
     splits[split or 'dev'].append(row)
   return splits

@@ -63,17 +63,6 @@ def shown(value: Any) -> str:
   return text if len(text) <= 60 else text[:57] + '...'
 
 
-def is_text(value: Any) -> bool:
-  """Whether a value is text without halves of surrogate pairs."""
-  if not isinstance(value, str):
-    return False
-  try:
-    value.isascii() or value.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
-
-
 def normalise(text: str) -> str:
   """Returns text without differences of case and white space."""
   return ' '.join(text.casefold().split())

@@ -5,29 +5,15 @@ JSON (one object):
    "task_type": ..., "icl_prompt": ..., "format": {...}}  # these are optional
   This is the layout of Model Swarms (arXiv 2410.11163: `dataset`) and of its
   successor toolkit (`name`, `task_type`); files that mix both are read as well.
-JSONL, CSV and TSV (one row a line): see evojax_llm.tasks.tables.
-Python:
-  'file.py', 'file.py:Name' or 'package.module:Name': a class; see
-  evojax_llm.tasks.python_task.
-lm-evaluation-harness:
-  'lm_eval:name'; see evojax_llm.tasks.lm_eval_task.
+JSONL, CSV and TSV (one row a line): see `tables`.
+Python: 'file.py', 'file.py:Name' or 'package.module:Name'; see `python_task`.
+lm-evaluation-harness: 'lm_eval:name'; see `lm_eval_task`.
 
-A row has a `question` (or `input`, `prompt`), an `answer` (or `output`), and
-for multiple choice `choices`, an object {key: text} with the answer as one of
-its keys; or a list of texts, of which the answer is the index from 0, the text
-or the letter; or {"text": [...], "label": [...]}, also with an `answerKey`. A
-list of answers means that any of them is right. It may have an `id`; what else
-it has is ignored. Rows without an id get their index; published files repeat
-ids, and a repeated one becomes 'id#index', so that ids are unique within a
-split.
-
-The kind is a name of `tasks.scorers.registry`, or 'package.module:Class'.
-Without `format.kind` it follows from the rows: choices make it multiple_choice,
-gold answers that are all numbers numeric_match, anything else exact_match.
-
-`format` may hold `kind`; prompt, instruction, choice, system, shots,
-shots_seed, max_new_tokens and stop (see evojax_llm.tasks.task.Format); and
-the options of the kind's scorer.
+Rows and the keys of `format` are those of the README. Rows without an id get
+their index; published files repeat ids, and a repeated one becomes 'id#index',
+so that ids are unique within a split. Without `format.kind` the kind follows
+from the rows: choices make it multiple_choice, gold answers that are all
+numbers numeric_match, anything else exact_match.
 """
 
 from collections.abc import Mapping
@@ -41,6 +27,7 @@ from typing import Any
 from absl import logging
 
 from evojax_llm import options as options_lib
+from evojax_llm.files import is_text
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.tasks import format as format_lib
 from evojax_llm.tasks import tables
@@ -51,7 +38,6 @@ from evojax_llm.tasks.task import SPLITS
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from evojax_llm.tasks.task import TaskError
-from evojax_llm.tasks.task import is_text
 from evojax_llm.tasks.task import ranked
 from evojax_llm.tasks.task import shown
 from evojax_llm.tasks.task import typed
@@ -65,8 +51,8 @@ class Rules:
   """What is allowed in tasks, and what is set for all of them.
 
   Attributes:
-    allow_overlap: read tasks whose items occur both in dev and in test; the
-      fact is then logged as a warning.
+    allow_overlap: read tasks whose items occur both in dev and in test, with a
+      warning.
     drop_overlap: leave such items out of dev instead.
     allow_code: read tasks that run generated code, or whose files name code, a
       secret or a file to write.
@@ -94,12 +80,7 @@ class Rules:
 
 
 def load_task(name: str | pathlib.Path, rules: Rules | None = None) -> Task:
-  """Reads a task; see the module for the layouts.
-
-  Args:
-    name: a file of `tables.ENDINGS`, 'file.py', 'file.py:Name',
-      'package.module:Name' or 'lm_eval:name'.
-    rules: what is allowed.
+  """Reads a task; see the module for the layouts and their names.
 
   Raises:
     TaskError: a file that cannot be read, a row, field or option that cannot
@@ -131,14 +112,12 @@ def load_tasks(
     raise TaskError('No task files given: name at least one.')
   rules = rules or Rules()
   tasks = [load_task(name, rules) for name in names]
-  seen = {}
-  for task in tasks:
-    if task.name in seen:
+  for one, other in itertools.combinations(tasks, 2):
+    if one.name == other.name:
       raise TaskError(
-        f"{seen[task.name]} and {task.source} are both named '{task.name}': "
+        f"{one.source} and {other.source} are both named '{one.name}': "
         'results could not be told apart. Rename one ("name" in the file).'
       )
-    seen[task.name] = task.source
   for i, other in itertools.product(range(len(tasks)), tasks):
     if other.name != tasks[i].name:
       tasks[i] = _without_overlap(tasks[i], other, rules)
@@ -165,14 +144,10 @@ def _read(name: str, rules: Rules) -> Task:
 def build(
   top: Any, path: str, name: str, rules: Rules, scorer: Any = None
 ) -> Task:
-  """Makes the task of a parsed file.
+  """Makes the task of what a file holds.
 
-  Args:
-    top: what the file holds.
-    path: the file, for messages.
-    name: of the task, where the file gives none.
-    rules: what is set for all tasks.
-    scorer: the task's own, in place of one of the table.
+  It has the given name where the file gives none, and a scorer of its own in
+  place of one of the table where there is one.
 
   Raises:
     TaskError: as `load_task`.
@@ -181,8 +156,8 @@ def build(
     raise TaskError(
       f'{path}: expected an object with "dev" and "test", got {shown(top)}.'
     )
-  unknown = [key for key in top if key not in tables.TOP_KEYS]
-  for key in unknown[:_SHOWN]:
+  unknown = [key for key in top if key not in tables.TOP_KEYS][:_SHOWN]
+  for key in unknown:
     if meant := did_you_mean(key, tables.TOP_KEYS):
       raise TaskError(f"{path}: unknown key '{key}'.{meant}")
   if 'dev' not in top:
@@ -191,7 +166,7 @@ def build(
       f'{path}: no "dev" rows; the file has {given}. Call the rows that a '
       'search may see "dev", and the sealed ones "test".'
     )
-  for key in unknown[:_SHOWN]:
+  for key in unknown:
     logging.warning("%s: key '%s' is ignored.", path, key)
   options = {} if top.get('format') is None else top['format']
   if not isinstance(options, dict):
@@ -205,10 +180,11 @@ def build(
   kind, named_by, extra = format_lib.named_kind(options, task_type, path)
   options = {**extra, **options}
   needs = scorer or (registry.scorer_class(kind) if kind else Scorer)
-  splits, skip = {}, rules.skip_bad_rows
-  for split in SPLITS:
-    rows = top.get(split, [])
-    splits[split] = read_items(rows, path, split, needs, skip)
+  skip = rules.skip_bad_rows
+  splits = {
+    split: read_items(top.get(split, []), path, split, needs, skip)
+    for split in SPLITS
+  }
   items = splits['dev'] + splits['test']
   if not items:
     raise TaskError(f'{path}: there are no rows in "dev" or "test".')
@@ -223,8 +199,8 @@ def build(
   )
   for split, read in splits.items():
     splits[split] = format_lib.usable(read, split, judge, path, skip)
-  rows = len(top['dev']) + len(top.get('test', []))
-  bad_rows = rows - sum(map(len, splits.values()))
+  bad_rows = sum(len(top.get(split, [])) for split in SPLITS)
+  bad_rows -= sum(map(len, splits.values()))
   texts = {}
   for key in ('name', 'dataset', 'icl_prompt'):
     texts[key] = '' if top.get(key) is None else top[key]

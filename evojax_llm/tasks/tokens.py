@@ -10,25 +10,14 @@ continue the same prompt, and their likelihoods compare.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+import itertools
+
+from evojax_llm.models.tokenizer import Tokenizer
+
+Prompt = str | Sequence[dict[str, str]]  # text, or the messages of a chat
 
 
-class Tokenizer(Protocol):
-  """What is needed of evojax_llm.models.tokenizer.Tokenizer."""
-
-  bos_id: int | None
-  stop_ids: Sequence[int]
-
-  def encode(self, text: str, bos: bool = True) -> list[int]:
-    """Returns token ids of a text."""
-
-  def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Returns token ids of a chat, up to the start of the model's turn."""
-
-
-def encode_prompt(
-  prompt: str | Sequence[dict[str, str]], tokenizer: Tokenizer
-) -> list[int]:
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
   """Returns token ids of a text, or of chat messages, with one BOS.
 
   Without a BOS an empty prompt is an end, as in lm-evaluation-harness: there is
@@ -37,9 +26,7 @@ def encode_prompt(
   return _encode(prompt, tokenizer) or list(tokenizer.stop_ids[:1])
 
 
-def _encode(
-  prompt: str | Sequence[dict[str, str]], tokenizer: Tokenizer
-) -> list[int]:
+def _encode(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
   """Returns ids that begin with one BOS, whatever a template wrote."""
   if isinstance(prompt, str):
     ids = tokenizer.encode(prompt, bos=True)
@@ -47,21 +34,14 @@ def _encode(
     ids = tokenizer.encode_chat(list(prompt))
   if tokenizer.bos_id is None:
     return list(ids)
-  start = 0
-  while start < len(ids) and ids[start] == tokenizer.bos_id:
-    start += 1
-  return [tokenizer.bos_id, *ids[start:]]
+  rest = itertools.dropwhile(lambda i: i == tokenizer.bos_id, ids)
+  return [tokenizer.bos_id, *rest]
 
 
 def truncate(
   ids: Sequence[int], room: int, bos_id: int | None
 ) -> tuple[list[int], int]:
-  """Cuts a prompt from the left, but for a BOS at its beginning.
-
-  Args:
-    ids: the prompt.
-    room: ids that may stay, at least 1.
-    bos_id: None where the tokenizer has none.
+  """Cuts a prompt from the left to `room` ids, but for a BOS at its beginning.
 
   Returns:
     (ids, number of ids cut).
@@ -76,11 +56,8 @@ def encode_options(
 ) -> tuple[list[int], list[list[int]]]:
   """Tokenises a prompt and its continuations right at the border.
 
-  Args:
-    prompt: text; spaces at its end move into the continuations.
-    options: texts that continue it; each begins with the space that parts it
-      from the prompt, if there is one.
-    tokenizer: encodes text.
+  Spaces at the prompt's end move into the continuations, each of which begins
+  with the space that parts it from the prompt, if there is one.
 
   Returns:
     (ids of the prompt, ids of each option), such that prompt + option is the

@@ -14,7 +14,7 @@ from evojax_llm.runs import checkpoint
 from evojax_llm.runs import comparison_table
 from evojax_llm.runs import report
 from evojax_llm.runs import rows
-from evojax_llm.runs import sweep_workers
+from evojax_llm.runs import sweeps
 from tests.experiments import running
 
 pytestmark = pytest.mark.skipif(
@@ -198,7 +198,7 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
   arm = out / STAGE / 'draw_0' / 'random_search_P=20'
   (arm / 'seed_1' / 'summary.json').unlink()
   ran, shared = [], []
-  run, share = sweep_workers._run, sweep_workers.runner.run_prepared
+  run, share = sweeps._run, sweeps.runner.run_prepared
 
   def spy(path, trial, *more):
     ran.append(trial.changes['seed'])
@@ -208,8 +208,8 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
     shared.append(kwargs['share'])
     return share(*args, **kwargs)
 
-  monkeypatch.setattr(sweep_workers, '_run', spy)
-  monkeypatch.setattr(sweep_workers.runner, 'run_prepared', spy_share)
+  monkeypatch.setattr(sweeps, '_run', spy)
+  monkeypatch.setattr(sweeps.runner, 'run_prepared', spy_share)
   options = '--seeds=3', '--draws=1', '--populations=20'
   assert not compare(out, *options)
   assert ran == [1, 2]
@@ -252,7 +252,7 @@ SWARMS = 'experiments/model_swarms/config.py'
 def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
   tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(sweep_workers, '_run', None)
+  monkeypatch.setattr(sweeps, '_run', None)
   good = 'experiments/coefficients/config.py:random_search'
   config = tmp_path / 'config.py'
   config.write_text(

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 
 from evojax_llm.fitness.intervals import mean_interval
@@ -37,7 +35,6 @@ def test_wilson_interval_mirrors_and_narrows():
 
 def test_standard_error():
   assert standard_error(100) == pytest.approx(0.05)
-  assert standard_error(100, 0.1) == pytest.approx(math.sqrt(0.09 / 100))
 
 
 @pytest.mark.parametrize('arguments', [(0, 0), (-1, 3), (4, 3)])

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from evojax_llm.fitness.evaluation import Evaluation
-from evojax_llm.fitness.evaluation import TaskScores
 from evojax_llm.fitness.intervals import mean_interval
 from evojax_llm.fitness.intervals import wilson_interval
 from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.fitness.item_log import TaskItems
 
 
 def task_scores(values, predictions, ids, binary=True, name='t'):
-  return TaskScores(
+  return TaskItems(
     task=name,
     metric='accuracy' if binary else 'perplexity',
     maximise=binary,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from evojax_llm.runs import evolution
-from evojax_llm.runs import limits as limits_lib
 from evojax_llm.runs import runner
 from evojax_llm.strategies.genome.algorithm import Genome
 
@@ -50,7 +49,7 @@ def test_tokens_and_seconds_end_a_search(monkeypatch):
   assert len(list(search)) == 2 and search.stop == 'tokens'
   clock = iter(range(100))
   ticking = types.SimpleNamespace(monotonic=lambda: next(clock))
-  monkeypatch.setattr(limits_lib, 'time', ticking)
+  monkeypatch.setattr(evolution, 'time', ticking)
   search = evolve(seconds=3)
   assert len(list(search)) == 3 and search.stop == 'seconds'
 

@@ -17,9 +17,13 @@ from evojax_llm.runs.run_config import RunConfig
 def run(tmp_path, monkeypatch):
   """A run folder whose inputs were named from the folder above it."""
   monkeypatch.chdir(tmp_path)
-  for name in ('base', 'x', 'y'):
+  for name, file in (
+    ('base', 'config.json'),
+    ('x', 'adapter_config.json'),
+    ('y', 'adapter_config.json'),
+  ):
     (tmp_path / name).mkdir()
-    (tmp_path / name / 'config.json').write_text(f'{{"name": "{name}"}}')
+    (tmp_path / name / file).write_text(f'{{"name": "{name}"}}')
   config = RunConfig(model='base', adapters='x,y')
   files = inputs.locate(config)
   record.RunFolder(
@@ -54,7 +58,7 @@ def _change(folder):
 def _swap(folder):
   for name, other in (('x', 'y'), ('y', 'x')):
     text = f'{{"name": "{other}"}}'
-    (folder / name / 'config.json').write_text(text)
+    (folder / name / 'adapter_config.json').write_text(text)
 
 
 def _move(folder):

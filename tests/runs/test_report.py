@@ -1,5 +1,7 @@
 """The final table and the curve."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -18,15 +20,18 @@ from evojax_llm.tasks.task_files import load_task
 
 def accuracies(*counts, weights=None, fails=False):
   """Of one member with (correct, items) on each task."""
-  metrics = [MultipleChoice()] * len(counts)
-  weights = weights or [1 / len(counts)] * len(counts)
-  return report.summarise(
-    [f'task{k}' for k in range(len(counts))],
-    np.array([np.nan if fails else c / n for c, n in counts], np.float32),
-    [n for _, n in counts],
-    metrics,
-    make_objective('weighted_mean', np.asarray(weights, np.float32), metrics),
+  scorers = [MultipleChoice()] * len(counts)
+  weights = np.asarray(weights or [1 / len(counts)] * len(counts), np.float32)
+  evaluator = types.SimpleNamespace(
+    tasks=[
+      types.SimpleNamespace(name=f'task{k}', scorer=scorer)
+      for k, scorer in enumerate(scorers)
+    ],
+    items=lambda split: [range(n) for _, n in counts],
+    objective=make_objective('weighted_mean', weights, scorers),
   )
+  scores = [np.nan if fails else c / n for c, n in counts]
+  return report.of_split(evaluator, 'dev', np.array(scores, np.float32))
 
 
 def row(name, dev, test, detail='', evaluations=1):

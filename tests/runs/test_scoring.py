@@ -1,6 +1,6 @@
 """The table of scores of a model and its adapters."""
 
-from evojax_llm.runs import scoring
+from evojax_llm.runs import report
 
 
 def test_table():
@@ -8,7 +8,7 @@ def test_table():
     return {'score': score, 'interval': [low, high], 'n': n}
 
   tasks = {'a': task(0.5, 0.4, 0.6, 96), 'b': task(1.0, 0.7221, 1.0, 10)}
-  text = scoring.table(
+  text = report.members_table(
     [
       {'name': 'base', 'tasks': tasks},
       {'name': 'expert', 'failed': 'why', 'tasks': {}},
@@ -29,7 +29,7 @@ def test_table_of_what_is_no_share():
     'a': {'score': 12.345, 'interval': None, 'n': 9},
     'b': {'score': 0.5, 'interval': [0.4, 0.6], 'n': 9},
   }
-  text = scoring.table(
+  text = report.members_table(
     [{'name': 'base', 'tasks': tasks}], {'a': False, 'b': True}
   )
   assert text.splitlines() == [

@@ -12,7 +12,6 @@ from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import progress
 from evojax_llm.runs import sweep_changes as changes
-from evojax_llm.runs import sweep_workers
 from evojax_llm.runs import sweeps
 from evojax_llm.runs.errors import UserError
 from evojax_llm.systems import genome as genome_config
@@ -45,7 +44,7 @@ def swept(config, tmp_path_factory):
   """(its result, compilations by trial, calls of the evaluator by split)."""
   folder = tmp_path_factory.mktemp('sweep') / 'out'
   compiled, calls, current = collections.Counter(), collections.Counter(), ['']
-  run, evaluate = sweep_workers._run, Evaluator.evaluate
+  run, evaluate = sweeps._run, Evaluator.evaluate
 
   def listen(event, seconds, **_):
     if event in progress._COMPILING:
@@ -62,7 +61,7 @@ def swept(config, tmp_path_factory):
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(sweep_workers, '_run', spy)
+      patch.setattr(sweeps, '_run', spy)
       patch.setattr(Evaluator, 'evaluate', count)
       found = changes.product(
         changes.values(SIGMA, *SIGMAS), changes.values('seed', 0, 1)
@@ -127,13 +126,13 @@ def test_a_sweep_goes_on_and_trials_join_it(
   # Stopped before the end of a trial, and a seed and a field more.
   (out / 'sigma=0.1,seed=1' / 'summary.json').unlink()
   ran = []
-  run = sweep_workers._run
+  run = sweeps._run
 
   def spy(path, trial, *more):
     ran.append(trial.name)
     return run(path, trial, *more)
 
-  monkeypatch.setattr(sweep_workers, '_run', spy)
+  monkeypatch.setattr(sweeps, '_run', spy)
   found = changes.product(
     changes.values(SIGMA, 0.1), changes.values('seed', 0, 1, 2)
   )
@@ -146,7 +145,7 @@ def test_a_sweep_goes_on_and_trials_join_it(
 
 def test_a_failed_trial_does_not_stop_the_rest(config, tmp_path, monkeypatch):
   out, share = tmp_path / 'out', []
-  run = sweep_workers.runner.run_prepared
+  run = sweeps.runner.run_prepared
 
   def failing(prepared, *args, **kwargs):
     share.append(kwargs['share'])
@@ -154,7 +153,7 @@ def test_a_failed_trial_does_not_stop_the_rest(config, tmp_path, monkeypatch):
       raise RuntimeError('lost\nmemory')
     return run(prepared, *args, **kwargs)
 
-  monkeypatch.setattr(sweep_workers.runner, 'run_prepared', failing)
+  monkeypatch.setattr(sweeps.runner, 'run_prepared', failing)
   trials = changes.trials(config, changes.values('seed', 0, 1))
   result = sweeps.sweep(trials, out)
   assert not result.finished

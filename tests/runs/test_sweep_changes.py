@@ -12,7 +12,7 @@ SIGMA = 'strategy.options.sigma'
 
 @pytest.fixture
 def config():
-  config = run_config.make()
+  config = run_config.RunConfig().to_config()
   config.strategy.options = config_dict.ConfigDict(
     {'sigma': 0.1, 'rescore': True, 'merge': 'ties'}
   )

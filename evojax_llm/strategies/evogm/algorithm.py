@@ -29,7 +29,7 @@ from evojax_llm.strategies.evogm import coordinates
 from evojax_llm.strategies.evogm import training
 from evojax_llm.strategies.evogm.history import History
 from evojax_llm.strategies.evogm.history import counts
-from evojax_llm.strategies.evogm.networks import Generator
+from evojax_llm.strategies.evogm.training import Generator
 
 # The first is that of all slots of an iteration.
 OPERATORS = ('generator', 'elite', 'average', 'uniform')

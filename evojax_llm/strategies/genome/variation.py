@@ -138,10 +138,11 @@ def propose(
   mutant_parents = jnp.stack(
     [sources, jnp.full_like(sources, lineage.NO_MEMBER)], axis=1
   )
+  crossed, copied = map(strategy.operator_names.index, OPERATORS[::2])
   operator = jnp.concatenate(
     [
-      _operator(strategy, 'crossover') + child_scaled.astype(jnp.int32),
-      _operator(strategy, 'mutation') + mutant_scaled.astype(jnp.int32),
+      crossed + child_scaled.astype(jnp.int32),
+      copied + mutant_scaled.astype(jnp.int32),
     ]
   )
   empty = strategy.num_proposals - num_slots
@@ -212,10 +213,6 @@ def elite_count(
     least=options.least_elites,
     rounding=options.elite_rounding,
   )
-
-
-def _operator(strategy, name):
-  return strategy.operator_names.index(name)
 
 
 def _uniform(member_keys, count):

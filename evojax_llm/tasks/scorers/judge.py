@@ -77,12 +77,9 @@ class Judge(Scorer):
   high: float = option(10.0, 'largest rating')
 
   metric = 'judge'
-  binary = False
-  percent = False
+  binary = percent = gold = stop = False
   choices = None
-  gold = False
   max_new_tokens = 256
-  stop = False
 
   def __post_init__(self):
     super().__post_init__()

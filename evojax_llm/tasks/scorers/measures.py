@@ -38,6 +38,7 @@ _ARTICLES = re.compile(r'\b(?:a|an|the)\b')
 class _Translation(Scorer):
   """Base of BLEU and chrF: an output against one or more references.
 
+  Scores are made `_from_counts`, which add up over the items.
   Both are shares of the whole task; an item's value is its sentence score (BLEU
   then with effective order), as sacrebleu's sentence functions give it.
 
@@ -78,12 +79,6 @@ class _Translation(Scorer):
       for item, text in zip(items, verdicts.predictions, strict=True)
     )
     return self._from_counts(counts, sentence=False)
-
-  def _counts(self, text: str, golds: Sequence[str]) -> np.ndarray:
-    raise NotImplementedError
-
-  def _from_counts(self, counts: np.ndarray, sentence: bool) -> float:
-    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,14 +168,9 @@ class Perplexity(OptionScorer):
   )
 
   reads = 'gold'
-  maximise = False
-  binary = False
-  corpus = True
-  percent = False
-  question = False
+  maximise = binary = percent = question = stop = False
+  corpus = rolls = True
   max_new_tokens = 0
-  stop = False
-  rolls = True
 
   @property
   def metric(self) -> str:

@@ -1,7 +1,6 @@
 """The table of scorers, and how a task's scorer is made."""
 
 from collections.abc import Mapping
-import dataclasses
 import functools
 from typing import Any
 
@@ -54,14 +53,8 @@ def scorer_class(kind: str) -> type[Scorer]:
   return found
 
 
-def option_names(kind: str) -> tuple[str, ...]:
-  """Returns names of the options of a kind, those of the gate included."""
-  fields = dataclasses.fields(scorer_class(kind))
-  return (*(field.name for field in fields), *GATE_OPTIONS)
-
-
 def make_scorer(kind: str, options: Mapping[str, Any]) -> Any:
-  """Makes the scorer of a kind with options by `option_names`.
+  """Makes the scorer of a kind with its options and those of the gate.
 
   Raises:
     TaskError: an option cannot be right; the caller adds file and row.

@@ -53,12 +53,9 @@ class RewardModel(Scorer):
   rows: int = option(8, 'conversations at a time', low=1)
 
   metric = 'reward'
-  binary = False
-  percent = False
+  binary = percent = gold = stop = False
   choices = None
-  gold = False
   max_new_tokens = 200
-  stop = False
 
   def __post_init__(self):
     super().__post_init__()

@@ -4,19 +4,8 @@ The answer and its tests run in two processes of a new interpreter. Both may
 calculate and read modules, and nothing else (see `sandbox_limits`). The tests
 are not in the answer's process: they send it the arguments of a call and get
 its value, as data (see `sandbox_data`). So an answer cannot see the tests,
-change what they compare with, or say itself that it has passed.
-
-What is still possible: to use a processor and the memory up to the limits; to
-ask whether files exist, and for their sizes and times; to read Python's and the
-system's libraries, the clock and the machine's load; to use a fault of the
-kernel in one of the calls that are left. Where the kernel has no landlock all
-files that the user may read can be read, and a warning says so. A name that
-tests take from the answer, other than what they test, is what the answer makes
-it.
-
-Not possible for answers that are right: threads, sockets (asyncio), input,
-files; to change an argument in place so that its test sees it; objects that
-tests compare with something; functions that tests pass on.
+change what they compare with, or say itself that it has passed. What is still
+possible, and what fails though it may be right, is in the README of tasks.
 """
 
 import ast
@@ -60,10 +49,7 @@ def names_of_answer(
   """Returns the names that tests use and do not define, and modules among them.
 
   A name of Python's own is the answer's only where the tests use no other, as
-  in `assert sum(10, 15) == 6`.
-
-  Args:
-    tests, given, entry: see `run`.
+  in `assert sum(10, 15) == 6`. For the arguments see `run`.
 
   Raises:
     SyntaxError, ValueError: one of them is no Python.

@@ -15,7 +15,7 @@ from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.evogm import coordinates
 from evojax_llm.strategies.evogm import training
-from evojax_llm.strategies.evogm.networks import Generator
+from evojax_llm.strategies.evogm.training import Generator
 from tests.strategies import problems
 
 N, P, T = 10, 20, 3
