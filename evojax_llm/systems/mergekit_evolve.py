@@ -58,8 +58,8 @@ from evojax_llm.recipes import side_files
 from evojax_llm.recipes import yaml_text
 from evojax_llm.runs import errors
 from evojax_llm.runs import presets
-from evojax_llm.runs import run_config
 from evojax_llm.runs.errors import UserError
+from evojax_llm.runs.presets import Preset
 
 # By method: its genes in our words, and whether it normalises by default.
 _METHODS = {
@@ -92,7 +92,9 @@ _GENOME = {
   'smooth': bool,
 }
 _TASK = {'name': str, 'weight': float, 'metric': str}
-_EVALUATIONS = 100
+# Of one member in each generation at least. The first is one recipe, whose
+# members are one evaluation; so many members as there are genes say.
+_SEARCH = Preset('cma_es', {'sigma': 1 / 6}, ('averages',), 1, 100)
 _FILTER = re.compile(r'[\w-]+')
 
 
@@ -166,7 +168,8 @@ class _Reader:
     genome, top, method = self._genome, self._top, self._method
     evolve, normalize = _METHODS[method]
     normalize = genome.get('normalize', normalize)
-    config = run_config.make()
+    config = presets.of_preset('cma_es', {'cma_es': _SEARCH})
+    config.strategy.evaluations = _SEARCH.generations
     config.name = pathlib.Path(self._path).stem
     config.space = 'merged'
     base, adapters, models = self._models()
@@ -195,15 +198,9 @@ class _Reader:
     config.dev_limit, config.shots, config.chat = top.get('limit'), shots, chat
     sets = len(genome.get('filters', ())) + 1
     genes = blocks * len(genome['models']) * sets * len(evolve.split(','))
-    config.strategy = presets.strategy(
-      'cma_es',
-      4 + math.floor(3 * math.log(genes)),
-      _EVALUATIONS,
-      {'sigma': 1 / 6},
-    )
-    config.strategy.evaluations = _EVALUATIONS
-    # Members of one recipe are one evaluation.
-    config.initial = ('random' if top.get('random_init') else 'averages',)
+    config.strategy.population = 4 + math.floor(3 * math.log(genes))
+    if top.get('random_init'):
+      config.initial = ('random',)
     return config
 
   def _models(self) -> tuple[str, str, str]:

@@ -87,7 +87,7 @@ def test_what_merge_makes_is_the_member(
         'groups': 'layers:1,filters:self_attn/mlp',
         'mask_seed': 7,
       },
-      ['slices', 'filter: self_attn', 'seed 7'],
+      ['slices', 'filter: mlp', 'seed 7'],
     ),
     ({'method': 'ties', 'groups': 'knots:3'}, ['models', 'density:\n']),
     (
