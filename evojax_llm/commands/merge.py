@@ -14,12 +14,18 @@ with ties.yaml in mergekit's format:
   dtype: bfloat16
 
 Its 20 methods, slices, gradients and filters, on any folder of safetensors:
-names and shapes of the tensors decide. The arithmetic is that of float32,
-whatever `dtype` says. Where no filter of a weight (or t) matches a tensor, it
-is the base's, bit for bit. Random masks depend on --random_seed, the name of
-the tensor and the position of the model, so that a merge can be made again;
-where a search wrote the recipe (mergekit.yaml beside its best member), they are
-those that the member was scored with.
+names and shapes of the tensors decide. Random masks depend on --random_seed,
+the name of the tensor and the position of the model, so that a merge can be
+made again; where a search wrote the recipe (mergekit.yaml beside its best
+member), they are those that the member was scored with. The folder is that of
+mergekit 0.1.5 within rounding, but
+- the arithmetic is that of float32, whatever `dtype` says; in bfloat16 mergekit
+  rounds each step, and the ranks by which della draws;
+- where no filter of a weight (or t) matches a tensor, it is the base's, bit for
+  bit; mergekit stops;
+- of equal changes at the threshold of a density the first are kept; mergekit
+  keeps any;
+- an output matrix that is tied to the embedding is not stored beside it.
 
 The plan is checked and shown before weights are read; --dry_run ends there, and
 shows what each tensor is made of, by which numbers. The folder appears when it

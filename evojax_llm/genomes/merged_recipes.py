@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import options as option_checks
 from evojax_llm.genomes import merged_genes
 from evojax_llm.genomes import merged_groups
 from evojax_llm.genomes import merged_options
@@ -61,6 +62,7 @@ class RecipeSpace(space.Space):
   @classmethod
   def check(cls, **given: Any) -> MergedOptions:
     """Returns the options, if they can be of any model."""
+    option_checks.check(given, MergedOptions, what='merged')
     options = MergedOptions(**given)
     merged_genes.merges(options)
     merged_groups.check(options.groups)
@@ -118,7 +120,7 @@ class RecipeSpace(space.Space):
       raise ValueError(
         f'Got mixes of experts for recipes of {self._told.method} in which '
         f'{", ".join(self._told.genes) or "the method"} evolve and no weights; '
-        "expected 'centre' or 'random', as in --config.initial=centre,random."
+        "expected 'centre' or 'random', as in --config.initial=random."
       )
     rows = np.asarray(weights, np.float64) * np.asarray(factors)[:, None]
     return stack.stack([self.genes.genome({WEIGHTS: row}) for row in rows])
@@ -234,21 +236,16 @@ class RecipeSpace(space.Space):
       name: self.genes.groups.spread(value) if jnp.ndim(value) else value
       for name, value in given.items()
     }
-    values: dict[str, Any] = {}
+    fixed = {n: v for n, v in spread.items() if not isinstance(v, dict)}
+    values = {n: v for n, v in fixed.items() if n in merge.parameters}
     chosen = {}
     for leaf in self.genes.groups.low:
-      of_leaf = {
-        name: value[leaf] if isinstance(value, dict) else value
-        for name, value in spread.items()
-      }
-      of_leaf, chosen[leaf] = merged_genes.ordered(
-        merge, of_leaf, len(self.names)
+      own = {n: v[leaf] for n, v in spread.items() if n not in fixed}
+      own, chosen[leaf] = merged_genes.ordered(
+        merge, {**fixed, **own}, len(self.names)
       )
-      for name, value in of_leaf.items():
-        if jnp.ndim(value):
-          values.setdefault(name, {})[leaf] = value
-        else:
-          values[name] = value
+      for name in own.keys() - fixed.keys():
+        values.setdefault(name, {})[leaf] = own[name]
 
     def take(path, leaf):
       which = chosen[leaves.name(path)]
@@ -322,7 +319,7 @@ def filled(part: Any, whole: Any) -> Any:
 def alike(whole: Any, part: Any) -> Any:
   """Returns the leaves of a whole tree that a part of it has."""
   if not isinstance(part, dict):
-    return whole
+    return None if part is None else whole
   return {name: alike(whole[name], node) for name, node in part.items()}
 
 

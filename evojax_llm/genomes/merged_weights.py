@@ -7,14 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from evojax_llm.genomes import adapters as adapter_genomes
 from evojax_llm.genomes import merged_recipes
 from evojax_llm.genomes import space
 from evojax_llm.genomes import weights as weight_genomes
 from evojax_llm.models import expression
-from evojax_llm.models import peft
 from evojax_llm.operators.operator import Merge
 from evojax_llm.population import stack
 
@@ -22,36 +19,36 @@ from evojax_llm.population import stack
 class MergedWeightSpace(merged_recipes.RecipeSpace):
   """Recipes for all tensors of models, merged in f32 and kept in their type.
 
-  What adapters change is formed in f32 once, and merged as it is: it is never
-  taken from rounded sums. Tensors that no adapter changes are the base's; of
-  models, all are merged.
+  With adapters among the experts their changes are merged, formed in f32 once
+  and never taken from rounded sums; tensors that none of them changes are the
+  base's. Models alone are merged as they are, all their tensors.
   """
 
   exports, takes, shares_base = 'model', ('adapters', 'models'), False
   bare = False
 
-  def __init__(
-    self,
-    plain: weight_genomes.WeightSpace,
-    changes: Any = None,
-    **given: Any,
-  ):
+  def __init__(self, plain: weight_genomes.WeightSpace, **given: Any):
     """Makes the space of the experts of another.
 
     Args:
       plain: of the experts, as whole models.
-      changes: of adapters, what each adds to kernels, trees with leaves
-        (N, L, in, out) f32.
       **given: values of `MergedOptions`.
     """
     told = self.check(**given)
     self._plain, self._model = plain, plain.model()
-    self._changes = changes is not None
-    experts = plain.experts() if changes is None else changes
+    experts = plain.experts()
+    if plain.num_adapters:
+      experts = jax.tree.map_with_path(self._change, self._model.params)
     experts = merged_recipes.components(told.components, experts)
     base = merged_recipes.alike(self._model.params, experts)
     self.held = jax.tree.map(jnp.asarray, (experts, base))
     self._settle(plain.names, given, base)
+
+  def _change(self, path, leaf):
+    """The changes (N, ...) of a leaf, or None."""
+    del leaf
+    changes, _ = self._plain.changes(path)
+    return changes if changes.any() else None
 
   @classmethod
   def from_files(
@@ -68,15 +65,11 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
     """
     config = space.load_base(base, None).config
     cls.check_for(config, len(adapters) + len(models), **given)
-    model = space.load_base(base, dtype or jnp.float32)
-    plain = weight_genomes.WeightSpace.from_files(
-      model, adapters, models, dtype or jnp.float32
+    dtype = jnp.float32 if dtype is None else dtype
+    return cls(
+      weight_genomes.WeightSpace.from_files(base, adapters, models, dtype),
+      **given,
     )
-    changes = None
-    if adapters and not models:  # Beside models they are models as well.
-      loaded = peft.load_adapters(adapters, config)
-      changes = _formed(adapter_genomes.scaled(loaded.factors, loaded.scale))
-    return cls(plain, changes, **given)
 
   @property
   def plain(self) -> weight_genomes.WeightSpace:
@@ -96,7 +89,7 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
     return expression.Weights(merged_recipes.filled(merged, self._model.params))
 
   def _merged(self, merge: Merge, decoded: Any, experts: Any, base: Any) -> Any:
-    if not self._changes:
+    if not self._plain.num_adapters:
       return super()._merged(merge, decoded, experts, base)
     whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base)
     if merge.needs_base:
@@ -118,15 +111,3 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
     """
     space.check_genome(self, genome)
     return self._plain.export(self.express(genome).params, folder)
-
-
-@jax.jit
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _formed(factors: Any) -> Any:
-  """The changes a b of factors (N, L, ...), as kernels, on the host."""
-  if set(factors) == {'a', 'b'}:
-    return {'kernel': np.asarray(_product(factors['a'], factors['b']))}
-  return {name: _formed(node) for name, node in factors.items()}

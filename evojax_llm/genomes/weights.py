@@ -34,6 +34,9 @@ class WeightSpace(space.Space):
   experts with weights w is base + sum_n w_n (expert_n - base). The change of an
   expert that is an adapter is the product of its factors in f32, not what is
   left of it when it is folded into the base in the type of the parameters.
+
+  Attributes:
+    num_adapters: how many of the experts, the first ones, are adapters.
   """
 
   exports, takes, shares_base = 'model', ('adapters', 'models'), False
@@ -70,7 +73,7 @@ class WeightSpace(space.Space):
           'expected models of one configuration, loaded in one type.'
         )
     self._factors = factors
-    self._num_adapters = len(jax.tree.leaves(factors)[0]) if factors else 0
+    self.num_adapters = len(jax.tree.leaves(factors)[0]) if factors else 0
     # The base is the last one.
     self._models = jax.tree.map(
       lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]),
@@ -176,7 +179,7 @@ class WeightSpace(space.Space):
 
     Where `alone` (C, N) says so a member is an adapter as it was folded.
     """
-    count = self._num_adapters
+    count = self.num_adapters
     join = np if isinstance(weights, np.ndarray) else jnp
     models = join.where(alone, weights, 0) if count else weights
     models = join.concatenate([models[:, :count], weights[:, count:]], axis=1)
@@ -227,7 +230,7 @@ class WeightSpace(space.Space):
     models = np.asarray(models, np.float32)
     changes = models[:-1] - models[-1]
     if pair:
-      changes[: self._num_adapters] = pair['a'] @ pair['b']
+      changes[: self.num_adapters] = pair['a'] @ pair['b']
     return changes, models[-1]
 
   def export(

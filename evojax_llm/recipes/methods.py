@@ -46,6 +46,10 @@ class Method:
     known = self.merge.parameters.get(self.numbers.get(name, name))
     return known is not None and known.per_model
 
+  def of_model(self, name: str) -> bool:
+    """Whether a number may stand among the parameters of a model."""
+    return self.per_model(name) or name == 'scale'
+
   def options(self, switches: Mapping[str, bool]) -> dict[str, str]:
     """Our options for the values of all switches."""
     found = {}

@@ -165,7 +165,8 @@ class _Builder:
     """The models of a slice that the operator takes."""
     base, role = self._recipe.base, self._method.base
     if role == 'model':
-      return [s for s in part.sources if s.where != _UNLISTED]
+      alone = self._method.merge.most == 1
+      return [s for s in part.sources if s.where != _UNLISTED or not alone]
     rest = [s for s in part.sources if s.model != base]
     listed = [s for s in part.sources if s.model == base]
     return [*listed, *rest] if role == 'first' else rest
@@ -315,8 +316,19 @@ class _Builder:
     if stored.dtype in _INTEGERS or not stored.size:
       return self._copy(name, lead)
     sources = self._parents(part)
+    # Filters of what a model has of its own look for its own names.
+    names = {id(s): tensor(s)[1] for s in sources}
+    if model_folder.is_head(name):  # of which some have the embedding
+      names = {}
     values = {
-      known: [self._values.number(known, name, t, part, s) for s in sources]
+      known: [
+        self._values.number(
+          known,
+          names.get(id(s), name) if method.of_model(known) else name,
+          *(t, part, s),
+        )
+        for s in sources
+      ]
       for known in method.numbers
     }
     if 'weight' in method.needed:

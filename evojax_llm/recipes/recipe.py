@@ -302,8 +302,7 @@ class _Reader:
         found[name] = self._read(value, key, _boolean, 'true or false')
       else:
         found[name] = self._read(value, key, _number, 'a number')
-      alone = self.method.per_model(name) or name == 'scale'
-      if of_model and not alone:
+      if of_model and not self.method.of_model(name):
         raise self.fail(
           key, 'is of the whole merge; move it to the parameters outside.'
         )

@@ -22,6 +22,7 @@ from evojax_llm.models import folders
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges.registry import MERGES
 from evojax_llm.recipes import masks as masks_lib
+from evojax_llm.recipes import presort
 from evojax_llm.recipes.model_folder import FLOATS
 from evojax_llm.recipes.plan import Output
 from evojax_llm.recipes.plan import Plan
@@ -193,10 +194,15 @@ def _start(
   values = {
     name: np.asarray(v, np.float32) for name, v in output.values.items()
   }
+  parents = [read(tensor) for tensor in output.parents]
+  base = read(output.base) if output.base else None
+  found = {}
+  if jax.default_backend() == 'cpu':
+    found = presort.find(merge, parents, base, values, options.get('axis', -1))
   return _merge(
-    [read(tensor) for tensor in output.parents],
-    read(output.base) if output.base else None,
-    values,
+    parents,
+    base,
+    values | found,
     key,
     merge=merge.name,
     options=tuple(options.items()),

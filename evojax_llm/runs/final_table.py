@@ -125,8 +125,8 @@ class Ending:
     space, genome = self.prepared.setup.space, self.best.genome
     space.export(genome, folder)
     if space.exports == 'model':
-      model = space.model()
-      export.tell_kept(genome, model.config, model.folder)
+      model, params = space.model(), space.express(genome).params
+      export.tell_kept(params, model.config, model.folder)
 
   def _groups(self) -> dict[str, Ensemble]:
     """The best experts, and the best members that are alive or remembered."""

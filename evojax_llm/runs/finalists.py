@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.fitness import ensembles
@@ -225,10 +226,14 @@ class Finalists:
     mixed = baselines_lib.mix_experts(setup.experts, mixes)
     self.space = setup.space
     if setup.space is not setup.experts:
-      # Members of two spaces are one population once they are adapters.
-      mixed, genomes = expression.of_one_rank(
-        _low_rank(setup.experts, mixed), _low_rank(setup.space, genomes)
-      )
+      # Members of two spaces are one population once they are expressed alike.
+      pairs = (setup.experts, mixed), (setup.space, genomes)
+      if setup.space.exports == 'model':
+        mixed, genomes = (_models(*pair) for pair in pairs)
+      else:
+        mixed, genomes = expression.of_one_rank(
+          *(_low_rank(*pair) for pair in pairs)
+        )
       self.space = Expressed(setup.experts.model())
     # On the host, from where a group at a time goes to the devices.
     self.population = jax.tree.map(
@@ -254,3 +259,12 @@ def _low_rank(space: Space, population: Any) -> expression.LowRank:
   return jax.vmap(
     lambda genome: expression.as_low_rank(space.express(genome), params)
   )(population)
+
+
+def _models(space: Space, population: Any) -> expression.Weights:
+  """Members as models, on the host one by one."""
+  models = [
+    jax.device_get(space.express(stack.take(population, jnp.int32(i))))
+    for i in range(stack.size(population))
+  ]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *models)

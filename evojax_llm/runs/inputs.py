@@ -152,11 +152,13 @@ def _expert(
     )
   dense = kind == 'experts' or has_model and not has_adapter
   if dense and 'models' not in space.takes:
+    merged = config.space == 'merged'
+    whole = f'config.{"merged.on" if merged else "space"}=weights'
     out = f'adapters/{name.rpartition(":")[2].rstrip("/").rpartition("/")[2]}'
     raise errors.UserError(
       f'{name} is a whole model, and config.space={config.space} is made of '
-      'adapters: set config.space=weights and name it in config.experts, or '
-      'extract it:\n  evojax-llm extract '
+      f'adapters: set {whole} and name it in config.experts, or extract it:\n'
+      '  evojax-llm extract '
       f'--model={name} --base={config.model or "pocket"} --out={out}\nand name '
       f'{out} in config.adapters.'
     )

@@ -37,6 +37,7 @@ def get_config(name: str = 'parameter_space') -> config_dict.ConfigDict:
   config = presets.of_preset(name, PRESETS)
   config.strategy.evaluations = _TRIALS[name.partition('+')[0]]
   config.space = 'merged'
+  config.merged.on = 'weights'
   config.merged.method = 'dare_ties'
   config.merged.evolve = 'weights,density'
   config.merged.options = 'normalize=none,rescale=density'

@@ -123,7 +123,8 @@ def _weights(folder: pathlib.Path) -> dict[str, float]:
 
   Last bits hardly change them; the second depends on signs and order as well.
   """
-  tensors = safetensors.load_file(folder / 'adapter_model.safetensors')
+  (path,) = folder.glob('*model.safetensors')
+  tensors = safetensors.load_file(path)
   flat = np.concatenate(
     [tensors[name].astype(np.float64).ravel() for name in sorted(tensors)]
   )

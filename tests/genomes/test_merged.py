@@ -10,7 +10,10 @@ import pytest
 
 from evojax_llm.genomes import merged
 from evojax_llm.genomes import merged_groups
+from evojax_llm.genomes import merged_weights
 from evojax_llm.genomes import space as space_lib
+from evojax_llm.genomes import weights
+from evojax_llm.models import expression
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parameters
 from evojax_llm.population import leaves
@@ -105,7 +108,9 @@ def test_genes_that_differ_may_stand_for_one_recipe():
     assert 0 <= int(decoded['seed']) < 1 << 16
 
 
-@pytest.mark.parametrize('kept', ['bounds', 'simplex', 'softmax', 'free'])
+@pytest.mark.parametrize(
+  'kept', ['bounds', 'simplex', 'softmax', 'absolute', 'free']
+)
 def test_weights_are_kept_where_they_belong(kept):
   space = make(weights=kept, evolve='weights', bounds='weights=0:2')
   genome = space.genes.full(0.0)
@@ -115,6 +120,7 @@ def test_weights_are_kept_where_they_belong(kept):
     'bounds': [0.0, 0.5, 2.0],
     'simplex': [0.0, 0.2, 0.8],
     'softmax': np.exp([-2.0, 0.5, 6.0]) / np.exp([-2.0, 0.5, 6.0]).sum(),
+    'absolute': [2.0, 0.5, 6.0],
     'free': [-2.0, 0.5, 6.0],
   }[kept]
   np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -169,6 +175,8 @@ def test_a_method_without_weights_has_a_base():
   ('given', 'message'),
   [
     ({'method': 'tie'}, "Got merge 'tie'.*Did you mean 'ties'"),
+    ({'on': 'factor'}, "Did you mean 'factors'"),
+    ({'methods': 'ties'}, "Got unknown option 'methods' for merged"),
     ({'method': 'ties,ties'}, 'expected each one once'),
     ({'evolve': 'gamma'}, "unknown parameter of dare_ties 'gamma'"),
     ({'evolve': ''}, 'nothing that evolves'),
@@ -197,6 +205,135 @@ def test_a_method_without_weights_has_a_base():
 def test_recipes_that_cannot_be_are_refused(given, message):
   with pytest.raises(ValueError, match=message):
     make(**given)
+
+
+def exact(**given):
+  given = {'on': 'exact', 'method': 'task_arithmetic', **given}
+  kind = merged.MergedSpace.configured(**given)
+  return kind(experts.adapter_set(N), experts.base(), **given)
+
+
+def test_gates_by_group_are_the_changes_formed_by_group():
+  space = exact(groups='layer,class', evolve='weights,lambda_')
+  genome = space.sample(KEY)
+  assert {
+    leaf.shape for leaf in jax.tree.leaves(jax.jit(space.express)(genome))
+  } == {(experts.LAYERS, N * experts.RANK)}
+  member = expression.as_low_rank(space.express(genome), space.model().params)
+  groups = {group['group']: group for group in space.recipe(genome)['groups']}
+  for name in experts.SHAPES:
+    found = experts.delta(member, name)
+    parts = [
+      experts.expert_delta(experts.adapter_set(N), n, name) for n in range(N)
+    ]
+    for layer in range(experts.LAYERS):
+      group = groups[f'layer {layer}, {name}']
+      weights = group['lambda_'] * np.array(list(group['weights'].values()))
+      expected = sum(w * p[layer] for w, p in zip(weights, parts, strict=True))
+      np.testing.assert_allclose(found[layer], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_exact_change_brought_to_a_rank_is_the_nearest_and_says_so():
+  whole, narrow = (
+    exact(evolve='weights', **given) for given in ({}, {'rank': 2})
+  )
+  genome, errors = whole.sample(KEY), []
+  member = expression.as_low_rank(whole.express(genome), whole.model().params)
+  for name in experts.SHAPES:
+    change = experts.delta(member, name)
+    u, values, vt = np.linalg.svd(change, full_matrices=False)
+    values[:, 2:] = 0.0
+    nearest = np.einsum('lik,lk,lko->lio', u, values, vt)
+    found = experts.delta(narrow.express(genome), name)
+    np.testing.assert_allclose(found, nearest, atol=1e-4)
+    errors += list(
+      np.linalg.norm(change - nearest, axis=(1, 2))
+      / np.linalg.norm(change, axis=(1, 2))
+    )
+  recipe = narrow.recipe(genome)
+  np.testing.assert_allclose(recipe['lost'], max(errors), rtol=1e-3)
+  with pytest.raises(ValueError, match='together have rank 6'):
+    exact(evolve='weights', rank=7)
+  with pytest.raises(ValueError, match='expected one that is linear'):
+    exact(method='dare_ties')
+
+
+def dense(num: int, dtype=np.float32):
+  rng = np.random.default_rng(num)
+  kernel = {'kernel': rng.normal(size=(4, 3, 2)).astype(dtype)}
+  return {
+    'final_norm': {'scale': rng.normal(size=3).astype(dtype)},
+    'layers': {'self_attn': {'q_proj': kernel}},
+  }
+
+
+@pytest.mark.parametrize('method', ['ties', 'slerp'])
+def test_models_are_merged_as_tensors(method):
+  base, models = dense(0), [dense(n) for n in (1, 2)]
+  plain = weights.WeightSpace(('x', 'y'), models, space_lib.Model(None, base))
+  space = merged_weights.MergedWeightSpace(
+    plain,
+    method=method,
+    evolve='density' if method == 'ties' else 't',
+    groups='layers:2',
+    on='weights',
+  )
+  genome = space.sample(KEY)
+  (first, last) = space.recipe(genome)['groups']
+  name = 'density' if method == 'ties' else 't'
+  values = {
+    'final_norm/scale': last[name],
+    'layers/self_attn/q_proj/kernel': [first[name]] * 2 + [last[name]] * 2,
+  }
+  values = {
+    leaf: np.asarray(list(v.values()) if isinstance(v, dict) else v)
+    for leaf, v in values.items()
+  }
+  if method == 'ties':
+    values['layers/self_attn/q_proj/kernel'] = np.asarray(
+      [list(v.values()) for v in values['layers/self_attn/q_proj/kernel']]
+    )
+  expected = lift.genome(
+    method,
+    models,
+    base if method == 'ties' else None,
+    parameters={name: values},
+    layers=leaves.LAYERS,
+  )
+  check_equal(space.express(genome).params, expected, rtol=1e-5, atol=1e-6)
+  check_equal(space.express(space.base()).params, base)
+
+
+def test_changes_of_adapters_are_merged_before_they_are_added():
+  # So small that sums with the base, in its type, would lose them.
+  base = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), dense(0))
+  factors = {
+    'a': np.full((2, 4, 3, 1), 2.0**-12, np.float32),
+    'b': np.stack([np.full((4, 1, 2), n, np.float32) for n in (1, 2)]),
+  }
+  plain = weights.WeightSpace(
+    ('x', 'y'),
+    [base, base],
+    space_lib.Model(None, base),
+    {'layers': {'self_attn': {'q_proj': factors}}},
+  )
+  space = merged_weights.MergedWeightSpace(
+    plain,
+    method='task_arithmetic',
+    evolve='weights',
+    bounds='weights=0:1000',
+    on='weights',
+  )
+  genome = stack.take(space.mix(np.asarray([[200.0, 100.0]]), np.ones(1)), 0)
+  found = space.express(genome).params
+  kernel = base['layers']['self_attn']['q_proj']['kernel']
+  expected = (kernel.astype(jnp.float32) + 400 * 2.0**-12).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(
+    found['layers']['self_attn']['q_proj']['kernel'], expected
+  )
+  np.testing.assert_array_equal(
+    found['final_norm']['scale'], base['final_norm']['scale']
+  )
 
 
 def test_groups_of_blocks_and_modules():

@@ -1,5 +1,6 @@
 """Every space keeps the contract of `space.Space`."""
 
+import functools
 import json
 
 import jax
@@ -11,11 +12,21 @@ from evojax_llm.genomes import space as space_lib
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
+from evojax_llm.runs import evolution
+from evojax_llm.strategies import registry
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
 from tests.fitness.setting import make
 
 N, KEY = 3, jax.random.key(7)
+# Those of a space that has options, beside its defaults.
+LINEAR = {'method': 'task_arithmetic', 'on': 'exact', 'groups': 'layer'}
+CASES = (
+  *((name, {}) for name in space_lib.SPACES),
+  ('merged', {**LINEAR, 'evolve': 'weights,lambda_'}),
+  ('merged', {**LINEAR, 'evolve': 'weights', 'rank': 4}),
+  ('merged', {**LINEAR, 'on': 'weights', 'evolve': 'weights'}),
+)
 
 
 @pytest.fixture(scope='module')
@@ -23,10 +34,19 @@ def files(tiny_gemma_folder, tiny_adapter_folders):
   return str(tiny_gemma_folder()), tiny_adapter_folders(N)
 
 
-@pytest.fixture(scope='module', params=space_lib.SPACES)
-def space(request, files):
-  base, adapters = files
-  return space_lib.make_space(request.param, base, adapters)
+@pytest.fixture(
+  scope='module',
+  params=CASES,
+  ids=lambda case: '-'.join(map(str, case[1].values())) or case[0],
+)
+def case(request):
+  return request.param
+
+
+@pytest.fixture(scope='module')
+def space(case, files):
+  name, given = case
+  return space_lib.make_space(name, *files, **given)
 
 
 @pytest.fixture(scope='module')
@@ -208,12 +228,10 @@ def test_a_recipe_measures_what_is_no_mix_of_the_experts(files):
   assert space.recipe(other)['unexplained'] > 0.9
 
 
-def test_a_space_without_parameters_exports(space, files, tmp_path):
-  (name,) = [
-    n for n in space_lib.SPACES if type(space) is space_lib.find_space(n)
-  ]
-  bare = space_lib.make_space(name, *files, dtype=None)
-  assert bare.model().params is None
+def test_a_space_without_parameters_exports(case, space, files, tmp_path):
+  name, given = case
+  bare = space_lib.make_space(name, *files, dtype=None, **given)
+  assert space.bare == (bare.model().params is None)
   genome = space.sample(KEY)
   ours, theirs = (
     s.export(genome, tmp_path / n) for s, n in ((space, 'a'), (bare, 'b'))
@@ -246,3 +264,19 @@ def test_a_space_of_the_user(files):
   name = 'evojax_llm.genomes.adapters:AdapterSpace'
   space = space_lib.make_space(name, *files)
   assert space.names == space_lib.make_space('gates', *files).names
+
+
+def test_members_of_one_recipe_are_scored_once(engine, files):
+  space = space_lib.make_space('merged', *files)
+  strategy = registry.make_strategy('cma_es', 5, space)
+  made = space.initial(('centre',), 5, KEY).population
+  before = engine.ledger.members
+  search = evolution.evolve(
+    strategy,
+    space,
+    functools.partial(engine.evaluate, space),
+    population=made,
+    evaluations=4,
+  )
+  spent = [int(state.evaluations) for state, _ in search]
+  assert spent == [1, 4] and engine.ledger.members - before == 4

@@ -1,13 +1,17 @@
 """Recipes made into folders: beside numpy, refused, stopped, hostile."""
 
 import json
+import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.folders import TensorFiles
 from evojax_llm.recipes import merge
 from evojax_llm.recipes import write
 from evojax_llm.recipes.methods import METHODS
@@ -156,6 +160,41 @@ def test_slices_take_their_types_of_layers_along(tmp_path):
     )
 
 
+def test_filters_of_a_model_look_for_its_own_names(models, tmp_path):
+  (one, two, *_), tensors = models['qwen2']
+  weights = [{'filter': 'layers.1.', 'value': 3}, {'value': 1}]
+  sources = [
+    {'model': one, 'layer_range': [1, 2], 'parameters': {'weight': weights}},
+    {'model': two, 'layer_range': [0, 1], 'parameters': {'weight': weights}},
+  ]
+  recipe = {'merge_method': 'linear', 'slices': [{'sources': sources}]}
+  name = 'model.layers.{}.mlp.up_proj.weight'
+  np.testing.assert_allclose(
+    made(tmp_path, recipe)[name.format(0)],
+    (3 * tensors[one][name.format(1)] + tensors[two][name.format(0)]) / 4,
+    rtol=1e-5,
+  )
+
+
+def test_a_base_is_one_of_the_models_if_it_has_a_weight(models, tmp_path):
+  (base, one, two, _), tensors = models['qwen2']
+  own = {'parameters': {'weight': 1}}
+  recipe = {'merge_method': 'linear', 'base_model': base}
+  for i, (listed, everywhere, merged) in enumerate(
+    (
+      ([one, two], {}, [one, two]),
+      ([one, two], own, [one, two, base]),
+      ([base, one], {}, [base, one]),
+    )
+  ):
+    recipe['models'] = [{'model': m, **own} for m in listed]
+    found = made(tmp_path, recipe | everywhere, f'out{i}')
+    name = 'model.layers.1.mlp.up_proj.weight'
+    np.testing.assert_allclose(
+      found[name], np.mean([tensors[m][name] for m in merged], 0), rtol=1e-4
+    )
+
+
 def test_a_tied_embedding_is_stored_once(tmp_path):
   tied = folders.write(tmp_path / 'tied', 0, tied=True)
   own = folders.write(tmp_path / 'own', 1, like=tied)
@@ -288,4 +327,31 @@ def test_types_are_those_of_the_recipe_or_of_the_models(
     sum(parts) / 2,
     rtol=1e-2,
     atol=1e-2,
+  )
+
+
+_KILLED = """
+import os, signal, sys
+from evojax_llm.recipes import merge
+def kill(share):
+  if share > 0.5:
+    os.kill(os.getpid(), signal.SIGKILL)
+merge.merge(merge.plan(sys.argv[1]), sys.argv[2], progress=kill)
+"""
+
+
+def test_a_killed_merge_leaves_nothing_that_looks_whole(models, tmp_path):
+  base = models['qwen2'][0][0]
+  recipe = {'merge_method': 'passthrough', 'models': [{'model': base}]}
+  path = write_recipe(tmp_path / 'r.yaml', recipe)
+  done = subprocess.run([sys.executable, '-c', _KILLED, path, tmp_path / 'out'])
+  assert done.returncode == -signal.SIGKILL
+  (left,) = set(tmp_path.iterdir()) - {path}
+  assert left.name.startswith('.out.') and (left / 'config.json').is_file()
+  with pytest.raises(ModelError):
+    TensorFiles.of_model(left)
+  merge.merge(merge.plan(path), tmp_path / 'out')
+  assert (
+    folders.load(tmp_path / 'out').keys()
+    == folders.load(pathlib.Path(base)).keys()
   )

@@ -10,6 +10,7 @@ arXiv 2311.03099), 'l1' restores the sum of absolute values (mergekit's), and
 'none' leaves it.
 """
 
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -22,6 +23,8 @@ from evojax_llm.operators.merges import thresholds
 
 RESCALES = ('l1', 'density', 'none')
 _PER_WORD = 8
+# Where the largest of each of k deltas end, one cut or two.
+Cuts = Sequence[Sequence[thresholds.Cut]]
 
 
 def magnitude(
@@ -30,14 +33,20 @@ def magnitude(
   density: jax.Array | float,
   *,
   rescale: str = 'none',
+  cuts: Cuts | None = None,
 ) -> list[jax.Array]:
-  """The floor(density n) largest by size (TIES, arXiv 2306.01708)."""
+  """The floor(density n) largest by size (TIES, arXiv 2306.01708).
+
+  `cuts` are those of `ranks` where they are known.
+  """
   shares = tensors.each(density, len(parents))
-  ranks = [[thresholds.at_least_one(share, base.size)] for share in shares]
+  if cuts is None:
+    wanted = ranks(len(parents), base.size, density)
+    cuts = _cuts(parents, base, wanted)
   deltas = tensors.deltas(parents, base)
   masks = [
     thresholds.inside(delta, cut)
-    for delta, (cut,) in zip(deltas, _cuts(parents, base, ranks), strict=True)
+    for delta, (cut,) in zip(deltas, cuts, strict=True)
   ]
   return _kept(deltas, masks, shares, rescale)
 
@@ -49,26 +58,44 @@ def middle(
   gamma: jax.Array | float,
   *,
   rescale: str = 'none',
+  cuts: Cuts | None = None,
 ) -> list[jax.Array]:
   """The floor(density n) largest after the floor(gamma n) largest of all.
 
   Breadcrumbs (arXiv 2312.06795). Where fewer remain, less is taken off the
-  top, so that the density is kept. gamma is (k,), or () for all alike.
+  top, so that the density is kept. gamma is (k,), or () for all alike. `cuts`
+  are those of `ranks` where they are known.
   """
   shares = tensors.each(density, len(parents))
-  ranks = []
-  for share, outliers in zip(
-    shares, tensors.each(gamma, len(parents)), strict=True
-  ):
-    count = thresholds.at_least_one(share, base.size)
-    above = thresholds.share(outliers, base.size)
-    above = jnp.minimum(above, base.size - count)
-    ranks.append([above, above + count])
+  if cuts is None:
+    wanted = ranks(len(parents), base.size, density, gamma)
+    cuts = _cuts(parents, base, wanted)
   deltas, masks = tensors.deltas(parents, base), []
-  for delta, cuts in zip(deltas, _cuts(parents, base, ranks), strict=True):
-    large, wanted = (thresholds.inside(delta, cut) for cut in cuts)
+  for delta, own in zip(deltas, cuts, strict=True):
+    large, wanted = (thresholds.inside(delta, cut) for cut in own)
     masks.append(wanted & ~large)
   return _kept(deltas, masks, shares, rescale)
+
+
+def ranks(
+  parents: int,
+  size: int,
+  density: jax.Array | float,
+  gamma: jax.Array | float | None = None,
+) -> list[list[jax.Array]]:
+  """How many elements, () i32, are above each cut of each delta of `size`."""
+  found = [
+    [thresholds.at_least_one(share, size)]
+    for share in tensors.each(density, parents)
+  ]
+  if gamma is None:
+    return found
+  outliers = tensors.each(gamma, parents)
+  above = [
+    jnp.minimum(thresholds.share(share, size), size - count)
+    for share, (count,) in zip(outliers, found, strict=True)
+  ]
+  return [[a, a + count] for a, (count,) in zip(above, found, strict=True)]
 
 
 def bernoulli(
@@ -102,23 +129,28 @@ def by_rank(
   *,
   axis: int = -1,
   rescale: str = 'l1',
+  ordered: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
   """By chance, the larger the likelier in its row (DELLA, arXiv 2406.11617).
 
   The chances are those of `keep_chances` to within 2^-16. 'density' divides
   each element by its own, as in the paper. epsilon is (k,), or () for all
-  alike.
+  alike. `ordered` are the bits of the sizes of each delta, its rows along the
+  last axis and each sorted, where they are known.
   """
   deltas = tensors.deltas(parents, base)
   shares = tensors.each(density, len(parents))
   widths = tensors.each(epsilon, len(parents))
   numbers = draws.decisions(key, base.shape, len(parents))
   # Stored with rows side by side in memory, as they are made.
+  sizes = [thresholds.size_bits(_rows(delta, axis)) for delta in deltas]
+  if ordered is None:
+    ordered = [lax.sort(size, is_stable=False) for size in sizes]
   masks = _stored(
     [
-      _high_enough(_rows(jnp.abs(delta), axis), share, width, _rows(n, axis))
-      for delta, share, width, n in zip(
-        deltas, shares, widths, numbers, strict=True
+      _high_enough(size, order, share, width, _rows(n, axis))
+      for size, order, share, width, n in zip(
+        sizes, ordered, shares, widths, numbers, strict=True
       )
     ]
   )
@@ -190,7 +222,7 @@ def keep_chances(
   would have, and n = 1 counts as the middle. Chances are cut to [0, 1]; at
   density 0 and 1 all are 0 or 1 whatever the epsilon.
   """
-  sizes = _ordinals(_rows(jnp.abs(delta), axis))
+  sizes = thresholds.size_bits(_rows(delta, axis))
   ordered = lax.sort(sizes, is_stable=False)
   ends = [
     jnp.vectorize(
@@ -214,35 +246,27 @@ def _chances(rank, n, density, epsilon):
   return jnp.where(settled, jnp.clip(density, 0.0, 1.0), chance)
 
 
-def _high_enough(sizes, density, epsilon, numbers):
+def _high_enough(sizes, ordered, density, epsilon, numbers):
   """Where numbers in [0, STEPS) are below the steps of an element's chance.
 
   No element's rank is computed for that, which would sort pairs. A number keeps
   all elements from some rank on: an element is compared with the one of that
   rank in its row. Of equals an even number keeps all if it keeps the last, an
-  odd number if it keeps the first. Sizes (..., n) are not negative.
+  odd number if it keeps the first. Sizes (..., n) are bits, and `ordered` the
+  same with each row sorted.
   """
   n = sizes.shape[-1]
   steps = draws.steps(_chances(jnp.arange(n), n, density, epsilon))
   lowest = jnp.searchsorted(steps, jnp.arange(draws.STEPS), side='right')
   lowest = lowest.astype(jnp.int32)[numbers]
   odd = numbers & 1
-  ordinals = _ordinals(sizes)
   other = jnp.take_along_axis(
-    lax.sort(ordinals, is_stable=False),
+    ordered,
     jnp.clip(lowest - odd, 0, n - 1),
     axis=-1,
     mode='promise_in_bounds',
   )
-  return (lowest == 0) | ((lowest < n) & (other <= ordinals - odd))
-
-
-def _ordinals(sizes):
-  """I32 that order as sizes that are not negative: compared and sorted faster.
-
-  The order of floats has to decide on NaN and two zeros.
-  """
-  return lax.bitcast_convert_type(sizes, jnp.int32)
+  return (lowest == 0) | ((lowest < n) & (other <= sizes - odd))
 
 
 def _rows(values, axis):

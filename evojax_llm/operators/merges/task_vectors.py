@@ -16,7 +16,8 @@ Options:
 
 Arguments of all: parents (k, ...); base (...); weights, density, gamma and
 epsilon (k,), or () for all parents alike; lambda_ (); key () typed; axis, the
-one that runs along a row. All return (...) in the base's type.
+one that runs along a row. All return (...) in the base's type. `cuts` and
+`ordered` are what `sparsify` finds of the deltas, where they are known.
 """
 
 import jax.numpy as jnp
@@ -68,15 +69,19 @@ def task_arithmetic(parents, base, **rest):
   return _summed(base, tensors.deltas(parents, base), **rest)
 
 
-def ties(parents, base, *, density, rescale, **rest):
+def ties(parents, base, *, density, rescale, cuts=None, **rest):
   """The largest of each delta, with sign election (arXiv 2306.01708)."""
-  deltas = sparsify.magnitude(parents, base, density, rescale=rescale)
+  deltas = sparsify.magnitude(
+    parents, base, density, rescale=rescale, cuts=cuts
+  )
   return _elected(base, deltas, **rest)
 
 
-def magnitude_linear(parents, base, *, density, rescale, **rest):
+def magnitude_linear(parents, base, *, density, rescale, cuts=None, **rest):
   """The largest of each delta, summed (PEFT's magnitude_prune)."""
-  deltas = sparsify.magnitude(parents, base, density, rescale=rescale)
+  deltas = sparsify.magnitude(
+    parents, base, density, rescale=rescale, cuts=cuts
+  )
   return _summed(base, deltas, **rest)
 
 
@@ -93,32 +98,54 @@ def dare_ties(parents, base, *, key, density, rescale, **rest):
 
 
 def della_linear(
-  parents, base, *, key, axis, density, epsilon, rescale, **rest
+  parents, base, *, key, axis, density, epsilon, rescale, ordered=None, **rest
 ):
   """Elements drawn by rank within their row, summed (arXiv 2406.11617)."""
   deltas = sparsify.by_rank(
-    parents, base, density, epsilon, key, axis=axis, rescale=rescale
+    parents,
+    base,
+    density,
+    epsilon,
+    key,
+    axis=axis,
+    rescale=rescale,
+    ordered=ordered,
   )
   return _summed(base, deltas, **rest)
 
 
-def della(parents, base, *, key, axis, density, epsilon, rescale, **rest):
+def della(
+  parents, base, *, key, axis, density, epsilon, rescale, ordered=None, **rest
+):
   """Elements drawn by rank, with sign election (arXiv 2406.11617)."""
   deltas = sparsify.by_rank(
-    parents, base, density, epsilon, key, axis=axis, rescale=rescale
+    parents,
+    base,
+    density,
+    epsilon,
+    key,
+    axis=axis,
+    rescale=rescale,
+    ordered=ordered,
   )
   return _elected(base, deltas, **rest)
 
 
-def breadcrumbs(parents, base, *, density, gamma, rescale, **rest):
+def breadcrumbs(parents, base, *, density, gamma, rescale, cuts=None, **rest):
   """Neither the largest nor the smallest, summed (arXiv 2312.06795)."""
-  deltas = sparsify.middle(parents, base, density, gamma, rescale=rescale)
+  deltas = sparsify.middle(
+    parents, base, density, gamma, rescale=rescale, cuts=cuts
+  )
   return _summed(base, deltas, **rest)
 
 
-def breadcrumbs_ties(parents, base, *, density, gamma, rescale, **rest):
+def breadcrumbs_ties(
+  parents, base, *, density, gamma, rescale, cuts=None, **rest
+):
   """As `breadcrumbs`, with sign election."""
-  deltas = sparsify.middle(parents, base, density, gamma, rescale=rescale)
+  deltas = sparsify.middle(
+    parents, base, density, gamma, rescale=rescale, cuts=cuts
+  )
   return _elected(base, deltas, **rest)
 
 
