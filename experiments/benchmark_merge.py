@@ -11,6 +11,7 @@ the files that are read are in the page cache.
     --peer_python=.mergekit/bin/python --out=/tmp/merge_table
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
@@ -138,8 +139,8 @@ def measure(
   layers: int,
   width: int,
   repeats: int,
-) -> dict:
-  """Returns what each method's merges used, ours and the peer's in turns."""
+) -> Iterator[dict]:
+  """Yields what merges used so far, ours and the peer's in turns."""
   own = folder / f'{dtype}_{layers}x{width}'
   models = {name: str(own / name) for name in ('base', 'a', 'b')}
   for seed, path in enumerate(models.values()):
@@ -152,8 +153,11 @@ def measure(
         dtype=dtype,
         shards=_SHARDS,
       )
-  rows = {method: {'ours': [], 'mergekit': []} for method in methods}
+  size = sum(f.stat().st_size for f in pathlib.Path(models['a']).iterdir())
+  rows: dict[str, dict[str, list]] = {}
+  kind = {'dtype': dtype, 'bytes': size, 'layers': layers, 'methods': rows}
   out, path = folder / 'merged', folder / 'recipe.yaml'
+  shutil.rmtree(out, ignore_errors=True)
   ways = {
     'ours': [sys.executable, '-m', 'experiments.merge', f'--recipe={path}']
     + [f'--out={out}']
@@ -164,17 +168,16 @@ def measure(
   for _ in range(repeats):
     for method in methods:
       path.write_text(recipe(method, dtype, models))
+      row = rows.setdefault(method, {'ours': [], 'mergekit': []})
       for name, arguments in ways.items():
-        shutil.rmtree(out, ignore_errors=True)
         used = run_watched(arguments)
         say(
           f'{dtype} {method} {name}: {used[_SECONDS]:.1f} s, {used[_CPU]:.1f} '
           f'CPU s, {used[_RESIDENT] / 1e9:.2f} GB ({used[_OWN] / 1e9:.2f})'
         )
-        rows[method][name].append(used)
-  shutil.rmtree(out, ignore_errors=True)
-  size = sum(f.stat().st_size for f in pathlib.Path(models['a']).iterdir())
-  return {'dtype': dtype, 'bytes': size, 'layers': layers, 'methods': rows}
+        row[name].append(used)
+        shutil.rmtree(out, ignore_errors=True)
+      yield kind
 
 
 def markdown(result: dict) -> str:
@@ -236,22 +239,23 @@ def main(_: Sequence[str]) -> None:
     ),
     'dtypes': [],
   }
+  kinds = {}
   for dtype in _DTYPES.value:
-    result['dtypes'].append(
-      measure(
-        pathlib.Path(os.path.expanduser(_FOLDER.value)).absolute(),
-        dtype,
-        _METHODS.value,
-        _PEER_PYTHON.value,
-        layers=_LAYER_COUNT.value or _LAYERS[dtype],
-        width=_WIDTH.value,
-        repeats=_REPEATS.value,
-      )
-    )
-    text = markdown(result)
-    # After each type, so that a run that is stopped leaves what it has.
-    if _OUT.value:
-      tables.write(result, text, _OUT.value)
+    for kind in measure(
+      pathlib.Path(os.path.expanduser(_FOLDER.value)).absolute(),
+      dtype,
+      _METHODS.value,
+      _PEER_PYTHON.value,
+      layers=_LAYER_COUNT.value or _LAYERS[dtype],
+      width=_WIDTH.value,
+      repeats=_REPEATS.value,
+    ):
+      # After each merge, so that a run that is stopped leaves what it has.
+      kinds[dtype] = kind
+      result['dtypes'] = list(kinds.values())
+      text = markdown(result)
+      if _OUT.value:
+        tables.write(result, text, _OUT.value)
   print(text)
 
 

@@ -14,8 +14,9 @@ def define() -> None:
   flags.DEFINE_string(
     'config',
     systems.DEFAULT,
-    'Settings: a preset by name, a Python file with get_config, or the '
-    'config.json of a run. Each can be changed: --config.NAME=VALUE.',
+    'Settings: a preset by name, a Python file with get_config, a YAML file of '
+    'mergekit-evolve, or the config.json of a run. Each can be changed: '
+    '--config.NAME=VALUE.',
   )
   define_changes()
 
@@ -50,7 +51,7 @@ def load(source: str | None = None) -> config_dict.ConfigDict:
   source = source or flags.FLAGS.config
   config = systems.load(source)
   held = fields.flat(config)
-  of_data = source.endswith('.json')
+  of_data = source.endswith(('.json', '.yml', '.yaml'))
   if of_data:
     config.allow_code = False  # That is for the command line to say.
   for change in flags.FLAGS.setting:

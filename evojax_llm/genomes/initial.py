@@ -343,6 +343,11 @@ def _average(draw: Draw) -> list[Row]:
   return [dataclasses.replace(row, operator='average')]
 
 
+def _averages(draw: Draw) -> list[Row]:
+  """The experts' mean, as often as there are members left."""
+  return _average(draw) * draw.missing
+
+
 def _zero(draw: Draw) -> list[Row]:
   """The base: the experts' mean A, which is theirs if they share it, and B 0.
 
@@ -396,6 +401,7 @@ RECIPES: dict[str, Callable[..., list[Row]]] = {
   'extrapolants': _between('extrapolants', 0.0, 2.0),
   'zero': _zero,
   'average': _average,
+  'averages': _averages,
   'scaled_average': _scaled_average,
   'noise': _noise,
   'uniform': _uniform,

@@ -64,7 +64,7 @@ class Genes:
   @property
   def allows_zero(self) -> bool:
     """Whether weights may all be zero."""
-    if self.options.weights in ('softmax', 'free'):
+    if self.options.weights in ('softmax', 'absolute', 'free'):
       return True
     return self._low[WEIGHTS] <= 0.0 <= self._high[WEIGHTS]
 
@@ -125,6 +125,8 @@ class Genes:
         value = value / jnp.where(total > 0.0, total, 1.0)
       elif kept == 'softmax':
         value = _softmax(value)
+      elif kept == 'absolute':
+        value = jnp.abs(value)
       values[name] = value
     method = jnp.argmax(genome[METHOD]) if METHOD in genome else 0
     seed = self.options.mask_seed

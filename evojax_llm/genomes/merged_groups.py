@@ -61,7 +61,7 @@ def make(text: str, layers: int, tree: Any) -> Groups:
   Raises:
     ValueError: a part is unknown or does not suit the model.
   """
-  depth, module = _parts(text)
+  depth, module = parts(text)
   names = {}
   for path, leaf in jax.tree.leaves_with_path(tree):
     layered = leaves.is_layered(path, leaves.LAYERS)
@@ -96,7 +96,7 @@ def make(text: str, layers: int, tree: Any) -> Groups:
   )
 
 
-def _parts(text: str) -> tuple[str, str]:
+def parts(text: str) -> tuple[str, str]:
   """The part that is of depth, and the one that is of modules."""
   depth, module = [], []
   for part in merged_options.names(text):
@@ -131,7 +131,7 @@ def _whole(part: str, least: int) -> int:
 
 def check(text: str) -> None:
   """Refuses a text that suits no model."""
-  depth, module = _parts(text)
+  depth, module = parts(text)
   if ':' in depth:
     _whole(depth, 2 if depth.startswith('knots') else 1)
   if module.startswith('filters') and not module.partition(':')[2].strip('/'):
@@ -140,7 +140,7 @@ def check(text: str) -> None:
 
 def check_depth(text: str, layers: int) -> None:
   """Refuses blocks of layers that do not divide a model's L."""
-  depth, _ = _parts(text)
+  depth, _ = parts(text)
   if depth.startswith('layers') and layers % _whole(depth, 1):
     sizes = [n for n in range(1, layers + 1) if not layers % n]
     raise ValueError(
@@ -173,7 +173,7 @@ def _by_module(part: str, names: Sequence[str]):
     return [''], dict.fromkeys(names, 0)
   kind, _, text = part.partition(':')
   if kind == 'class':
-    found = {name: _class(name) for name in names}
+    found = {name: module_of(name) for name in names}
   else:
     filters = [piece.strip() for piece in text.split('/') if piece.strip()]
     found = {
@@ -191,7 +191,7 @@ def _by_module(part: str, names: Sequence[str]):
 
 
 @functools.cache
-def _class(name: str) -> str:
+def module_of(name: str) -> str:
   """The module that a leaf belongs to: 'q_proj' of 'layers/.../q_proj/a'."""
   parts = name.split('/')
   return parts[-2] if len(parts) > 1 else parts[0]

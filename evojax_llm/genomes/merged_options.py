@@ -38,8 +38,9 @@ class MergedOptions:
   )
   weights: str = option(
     'bounds',
-    "kept in their 'bounds', on the 'simplex', by 'softmax', or 'free'",
-    choices=('bounds', 'simplex', 'softmax', 'free'),
+    "kept in their 'bounds', on the 'simplex', by 'softmax', 'absolute', or "
+    "'free'",
+    choices=('bounds', 'simplex', 'softmax', 'absolute', 'free'),
   )
   components: str = option(
     '', 'texts, one of which a tensor name has that is merged; the rest stays'

@@ -169,6 +169,7 @@ class RecipeSpace(space.Space):
         **{name: one.default for name, one in merge.options.items()},
         **self.genes.choices(merge),
       },
+      'grouped': self._told.groups,
       'on': self._told.on,
       'components': self._told.components,
     }

@@ -1,8 +1,9 @@
-"""What numpy finds on a CPU before a tensor is merged: cuts and sorted rows.
+"""What numpy finds on a CPU before a tensor is merged: cuts, masks by rank.
 
 There a partition is faster than the passes that find where the largest of a
 delta end, and nothing is compiled, which takes longer than both; rows are
-sorted faster, too. The same elements are kept, bit for bit.
+sorted faster, too, and block by block, so that little is held. The same
+elements are kept, bit for bit.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.operators.merges import sparsify
@@ -20,6 +22,8 @@ from evojax_llm.operators.operator import Merge
 
 _NONE = np.int32(0x7FFFFFFF)
 _CHUNK = 1 << 20
+# Elements of which rows are sorted at a time.
+_BLOCK = 1 << 22
 
 
 def find(
@@ -28,6 +32,7 @@ def find(
   base: np.ndarray | None,
   values: Mapping[str, np.ndarray],
   axis: int = -1,
+  key_data: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """Returns arguments of a merge that it would else find itself.
 
@@ -37,19 +42,21 @@ def find(
     base: likewise.
     values: the numbers of the merge.
     axis: the one that runs along a row.
+    key_data: of the key, two words.
   """
   known = merge.signature
-  if base is None or not {'cuts', 'ordered'} & known.keys():
+  if base is None or not {'cuts', 'masks'} & known.keys():
     return {}
-  if 'ordered' in known:
-    sizes = [np.atleast_1d(_size_bits(x, base)) for x in parents]
-    return {'ordered': [np.sort(np.moveaxis(x, axis, -1)) for x in sizes]}
-  given = [
+  density, more = (
     values.get(name, merge.parameters[name].default)
-    for name in ('density', 'gamma')
     if name in merge.parameters
-  ]
-  ranks = _ranks(len(parents), base.size, *given)
+    else None
+    for name in ('density', 'epsilon' if 'masks' in known else 'gamma')
+  )
+  if 'masks' in known:
+    given = density, more, key_data
+    return {'masks': _masks([*parents, base], given, axis)}
+  ranks = _ranks(len(parents), base.size, density, more)
   return {
     'cuts': [
       _cuts(_size_bits(x, base), own)
@@ -58,9 +65,52 @@ def find(
   }
 
 
+def _masks(stored, given, axis):
+  """What della keeps of each parent, found in blocks of rows."""
+  base = stored[-1]
+  if axis != -1 or base.ndim < 2:
+    return [np.asarray(x) for x in _block_masks(stored, given, axis, 0)]
+  stored = [x.reshape(-1, x.shape[-1]) for x in stored]
+  rows, width = stored[-1].shape
+  step = min(rows, max(1, _BLOCK // width))
+  found = [np.empty((rows, width), bool) for _ in stored[1:]]
+  for first in range(0, rows, step):
+    block = [x[first : first + step] for x in stored]
+    short = step - len(block[-1])
+    if short:  # The last one; of another shape it would be another program's.
+      block = [np.pad(x, ((0, short), (0, 0))) for x in block]
+    made = _block_masks(block, given, axis, first * width)
+    for whole, part in zip(found, made, strict=True):
+      whole[first : first + step] = np.asarray(part)[: rows - first]
+  return [x.reshape(base.shape) for x in found]
+
+
+def _block_masks(block, given, axis, start):
+  sizes = [np.atleast_1d(_size_bits(x, block[-1])) for x in block[:-1]]
+  ordered = [np.sort(np.moveaxis(x, axis, -1)) for x in sizes]
+  start = np.uint32(start % 2**32)
+  return _rank_masks(block, *given, ordered, start, axis)
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _rank_masks(block, density, epsilon, key_data, ordered, start, axis):
+  *parents, base = (x.astype(jnp.float32) for x in block)
+  key = jax.random.wrap_key_data(key_data, impl='threefry2x32')
+  return sparsify.rank_masks(
+    jnp.stack(parents),
+    base,
+    density,
+    epsilon,
+    key,
+    axis=axis,
+    ordered=ordered,
+    start=start,
+  )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _ranks(parents, size, *given):
-  return sparsify.ranks(parents, size, *given)
+def _ranks(parents, size, density, gamma):
+  return sparsify.ranks(parents, size, density, gamma)
 
 
 def _size_bits(parent, base):

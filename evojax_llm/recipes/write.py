@@ -198,7 +198,9 @@ def _start(
   base = read(output.base) if output.base else None
   found = {}
   if jax.default_backend() == 'cpu':
-    found = presort.find(merge, parents, base, values, options.get('axis', -1))
+    found = presort.find(
+      merge, parents, base, values, options.get('axis', -1), key
+    )
   return _merge(
     parents,
     base,

@@ -11,14 +11,20 @@ import yaml
 
 import evojax_llm
 from evojax_llm.models import folders
+from evojax_llm.recipes import masks
+from evojax_llm.recipes import yaml_merges
+from evojax_llm.recipes.yaml_merges import Unsaid
 
 FILE = 'mergekit.yaml'
 # A change that is off by a smaller share of it is what f32 rounds.
 _ROUNDING = 1e-4
 
 
-class Unsaid(ValueError):
-  """A member that no recipe of mergekit makes; says why."""
+class _Plain(yaml.SafeDumper):
+  """Without anchors: what stands twice is written twice."""
+
+  def ignore_aliases(self, data):
+    return True
 
 
 def write(
@@ -66,9 +72,18 @@ def member(
   named = [*(f'{own}+{_reference(one)}' for one in adapters)]
   named += [_reference(one) for one in models]
   names = folders.expert_names([*adapters, *models])
-  said = _linear(_weights(recipe), own, dict(zip(names, named, strict=True)))
+  experts = dict(zip(names, named, strict=True))
   head = f'# A member of a search by evojax_llm {evojax_llm.__version__}.\n'
-  return head + yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
+  if 'method' in recipe:
+    from evojax_llm.models import hub
+
+    config, _ = hub.load_config(base)
+    said = yaml_merges.said(recipe, config, own, experts)
+    if recipe.get('seed') is not None:
+      head += masks.comment(recipe['seed'])
+  else:
+    said = _linear(_weights(recipe), own, experts)
+  return head + yaml.dump(said, None, _Plain, sort_keys=False)
 
 
 def _reference(folder: str | os.PathLike) -> str:

@@ -58,10 +58,7 @@ def parse(
   except (ValueError, OverflowError) as e:  # Of dates and endless numbers.
     raise error(f'{where}: not valid YAML: {str(e)[:200]}.') from None
   if not isinstance(value, dict):
-    raise error(
-      f'{where}: holds {kind(value)}; expected a mapping with merge_method and '
-      'models or slices.'
-    )
+    raise error(f'{where}: holds {kind(value)}; expected a mapping.')
   _check(value, where, error, '', 0, [0])
   return value
 

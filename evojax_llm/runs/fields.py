@@ -16,6 +16,7 @@ _CODE = re.compile(r'.*\.py(:\w+)?|(?!lm_eval:)[\w.]+:\w+')
 # Texts and folders, which are no names of code.
 _NO_NAMES = tuple('name model adapters experts system warm_start'.split())
 _NO_NAMES += ('format.prompt', 'format.instruction', 'format.stop')
+_NO_NAMES += ('merged.groups',)
 _BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 
 
@@ -31,14 +32,14 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def check_code(config: Mapping[str, Any], where: object) -> None:
-  """Refuses code that a configuration of a run folder names."""
+  """Refuses code that a configuration which is data names."""
   for name, value in flat(config).items():
     values = value if isinstance(value, list | tuple) else str(value).split(',')
     code = [text for text in map(str, values) if _CODE.fullmatch(text.strip())]
     if code and name not in _NO_NAMES:
       raise UserError(
-        f'{where}: config.{name} names code, {code[0]}. Code that a run folder '
-        'names is run only where that is allowed: do so if you trust it '
+        f'{where}: config.{name} names code, {code[0]}. Code that data names '
+        'is run only where that is allowed: do so if you trust it '
         f'({typed("allow_code")}).'
       )
 

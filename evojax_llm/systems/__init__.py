@@ -17,6 +17,7 @@ from evojax_llm import files
 from evojax_llm import lookup
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.systems import mergekit_evolve
 
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
@@ -35,14 +36,16 @@ def load(source: str) -> config_dict.ConfigDict:
 
   Args:
     source: a preset, 'genome_plus'; a system with or without a preset of it,
-      'genome:genome_plus'; a Python file with `get_config`, likewise; or, for
-      the same run again, its config.json.
+      'genome:genome_plus'; a Python file with `get_config`, likewise; a YAML
+      file of mergekit-evolve; or, for the same run again, its config.json.
 
   Raises:
     UserError: there is no such configuration, or it cannot be read.
   """
   if source.endswith('.json'):
     return _of_run(source)
+  if source.endswith(('.yml', '.yaml')):
+    return mergekit_evolve.read(source)
   name, colon, argument = source.partition(':')
   preset = source.split('+')[0]
   of_preset = [s for s in systems().values() if preset in s.PRESETS]

@@ -25,7 +25,7 @@ def test_every_way_merges_the_same_recipe(tmp_path):
   peer = tmp_path / 'mergekit-yaml'
   peer.write_text(f'#!{sys.executable}\nimport os, sys\nos.mkdir(sys.argv[2])')
   peer.chmod(0o755)
-  kind = benchmark_merge.measure(
+  (kind,) = benchmark_merge.measure(
     tmp_path,
     'bfloat16',
     ['passthrough'],

@@ -108,7 +108,9 @@ def test_genes_that_differ_may_stand_for_one_recipe():
     assert 0 <= int(decoded['seed']) < 1 << 16
 
 
-@pytest.mark.parametrize('kept', ['bounds', 'simplex', 'softmax', 'free'])
+@pytest.mark.parametrize(
+  'kept', ['bounds', 'simplex', 'softmax', 'absolute', 'free']
+)
 def test_weights_are_kept_where_they_belong(kept):
   space = make(weights=kept, evolve='weights', bounds='weights=0:2')
   genome = space.genes.full(0.0)
@@ -118,6 +120,7 @@ def test_weights_are_kept_where_they_belong(kept):
     'bounds': [0.0, 0.5, 2.0],
     'simplex': [0.0, 0.2, 0.8],
     'softmax': np.exp([-2.0, 0.5, 6.0]) / np.exp([-2.0, 0.5, 6.0]).sum(),
+    'absolute': [2.0, 0.5, 6.0],
     'free': [-2.0, 0.5, 6.0],
   }[kept]
   np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -18,10 +18,12 @@ from evojax_llm.recipes import write
     ('breadcrumbs', (6, 50), -1),
     ('della', (), -1),
     ('della', (6, 50), -2),
+    ('della', (7, 50), -1),
   ],
 )
 def test_a_merge_is_the_same_bit_for_bit(name, shape, axis, monkeypatch):
   monkeypatch.setattr(presort, '_CHUNK', 7)
+  monkeypatch.setattr(presort, '_BLOCK', 120)
   merge, rng = MERGES[name], np.random.default_rng(0)
   drawn = rng.normal(size=(3, *shape)).astype(ml_dtypes.bfloat16)
   # Equals everywhere, at zero as well.
@@ -38,14 +40,15 @@ def test_a_merge_is_the_same_bit_for_bit(name, shape, axis, monkeypatch):
     if density is None:  # By their defaults.
       values = {'weights': (0.6, 0.4)}
     values = {k: np.asarray(v, np.float32) for k, v in values.items()}
-    found = presort.find(merge, [one, two], base, values, axis)
-    assert found.keys() == {'ordered' if name == 'della' else 'cuts'}
+    key = np.arange(2, dtype=np.uint32) if merge.draws else None
+    found = presort.find(merge, [one, two], base, values, axis, key)
+    assert found.keys() == {'masks' if name == 'della' else 'cuts'}
     made = [
       write._merge(
         [one, two],
         base,
         given,
-        np.arange(2, dtype=np.uint32) if merge.draws else None,
+        key,
         merge=name,
         options=tuple(options.items()),
         out=jnp.dtype(np.float32),

@@ -48,10 +48,16 @@ def flat_indices(shape: tuple[int, ...], dtype=jnp.uint32) -> jax.Array:
 
 
 def decisions(
-  key: jax.Array, shape: tuple[int, ...], models: int
+  key: jax.Array,
+  shape: tuple[int, ...],
+  models: int,
+  start: jax.Array | int = 0,
 ) -> list[jax.Array]:
-  """For each model, an i32 array of numbers uniform in [0, STEPS)."""
-  low, found = flat_indices(shape), []
+  """For each model, an i32 array of numbers uniform in [0, STEPS).
+
+  `start` is the index in its tensor of the first element, u32.
+  """
+  low, found = flat_indices(shape) + jnp.uint32(start), []
   for block in range(-(-models // _PER_BLOCK)):
     x, y = threefry(key, jnp.uint32(block), low)
     for word in (x, y):

@@ -129,32 +129,19 @@ def by_rank(
   *,
   axis: int = -1,
   rescale: str = 'l1',
-  ordered: Sequence[jax.Array] | None = None,
+  masks: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
   """By chance, the larger the likelier in its row (DELLA, arXiv 2406.11617).
 
   The chances are those of `keep_chances` to within 2^-16. 'density' divides
   each element by its own, as in the paper. epsilon is (k,), or () for all
-  alike. `ordered` are the bits of the sizes of each delta, its rows along the
-  last axis and each sorted, where they are known.
+  alike. `masks` are those of `rank_masks` where they are known.
   """
   deltas = tensors.deltas(parents, base)
   shares = tensors.each(density, len(parents))
   widths = tensors.each(epsilon, len(parents))
-  numbers = draws.decisions(key, base.shape, len(parents))
-  # Stored with rows side by side in memory, as they are made.
-  sizes = [thresholds.size_bits(_rows(delta, axis)) for delta in deltas]
-  if ordered is None:
-    ordered = [lax.sort(size, is_stable=False) for size in sizes]
-  masks = _stored(
-    [
-      _high_enough(size, order, share, width, _rows(n, axis))
-      for size, order, share, width, n in zip(
-        sizes, ordered, shares, widths, numbers, strict=True
-      )
-    ]
-  )
-  masks = [jnp.moveaxis(m, -1, axis).reshape(base.shape) for m in masks]
+  if masks is None:
+    masks = rank_masks(parents, base, density, epsilon, key, axis=axis)
   chances = shares
   if rescale == 'density':
     chances = [
@@ -162,6 +149,54 @@ def by_rank(
       for delta, share, width in zip(deltas, shares, widths, strict=True)
     ]
   return _kept(deltas, masks, chances, rescale)
+
+
+def rank_masks(
+  parents: jax.Array,
+  base: jax.Array,
+  density: jax.Array | float,
+  epsilon: jax.Array | float,
+  key: jax.Array,
+  *,
+  axis: int = -1,
+  ordered: Sequence[jax.Array] | None = None,
+  start: jax.Array | int = 0,
+) -> list[jax.Array]:
+  """Whether `by_rank` keeps each element, bool.
+
+  Args:
+    parents: (k, ...), or whole rows of them.
+    base: (...).
+    density: (k,) or ().
+    epsilon: (k,) or ().
+    key: of the tensor.
+    axis: the one that runs along a row.
+    ordered: the bits of the sizes of each delta, its rows along the last axis
+      and each sorted, where they are known.
+    start: the index in its tensor of the first element, u32.
+  """
+  numbers = draws.decisions(key, base.shape, len(parents), start)
+  # Stored with rows side by side in memory, as they are made.
+  sizes = [
+    thresholds.size_bits(_rows(delta, axis))
+    for delta in tensors.deltas(parents, base)
+  ]
+  if ordered is None:
+    ordered = [lax.sort(size, is_stable=False) for size in sizes]
+  masks = _stored(
+    [
+      _high_enough(size, order, share, width, _rows(n, axis))
+      for size, order, share, width, n in zip(
+        sizes,
+        ordered,
+        tensors.each(density, len(parents)),
+        tensors.each(epsilon, len(parents)),
+        numbers,
+        strict=True,
+      )
+    ]
+  )
+  return [jnp.moveaxis(m, -1, axis).reshape(base.shape) for m in masks]
 
 
 def _cuts(parents, base, ranks):

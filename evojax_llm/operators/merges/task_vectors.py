@@ -17,7 +17,7 @@ Options:
 Arguments of all: parents (k, ...); base (...); weights, density, gamma and
 epsilon (k,), or () for all parents alike; lambda_ (); key () typed; axis, the
 one that runs along a row. All return (...) in the base's type. `cuts` and
-`ordered` are what `sparsify` finds of the deltas, where they are known.
+`masks` are what `sparsify` finds of the deltas, where they are known.
 """
 
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def dare_ties(parents, base, *, key, density, rescale, **rest):
 
 
 def della_linear(
-  parents, base, *, key, axis, density, epsilon, rescale, ordered=None, **rest
+  parents, base, *, key, axis, density, epsilon, rescale, masks=None, **rest
 ):
   """Elements drawn by rank within their row, summed (arXiv 2406.11617)."""
   deltas = sparsify.by_rank(
@@ -109,13 +109,13 @@ def della_linear(
     key,
     axis=axis,
     rescale=rescale,
-    ordered=ordered,
+    masks=masks,
   )
   return _summed(base, deltas, **rest)
 
 
 def della(
-  parents, base, *, key, axis, density, epsilon, rescale, ordered=None, **rest
+  parents, base, *, key, axis, density, epsilon, rescale, masks=None, **rest
 ):
   """Elements drawn by rank, with sign election (arXiv 2406.11617)."""
   deltas = sparsify.by_rank(
@@ -126,7 +126,7 @@ def della(
     key,
     axis=axis,
     rescale=rescale,
-    ordered=ordered,
+    masks=masks,
   )
   return _elected(base, deltas, **rest)
 
