@@ -22,7 +22,7 @@ from absl import logging
 from evojax_llm import lookup
 from evojax_llm.runs import outputs
 from evojax_llm.runs.errors import UserError
-from evojax_llm.runs.errors import has_no_room
+from evojax_llm.runs.errors import cannot_write
 from evojax_llm.runs.errors import say
 
 _SMALL_MODEL_BYTES = 1 << 28
@@ -128,15 +128,15 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
       file=sys.stderr,
     )
   except OSError as error:
-    if not has_no_room(error):
+    if not cannot_write(error):
       raise
     # Of a copy that fails the second name is where it goes.
     where = error.filename2 or error.filename
     where = f' at {where}' if where else ''
     print(
       f'error: {error.strerror}{where}. Nothing that was complete is lost: '
-      'make room and give the same command again; with --workdir a run goes '
-      'on where it was.',
+      'make room, or see to the disk, and give the same command again; with '
+      '--workdir a run goes on where it was.',
       file=sys.stderr,
     )
   return 1

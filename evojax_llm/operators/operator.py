@@ -143,9 +143,16 @@ class Merge(Operator):
     """Merges parents (k, ...), or k in a list, and a base (...) into one.
 
     Parameters and options that are not given have their defaults.
+
+    Raises:
+      ValueError: a number or numpy array is out of a parameter's range.
     """
     if isinstance(parents, (list, tuple)):
       parents = stack.stack(parents)
+    for name, value in given.items():
+      # Arrays of a device are left alone: to look at them is to wait for them.
+      if name in self.parameters and not isinstance(value, jax.Array):
+        self.parameters[name].check_known(value, self.name)
     values = {option.name: option.default for option in self.takes}
     if self.by_row:
       values['axis'] = -1

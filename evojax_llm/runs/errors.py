@@ -4,7 +4,13 @@ import contextlib
 import errno
 import sys
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EIO,
+  errno.ESTALE,
+)
 
 
 class UserError(ValueError):
@@ -19,21 +25,21 @@ class InUseError(CheckpointError):
   """A folder that another process works in."""
 
 
-def has_no_room(error: BaseException) -> bool:
-  """Returns whether an error is that of a full disk or of a used-up quota."""
-  return isinstance(error, OSError) and error.errno in _NO_ROOM
+def cannot_write(error: BaseException) -> bool:
+  """Returns whether an error is that of a disk that is full, or fails."""
+  return isinstance(error, OSError) and error.errno in _DISK
 
 
 @contextlib.contextmanager
 def as_user_error(*kinds: type[Exception], what: str = ''):
   """Turns errors of these kinds into `UserError`, `what` in front.
 
-  Not those of a full disk, of which a program says what to do.
+  Not those of a disk, of which a program says what to do.
   """
   try:
     yield
   except kinds as error:
-    if isinstance(error, UserError) or has_no_room(error):
+    if isinstance(error, UserError) or cannot_write(error):
       raise
     raise UserError(f'{what}: {error}' if what else str(error)) from error
 

@@ -34,7 +34,7 @@ def prepare(out: pathlib.Path, inputs: Iterable[str | os.PathLike]) -> None:
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    if errors.has_no_room(error):
+    if errors.cannot_write(error):
       raise
     raise errors.UserError(
       f'--out={out} cannot be written: {error.strerror}: {error.filename}.'

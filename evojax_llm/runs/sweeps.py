@@ -294,7 +294,7 @@ def _run(
     runner.run_prepared(prepared, folder, share=_scored(path, trial, known))
     (folder / _ERROR).unlink(missing_ok=True)
   except Exception as error:  # pylint: disable=broad-exception-caught
-    if errors.has_no_room(error):
+    if errors.cannot_write(error):
       raise
     if isinstance(error, errors.InUseError):
       errors.say(f'{trial.name} is run by another process')

@@ -108,6 +108,13 @@ def test_refuses(method, base, given, word):
     layered.genome(method, TWO, base, **given)
 
 
+@pytest.mark.parametrize('value', [1.5, np.float32([0.5, -1.0]), NAN])
+def test_a_direct_call_refuses_values_out_of_range(value):
+  pair = np.ones((2, 3), np.float32)
+  with pytest.raises(ValueError, match='density'):
+    registry.MERGES['ties'](pair, pair[0], density=value)
+
+
 def test_refuses_a_base_of_another_shape_or_type():
   with pytest.raises(ValueError, match='coefficients: the base is float32'):
     layered.genome('ties', TWO, {**BASE, 'coefficients': jnp.zeros(5)})
