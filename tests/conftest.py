@@ -1,5 +1,6 @@
 """What every test runs under, and the fixtures that several packages share."""
 
+from importlib import metadata
 import os
 import pathlib
 
@@ -12,6 +13,13 @@ os.environ['JAX_NUMPY_DTYPE_PROMOTION'] = 'strict'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'jax'))
 # Small programs as well: every run of every test compiles hundreds of them.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Most of the time goes into compiling programs that run once: LLVM's
+# optimisations are left out, and XLA's kernels come from its plain emitters.
+# XLA's own passes stay. A jaxlib that does not know the flag would end the
+# process.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+if metadata.version('jaxlib').startswith('0.10.'):
+  os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false'
 # No test may reach for the network.
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TRANSFORMERS_OFFLINE'] = '1'
@@ -30,32 +38,10 @@ from tests import tiny  # noqa: E402
 jax.config.update('jax_num_cpu_devices', 4)
 
 
-# Folders whose tests spend their time on compiling programs that run once; the
-# others run the pocket model, which is slow without optimisations.
-_COMPILED_ONCE = (
-  'engine',
-  'fitness',
-  'genomes',
-  'models',
-  'operators',
-  'pocket',
-  'population',
-  'strategies',
-  'tasks',
-)
-
-
 @pytest.fixture(scope='module', autouse=True)
-def forget_programs(request):
-  """Compiled programs of a file end with it: thousands of them fill memory.
-
-  Where compiling is most of the time, LLVM's optimisations are left out, which
-  halves it; XLA's own passes stay as they are.
-  """
-  folder = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
-  jax.config.update('jax_disable_most_optimizations', folder in _COMPILED_ONCE)
+def forget_programs():
+  """Compiled programs of a file end with it: thousands of them fill memory."""
   yield
-  jax.config.update('jax_disable_most_optimizations', False)
   jax.clear_caches()
 
 

@@ -1,9 +1,8 @@
 """Two generations of every preset leave the members that they left before.
 
 What is proposed, from which parents, by what operator and with what scores is
-compared with digests.json. The runs are small ones of the evolve program on the
-pocket stage `main`, and only their flags and their folders are read, so that
-anything behind them may be rebuilt.
+compared with digests.json. The runs are small ones on the pocket stage `main`;
+they share what they read, what they compile and the scores of the baselines.
 
 Last bits differ from one jax to another and may turn a greedy answer. Under
 another jax than the recorded one, only the initial population is compared.
@@ -30,7 +29,9 @@ import pytest
 from safetensors import numpy as safetensors
 
 from evojax_llm import systems
-from tests.experiments import runs
+from evojax_llm.engine import runtime
+from evojax_llm.runs import preparation
+from evojax_llm.runs import runner
 
 STORED = pathlib.Path(__file__).with_name('digests.json')
 RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
@@ -45,17 +46,6 @@ CHOSEN = {
 }
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14
-FLAGS = (
-  '--config.tasks=main',
-  '--config.strategy.generations=2',
-  '--config.dev_limit=10',
-  '--config.ensemble.size=0',
-  # Groups of one size, and as many test items: what scores them is compiled
-  # once, and not again for the test and for other populations.
-  '--config.test_limit=10',
-  '--config.execution.members_per_group=4',
-)
-
 
 PRESETS = [
   f'{system}:{name}'
@@ -64,17 +54,57 @@ PRESETS = [
 ]
 
 
-def flags(preset: str) -> list[str]:
-  """Flags of a short run of a preset, without --workdir."""
-  strategy = systems.load(preset).strategy
-  found = [f'--config={preset}', *FLAGS]
-  if strategy.population > MOST_MEMBERS:
-    found.append(f'--config.strategy.population={MOST_MEMBERS}')
+@pytest.fixture(scope='module', autouse=True)
+def models_are_optimised():
+  """Models run for long what they compile; strategies do not."""
+  compiled = runtime.Runtime.compiled
+
+  def optimised(self, *arguments, **options):
+    jax.config.update('jax_disable_most_optimizations', False)
+    try:
+      return compiled(self, *arguments, **options)
+    finally:
+      jax.config.update('jax_disable_most_optimizations', True)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runtime.Runtime, 'compiled', optimised)
+    yield
+
+
+@pytest.fixture(scope='module')
+def shared():
+  """What runs share, as the trials of a sweep do: see `run`."""
+  return {}, {}
+
+
+def run(preset: str, folder: pathlib.Path, shared) -> None:
+  """Makes a short run of a preset.
+
+  Args:
+    preset: system:name.
+    folder: of the run.
+    shared: what earlier runs have read and compiled, and by what they read
+      the folders of those that scored the baselines.
+  """
+  config = systems.load(preset)
+  config.tasks, config.ensemble.size = 'main', 0
+  # Groups of one size, and as many test items: what scores them is compiled
+  # once, and not again for the test and for other populations.
+  config.dev_limit = config.test_limit = 10
+  config.execution.members_per_group = 4
+  strategy = config.strategy
+  strategy.generations = 2
+  strategy.population = min(strategy.population, MOST_MEMBERS)
   if 'epochs' in strategy.options:
-    found.append('--config.strategy.options.epochs=5')
+    strategy.options.epochs = 5
   if strategy.options.get('members'):
-    found.append('--config.strategy.options.members=10')
-  return found
+    strategy.options.members = 10
+  # The mixes of these experts are the same ones in every space.
+  cache, scored = shared
+  prepared = preparation.prepare(config, cache=cache)
+  key = preparation.data_key(prepared.config, 'space')
+  runner.run_prepared(prepared, folder, share=scored.get(key))
+  scored.setdefault(key, folder)
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
@@ -189,7 +219,7 @@ def first_difference(
 
 
 @pytest.mark.parametrize('preset', PRESETS)
-def test_a_preset_leaves_the_members_of_before(preset, tmp_path):
+def test_a_preset_leaves_the_members_of_before(preset, shared, tmp_path):
   how = (
     f'If that is meant: {RECORD}=1 pytest -n0 '
     f"tests/experiments/{pathlib.Path(__file__).name} -k '[{preset}]'"
@@ -199,7 +229,7 @@ def test_a_preset_leaves_the_members_of_before(preset, tmp_path):
   if known is None and not recording:
     pytest.fail(f'{preset} has no digest. {how}', pytrace=False)
   folder = tmp_path / 'run'
-  assert runs.evolve(flags(preset), folder) is None
+  run(preset, folder, shared)
   found = digest(folder)
   if recording:
     record(preset, found)

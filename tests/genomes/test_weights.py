@@ -12,6 +12,7 @@ from evojax_llm.genomes import initial
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import load_base
+from evojax_llm.genomes.space import make_space
 from evojax_llm.genomes.weights import WeightSpace
 from evojax_llm.models import expression
 from evojax_llm.models import peft
@@ -107,6 +108,23 @@ def test_changes_of_adapters_are_products_in_f32(models):
   drawn = kernel(jax.jit(space.sample)(key))
   mixed = kernel(space.mix(np.asarray(mix * mass, float)[None], np.ones(1)))
   np.testing.assert_allclose(drawn, mixed[0], rtol=2**-7, atol=1e-3)
+
+
+def test_recipes_are_of_adapters_and_models_together(
+  tiny_gemma_folder, tiny_adapter_folders, tmp_path
+):
+  base, adapters = tiny_gemma_folder(), tiny_adapter_folders(2)
+  with_all = WeightSpace.from_files(base, adapters)
+  tuned = with_all.export(stack.take(with_all.experts(), 1), tmp_path / 'tuned')
+  given = {'method': 'task_arithmetic', 'evolve': 'weights', 'on': 'weights'}
+  space = make_space('merged', base, adapters[:1], [tuned], **given)
+  assert space.names == space.plain.names and len(set(space.names)) == 2
+  weights, ones = np.array([[0.5, 0.25]]), np.ones(1)
+  member = space.express(stack.take(space.mix(weights, ones), 0)).params
+  expected = stack.take(with_all.mix(weights, ones), 0)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), member, expected
+  )
 
 
 def test_adapters_and_models_are_experts_of_one_space(

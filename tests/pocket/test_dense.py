@@ -52,6 +52,13 @@ def test_an_extracted_adapter_scores_as_the_model_does(tmp_path, capsys):
   'settings',
   [
     ['--config=genome_plus', '--config.space=weights'],
+    [
+      '--config=cma_es',
+      '--config.space=merged',
+      '--config.merged.on=weights',
+      '--config.merged.method=task_arithmetic',
+      '--config.merged.evolve=weights',
+    ],
   ],
 )
 def test_a_search_over_dense_experts_exports_what_it_scored(settings, tmp_path):

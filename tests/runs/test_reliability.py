@@ -1,6 +1,7 @@
 """What may happen to a run, and that nothing is lost by it."""
 
 import errno
+import functools
 import pathlib
 import resource
 import subprocess
@@ -16,68 +17,72 @@ from evojax_llm.models import peft
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import plots
+from evojax_llm.runs import preparation
 from evojax_llm.runs import record
 from tests.experiments import runs
 
-# Ends the process, as a pulled plug would, behind the n-th part of a name.
+# Starts the same run again and again, each time in a process of its own that
+# ends, as a pulled plug would, behind the n-th part of a name. What is imported
+# is so once; the device is first asked for in those processes.
 _DYING = """
-import contextlib, os, runpy, sys
-from evojax_llm.runs import progress
+import contextlib, os, sys
+from experiments import evolve
+from evojax_llm.commands import command
+from evojax_llm.runs import final_table, preparation, progress, runner
 
-part, left = sys.argv.pop(1), int(sys.argv.pop(1))
 phase = progress.Stopwatch.phase
 
-@contextlib.contextmanager
-def dying(self, name):
-  global left
-  with phase(self, name):
-    yield
-  if name == part:
-    left -= 1
-    if not left:
-      os._exit(9)
+def die_after(part, left):
+  @contextlib.contextmanager
+  def dying(self, name):
+    nonlocal left
+    with phase(self, name):
+      yield
+    if name == part:
+      left -= 1
+      if not left:
+        os._exit(9)
 
-progress.Stopwatch.phase = dying
-runpy.run_module('experiments.evolve', run_name='__main__')
+  progress.Stopwatch.phase = dying
+  os._exit(command.run(evolve.main, sys.argv) or 0)
+
+for part, count in ENDS:
+  child = os.fork()
+  if not child:
+    die_after(part, count)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def run_until(settings, folder, part='', count=0):
-  """Runs in a process of its own, up to the end of a part of a generation."""
-  return subprocess.run(
-    [sys.executable, '-c', _DYING, part, str(count), *settings]
-    + [f'--workdir={folder}'],
-    cwd=runs.ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    check=False,
-    timeout=900,
-  )
-
-
 def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
-  finished, settings, tmp_path
+  finished, settings, tmp_path, capsys, caplog
 ):
   folder = tmp_path / 'run'
-  for part, count in (
+  ends = (
     ('operators', 2),  # generation 1 was asked for, not scored
     ('score', 1),  # scored, not told
     ('operators', 2),  # told, neither written nor saved
     ('checkpoint', 2),  # generation 2 is being saved
-  ):
-    killed = run_until(settings, folder, part, count)
-    assert killed.returncode == 9, killed.stdout
-    assert not (folder / 'summary.json').exists()
+  )
+  code = _DYING.replace('ENDS', repr(ends))
+  killed = subprocess.run(
+    [sys.executable, '-c', code, *settings, f'--workdir={folder}'],
+    cwd=runs.ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=900,
+  )
+  assert killed.stdout.split() == ['9'] * len(ends), killed.stderr
+  assert not (folder / 'summary.json').exists()
   *_, before, newest = checkpoint.Checkpoints(
     folder / 'checkpoints'
   ).generations()
   files = (folder / 'checkpoints' / str(newest) / 'state').rglob('d/*')
   max(files, key=lambda f: f.stat().st_size).write_bytes(b'nothing')
-  ended = run_until(settings, folder)
-  assert ended.returncode == 0, ended.stdout
-  assert f'generation {newest} is damaged' in ended.stdout
-  assert f'going on after generation {before}' in ended.stdout
+  assert runs.evolve(settings, folder) is None
+  assert f'generation {newest} is damaged' in caplog.text
+  assert f'going on after generation {before}' in capsys.readouterr().err
   assert runs.result(folder) == runs.result(finished[0])
 
 
@@ -109,6 +114,9 @@ def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
   finished, settings, tmp_path, monkeypatch, capsys
 ):
   folder = tmp_path / 'run'
+  # Read and compiled once; a run that goes on in another process is above.
+  prepare = functools.partial(preparation.prepare, cache={})
+  monkeypatch.setattr(preparation, 'prepare', prepare)
 
   def write_text(path, text):
     _full(path.with_name(path.name + '.part'))
