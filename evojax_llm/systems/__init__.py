@@ -17,7 +17,6 @@ from evojax_llm import files
 from evojax_llm import lookup
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.run_config import RunConfig
-from evojax_llm.systems import mergekit_evolve
 
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
@@ -45,6 +44,9 @@ def load(source: str) -> config_dict.ConfigDict:
   if source.endswith('.json'):
     return _of_run(source)
   if source.endswith(('.yml', '.yaml')):
+    # Not at import: it loads jax, which help need not wait for.
+    from evojax_llm.systems import mergekit_evolve
+
     return mergekit_evolve.read(source)
   name, colon, argument = source.partition(':')
   preset = source.split('+')[0]
