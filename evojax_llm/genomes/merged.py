@@ -94,7 +94,7 @@ class MergedSpace(merged_recipes.RecipeSpace):
 
   def _factors(self, genome, held):
     base = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), held)
-    merged = self.carried_out(self.genes.decode(genome), held, base)
+    merged = self.carried_out(genome, held, base)
     merged = self._or_base(genome, merged, base)
     return merged_recipes.filled(merged, self._plain.base())
 

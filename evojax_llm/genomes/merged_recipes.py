@@ -208,7 +208,7 @@ class RecipeSpace(space.Space):
 
   @functools.cached_property
   def carried_out(self) -> Any:
-    """Merges, as f(decoded, experts (N, ...), base), what a recipe says.
+    """Merges, as f(genome, experts (N, ...), base), what a recipe says.
 
     Members are merged one after another, wherever they are mapped over: in a
     program of any number of them one comes out with the same bits, and there is
@@ -218,13 +218,14 @@ class RecipeSpace(space.Space):
     @jax.jit
     @jax.custom_batching.sequential_vmap
     def run(*given):
-      given = jax.lax.optimization_barrier(given)
+      genome, *held = jax.lax.optimization_barrier(given)
+      decoded = jax.lax.optimization_barrier(self.genes.decode(genome))
       branches = [
         functools.partial(self._merged, merge) for merge in self.genes.merges
       ]
       if len(branches) == 1:
-        return jax.lax.optimization_barrier(branches[0](*given))
-      merged = jax.lax.switch(given[0][METHOD], branches, *given)
+        return jax.lax.optimization_barrier(branches[0](decoded, *held))
+      merged = jax.lax.switch(decoded[METHOD], branches, decoded, *held)
       return jax.lax.optimization_barrier(merged)
 
     return run

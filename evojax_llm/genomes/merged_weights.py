@@ -84,7 +84,7 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
   ) -> expression.Weights:
     """Returns the merged model; `held` is that of the space by default."""
     experts, base = self.held if held is None else held
-    merged = self.carried_out(self.genes.decode(genome), experts, base)
+    merged = self.carried_out(genome, experts, base)
     merged = self._or_base(genome, merged, base)
     return expression.Weights(merged_recipes.filled(merged, self._model.params))
 

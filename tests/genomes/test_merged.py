@@ -82,8 +82,16 @@ CHOICES = (
 )
 
 
+@pytest.fixture
+def optimised():
+  """Programs as users have them; the others round otherwise in loops."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
 @pytest.mark.parametrize('given', CHOICES)
-def test_members_are_merged_alike_in_groups_of_any_size(given):
+def test_members_are_merged_alike_in_groups_of_any_size(given, optimised):
   space = make(**given)
   population = jax.vmap(space.sample)(jax.random.split(KEY, 3))
   together = jax.jit(jax.vmap(space.express))(population)
