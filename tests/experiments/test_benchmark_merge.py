@@ -6,11 +6,17 @@ import sys
 import pytest
 
 from evojax_llm.commands.command import UserError
-from experiments import benchmark_merge
 from experiments.benchmarks import random_llama
+from tests.experiments import running
 
 
-def test_a_process_is_watched():
+@pytest.fixture(scope='module')
+def benchmark_merge():
+  with running.fresh_program('experiments.benchmark_merge') as program:
+    yield program
+
+
+def test_a_process_is_watched(benchmark_merge):
   used = benchmark_merge.run_watched(
     [sys.executable, '-c', 'x = bytearray(10**8); import time; time.sleep(0.1)']
   )
@@ -20,7 +26,7 @@ def test_a_process_is_watched():
     benchmark_merge.run_watched([sys.executable, '-c', 'exit("no such thing")'])
 
 
-def test_every_way_merges_the_same_recipe(tmp_path):
+def test_every_way_merges_the_same_recipe(benchmark_merge, tmp_path):
   """A python beside which a program answers as mergekit-yaml would."""
   peer = tmp_path / 'mergekit-yaml'
   peer.write_text(f'#!{sys.executable}\nimport os, sys\nos.mkdir(sys.argv[2])')
@@ -46,7 +52,7 @@ def test_every_way_merges_the_same_recipe(tmp_path):
   assert not os.path.exists(tmp_path / 'merged')
 
 
-def test_the_table_compares():
+def test_the_table_compares(benchmark_merge):
   def used(seconds, resident):
     return {'seconds': seconds, 'cpu': 9.0, 'resident': resident, 'own': 1e8}
 
