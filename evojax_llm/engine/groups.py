@@ -94,21 +94,19 @@ def first_of_each(
   if not hasattr(space, 'decoded') or not len(indices):
     return None
 
-  def run(population, index):
-    group = jax.tree.map(lambda leaf: leaf[index], population)
-    return jax.vmap(space.decoded)(group)
-
-  arguments = population, np.asarray(indices, np.int32)
+  # Of all members, so that one program serves any number of indices.
   name = ('decoded', id(space))
-  program = runtime.compiled(name, run, *arguments, keep=space)
-  found = jax.tree.leaves(jax.device_get(program(*arguments)))
+  program = runtime.compiled(
+    name, jax.vmap(space.decoded), population, keep=space
+  )
+  found = jax.tree.leaves(jax.device_get(program(population)))
   slots: dict[bytes, int] = {}
   first, same = [], []
-  for i in range(len(indices)):
-    row = b''.join(leaf[i].tobytes() for leaf in found)
+  for position, member in enumerate(indices):
+    row = b''.join(leaf[member].tobytes() for leaf in found)
     if row not in slots:
       slots[row] = len(first)
-      first.append(i)
+      first.append(position)
     same.append(slots[row])
   if len(first) == len(indices):
     return None
