@@ -57,7 +57,7 @@ def read(path: pathlib.Path) -> Any:
   if not path.exists() and not path.is_symlink():
     there = [p for p in path.parent.glob('*') if ending(p) in ENDINGS]
     by_stem = {stem(p): p for p in there}
-    # Not by the endings, which are the same of files that nobody meant.
+    # Not by the endings, which are the same of files that were not meant.
     near = difflib.get_close_matches(stem(path), by_stem, n=1, cutoff=0.7)
     meant = f' Did you mean {by_stem[near[0]]}?' if near else ''
     raise TaskError(f'{path}: no such file.{meant}')
