@@ -188,7 +188,7 @@ def _rewritten(path, change):
     (lambda b: b.replace(b'token_embd', b'token_embe'), 'no gemma2 has'),
     (lambda b: b.replace(b'embedding_l', b'embedding_m'), 'has no gemma2.emb'),
     (lambda b: b.replace(b'ggml.tokens', b'ggml.tokenz'), 'has no tokenizer'),
-    (lambda b: b.replace(b'\x05\0\0\0\0\0\0\0llama', b'\x05\0\0\0\0\0\0\0llamb'),
+    (lambda b: b.replace(b'\0llama', b'\0llamb'),
      "tokenizer.ggml.model is 'llamb'"),
   ],
 )  # fmt: skip
