@@ -100,6 +100,8 @@ class Strategy(abc.ABC):
     personal: whether the memory holds personal bests.
     can_rescore: whether members can be scored again on other items.
     sees: which of the scores it needs, one of SEES.
+    ends_in_front: whether a run ends with a front, of which a rule chooses; the
+      state then has `reference`, (K,) the worst of the first population.
     population_size: members of the initial population.
     capacity: P, slots for members; more than there are at first where the
       population grows.
@@ -110,13 +112,13 @@ class Strategy(abc.ABC):
       space for which it is made, else None.
     sharding: of population leaves, or None to leave it to the compiler.
     static: the class and what its programs are made from, hashable. Equal
-      strategies share programs; hyperparameters are arrays that these take.
-      One whose class is not named here, as of a subclass, is like no other.
+      strategies share programs; one whose class is not named here, as of a
+      subclass, is like no other.
   """
 
   declared: tuple[type, ...] = ()
   options: Any = None
-  personal = False
+  personal = ends_in_front = False
   can_rescore = True
   sees = 'fitness'
   layers: str | None = None
@@ -169,9 +171,8 @@ class Strategy(abc.ABC):
     return self.static, sizes, self.sharding, self.layers
 
   def __eq__(self, other: Any) -> bool:
-    return (
-      isinstance(other, Strategy) and self._made_from() == other._made_from()
-    )
+    same = isinstance(other, Strategy)
+    return same and self._made_from() == other._made_from()
 
   def __hash__(self) -> int:
     return hash(self._made_from())
