@@ -52,7 +52,7 @@ def made(tmp_path_factory, settings):
   folder = tmp_path_factory.mktemp('front')
   rows = [{'question': f'say {i}', 'answer': 'x'} for i in range(16)]
   splits = {'dev': rows[:10], 'test': rows[10:]}
-  form = {'kind': 'rouge', 'max_new_tokens': 3}
+  form = {'kind': 'rouge_l', 'max_new_tokens': 3}
   told = folder / 'told.json'
   told.write_text(json.dumps({**splits, 'format': form}))
   choice = runs.write_task(folder / 'choice.json', 12, 6)
