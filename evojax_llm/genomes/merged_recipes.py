@@ -31,7 +31,7 @@ class RecipeSpace(space.Space):
       them arguments of its program, and not constants in it.
   """
 
-  options = MergedOptions
+  options, learns = MergedOptions, False
   held: Any = None
 
   def _settle(
