@@ -200,7 +200,13 @@ class _Run:
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
       folder.members.append(
         record_rows.member_rows(
-          done, names, goals.tasks, origins, self.recipes, goals.further
+          done,
+          names,
+          goals.tasks,
+          origins,
+          self.recipes,
+          goals.further,
+          prepared.strategy.notes(state.strategy),
         )
       )
       row = record_rows.metrics_row(
