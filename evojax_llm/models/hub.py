@@ -65,12 +65,15 @@ class Model:
     folder: that it was loaded from; gives tokenizer, stored types and the name
       of the base to what is exported. None for a model without files.
     tokenizer: None if it was not asked for.
+    hops: most hops of members that are paths through its layers; None where
+      all members go through them in order.
   """
 
   config: GemmaConfig
   params: dict[str, Any]
   folder: str | os.PathLike | None = None
   tokenizer: Tokenizer | None = None
+  hops: int | None = None
 
 
 def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
