@@ -63,7 +63,7 @@ def express(
     population = jax.tree.map(lambda leaf: leaf[index], population)
     index = np.arange(size, dtype=np.int32)
 
-  held = getattr(space, 'held', None)
+  held = space.held
 
   def run(population, index, held):
     group = jax.tree.map(lambda leaf: leaf[index], population)
@@ -91,7 +91,7 @@ def first_of_each(
     same model, and (M,) which of those each member is as; None where all differ
     or the space does not tell.
   """
-  if not hasattr(space, 'decoded') or not len(indices):
+  if not space.decodes or not len(indices):
     return None
 
   # Of all members, so that one program serves any number of indices.

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.options import Option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
@@ -317,23 +318,19 @@ class _Loop(NamedTuple):
       EvolutionError: all failed, of members that are `alive`.
     """
     chosen = which[:left]
-    found = self.score(population, chosen)
-    fitness = _fitness(found, len(chosen))
-    own = not hasattr(found, 'fitness')
-    tasks = fitness[:, None] if own else found.task_scores
+    found = _evaluation(self.score(population, chosen), len(chosen))
     # What is infinite cannot be compared: a member has failed by it.
-    failed = ~np.isfinite(fitness)
-    reasons = [None] * len(chosen) if own else found.reasons
+    failed = ~np.isfinite(found.fitness)
     reasons = [
       (reason or 'its fitness is not finite') if bad else reason
-      for reason, bad in zip(reasons, failed, strict=True)
+      for reason, bad in zip(found.reasons, failed, strict=True)
     ]
     reasons += [SPENT] * (len(which) - len(chosen))
     if alive and failed.all():
       said = '; '.join(list(dict.fromkeys(map(str, reasons)))[:3])
       raise EvolutionError(
         f'None of the {len(which)} {alive} could be scored: {said}. '
-        + (_OWN if own else _ENGINE)
+        + (_ENGINE if found.tasks else _OWN)
       )
 
     def spread(values):
@@ -345,11 +342,10 @@ class _Loop(NamedTuple):
     if self.strategy.sees == 'items':
       values = [t.values if t.maximise else -t.values for t in found.tasks]
       items = spread(np.concatenate(values, axis=1))
-    fitness = spread(np.where(failed, np.float32(np.nan), fitness))
-    tasks = run_state.oriented(spread(tasks), self.maximise)
+    fitness = spread(np.where(failed, np.float32(np.nan), found.fitness))
+    tasks = run_state.oriented(spread(found.task_scores), self.maximise)
     scores = base.Scores(fitness, tasks, items)
-    models = getattr(found, 'distinct', None) or len(chosen)
-    return _Scored(scores, reasons, len(chosen), models)
+    return _Scored(scores, reasons, len(chosen), found.distinct or len(chosen))
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""
@@ -396,17 +392,17 @@ class _Scored(NamedTuple):
   models: int  # of which each counts as one evaluation
 
 
-def _fitness(found: Any, count: int) -> np.ndarray:
-  """Fitness (M,) of what was returned for M members."""
-  shape = ''
+def _evaluation(found: Any, count: int) -> Evaluation:
+  """Scores of M members; where they are fitness alone, it is their one task."""
+  shape, whole = '', found if isinstance(found, Evaluation) else None
   with contextlib.suppress(TypeError, ValueError):
     if found is not None:
-      of_members = getattr(found, 'fitness', None)
-      if of_members is None:
-        of_members = np.asarray(found, np.float32)
-      if np.shape(of_members) == (count,):
-        return np.asarray(of_members)
-      shape = f' of shape {np.shape(of_members)}'
+      if whole is None:
+        fitness = np.asarray(found, np.float32)
+        whole = Evaluation(fitness, fitness[..., None], [], [None] * count)
+      if np.shape(whole.fitness) == (count,):
+        return whole
+      shape = f' of shape {np.shape(whole.fitness)}'
   raise ValueError(
     f'Got {type(found).__name__}{shape} as the fitness of {count} members; '
     'expected one number each. Return a list with one for each index that '
