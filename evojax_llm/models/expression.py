@@ -135,6 +135,8 @@ def fold(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
     kernel; untouched leaves are shared.
   """
   match expression:
+    case Path():
+      raise TypeError('Got a path, which no parameters fold; see `alone`.')
     case LowRank(factors):
       return _at_maps(
         lambda node, pair: {'kernel': _add(node, pair['a'], pair['b'])},

@@ -117,6 +117,17 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
+  return config, load_params(folder, config, dtype, place, head)
+
+
+def load_params(
+  folder: str | os.PathLike,
+  config: GemmaConfig,
+  dtype: Any = jnp.float32,
+  place: Callable[[np.ndarray], Any] = jax.device_put,
+  head: bool = False,
+) -> dict[str, Any]:
+  """Loads the parameters of a configuration; see `load_checkpoint`."""
   params: dict[str, Any] = {}
   with open_model(folder, config, head) as files:
     for leaf in names.leaves(config):
@@ -125,7 +136,7 @@ def load_checkpoint(
       if leaf.path == ('embedder', 'embedding'):
         check_tied(files, array)
       put(params, leaf.path, place(array))
-  return config, params
+  return params
 
 
 def save_checkpoint(

@@ -52,7 +52,9 @@ class Tokenizer:
     """
     path = existing_folder(folder, 'a model folder with its tokenizer')
     # Also first, so that its faults are not taken for the tokenizer's.
-    config = load_config(path)[0] if (path / 'config.json').exists() else None
+    config = None
+    if (path / 'config.json').exists():
+      config, _ = load_config(path, path=(path / 'path.safetensors').exists())
     backend = _load(path)
     vocab_size = config.vocab_size if config else len(backend)
     ids = [backend.eos_token_id, backend.get_vocab().get(END_OF_TURN)]

@@ -31,7 +31,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'require_signal')
+_OF_SEARCH += ('merged', 'layer_path', 'require_signal')
 
 
 class WarmStart(NamedTuple):
@@ -95,9 +95,10 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
+    told = inputs_lib.space_options(self.config)
     return _kept(
       self.cache,
-      ('heldout', data_key(self.config), self.config.merged, self.files),
+      ('heldout', data_key(self.config), told, self.files),
       lambda: setup_lib.make_heldout(self.config, self.setup),
     )
 
@@ -122,7 +123,8 @@ def prepare(
   config = RunConfig.from_config(config)
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
-  key = data_key(config, 'dev_draw'), config.merged, files
+  told = inputs_lib.space_options(config)
+  key = data_key(config, 'dev_draw'), told, files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
