@@ -53,11 +53,15 @@ class Two:
     return config, {**self.a, 'layers': layers}
 
 
-@pytest.fixture(scope='module', params=MODELS, ids=str)
-def two(request, tmp_path_factory):
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  return make(tmp_path_factory, MODELS[0])
+
+
+def make(tmp_path_factory, case):
   root = tmp_path_factory.mktemp('m')
   folders = [
-    cases.write_model(root / name, dataclasses.replace(request.param, seed=i))
+    cases.write_model(root / name, dataclasses.replace(case, seed=i))
     for i, name in enumerate('ab')
   ]
   config, a = hub.load_checkpoint(folders[0])
@@ -99,8 +103,10 @@ def test_all_layers_are_a_then_b(two):
   np.testing.assert_array_equal(found, forward.logits(config, params, TOKENS))
 
 
-def test_a_path_is_a_model_with_a_layer_for_every_hop(two):
+@pytest.mark.parametrize('case', MODELS, ids=str)
+def test_a_path_is_a_model_with_a_layer_for_every_hop(case, tmp_path_factory):
   """Scales, of either sign, are folded into what each layer adds."""
+  two = make(tmp_path_factory, case)
   config, params = two.both
   hops, scales = [0, 4, 1, 1, 2], [1.0, 0.5, -1.5, 1.0, 2.0]
   for given in ([1.0] * 5, scales):
@@ -172,7 +178,7 @@ def test_a_scale_multiplies_what_enters_its_hop_alone(two):
   x = model.bind({'params': params}).embedder(TOKENS)
   for index, scale in zip(hops, scales, strict=True):
     own, kind = jax.tree.map(lambda x, i=index: x[i], (params['layers'], kinds))
-    (x, _), _ = transformer.Layer(config).apply(
+    (x, _), _ = jax.jit(transformer.Layer(config).apply)(
       {'params': own}, (x * scale, None), kind, tokens
     )
   hidden = model.bind({'params': params}).final_norm(x)
