@@ -191,18 +191,21 @@ class Gemma(nn.Module):
     hops: most hops of a member that is a path (see `expression.Path`), each of
       which has keys and values in the cache; None where all go through the
       layers in order.
+    remat: whether a gradient computes a layer's insides again, so that of each
+      only its input is kept.
   """
 
   config: GemmaConfig
   dtype: Any = jnp.float32
   unroll: int = 1
   hops: int | None = None
+  remat: bool = False
 
   def setup(self):
     c = self.config
     self.embedder = Embedder(c, self.dtype)
     self.layers = nn.scan(
-      Layer,
+      nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
       variable_axes={'params': 0, 'lora': 0, 'gates': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast),
