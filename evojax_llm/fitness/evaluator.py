@@ -302,6 +302,13 @@ class Evaluator:
     ]
     return dataclasses.replace(raced, tasks=tasks)
 
+  def apart(self) -> 'Evaluator':
+    """The same scores with a plan of its own, for members of another kind."""
+    other = copy.copy(self)
+    other._engine = Engine(self._runtime, self.tokenizer)
+    other._splits = {}
+    return other
+
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.
 
