@@ -38,10 +38,10 @@ from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.queues import pack_queues
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models import hub
-from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.config import Rope
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.expression import LowRank
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.rope import Rope
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.models.transformer import init_params
 from evojax_llm.population import sharding
 from experiments.benchmarks import tables
@@ -59,7 +59,7 @@ _SLOTS = flags.DEFINE_integer('slots', 32, 'Prompts in work at a time.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Timed repeats of each way.')
 _OUT = flags.DEFINE_string('out', None, 'Writes <out>.json.')
 
-_MID = GemmaConfig(
+_MID = ModelConfig(
   model_type='gemma2',
   vocab_size=8192,
   num_layers=12,
@@ -163,7 +163,7 @@ def measure() -> dict:
       whole,
     )
   ]
-  model = Gemma(config)
+  model = Transformer(config)
   params = jax.device_put(params, whole)
   ways = {}
   for name, queues in (('refilled', refilled), ('static', static)):

@@ -234,7 +234,7 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     return
   from evojax_llm.models.folders import existing_folder
 
-  folder = existing_folder(model, 'a Gemma folder')
+  folder = existing_folder(model, 'a model folder')
   weights = [*folder.glob('*.safetensors'), *folder.glob('*.gguf')]
   if sum(f.stat().st_size for f in weights if f.is_file()) > _SMALL_MODEL_BYTES:
     return

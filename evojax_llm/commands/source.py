@@ -96,7 +96,7 @@ def read() -> Source:
   if not run:
     from evojax_llm.models.folders import existing_folder
 
-    existing_folder(model, 'a Gemma folder')
+    existing_folder(model, 'a model folder')
     for folder in adapters:
       existing_folder(folder, 'a PEFT adapter folder')
     return Source(model, adapters, None, row, None)

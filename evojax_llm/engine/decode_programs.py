@@ -22,7 +22,7 @@ from evojax_llm.models.cache import as_prefix
 from evojax_llm.models.cache import init_cache
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.expression import alone
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import sharding
 
 _WHOLE = jax.sharding.PartitionSpec()
@@ -43,7 +43,7 @@ class DecodePrograms:
   def __init__(
     self,
     runtime: Runtime,
-    model: Gemma,
+    model: Transformer,
     params: Any,
     form: str,
     stop_ids: tuple[int, ...],

@@ -14,7 +14,7 @@ from evojax_llm.engine.decode_programs import DecodePrograms
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.expression import Expression
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.tasks import stop_strings as stops_lib
 
 # Where texts may end at a stop string, the host reads them this often; other
@@ -52,7 +52,12 @@ class Decoder:
   """
 
   def __init__(
-    self, runtime: Runtime, model: Gemma, params: Any, form: str, tokenizer: Any
+    self,
+    runtime: Runtime,
+    model: Transformer,
+    params: Any,
+    form: str,
+    tokenizer: Any,
   ):
     self._programs = DecodePrograms(
       runtime, model, params, form, tuple(tokenizer.stop_ids)

@@ -26,7 +26,7 @@ from evojax_llm.engine.packed_split import PackedSplit
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.models.expression import Weights
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import stack
 
 
@@ -235,11 +235,11 @@ class Engine:
       group // 2,
     )
 
-  def _model(self, space: Expressing) -> Gemma:
+  def _model(self, space: Expressing) -> Transformer:
     shared = space.model()
-    return Gemma(shared.config, self._runtime.dtype, hops=shared.hops)
+    return Transformer(shared.config, self._runtime.dtype, hops=shared.hops)
 
-  def _decoder(self, model: Gemma, params: Any) -> Decoder:
+  def _decoder(self, model: Transformer, params: Any) -> Decoder:
     key = (id(params), self.plan.form)
     if key not in self._decoders:
       self._decoders[key] = Decoder(

@@ -12,7 +12,7 @@ from evojax_llm.engine import forms
 from evojax_llm.engine import likelihood
 from evojax_llm.engine.plan import Plan
 from evojax_llm.engine.runtime import Runtime
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import sharding
 
 # A row that all models can read, long enough to be like the work to come.
@@ -23,7 +23,7 @@ _BATCHES = 2
 def choose(
   plans: Sequence[Plan],
   runtime: Runtime,
-  model: Gemma,
+  model: Transformer,
   params: Any,
   member: Any,
 ) -> Plan:
@@ -41,7 +41,7 @@ def choose(
 
 
 def _speed(
-  plan: Plan, runtime: Runtime, model: Gemma, params: Any, member: Any
+  plan: Plan, runtime: Runtime, model: Transformer, params: Any, member: Any
 ) -> float:
   """Returns tokens a second of the likelihood program in a plan's form."""
   mesh, axis = runtime.mesh, forms.member_axis(plan.form)

@@ -27,7 +27,7 @@ from evojax_llm.models.cache import Cache
 from evojax_llm.models.expression import alone
 from evojax_llm.models.expression import longest
 from evojax_llm.models.expression import variables
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import sharding
 
 FORMS = ('batched', 'folded')
@@ -51,7 +51,7 @@ def lay_out(form: str, expressed: Any) -> Any:
 def run_group(
   program: Callable,
   form: str,
-  model: Gemma,
+  model: Transformer,
   params: Any,
   members: Any,
   active: jax.Array,
@@ -93,14 +93,14 @@ def run_group(
 
 
 def batched_forward(
-  model: Gemma, params: Any, expressed: Any, members: int
+  model: Transformer, params: Any, expressed: Any, members: int
 ) -> Callable:
   """The forward pass of a group of P members in the batched form.
 
   Returns:
-    forward(tokens, positions, cache, until, prefix) of `Gemma`, with a leading
-      P but for `cache.index` and `until`; tokens without one are the same for
-      all members.
+    forward(tokens, positions, cache, until, prefix) of `Transformer`, with a
+      leading P but for `cache.index` and `until`; tokens without one are the
+      same for all members.
   """
   # The slot index is the same for all members and stays a scalar: mapped, it
   # would turn each cache write into a scatter.
@@ -123,7 +123,11 @@ def batched_forward(
 
 
 def group_program(
-  runtime: Runtime, program: Callable, form: str, model: Gemma, *arguments: Any
+  runtime: Runtime,
+  program: Callable,
+  form: str,
+  model: Transformer,
+  *arguments: Any,
 ) -> Callable:
   """Returns the compiled `run_group` of (params, members, active, batch).
 

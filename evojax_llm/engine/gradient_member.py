@@ -20,7 +20,7 @@ from evojax_llm.engine import likelihood
 from evojax_llm.engine.gradient_rows import Rows
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.models import expression
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.options import declared
 from evojax_llm.options import option
 
@@ -116,7 +116,7 @@ class Learner:
     self.settings, self.reads = settings, reads
     self._space, self._layers = space, config.num_layers
     self._modules = modules or config.linear_shapes()
-    self._model = Gemma(config, dtype, remat=True)
+    self._model = Transformer(config, dtype, remat=True)
 
   def begin(self, genome: Any, key: jax.Array, hyper: Any) -> Any:
     """Returns what is trained of a member, f32.

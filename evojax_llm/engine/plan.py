@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.models.cache import bytes_per_token
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.population import stack
 
 # Tokens of one program call: enough to keep the matrix units busy, few enough
@@ -183,7 +183,7 @@ def budget_of(budget, device):
 
 
 def choose_form(
-  config: GemmaConfig, platform: str, itemsize: int, generates: bool
+  config: ModelConfig, platform: str, itemsize: int, generates: bool
 ) -> tuple[str, bool]:
   """The execution form for a model on a platform, and whether that is clear.
 
@@ -200,7 +200,7 @@ def choose_form(
   return ('batched', True) if generates else ('folded', False)
 
 
-def layer_bytes(config: GemmaConfig) -> int:
+def layer_bytes(config: ModelConfig) -> int:
   """Returns bytes of a token that are alive at the worst point of a layer.
 
   Products accumulate in f32, whatever the type of the activations.
@@ -211,7 +211,7 @@ def layer_bytes(config: GemmaConfig) -> int:
 
 
 def make_plan(
-  config: GemmaConfig,
+  config: ModelConfig,
   *,
   members: int,
   base_bytes: int,

@@ -15,7 +15,7 @@ import numpy as np
 
 from evojax_llm.models.adapter_config import PeftConfig
 from evojax_llm.models.adapter_config import read_config
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
@@ -47,7 +47,7 @@ class Factors:
 
 
 def read_adapter(
-  folder: str | os.PathLike, config: GemmaConfig
+  folder: str | os.PathLike, config: ModelConfig
 ) -> dict[tuple[Module, int], Factors]:
   """Reads the factors of one adapter, by module and layer.
 
@@ -90,7 +90,7 @@ def read_adapter(
 
 
 def _stored_factors(
-  files: TensorFiles, config: GemmaConfig
+  files: TensorFiles, config: ModelConfig
 ) -> dict[str, dict[str, str]]:
   """Stored names of A and B by module; refuses all other tensors."""
   stored: dict[str, dict[str, str]] = {}
@@ -145,7 +145,7 @@ def _stored_factors(
 
 
 def _parse(
-  files: TensorFiles, module: str, config: GemmaConfig
+  files: TensorFiles, module: str, config: ModelConfig
 ) -> tuple[Module, int]:
   """(block, projection) and layer of a module's name."""
   match = _MODULE.match(module)
@@ -169,7 +169,7 @@ def _check_modules(
   files: TensorFiles,
   peft: PeftConfig,
   modules: Sequence[str],
-  config: GemmaConfig,
+  config: ModelConfig,
 ) -> None:
   """Refuses tensors of other modules than adapter_config.json names."""
   prefixes = {_MODULE.match(m)['prefix'] for m in modules}

@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 
 
 @flax.struct.dataclass
@@ -45,7 +45,7 @@ class Prefix:
 
 
 def init_cache(
-  config: GemmaConfig,
+  config: ModelConfig,
   batch: int,
   length: int,
   dtype=jnp.float32,
@@ -66,7 +66,7 @@ def init_cache(
 
 
 def bytes_per_token(
-  config: GemmaConfig, dtype=jnp.float32, hops: int | None = None
+  config: ModelConfig, dtype=jnp.float32, hops: int | None = None
 ) -> int:
   """Returns the bytes that one token of one row takes in the cache."""
   width = config.num_kv_heads * config.head_dim

@@ -14,12 +14,12 @@ import numpy as np
 
 from evojax_llm.models import hub
 from evojax_llm.models.config import MODEL_FOLDER
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.names import HEAD
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 
 
 class Classifier:
@@ -33,11 +33,11 @@ class Classifier:
   """
 
   def __init__(
-    self, config: GemmaConfig, params: Any, head: np.ndarray, dtype: Any
+    self, config: ModelConfig, params: Any, head: np.ndarray, dtype: Any
   ):
     self.config, self.params = config, params
     self.head, self.labels = jnp.asarray(head, jnp.float32), len(head)
-    self._model = Gemma(config, dtype)
+    self._model = Transformer(config, dtype)
 
   def logits(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Returns logits (B, labels) f32 at the last token of each row.

@@ -139,17 +139,18 @@ def fold(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
       raise TypeError('Got a path, which no parameters fold; see `alone`.')
     case LowRank(factors):
       return _at_maps(
-        lambda node, pair: {'kernel': _add(node, pair['a'], pair['b'])},
+        lambda node, pair: _with_kernel(node, _add(node, pair['a'], pair['b'])),
         params,
         factors,
       )
     case Gates(gates):
       return _at_maps(
-        lambda node, gate: {
-          'kernel': _add(
+        lambda node, gate: _with_kernel(
+          node,
+          _add(
             node, node['a'].astype(jnp.float32) * gate[..., None, :], node['b']
-          )
-        },
+          ),
+        ),
         params,
         gates,
       )
@@ -253,6 +254,11 @@ def _at_maps(change, params, tree):
     name: _at_maps(change, node, tree[name]) if name in tree else node
     for name, node in params.items()
   }
+
+
+def _with_kernel(params: dict[str, Any], kernel: jax.Array) -> dict[str, Any]:
+  """A linear map with another kernel; nothing else stays but its bias."""
+  return {'kernel': kernel} | {k: v for k, v in params.items() if k == 'bias'}
 
 
 def _add(params: dict[str, jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evojax_llm.models.config import rope_fields
+from evojax_llm.models.config_json import rope_fields
 from evojax_llm.models.errors import ModelError
 
 _OUTER = {

@@ -19,9 +19,9 @@ import numpy as np
 
 from evojax_llm.models import names
 from evojax_llm.models.config import MODEL_FOLDER
-from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.config import load_config
-from evojax_llm.models.config import rope_fields
+from evojax_llm.models.config import ModelConfig
+from evojax_llm.models.config_json import load_config
+from evojax_llm.models.config_json import rope_fields
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
@@ -70,7 +70,7 @@ class Model:
       all members go through them in order.
   """
 
-  config: GemmaConfig
+  config: ModelConfig
   params: dict[str, Any]
   folder: str | os.PathLike | None = None
   tokenizer: Tokenizer | None = None
@@ -97,7 +97,7 @@ def load_checkpoint(
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
-) -> tuple[GemmaConfig, dict[str, Any]]:
+) -> tuple[ModelConfig, dict[str, Any]]:
   """Loads configuration and parameters of a model folder.
 
   Args:
@@ -123,7 +123,7 @@ def load_checkpoint(
 
 def load_params(
   folder: str | os.PathLike,
-  config: GemmaConfig,
+  config: ModelConfig,
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
@@ -135,7 +135,7 @@ def load_params(
       stored = [files.stored[n] for n in leaf.names(config.num_layers)]
       array = read_leaf(files, leaf, stored, dtype)
       if leaf.path == ('embedder', 'embedding'):
-        check_tied(files, array)
+        check_tied(files, config, array)
       put(params, leaf.path, place(array))
   return params
 
@@ -143,7 +143,7 @@ def load_params(
 def save_checkpoint(
   folder: str | os.PathLike,
   params: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   like: str | os.PathLike,
   dtype: Any = None,
   max_shard_bytes: int = 5 * 10**9,
@@ -191,7 +191,7 @@ def save_checkpoint(
 
 
 def stored_types(
-  like: str | os.PathLike, config: GemmaConfig, dtype: Any = None
+  like: str | os.PathLike, config: ModelConfig, dtype: Any = None
 ) -> dict[tuple[str, ...], np.dtype]:
   """Returns the type that `save_checkpoint` gives each leaf, by its path."""
   with open_model(like, load_config(like)[0]) as files:
@@ -240,8 +240,8 @@ def kept_change(
 def _config_json(
   like: pathlib.Path,
   hf_config: Any,
-  base_config: GemmaConfig,
-  config: GemmaConfig,
+  base_config: ModelConfig,
+  config: ModelConfig,
   dtype: Any,
 ) -> dict[str, Any]:
   """Returns config.json for a folder written after `like`."""
@@ -270,7 +270,7 @@ def _config_json(
 
 
 def _check_same(
-  config: GemmaConfig, written: GemmaConfig, like: pathlib.Path
+  config: ModelConfig, written: ModelConfig, like: pathlib.Path
 ) -> None:
   """Refuses a configuration that does not read back as given."""
   read = dataclasses.asdict(written)

@@ -27,8 +27,9 @@ class Linear(nn.Module):
   """y = x W, with a member's low rank added where it has one.
 
   W is the parameter `kernel` (in, out), or kernel * step where there is a
-  parameter `step` (out,) (see `quantize`). What is added depends on the
-  member's variables (see `expression`):
+  parameter `step` (out,) (see `quantize`). With `use_bias` there is a parameter
+  `bias` (out,). What is added depends on the member's variables (see
+  `expression`):
 
     lora/a (in, R), lora/b (R, out): y = x W + (x a) b, b already scaled.
     gates/gate (R,): y = x W + ((x a) gate) b, with `a` and `b` parameters
@@ -36,6 +37,7 @@ class Linear(nn.Module):
   """
 
   features: int
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,6 +48,10 @@ class Linear(nn.Module):
       jnp.float32,
     )
     y = matmul(x, kernel, self.get_variable('params', 'step'))
+    if self.use_bias:
+      zeros = nn.initializers.zeros_init()
+      bias = self.param('bias', zeros, (self.features,), jnp.float32)
+      y = y + bias.astype(y.dtype)
     if self.has_variable('lora', 'a'):
       a = self.get_variable('lora', 'a')
       b = self.get_variable('lora', 'b')
@@ -59,18 +65,22 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * (1 + scale) over the last axis, computed in f32."""
+  """x / rms(x) * (offset + scale) over the last axis, computed in f32.
+
+  Gemma stores scales around 0, other families around 1.
+  """
 
   eps: float
+  offset: float = 1.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param(
-      'scale', nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
-    )
+    start = nn.initializers.constant(1.0 - self.offset)
+    scale = self.param('scale', start, (x.shape[-1],), jnp.float32)
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-    return (y * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
+    scale = scale.astype(jnp.float32)
+    return (y * (self.offset + scale if self.offset else scale)).astype(x.dtype)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -91,17 +101,21 @@ def rope_tables(
   Returns:
     cos and sin, each (S, B, T, 1, h / 2) f32.
   """
-  half = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  inverse = jnp.stack([1.0 / (r.base**half) / r.factor for r in ropes])
+  inverse = jnp.stack([rope.frequencies(head_dim) for rope in ropes])
   angles = (
     positions.astype(jnp.float32)[None, :, :, None, None]
     * inverse[:, None, None, None, :]
   )
-  return jnp.cos(angles), jnp.sin(angles)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  if all(rope.magnitude == 1 for rope in ropes):
+    return cos, sin
+  magnitude = jnp.asarray([rope.magnitude for rope in ropes], jnp.float32)
+  magnitude = magnitude[:, None, None, None, None]
+  return cos * magnitude, sin * magnitude
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Rotary embedding of x (B, T, heads, h), halves paired as Gemma does."""
+  """Rotary embedding of x (B, T, heads, h), in which halves are paired."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from evojax_llm.models import names
 from evojax_llm.models.config import MODEL_FOLDER
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
@@ -30,7 +30,7 @@ class ModelFiles(TensorFiles):
 
 
 def open_model(
-  folder: str | os.PathLike, config: GemmaConfig, head: bool = False
+  folder: str | os.PathLike, config: ModelConfig, head: bool = False
 ) -> ModelFiles:
   """Opens the weights of a model folder and checks every name and shape.
 
@@ -65,13 +65,13 @@ def _stored_names(files: TensorFiles, head: bool) -> dict[str, str]:
       stored[short] = name
   if unknown:
     raise ModelError(
-      f'{files.path}: tensors that no Gemma text model has: '
+      f'{files.path}: tensors that no text model has: '
       f'{listing(unknown)} ({len(unknown)} in all).'
     )
   return stored
 
 
-def _check_tensors(files: ModelFiles, config: GemmaConfig) -> None:
+def _check_tensors(files: ModelFiles, config: ModelConfig) -> None:
   """Refuses missing, extra and misshapen tensors."""
   shapes = {
     name: leaf.shape
@@ -135,17 +135,20 @@ def _write(out: np.ndarray, tensor: np.ndarray, leaf: names.Leaf) -> None:
     out[:, i : i + 256] = tensor[i : i + 256].astype(out.dtype, copy=False).T
 
 
-def check_tied(files: ModelFiles, embedding: np.ndarray) -> None:
+def check_tied(
+  files: ModelFiles, config: ModelConfig, embedding: np.ndarray
+) -> None:
   """Refuses an output matrix that is not the embedding."""
   stored = files.stored.get(names.LM_HEAD)
-  if stored is None:
+  if stored is None or not config.tied:
     return
   head = files.read(stored).astype(embedding.dtype, copy=False)
   if not np.array_equal(head, embedding):
     raise ModelError(
       f'{files.file(stored)}: {stored} differs from the embedding '
-      f'{files.stored["embed_tokens.weight"]}; Gemma ties them and an untied '
-      'output is not supported. Tie the weights or remove the tensor.'
+      f'{files.stored["embed_tokens.weight"]}, and config.json ties them. Tie '
+      'the weights, remove the tensor or, where the family allows it, set '
+      'tie_word_embeddings to false.'
     )
 
 
@@ -165,7 +168,7 @@ def get(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
   return tree
 
 
-def check_params(params: dict[str, Any], config: GemmaConfig) -> None:
+def check_params(params: dict[str, Any], config: ModelConfig) -> None:
   """Refuses a parameter tree that is not one of `config`."""
   for leaf in names.leaves(config):
     array = get(params, leaf.path)
@@ -181,7 +184,7 @@ def check_params(params: dict[str, Any], config: GemmaConfig) -> None:
 def write_weights(
   folder: pathlib.Path,
   params: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   dtypes: dict[tuple[str, ...], np.dtype],
   max_shard_bytes: int,
 ) -> None:
@@ -240,7 +243,7 @@ def write_tensors(
 
 def _tensors(
   params: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   dtypes: dict[tuple[str, ...], np.dtype],
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields stored names and tensors, with one leaf on the host at a time."""
@@ -251,4 +254,4 @@ def _tensors(
       # A copy, not a view of the leaf, which is dropped before the next.
       tensor = np.empty(leaf.shape, dtypes[leaf.path])
       _write(tensor, values, leaf)
-      yield f'model.{name}', tensor
+      yield name if name == names.LM_HEAD else f'model.{name}', tensor

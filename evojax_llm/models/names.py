@@ -1,13 +1,13 @@
 """Name and shape of each parameter in a Hugging Face folder.
 
 A stored linear weight is (out, in), one tensor a layer; a kernel here is
-(L, in, out). Norm weights w are kept as stored; the layer multiplies by 1 + w.
+(L, in, out). Norm weights w are kept as stored, around 0 or around 1.
 """
 
 import dataclasses
 import re
 
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 
 # Multimodal folders spell the prefix of the text model in several ways.
 _TEXT = re.compile(
@@ -53,7 +53,7 @@ class Leaf:
     return (num_layers, *shape) if self.stacked else shape
 
 
-def leaves(config: GemmaConfig) -> list[Leaf]:
+def leaves(config: ModelConfig) -> list[Leaf]:
   """Returns all leaves of a model's parameter tree."""
   width = (config.embed_dim,)
   embedding = (config.vocab_size, config.embed_dim)
@@ -61,14 +61,19 @@ def leaves(config: GemmaConfig) -> list[Leaf]:
     Leaf(('embedder', 'embedding'), 'embed_tokens.weight', embedding, False),
     Leaf(('final_norm', 'scale'), 'norm.weight', width, stacked=False),
   ]
+  if not config.tied:
+    table.append(Leaf(('embedder', 'output'), LM_HEAD, embedding, False))
 
   def add(module: tuple[str, ...], leaf: str, shape: tuple[int, ...]) -> None:
-    name = '.'.join(('layers.{}', *module, 'weight'))
+    kind = 'bias' if leaf == 'bias' else 'weight'
+    name = '.'.join(('layers.{}', *module, kind))
     path = ('layers', *module, leaf)
     table.append(Leaf(path, name, shape, transposed=leaf == 'kernel'))
 
   for module, (d_in, d_out) in config.linear_shapes().items():
     add(module, 'kernel', (d_out, d_in))
+    if module[1] in config.biases:
+      add(module, 'bias', (d_out,))
   norms = ['input_layernorm', 'post_attention_layernorm']
   if config.post_norms:
     norms += ['pre_feedforward_layernorm', 'post_feedforward_layernorm']

@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 from evojax_llm.models import hub
 from evojax_llm.models.config import PATH
-from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.config import load_config
+from evojax_llm.models.config import ModelConfig
+from evojax_llm.models.config_json import load_config
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.expression import Path
 from evojax_llm.models.folders import TensorFiles
@@ -47,7 +47,7 @@ def is_path(folder: str | os.PathLike) -> bool:
 def save_path(
   folder: str | os.PathLike,
   params: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   hops: np.ndarray,
   scales: np.ndarray,
   like: str | os.PathLike | None,
@@ -124,10 +124,10 @@ def load_path(
 
 def unroll(
   params: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   hops: np.ndarray,
   scales: np.ndarray,
-) -> tuple[dict[str, Any], GemmaConfig]:
+) -> tuple[dict[str, Any], ModelConfig]:
   """Returns the plain model with a layer for every hop of a path.
 
   With S_t the product of the scales up to hop t, the stream of the path is S_t
@@ -180,7 +180,7 @@ def unroll(
 def save_unrolled(
   folder: str | os.PathLike,
   params: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   hops: np.ndarray,
   scales: np.ndarray,
   like: str | os.PathLike | None,

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from evojax_llm.models.adapter_files import Module
 from evojax_llm.models.adapter_files import read_adapter
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import expert_names
@@ -51,7 +51,7 @@ class AdapterSet:
 
 
 def load_adapters(
-  folders: Sequence[str | os.PathLike], model: Model | GemmaConfig
+  folders: Sequence[str | os.PathLike], model: Model | ModelConfig
 ) -> AdapterSet:
   """Loads PEFT LoRA folders that belong to one base.
 
@@ -145,7 +145,7 @@ def save_adapter(
   folder: str | os.PathLike,
   factors: dict[str, Any],
   scale: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   base_model_name: str,
   base_folder: str | os.PathLike | None = None,
 ) -> pathlib.Path:
@@ -211,7 +211,7 @@ def save_adapter(
 
 
 def _least_factors(
-  factors: dict[str, Any], scale: dict[str, Any], config: GemmaConfig
+  factors: dict[str, Any], scale: dict[str, Any], config: ModelConfig
 ) -> dict[tuple[Module, int], tuple[np.ndarray, np.ndarray, float]]:
   """Returns (R, in), (R, out) and the scale of each module of each layer.
 
@@ -238,7 +238,7 @@ def _least_factors(
 
 
 def _check_factors(
-  config: GemmaConfig, module: Module, a: np.ndarray, b: np.ndarray
+  config: ModelConfig, module: Module, a: np.ndarray, b: np.ndarray
 ) -> None:
   """Refuses factors of a module that do not fit the base."""
   name = '.'.join(module)

@@ -10,7 +10,7 @@ import reprlib
 from typing import Any
 
 from evojax_llm import files
-from evojax_llm.models.config import load_config
+from evojax_llm.models.config_json import load_config
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import import_transformers

@@ -1,12 +1,14 @@
-"""Gemma 1, 2 and 3: one forward pass for scoring, prefill and decoding.
+"""One decoder for all families: scoring, prefill and decoding.
 
 The module is written for one member, whose adapter is the collection `lora`. A
 population is `jax.vmap` of `apply` over that collection alone, with factors
 stored as (L, P, ...) and mapped with `in_axes=1`: layers are scanned over L,
 and with P first XLA would transpose the whole population in every call.
 
-Sources: Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118), Gemma 3
-(arXiv 2503.19786).
+What tells families apart are switches of its configuration; see `families`.
+Sources: Transformer (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118), Gemma 3
+(arXiv 2503.19786), Llama 3 (arXiv 2407.21783), Mistral (arXiv 2310.06825),
+Qwen 2.5 (arXiv 2412.15115), Qwen 3 (arXiv 2505.09388).
 """
 
 from typing import Any
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 
 from evojax_llm.models.cache import Cache
 from evojax_llm.models.cache import Prefix
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.linear import Linear
 from evojax_llm.models.linear import RMSNorm
 from evojax_llm.models.linear import rope_tables
@@ -68,7 +70,7 @@ class LayerKind:
 class Attention(nn.Module):
   """Grouped-query attention with rotary embedding and optional soft cap."""
 
-  config: GemmaConfig
+  config: ModelConfig
 
   @nn.compact
   def __call__(
@@ -79,7 +81,7 @@ class Attention(nn.Module):
     groups = c.num_heads // c.num_kv_heads
 
     def heads(name: str, count: int) -> jax.Array:
-      y = Linear(count * c.head_dim, name=name)(x)
+      y = Linear(count * c.head_dim, name in c.biases, name=name)(x)
       return y.reshape(batch, length, count, c.head_dim)
 
     def of_layer(leaf: jax.Array) -> jax.Array:
@@ -90,8 +92,8 @@ class Attention(nn.Module):
     k = heads('k_proj', c.num_kv_heads)
     v = heads('v_proj', c.num_kv_heads)
     if c.qk_norm:
-      q = RMSNorm(c.norm_eps, name='q_norm')(q)
-      k = RMSNorm(c.norm_eps, name='k_norm')(k)
+      q = RMSNorm(c.norm_eps, c.norm_offset, name='q_norm')(q)
+      k = RMSNorm(c.norm_eps, c.norm_offset, name='k_norm')(k)
     cos, sin = tokens.cos[kind.rope], tokens.sin[kind.rope]
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if kv is not None:
@@ -134,27 +136,34 @@ class Attention(nn.Module):
     ).astype(x.dtype)
     y = y.reshape(batch, c.num_kv_heads, length, -1).swapaxes(1, 2)
     y = y.reshape(batch, length, c.num_heads * c.head_dim)
-    return Linear(c.embed_dim, name='o_proj')(y), kv
+    return Linear(c.embed_dim, 'o_proj' in c.biases, name='o_proj')(y), kv
 
 
 class FeedForward(nn.Module):
   """down(act(gate(x)) * up(x))."""
 
-  config: GemmaConfig
+  config: ModelConfig
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     c = self.config
-    gate = Linear(c.ffn_dim, name='gate_proj')(x)
-    up = Linear(c.ffn_dim, name='up_proj')(x)
-    gate = jax.nn.gelu(gate, approximate=c.activation == 'gelu_tanh')
-    return Linear(c.embed_dim, name='down_proj')(gate * up)
+
+    def linear(name: str, features: int, x: jax.Array) -> jax.Array:
+      return Linear(features, name in c.biases, name=name)(x)
+
+    gate = linear('gate_proj', c.ffn_dim, x)
+    up = linear('up_proj', c.ffn_dim, x)
+    if c.activation == 'silu':
+      gate = jax.nn.silu(gate)
+    else:
+      gate = jax.nn.gelu(gate, approximate=c.activation == 'gelu_tanh')
+    return linear('down_proj', c.embed_dim, gate * up)
 
 
 class Layer(nn.Module):
   """One layer; the carry is (hidden, keys and values of the cache)."""
 
-  config: GemmaConfig
+  config: ModelConfig
 
   @nn.compact
   def __call__(
@@ -164,7 +173,7 @@ class Layer(nn.Module):
     x, kv = carry
 
     def norm(name: str, y: jax.Array) -> jax.Array:
-      return RMSNorm(c.norm_eps, name=name)(y)
+      return RMSNorm(c.norm_eps, c.norm_offset, name=name)(y)
 
     y, kv = Attention(c, name='self_attn')(
       norm('input_layernorm', x), kv, kind, tokens
@@ -174,15 +183,15 @@ class Layer(nn.Module):
       y = FeedForward(c, name='mlp')(norm('pre_feedforward_layernorm', x))
       x = x + norm('post_feedforward_layernorm', y)
     else:
-      # Gemma 1 gives this name to the norm before the feed-forward block.
+      # With two norms a layer this is the one before the feed-forward block.
       x = x + y
       y = FeedForward(c, name='mlp')(norm('post_attention_layernorm', x))
       x = x + y
     return (x, kv), None
 
 
-class Gemma(nn.Module):
-  """A Gemma text model.
+class Transformer(nn.Module):
+  """A decoder-only text model.
 
   Attributes:
     config: shape and mathematics.
@@ -195,7 +204,7 @@ class Gemma(nn.Module):
       only its input is kept.
   """
 
-  config: GemmaConfig
+  config: ModelConfig
   dtype: Any = jnp.float32
   unroll: int = 1
   hops: int | None = None
@@ -212,7 +221,7 @@ class Gemma(nn.Module):
       length=c.num_layers,
       unroll=self.unroll,
     )(c)
-    self.final_norm = RMSNorm(c.norm_eps)
+    self.final_norm = RMSNorm(c.norm_eps, c.norm_offset)
 
   def __call__(
     self,
@@ -309,35 +318,37 @@ class Gemma(nn.Module):
 
 
 class Embedder(nn.Module):
-  """The tied embedding (V, D)."""
+  """The embedding (V, D), and an output matrix where it is another one."""
 
-  config: GemmaConfig
+  config: ModelConfig
   dtype: Any
 
   def setup(self):
-    self.embedding = self.param(
-      'embedding',
-      nn.initializers.normal(0.02),
-      (self.config.vocab_size, self.config.embed_dim),
-      jnp.float32,
-    )
+    shape = self.config.vocab_size, self.config.embed_dim
+    start = nn.initializers.normal(0.02)
+    self.embedding = self.param('embedding', start, shape, jnp.float32)
+    if not self.config.tied:
+      self.output = self.param('output', start, shape, jnp.float32)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    if not self.config.scale_embedding:
+      return x
     # Gemma was trained with the factor rounded to the activations' type.
     return x * jnp.asarray(self.config.embed_dim**0.5, self.dtype)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Returns logits (..., V) f32 of hidden states, before the soft cap."""
+    matrix = self.embedding if self.config.tied else self.output
     return jnp.einsum(
       '...d,vd->...v',
       hidden,
-      self.embedding.astype(hidden.dtype),
+      matrix.astype(hidden.dtype),
       preferred_element_type=jnp.float32,
     )
 
 
-def _layer_kinds(config: GemmaConfig) -> tuple[tuple, LayerKind]:
+def _layer_kinds(config: ModelConfig) -> tuple[tuple, LayerKind]:
   """Returns the distinct rotary embeddings, and the kinds of the L layers."""
   of_type = {
     'full_attention': config.rope_full,
@@ -357,8 +368,8 @@ def _layer_kinds(config: GemmaConfig) -> tuple[tuple, LayerKind]:
   )
 
 
-def init_params(config: GemmaConfig, key: jax.Array) -> dict[str, Any]:
+def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
   """Draws f32 parameters: normal(0, 0.02) weights and zero norms."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   positions = jnp.arange(2, dtype=jnp.int32)[None]
-  return jax.jit(Gemma(config).init)(key, tokens, positions)['params']
+  return jax.jit(Transformer(config).init)(key, tokens, positions)['params']

@@ -26,7 +26,7 @@ from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
 from evojax_llm.models import path_files
 from evojax_llm.models import peft
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.folders import model_name
 from evojax_llm.models.tokenizer import Tokenizer
@@ -149,7 +149,7 @@ def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
   return members, rows.Vote(rule, fitness)
 
 
-def alone(config: GemmaConfig) -> LowRank:
+def alone(config: ModelConfig) -> LowRank:
   """Returns the base as a population of one, with an adapter of zeros."""
   zero = {
     'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),

@@ -87,7 +87,7 @@ def locate(config: RunConfig) -> Files:
       f'{others[0]} is an expert of some model: name it with '
       '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
     )
-  model = existing_folder(config.model or 'pocket', 'a Gemma folder')
+  model = existing_folder(config.model or 'pocket', 'a model folder')
   if config.model.endswith('.gguf'):
     # The file is the input; its folder goes with this process.
     model = pathlib.Path(config.model)
@@ -145,7 +145,7 @@ def _expert(
   """
   from evojax_llm.models.folders import existing_folder
 
-  what = {'adapters': 'a PEFT adapter folder', 'experts': 'a Gemma folder'}
+  what = {'adapters': 'a PEFT adapter folder', 'experts': 'a model folder'}
   folder = existing_folder(name, what[kind])
   has_adapter = os.path.lexists(folder / 'adapter_config.json')
   has_model = os.path.lexists(folder / 'config.json')

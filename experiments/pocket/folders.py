@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from evojax_llm.models import hub
 from evojax_llm.models import names
 from evojax_llm.models import peft
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from experiments.pocket import tokenizer_files as tok
 
 _BASE_NAME = 'evojax_llm/pocket'
@@ -60,7 +60,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
   path.write_text(json.dumps(content, indent=2) + '\n')
 
 
-def start_base(folder: pathlib.Path, config: dict[str, Any]) -> GemmaConfig:
+def start_base(folder: pathlib.Path, config: dict[str, Any]) -> ModelConfig:
   """Writes all files of the base but its weights; returns its configuration."""
   folder.mkdir(parents=True)
   write_json(folder / 'config.json', config)
@@ -78,7 +78,7 @@ def start_base(folder: pathlib.Path, config: dict[str, Any]) -> GemmaConfig:
 
 
 def finish_base(
-  folder: pathlib.Path, params: dict[str, Any], config: GemmaConfig
+  folder: pathlib.Path, params: dict[str, Any], config: ModelConfig
 ) -> dict[str, Any]:
   """Writes the weights in bfloat16; returns them as they were rounded."""
   tensors = {}
@@ -100,7 +100,7 @@ def write_experts(
   folder: pathlib.Path,
   expert_names: list[str],
   factors: dict[str, Any],
-  config: GemmaConfig,
+  config: ModelConfig,
   scale: float,
 ) -> None:
   """Writes one PEFT folder per expert; factors have a leading P axis."""

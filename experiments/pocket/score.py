@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.models.config import GemmaConfig
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.expression import fold
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from experiments.pocket import data
 from experiments.pocket.families import Example
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _rows(config: GemmaConfig, params, population, batch):
+def _rows(config: ModelConfig, params, population, batch):
   """(P, B) bool whether all answer tokens are arg max; (P, B) f32 loglik."""
-  model = Gemma(config)
+  model = Transformer(config)
   tokens, answer = batch['tokens'], batch['answer']
 
   def one(lora):
@@ -75,7 +75,7 @@ def split_rows(task: Mapping[str, Any], split: str, limit=None) -> Rows:
   return Rows(batch, np.array([e.choices.index(e.answer) for e in examples]))
 
 
-def correct(config: GemmaConfig, params, population, rows: Rows) -> np.ndarray:
+def correct(config: ModelConfig, params, population, rows: Rows) -> np.ndarray:
   """Whether each member is right on each item, (P, items) bool.
 
   Args:

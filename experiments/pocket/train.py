@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
-from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.config import ModelConfig
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.models.transformer import init_params
 from experiments.pocket import data
 
@@ -59,7 +59,9 @@ class Recipe:
     )
 
 
-def answer_loss(model: Gemma, variables: dict[str, Any], batch) -> jax.Array:
+def answer_loss(
+  model: Transformer, variables: dict[str, Any], batch
+) -> jax.Array:
   """Mean negative log-likelihood of the answer tokens of rows (B, T)."""
   tokens = batch['tokens']
   hidden, _ = model.apply(variables, tokens, batch['positions'])
@@ -71,13 +73,13 @@ def answer_loss(model: Gemma, variables: dict[str, Any], batch) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def exact_match(config: GemmaConfig, params, batch) -> jax.Array:
+def exact_match(config: ModelConfig, params, batch) -> jax.Array:
   """Whether greedy decoding writes the whole answer, (B,) bool.
 
   Teacher forcing decides it: greedy decoding equals the gold text exactly
   when each gold token is the arg max after the gold tokens before it.
   """
-  model = Gemma(config)
+  model = Transformer(config)
   hidden, _ = model.apply(
     {'params': params}, batch['tokens'], batch['positions']
   )
@@ -86,7 +88,7 @@ def exact_match(config: GemmaConfig, params, batch) -> jax.Array:
   return jnp.all(right | (batch['answer'] == 0.0), axis=-1)
 
 
-def initial_params(config: GemmaConfig, seed: int) -> dict[str, Any]:
+def initial_params(config: ModelConfig, seed: int) -> dict[str, Any]:
   """Random parameters with the variance of each map's input kept."""
   params = init_params(config, jax.random.key(seed))
 
@@ -109,7 +111,7 @@ def _shared_out(size: int) -> NamedSharding:
 
 
 def train_base(
-  config: GemmaConfig, mixture: data.Mixture, recipe: Recipe
+  config: ModelConfig, mixture: data.Mixture, recipe: Recipe
 ) -> dict[str, Any]:
   """Trains all parameters on a mixture; returns the parameter tree."""
   start = initial_params(config, recipe.seed)
@@ -118,14 +120,14 @@ def train_base(
 
 
 def train_models(
-  config: GemmaConfig,
+  config: ModelConfig,
   start: dict[str, Any],
   mixtures: Mapping[str, data.Mixture],
   recipe: Recipe,
 ) -> Iterator[dict[str, Any]]:
   """Trains all parameters from one start, on one mixture after another."""
   # Unrolled layers halve the time of gradients on a CPU.
-  model = Gemma(config, unroll=config.num_layers)
+  model = Transformer(config, unroll=config.num_layers)
   tx = recipe.optimiser(0.01)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -152,7 +154,7 @@ def train_models(
     yield jax.device_get(params)
 
 
-def initial_adapter(config: GemmaConfig, rank: int, seed: int):
+def initial_adapter(config: ModelConfig, rank: int, seed: int):
   """PEFT's initial factors: A Kaiming-uniform, B zero; (L, in, R), (L, R, out).
 
   All experts start from these same factors, as fine-tuning runs with one seed
@@ -175,7 +177,7 @@ def initial_adapter(config: GemmaConfig, rank: int, seed: int):
 
 
 def train_experts(
-  config: GemmaConfig,
+  config: ModelConfig,
   params,
   mixtures: list[data.Mixture],
   recipe: Recipe,
@@ -196,7 +198,7 @@ def train_experts(
     Factors with a leading P axis, B unscaled.
   """
   # Unrolled layers halve the time of gradients on a CPU.
-  model = Gemma(config, unroll=config.num_layers)
+  model = Transformer(config, unroll=config.num_layers)
   tx = recipe.optimiser(0.0)
 
   def loss_of(factors, batch):

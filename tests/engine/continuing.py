@@ -10,7 +10,7 @@ from evojax_llm.engine import queues as queues_lib
 from evojax_llm.engine.decoder import Decoder
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.expression import LowRank
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
@@ -53,7 +53,7 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
   )
   decoder = Decoder(
     runtime,
-    Gemma(config),
+    Transformer(config),
     jax.device_put(params, whole),
     form,
     Bytes(options.pop('stop_ids', STOP_IDS)),

@@ -14,7 +14,7 @@ from tests.engine.continuing import run
 from tests.models import cases
 from tests.models import forward
 
-_FILE = pathlib.Path(__file__).parents[1] / 'golden' / 'gemma.npz'
+_FILE = pathlib.Path(__file__).parents[1] / 'golden' / 'models.npz'
 # One of each family; the last two with windows of a few tokens.
 CASES = [
   case

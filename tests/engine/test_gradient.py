@@ -17,7 +17,7 @@ from evojax_llm.genomes.space import make_space
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.expression import variables
 from evojax_llm.models.peft import load_adapters
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import stack
 from evojax_llm.tasks.training_data import EncodedRow
 from tests import tiny
@@ -53,7 +53,7 @@ def plain_logprobs(params, expressed, rows):
   column = np.arange(width)
   positions = np.where(column < ends, column, -1).astype(np.int32)
   learnt = (column >= np.array(starts)[:, None]) & (column < ends)
-  model, own = Gemma(tiny_config()), variables(params, expressed)
+  model, own = Transformer(tiny_config()), variables(params, expressed)
   hidden, _ = model.apply(own, jnp.asarray(tokens), jnp.asarray(positions))
   logits = model.apply({'params': own['params']}, hidden, method='unembed')
   found = jax.nn.log_softmax(logits[:, :-1])

@@ -10,7 +10,7 @@ import pytest
 from evojax_llm.engine import batches
 from evojax_llm.engine import prefix_tree
 from evojax_llm.models import hub
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from tests.models import cases
 from tests.models import forward
 
@@ -95,7 +95,7 @@ def test_refuses_what_has_nothing_to_read():
 
 @functools.partial(jax.jit, static_argnames='config')
 def logits_of(config, params, tokens, positions, until):
-  model = Gemma(config)
+  model = Transformer(config)
   hidden, _ = model.apply({'params': params}, tokens, positions, None, until)
   return model.apply({'params': params}, hidden, method='unembed')
 

@@ -11,7 +11,7 @@ import pytest
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
 from evojax_llm.models.expression import variables
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import checkpoint
@@ -272,7 +272,7 @@ def test_the_merged_model_computes_what_base_and_adapter_do(
   member = space.express(jax.tree.map(lambda leaf: leaf[0], space.experts()))
   tokens = jnp.arange(6, 18, dtype=jnp.int32)[None]
   positions = jnp.arange(12, dtype=jnp.int32)[None]
-  model = Gemma(space.model().config)
+  model = Transformer(space.model().config)
   apart, _ = model.apply(variables(params, member), tokens, positions)
   together, _ = model.apply({'params': merged}, tokens, positions)
   alone, _ = model.apply({'params': params}, tokens, positions)

@@ -8,9 +8,9 @@ import numpy as np
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Model
-from evojax_llm.models.config import GemmaConfig
-from evojax_llm.models.config import Rope
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.expression import LowRank
+from evojax_llm.models.rope import Rope
 from evojax_llm.models.transformer import init_params
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
@@ -32,8 +32,8 @@ class Letters:
 
 
 @functools.cache
-def tiny_config() -> GemmaConfig:
-  return GemmaConfig(
+def tiny_config() -> ModelConfig:
+  return ModelConfig(
     model_type='gemma2',
     vocab_size=96,
     num_layers=2,

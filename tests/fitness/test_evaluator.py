@@ -10,7 +10,7 @@ from evojax_llm.engine import batches
 from evojax_llm.engine import decoder
 from evojax_llm.engine import prefix_tree
 from evojax_llm.models import expression
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.tasks.task import Format
 from tests.fitness import setting
 from tests.fitness.setting import MEMBERS
@@ -46,7 +46,7 @@ def tasks():
 
 def one_by_one(config, params, member, evaluator):
   """Log-likelihoods and greedy tokens of a member, one row at a time."""
-  model = Gemma(config)
+  model = Transformer(config)
   folded = {'params': expression.fold(params, member)}
 
   @jax.jit

@@ -7,7 +7,7 @@ import pytest
 
 from evojax_llm.genomes import layer_path
 from evojax_llm.genomes.adapters import AdapterSpace
-from evojax_llm.models.config import load_config
+from evojax_llm.models.config_json import load_config
 from evojax_llm.models.hub import Model
 from evojax_llm.models.peft import load_adapters
 from evojax_llm.population import stack

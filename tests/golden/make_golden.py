@@ -1,4 +1,4 @@
-"""Writes gemma.npz: logits of small models by transformers and PEFT.
+"""Writes models.npz: logits of small models by transformers and PEFT.
 
   python -m tests.golden.make_golden
 
@@ -15,7 +15,7 @@ import torch
 from tests.models import cases
 from tests.models import oracle
 
-FILE = pathlib.Path(__file__).with_name('gemma.npz')
+FILE = pathlib.Path(__file__).with_name('models.npz')
 
 
 def main() -> None:

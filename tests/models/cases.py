@@ -1,11 +1,10 @@
-"""Small Gemma models and adapters that between them use every feature.
+"""Small models and adapters that between them use every feature.
 
 Weights come from numpy's RandomState, whose draws never change between
 releases, so that stored logits stay true without the weights beside them.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 from typing import Any
@@ -52,10 +51,12 @@ class Case:
     return self.name
 
 
-def _rope(base: float, factor: float | None = None) -> dict[str, Any]:
+def _rope(
+  base: float, factor: float | None = None, **more: Any
+) -> dict[str, Any]:
   if factor is None:
     return {'rope_type': 'default', 'rope_theta': base}
-  return {'rope_type': 'linear', 'rope_theta': base, 'factor': factor}
+  return {'rope_type': 'linear', 'rope_theta': base, 'factor': factor} | more
 
 
 def _case(name: str, model_type: str, seed: int, **options) -> Case:
@@ -72,7 +73,10 @@ def _case(name: str, model_type: str, seed: int, **options) -> Case:
     eos_token_id=1,
     bos_token_id=2,
   )
-  return Case(name, model_type, seed, defaults | options)
+  options = defaults | options
+  if options['head_dim'] is None:
+    del options['head_dim']
+  return Case(name, model_type, seed, options)
 
 
 CASES = (
@@ -142,9 +146,88 @@ CASES = (
     layer_types=[SLIDING, SLIDING, FULL],
     query_pre_attn_scalar=12,
   ),
+  _case(
+    'llama_long',
+    'llama',
+    21,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=None,
+    rope_parameters=_rope(
+      100.0,
+      8.0,
+      rope_type='llama3',
+      low_freq_factor=1.0,
+      high_freq_factor=4.0,
+      original_max_position_embeddings=8,
+    ),
+  ),
+  _case(
+    'llama_biases',
+    'llama',
+    22,
+    num_key_value_heads=4,
+    head_dim=10,
+    attention_bias=True,
+    mlp_bias=True,
+    tie_word_embeddings=True,
+    hidden_act='gelu',
+    rope_parameters=_rope(300.0, 2.0),
+    rms_norm_eps=1e-3,
+  ),
+  _case(
+    'mistral_window',
+    'mistral',
+    23,
+    sliding_window=4,
+    head_dim=None,
+    rope_parameters=_rope(500.0),
+  ),
+  _case(
+    'mistral_no_window',
+    'mistral',
+    24,
+    num_key_value_heads=1,
+    sliding_window=None,
+    tie_word_embeddings=True,
+  ),
+  _case(
+    'qwen2_yarn',
+    'qwen2',
+    25,
+    head_dim=None,
+    tie_word_embeddings=True,
+    use_sliding_window=True,
+    sliding_window=3,
+    max_window_layers=1,
+    rope_parameters=_rope(
+      1000.0,
+      4.0,
+      rope_type='yarn',
+      original_max_position_embeddings=8,
+      beta_fast=2.0,
+      beta_slow=0.5,
+    ),
+  ),
+  _case('qwen2_untied', 'qwen2', 26, head_dim=None, num_key_value_heads=1),
+  _case('qwen3', 'qwen3', 27, head_dim=10, tie_word_embeddings=True),
+  _case(
+    'qwen3_biases',
+    'qwen3',
+    28,
+    attention_bias=True,
+    rope_parameters=_rope(
+      200.0,
+      2.0,
+      rope_type='yarn',
+      original_max_position_embeddings=16,
+      attention_factor=1.2,
+      truncate=False,
+    ),
+  ),
 )
 # Those that are compared in bf16 as well, one of each family.
-BF16 = tuple(CASES[i] for i in (0, 2, 4, 6))
+BF16 = tuple(CASES[i] for i in (0, 2, 4, 6, 7, 9, 11, 13))
 
 
 def random_case(model_type: str, seed: int) -> Case:
@@ -167,8 +250,13 @@ def random_case(model_type: str, seed: int) -> Case:
     head_dim=draw(4, 12, 20),
     rms_norm_eps=draw(1e-6, 1e-3),
   )
-  activation = draw('gelu', 'gelu_pytorch_tanh')
   rope = [_rope(draw(50.0, 1e4), draw(None, 3.0)) for _ in range(2)]
+  if not model_type.startswith('gemma'):
+    options |= _of_llama(draw, model_type, layers) | {
+      'rope_parameters': rope[0]
+    }
+    return _case(f'{model_type}_random{seed}', model_type, seed, **options)
+  activation = draw('gelu', 'gelu_pytorch_tanh')
   if model_type == 'gemma':
     # transformers reads 'gelu' of Gemma 1 as the tanh form.
     options |= dict(hidden_act=activation, rope_parameters=rope[0])
@@ -189,15 +277,35 @@ def random_case(model_type: str, seed: int) -> Case:
   return _case(f'{model_type}_random{seed}', model_type, seed, **options)
 
 
-@functools.cache
-def _hf_classes() -> dict[str, Any]:
-  import transformers
+def _of_llama(draw: Any, model_type: str, layers: int) -> dict[str, Any]:
+  """Options that these families have beside those of all."""
+  options = dict(tie_word_embeddings=draw(False, True))
+  if model_type == 'llama':
+    options |= dict(
+      attention_bias=draw(False, True), mlp_bias=draw(False, True)
+    )
+  elif model_type == 'mistral':
+    options |= dict(sliding_window=draw(None, 1, 5))
+  else:
+    options |= dict(
+      use_sliding_window=draw(False, True),
+      sliding_window=draw(1, 5),
+      max_window_layers=draw(0, 1, layers),
+    )
+  if model_type == 'qwen3':
+    options |= dict(attention_bias=draw(False, True))
+  return options
 
-  return {
-    'gemma': transformers.GemmaConfig,
-    'gemma2': transformers.Gemma2Config,
-    'gemma3_text': transformers.Gemma3TextConfig,
-  }
+
+_CLASSES = {
+  'gemma': 'Gemma',
+  'gemma2': 'Gemma2',
+  'gemma3_text': 'Gemma3Text',
+  'llama': 'Llama',
+  'mistral': 'Mistral',
+  'qwen2': 'Qwen2',
+  'qwen3': 'Qwen3',
+}
 
 
 def hf_config(case: Case, dtype: str = 'float32') -> Any:
@@ -205,14 +313,10 @@ def hf_config(case: Case, dtype: str = 'float32') -> Any:
   import transformers
 
   if case.model_type != 'gemma3':
-    config = _hf_classes()[case.model_type](**case.options, dtype=dtype)
-    config.architectures = [
-      {
-        'gemma': 'GemmaForCausalLM',
-        'gemma2': 'Gemma2ForCausalLM',
-        'gemma3_text': 'Gemma3ForCausalLM',
-      }[case.model_type]
-    ]
+    name = _CLASSES[case.model_type]
+    made = getattr(transformers, f'{name}Config')
+    config = made(**case.options, dtype=dtype)
+    config.architectures = [f'{name.removesuffix("Text")}ForCausalLM']
     return config
   vocab = case.options['vocab_size']
   config = transformers.Gemma3Config(
@@ -228,12 +332,28 @@ def hf_config(case: Case, dtype: str = 'float32') -> Any:
   return config
 
 
+def head_dim(case: Case) -> int:
+  """Width of a head."""
+  o = case.options
+  return o.get('head_dim') or o['hidden_size'] // o['num_attention_heads']
+
+
+def _biases(case: Case) -> list[str]:
+  """Linear maps that have one."""
+  o, (*attention, out) = case.options, list(LINEAR)[:4]
+  if case.model_type == 'qwen2':
+    return attention
+  return [*attention, out] * o.get('attention_bias', False) + list(LINEAR)[
+    4:
+  ] * o.get('mlp_bias', False)
+
+
 def linear_shapes(case: Case) -> dict[str, tuple[int, int]]:
   """(out, in) of each linear weight."""
   o = case.options
-  d, f = o['hidden_size'], o['intermediate_size']
-  q = o['num_attention_heads'] * o['head_dim']
-  kv = o['num_key_value_heads'] * o['head_dim']
+  d, f, head = o['hidden_size'], o['intermediate_size'], head_dim(case)
+  q = o['num_attention_heads'] * head
+  kv = o['num_key_value_heads'] * head
   return {
     'q_proj': (q, d),
     'k_proj': (kv, d),
@@ -253,8 +373,9 @@ def tensors(case: Case) -> dict[str, np.ndarray]:
   rng = np.random.RandomState(case.seed)
   o = case.options
   d = o['hidden_size']
+  gemma = case.model_type.startswith('gemma')
   norms = ['input_layernorm', 'post_attention_layernorm']
-  if case.model_type != 'gemma':
+  if gemma and case.model_type != 'gemma':
     norms += ['pre_feedforward_layernorm', 'post_feedforward_layernorm']
   shapes = {'embed_tokens': (o['vocab_size'], d), 'norm': (d,)}
   for layer in range(o['num_hidden_layers']):
@@ -262,9 +383,9 @@ def tensors(case: Case) -> dict[str, np.ndarray]:
       shapes[f'layers.{layer}.{LINEAR[name]}.{name}'] = shape
     for name in norms:
       shapes[f'layers.{layer}.{name}'] = (d,)
-    if case.model_type.startswith('gemma3'):
+    if case.model_type.startswith(('gemma3', 'qwen3')):
       for name in ('q_norm', 'k_norm'):
-        shapes[f'layers.{layer}.self_attn.{name}'] = (o['head_dim'],)
+        shapes[f'layers.{layer}.self_attn.{name}'] = (head_dim(case),)
   out = {}
   for name, shape in shapes.items():
     if name == 'embed_tokens':
@@ -272,8 +393,25 @@ def tensors(case: Case) -> dict[str, np.ndarray]:
     else:
       sigma = 1.5 / shape[1] ** 0.5 if len(shape) == 2 else 0.3
     draw = rng.standard_normal(shape) * sigma
+    # Gemma's norms are stored around 0, those of others around 1.
+    draw += len(shape) == 1 and not gemma
     out[f'{name}.weight'] = draw.astype(np.float32)
+  if not (gemma or o.get('tie_word_embeddings')):
+    draw = rng.standard_normal((o['vocab_size'], d)) * 0.4
+    out['lm_head.weight'] = draw.astype(np.float32)
+  for layer in range(o['num_hidden_layers']):
+    for name in _biases(case):
+      draw = rng.standard_normal(linear_shapes(case)[name][0]) * 0.3
+      key = f'layers.{layer}.{LINEAR[name]}.{name}.bias'
+      out[key] = draw.astype(np.float32)
   return out
+
+
+def stored_name(case: Case, name: str) -> str:
+  """The name of a tensor of `tensors` in a folder."""
+  if name == 'lm_head.weight':
+    return name
+  return PREFIX.get(case.model_type, 'model.') + name
 
 
 PREFIX = {'gemma3': 'language_model.model.'}
@@ -285,9 +423,9 @@ def write_model(
   """Writes a case as a folder, without torch."""
   folder.mkdir(parents=True, exist_ok=True)
   hf_config(case, dtype).save_pretrained(folder)
-  prefix = PREFIX.get(case.model_type, 'model.')
   stored = {
-    f'{prefix}{n}': t.astype(DTYPES[dtype]) for n, t in tensors(case).items()
+    stored_name(case, name): tensor.astype(DTYPES[dtype])
+    for name, tensor in tensors(case).items()
   }
   if case.model_type == 'gemma3':
     stored['multi_modal_projector.mm_soft_emb_norm.weight'] = np.zeros(

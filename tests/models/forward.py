@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.models.cache import init_cache
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 
 
 def positions(valid: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def _variables(params: dict, lora: dict | None) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames=('config', 'dtype'))
 def _logits(config, params, lora, tokens, positions, dtype):
-  model = Gemma(config, dtype)
+  model = Transformer(config, dtype)
   hidden, _ = model.apply(_variables(params, lora), tokens, positions)
   return model.apply({'params': params}, hidden, method='unembed')
 
@@ -41,7 +41,7 @@ def logits(
 
 @functools.partial(jax.jit, static_argnames=('config', 'steps'))
 def _greedy(config, params, lora, tokens, positions, steps):
-  model = Gemma(config)
+  model = Transformer(config)
   batch, length = tokens.shape
   cache = init_cache(config, batch, length + steps)
 

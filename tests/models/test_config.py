@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from evojax_llm.models.config import Rope
-from evojax_llm.models.config import config_from_hf
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.families import config_from_hf
+from evojax_llm.models.rope import Rope
 from tests.models import cases
 
 

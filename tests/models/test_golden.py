@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from evojax_llm.models import hub
-from evojax_llm.models.config import Rope
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.expression import fold
 from evojax_llm.models.peft import load_adapters
+from evojax_llm.models.rope import Rope
 from tests.models import cases
 from tests.models import forward
 
-_FILE = pathlib.Path(__file__).parents[1] / 'golden' / 'gemma.npz'
+_FILE = pathlib.Path(__file__).parents[1] / 'golden' / 'models.npz'
 TOLERANCE = 1e-4
 
 

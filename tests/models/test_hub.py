@@ -185,7 +185,7 @@ def test_transformers_is_imported_late_and_quietly(tiny_gemma_folder):
 
 def test_no_folder(tmp_path, monkeypatch):
   _refused(tmp_path / 'absent', tmp_path / 'absent', 'does not exist')
-  _refused('gemma', 'gemma: does not exist', 'expected a Gemma folder')
+  _refused('gemma', 'gemma: does not exist', 'expected a model folder')
   for name in ('gemma-toy', 'other'):
     (tmp_path / 'here' / name).mkdir(parents=True)
   hint = "Did you mean 'gemma-toy'?"
@@ -236,7 +236,7 @@ def test_names_of_the_hub_are_looked_up_in_its_cache(
 
 
 def test_a_file_is_no_folder(folder):
-  _refused(folder / 'config.json', 'is a file', 'expected a Gemma folder')
+  _refused(folder / 'config.json', 'is a file', 'expected a model folder')
 
 
 def test_no_config(folder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.models import hub
+from evojax_llm.models.families import FAMILIES
 from tests.models import cases
 from tests.models import forward
 
@@ -15,7 +16,7 @@ oracle = pytest.importorskip('tests.models.oracle')
 DRAWN = tuple(
   cases.random_case(model_type, seed)
   for seed in (11, 12, 13)
-  for model_type in ('gemma', 'gemma2', 'gemma3_text')
+  for model_type in FAMILIES
 )
 ALL = (*cases.CASES, *DRAWN)
 TOLERANCE = 1e-4
@@ -60,7 +61,9 @@ def test_padded_logits(case, side, built):
   np.testing.assert_allclose(got[real], expected[real], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize('case', (*cases.CASES, *DRAWN[:3]), ids=str)
+@pytest.mark.parametrize(
+  'case', (*cases.CASES, *DRAWN[: len(FAMILIES)]), ids=str
+)
 def test_greedy_tokens(case, built):
   model, config, params = built(case)
   tokens = cases.tokens(case)

@@ -17,7 +17,7 @@ from evojax_llm.models import transformer
 from evojax_llm.models.cache import init_cache
 from evojax_llm.models.expression import Path
 from evojax_llm.models.expression import variables
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from tests.models import cases
 from tests.models import forward
 
@@ -70,7 +70,7 @@ def make(tmp_path_factory, case):
 
 @functools.partial(jax.jit, static_argnames=('config', 'hops'))
 def _apply(config, params, path, tokens, positions, cache=None, hops=None):
-  model = Gemma(config, hops=hops)
+  model = Transformer(config, hops=hops)
   hidden, cache = model.apply(variables(params, path), tokens, positions, cache)
   return model.apply({'params': params}, hidden, method='unembed'), cache
 
@@ -146,13 +146,15 @@ def test_members_with_other_paths_go_together(two):
   # The loop is that of the longest.
   together = jax.jit(
     jax.vmap(
-      lambda path: Gemma(config).apply(
+      lambda path: Transformer(config).apply(
         variables(params, path, jnp.int32(4)), TOKENS, positions
       )[0]
     )
   )(paths)
   for hidden, one in zip(together, given, strict=True):
-    out = Gemma(config).apply({'params': params}, hidden, method='unembed')
+    out = Transformer(config).apply(
+      {'params': params}, hidden, method='unembed'
+    )
     np.testing.assert_allclose(out, logits(two, *one), rtol=0, atol=1e-4)
     # What stands behind the end changes nothing.
     more = path_of(*one, room=9)
@@ -164,7 +166,7 @@ def test_a_scale_multiplies_what_enters_its_hop_alone(two):
   """Against a loop over layers written out."""
   config, params = two.both
   hops, scales = [0, 3, 2], [1.0, 0.5, 1.0]
-  model = Gemma(config)
+  model = Transformer(config)
   positions = forward.positions(np.ones_like(TOKENS))
   ropes, kinds = transformer._layer_kinds(config)
   distance = positions[:, :, None] - positions[:, None, :]

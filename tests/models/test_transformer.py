@@ -13,7 +13,7 @@ from evojax_llm.models.cache import init_cache
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.expression import fold
 from evojax_llm.models.peft import load_adapters
-from evojax_llm.models.transformer import Gemma
+from evojax_llm.models.transformer import Transformer
 from evojax_llm.models.transformer import init_params
 from tests.models import cases
 from tests.models import forward
@@ -46,8 +46,10 @@ def _apply(config, params, tokens, positions, cache=None, lora=None):
   variables = {'params': params}
   if lora is not None:
     variables['lora'] = lora
-  hidden, cache = Gemma(config).apply(variables, tokens, positions, cache)
-  logits = Gemma(config).apply({'params': params}, hidden, method='unembed')
+  hidden, cache = Transformer(config).apply(variables, tokens, positions, cache)
+  logits = Transformer(config).apply(
+    {'params': params}, hidden, method='unembed'
+  )
   return logits, cache
 
 
@@ -125,7 +127,7 @@ def test_bf16_activations_have_a_bf16_cache(model):
   tokens = cases.tokens(case)
   cache = init_cache(config, 2, 16, jnp.bfloat16)
   hidden, cache = jax.eval_shape(
-    Gemma(config, jnp.bfloat16).apply,
+    Transformer(config, jnp.bfloat16).apply,
     {'params': params},
     tokens,
     forward.positions(np.ones_like(tokens)),

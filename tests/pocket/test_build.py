@@ -128,7 +128,7 @@ def test_training_lowers_the_loss(tmp_path):
   config = folders.start_base(tmp_path / 'base', folders.base_config(2, 32, 48))
   mixture = data.Mixture({'upc': 1.0}, set(), 'x')
   recipe = train.Recipe(40, 16, 3e-3, 5, seed=0)
-  model = train.Gemma(config)
+  model = train.Transformer(config)
   batch = data.rows(data.Mixture({'upc': 1.0}, set(), 'y').examples(64))
 
   def loss(params):

@@ -1,0 +1,120 @@
+"""Rotary embeddings: frequencies, and how longer contexts scale them."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.models.errors import ModelError
+
+KINDS = ('default', 'linear', 'llama3', 'yarn')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """Rotary embedding of one layer type.
+
+  Attributes:
+    base: wavelength base (`rope_theta`).
+    factor: divides frequencies; 1 for none.
+    kind: one of KINDS, which frequencies the factor divides: all of them, or
+      the low ones (Llama 3; YaRN, arXiv 2309.00071).
+    bounds: number of turns within the original context below which frequencies
+      are low, and above which they are high; see `kind`.
+    original: context that the model was made for before it was scaled.
+    magnitude: multiplies cosines and sines.
+    whole: of YaRN, whether the bounds are at whole dimensions.
+  """
+
+  base: float = 10_000.0
+  factor: float = 1.0
+  kind: str = 'default'
+  bounds: tuple[float, float] = (1.0, 4.0)
+  original: int = 8192
+  magnitude: float = 1.0
+  whole: bool = True
+
+  def frequencies(self, head_dim: int) -> jax.Array:
+    """Returns radians a position, (head_dim / 2,) f32."""
+    half = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    plain = 1.0 / (self.base**half)
+    if self.kind in ('default', 'linear'):
+      return plain / self.factor
+    low, high = self.bounds
+    if self.kind == 'llama3':
+      turns = self.original * plain / (2 * math.pi)
+      kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    else:
+      ends = [
+        head_dim
+        * math.log(self.original / (turns * 2 * math.pi))
+        / (2 * math.log(self.base))
+        for turns in (high, low)
+      ]
+      if self.whole:
+        ends = [math.floor(ends[0]), math.ceil(ends[1])]
+      first, last = max(ends[0], 0), min(ends[1], head_dim - 1)
+      width = last - first or 0.001
+      at = jnp.arange(head_dim // 2, dtype=jnp.float32)
+      kept = 1.0 - jnp.clip((at - first) / width, 0.0, 1.0)
+    return plain / self.factor * (1.0 - kept) + plain * kept
+
+
+def from_parameters(parameters: Mapping[str, Any], context: int) -> Rope:
+  """Reads `rope_parameters` of transformers 5.
+
+  Args:
+    parameters: of one type of layers.
+    context: max_position_embeddings of the model.
+
+  Raises:
+    ModelError: a kind or a share of a head that is not known.
+  """
+  kind = parameters.get('rope_type', 'default')
+  if kind not in KINDS:
+    raise ModelError(f'rope_type is {kind!r}; expected one of {KINDS}.')
+  if (parameters.get('partial_rotary_factor') or 1.0) != 1.0:
+    raise ModelError(
+      'partial_rotary_factor is not 1; expected heads that rotate whole.'
+    )
+  base = float(parameters['rope_theta'])
+  if kind == 'default':
+    return Rope(base)
+  factor = float(parameters['factor'])
+  if kind == 'linear':
+    return Rope(base, factor, kind)
+  original = parameters.get('original_max_position_embeddings') or context
+  if kind == 'llama3':
+    bounds = parameters['low_freq_factor'], parameters['high_freq_factor']
+    return Rope(base, factor, kind, bounds, original)
+  bounds = (
+    parameters.get('beta_slow') or 1.0,
+    parameters.get('beta_fast') or 32.0,
+  )
+  return Rope(
+    base,
+    factor,
+    kind,
+    bounds,
+    original,
+    _magnitude(parameters, factor),
+    parameters.get('truncate', True),
+  )
+
+
+def _magnitude(parameters: Mapping[str, Any], factor: float) -> float:
+  """What YaRN multiplies cosines and sines by."""
+  given = parameters.get('attention_factor')
+  if given is not None:
+    return float(given)
+
+  def of(scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+  scale, all_dims = (parameters.get(k) for k in ('mscale', 'mscale_all_dim'))
+  if scale and all_dims:
+    return of(scale) / of(all_dims)
+  return of(1.0)
