@@ -33,7 +33,9 @@ def allowed() -> dict[str, bool]:
 
 def define(allow_code: str = _CODE) -> None:
   """Defines the flags of commands that take a model or a run, as above."""
-  flags.DEFINE_string('model', None, 'Gemma folder in Hugging Face form.')
+  flags.DEFINE_string(
+    'model', None, 'Model folder in Hugging Face form, or a GGUF file.'
+  )
   flags.DEFINE_list(
     'adapters', [], 'PEFT LoRA folders, separated by commas; none by default.'
   )

@@ -192,7 +192,8 @@ def choose_form(
   costs little. A model beyond a CPU's caches is read once a step of decoding:
   better for all members than for the few answers of one.
   """
-  layers = config.num_params - config.vocab_size * config.embed_dim
+  matrices = 1 if config.tied else 2
+  layers = config.num_params - matrices * config.vocab_size * config.embed_dim
   if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:
     return 'batched', True
   if layers * itemsize <= _FOLD_AT_MOST_BYTES:

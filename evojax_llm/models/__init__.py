@@ -1,1 +1,1 @@
-"""The Gemma family for one member: forward pass, folders in and out."""
+"""Decoder-only models for one member: forward pass, folders in and out."""

@@ -35,7 +35,7 @@ _REFUSED = {
   'use_qalora': 'QA-LoRA; train a plain LoRA',
   'lora_bias': 'a bias beside lora_B; train without it',
   'modules_to_save': 'whole modules trained beside LoRA; train without them',
-  'fan_in_fan_out': 'weights stored as (in, out), which Gemma never does',
+  'fan_in_fan_out': 'weights stored as (in, out), which no linear map here has',
   'layer_replication': 'a base with other layers; write that base out first',
   'trainable_token_indices': 'trained embeddings; train without them',
   'target_parameters': 'LoRA on bare parameters; target linear modules',

@@ -166,14 +166,16 @@ def unroll(
   if config.post_norms:
     before = 'input_layernorm', 'pre_feedforward_layernorm'
     for norm in ('post_attention_layernorm', 'post_feedforward_layernorm'):
-      times(layers, norm, 'scale', by=1 / product, offset=1.0)
+      times(layers, norm, 'scale', by=1 / product, offset=config.norm_offset)
   else:
     before = 'input_layernorm', 'post_attention_layernorm'
     for module in (('self_attn', 'o_proj'), ('mlp', 'down_proj')):
       times(layers, *module, 'kernel', by=1 / product, offset=0.0)
+      if module[1] in config.biases:
+        times(layers, *module, 'bias', by=1 / product, offset=0.0)
   for norm in before:
-    times(layers, norm, 'scale', by=sign, offset=1.0)
-  times(final, 'final_norm', 'scale', by=sign[-1:], offset=1.0)
+    times(layers, norm, 'scale', by=sign, offset=config.norm_offset)
+  times(final, 'final_norm', 'scale', by=sign[-1:], offset=config.norm_offset)
   return {**final, 'layers': layers}, config
 
 

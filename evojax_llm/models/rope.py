@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from evojax_llm.models.errors import ModelError
 
-KINDS = ('default', 'linear', 'llama3', 'yarn')
+KINDS = ('linear', 'llama3', 'yarn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Rope:
   Attributes:
     base: wavelength base (`rope_theta`).
     factor: divides frequencies; 1 for none.
-    kind: one of KINDS, which frequencies the factor divides: all of them, or
-      the low ones (Llama 3; YaRN, arXiv 2309.00071).
+    kind: one of KINDS, which frequencies the factor divides: all of them
+      ('linear'), or the low ones (Llama 3; YaRN, arXiv 2309.00071).
     bounds: number of turns within the original context below which frequencies
       are low, and above which they are high; see `kind`.
     original: context that the model was made for before it was scaled.
@@ -31,7 +31,7 @@ class Rope:
 
   base: float = 10_000.0
   factor: float = 1.0
-  kind: str = 'default'
+  kind: str = 'linear'
   bounds: tuple[float, float] = (1.0, 4.0)
   original: int = 8192
   magnitude: float = 1.0
@@ -41,7 +41,7 @@ class Rope:
     """Returns radians a position, (head_dim / 2,) f32."""
     half = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     plain = 1.0 / (self.base**half)
-    if self.kind in ('default', 'linear'):
+    if self.kind == 'linear':
       return plain / self.factor
     low, high = self.bounds
     if self.kind == 'llama3':
@@ -74,8 +74,9 @@ def from_parameters(parameters: Mapping[str, Any], context: int) -> Rope:
     ModelError: a kind or a share of a head that is not known.
   """
   kind = parameters.get('rope_type', 'default')
-  if kind not in KINDS:
-    raise ModelError(f'rope_type is {kind!r}; expected one of {KINDS}.')
+  known = 'default', *KINDS
+  if kind not in known:
+    raise ModelError(f'rope_type is {kind!r}; expected one of {known}.')
   if (parameters.get('partial_rotary_factor') or 1.0) != 1.0:
     raise ModelError(
       'partial_rotary_factor is not 1; expected heads that rotate whole.'

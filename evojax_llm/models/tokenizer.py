@@ -27,7 +27,7 @@ class Tokenizer:
   Attributes:
     backend: the transformers tokenizer.
     path: its folder, for messages.
-    bos_id: begins a text; None if the tokenizer has none.
+    bos_id: begins a text; None if the tokenizer puts none there.
     stop_ids: end a generation: those of the tokenizer and of the model's
       configuration files, and the end of a chat turn.
     pad_id: fills rows; any valid id.
@@ -65,6 +65,9 @@ class Tokenizer:
     ends = [i for i in ids if i is not None and i < vocab_size]
     ends[1:1] = _named_ends(path, vocab_size)
     bos_id, pad_id = backend.bos_token_id, backend.pad_token_id
+    # Some have the token and do not begin with it, as SmolLM2.
+    if bos_id not in backend.encode('a', verbose=False)[:1]:
+      bos_id = None
     tokenizer = cls(
       backend=backend,
       path=str(path),
@@ -156,7 +159,7 @@ def _load(path: pathlib.Path, **read: Any) -> Any:
     raise ModelError(
       f'{path / wanted[1]}: stands alone, and is read with the package '
       'sentencepiece: install it (pip install sentencepiece protobuf), or copy '
-      'tokenizer.json beside it, which every release of Gemma has.'
+      'tokenizer.json beside it, which releases on the hub have.'
     )
   # Before transformers, which would wait for ever on a FIFO.
   for pattern in ('*token*', '*chat_template*', '*chat_template*/*'):

@@ -15,11 +15,11 @@ from tests.models import cases
 from tests.models import forward
 
 _FILE = pathlib.Path(__file__).parents[1] / 'golden' / 'models.npz'
-# One of each family; the last two with windows of a few tokens.
+# Norms, caps, windows, ropes and biases; most with windows of a few tokens.
 CASES = [
   case
   for case in cases.CASES
-  if case.name in ('gemma_mqa', 'gemma2_caps', 'gemma3_ropes')
+  if case.name in ('gemma_mqa', 'gemma2_caps', 'gemma3_ropes', 'qwen2_yarn')
 ]
 STOP_IDS = (1, 7, 30)
 LENGTHS = (9, 1, 14, 4, 6)

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from evojax_llm.models.config import ATTENTION
+from evojax_llm.models.config import MLP
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.families import config_from_hf
 from evojax_llm.models.rope import Rope
@@ -59,10 +61,36 @@ def test_linear_shapes():
   assert config.linear_shapes()['mlp', 'down_proj'] == (40, 24)
 
 
+def _named(name):
+  return config_from_hf(
+    cases.hf_config(next(c for c in cases.CASES if c.name == name))
+  )
+
+
+def test_llama_shaped():
+  config = _named('llama_biases')
+  assert (config.norm_offset, config.scale_embedding) == (0.0, False)
+  assert config.biases == ATTENTION + MLP and config.tied
+  assert _named('llama_long').rope_full.kind == 'llama3'
+  assert not _named('llama_long').tied and _named('llama_long').head_dim == 4
+  assert _named('mistral_window').layer_types == (cases.SLIDING,) * 3
+  assert _named('mistral_no_window').layer_types == (cases.FULL,) * 3
+  qwen = _named('qwen2_yarn')
+  assert qwen.biases == ATTENTION[:3]
+  assert qwen.layer_types == (cases.FULL, cases.SLIDING, cases.SLIDING)
+  assert _named('qwen3').qk_norm and not _named('qwen3').biases
+
+
+def test_other_families_are_refused_with_those_that_are():
+  import transformers
+
+  with pytest.raises(ModelError, match='phi3.*expected one of gemma, .*qwen3'):
+    config_from_hf(transformers.Phi3Config(pad_token_id=0))
+
+
 @pytest.mark.parametrize(
   'change, part',
   [
-    (dict(model_type='llama'), 'llama'),
     (dict(num_layers=4), 'num_hidden_layers is 4'),
     (dict(layer_types=('full_attention', 'odd', 'odd')), 'odd'),
     (dict(num_kv_heads=3), 'num_key_value_heads'),
