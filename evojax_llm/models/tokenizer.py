@@ -64,10 +64,11 @@ class Tokenizer:
     # A token that the model cannot write ends nothing.
     ends = [i for i in ids if i is not None and i < vocab_size]
     ends[1:1] = _named_ends(path, vocab_size)
-    bos_id, pad_id = backend.bos_token_id, backend.pad_token_id
-    # Some have the token and do not begin with it, as SmolLM2.
-    if bos_id not in backend.encode('a', verbose=False)[:1]:
-      bos_id = None
+    pad_id, bos_id = backend.pad_token_id, None
+    # Some have the token and put none before a text, as SmolLM2.
+    begun = backend.encode('a', verbose=False)
+    if begun[:1] != backend.encode('a', add_special_tokens=False)[:1]:
+      bos_id = begun[0]
     tokenizer = cls(
       backend=backend,
       path=str(path),

@@ -251,7 +251,7 @@ def test_broken_json(folder):
   _refused(folder, 'config.json', 'JSON list', 'expected an object')
 
 
-@pytest.mark.parametrize('model_type', ['llama', 'gemma9', None, 'paligemma'])
+@pytest.mark.parametrize('model_type', ['phi3', 'gemma9', None, 'paligemma'])
 def test_other_model_types(model_type, folder):
   _edit_config(folder, model_type=model_type)
   _refused(folder, 'config.json', repr(model_type), 'gemma3_text')
@@ -275,9 +275,13 @@ def test_adapter_given_as_base(folder):
     (dict(layer_types=['full_attention']), 'layer'),
     (
       dict(
-        rope_parameters={'rope_type': 'yarn', 'factor': 2.0, 'rope_theta': 9.0}
+        rope_parameters={
+          'rope_type': 'dynamic',
+          'factor': 2.0,
+          'rope_theta': 9.0,
+        }
       ),
-      "'yarn'",
+      "'dynamic'",
     ),
     (dict(quantization_config={'quant_method': 'x'}), 'quantization_config'),
     (dict(sliding_window=-4), 'sliding_window is -4; expected a whole number'),

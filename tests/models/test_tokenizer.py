@@ -153,9 +153,21 @@ def test_tokens_beyond_the_embedding(folder, tokenizer):
     larger.encode('a <image> b')
   with pytest.raises(ModelError, match=words):
     larger.encode_chat([{'role': 'user', 'content': '<image>'}])
-  _edit(folder, 'tokenizer_config.json', bos_token='<image>')
+  raw['post_processor']['special_tokens']['<bos>']['ids'] = [364]
+  (folder / 'tokenizer.json').write_text(json.dumps(raw))
   with pytest.raises(ModelError, match=words):
     Tokenizer.from_folder(folder)
+
+
+def test_a_text_begins_as_the_tokenizer_has_it(folder):
+  assert Tokenizer.from_folder(folder).encode('a')[0] == tiny.BOS
+  raw = json.loads((folder / 'tokenizer.json').read_text())
+  (folder / 'tokenizer.json').write_text(
+    json.dumps({**raw, 'post_processor': None})
+  )
+  tokenizer = Tokenizer.from_folder(folder)
+  assert tokenizer.bos_id is None and tokenizer.backend.bos_token == '<bos>'
+  assert tokenizer.encode('a') == tokenizer.encode('a', bos=False)
 
 
 def test_tokenizer_model_alone(folder, monkeypatch):
