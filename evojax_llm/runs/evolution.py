@@ -341,11 +341,10 @@ class _Loop(NamedTuple):
       full[chosen] = values
       return full
 
-    items = None
-    if self.strategy.sees == 'items':
-      values = [t.values if t.maximise else -t.values for t in found.tasks]
-      items = spread(np.concatenate(values, axis=1))
-    fitness = spread(np.where(failed, np.float32(np.nan), fitness))
+    nan, items = np.float32(np.nan), None
+    if self.strategy.sees == 'items' and not own:
+      items = spread(np.where(failed[:, None], nan, found.items))
+    fitness = spread(np.where(failed, nan, fitness))
     tasks = run_state.oriented(spread(tasks), self.maximise)
     scores = base.Scores(fitness, tasks, items)
     models = getattr(found, 'distinct', None) or len(chosen)
