@@ -15,14 +15,14 @@ archive of 20, and scores 1000 members.
 from ml_collections import config_dict
 
 from evojax_llm.runs import presets
+from evojax_llm.runs.presets import RICH
 from evojax_llm.runs.presets import Preset
 
 _ARCHIVE = {'archive': 20}
-_FIRST = ('experts', 'extrapolants')
 PRESETS = {
-  'm2n2': Preset('m2n2', _ARCHIVE, _FIRST, 10, 190),
+  'm2n2': Preset('m2n2', _ARCHIVE, RICH, 10, 190),
   'm2n2_ga': Preset(
-    'm2n2', _ARCHIVE | {'alpha': 0.0, 'matchmaker': False}, _FIRST, 10, 190
+    'm2n2', _ARCHIVE | {'alpha': 0.0, 'matchmaker': False}, RICH, 10, 190
   ),
   'm2n2_as_published': Preset('m2n2', _ARCHIVE, ('experts',), 2, 998),
 }
@@ -30,4 +30,7 @@ PRESETS = {
 
 def get_config(name: str = 'm2n2') -> config_dict.ConfigDict:
   """Returns a preset; see `presets.of_preset` for changes of it."""
-  return presets.of_preset(name, PRESETS)
+  config = presets.of_preset(name, PRESETS)
+  # A generation is one child: to write the archive takes as long as to score it.
+  config.checkpoint_every = 10
+  return config
