@@ -1,4 +1,4 @@
-"""M2N2: competition, attraction and split points (GECCO 2025).
+"""M2N2: competition, attraction and split points, arXiv 2508.16204.
 
 An archive of P members is scored item by item. Members compete for the items,
 so that what few can do counts more (operators.niching). In every round the

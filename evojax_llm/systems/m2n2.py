@@ -1,4 +1,4 @@
-r"""M2N2 (GECCO 2025): an archive of members that compete for items.
+r"""M2N2 (arXiv 2508.16204): an archive of members that compete for items.
 
   evojax-llm evolve --config=m2n2
   evojax-llm evolve --config=m2n2 --config.space=weights \
@@ -31,6 +31,6 @@ PRESETS = {
 def get_config(name: str = 'm2n2') -> config_dict.ConfigDict:
   """Returns a preset; see `presets.of_preset` for changes of it."""
   config = presets.of_preset(name, PRESETS)
-  # A generation is one child: to write the archive takes as long as to score it.
+  # A generation is one child: writing the archive may take longer than it.
   config.checkpoint_every = 10
   return config

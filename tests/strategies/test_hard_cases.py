@@ -60,9 +60,7 @@ def make(row):
 def start(strategy, score):
   members = problems.population(members=P)
   scores = problems.seen(strategy, score(members))
-  return strategy.init(
-    problems.KEY, members, scores, strategy.default_params
-  )
+  return strategy.init(problems.KEY, members, scores, strategy.default_params)
 
 
 def some_fail(members):
