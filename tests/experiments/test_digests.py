@@ -43,6 +43,7 @@ CHOSEN = {
   'lorahub': ('lorahub',),
   'evogm': ('evogm',),
   'm2n2': ('m2n2',),
+  'evomerge': (),
   'sakana': ('parameter_space',),
 }
 # After the first round the covariance of 20 genes is one of 12 members: most of

@@ -14,6 +14,7 @@ from evojax_llm.systems import genome as genome_config
 from evojax_llm.systems import low_rank_es as low_rank_config
 from evojax_llm.systems import m2n2 as m2n2_config
 from evojax_llm.systems import model_swarms as swarms_config
+from evojax_llm.systems import pareto as pareto_config
 from evojax_llm.systems import pso_merging as pso_config
 from tests.experiments import runs
 
@@ -23,6 +24,7 @@ CONFIGS = (
   (low_rank_config, 'low_rank_es'),
   (pso_config, 'pso_merging'),
   (m2n2_config, 'm2n2+mutate=True'),
+  (pareto_config, 'nsga2'),
 )
 
 

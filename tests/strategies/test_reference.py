@@ -28,6 +28,8 @@ def test_the_tables_of_options_are_up_to_date(page):
     'pso_merging',
     'evogm',
     'm2n2',
+    'nsga2',
+    'evomerge',
     'cma_es',
     'ipop_cma_es',
     'random_search',
