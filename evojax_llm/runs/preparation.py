@@ -33,6 +33,7 @@ from evojax_llm.tasks import prompts
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
 _OF_SEARCH += ('merged', 'layer_path', 'pareto', 'require_signal')
+_OF_SEARCH += ('checkpoint_every',)
 
 
 class WarmStart(NamedTuple):
