@@ -12,7 +12,8 @@ class Ledger:
 
   Attributes:
     members: members scored.
-    items_saved: items of members that a race did not score.
+    items_saved: items that members were not asked, in a race or as fitness is
+      estimated.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
     truncated: prompts that were cut from the left to fit.

@@ -42,7 +42,13 @@ _T = TypeVar('_T')
 _OURS = ('lock', 'config.json.part', 'error.txt')
 _FOLDERS = ('checkpoints', 'items', 'baseline_items', 'test_items', 'best')
 _PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
-_PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
+_PARTS += (
+  'baselines.json',
+  'estimate.json',
+  'summary.json',
+  'summary.md',
+  'curve.png',
+)
 _FOLLOWS = {
   'metrics.jsonl': 'tokens, seconds and failures of the summary, and its curve,'
   ' are of the others.',

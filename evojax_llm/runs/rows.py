@@ -25,6 +25,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import finalists
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -262,11 +263,21 @@ class Run:
   def _evolved(self, dtype: Any) -> Row:
     name, folder = report.EVOLVED, self.path / 'best'
     try:
-      number, best = self._best(1)
-      said = f'member {best.ids[0]}, the best after generation {number}: '
-      said += f'fitness {best.fitness[0]:.4g}'
+      number, best = self._best(finalists.count(self.config))
+      first = 0
+      if self.config.estimate.rule and self.summary:
+        # Not the best by estimates, but by the scores of the finalists.
+        wanted = self.summary['best']['id']
+        if wanted not in best.ids:
+          raise errors.CheckpointError(
+            f'{self.path}: the last checkpoint has no member {wanted}.'
+          )
+        first = best.ids.index(wanted)
+      said = f'member {best.ids[first]}, the best after generation {number}: '
+      said += f'fitness {best.fitness[first]:.4g}'
+      genomes = stack.take(best.population, np.asarray([first]))
       space = self._space(dtype)
-      return Row(name, space, best.population, (name,), detail=said)
+      return Row(name, space, genomes, (name,), detail=said)
     except errors.CheckpointError:
       if not self.summary or not folder.is_dir():
         raise
