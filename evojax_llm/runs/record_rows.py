@@ -16,11 +16,13 @@ def member_rows(
   tasks: Sequence[str],
   origins: Sequence[Mapping[str, Any]],
   recipes: Sequence[Any] = (),
+  notes: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
   """Returns the lines of members.jsonl that a generation of K tasks adds.
 
   `origins` has `operator`, `parents` and `experts` of the initial population,
-  `recipes` what the first members of the generation are, where that is short.
+  `recipes` what the first members of the generation are, where that is short,
+  and `notes` what else is said of each slot of the ask.
   """
   rows = []
   for i, member in enumerate(generation.ids):
@@ -34,6 +36,8 @@ def member_rows(
     row['tasks'] = _by_task(tasks, generation.task_scores[i])
     row['reason'] = generation.reasons[i]
     row |= {'recipe': recipes[i]} if i < len(recipes) else {}
+    if notes and generation.number:
+      row |= notes[generation.slots[i]]
     rows.append(row)
   return rows
 

@@ -205,7 +205,14 @@ class _Run:
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
       folder.members.append(
-        record_rows.member_rows(done, names, tasks, origins, self.recipes)
+        record_rows.member_rows(
+          done,
+          names,
+          tasks,
+          origins,
+          self.recipes,
+          prepared.strategy.notes(state.strategy),
+        )
       )
       row = record_rows.metrics_row(
         done, tasks, watch.take(), spent - before, monitors
