@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.fitness import ensembles
-from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
@@ -52,45 +50,6 @@ def settle(state: run_state.RunState, prepared: Prepared) -> run_state.Member:
   return dataclasses.replace(
     best, fitness=scores.fitness[0], task_scores=scores.task_scores[0]
   )
-
-
-class Finals(NamedTuple):
-  """The best members by their estimates, and their scores on all of dev."""
-
-  members: run_state.Members
-  scores: Evaluation
-
-
-def settle_estimated(
-  state: run_state.RunState, prepared: Prepared, births: Mapping[int, int]
-) -> tuple[run_state.Member, Finals]:
-  """Scores the best members by their estimates on dev; the best of them ends.
-
-  As many as `config.estimate.finalists` says, and as can be in the vote.
-  `births` tells generations by id.
-  """
-  members = run_state.best_members(
-    state, count(prepared.config), prepared.strategy.keep_best
-  )
-  scores = setup_lib.score_few(
-    prepared.evaluator, prepared.setup.space, members.population
-  )
-  alive = np.isfinite(scores.fitness)
-  best = int(np.argmax(np.where(alive, scores.fitness, -np.inf)))
-  found = run_state.Member(
-    genome=stack.take(members.population, best),
-    id=members.ids[best],
-    fitness=scores.fitness[best],
-    task_scores=scores.task_scores[best],
-    generation=births.get(members.ids[best], int(state.generation)),
-  )
-  return found, Finals(members, scores)
-
-
-def count(config: Any) -> int:
-  """Returns how many of the best members matter at the end of a run."""
-  finalists = config.estimate.finalists if config.estimate.rule else 1
-  return max(finalists, config.ensemble.size)
 
 
 @dataclasses.dataclass(frozen=True)

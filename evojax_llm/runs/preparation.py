@@ -21,6 +21,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import front
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -32,7 +33,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'require_signal', 'estimate')
+_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'estimate')
 
 
 class WarmStart(NamedTuple):
@@ -78,6 +79,7 @@ class Prepared:
   racing: Any  # rules of a race, or None
   estimate: Any  # `setup.Estimates`, or None
   warm: WarmStart | None
+  goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
 
   @property
@@ -133,6 +135,7 @@ def prepare(
     warm = _warm_start(config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
+  goals = front.goals(config, setup, strategy)
   params = strategy.default_params
   strategy = _kept(
     cache, ('strategy', key, _static(config, params)), lambda: strategy
@@ -155,7 +158,7 @@ def prepare(
       inputs = {**inputs, 'estimate': recorded_inputs.fingerprint(path)}
   read = config, files, cache, setup, inputs
   prepared = Prepared(
-    *read, evaluator, strategy, params, racing, estimate, warm
+    *read, evaluator, strategy, params, racing, estimate, warm, goals
   )
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
@@ -164,7 +167,7 @@ def prepare(
     strategy,
     params,
     prepared.initial().population,
-    len(setup.tasks),
+    len(goals.names),
     sum(counts),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)

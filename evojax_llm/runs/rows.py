@@ -25,7 +25,6 @@ from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
-from evojax_llm.runs import finalists
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -254,30 +253,27 @@ class Run:
   def _ensemble(self, name: str) -> Mapping[str, Any] | None:
     return ((self.summary or {}).get('ensembles') or {}).get(name)
 
-  def _best(self, count: int) -> tuple[int, run_state.Members]:
+  def _best(
+    self, count: int, chosen: int | None = None
+  ) -> tuple[int, run_state.Members]:
     """The last generation and its best members, as the run chooses them."""
     number, state = checkpoint.Checkpoints(self.path / 'checkpoints').read()
     keep_best = self.config.strategy.options.get('keep_best', True)
-    return number, run_state.best_members(state, count, keep_best)
+    return number, run_state.best_members(state, count, keep_best, chosen)
 
   def _evolved(self, dtype: Any) -> Row:
     name, folder = report.EVOLVED, self.path / 'best'
     try:
-      number, best = self._best(finalists.count(self.config))
-      first = 0
-      if self.config.estimate.rule and self.summary:
-        # Not the best by estimates, but by the scores of the finalists.
-        wanted = self.summary['best']['id']
-        if wanted not in best.ids:
-          raise errors.CheckpointError(
-            f'{self.path}: the last checkpoint has no member {wanted}.'
-          )
-        first = best.ids.index(wanted)
-      said = f'member {best.ids[first]}, the best after generation {number}: '
-      said += f'fitness {best.fitness[first]:.4g}'
-      genomes = stack.take(best.population, np.asarray([first]))
+      # Not the best by its fitness, where that was estimated or a rule chose.
+      summary = self.summary or {}
+      chosen = (summary.get('pareto') or {}).get('chosen')
+      if summary.get('estimate'):
+        chosen = summary['best']['id']
+      number, best = self._best(1, chosen)
+      said = f'member {best.ids[0]}, the best after generation {number}: '
+      said += f'fitness {best.fitness[0]:.4g}'
       space = self._space(dtype)
-      return Row(name, space, genomes, (name,), detail=said)
+      return Row(name, space, best.population, (name,), detail=said)
     except errors.CheckpointError:
       if not self.summary or not folder.is_dir():
         raise

@@ -18,6 +18,7 @@ from evojax_llm.runs import estimation
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
+from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -153,16 +154,17 @@ class _Run:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    finals, summed = None, None
-    if self.estimation:
+    front = finals = None
+    if prepared.strategy.ends_in_front:
+      front = front_lib.find(state, prepared)
+      best = front.best
+    elif self.estimation:
       births = {row['id']: row['generation'] for row in folder.members.read()}
-      best, finals = finalists.settle_estimated(state, prepared, births)
-      count = int(state.evaluations)
-      summed = estimation.summarise(prepared, self.estimation, count, finals)
+      best, finals = self.estimation.settle(state, prepared, births)
     else:
       best = finalists.settle(state, prepared)
     ending = final_table.Ending(
-      folder, prepared, baselines, state, best, finals, summed
+      folder, prepared, baselines, state, best, front, finals
     )
     ending.finish(self.bar)
 
@@ -170,7 +172,7 @@ class _Run:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial, watch = prepared.initial(), self.watch
-    tasks = [task.name for task in prepared.setup.tasks]
+    goals = prepared.goals
     origins = _origins(initial, prepared.setup.space.names)
     ends = 'generations', 'evaluations', 'patience', 'tokens', 'seconds'
     limits = {name: getattr(config.strategy, name) for name in ends}
@@ -192,7 +194,7 @@ class _Run:
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
-      maximise=self.evaluator.objective.maximise,
+      maximise=goals.maximise,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
@@ -201,6 +203,8 @@ class _Run:
       if not done.number:
         self.look_for_signal()
       monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
+      if prepared.strategy.ends_in_front:
+        monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
@@ -208,14 +212,20 @@ class _Run:
         record_rows.member_rows(
           done,
           names,
-          tasks,
+          goals.tasks,
           origins,
           self.recipes,
+          goals.further,
           prepared.strategy.notes(state.strategy),
         )
       )
       row = record_rows.metrics_row(
-        done, tasks, watch.take(), spent - before, monitors
+        done,
+        goals.tasks,
+        watch.take(),
+        spent - before,
+        monitors,
+        goals.further,
       )
       folder.metrics.append([row])
       before = spent
@@ -271,7 +281,7 @@ class _Run:
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
-    return self.scored
+    return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
