@@ -8,18 +8,30 @@ which another run on these items may read with `config.estimate.parameters`.
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from evojax_llm.fitness import estimates
+from evojax_llm.fitness.evaluation import Evaluation
+from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import record
 from evojax_llm.runs import report
-from evojax_llm.runs.finalists import Finals
+from evojax_llm.runs import run_state
+from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.preparation import Prepared
 
 _FILE = 'estimate.json'
+
+
+class Finals(NamedTuple):
+  """The best members by their estimates, scored on all of dev."""
+
+  members: run_state.Members
+  scores: Evaluation
+  summary: Mapping[str, Any]  # what estimates saved and were off by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +45,58 @@ class Estimation:
 
   estimator: estimates.Estimator
   experts: Mapping[str, Any]
+
+  def settle(
+    self,
+    state: run_state.RunState,
+    prepared: Prepared,
+    births: Mapping[int, int],
+  ) -> tuple[run_state.Member, Finals]:
+    """Scores the best members by their estimates on dev; the best of them ends.
+
+    As many as `config.estimate.finalists` says, and as may be in the vote;
+    `births` tells generations by id.
+    """
+    config, evaluator = prepared.config, prepared.evaluator
+    members = run_state.best_members(
+      state,
+      max(config.estimate.finalists, config.ensemble.size),
+      prepared.strategy.keep_best,
+    )
+    scores = setup_lib.score_few(
+      evaluator, prepared.setup.space, members.population
+    )
+    alive = np.isfinite(scores.fitness)
+    best = int(np.argmax(np.where(alive, scores.fitness, -np.inf)))
+    found = run_state.Member(
+      genome=stack.take(members.population, best),
+      id=members.ids[best],
+      fitness=scores.fitness[best],
+      task_scores=scores.task_scores[best],
+      generation=births.get(members.ids[best], int(state.generation)),
+    )
+    asked, total = _sizes(prepared)
+    evaluations = int(state.evaluations)
+    # Of the search, and of its finalists, which are asked all at the end.
+    read, whole = evaluations * asked + len(alive) * total, evaluations * total
+    summary = {
+      'rule': prepared.estimate.rules.rule,
+      'anchors': asked,
+      'items': total,
+      'asked': read,
+      'of': whole,
+      'saving': 1 - read / whole,
+      'finalists': {
+        'members': members.ids,
+        'estimated': members.fitness,
+        'scored': scores.fitness,
+      },
+      'error': {
+        'experts': self.experts,
+        'finalists': estimates.error(members.fitness, scores.fitness),
+      },
+    }
+    return found, Finals(members, scores, summary)
 
 
 def prepare(
@@ -113,34 +177,6 @@ def _learn(run, prepared, baselines, names, ids) -> dict[str, Any]:
   real = baselines.expert_scores[kept[experts] - 1]
   off = estimates.error(objective(np.stack(columns, axis=1)), objective(real))
   return {'rule': rules.rule, 'experts': off, 'tasks': tasks}
-
-
-def summarise(
-  prepared: Prepared, found: Estimation, evaluations: int, finals: Finals
-) -> dict[str, Any]:
-  """Returns what estimates saved and were off by, for summary.json."""
-  asked, total = _sizes(prepared)
-  read = evaluations * asked + len(finals.members.ids) * total
-  return {
-    'rule': prepared.estimate.rules.rule,
-    'anchors': asked,
-    'items': total,
-    # Of the search and of its finalists, which are asked all at the end.
-    'asked': read,
-    'of': evaluations * total,
-    'saving': 1 - read / (evaluations * total),
-    'finalists': {
-      'members': finals.members.ids,
-      'estimated': finals.members.fitness,
-      'scored': finals.scores.fitness,
-    },
-    'error': {
-      'experts': found.experts,
-      'finalists': estimates.error(
-        finals.members.fitness, finals.scores.fitness
-      ),
-    },
-  }
 
 
 def _sizes(prepared: Prepared) -> tuple[int, int]:

@@ -31,9 +31,9 @@ from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import summary_page
+from evojax_llm.runs.estimation import Finals
 from evojax_llm.runs.finalists import Ensemble
 from evojax_llm.runs.finalists import Finalists
-from evojax_llm.runs.finalists import Finals
 from evojax_llm.runs.preparation import Prepared
 from evojax_llm.strategies import registry
 
@@ -323,8 +323,8 @@ class Ending:
       'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': base_and_adapters.read_int8(self.run),
     }
-    if self.estimate:
-      summary['estimate'] = self.estimate
+    if self.finals:
+      summary['estimate'] = self.finals.summary
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if self.front:
