@@ -33,7 +33,8 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'estimate')
+_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'checkpoint_every')
+_OF_SEARCH += ('estimate',)
 
 
 class WarmStart(NamedTuple):
