@@ -76,8 +76,8 @@ def pick(
     scores.fitness[best], prepared.evaluator.objective.percent, ' %'
   )
   errors.say(
-    f'picked member {id_} of {len(members.ids)} by the dev items held back, of '
-    f'which it has {shown}'
+    f'member {id_}, of {len(members.ids)}, is picked by the dev items held '
+    f'back: {shown} there'
   )
   own = setup_lib.score_few(prepared.evaluator, space, stack.stack([genome]))
   found = run_state.Member(
