@@ -44,11 +44,11 @@ CHOSEN = {
   'evogm': ('evogm',),
   'm2n2': ('m2n2',),
   'evomerge': (),
-  'sakana': ('parameter_space', 'data_flow'),
+  'sakana': ('parameter_space',),
 }
 # After the first round the covariance of 20 genes is one of 12 members: most of
 # its axes are as good as any others, and the last bit of it chooses them.
-ROUNDS = {'sakana:parameter_space': 1, 'sakana:data_flow': 1}
+ROUNDS = {'sakana:parameter_space': 1}
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14
 
