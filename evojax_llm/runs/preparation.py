@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'require_signal')
+_OF_SEARCH += ('merged', 'require_signal', 'stages', 'begin')
 
 
 class WarmStart(NamedTuple):
@@ -106,8 +107,9 @@ def prepare(
   config: Any,
   files: inputs_lib.Files | None = None,
   cache: dict[Any, Any] | None = None,
+  warm: str | os.PathLike = '',
 ) -> Prepared:
-  """Reads what a run works with and plans the memory; compiles nothing.
+  """Reads what one search works with and plans the memory; compiles nothing.
 
   Args:
     config: a `RunConfig`, or what `RunConfig.from_config` takes.
@@ -115,20 +117,25 @@ def prepare(
     cache: of several runs in one process. What earlier calls made, compiled
       programs included, is used again where the settings that it is made from
       are the same, but for the draw of dev items and array hyperparameters.
+    warm: in place of config.warm_start, of a stage.
 
   Raises:
     UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
   """
   config = RunConfig.from_config(config)
+  if config.stages:
+    raise errors.UserError(
+      f'Got {len(config.stages)} config.stages; expected one search. '
+      'runs.launch.prepare takes them.'
+    )
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
   key = data_key(config, 'dev_draw'), config.merged, files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
-  warm = None
-  if config.warm_start:
-    warm = _warm_start(config, setup, inputs)
+  if warm := warm or config.warm_start:
+    warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
   params = strategy.default_params
@@ -145,7 +152,7 @@ def prepare(
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
   read = config, files, cache, setup, inputs
-  prepared = Prepared(*read, evaluator, strategy, params, racing, warm)
+  prepared = Prepared(*read, evaluator, strategy, params, racing, warm or None)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
@@ -232,9 +239,12 @@ def _plan(prepared: Prepared) -> Any:
 
 
 def _warm_start(
-  config: RunConfig, setup: setup_lib.Setup, inputs: Mapping[str, Any]
+  folder: str | os.PathLike,
+  config: RunConfig,
+  setup: setup_lib.Setup,
+  inputs: Mapping[str, Any],
 ) -> WarmStart:
-  """Reads the members of the run at config.warm_start.
+  """Reads the members of the run in a folder.
 
   Tasks, strategy and the size of the population may differ from that run's;
   genomes of another base, other experts or another space mean something else.
@@ -242,14 +252,13 @@ def _warm_start(
   Raises:
     UserError: there is no finished run, or one with which this cannot begin.
   """
-  folder = pathlib.Path(config.warm_start)
-  flag = f'config.warm_start={config.warm_start}'
+  folder, flag = pathlib.Path(folder), f'config.warm_start={folder}'
   parts = folder / 'summary.json', folder / 'checkpoints'
   if not (parts[0].is_file() and parts[1].is_dir()):
     raise errors.UserError(
       f'{flag} is not the folder of a finished run, with summary.json and '
-      'checkpoints. Finish that run first; of several seeds, name the folder '
-      'of one.'
+      'checkpoints. Finish that run first; of several seeds or stages, name '
+      'the folder of one.'
     )
   known = record.read_config(folder)
   earlier = RunConfig.from_config(known['config'])
