@@ -24,15 +24,9 @@ from evojax_llm.population import stack
 
 
 class RecipeSpace(space.Space):
-  """A space whose genomes are recipes; see `merged_genes` for what they hold.
+  """A space whose genomes are recipes, as `merged_genes` has them."""
 
-  Attributes:
-    held: arrays that `express` reads beside a genome; what compiles it makes
-      them arguments of its program, and not constants in it.
-  """
-
-  options = MergedOptions
-  held: Any = None
+  options, decodes, learns = MergedOptions, True, False
 
   def _settle(
     self, names: tuple[str, ...], given: Mapping[str, Any], tensors: Any
@@ -141,7 +135,6 @@ class RecipeSpace(space.Space):
     return 1.0 / 6.0
 
   def decoded(self, genome: stack.Genome) -> Any:
-    """Returns what a genome stands for; members equal in it are one model."""
     return self.genes.decode(genome)
 
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:

@@ -45,13 +45,30 @@ _FORMER = {'coefficients': 'gates'}
 
 
 class Expressing(Protocol):
-  """What the engine asks of a space."""
+  """What the engine asks of a space.
+
+  Attributes:
+    held: arrays that `express` reads beside a genome, or None. With some it
+      takes them as a second argument, so that they are arguments of a program
+      and not constants in it.
+    decodes: whether `decoded` says what a genome stands for.
+  """
+
+  held: Any = None
+  decodes: bool = False
 
   def model(self) -> Model:
     """Returns what all members share."""
 
   def express(self, genome: stack.Genome) -> Expression:
     """Returns what tells one member from the model; pure, may be mapped."""
+
+  def base(self) -> stack.Genome | None:
+    """Returns the genome of the model itself, or None if forms vary."""
+    return None
+
+  def decoded(self, genome: stack.Genome) -> Any:
+    """Returns arrays; members that are equal in them are the same model."""
 
 
 class Space(Expressing, Protocol):
@@ -67,12 +84,14 @@ class Space(Expressing, Protocol):
     layers: key of a genome below which leaves have the axis L, or None.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
+    learns: whether a gradient can move a genome.
   """
 
   names: tuple[str, ...]
   exports: str = 'adapter'
   takes: tuple[str, ...] = ('adapters',)
   shares_base: bool = True
+  learns: bool = True
   bare: bool = True
   options: type | None = None
   layers: str | None = leaves.LAYERS
@@ -207,7 +226,7 @@ class Space(Expressing, Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Expressed:
+class Expressed(Expressing):
   """Members that are expressed already: a genome is an `Expression`.
 
   Attributes:
@@ -268,8 +287,8 @@ def check_genome(
 ) -> None:
   """Refuses what is no genome of a space, or no population of them.
 
-  The rank of adapter factors is free, and so is what a space without `base`
-  takes.
+  The rank of adapter factors is free, and so is what a space takes whose `base`
+  is None.
 
   Raises:
     ValueError: naming the leaf and the shapes.
@@ -279,8 +298,7 @@ def check_genome(
     paths = jax.tree.leaves_with_path(tree)
     return {leaves.name(path): (path, np.shape(leaf)) for path, leaf in paths}
 
-  base = getattr(space, 'base', lambda: None)
-  wanted, given = by_name(jax.eval_shape(base)), by_name(genome)
+  wanted, given = by_name(jax.eval_shape(space.base)), by_name(genome)
   what = 'population' if population else 'genome'
   for name in wanted and sorted(wanted.keys() ^ given.keys()):
     has = 'with a' if name in given else 'without the'

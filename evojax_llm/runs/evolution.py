@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.options import Option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
@@ -83,6 +84,7 @@ class Generation:
   best_task_scores: np.ndarray
   evaluations: int  # members scored since the run began
   scored: int  # how many of the M members were scored, the first ones
+  slots: Sequence[int] = ()  # of the ask, where they were
 
   @property
   def failed(self) -> int:
@@ -146,8 +148,8 @@ def evolve(
       `score` use other items. Members that are alive or remembered are scored
       again before any is proposed (as in EvoMerge, arXiv 2402.00070).
     refine: refine(members, which, key) returns the members (M, ...) of an ask
-      with those at `which` improved, as by gradient steps; it must leave the
-      buffers of `members` alone.
+      with those at `which` improved, as by gradient steps: the ones to score
+      that the strategy `refines`. It must leave the buffers of `members` alone.
     maximise: K times whether more of a task's score is better; None for all.
     phase: `with phase('score'):` surrounds each part, to time it.
 
@@ -155,13 +157,19 @@ def evolve(
     The search, which runs as it is iterated over.
 
   Raises:
-    ValueError: no limit is given, one cannot be, tokens are not counted, there
-      is nothing to begin with, or score returns no number for each member.
+    ValueError: no limit is given, one cannot be, tokens are not counted, refine
+      is missing, there is nothing to begin with, or score returns no number for
+      each member.
     EvolutionError: no member of a population could be scored.
   """
   limits = _Limits(
     generations, evaluations, tokens, count_tokens, seconds, patience
   )
+  if strategy.needs_refine and refine is None:
+    raise ValueError(
+      f'Got no refine for {type(strategy).__name__}, whose mutation is left to '
+      "it. Give one, or mutation='gaussian'."
+    )
   if state is None and population is None:
     if space is None:
       raise ValueError(
@@ -169,17 +177,9 @@ def evolve(
       )
     size, key = strategy.population_size, jax.random.key(seed)
     population = space.initial(RECIPE, size, key).population
-  loop = _Loop(
-    strategy,
-    strategy.default_params if params is None else base.as_arrays(params),
-    score,
-    limits,
-    redraw,
-    refine,
-    maximise,
-    phase,
-  )
-  return Search(loop.rounds(state, population, seed))
+  params = strategy.default_params if params is None else base.as_arrays(params)
+  parts = strategy, params, score, limits, redraw, refine, maximise, phase
+  return Search(_Loop(*parts).rounds(state, population, seed))
 
 
 class _Limits:
@@ -292,8 +292,13 @@ class _Loop(NamedTuple):
         left = self.limits.left(state)
         if not (self.strategy.keep_best or left is None or len(which) <= left):
           return 'evaluations'
-        if self.refine is not None and len(which):
-          members = self.refine(members, which, key('refine'))
+      if self.refine is not None:
+        wanted, chosen = self.strategy.refines(inner), which[:left]
+        if wanted is not None:
+          chosen = chosen[np.asarray(wanted)[chosen]]
+        if len(chosen):
+          with self.phase('refine'):
+            members = self.refine(members, chosen, key('refine'))
       with self.phase('score'):
         scored = self._scored(members, which, len(proposal.ids), left)
       with self.phase('operators'):
@@ -317,23 +322,19 @@ class _Loop(NamedTuple):
       EvolutionError: all failed, of members that are `alive`.
     """
     chosen = which[:left]
-    found = self.score(population, chosen)
-    fitness = _fitness(found, len(chosen))
-    own = not hasattr(found, 'fitness')
-    tasks = fitness[:, None] if own else found.task_scores
+    found = _evaluation(self.score(population, chosen), len(chosen))
     # What is infinite cannot be compared: a member has failed by it.
-    failed = ~np.isfinite(fitness)
-    reasons = [None] * len(chosen) if own else found.reasons
+    failed = ~np.isfinite(found.fitness)
     reasons = [
       (reason or 'its fitness is not finite') if bad else reason
-      for reason, bad in zip(reasons, failed, strict=True)
+      for reason, bad in zip(found.reasons, failed, strict=True)
     ]
     reasons += [SPENT] * (len(which) - len(chosen))
     if alive and failed.all():
       said = '; '.join(list(dict.fromkeys(map(str, reasons)))[:3])
       raise EvolutionError(
         f'None of the {len(which)} {alive} could be scored: {said}. '
-        + (_OWN if own else _ENGINE)
+        + (_ENGINE if found.tasks else _OWN)
       )
 
     def spread(values):
@@ -345,11 +346,10 @@ class _Loop(NamedTuple):
     if self.strategy.sees == 'items':
       values = [t.values if t.maximise else -t.values for t in found.tasks]
       items = spread(np.concatenate(values, axis=1))
-    fitness = spread(np.where(failed, np.float32(np.nan), fitness))
-    tasks = run_state.oriented(spread(tasks), self.maximise)
+    fitness = spread(np.where(failed, np.float32(np.nan), found.fitness))
+    tasks = run_state.oriented(spread(found.task_scores), self.maximise)
     scores = base.Scores(fitness, tasks, items)
-    models = getattr(found, 'distinct', None) or len(chosen)
-    return _Scored(scores, reasons, len(chosen), models)
+    return _Scored(scores, reasons, len(chosen), found.distinct or len(chosen))
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""
@@ -373,6 +373,7 @@ class _Loop(NamedTuple):
     return Generation(
       number=int(state.generation),
       ids=[int(i) for i in proposal.ids[which]],
+      slots=which.tolist(),
       parents=[(int(a), int(b)) for a, b in proposal.parents[which]],
       operators=[int(i) for i in proposal.operator[which]],
       fitness=scored.scores.fitness[which],
@@ -396,17 +397,17 @@ class _Scored(NamedTuple):
   models: int  # of which each counts as one evaluation
 
 
-def _fitness(found: Any, count: int) -> np.ndarray:
-  """Fitness (M,) of what was returned for M members."""
-  shape = ''
+def _evaluation(found: Any, count: int) -> Evaluation:
+  """Scores of M members; where they are fitness alone, it is their one task."""
+  shape, whole = '', found if isinstance(found, Evaluation) else None
   with contextlib.suppress(TypeError, ValueError):
     if found is not None:
-      of_members = getattr(found, 'fitness', None)
-      if of_members is None:
-        of_members = np.asarray(found, np.float32)
-      if np.shape(of_members) == (count,):
-        return np.asarray(of_members)
-      shape = f' of shape {np.shape(of_members)}'
+      if whole is None:
+        fitness = np.asarray(found, np.float32)
+        whole = Evaluation(fitness, fitness[..., None], [], [None] * count)
+      if np.shape(whole.fitness) == (count,):
+        return whole
+      shape = f' of shape {np.shape(whole.fitness)}'
   raise ValueError(
     f'Got {type(found).__name__}{shape} as the fitness of {count} members; '
     'expected one number each. Return a list with one for each index that '

@@ -21,6 +21,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import front
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -32,7 +33,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'require_signal', 'stages', 'begin')
+_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'stages', 'begin')
 
 
 class WarmStart(NamedTuple):
@@ -77,6 +78,7 @@ class Prepared:
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
   warm: WarmStart | None
+  goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
 
   @property
@@ -138,6 +140,7 @@ def prepare(
     warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
+  goals = front.goals(config, setup, strategy)
   params = strategy.default_params
   strategy = _kept(
     cache, ('strategy', key, _static(config, params)), lambda: strategy
@@ -152,7 +155,8 @@ def prepare(
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
   read = config, files, cache, setup, inputs
-  prepared = Prepared(*read, evaluator, strategy, params, racing, warm or None)
+  found = warm or None, goals
+  prepared = Prepared(*read, evaluator, strategy, params, racing, *found)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
@@ -160,7 +164,7 @@ def prepare(
     strategy,
     params,
     prepared.initial().population,
-    len(setup.tasks),
+    len(goals.names),
     sum(len(items) for items in evaluator.items('dev')),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)

@@ -16,6 +16,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
+from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -109,15 +110,18 @@ class _Run:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    best = finalists.settle(state, prepared)
-    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    front = None
+    if prepared.strategy.ends_in_front:
+      front = front_lib.find(state, prepared)
+    best = front.best if front else finalists.settle(state, prepared)
+    ending = final_table.Ending(folder, prepared, baselines, state, best, front)
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial, watch = prepared.initial(), self.watch
-    tasks = [task.name for task in prepared.setup.tasks]
+    goals = prepared.goals
     origins = _origins(initial, prepared.setup.space.names)
     ends = 'generations', 'evaluations', 'patience', 'tokens', 'seconds'
     limits = {name: getattr(config.strategy, name) for name in ends}
@@ -139,7 +143,7 @@ class _Run:
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
-      maximise=self.evaluator.objective.maximise,
+      maximise=goals.maximise,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
@@ -148,14 +152,29 @@ class _Run:
       if not done.number:
         self.look_for_signal()
       monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
+      if prepared.strategy.ends_in_front:
+        monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
       folder.members.append(
-        record_rows.member_rows(done, names, tasks, origins, self.recipes)
+        record_rows.member_rows(
+          done,
+          names,
+          goals.tasks,
+          origins,
+          self.recipes,
+          goals.further,
+          prepared.strategy.notes(state.strategy),
+        )
       )
       row = record_rows.metrics_row(
-        done, tasks, watch.take(), spent - before, monitors
+        done,
+        goals.tasks,
+        watch.take(),
+        spent - before,
+        monitors,
+        goals.further,
       )
       folder.metrics.append([row])
       before = spent
@@ -207,7 +226,7 @@ class _Run:
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
-    return self.scored
+    return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

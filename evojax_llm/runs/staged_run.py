@@ -120,14 +120,14 @@ class Staged:
         if not (record.read_summary(folder) and final_table.is_whole(folder)):
           errors.say(_title(self.searches, number))
           warm = former.folder if config.begin == 'members' else ''
+          if former:  # whose baselines are those of the same inputs
+            both = config, former.search.config
+            same = len(set(map(preparation.data_key, both))) == 1
+            share = warm if warm and same else None
           if prepared is None:
             cache = self._cache if _shares(self.searches, number) else None
             prepared = preparation.prepare(config, files, cache, warm)
-          keys = map(
-            preparation.data_key, (self.searches[number - 1].config, config)
-          )
-          share = share if not number else warm if len(set(keys)) == 1 else None
-          runner.run_prepared(prepared, folder, share or None)
+          runner.run_prepared(prepared, folder, share)
       prepared = None  # the next stage wants its memory
       former = _Former(search, files, folder)
 
@@ -171,14 +171,11 @@ def _shares(searches: Any, number: int) -> bool:
 
 
 def _title(searches: Any, number: int) -> str:
-  search, how = searches[number], ''
-  if search.config.begin:
-    how = (
-      f'; of the best before it {stages_lib.BEGINNINGS[search.config.begin]}'
-    )
+  config = searches[number].config
+  how = f', begin={config.begin}' if config.begin else ''
   return (
-    f'stage {number + 1} of {len(searches)}: {search.config.strategy.name} on '
-    f'{search.config.space}{how}'
+    f'stage {number + 1} of {len(searches)}: {config.strategy.name} on '
+    f'{config.space}{how}'
   )
 
 

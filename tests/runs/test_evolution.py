@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.runs import evolution
 from evojax_llm.runs import run_state
 from evojax_llm.strategies.genome.algorithm import Genome
@@ -35,11 +36,9 @@ class Score:
     fitness = -np.abs(x - 1).mean(axis=1).astype(np.float32)
     failed = x[:, 0] > self.fails_above
     fitness[failed] = np.nan
-    return types.SimpleNamespace(
-      fitness=fitness,
-      task_scores=np.stack([fitness, fitness], axis=1),
-      reasons=['too large' if bad else None for bad in failed],
-    )
+    tasks = np.stack([fitness, fitness], axis=1)
+    reasons = ['too large' if bad else None for bad in failed]
+    return Evaluation(fitness, tasks, [], reasons)
 
 
 # One instance compiles once.
