@@ -23,9 +23,14 @@ _BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns the values of a configuration by their whole names."""
+  """Returns the values of a configuration by their whole names.
+
+  Those of its stages have names such as 'stages.1.strategy.name'.
+  """
   found = {}
   for name, value in config.items():
+    if name == 'stages' and all(isinstance(one, Mapping) for one in value):
+      value = {str(number): one for number, one in enumerate(value, 1)} or value
     if isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value):
       found |= flat(value, f'{prefix}{name}.')
     else:
@@ -35,13 +40,11 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 def check_code(config: Mapping[str, Any], where: object) -> None:
   """Refuses code that a configuration which is data names."""
-  for number, changes in enumerate(config.get('stages') or (), 1):
-    if isinstance(changes, Mapping):
-      check_code(changes, f'{where}, stage {number}')
   for name, value in flat(config).items():
     values = value if isinstance(value, list | tuple) else str(value).split(',')
     code = [text for text in map(str, values) if _CODE.fullmatch(text.strip())]
-    if code and name not in _NO_NAMES:
+    stage = _STAGE.fullmatch(name)
+    if code and (stage[2] if stage else name) not in _NO_NAMES:
       raise UserError(
         f'{where}: config.{name} names code, {code[0]}. Code that data names '
         'is run only where that is allowed: do so if you trust it '

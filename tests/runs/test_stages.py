@@ -276,7 +276,7 @@ def test_code_that_a_stage_names_is_data_too():
   config = library.RunConfig(stages=({'strategy.name': 'evil.py:Search'},))
   read = json.loads(json.dumps(config.to_dict()))
   assert library.RunConfig.from_config(read) == config
-  with pytest.raises(UserError, match='stage 1: config.strategy.name names co'):
+  with pytest.raises(UserError, match='config.stages.1.strategy.name names co'):
     fields.check_code(read, 'config.json')
 
 
