@@ -33,7 +33,8 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'stages', 'begin')
+_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'checkpoint_every')
+_OF_SEARCH += ('estimate', 'stages', 'begin')
 
 
 class WarmStart(NamedTuple):
@@ -77,6 +78,7 @@ class Prepared:
   strategy: Any
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
+  estimate: Any  # `setup.Estimates`, or None
   warm: WarmStart | None
   goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
@@ -154,8 +156,15 @@ def prepare(
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
+  estimate = setup_lib.make_estimates(config, setup, evaluator)
+  counts = [len(items) for items in evaluator.items('dev')]
+  if estimate:
+    counts = map(estimate.rules.count, counts)
+    if path := config.estimate.parameters:
+      path = os.path.expanduser(path)
+      inputs = {**inputs, 'estimate': recorded_inputs.fingerprint(path)}
   read = config, files, cache, setup, inputs
-  found = warm or None, goals
+  found = estimate, warm or None, goals
   prepared = Prepared(*read, evaluator, strategy, params, racing, *found)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
@@ -165,7 +174,7 @@ def prepare(
     params,
     prepared.initial().population,
     len(goals.names),
-    sum(len(items) for items in evaluator.items('dev')),
+    sum(counts),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)
   if not planned:

@@ -51,7 +51,7 @@ _FOLDERS = (
 )
 _PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
 _PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
-_PARTS += ('front.json', 'front.png')
+_PARTS += ('front.json', 'front.png', 'estimate.json')
 _FOLLOWS = {
   'metrics.jsonl': 'tokens, seconds and failures of the summary, and its curve,'
   ' are of the others.',
@@ -63,7 +63,7 @@ AGAIN = (
   'what can be made again is.'
 )
 # Settings that a run may be given otherwise when it goes on.
-_CHANGES_NOTHING = ('require_signal',)
+_CHANGES_NOTHING = ('require_signal', 'checkpoint_every')
 # Ends of a search that do not change what it does before them; by `evaluations`
 # members of the last generation fail.
 _ENDS = ('generations', 'patience', 'tokens', 'seconds')

@@ -146,7 +146,7 @@ def _as_it_was(
     # Of a stage it may be of the one before, and both may have been moved.
     beside = run.parent.joinpath(*place.parts[-2:])
     known = dict.fromkeys((place, other, beside))
-    found = [path for path in known if path.is_dir()]
+    found = [path for path in known if path.exists()]
     if not found:
       raise errors.UserError(
         f'{place} ({what} of the run) is not there any more. Put it back.'

@@ -13,6 +13,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
+from evojax_llm.runs import estimation
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
@@ -82,6 +83,7 @@ class _Run:
     self.drawn = self.evaluator
     self.scored: Any = None
     self.recipes: list[Any] = []
+    self.estimation: estimation.Estimation | None = None
     self.number = -1
 
   def go_on(self) -> None:
@@ -106,15 +108,23 @@ class _Run:
       base_and_adapters.report_int8(folder, prepared)
     baselines_lib.normalise(folder, prepared)
     baselines = baselines_lib.score_baselines(folder, prepared, self.bar)
+    self.estimation = estimation.prepare(folder, prepared, baselines)
     if restored:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    front = None
+    front = finals = None
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
-    best = front.best if front else finalists.settle(state, prepared)
-    ending = final_table.Ending(folder, prepared, baselines, state, best, front)
+      best = front.best
+    elif self.estimation:
+      births = {row['id']: row['generation'] for row in folder.members.read()}
+      best, finals = self.estimation.settle(state, prepared, births)
+    else:
+      best = finalists.settle(state, prepared)
+    ending = final_table.Ending(
+      folder, prepared, baselines, state, best, front, finals
+    )
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
@@ -147,7 +157,12 @@ class _Run:
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before = self.ledger.tokens
+    before, kept = self.ledger.tokens, True
+
+    def keep():
+      with watch.phase('checkpoint'):
+        folder.checkpoints.save(done.number, state)
+
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
@@ -178,14 +193,16 @@ class _Run:
       )
       folder.metrics.append([row])
       before = spent
-      with watch.phase('checkpoint'):
-        folder.checkpoints.save(done.number, state)
+      if kept := done.number % config.checkpoint_every == 0:
+        keep()
       self.bar.generation(
         done.number,
         done.best_fitness,
         done.evaluations,
         _line(done, self.evaluator.objective.percent),
       )
+    if not kept:
+      keep()
     return state
 
   def look_for_signal(self) -> None:
@@ -223,6 +240,10 @@ class _Run:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
         *asked, racing, key, self.number, progress=update
+      )
+    elif self.estimation:
+      self.scored = self.evaluator.estimate(
+        *asked, self.estimation.estimator, progress=update
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)

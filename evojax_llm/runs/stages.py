@@ -130,10 +130,11 @@ def divide(
         f'{where}: got no config.strategy.evaluations; expected a number, in '
         'proportion to which all are divided.'
       )
-    if one.racing.rule or one.resample:
+    if one.racing.rule or one.estimate.rule or one.resample:
       raise errors.UserError(
-        f'{where}: got config.racing or config.resample, which have no part in '
-        'a comparison: all members are scored on the same items.'
+        f'{where}: got config.racing, config.estimate or config.resample, '
+        'which have no part in a comparison: all members are scored on the '
+        'same items.'
       )
     shares.append(one.strategy.evaluations)
   if evaluations < len(shares):
