@@ -195,7 +195,7 @@ def _trial(
   """A search on the data of the first configuration."""
   config = first.copy_and_resolve_references()
   config.tasks = ','.join(stage.split('+'))
-  for field in ('space', 'merged', 'pareto', 'initial'):
+  for field in ('space', 'merged', 'layer_path', 'pareto', 'initial'):
     config[field] = arm[field]
   config.name = name
   config.seed, config.seeds, config.dev_draw = seed, 1, draw

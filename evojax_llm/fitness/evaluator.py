@@ -303,6 +303,13 @@ class Evaluator:
     ]
     return dataclasses.replace(raced, tasks=tasks)
 
+  def apart(self) -> 'Evaluator':
+    """The same scores with a plan of its own, for members of another kind."""
+    other = copy.copy(self)
+    other._engine = Engine(self._runtime, self.tokenizer)
+    other._splits = {}
+    return other
+
   def estimate(
     self,
     space: Expressing,

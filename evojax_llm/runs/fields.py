@@ -16,7 +16,7 @@ _CODE = re.compile(r'.*\.py(:\w+)?|(?!lm_eval:)[\w.]+:\w+')
 # Texts and folders, which are no names of code.
 _NO_NAMES = tuple('name model adapters experts system warm_start'.split())
 _NO_NAMES += ('format.prompt', 'format.instruction', 'format.stop')
-_NO_NAMES += ('merged.groups', 'pareto.choice')
+_NO_NAMES += ('merged.groups', 'layer_path.sources', 'pareto.choice')
 # A change of a stage: its number, and a field.
 _STAGE = re.compile(r'stages\.(\d+)\.(.+)')
 _BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}

@@ -192,17 +192,23 @@ def space_class(config: RunConfig) -> Any:
 
   with errors.as_user_error(ValueError, what='config.space'):
     find_space(config.space)
-  with errors.as_user_error(ValueError, what='config.merged'):
+  with errors.as_user_error(ValueError, what=f'config.{space_part(config)}'):
     return find_space(config.space, space_options(config))
+
+
+def space_part(config: RunConfig) -> str | None:
+  """Returns the name of what a configuration tells its space; None to most."""
+  from evojax_llm.genomes.space import find_space
+
+  kind = getattr(find_space(config.space), 'options', None)
+  parts = vars(config).items() if kind else ()
+  return next((name for name, part in parts if isinstance(part, kind)), None)
 
 
 def space_options(config: RunConfig) -> dict[str, Any]:
   """Returns what else a configuration's space is told; nothing to most."""
-  from evojax_llm.genomes.space import find_space
-
-  if getattr(find_space(config.space), 'options', None) is None:
-    return {}
-  return dataclasses.asdict(config.merged)
+  part = space_part(config)
+  return dataclasses.asdict(getattr(config, part)) if part else {}
 
 
 def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:

@@ -33,8 +33,8 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'checkpoint_every')
-_OF_SEARCH += ('estimate', 'stages', 'begin')
+_OF_SEARCH += ('merged', 'layer_path', 'pareto', 'require_signal')
+_OF_SEARCH += ('checkpoint_every', 'estimate', 'stages', 'begin')
 
 
 class WarmStart(NamedTuple):
@@ -100,9 +100,10 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
+    told = inputs_lib.space_options(self.config)
     return _kept(
       self.cache,
-      ('heldout', data_key(self.config), self.config.merged, self.files),
+      ('heldout', data_key(self.config), told, self.files),
       lambda: setup_lib.make_heldout(self.config, self.setup),
     )
 
@@ -134,7 +135,8 @@ def prepare(
     )
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
-  key = data_key(config, 'dev_draw'), config.merged, files
+  told = inputs_lib.space_options(config)
+  key = data_key(config, 'dev_draw'), told, files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)

@@ -301,7 +301,13 @@ class Run:
         raise
     # All that is left of the search.
     base = str(self.files.model)
-    if inputs_lib.space_class(self.config).exports == 'model':
+    exports = inputs_lib.space_class(self.config).exports
+    if exports == 'path':
+      raise errors.CheckpointError(
+        f'{self.path}: no checkpoint can be read; {folder} has the best member '
+        'as a path, which score and generate take as --model.'
+      )
+    if exports == 'model':
       dtype = dtype or jnp.dtype(self.config.execution.dtype)
       space = make_space('weights', base, models=[folder], dtype=dtype)
     else:

@@ -16,6 +16,7 @@ from ml_collections import config_dict
 
 from evojax_llm import lookup
 from evojax_llm import options as options_lib
+from evojax_llm.genomes.layer_path_options import LayerPathOptions
 from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
@@ -174,6 +175,13 @@ class MergedConfig(_Part, MergedOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerPathConfig(_Part, LayerPathOptions):
+  """The space `layer_path`, in which paths through layers evolve."""
+
+  _path = 'layer_path.'
+
+
+@dataclasses.dataclass(frozen=True)
 class ExecutionConfig(_Part):
   """How programs run, which changes no result but for rounding."""
 
@@ -287,6 +295,7 @@ class RunConfig(_Part):
   racing: RacingConfig = RacingConfig()
   estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
 

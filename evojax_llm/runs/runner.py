@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import os
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
@@ -247,6 +249,10 @@ class _Run:
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
+    penalties = space.penalties(population)
+    if penalties is not None:
+      fitness = self.scored.fitness - penalties[np.asarray(members)]
+      self.scored = dataclasses.replace(self.scored, fitness=fitness)
     return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 

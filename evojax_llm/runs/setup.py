@@ -104,7 +104,8 @@ def load_space(config: RunConfig, files: inputs_lib.Files, dtype: Any) -> Space:
   except ValueError as error:
     if not told or isinstance(error, ModelError):
       raise
-    raise errors.UserError(f'config.merged: {error}') from error
+    part = inputs_lib.space_part(config)
+    raise errors.UserError(f'config.{part}: {error}') from error
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:
@@ -166,11 +167,21 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
     )
 
 
+def of_experts(evaluator: Any, setup: Setup) -> Any:
+  """Returns an evaluator for the space of the experts.
+
+  It has a plan of its own where members are of another kind than experts.
+  """
+  return evaluator.apart() if setup.space.exports == 'path' else evaluator
+
+
 def score_few(
   evaluator: Any, space: Any, population: Any, progress: Any = None
 ) -> Any:
   """Scores a small population on dev, by the program of the search's groups."""
   count = stack.size(population)
+  if evaluator.plan is None:
+    evaluator.prepare(space, population)
   slots = max(count, evaluator.plan.members_per_group)
   population = stack.pad(population, slots)
   return evaluator.evaluate(

@@ -226,6 +226,12 @@ def _files(
         "begin with 'expert' or 'model'."
       )
     return files
+  if former.exports == 'path':
+    raise errors.UserError(
+      f'config.begin={begin!r}: the best of the stage before is a path through '
+      'layers, which is neither an expert nor the model of another search: '
+      "make it the last stage, or begin='members'."
+    )
   if begin == 'model':
     if 'model' in search.inputs:
       raise errors.UserError(
