@@ -20,6 +20,7 @@ from evojax_llm.genomes.layer_path_options import LayerPathOptions
 from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
+from evojax_llm.runs import stages as stages_lib
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
@@ -273,6 +274,14 @@ class RunConfig(_Part):
   warm_start: str = option(
     '', 'folder of a finished run, whose best members come first'
   )
+  stages: tuple[Any, ...] = option(
+    (), 'several searches, one after another: what each changes of this'
+  )
+  begin: str = option(
+    '',
+    'of a stage: what the best of the one before it is',
+    choices=('', *stages_lib.BEGINNINGS),
+  )
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
   )
@@ -321,6 +330,7 @@ class RunConfig(_Part):
       )
     if self.seed + self.seeds > 1 << 32:
       raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')
+    stages_lib.split(self)
 
   @classmethod
   def from_config(cls, config: Any) -> 'RunConfig':
