@@ -200,7 +200,9 @@ class RunFolder:
   def _later_ends(
     self, there: Mapping[str, Any], here: Mapping[str, Any]
   ) -> dict[str, Any]:
-    """Ends of the search that are later here."""
+    """Ends of the search that are later here; none of a run of stages."""
+    if here.get('stages'):  # of which some may have ended
+      return {}
     old, new = (dict(half.get('strategy') or {}) for half in (there, here))
     ends = [end for end in _ENDS if old.get(end) is not None and end in new]
     return {
@@ -260,6 +262,12 @@ def compare(old: Any, new: Any, name: str = '') -> list[str]:
       for key in sorted(old.keys() | new.keys())
       for line in compare(old.get(key), new.get(key), f'{inner}{key}')
     ]
+  both = (old, new)
+  if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in both):
+    # Stages, by their numbers.
+    return compare(
+      *({str(i): one for i, one in enumerate(v, 1)} for v in both), name
+    )
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 

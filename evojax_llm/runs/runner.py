@@ -1,4 +1,4 @@
-"""A run: from a configuration to a finished folder."""
+"""One search: from what is prepared to a finished folder."""
 
 from collections.abc import Sequence
 import contextlib
@@ -30,46 +30,6 @@ from evojax_llm.runs import report
 
 # A genome of so many numbers at most is written down in members.jsonl.
 _FEW_NUMBERS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """A finished run."""
-
-  path: pathlib.Path  # its folder
-  summary: dict[str, Any]  # the content of its summary.json
-
-  @property
-  def best(self) -> pathlib.Path:
-    """The exported best member: an adapter folder or a model folder."""
-    return self.path / 'best'
-
-  def table(self) -> str:
-    """Returns the scores of baselines and best member as Markdown."""
-    return report.table(self.summary['rows'])
-
-
-def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
-  """Runs a search, or goes on with it, to its end.
-
-  Args:
-    config: a `RunConfig`, or what `RunConfig.from_config` takes, such as what
-      `systems.load` reads.
-    workdir: the run folder, new or to go on with; a new one in runs/ by
-      default.
-
-  Raises:
-    UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
-  """
-  prepared = preparation.prepare(config)
-  if prepared.config.seeds > 1:
-    raise errors.UserError(
-      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run. '
-      'runs.sweep takes several.'
-    )
-  workdir = workdir or record.new_workdir('runs', prepared.name)
-  path = run_prepared(prepared, workdir)
-  return Result(path, record.read_json(path / 'summary.json'))
 
 
 def run_prepared(
@@ -163,9 +123,12 @@ class _Run:
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
       best = front.best
-    elif self.estimation:
+    elif self.estimation or prepared.config.pick_items:
       births = {row['id']: row['generation'] for row in folder.members.read()}
-      best, finals = self.estimation.settle(state, prepared, births)
+      if self.estimation:
+        best, finals = self.estimation.settle(state, prepared, births)
+      else:
+        best, state = finalists.pick(state, prepared, births)
     else:
       best = finalists.settle(state, prepared)
     ending = final_table.Ending(

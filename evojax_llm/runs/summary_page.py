@@ -41,7 +41,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     'not counted)',
     report.table(summary['rows']),
     *better_lines(summary, folder),
-    f'{_described(summary)} Everything was chosen on dev; test was read once, '
+    f'{described(summary)} Everything was chosen on dev; test was read once, '
     'at the end. Evaluations are members scored on dev to choose the row.',
     tasks_foot(summary),
     f'## Member {best["id"]}',
@@ -109,7 +109,7 @@ def _front(
   return paragraphs + ['![the front](front.png)'] * bool(of_rule)
 
 
-def _described(summary: Mapping[str, Any]) -> str:
+def described(summary: Mapping[str, Any]) -> str:
   """What the figures are, in a few words."""
   first = summary['rows'][0]
   entries = list(first['dev']['tasks'].values())
