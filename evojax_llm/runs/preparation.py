@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
+from evojax_llm.runs import refinement as refinement_lib
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
@@ -31,7 +33,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'require_signal')
+_OF_SEARCH += ('merged', 'require_signal', 'refine')
 
 
 class WarmStart(NamedTuple):
@@ -77,6 +79,7 @@ class Prepared:
   racing: Any  # rules of a race, or None
   warm: WarmStart | None
   abstract: Any = None  # shapes and types of the run's state
+  refinement: Any = None  # of members before they are scored, or None
 
   @property
   def name(self) -> str:
@@ -131,6 +134,7 @@ def prepare(
     warm = _warm_start(config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
+  refinement_lib.check_strategy(config, strategy)
   params = strategy.default_params
   strategy = _kept(
     cache, ('strategy', key, _static(config, params)), lambda: strategy
@@ -144,6 +148,14 @@ def prepare(
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
+  refinement = _kept(
+    cache,
+    ('refinement', config.dev_draw, config.refine, key, config.strategy),
+    lambda: refinement_lib.make(config, setup, evaluator),
+  )
+  if config.refine.data:
+    data = os.path.expanduser(config.refine.data)
+    inputs = {**inputs, 'refine': recorded_inputs.fingerprint(data)}
   read = config, files, cache, setup, inputs
   prepared = Prepared(*read, evaluator, strategy, params, racing, warm)
   evaluator.check_population(
@@ -156,9 +168,19 @@ def prepare(
     len(setup.tasks),
     sum(len(items) for items in evaluator.items('dev')),
   )
-  prepared = dataclasses.replace(prepared, abstract=abstract)
+  prepared = dataclasses.replace(
+    prepared, abstract=abstract, refinement=refinement
+  )
   if not planned:
     errors.say(_plan(prepared).describe())
+  if refinement is not None:
+    asked = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        (strategy.num_proposals, *leaf.shape[1:]), leaf.dtype
+      ),
+      abstract.strategy.population,
+    )
+    errors.say(refinement.prepare(asked, strategy.num_proposals))
   return prepared
 
 

@@ -19,6 +19,7 @@ from evojax_llm import options as options_lib
 from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
+from evojax_llm.runs.refine_options import RefineOptions
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
@@ -130,6 +131,13 @@ class MergedConfig(_Part, MergedOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefineConfig(_Part, RefineOptions):
+  """Gradient steps that members take before they are scored."""
+
+  _path = 'refine.'
+
+
+@dataclasses.dataclass(frozen=True)
 class ExecutionConfig(_Part):
   """How programs run, which changes no result but for rounding."""
 
@@ -231,6 +239,7 @@ class RunConfig(_Part):
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
   merged: MergedConfig = MergedConfig()
+  refine: RefineConfig = RefineConfig()
   execution: ExecutionConfig = ExecutionConfig()
 
   def __post_init__(self):

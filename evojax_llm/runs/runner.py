@@ -181,6 +181,7 @@ class _Run:
       state=state,
       redraw=self.redraw if config.resample else None,
       maximise=self.evaluator.objective.maximise,
+      refine=prepared.refinement,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
@@ -199,7 +200,7 @@ class _Run:
           tasks,
           origins,
           self.recipes,
-          prepared.strategy.notes(state.strategy),
+          self.notes(state),
         )
       )
       row = record_rows.metrics_row(
@@ -216,6 +217,16 @@ class _Run:
         _line(done, self.evaluator.objective.percent),
       )
     return state
+
+  def notes(self, state: Any) -> list[dict[str, Any]]:
+    """What is said of each slot of the latest ask."""
+    strategy, refinement = self.prepared.strategy, self.prepared.refinement
+    notes = list(strategy.notes(state.strategy))
+    if refinement is not None:
+      notes = notes or [{}] * strategy.num_proposals
+      for slot, note in refinement.take().items():
+        notes[slot] = notes[slot] | note
+    return notes
 
   def look_for_signal(self) -> None:
     """Tells where generation 0 tells no members apart.
