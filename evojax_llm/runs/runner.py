@@ -185,14 +185,15 @@ class _Run:
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before = self.ledger.tokens
+    before = self.ledger.tokens, self.ledger.gradient_tokens
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
       monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
-      names, spent = prepared.strategy.operator_names, self.ledger.tokens
+      names = prepared.strategy.operator_names
+      spent = self.ledger.tokens, self.ledger.gradient_tokens
       folder.members.append(
         record_rows.member_rows(
           done,
@@ -204,7 +205,12 @@ class _Run:
         )
       )
       row = record_rows.metrics_row(
-        done, tasks, watch.take(), spent - before, monitors
+        done,
+        tasks,
+        watch.take(),
+        spent[0] - before[0],
+        monitors,
+        spent[1] - before[1],
       )
       folder.metrics.append([row])
       before = spent
