@@ -21,6 +21,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import front
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -33,7 +34,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'require_signal', 'refine')
+_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'refine')
 
 
 class WarmStart(NamedTuple):
@@ -78,6 +79,7 @@ class Prepared:
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
   warm: WarmStart | None
+  goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
   refinement: Any = None  # of members before they are scored, or None
 
@@ -135,6 +137,7 @@ def prepare(
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
   refinement_lib.check_strategy(config, strategy)
+  goals = front.goals(config, setup, strategy)
   params = strategy.default_params
   strategy = _kept(
     cache, ('strategy', key, _static(config, params)), lambda: strategy
@@ -157,7 +160,7 @@ def prepare(
     data = os.path.expanduser(config.refine.data)
     inputs = {**inputs, 'refine': recorded_inputs.fingerprint(data)}
   read = config, files, cache, setup, inputs
-  prepared = Prepared(*read, evaluator, strategy, params, racing, warm)
+  prepared = Prepared(*read, evaluator, strategy, params, racing, warm, goals)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
@@ -165,7 +168,7 @@ def prepare(
     strategy,
     params,
     prepared.initial().population,
-    len(setup.tasks),
+    len(goals.names),
     sum(len(items) for items in evaluator.items('dev')),
   )
   prepared = dataclasses.replace(

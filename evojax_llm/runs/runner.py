@@ -17,6 +17,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
+from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -150,15 +151,18 @@ class _Run:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    best = finalists.settle(state, prepared)
-    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    front = None
+    if prepared.strategy.ends_in_front:
+      front = front_lib.find(state, prepared)
+    best = front.best if front else finalists.settle(state, prepared)
+    ending = final_table.Ending(folder, prepared, baselines, state, best, front)
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial, watch = prepared.initial(), self.watch
-    tasks = [task.name for task in prepared.setup.tasks]
+    goals = prepared.goals
     origins = _origins(initial, prepared.setup.space.names)
     ends = 'generations', 'evaluations', 'patience', 'tokens', 'seconds'
     limits = {name: getattr(config.strategy, name) for name in ends}
@@ -180,7 +184,7 @@ class _Run:
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
-      maximise=self.evaluator.objective.maximise,
+      maximise=goals.maximise,
       refine=prepared.refinement,
       phase=watch.phase,
     )
@@ -190,6 +194,8 @@ class _Run:
       if not done.number:
         self.look_for_signal()
       monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
+      if prepared.strategy.ends_in_front:
+        monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names = prepared.strategy.operator_names
@@ -198,18 +204,20 @@ class _Run:
         record_rows.member_rows(
           done,
           names,
-          tasks,
+          goals.tasks,
           origins,
           self.recipes,
+          goals.further,
           self.notes(state),
         )
       )
       row = record_rows.metrics_row(
         done,
-        tasks,
+        goals.tasks,
         watch.take(),
         spent[0] - before[0],
         monitors,
+        goals.further,
         spent[1] - before[1],
       )
       folder.metrics.append([row])
@@ -272,7 +280,7 @@ class _Run:
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
-    return self.scored
+    return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:
