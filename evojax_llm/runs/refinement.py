@@ -13,6 +13,7 @@ from evojax_llm.engine.gradient_member import Settings
 from evojax_llm.options import declared
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.runs import errors
 from evojax_llm.runs.refine_options import DRAWN
 from evojax_llm.tasks import training_data
@@ -27,14 +28,23 @@ class Refinement:
   of a member: a run that goes on draws what an unbroken one would.
   """
 
-  def __init__(self, steps: GradientSteps, drawn: dict[str, tuple[float, ...]]):
-    """Makes it of steps and of what each member draws one of, by name."""
-    self._steps, self._drawn = steps, drawn
+  def __init__(
+    self,
+    steps: GradientSteps,
+    drawn: dict[str, tuple[float, ...]],
+    place: jax.sharding.Sharding | None = None,
+  ):
+    """Makes it of steps, and of what each member draws one of, by name."""
+    self._steps, self._drawn, self._place = steps, drawn, place
     self._notes: dict[int, dict[str, Any]] = {}
 
   def prepare(self, population: Any, members: int) -> str:
     """Plans the memory for M members of a population; returns the plan."""
     return self._steps.prepare(population, members).describe()
+
+  def placed(self, population: Any) -> Any:
+    """Returns a population where steps leave members: programs compile once."""
+    return jax.device_put(population, self._place)
 
   def __call__(self, members: Any, which: np.ndarray, key: jax.Array) -> Any:
     """Returns the members (M, ...) with those at `which` refined."""
@@ -101,7 +111,11 @@ def make(config: Any, setup: Any, evaluator: Any) -> Refinement | None:
   used = ['lr']
   used += ['beta'] if gradient_losses.is_of_pairs(options.loss) else []
   used += ['rank', 'alpha'] if train == 'adapter' else []
-  return Refinement(steps, {name: choices[name] for name in used})
+  return Refinement(
+    steps,
+    {name: choices[name] for name in used},
+    sharding.replicated(evaluator.runtime.mesh),
+  )
 
 
 def check_strategy(config: Any, strategy: Any) -> None:
