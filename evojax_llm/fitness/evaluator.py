@@ -308,6 +308,14 @@ class Evaluator:
     ]
     return dataclasses.replace(raced, tasks=tasks)
 
+  def on(self, tasks: Sequence[Task]) -> 'Evaluator':
+    """The same engine on all items of other tasks with these names."""
+    other = copy.copy(self)
+    other.tasks, other.limits = list(tasks), {}
+    other._items, other._splits = {}, {}
+    other._scorer = AnswerScorer(tasks, self.objective, self.tokenizer)
+    return other
+
   def apart(self) -> 'Evaluator':
     """The same scores with a plan of its own, for members of another kind."""
     other = copy.copy(self)

@@ -263,6 +263,8 @@ def _plan(prepared: Prepared) -> Any:
   # An item that does not fit must show now and not when all is done.
   heldout = setup_lib.heldout_tasks(prepared.config, setup)
   late: list[Any] = [(task, task.dev) for task in heldout]
+  if prepared.config.pick_items:
+    late += [(task, task.dev) for task in setup.tasks]
   if all(task.test for task in setup.tasks):
     late += zip(setup.tasks, evaluator.items('test'), strict=True)
   how = {

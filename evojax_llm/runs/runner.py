@@ -119,9 +119,12 @@ class _Run:
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
       best = front.best
-    elif self.estimation:
+    elif self.estimation or prepared.config.pick_items:
       births = {row['id']: row['generation'] for row in folder.members.read()}
-      best, finals = self.estimation.settle(state, prepared, births)
+      if self.estimation:
+        best, finals = self.estimation.settle(state, prepared, births)
+      else:
+        best, state = finalists.pick(state, prepared, births)
     else:
       best = finalists.settle(state, prepared)
     ending = final_table.Ending(
