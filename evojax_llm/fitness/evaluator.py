@@ -128,6 +128,11 @@ class Evaluator:
     self._scorer = AnswerScorer(self.tasks, made, tokenizer)
 
   @property
+  def runtime(self) -> Runtime:
+    """Devices, shared parameters and compiled programs."""
+    return self._runtime
+
+  @property
   def ledger(self) -> Ledger:
     """Where tokens and seconds went."""
     return self._runtime.ledger

@@ -21,6 +21,7 @@ from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
 from evojax_llm.runs import stages as stages_lib
+from evojax_llm.runs.refine_options import RefineOptions
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
@@ -175,6 +176,13 @@ class MergedConfig(_Part, MergedOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefineConfig(_Part, RefineOptions):
+  """Gradient steps that members take before they are scored."""
+
+  _path = 'refine.'
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerPathConfig(_Part, LayerPathOptions):
   """The space `layer_path`, in which paths through layers evolve."""
 
@@ -298,6 +306,7 @@ class RunConfig(_Part):
   racing: RacingConfig = RacingConfig()
   estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  refine: RefineConfig = RefineConfig()
   layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()

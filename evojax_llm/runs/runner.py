@@ -92,6 +92,10 @@ class _Run:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder = self.prepared, self.folder
     restored = folder.checkpoints.restore(prepared.abstract)
+    if restored and self.was_cut_short(*restored):
+      errors.say(f'generation {restored[0]} had no budget: it is made again')
+      folder.checkpoints.drop(restored[0])
+      restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     if not restored and (folder.path / 'summary.json').exists():
       raise errors.CheckpointError(
@@ -132,6 +136,14 @@ class _Run:
     )
     ending.finish(self.bar)
 
+  def was_cut_short(self, number: int, state: Any) -> bool:
+    """Whether a budget, which is larger now, ended within a generation."""
+    most = self.config.strategy.evaluations
+    return (most is None or most > int(state.evaluations)) and any(
+      row['generation'] == number and row.get('reason') == evolution.SPENT
+      for row in self.folder.members.read()
+    )
+
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
@@ -159,10 +171,12 @@ class _Run:
       state=state,
       redraw=self.redraw if config.resample else None,
       maximise=goals.maximise,
+      refine=prepared.refinement,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before, kept = self.ledger.tokens, True
+    before = self.ledger.tokens, self.ledger.gradient_tokens
+    kept = True
 
     def keep():
       with watch.phase('checkpoint'):
@@ -176,7 +190,8 @@ class _Run:
         monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
-      names, spent = prepared.strategy.operator_names, self.ledger.tokens
+      names = prepared.strategy.operator_names
+      spent = self.ledger.tokens, self.ledger.gradient_tokens
       folder.members.append(
         record_rows.member_rows(
           done,
@@ -185,16 +200,17 @@ class _Run:
           origins,
           self.recipes,
           goals.further,
-          prepared.strategy.notes(state.strategy),
+          self.notes(state),
         )
       )
       row = record_rows.metrics_row(
         done,
         goals.tasks,
         watch.take(),
-        spent - before,
+        spent[0] - before[0],
         monitors,
         goals.further,
+        spent[1] - before[1],
       )
       folder.metrics.append([row])
       before = spent
@@ -209,6 +225,16 @@ class _Run:
     if not kept:
       keep()
     return state
+
+  def notes(self, state: Any) -> list[dict[str, Any]]:
+    """What is said of each slot of the latest ask."""
+    strategy, refinement = self.prepared.strategy, self.prepared.refinement
+    notes = list(strategy.notes(state.strategy))
+    if refinement is not None:
+      notes = notes or [{}] * strategy.num_proposals
+      for slot, note in refinement.take().items():
+        notes[slot] = notes[slot] | note
+    return notes
 
   def look_for_signal(self) -> None:
     """Tells where generation 0 tells no members apart.
