@@ -78,6 +78,11 @@ class LayerPathSpace(space.Space):
     self._each, self._size = each, each * depth
     self.slots = self._size * self.told.repeats
     self.cap = min(self.told.cap or 2 * each, self.slots + 2)
+    if self.cap < each:
+      raise ValueError(
+        f'Got cap {self.cap} for paths that begin with the {each} layers of A; '
+        'expected as many at least.'
+      )
     first, *others = (self._source(name) for name in self.sources)
     layers = jax.tree.map(
       # By way of the host, a leaf at a time.
