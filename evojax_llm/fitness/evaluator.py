@@ -127,6 +127,16 @@ class Evaluator:
     self._scorer = AnswerScorer(self.tasks, made, tokenizer)
 
   @property
+  def runtime(self) -> Runtime:
+    """Devices and programs."""
+    return self._runtime
+
+  @property
+  def memory_budget(self) -> int | None:
+    """Bytes to use on a device; None to ask it."""
+    return self._choices['budget']
+
+  @property
   def ledger(self) -> Ledger:
     """Where tokens and seconds went."""
     return self._runtime.ledger

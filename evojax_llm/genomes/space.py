@@ -25,6 +25,7 @@ from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.hub import Model
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -52,10 +53,12 @@ class Expressing(Protocol):
       takes them as a second argument, so that they are arguments of a program
       and not constants in it.
     decodes: whether `decoded` says what a genome stands for.
+    learns: whether a gradient can move a genome.
   """
 
   held: Any = None
   decodes: bool = False
+  learns: bool = True
 
   def model(self) -> Model:
     """Returns what all members share."""
@@ -84,14 +87,12 @@ class Space(Expressing, Protocol):
     layers: key of a genome below which leaves have the axis L, or None.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
-    learns: whether a gradient can move a genome.
   """
 
   names: tuple[str, ...]
   exports: str = 'adapter'
   takes: tuple[str, ...] = ('adapters',)
   shares_base: bool = True
-  learns: bool = True
   bare: bool = True
   options: type | None = None
   layers: str | None = leaves.LAYERS
@@ -128,6 +129,11 @@ class Space(Expressing, Protocol):
 
     The change from the base is multiplied by factors (C,) f64.
     """
+
+  def adapted(self, adapter: LowRank) -> stack.Genome | None:
+    """Returns the base with an adapter, or None if no member is that."""
+    del adapter
+    return None
 
   def mix_rows(self, rows: Sequence[initial.Row]) -> stack.Population:
     """Makes the members of rows of experts."""

@@ -208,9 +208,11 @@ class Finalists:
     experts: Sequence[int],
     ids: Sequence[int],
     genomes: Any,
+    tuned: Any = None,
   ):
     self._experts = [f'expert {name}' for name in setup.experts.names]
-    self.names = [row['name'] for row in baselines]
+    mixes = baselines_lib.mixes_of(baselines)
+    self.names = list(mixes)
     # An expert may be among the baselines; reading it twice would cost twice.
     self._slots = {
       f'expert {row["detail"]}': slot
@@ -221,25 +223,25 @@ class Finalists:
     added = [self._experts[i] for i in more] + [f'member {id_}' for id_ in ids]
     self._slots |= {name: len(self.names) + i for i, name in enumerate(added)}
     self.names += added
-    mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
-    mixes += [baselines_lib.single(i, len(self._experts)) for i in more]
-    mixed = baselines_lib.mix_experts(setup.experts, mixes)
-    self.space = setup.space
-    if setup.space is not setup.experts:
+    mixed = [*mixes.values()]
+    mixed += [baselines_lib.single(i, len(self._experts)) for i in more]
+    mixed = baselines_lib.mix_experts(setup.experts, mixed)
+    parts = [(setup.experts, mixed), (setup.space, genomes)]
+    if tuned is not None:
+      self.names.append(report.FINE_TUNED)
+      parts.append((setup.experts, tuned))
+    self.space, members = setup.space, [part for _, part in parts]
+    if setup.space is not setup.experts or not _alike(mixed, tuned):
       # Members of two spaces are one population once they are expressed alike.
-      pairs = (setup.experts, mixed), (setup.space, genomes)
       if setup.space.exports == 'model':
-        mixed, genomes = (_models(*pair) for pair in pairs)
+        members = [_models(*part) for part in parts]
       else:
-        mixed, genomes = expression.of_one_rank(
-          *(_low_rank(*pair) for pair in pairs)
-        )
+        members = expression.of_one_rank(*(_low_rank(*part) for part in parts))
       self.space = Expressed(setup.experts.model())
     # On the host, from where a group at a time goes to the devices.
     self.population = jax.tree.map(
       lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
-      mixed,
-      genomes,
+      *members,
     )
 
   def index(self, row: Mapping[str, Any]) -> int:
@@ -252,6 +254,15 @@ class Finalists:
     if group.population is None:
       return [self._slots[self._experts[i]] for i in group.members]
     return [self._slots[f'member {id_}'] for id_ in group.members]
+
+
+def _alike(population: Any, other: Any) -> bool:
+  """Whether members of two populations, if there are two, have one rank."""
+  shapes = [
+    [leaf.shape[1:] for leaf in jax.tree.leaves(tree)]
+    for tree in (population, other)
+  ]
+  return other is None or shapes[0] == shapes[1]
 
 
 def _low_rank(space: Space, population: Any) -> expression.LowRank:

@@ -126,6 +126,7 @@ def prepare(
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
+  setup_lib.fine_tuning(config)  # refuses what cannot be
   warm = None
   if config.warm_start:
     warm = _warm_start(config, setup, inputs)

@@ -5,6 +5,7 @@
   members.jsonl  a line a scored member: id, parents, operator, scores
   items/         what each of them did on each item (see `fitness.item_log`)
   checkpoints/   the run state (see `checkpoint`)
+  fine_tuned/    the adapter of the baseline that learns
   best/, summary.json, summary.md, curve.png   written at the end
 
 Lines are written before the checkpoint of their generation. A run that goes on
@@ -40,7 +41,8 @@ _T = TypeVar('_T')
 # What a killed process may have left in a new folder, or a sweep whose trial
 # could not begin.
 _OURS = ('lock', 'config.json.part', 'error.txt')
-_FOLDERS = ('checkpoints', 'items', 'baseline_items', 'test_items', 'best')
+_FOLDERS = ('checkpoints', 'items', 'baseline_items', 'fine_tuned')
+_FOLDERS += ('test_items', 'best')
 _PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
 _PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
 _FOLLOWS = {

@@ -123,6 +123,26 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningConfig(_Part):
+  """The baseline that learns by gradients; see `runs.fine_tuning`."""
+
+  _path = 'fine_tuning.'
+
+  steps: int = option(100, 'most steps; 0 leaves the baseline out', low=0)
+  rank: int | None = _count("of its adapter; the experts', or 8")
+  alpha: float | None = option(
+    None, 'scales it by alpha / rank; twice the rank'
+  )
+  lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
+  batch: int = option(16, 'rows of a step', low=1)
+  optimizer: str = option('adamw', 'of optax')
+  patience: int = option(
+    3, 'rounds through the rows without gain on what is held', low=1
+  )
+  seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class MergedConfig(_Part, MergedOptions):
   """The space `merged`, in which recipes of a merge evolve."""
 
@@ -231,6 +251,7 @@ class RunConfig(_Part):
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
   merged: MergedConfig = MergedConfig()
+  fine_tuning: FineTuningConfig = FineTuningConfig()
   execution: ExecutionConfig = ExecutionConfig()
 
   def __post_init__(self):

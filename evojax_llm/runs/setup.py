@@ -12,6 +12,7 @@ from absl import logging
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.engine.gradient_member import Settings
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
@@ -30,6 +31,8 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 _GIB = 1 << 30
 # Below this many items one standard error is over 5.5 points.
 _FEW_ITEMS = 80
+# Of a fine-tuned adapter, where the experts are no adapters.
+_RANK = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +191,30 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
   plain = {'weights': (), 'objective': 'weighted_mean', 'resample': False}
   plain |= {'dev_limit': None, 'dev_limits': (), 'test_limits': ()}
   return _evaluator(dataclasses.replace(config, **plain), setup)
+
+
+def fine_tuning(config: RunConfig, rank: int | None = None) -> Settings:
+  """Returns how the baseline of fine-tuning learns.
+
+  Its adapter has the `rank` of the experts, where they have one, unless the
+  configuration says another.
+
+  Raises:
+    UserError: it cannot be as the configuration says.
+  """
+  told = config.fine_tuning
+  rank = told.rank or rank or _RANK
+  with errors.as_user_error(ValueError, what='config.fine_tuning'):
+    return Settings(
+      steps=max(1, told.steps),
+      batch=told.batch,
+      optimizer=told.optimizer,
+      schedule='linear',
+      train='adapter',
+      lr=told.lr,
+      rank=rank,
+      alpha=2.0 * rank if told.alpha is None else told.alpha,
+    )
 
 
 def make_racing(config: RunConfig, setup: Setup) -> Any:
