@@ -11,7 +11,9 @@ from evojax_llm.engine import forms
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.genomes.space import check_genome
+from evojax_llm.models import expression as expression_lib
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import Path
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
@@ -89,7 +91,8 @@ def first_of_each(
   Returns:
     Positions into the M `indices` of members (P, ...) of which no two are the
     same model, and (M,) which of those each member is as; None where all differ
-    or the space does not tell.
+    or the space does not tell. Paths go by their length, so that those of a
+    group end together.
   """
   if not space.decodes or not len(indices):
     return None
@@ -99,7 +102,8 @@ def first_of_each(
   program = runtime.compiled(
     name, jax.vmap(space.decoded), population, keep=space
   )
-  found = jax.tree.leaves(jax.device_get(program(population)))
+  decoded = jax.device_get(program(population))
+  found = jax.tree.leaves(decoded)
   slots: dict[bytes, int] = {}
   first, same = [], []
   for position, member in enumerate(indices):
@@ -108,9 +112,46 @@ def first_of_each(
       slots[row] = len(first)
       first.append(position)
     same.append(slots[row])
+  first, same = np.asarray(first), np.asarray(same)
+  if isinstance(decoded, Path):
+    hops = np.sum(decoded.hops >= 0, axis=1)[indices[first]]
+    order = np.argsort(hops, kind='stable')
+    return first[order], np.argsort(order)[same]
   if len(first) == len(indices):
     return None
-  return np.asarray(first), np.asarray(same)
+  return first, same
+
+
+def distances(
+  runtime: Runtime, space: Expressing, population: Any, indices: np.ndarray
+) -> np.ndarray:
+  """Returns how far members are from what all share, (M,) f32.
+
+  Of those at M `indices` of a population (P, ...), one after another; see
+  `expression.distance`.
+  """
+  held = getattr(space, 'held', None)
+
+  def run(population, index, params, held):
+    genome = jax.tree.map(lambda leaf: leaf[index], population)
+    own = () if held is None else (held,)
+    return expression_lib.distance(space.express(genome, *own), params)
+
+  params, zero = space.model().params, jnp.int32(0)
+  if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(population)):
+    rows = (
+      (jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], population), zero)
+      for i in indices
+    )
+  else:
+    rows = ((population, jnp.int32(i)) for i in indices)
+  found = []
+  for row, index in rows:
+    given = row, index, params, held
+    name = ('distance', id(space))
+    program = runtime.compiled(name, run, *given, keep=space)
+    found.append(program(*given))
+  return np.asarray(jax.device_get(found), np.float32)
 
 
 def abstract_member(space: Expressing, population: Any) -> Expression:

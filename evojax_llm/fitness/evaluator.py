@@ -25,6 +25,7 @@ from evojax_llm.engine.engine import Engine
 from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
+from evojax_llm.fitness import estimates
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluation import AnswerScorer
@@ -247,6 +248,13 @@ class Evaluator:
       found = self._scorer.score(data, answers)
     return found if same is None else found.spread(same[1])
 
+  def distances(
+    self, space: Expressing, population: Any, members: Sequence[int]
+  ) -> np.ndarray:
+    """Returns how far M members are from what all share; see `groups`."""
+    indices = groups.check_members(space, population, members)
+    return groups.distances(self._runtime, space, population, indices)
+
   def race(
     self,
     space: Expressing,
@@ -304,6 +312,30 @@ class Evaluator:
       )
     ]
     return dataclasses.replace(raced, tasks=tasks)
+
+  def apart(self) -> 'Evaluator':
+    """The same scores with a plan of its own, for members of another kind."""
+    other = copy.copy(self)
+    other._engine = Engine(self._runtime, self.tokenizer)
+    other._splits = {}
+    return other
+
+  def estimate(
+    self,
+    space: Expressing,
+    population: Any,
+    members: Sequence[int],
+    estimator: estimates.Estimator,
+    progress: Callable[[float], None] | None = None,
+  ) -> Evaluation:
+    """Scores M members on the anchors of `dev`; estimates the scores on all."""
+    scores = self.evaluate(
+      space, population, members, progress=progress, items=estimator.anchors
+    )
+    whole = sum(len(items) for items in self.items('dev'))
+    whole -= sum(map(len, estimator.anchors))
+    self.ledger.items_saved += (scores.distinct or len(members)) * whole
+    return estimator.apply(scores, self.objective)
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

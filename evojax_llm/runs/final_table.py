@@ -23,6 +23,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import export
 from evojax_llm.runs import finalists as finalists_lib
 from evojax_llm.runs import fine_tuning
+from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
@@ -31,6 +32,7 @@ from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import summary_page
+from evojax_llm.runs.estimation import Finals
 from evojax_llm.runs.finalists import Ensemble
 from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
@@ -42,7 +44,9 @@ _LEVELS = ('base', 'best expert', 'soup', 'scaled average', report.OF_EXPERTS)
 
 def is_whole(folder: pathlib.Path) -> bool:
   """Returns whether all of a finished run's report is there; says what not."""
-  files = folder / 'summary.md', folder / 'curve.png'
+  files = [folder / 'summary.md', folder / 'curve.png']
+  if 'pareto' in (record.read_summary(folder) or ()):
+    files += [folder / 'front.json', folder / 'front.png', folder / 'front']
   gone = [file.name for file in files if not file.exists()]
   if not list((folder / 'best').glob('*')):
     gone.append('best')
@@ -79,6 +83,8 @@ class Ending:
   baselines: baselines_lib.Baselines
   state: run_state.RunState
   best: run_state.Member
+  front: front_lib.Front | None = None
+  finals: Finals | None = None  # where fitness was estimated
 
   def finish(self, bar: progress.Progress) -> None:
     """Exports the best member, reads test once, writes the report."""
@@ -101,9 +107,7 @@ class Ending:
       row['test'] = None
     for end, (label, reader, split) in ends.items():
       bar.begin(len(finalists.names), label)
-      scores = reader.evaluate(
-        finalists.space, finalists.population, split=split, progress=bar.update
-      )
+      scores = finalists.score(reader, split, bar.update)
       if end == 'test':
         log = ItemLog(self.run.path / 'test_items')
         log.append(0, range(len(finalists.names)), scores)
@@ -166,6 +170,10 @@ class Ending:
     """Task scores and answers of members on dev, and how many were scored."""
     config, evaluator = self.prepared.config, self.prepared.evaluator
     ids, results, lost = members.ids, None, {}
+    if self.finals:
+      scored, first = self.finals.scores, range(len(ids))  # the best of them
+      tasks = [take(result, first) for result in scored.tasks]
+      return scored.task_scores[: len(ids)], tasks, 0
     # In GENOME's released code a member moves and keeps its id and its score.
     if config.strategy.options.get('rescore', True):
       lost = self.run.lost(int(self.state.generation))
@@ -205,6 +213,7 @@ class Ending:
     # Experts stand with the baselines, members behind the best of them.
     add_group(report.OF_EXPERTS, len(self.prepared.setup.experts.names))
     count, best = int(self.state.evaluations), self.best
+    count += len(self.finals.members.ids) if self.finals else 0
     add(report.EVOLVED, f'member {best.id}', count, best.task_scores)
     add_group(report.OF_EVOLVED, count)
     return rows
@@ -319,9 +328,17 @@ class Ending:
       'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': base_and_adapters.read_int8(self.run),
     }
+    if self.finals:
+      summary['estimate'] = self.finals.summary
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
-    if objective.name == 'pareto':
+    if self.front:
+      every = front_lib.of_members(self.prepared.goals, members)
+      most = self.prepared.config.pareto.exports
+      self.front.write(path, self.prepared.setup.space, most, every)
+      summary['pareto'] = self.front.summary()
+      summary['front'] = summary['pareto'].pop('members')
+    elif objective.name == 'pareto':
       # The members of all generations that no other one beats, by dev.
       vectors = [
         [math.nan if v is None else v for v in row['tasks'].values()]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.fitness import ensembles
+from evojax_llm.fitness import evaluation
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
@@ -193,12 +194,10 @@ def _bound(evaluator, group, scorers) -> float:
 
 
 class Finalists:
-  """Baselines, experts (by index) and members, as one population.
+  """Baselines, experts (by index) and members, scored together.
 
   Attributes:
     names: M names: of baselines, 'expert X', 'member 12'.
-    space: of the genomes.
-    population: genomes (M, ...), on the host.
   """
 
   def __init__(
@@ -220,28 +219,44 @@ class Finalists:
       if row['name'] == 'best expert'
     }
     more = [i for i in experts if self._experts[i] not in self._slots]
-    added = [self._experts[i] for i in more] + [f'member {id_}' for id_ in ids]
+    added = [self._experts[i] for i in more]
+    added += [report.FINE_TUNED] * (tuned is not None)
+    added += [f'member {id_}' for id_ in ids]
     self._slots |= {name: len(self.names) + i for i, name in enumerate(added)}
     self.names += added
     mixed = [*mixes.values()]
     mixed += [baselines_lib.single(i, len(self._experts)) for i in more]
     mixed = baselines_lib.mix_experts(setup.experts, mixed)
-    parts = [(setup.experts, mixed), (setup.space, genomes)]
     if tuned is not None:
-      self.names.append(report.FINE_TUNED)
-      parts.append((setup.experts, tuned))
-    self.space, members = setup.space, [part for _, part in parts]
-    if setup.space is not setup.experts or not _alike(mixed, tuned):
+      mixed = _joined(mixed, tuned)
+    self._setup, space = setup, setup.space
+    self._apart = None
+    if setup.space.exports == 'path':
+      self._apart = setup.experts, mixed
+      self._own = space, genomes
+      return
+    if setup.space is not setup.experts:
       # Members of two spaces are one population once they are expressed alike.
+      pairs = (setup.experts, mixed), (setup.space, genomes)
       if setup.space.exports == 'model':
-        members = [_models(*part) for part in parts]
+        mixed, genomes = (_models(*pair) for pair in pairs)
       else:
-        members = expression.of_one_rank(*(_low_rank(*part) for part in parts))
-      self.space = Expressed(setup.experts.model())
-    # On the host, from where a group at a time goes to the devices.
-    self.population = jax.tree.map(
-      lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
-      *members,
+        mixed, genomes = expression.of_one_rank(
+          *(_low_rank(*pair) for pair in pairs)
+        )
+      space = Expressed(setup.experts.model())
+    self._own = space, _joined(mixed, genomes)
+
+  def score(
+    self, evaluator: Any, split: str, progress: Callable[[float], None]
+  ) -> Any:
+    """Returns the `Evaluation` of all M on a split."""
+    if self._apart is None:
+      return evaluator.evaluate(*self._own, split=split, progress=progress)
+    apart = setup_lib.of_experts(evaluator, self._setup)
+    return evaluation.joined(
+      apart.evaluate(*self._apart, split=split, progress=progress),
+      evaluator.evaluate(*self._own, split=split, progress=progress),
     )
 
   def index(self, row: Mapping[str, Any]) -> int:
@@ -256,13 +271,22 @@ class Finalists:
     return [self._slots[f'member {id_}'] for id_ in group.members]
 
 
-def _alike(population: Any, other: Any) -> bool:
-  """Whether members of two populations, if there are two, have one rank."""
-  shapes = [
-    [leaf.shape[1:] for leaf in jax.tree.leaves(tree)]
-    for tree in (population, other)
-  ]
-  return other is None or shapes[0] == shapes[1]
+def _joined(*populations: Any) -> Any:
+  """Puts populations of one space behind each other, factors to one rank.
+
+  They stay on the host, from where a group at a time goes to the devices.
+  """
+  shapes = {
+    tuple(leaf.shape[1:] for leaf in jax.tree.leaves(population))
+    for population in populations
+  }
+  if len(shapes) > 1:
+    members = map(expression.LowRank, populations)
+    populations = [m.factors for m in expression.of_one_rank(*members)]
+  return jax.tree.map(
+    lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
+    *populations,
+  )
 
 
 def _low_rank(space: Space, population: Any) -> expression.LowRank:

@@ -6,7 +6,8 @@
   items/         what each of them did on each item (see `fitness.item_log`)
   checkpoints/   the run state (see `checkpoint`)
   fine_tuned/    the adapter of the baseline that learns
-  best/, summary.json, summary.md, curve.png   written at the end
+  best/, summary.json, summary.md, curve.png   written at the end, and of a
+                 front front/, front.json, front.png
 
 Lines are written before the checkpoint of their generation. A run that goes on
 from a checkpoint cuts both files back to it; but for `seconds` and `time` they
@@ -41,10 +42,18 @@ _T = TypeVar('_T')
 # What a killed process may have left in a new folder, or a sweep whose trial
 # could not begin.
 _OURS = ('lock', 'config.json.part', 'error.txt')
-_FOLDERS = ('checkpoints', 'items', 'baseline_items', 'fine_tuned')
-_FOLDERS += ('test_items', 'best')
+_FOLDERS = (
+  'checkpoints',
+  'items',
+  'baseline_items',
+  'fine_tuned',
+  'test_items',
+  'best',
+  'front',
+)
 _PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
 _PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
+_PARTS += ('front.json', 'front.png', 'estimate.json')
 _FOLLOWS = {
   'metrics.jsonl': 'tokens, seconds and failures of the summary, and its curve,'
   ' are of the others.',
@@ -56,7 +65,7 @@ AGAIN = (
   'what can be made again is.'
 )
 # Settings that a run may be given otherwise when it goes on.
-_CHANGES_NOTHING = ('require_signal',)
+_CHANGES_NOTHING = ('require_signal', 'checkpoint_every')
 # Ends of a search that do not change what it does before them; by `evaluations`
 # members of the last generation fail.
 _ENDS = ('generations', 'patience', 'tokens', 'seconds')
@@ -184,7 +193,10 @@ class RunFolder:
     self, there: Mapping[str, Any], here: Mapping[str, Any]
   ) -> dict[str, Any]:
     """Ends of the search that are later here; none once the run has ended."""
-    if any((self.path / n).exists() for n in ('summary.json', 'test_items')):
+    ended = any(
+      (self.path / n).exists() for n in ('summary.json', 'test_items')
+    )
+    if ended or here.get('stages'):  # of which some may have ended
       return {}
     old, new = (dict(half.get('strategy') or {}) for half in (there, here))
     ends = [end for end in _ENDS if old.get(end) is not None and end in new]
@@ -245,6 +257,12 @@ def compare(old: Any, new: Any, name: str = '') -> list[str]:
       for key in sorted(old.keys() | new.keys())
       for line in compare(old.get(key), new.get(key), f'{inner}{key}')
     ]
+  both = (old, new)
+  if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in both):
+    # Stages, by their numbers.
+    return compare(
+      *({str(i): one for i, one in enumerate(v, 1)} for v in both), name
+    )
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 

@@ -1,4 +1,4 @@
-"""A run: from a configuration to a finished folder."""
+"""One search: from what is prepared to a finished folder."""
 
 from collections.abc import Sequence
 import contextlib
@@ -8,15 +8,18 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
+from evojax_llm.runs import estimation
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
+from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -27,46 +30,6 @@ from evojax_llm.runs import report
 
 # A genome of so many numbers at most is written down in members.jsonl.
 _FEW_NUMBERS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """A finished run."""
-
-  path: pathlib.Path  # its folder
-  summary: dict[str, Any]  # the content of its summary.json
-
-  @property
-  def best(self) -> pathlib.Path:
-    """The exported best member: an adapter folder or a model folder."""
-    return self.path / 'best'
-
-  def table(self) -> str:
-    """Returns the scores of baselines and best member as Markdown."""
-    return report.table(self.summary['rows'])
-
-
-def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
-  """Runs a search, or goes on with it, to its end.
-
-  Args:
-    config: a `RunConfig`, or what `RunConfig.from_config` takes, such as what
-      `systems.load` reads.
-    workdir: the run folder, new or to go on with; a new one in runs/ by
-      default.
-
-  Raises:
-    UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
-  """
-  prepared = preparation.prepare(config)
-  if prepared.config.seeds > 1:
-    raise errors.UserError(
-      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run. '
-      'runs.sweep takes several.'
-    )
-  workdir = workdir or record.new_workdir('runs', prepared.name)
-  path = run_prepared(prepared, workdir)
-  return Result(path, record.read_json(path / 'summary.json'))
 
 
 def run_prepared(
@@ -122,6 +85,7 @@ class _Run:
     self.drawn = self.evaluator
     self.scored: Any = None
     self.recipes: list[Any] = []
+    self.estimation: estimation.Estimation | None = None
     self.number = -1
 
   def go_on(self) -> None:
@@ -146,19 +110,30 @@ class _Run:
       base_and_adapters.report_int8(folder, prepared)
     baselines_lib.normalise(folder, prepared)
     baselines = baselines_lib.score_baselines(folder, prepared, self.bar)
+    self.estimation = estimation.prepare(folder, prepared, baselines)
     if restored:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    best = finalists.settle(state, prepared)
-    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    front = finals = None
+    if prepared.strategy.ends_in_front:
+      front = front_lib.find(state, prepared)
+      best = front.best
+    elif self.estimation:
+      births = {row['id']: row['generation'] for row in folder.members.read()}
+      best, finals = self.estimation.settle(state, prepared, births)
+    else:
+      best = finalists.settle(state, prepared)
+    ending = final_table.Ending(
+      folder, prepared, baselines, state, best, front, finals
+    )
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial, watch = prepared.initial(), self.watch
-    tasks = [task.name for task in prepared.setup.tasks]
+    goals = prepared.goals
     origins = _origins(initial, prepared.setup.space.names)
     ends = 'generations', 'evaluations', 'patience', 'tokens', 'seconds'
     limits = {name: getattr(config.strategy, name) for name in ends}
@@ -180,15 +155,22 @@ class _Run:
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
-      maximise=self.evaluator.objective.maximise,
+      maximise=goals.maximise,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before = self.ledger.tokens
+    before, kept = self.ledger.tokens, True
+
+    def keep():
+      with watch.phase('checkpoint'):
+        folder.checkpoints.save(done.number, state)
+
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
       monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
+      if prepared.strategy.ends_in_front:
+        monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
@@ -196,25 +178,33 @@ class _Run:
         record_rows.member_rows(
           done,
           names,
-          tasks,
+          goals.tasks,
           origins,
           self.recipes,
+          goals.further,
           prepared.strategy.notes(state.strategy),
         )
       )
       row = record_rows.metrics_row(
-        done, tasks, watch.take(), spent - before, monitors
+        done,
+        goals.tasks,
+        watch.take(),
+        spent - before,
+        monitors,
+        goals.further,
       )
       folder.metrics.append([row])
       before = spent
-      with watch.phase('checkpoint'):
-        folder.checkpoints.save(done.number, state)
+      if kept := done.number % config.checkpoint_every == 0:
+        keep()
       self.bar.generation(
         done.number,
         done.best_fitness,
         done.evaluations,
         _line(done, self.evaluator.objective.percent),
       )
+    if not kept:
+      keep()
     return state
 
   def look_for_signal(self) -> None:
@@ -253,9 +243,17 @@ class _Run:
       self.scored = self.evaluator.race(
         *asked, racing, key, self.number, progress=update
       )
+    elif self.estimation:
+      self.scored = self.evaluator.estimate(
+        *asked, self.estimation.estimator, progress=update
+      )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
-    return self.scored
+    penalties = space.penalties(population)
+    if penalties is not None:
+      fitness = self.scored.fitness - penalties[np.asarray(members)]
+      self.scored = dataclasses.replace(self.scored, fitness=fitness)
+    return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

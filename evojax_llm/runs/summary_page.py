@@ -46,16 +46,18 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     'not counted)',
     report.table(summary['rows']),
     *better_lines(summary, folder),
-    f'{_described(summary)} Everything was chosen on dev; test was read once, '
+    f'{described(summary)} Everything was chosen on dev; test was read once, '
     'at the end. Evaluations are members scored on dev to choose the row.',
     tasks_foot(summary),
     f'## Member {best["id"]}',
-    f'The best of {summary["generations"]} generations, {_made(best)}; `best/` '
+    f'The {_what(summary)} of {summary["generations"]} generations, '
+    f'{_made(best)}; `best/` '
     'holds it, its recipe in recipe.json. The search was '
     f'{search["strategy"]} on the space {search["space"]}, with '
     f'{settings or "its default settings"} (all settings are in config.json); '
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
+    *_estimated(summary),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
     *(
       f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
@@ -63,12 +65,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     ),
   ]
   if rows := summary.get('front'):
-    lines = [
-      [str(row['id']), *(f'{score:.4g}' for score in row['tasks'].values())]
-      for row in rows
-    ]
-    paragraphs.append('Members that no other one beats on all tasks:')
-    paragraphs.append(report.aligned([['member', *rows[0]['tasks']], *lines]))
+    paragraphs += _front(rows, summary.get('pareto'))
   known = (row['name'] for row in summary['rows'] if row['name'] in _WORDS)
   words = '\n'.join(f'- {name}: {_WORDS[name]}' for name in known)
   paragraphs += ['## Rows', words, *_oracles(summary)]
@@ -78,7 +75,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     paragraphs.append(
       f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
       f'made, {ledger["programs"]} programs compiled'
-      + (f', {saved:,} items saved by racing' if saved else '')
+      + (f', {saved:,} items not asked' if saved else '')
       + f'. Seconds: {seconds}.'
     )
   paragraphs += [
@@ -89,7 +86,30 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
   return '\n\n'.join(paragraphs)
 
 
-def _described(summary: Mapping[str, Any]) -> str:
+def _front(
+  rows: Sequence[Mapping[str, Any]], of_rule: Mapping[str, Any] | None
+) -> list[str]:
+  scores = [{**row['tasks'], **row.get('objectives', {})} for row in rows]
+  lines = [
+    [str(row['id']), *(f'{score:.4g}' for score in values.values())]
+    for row, values in zip(rows, scores, strict=True)
+  ]
+  paragraphs = ['Members that no other one beats on all tasks:']
+  if of_rule:
+    point = ', '.join(f'{k} {v:.4g}' for k, v in of_rule['reference'].items())
+    volume = of_rule['hypervolume']
+    volume = 'not measured' if volume is None else f'{volume:.6g}'
+    paragraphs = [
+      f'## Front\n\nThe rule `{of_rule["choice"]}` chose member '
+      f'{of_rule["chosen"]} of {len(rows)} that no other one beats on all '
+      f'objectives. Their hypervolume is {volume}, above {point}. `front/` '
+      'holds some of them, front.json says which:'
+    ]
+  paragraphs.append(report.aligned([['member', *scores[0]], *lines]))
+  return paragraphs + ['![the front](front.png)'] * bool(of_rule)
+
+
+def described(summary: Mapping[str, Any]) -> str:
   """What the figures are, in a few words."""
   first = summary['rows'][0]
   entries = list(first['dev']['tasks'].values())
@@ -189,6 +209,10 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
   return lines
 
 
+def _what(summary: Mapping[str, Any]) -> str:
+  return 'choice of the front' if summary.get('pareto') else 'best'
+
+
 def _made(best: Mapping[str, Any]) -> str:
   of = ' and '.join(map(str, dict.fromkeys(best['parents'])))
   how = f'made in generation {best["generation"]}'
@@ -223,6 +247,27 @@ def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
 
 def _shortest(value: Any) -> str:
   return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _estimated(summary: Mapping[str, Any]) -> list[str]:
+  """A paragraph on estimates of fitness, where there were some."""
+  if not (found := summary.get('estimate')):
+    return []
+  percent = summary['rows'][0]['dev']['fitness']['percent']
+  count = len(found['finalists']['members'])
+  said = (
+    f'{name} by {report.off(error, percent)}'
+    for name, error in found['error'].items()
+  )
+  return [
+    f'Fitness was estimated by {found["rule"]} from {found["anchors"]} of '
+    f'{found["items"]} dev items a member. The {count} best were scored on all '
+    'at the end, and the best of these is the evolved member: '
+    f'{found["asked"]:,} answers in place of {found["of"]:,}, '
+    f'{100 * found["saving"]:.1f} % saved. Estimates were off, on average: '
+    f'{"; ".join(said)}. The experts were left out of what was fitted; the '
+    'finalists were chosen by their estimates, which may be high for that.'
+  ]
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:

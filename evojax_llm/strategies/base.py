@@ -102,13 +102,13 @@ class Strategy(abc.ABC):
     can_rescore: whether members can be scored again on other items.
     needs_refine: whether members that it proposes must be refined.
     sees: which of the scores it needs, one of SEES.
+    ends_in_front: whether a run ends with a front, above `state.reference`.
     population_size: members of the initial population.
     capacity: P, slots for members; at first some are empty if it may grow.
     num_proposals: M, members of one ask; constant, so that nothing recompiles,
       and a multiple of the devices of `sharding`.
     operator_names: what `state.proposal.operator` counts.
-    layers: key of a genome below which leaves have the axis L; that of the
-      space for which it is made, else None.
+    layers: the space's key of a genome below which leaves have the axis L.
     sharding: of population leaves, or None to leave it to the compiler.
     static: the class and what its programs are made from, hashable. Equal
       ones share programs; one whose class is not named, as a subclass, none.
@@ -116,7 +116,7 @@ class Strategy(abc.ABC):
 
   declared: tuple[type, ...] = ()
   options: Any = None
-  personal = False
+  personal = ends_in_front = False
   can_rescore = True
   needs_refine = False
   sees = 'fitness'
