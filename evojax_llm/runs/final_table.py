@@ -70,6 +70,8 @@ def show(folder: pathlib.Path) -> None:
     ]
   print('\n'.join(lines))
   print(f'best member: {folder / "best"}\nreport: {folder / "summary.md"}')
+  if 'pareto' in summary:
+    print(f'front: {folder / "front.json"}')
 
 
 @dataclasses.dataclass(frozen=True)
