@@ -42,6 +42,13 @@ class Evaluation:
   distinct: int | None = dataclasses.field(default=None, kw_only=True)
   lengths: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
+  @property
+  def items(self) -> np.ndarray:
+    """(M, I) scores of the items of all tasks, maximised."""
+    return np.concatenate(
+      [t.values if t.maximise else -t.values for t in self.tasks], axis=1
+    )
+
   def spread(self, index: np.ndarray) -> 'Evaluation':
     """Returns that of members (M,), each as one of these."""
     tasks = [
@@ -60,6 +67,27 @@ class Evaluation:
       distinct=len(self.fitness),
       lengths=None if self.lengths is None else self.lengths[index],
     )
+
+
+def joined(first: Evaluation, second: Evaluation) -> Evaluation:
+  """Returns that of the members of both, scored on the same items."""
+  tasks = []
+  for a, b in zip(first.tasks, second.tasks, strict=True):
+    values = np.concatenate([a.values, b.values])
+    predictions = [*a.predictions, *b.predictions]
+    known = a.loglikelihoods and b.loglikelihoods
+    found = [*a.loglikelihoods, *b.loglikelihoods] if known else None
+    tasks.append(
+      dataclasses.replace(
+        a, values=values, predictions=predictions, loglikelihoods=found
+      )
+    )
+  return Evaluation(
+    np.concatenate([first.fitness, second.fitness]),
+    np.concatenate([first.task_scores, second.task_scores]),
+    tasks,
+    [*first.reasons, *second.reasons],
+  )
 
 
 class _Likelihoods(Sequence):

@@ -25,6 +25,7 @@ from evojax_llm.engine.engine import Engine
 from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
+from evojax_llm.fitness import estimates
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluation import AnswerScorer
@@ -125,6 +126,11 @@ class Evaluator:
     metrics = [scorer_of(task) for task in self.tasks]
     made = objectives.make_objective(objective, self.weights, metrics)
     self._scorer = AnswerScorer(self.tasks, made, tokenizer)
+
+  @property
+  def runtime(self) -> Runtime:
+    """Devices, shared parameters and compiled programs."""
+    return self._runtime
 
   @property
   def ledger(self) -> Ledger:
@@ -301,6 +307,38 @@ class Evaluator:
       )
     ]
     return dataclasses.replace(raced, tasks=tasks)
+
+  def on(self, tasks: Sequence[Task]) -> 'Evaluator':
+    """The same engine on all items of other tasks with these names."""
+    other = copy.copy(self)
+    other.tasks, other.limits = list(tasks), {}
+    other._items, other._splits = {}, {}
+    other._scorer = AnswerScorer(tasks, self.objective, self.tokenizer)
+    return other
+
+  def apart(self) -> 'Evaluator':
+    """The same scores with a plan of its own, for members of another kind."""
+    other = copy.copy(self)
+    other._engine = Engine(self._runtime, self.tokenizer)
+    other._splits = {}
+    return other
+
+  def estimate(
+    self,
+    space: Expressing,
+    population: Any,
+    members: Sequence[int],
+    estimator: estimates.Estimator,
+    progress: Callable[[float], None] | None = None,
+  ) -> Evaluation:
+    """Scores M members on the anchors of `dev`; estimates the scores on all."""
+    scores = self.evaluate(
+      space, population, members, progress=progress, items=estimator.anchors
+    )
+    whole = sum(len(items) for items in self.items('dev'))
+    whole -= sum(map(len, estimator.anchors))
+    self.ledger.items_saved += (scores.distinct or len(members)) * whole
+    return estimator.apply(scores, self.objective)
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

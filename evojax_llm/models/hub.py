@@ -21,6 +21,7 @@ from evojax_llm.models import names
 from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.config import load_config
+from evojax_llm.models.config import rope_fields
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
@@ -65,12 +66,15 @@ class Model:
     folder: that it was loaded from; gives tokenizer, stored types and the name
       of the base to what is exported. None for a model without files.
     tokenizer: None if it was not asked for.
+    hops: most hops of members that are paths through its layers; None where
+      all members go through them in order.
   """
 
   config: GemmaConfig
   params: dict[str, Any]
   folder: str | os.PathLike | None = None
   tokenizer: Tokenizer | None = None
+  hops: int | None = None
 
 
 def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
@@ -114,6 +118,17 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
+  return config, load_params(folder, config, dtype, place, head)
+
+
+def load_params(
+  folder: str | os.PathLike,
+  config: GemmaConfig,
+  dtype: Any = jnp.float32,
+  place: Callable[[np.ndarray], Any] = jax.device_put,
+  head: bool = False,
+) -> dict[str, Any]:
+  """Loads the parameters of a configuration; see `load_checkpoint`."""
   params: dict[str, Any] = {}
   with open_model(folder, config, head) as files:
     for leaf in names.leaves(config):
@@ -122,7 +137,7 @@ def load_checkpoint(
       if leaf.path == ('embedder', 'embedding'):
         check_tied(files, array)
       put(params, leaf.path, place(array))
-  return config, params
+  return params
 
 
 def save_checkpoint(
@@ -242,7 +257,7 @@ def _config_json(
     ):
       if outer.get(key) is not None:
         raw[key] = outer[key]
-  raw.update(_ropes(text.rope_parameters))
+  raw.update(rope_fields(text.rope_parameters))
   if config.num_layers != base_config.num_layers:
     raw['num_hidden_layers'] = config.num_layers
   if config.layer_types != base_config.layer_types:
@@ -252,28 +267,6 @@ def _config_json(
   if stored := raw.get('dtype') or raw.get('torch_dtype'):
     raw['dtype'] = raw['torch_dtype'] = stored
   return raw
-
-
-def _ropes(parameters: dict[str, Any]) -> dict[str, Any]:
-  """Returns rotary embeddings as transformers 5 and as 4 spell them.
-
-  Of the other's spelling each reads nothing, and takes its defaults.
-
-  Args:
-    parameters: of transformers 5, of all layers or by type of layer.
-  """
-  sliding = parameters.get('sliding_attention')
-  full = parameters.get('full_attention') or sliding or parameters
-  scaled = full.get('rope_type', 'default') != 'default'
-  rest = {k: v for k, v in full.items() if k != 'rope_theta'}
-  fields = {
-    'rope_parameters': parameters,
-    'rope_theta': full['rope_theta'],
-    'rope_scaling': rest if scaled else None,
-  }
-  if sliding:
-    fields['rope_local_base_freq'] = sliding['rope_theta']
-  return fields
 
 
 def _check_same(
