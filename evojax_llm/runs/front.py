@@ -134,11 +134,12 @@ def goals(config: Any, setup: setup_lib.Setup, strategy: Any) -> Goals:
       f'{config.strategy.name} ends with a front, of scores on all dev items: '
       'leave config.estimate off.'
     )
-  if config.racing.rule:
+  by_mean = {'racing': config.racing.rule, 'pick_items': config.pick_items}
+  for name in (name for name, value in by_mean.items() if value):
     raise errors.UserError(
-      'config.racing stops members by their mean, and '
-      f'{config.strategy.name} keeps those that are good at one task: leave '
-      'one off.'
+      f'config.{name} chooses members by their mean, and '
+      f'{config.strategy.name} keeps those that are good at one task: leave it '
+      'off.'
     )
   rules = (*RULES, *(_BEST_OF + name for name in made.names))
   if told.choice not in rules:
@@ -252,6 +253,9 @@ class Front:
 def find(state: run_state.RunState, prepared: Any) -> Front:
   """Returns the front of a state; scored anew where dev items were others.
 
+  Of estimates too, so that nothing is chosen by them; the front is then that of
+  the members by their scores on all dev items.
+
   Raises:
     UserError: all members failed.
   """
@@ -264,7 +268,7 @@ def find(state: run_state.RunState, prepared: Any) -> Front:
     for x in jax.device_get((state.strategy.ids, state.strategy.fitness))
   )
   population, scores = stack.take(state.strategy.population, kept), scores[kept]
-  if prepared.config.resample:
+  if prepared.config.resample or prepared.estimate:
     space, every = prepared.setup.space, np.arange(len(kept))
     found = setup_lib.score_few(evaluator, space, population)
     found = goals.extend(found, evaluator, space, population, every)

@@ -23,18 +23,18 @@ def test_distance_is_the_norm_of_what_is_changed():
     expression.LowRank({'layers': {'q': factors}}),
     gates,
     expression.as_low_rank(gates, params),
-    expression.Weights(jax.tree.map(lambda leaf: leaf + 0.5, params)),
     expression.LowRank(
       {'layers': {'q': jax.tree.map(jnp.zeros_like, factors)}}
     ),
+    expression.Weights(jax.tree.map(lambda leaf: leaf + 0.5, params)),
   ]
 
   @jax.jit
   def both(members, params):
-    changes = [
-      jax.tree.map(jnp.subtract, expression.fold(params, member), params)
-      for member in members
-    ]
+    folded = [expression.fold(params, member) for member in members]
+    # Factors are folded into kernels, and are gone with it.
+    changes = [model['layers']['q']['kernel'] - kernel for model in folded[:-1]]
+    changes.append(jax.tree.map(jnp.subtract, folded[-1], params))
     return [expression.distance(m, params) for m in members], changes
 
   found, changes = both(members, params)
