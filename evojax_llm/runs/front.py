@@ -134,12 +134,11 @@ def goals(config: Any, setup: setup_lib.Setup, strategy: Any) -> Goals:
       f'{config.strategy.name} ends with a front, of scores on all dev items: '
       'leave config.estimate off.'
     )
-  by_mean = {'racing': config.racing.rule, 'pick_items': config.pick_items}
-  for name in (name for name, value in by_mean.items() if value):
+  if config.racing.rule:
     raise errors.UserError(
-      f'config.{name} chooses members by their mean, and '
-      f'{config.strategy.name} keeps those that are good at one task: leave it '
-      'off.'
+      'config.racing stops members by their mean, and '
+      f'{config.strategy.name} keeps those that are good at one task: leave '
+      'one off.'
     )
   rules = (*RULES, *(_BEST_OF + name for name in made.names))
   if told.choice not in rules:

@@ -157,8 +157,7 @@ def test_a_run_whose_front_is_lost_makes_it_again(made, capsys):
     (['--config.pareto.objectives=length'], 'no answer is generated'),
     (['--config.pareto.choice=kne'], "Did you mean 'knee'?"),
     (['--config.pareto.choice=best_of:z'], "Did you mean 'best_of:b'?"),
-    (['--config.racing.rule=paired'], 'config.racing chooses members by their'),
-    (['--config.pick_items=2'], 'config.pick_items chooses members by their'),
+    (['--config.racing.rule=paired'], 'config.racing stops members by their'),
     (['--config.estimate.rule=mean'], 'leave config.estimate off'),
     (
       ['--config=genome', '--config.pareto.objectives=distance'],
