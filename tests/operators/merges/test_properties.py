@@ -71,6 +71,21 @@ def parameters(merge, members):
   return {name: spread(name, d) for name, d in defaults(merge).items()}
 
 
+def by_leaf(first, second=None):
+  """Values for each leaf and layer; of the second layer others, if given.
+
+  All tests of a child alone have such, so that they share its programs.
+  """
+  second = first if second is None else second
+  return {
+    name: {
+      'layers/kernel': jnp.stack([first[name], second[name]]),
+      'plain': second[name],
+    }
+    for name in first
+  }
+
+
 def rows(merge):
   places = jnp.asarray([[0, 1], [2, 0], [4, 3], [1, 4]], jnp.int32)
   return places[:, : arity(merge)]
@@ -134,7 +149,7 @@ def one_child(function, merge, index, dtype=jnp.float32):
     stack.take(population(5, dtype), rows(merge)[index]),
     base_for(merge, dtype),
     key=jax.random.fold_in(member_keys()[index], 0),
-    parameters=jax.tree.map(lambda x: x[index], parameters(merge, P)),
+    parameters=by_leaf(jax.tree.map(lambda x: x[index], parameters(merge, P))),
   )
 
 
@@ -179,7 +194,7 @@ def test_bf16_is_f32_rounded_once(merge):
     stack.take(rounded[0], rows(merge)[0]),
     rounded[1] if merge.needs_base else None,
     key=jax.random.fold_in(member_keys()[0], 0),
-    parameters=jax.tree.map(lambda x: x[0], parameters(merge, P)),
+    parameters=by_leaf(jax.tree.map(lambda x: x[0], parameters(merge, P))),
   )
   assert_close(made, exact, 2.0**-8)
 
@@ -215,10 +230,12 @@ def test_permuting_members_commutes(merge):
   )
 
 
+# Keys are addressed by leaf and layer, whatever the merge: one of each scope.
+CHUNKED = {m.scope: m for m in MERGES if m.draws}
+
+
 @pytest.mark.parametrize(
-  'merge',
-  [m for m in MERGES if m.draws or m.name == 'ties'],
-  ids=lambda m: m.name,
+  'merge', [*CHUNKED.values(), registry.MERGES['ties']], ids=lambda m: m.name
 )
 def test_same_key_same_bits_whatever_the_chunking(merge):
   keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(member_keys(), 0)
@@ -246,15 +263,8 @@ def test_every_layer_has_its_own_values(merge):
     base_for(merge),
     key=member_keys()[0],
   )
-  by_leaf = {
-    name: {
-      'layers/kernel': jnp.stack([one[name], two[name]]),
-      'plain': two[name],
-    }
-    for name in one
-  }
   made, first, second = (
-    run(parameters=values) for values in (by_leaf, one, two)
+    run(parameters=by_leaf(*values)) for values in ((one, two), (one,), (two,))
   )
   assert_close(made['layers']['kernel'][0], first['layers']['kernel'][0])
   assert_close(made['layers']['kernel'][1], second['layers']['kernel'][1])
@@ -323,8 +333,9 @@ def test_all_weight_on_one_parent_gives_that_parent(merge, chosen):
     pool,
     base_for(merge),
     key=jax.random.key(1),
-    parameters=defaults(merge)
-    | {'weights': jnp.eye(2, dtype=jnp.float32)[chosen]},
+    parameters=by_leaf(
+      defaults(merge) | {'weights': jnp.eye(2, dtype=jnp.float32)[chosen]}
+    ),
   )
   assert_close(made, stack.take(pool, jnp.int32(chosen)))
 
@@ -340,7 +351,7 @@ def test_equal_parents_give_that_parent(merge):
     stack.stack([one] * arity(merge)),
     base_for(merge),
     key=jax.random.key(1),
-    parameters=defaults(merge),
+    parameters=by_leaf(defaults(merge)),
   )
   assert_close(made, one)
 
@@ -355,7 +366,7 @@ def test_scaling_parents_and_base_scales_the_child(merge):
     return jax.tree.map(lambda x: 2.0 * x, tree)
 
   pool, base = population(arity(merge)), base_for(merge)
-  key, values = jax.random.key(1), defaults(merge)
+  key, values = jax.random.key(1), by_leaf(defaults(merge))
   run = functools.partial(single(merge), key=key, parameters=values)
   assert_close(run(twice(pool), base and twice(base)), twice(run(pool, base)))
 
