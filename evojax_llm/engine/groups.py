@@ -1,6 +1,7 @@
 """Members of a population, group by group, as the programs take them."""
 
 from collections.abc import Sequence
+import hashlib
 from typing import Any
 
 import jax
@@ -81,36 +82,48 @@ def express(
   )
 
 
-def first_of_each(
-  runtime: Runtime, space: Expressing, population: Any, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-  """Finds members that are expressed as the same model.
+def models(
+  runtime: Runtime, space: Expressing, population: Any
+) -> list[str] | None:
+  """Names the model of each member (P, ...); None if the space does not tell.
 
-  Returns:
-    Positions into the M `indices` of members (P, ...) of which no two are the
-    same model, and (M,) which of those each member is as; None where all differ
-    or the space does not tell.
+  Members of one name are the same model, now and in other populations.
   """
-  if not space.decodes or not len(indices):
+  if not space.decodes:
     return None
-
   # Of all members, so that one program serves any number of indices.
   name = ('decoded', id(space))
   program = runtime.compiled(
     name, jax.vmap(space.decoded), population, keep=space
   )
   found = jax.tree.leaves(jax.device_get(program(population)))
-  slots: dict[bytes, int] = {}
-  first, same = [], []
-  for position, member in enumerate(indices):
-    row = b''.join(leaf[member].tobytes() for leaf in found)
-    if row not in slots:
-      slots[row] = len(first)
-      first.append(position)
-    same.append(slots[row])
-  if len(first) == len(indices):
+  return [
+    hashlib.sha256(b''.join(leaf.tobytes() for leaf in row)).hexdigest()[:16]
+    for row in zip(*found, strict=True)
+  ]
+
+
+def first_of_each(
+  names: Sequence[str] | None, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Finds members that are expressed as the same model.
+
+  Args:
+    names: see `models`.
+    indices: M members.
+
+  Returns:
+    Positions into `indices` of members of which no two are the same model, and
+    (M,) which of those each member is as; None where all differ or there are no
+    names.
+  """
+  if names is None:
     return None
-  return np.asarray(first), np.asarray(same)
+  slots: dict[str, int] = {}
+  same = [slots.setdefault(names[i], len(slots)) for i in indices]
+  if len(slots) == len(indices):
+    return None
+  return np.unique(same, return_index=True)[1], np.asarray(same)
 
 
 def abstract_member(space: Expressing, population: Any) -> Expression:

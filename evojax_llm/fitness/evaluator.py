@@ -191,6 +191,10 @@ class Evaluator:
     """How work is cut for the devices; None before it is prepared."""
     return self._engine.plan
 
+  def models(self, space: Expressing, population: Any) -> list[str] | None:
+    """Names the model of each member; see `groups.models`."""
+    return groups.models(self._runtime, space, population)
+
   def evaluate(
     self,
     space: Expressing,
@@ -223,7 +227,8 @@ class Evaluator:
     if self.plan is None:
       self.prepare(space, population)
     ids = None if ids is None else np.asarray(ids)
-    same = groups.first_of_each(self._runtime, space, population, indices)
+    names = self.models(space, population)
+    same = groups.first_of_each(names, indices)
     if same is not None:
       indices = indices[same[0]]
       ids = None if ids is None else ids[same[0]]

@@ -16,11 +16,13 @@ def member_rows(
   tasks: Sequence[str],
   origins: Sequence[Mapping[str, Any]],
   recipes: Sequence[Any] = (),
+  models: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
   """Returns the lines of members.jsonl that a generation of K tasks adds.
 
   `origins` has `operator`, `parents` and `experts` of the initial population,
-  `recipes` what the first members of the generation are, where that is short.
+  `recipes` what the first members of the generation are, where that is short,
+  and `models` the names of those that they are, where they are known.
   """
   rows = []
   for i, member in enumerate(generation.ids):
@@ -34,6 +36,7 @@ def member_rows(
     row['tasks'] = _by_task(tasks, generation.task_scores[i])
     row['reason'] = generation.reasons[i]
     row |= {'recipe': recipes[i]} if i < len(recipes) else {}
+    row |= {'model': models[i]} if i < len(models or ()) else {}
     rows.append(row)
   return rows
 

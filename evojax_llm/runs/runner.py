@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -17,6 +18,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
+from evojax_llm.runs import known_models
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -121,7 +123,11 @@ class _Run:
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
+    # Of the members that were scored last.
     self.recipes: list[Any] = []
+    self.models: list[str] | None = None
+    # A race scores members on some items, and with `resample` they change.
+    self.known: known_models.KnownModels | None = None
     self.number = -1
 
   def go_on(self) -> None:
@@ -168,6 +174,8 @@ class _Run:
       for name, count in zip(('tokens', 'seconds'), spent, strict=True):
         if limits[name] is not None:
           limits[name] = max(0, limits[name] - count)
+    if not (prepared.racing or config.resample):
+      self.known = known_models.KnownModels(folder)
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
       prepared.strategy,
@@ -192,9 +200,12 @@ class _Run:
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
-      folder.members.append(
-        record_rows.member_rows(done, names, tasks, origins, self.recipes)
+      lines = record_rows.member_rows(
+        done, names, tasks, origins, self.recipes, self.models
       )
+      folder.members.append(lines)
+      if self.known:
+        self.known.add(lines)
       row = record_rows.metrics_row(
         done, tasks, watch.take(), spent - before, monitors
       )
@@ -240,14 +251,21 @@ class _Run:
     if numbers <= _FEW_NUMBERS * stack.size(population):
       host = jax.device_get(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
-    asked, update = (space, population, members), self.bar.update
+    score = functools.partial(
+      self.drawn.evaluate, space, population, progress=self.bar.update
+    )
+    names = self.drawn.models(space, population)
+    self.models = names and [names[m] for m in members]
     if racing:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
-        *asked, racing, key, self.number, progress=update
+        *(space, population, members, racing, key, self.number),
+        progress=self.bar.update,
       )
+    elif self.known:
+      self.scored = self.known.evaluate(names, members, score)
     else:
-      self.scored = self.drawn.evaluate(*asked, progress=update)
+      self.scored = score(members)
     return self.scored
 
 
