@@ -64,22 +64,41 @@ def express(
     population = jax.tree.map(lambda leaf: leaf[index], population)
     index = np.arange(size, dtype=np.int32)
 
-  held = space.held
+  if space.streams:
+    members = _streamed(runtime, space, population, index)
+    members = forms.lay_out(form, members)
+  else:
+    held = space.held
 
-  def run(population, index, held):
-    group = jax.tree.map(lambda leaf: leaf[index], population)
-    own = () if held is None else (held,)
-    members = jax.vmap(lambda genome: space.express(genome, *own))(group)
-    return forms.lay_out(form, members)
+    def run(population, index, held):
+      group = jax.tree.map(lambda leaf: leaf[index], population)
+      own = () if held is None else (held,)
+      members = jax.vmap(lambda genome: space.express(genome, *own))(group)
+      return forms.lay_out(form, members)
 
-  name = ('express', form, id(space))
-  program = runtime.compiled(name, run, population, index, held, keep=space)
-  members = program(population, index, held)
+    name = ('express', form, id(space))
+    program = runtime.compiled(name, run, population, index, held, keep=space)
+    members = program(population, index, held)
   along = sharding.population_sharding
   return (
     jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
     jax.device_put(np.arange(size) < len(chosen), along(runtime.mesh)),
   )
+
+
+def _streamed(runtime, space, population, index):
+  """Members (M, ...) of a space that streams; each of `index` merged once."""
+  different, which = np.unique(index, return_inverse=True)
+
+  def call(run, *arguments):
+    name = ('stream', id(space))
+    return runtime.compiled(name, run, *arguments, keep=space)(*arguments)
+
+  genomes = [jax.tree.map(lambda x, i=i: x[i], population) for i in different]
+  members = space.stream(genomes, call)
+  if np.array_equal(which, np.arange(len(genomes))):
+    return members
+  return jax.tree.map(lambda leaf: leaf[which], members)
 
 
 def models(

@@ -79,6 +79,7 @@ CHOICES = (
   {},
   {'method': 'slerp', 'evolve': 'weights'},
   {'method': 'dare_linear,linear', 'groups': 'layer', 'evolve_seed': True},
+  {'on': 'weights'},
 )
 
 
@@ -92,7 +93,7 @@ def optimised():
 
 @pytest.mark.parametrize('given', CHOICES)
 def test_members_are_merged_alike_in_groups_of_any_size(given, optimised):
-  space = make(**given)
+  space = whole(**given) if 'on' in given else make(**given)
   population = jax.vmap(space.sample)(jax.random.split(KEY, 3))
   together = jax.jit(jax.vmap(space.express))(population)
   for n in range(3):
@@ -100,6 +101,13 @@ def test_members_are_merged_alike_in_groups_of_any_size(given, optimised):
     jax.tree.map(
       lambda x, y, n=n: np.testing.assert_array_equal(x[n], y), together, alone
     )
+
+
+def whole(**given):
+  """The space of two models, which are merged as tensors."""
+  model = space_lib.Model(None, dense(0))
+  plain = weights.WeightSpace(('x', 'y'), [dense(1), dense(2)], model)
+  return merged_weights.MergedWeightSpace(plain, **given)
 
 
 def test_genes_that_differ_may_stand_for_one_recipe():
@@ -136,6 +144,16 @@ def test_weights_are_kept_where_they_belong(kept):
   np.testing.assert_allclose(one_hot[:, 0], np.eye(N), atol=1e-6)
   base = space.decoded(space.base())['values']['weights']
   np.testing.assert_array_equal(base, 0.0)
+
+
+def test_genes_on_a_log_scale_are_even_in_ratios():
+  space = make(evolve='density', bounds='density=0.01:1:log')
+  genome = space.genes.full(0.0)
+  genome['genes']['density'] = jnp.asarray([[0.0, 0.5, 1.0]], jnp.float32)
+  found = space.decoded(genome)['values']['density'][0]
+  np.testing.assert_allclose(found, [0.01, 0.1, 1.0], rtol=1e-5)
+  back = space.genes.genome({'density': [0.0, 0.1, 1.0]})['genes']['density']
+  np.testing.assert_allclose(back[0], [0.0, 0.5, 1.0], atol=1e-6)
 
 
 def test_a_merge_of_two_gets_the_largest_weights_of_the_group():
@@ -194,6 +212,9 @@ def test_a_method_without_weights_has_a_base():
     ({'options': 'normalise=none'}, "Did you mean 'normalize'"),
     ({'options': 'normalize=sum'}, "Got normalize 'sum'"),
     ({'bounds': 'weights=1:0'}, 'expected the lower one first'),
+    ({'stream': 'yes'}, "with on='factors'; expected on='weights'"),
+    ({'bounds': 'density=0:1:log'}, 'more than 0 on a log scale'),
+    ({'bounds': 'weights=0.1:1:log'}, "weights='softmax', whose genes are log"),
     ({'bounds': 'density=0:2'}, 'density 2.0 for bounds; expected 0 to 1'),
     ({'bounds': 'gamma=0:1'}, "bounds for 'gamma'"),
     ({'groups': 'block'}, "Got the group 'block'"),
@@ -278,9 +299,7 @@ def dense(num: int, dtype=np.float32):
 @pytest.mark.parametrize('method', ['ties', 'slerp'])
 def test_models_are_merged_as_tensors(method):
   base, models = dense(0), [dense(n) for n in (1, 2)]
-  plain = weights.WeightSpace(('x', 'y'), models, space_lib.Model(None, base))
-  space = merged_weights.MergedWeightSpace(
-    plain,
+  space = whole(
     method=method,
     evolve='density' if method == 'ties' else 't',
     groups='layers:2',
@@ -310,6 +329,31 @@ def test_models_are_merged_as_tensors(method):
   )
   check_equal(space.express(genome).params, expected, rtol=1e-5, atol=1e-6)
   check_equal(space.express(space.base()).params, base)
+
+
+@pytest.mark.parametrize('method', ['dare_ties', 'slerp'])
+def test_streamed_experts_give_the_same_bits(method, monkeypatch):
+  monkeypatch.setattr(merged_weights, 'PART_BYTES', 1)
+  given = {'on': 'weights', 'method': method, 'groups': 'layers:2'}
+  given['evolve'] = 'weights'
+  held, streamed = whole(**given), whole(**given, stream='yes')
+  assert streamed.held is None
+  genomes = [held.sample(jax.random.key(n)) for n in (1, 2)]
+  ran = []
+
+  def call(run, *arguments):
+    ran.append(arguments[1])
+    return jax.jit(run)(*arguments)
+
+  both = streamed.stream(genomes, call).params
+  # Of the kernel a layer at a time, each for both members.
+  assert [jax.tree.leaves(tree)[0].shape for tree in ran] == [(2, 3)] * 2 + [
+    (2, 1, 3, 2)
+  ] * 8
+  for n, genome in enumerate(genomes):
+    expected = jax.jit(held.express)(genome).params
+    for found in (stack.take(both, n), streamed.express(genome).params):
+      jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_changes_of_adapters_are_merged_before_they_are_added():

@@ -21,11 +21,12 @@ from tests.fitness.setting import make
 N, KEY = 3, jax.random.key(7)
 # Those of a space that has options, beside its defaults.
 LINEAR = {'method': 'task_arithmetic', 'on': 'exact', 'groups': 'layer'}
+LINEAR['evolve'] = 'weights'
 CASES = (
   *((name, {}) for name in space_lib.SPACES),
   ('merged', {**LINEAR, 'evolve': 'weights,lambda_'}),
-  ('merged', {**LINEAR, 'evolve': 'weights', 'rank': 4}),
-  ('merged', {**LINEAR, 'on': 'weights', 'evolve': 'weights'}),
+  ('merged', {**LINEAR, 'rank': 4}),
+  ('merged', {**LINEAR, 'on': 'weights', 'stream': 'yes'}),
 )
 
 
