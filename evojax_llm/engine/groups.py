@@ -12,6 +12,7 @@ from evojax_llm.engine import forms
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.genomes.space import check_genome
+from evojax_llm.models import expression as expression_lib
 from evojax_llm.models.expression import Expression
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -143,6 +144,38 @@ def first_of_each(
   if len(slots) == len(indices):
     return None
   return np.unique(same, return_index=True)[1], np.asarray(same)
+
+
+def distances(
+  runtime: Runtime, space: Expressing, population: Any, indices: np.ndarray
+) -> np.ndarray:
+  """Returns how far members are from what all share, (M,) f32.
+
+  Of those at M `indices` of a population (P, ...), one after another; see
+  `expression.distance`.
+  """
+  held = getattr(space, 'held', None)
+
+  def run(population, index, params, held):
+    genome = jax.tree.map(lambda leaf: leaf[index], population)
+    own = () if held is None else (held,)
+    return expression_lib.distance(space.express(genome, *own), params)
+
+  params, zero = space.model().params, jnp.int32(0)
+  if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(population)):
+    rows = (
+      (jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], population), zero)
+      for i in indices
+    )
+  else:
+    rows = ((population, jnp.int32(i)) for i in indices)
+  found = []
+  for row, index in rows:
+    given = row, index, params, held
+    name = ('distance', id(space))
+    program = runtime.compiled(name, run, *given, keep=space)
+    found.append(program(*given))
+  return np.asarray(jax.device_get(found), np.float32)
 
 
 def abstract_member(space: Expressing, population: Any) -> Expression:

@@ -15,6 +15,9 @@ class Ledger:
     items_saved: items of members that a race did not score.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
+    gradient_tokens: three times the tokens that gradient steps have read: a
+      step back through the model costs two passes forward. What is read without
+      one, such as the reference of DPO, counts once.
     truncated: prompts that were cut from the left to fit.
     programs: programs compiled.
     refills: times that prompts were read into slots.
@@ -30,6 +33,7 @@ class Ledger:
   items_saved: int = 0
   prompt_tokens: int = 0
   new_tokens: int = 0
+  gradient_tokens: int = 0
   truncated: int = 0
   programs: int = 0
   refills: int = 0
@@ -40,8 +44,8 @@ class Ledger:
 
   @property
   def tokens(self) -> int:
-    """Tokens read and generated."""
-    return self.prompt_tokens + self.new_tokens
+    """Tokens read and generated, those of gradient steps three times."""
+    return self.prompt_tokens + self.new_tokens + self.gradient_tokens
 
   @contextlib.contextmanager
   def time(self, purpose: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from evojax_llm.models.cache import Cache
 
 # Logits that are alive at a time while continuations are read.
-_LOGITS_AT_ONCE = 1 << 24
+LOGITS_AT_ONCE = 1 << 24
 
 # forward(tokens (..., B, T), positions (..., B, T), cache[, until]) -> hidden,
 # cache
@@ -35,16 +35,20 @@ def likelihood(
       batch['tokens'], batch['positions'], None, batch['until']
     )
     read = hidden[..., batch['row'], batch['column'], :]
-    return _logprobs(unembed, read, batch['target'])
+    return token_logprobs(unembed, read, batch['target'])
 
   logprobs = jax.lax.map(read_batch, batch)  # (J, ..., Q)
   return {'logprobs': jnp.moveaxis(logprobs, 0, -2)}
 
 
-def _logprobs(
-  unembed: Callable, read: jax.Array, target: jax.Array
+def token_logprobs(
+  unembed: Callable, read: jax.Array, target: jax.Array, remat: bool = False
 ) -> jax.Array:
-  """Log-probabilities (..., Q) of targets (Q,) behind hidden (..., Q, D)."""
+  """Returns log-probabilities (..., Q) of targets (Q,) behind (..., Q, D).
+
+  Of a long vocabulary a few logits are alive at a time; with `remat` in a
+  gradient, too, which computes them again.
+  """
   reads = target.shape[0]
 
   def at_once(read: jax.Array, target: jax.Array) -> jax.Array:
@@ -54,9 +58,10 @@ def _logprobs(
     )[..., 0]
     return at_target - jax.nn.logsumexp(logits, axis=-1)
 
+  at_once = jax.checkpoint(at_once) if remat else at_once
   members = read.size // (reads * read.shape[-1])
   vocab = jax.eval_shape(unembed, read).shape[-1]
-  chunks = -(-members * reads * vocab // _LOGITS_AT_ONCE)
+  chunks = -(-members * reads * vocab // LOGITS_AT_ONCE)
   if chunks <= 1:
     return at_once(read, target)
   # A long vocabulary: unembed a few reads at a time.

@@ -159,7 +159,7 @@ def check_population(
   Raises:
     MemoryPlanError: it is too large, or the budget is no number of bytes.
   """
-  budget = _budget(budget, device)
+  budget = budget_of(budget, device)
   stack.check_size(members, MemoryPlanError)
   if members * genome_bytes > budget:
     raise MemoryPlanError(
@@ -170,7 +170,7 @@ def check_population(
     )
 
 
-def _budget(budget, device):
+def budget_of(budget, device):
   """The budget in bytes, as given or asked of the device."""
   if budget is None:
     return device_budget(device)
@@ -198,6 +198,16 @@ def choose_form(
   if layers * itemsize <= _FOLD_AT_MOST_BYTES:
     return 'folded', True
   return ('batched', True) if generates else ('folded', False)
+
+
+def layer_bytes(config: GemmaConfig) -> int:
+  """Returns bytes of a token that are alive at the worst point of a layer.
+
+  Products accumulate in f32, whatever the type of the activations.
+  """
+  heads = config.num_heads + 2 * config.num_kv_heads
+  widest = 4 * config.embed_dim + 3 * config.ffn_dim
+  return 4 * (widest + 2 * heads * config.head_dim)
 
 
 def make_plan(
@@ -241,7 +251,7 @@ def make_plan(
     generates = any(new for _, new in lengths)
     form, clear = choose_form(config, device.platform, itemsize, generates)
     reason = f'the rule for models of this size on {device.platform}'
-  budget = _budget(budget, device)
+  budget = budget_of(budget, device)
   for name, value in (
     ('members_per_group', members_per_group),
     ('prompts_per_batch', prompts_per_batch),
@@ -250,12 +260,6 @@ def make_plan(
       raise MemoryPlanError(f'Got {name} {value}; expected at least 1.')
   if population_bytes is None:
     population_bytes = members * member_bytes
-  heads = config.num_heads + 2 * config.num_kv_heads
-  # Widths that are alive together at the worst point of a layer; products
-  # accumulate in f32 whatever the type of the activations.
-  widest = (
-    4 * config.embed_dim + 3 * config.ffn_dim + 2 * heads * config.head_dim
-  )
   layers = base_bytes - config.vocab_size * config.embed_dim * itemsize
   common = dict(
     form=form,
@@ -266,7 +270,7 @@ def make_plan(
     base=base_bytes,
     population=population_bytes,
     row_fixed=2 * 4 * config.vocab_size,
-    row_token=4 * widest + bytes_per_token(config, dtype),
+    row_token=layer_bytes(config) + bytes_per_token(config, dtype),
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(
       device.platform, _TOKENS_PER_CALL_ELSEWHERE

@@ -31,6 +31,8 @@ class Evaluation:
     tasks: K results item by item.
     reasons: M strings that say why a member failed, or None.
     distinct: how many models were scored, where that is less than M.
+    lengths: (M,) f32 tokens of an answer, the mean over all that a member has
+      generated; None where no task has such answers.
   """
 
   fitness: np.ndarray
@@ -38,6 +40,7 @@ class Evaluation:
   tasks: list[TaskItems]
   reasons: list[str | None]
   distinct: int | None = dataclasses.field(default=None, kw_only=True)
+  lengths: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
   def spread(self, index: np.ndarray) -> 'Evaluation':
     """Returns that of members (M,), each as one of these."""
@@ -55,6 +58,7 @@ class Evaluation:
       tasks,
       [self.reasons[i] for i in index],
       distinct=len(self.fitness),
+      lengths=None if self.lengths is None else self.lengths[index],
     )
 
 
@@ -117,7 +121,11 @@ class AnswerScorer:
       fitness = self.objective(task_scores)
       for m in np.flatnonzero(np.isnan(fitness)):
         reasons[m] = reasons[m] or 'a score is infinite'
-    return Evaluation(fitness, task_scores, tasks, reasons)
+    lengths = None
+    if split.num_prompts:
+      tokens = [sum(map(len, made)) for made in answers.generated]
+      lengths = np.asarray(tokens, np.float32) / np.float32(split.num_prompts)
+    return Evaluation(fitness, task_scores, tasks, reasons, lengths=lengths)
 
   def _score_task(
     self, k: int, split: PackedSplit, answers: Answers

@@ -242,6 +242,13 @@ class Evaluator:
       found = self._scorer.score(data, answers)
     return found if same is None else found.spread(same[1])
 
+  def distances(
+    self, space: Expressing, population: Any, members: Sequence[int]
+  ) -> np.ndarray:
+    """Returns how far M members are from what all share; see `groups`."""
+    indices = groups.check_members(space, population, members)
+    return groups.distances(self._runtime, space, population, indices)
+
   def race(
     self,
     space: Expressing,

@@ -26,8 +26,7 @@ from evojax_llm.population import stack
 class RecipeSpace(space.Space):
   """A space whose genomes are recipes, as `merged_genes` has them."""
 
-  options = MergedOptions
-  decodes = True
+  options, decodes, learns = MergedOptions, True, False
 
   def _settle(
     self, names: tuple[str, ...], given: Mapping[str, Any], tensors: Any

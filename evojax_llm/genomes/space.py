@@ -96,12 +96,14 @@ class Space(Expressing, Protocol):
     layers: key of a genome below which leaves have the axis L, or None.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
+    learns: whether a gradient can move a genome.
   """
 
   names: tuple[str, ...]
   exports: str = 'adapter'
   takes: tuple[str, ...] = ('adapters',)
   shares_base: bool = True
+  learns: bool = True
   bare: bool = True
   options: type | None = None
   layers: str | None = leaves.LAYERS

@@ -138,6 +138,39 @@ def as_low_rank(expression: Expression, params: dict[str, Any]) -> LowRank:
   return LowRank(weigh(expression.gates, params))
 
 
+def distance(expression: Expression, params: dict[str, Any]) -> jax.Array:
+  """Returns how far a member is from the shared parameters, () f32.
+
+  The root of the sum of squares of all that it changes of the weights.
+
+  Args:
+    expression: of the member.
+    params: shared parameters.
+
+  Raises:
+    TypeError: it is expressed as none of LowRank, Gates and Weights.
+  """
+  if isinstance(expression, Weights):
+    squares = [
+      jnp.sum(jnp.square(own.astype(jnp.float32) - base.astype(jnp.float32)))
+      for own, base in zip(
+        *map(jax.tree.leaves, (expression.params, params)), strict=True
+      )
+    ]
+    return jnp.sqrt(sum(squares))
+
+  def square(node):
+    if not ('a' in node and 'b' in node):
+      return sum(map(square, node.values()))
+    # The norm of a product, without the product.
+    a, b = (node[name].astype(jnp.float32) for name in 'ab')
+    return jnp.sum((a.mT @ a) * (b @ b.mT))
+
+  return jnp.sqrt(
+    jnp.maximum(square(as_low_rank(expression, params).factors), 0.0)
+  )
+
+
 def of_one_rank(*members: LowRank) -> list[LowRank]:
   """Returns members of the same modules, zeros added up to the largest rank."""
 

@@ -188,17 +188,20 @@ class Gemma(nn.Module):
     config: shape and mathematics.
     dtype: type of activations; products accumulate in f32.
     unroll: layers that one step of the scan over L holds.
+    remat: whether a gradient computes a layer's insides again, so that of each
+      only its input is kept.
   """
 
   config: GemmaConfig
   dtype: Any = jnp.float32
   unroll: int = 1
+  remat: bool = False
 
   def setup(self):
     c = self.config
     self.embedder = Embedder(c, self.dtype)
     self.layers = nn.scan(
-      Layer,
+      nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
       variable_axes={'params': 0, 'lora': 0, 'gates': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast),

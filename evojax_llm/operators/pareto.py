@@ -9,8 +9,12 @@ is not finite has failed. Ties go to the lower id.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_llm.operators import selection
+
+# Areas that an exact hypervolume may take: about a second.
+_MOST_AREAS = 30_000
 
 
 def fronts(objectives: jax.Array) -> jax.Array:
@@ -83,3 +87,44 @@ def fitness(objectives: jax.Array, ids: jax.Array | None = None) -> jax.Array:
   position = selection.positions_in(ranking(objectives, ids))
   alive = jnp.all(jnp.isfinite(objectives), axis=1)
   return jnp.where(alive, (members - position).astype(jnp.float32), jnp.nan)
+
+
+def hypervolume(objectives: np.ndarray, reference: np.ndarray) -> float:
+  """Returns the volume between points and a reference that they dominate.
+
+  Exact, by slicing objectives (While et al., 2006, IEEE Trans. Evol. Comput.
+  10:29): of n points, the areas n^(K - 2) are summed. On the host.
+
+  Args:
+    objectives: (P, K), maximised; those of members that failed, or are not
+      better than the reference in all, add nothing.
+    reference: (K,).
+
+  Returns:
+    The volume; NaN where so many points in so many dimensions would take long.
+  """
+  points = np.asarray(objectives, np.float64) - np.asarray(reference)
+  with np.errstate(invalid='ignore'):
+    points = points[np.isfinite(points).all(axis=1) & (points > 0).all(axis=1)]
+  points = np.unique(points, axis=0)
+  if not len(points):
+    return 0.0
+  beaten = (points[:, None] <= points).all(axis=2).sum(axis=1) > 1
+  points = points[~beaten]
+  if len(points) ** (points.shape[1] - 2.0) > _MOST_AREAS:
+    return float('nan')
+  return float(_volume(points))
+
+
+def _volume(points):
+  """That of points (n, K) from zero, n at least one; any may dominate any."""
+  if points.shape[1] == 1:
+    return points.max()
+  points = points[np.argsort(-points[:, -1])]
+  if points.shape[1] == 2:
+    reach = np.maximum.accumulate(points[:, 0])
+    return (np.diff(reach, prepend=0.0) * points[:, 1]).sum()
+  depth = points[:, -1] - np.append(points[1:, -1], 0.0)
+  return sum(
+    _volume(points[: i + 1, :-1]) * depth[i] for i in np.flatnonzero(depth)
+  )

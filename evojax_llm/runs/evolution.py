@@ -84,6 +84,7 @@ class Generation:
   best_task_scores: np.ndarray
   evaluations: int  # members scored since the run began
   scored: int  # how many of the M members were scored, the first ones
+  slots: Sequence[int] = ()  # of the ask, where they were
 
   @property
   def failed(self) -> int:
@@ -147,8 +148,8 @@ def evolve(
       `score` use other items. Members that are alive or remembered are scored
       again before any is proposed (as in EvoMerge, arXiv 2402.00070).
     refine: refine(members, which, key) returns the members (M, ...) of an ask
-      with those at `which` improved, as by gradient steps; it must leave the
-      buffers of `members` alone.
+      with those at `which` improved, as by gradient steps: the ones to score
+      that the strategy `refines`. It must leave the buffers of `members` alone.
     maximise: K times whether more of a task's score is better; None for all.
     phase: `with phase('score'):` surrounds each part, to time it.
 
@@ -156,13 +157,19 @@ def evolve(
     The search, which runs as it is iterated over.
 
   Raises:
-    ValueError: no limit is given, one cannot be, tokens are not counted, there
-      is nothing to begin with, or score returns no number for each member.
+    ValueError: no limit is given, one cannot be, tokens are not counted, refine
+      is missing, there is nothing to begin with, or score returns no number for
+      each member.
     EvolutionError: no member of a population could be scored.
   """
   limits = _Limits(
     generations, evaluations, tokens, count_tokens, seconds, patience
   )
+  if strategy.needs_refine and refine is None:
+    raise ValueError(
+      f'Got no refine for {type(strategy).__name__}, whose mutation is left to '
+      "it. Give one, or mutation='gaussian'."
+    )
   if state is None and population is None:
     if space is None:
       raise ValueError(
@@ -170,17 +177,9 @@ def evolve(
       )
     size, key = strategy.population_size, jax.random.key(seed)
     population = space.initial(RECIPE, size, key).population
-  loop = _Loop(
-    strategy,
-    strategy.default_params if params is None else base.as_arrays(params),
-    score,
-    limits,
-    redraw,
-    refine,
-    maximise,
-    phase,
-  )
-  return Search(loop.rounds(state, population, seed))
+  params = strategy.default_params if params is None else base.as_arrays(params)
+  parts = strategy, params, score, limits, redraw, refine, maximise, phase
+  return Search(_Loop(*parts).rounds(state, population, seed))
 
 
 class _Limits:
@@ -293,8 +292,13 @@ class _Loop(NamedTuple):
         left = self.limits.left(state)
         if not (self.strategy.keep_best or left is None or len(which) <= left):
           return 'evaluations'
-        if self.refine is not None and len(which):
-          members = self.refine(members, which, key('refine'))
+      if self.refine is not None:
+        wanted, chosen = self.strategy.refines(inner), which[:left]
+        if wanted is not None:
+          chosen = chosen[np.asarray(wanted)[chosen]]
+        if len(chosen):
+          with self.phase('refine'):
+            members = self.refine(members, chosen, key('refine'))
       with self.phase('score'):
         scored = self._scored(members, which, len(proposal.ids), left)
       with self.phase('operators'):
@@ -370,6 +374,7 @@ class _Loop(NamedTuple):
     return Generation(
       number=int(state.generation),
       ids=[int(i) for i in proposal.ids[which]],
+      slots=which.tolist(),
       parents=[(int(a), int(b)) for a, b in proposal.parents[which]],
       operators=[int(i) for i in proposal.operator[which]],
       fitness=scored.scores.fitness[which],

@@ -16,7 +16,7 @@ _CODE = re.compile(r'.*\.py(:\w+)?|(?!lm_eval:)[\w.]+:\w+')
 # Texts and folders, which are no names of code.
 _NO_NAMES = tuple('name model adapters experts system warm_start'.split())
 _NO_NAMES += ('format.prompt', 'format.instruction', 'format.stop')
-_NO_NAMES += ('merged.groups',)
+_NO_NAMES += ('merged.groups', 'pareto.choice')
 _BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 
 

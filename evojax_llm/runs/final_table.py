@@ -22,6 +22,7 @@ from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import export
 from evojax_llm.runs import finalists as finalists_lib
+from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
@@ -41,7 +42,9 @@ _LEVELS = ('base', 'best expert', 'soup', 'scaled average', report.OF_EXPERTS)
 
 def is_whole(folder: pathlib.Path) -> bool:
   """Returns whether all of a finished run's report is there; says what not."""
-  files = folder / 'summary.md', folder / 'curve.png'
+  files = [folder / 'summary.md', folder / 'curve.png']
+  if 'pareto' in (record.read_summary(folder) or ()):
+    files += [folder / 'front.json', folder / 'front.png', folder / 'front']
   gone = [file.name for file in files if not file.exists()]
   if not list((folder / 'best').glob('*')):
     gone.append('best')
@@ -78,6 +81,7 @@ class Ending:
   baselines: baselines_lib.Baselines
   state: run_state.RunState
   best: run_state.Member
+  front: front_lib.Front | None = None
 
   def finish(self, bar: progress.Progress) -> None:
     """Exports the best member, reads test once, writes the report."""
@@ -314,7 +318,13 @@ class Ending:
     }
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
-    if objective.name == 'pareto':
+    if self.front:
+      every = front_lib.of_members(self.prepared.goals, members)
+      most = self.prepared.config.pareto.exports
+      self.front.write(path, self.prepared.setup.space, most, every)
+      summary['pareto'] = self.front.summary()
+      summary['front'] = summary['pareto'].pop('members')
+    elif objective.name == 'pareto':
       # The members of all generations that no other one beats, by dev.
       vectors = [
         [math.nan if v is None else v for v in row['tasks'].values()]

@@ -109,6 +109,65 @@ def trajectory(
   _save(figure, axes, path, *labels)
 
 
+def front(
+  path: str | os.PathLike,
+  names: Sequence[str],
+  scores: Any,
+  others: Any,
+  maximise: Sequence[bool],
+  chosen: int,
+  rule: str,
+) -> None:
+  """Draws the front of several objectives, and the member that is chosen.
+
+  Of two objectives as points of a plane, of more as lines over parallel axes,
+  on which the best is on top.
+
+  Args:
+    path: the PNG file.
+    names: of the K objectives.
+    scores: (F, K) of the front.
+    others: (M, K) of all members of the run.
+    maximise: K times whether more is better.
+    chosen: index into the front.
+    rule: that has chosen it.
+  """
+  figure, axes = _axes()
+  best = f'chosen by {rule}'
+  if len(names) == 2:
+    look = dict(s=12, color='C7', alpha=0.5)
+    axes.scatter(*others.T, label='all members', **look)
+    line = scores[scores[:, 0].argsort()]
+    axes.plot(*line.T, color='C0', marker='o', label='the front')
+    axes.scatter(*scores[chosen], marker='*', s=160, color='C3', label=best)
+    _save(figure, axes, path, *names)
+    return
+  low, high = scores.min(axis=0), scores.max(axis=0)
+  span = [b - a if b > a else 1.0 for a, b in zip(low, high, strict=True)]
+  places = range(len(names))
+  for i, member in enumerate(scores):
+    heights = [
+      (value - low[k]) / span[k] if maximise[k] else (high[k] - value) / span[k]
+      for k, value in enumerate(member)
+    ]
+    look = dict(color='C0', alpha=0.5, label='the front' if i == 0 else None)
+    if i == chosen:
+      look = dict(color='C3', linewidth=2.0, zorder=3, label=best)
+    axes.plot(places, heights, marker='.', **look)
+  ends = [
+    f'{name}\n{a:.4g} to {b:.4g}'
+    for name, a, b in zip(
+      names,
+      [low[k] if maximise[k] else high[k] for k in places],
+      [high[k] if maximise[k] else low[k] for k in places],
+      strict=True,
+    )
+  ]
+  axes.set_xticks(places, ends)
+  axes.set_yticks([0.0, 1.0], ['worst', 'best'])
+  _save(figure, axes, path, 'objective, worst to best of the front', 'score')
+
+
 def line(
   path: str | os.PathLike,
   values: Sequence[Any],

@@ -20,6 +20,7 @@ from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import front
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -31,7 +32,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'require_signal')
+_OF_SEARCH += ('merged', 'pareto', 'require_signal')
 
 
 class WarmStart(NamedTuple):
@@ -76,6 +77,7 @@ class Prepared:
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
   warm: WarmStart | None
+  goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
 
   @property
@@ -131,6 +133,7 @@ def prepare(
     warm = _warm_start(config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
+  goals = front.goals(config, setup, strategy)
   params = strategy.default_params
   strategy = _kept(
     cache, ('strategy', key, _static(config, params)), lambda: strategy
@@ -145,7 +148,7 @@ def prepare(
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
   read = config, files, cache, setup, inputs
-  prepared = Prepared(*read, evaluator, strategy, params, racing, warm)
+  prepared = Prepared(*read, evaluator, strategy, params, racing, warm, goals)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
@@ -153,7 +156,7 @@ def prepare(
     strategy,
     params,
     prepared.initial().population,
-    len(setup.tasks),
+    len(goals.names),
     sum(len(items) for items in evaluator.items('dev')),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)

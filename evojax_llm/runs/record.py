@@ -5,7 +5,8 @@
   members.jsonl  a line a scored member: id, parents, operator, scores
   items/         what each of them did on each item (see `fitness.item_log`)
   checkpoints/   the run state (see `checkpoint`)
-  best/, summary.json, summary.md, curve.png   written at the end
+  best/, summary.json, summary.md, curve.png   written at the end, and of a
+                 front front/, front.json, front.png
 
 Lines are written before the checkpoint of their generation. A run that goes on
 from a checkpoint cuts both files back to it; but for `seconds` and `time` they
@@ -40,9 +41,17 @@ _T = TypeVar('_T')
 # What a killed process may have left in a new folder, or a sweep whose trial
 # could not begin.
 _OURS = ('lock', 'config.json.part', 'error.txt')
-_FOLDERS = ('checkpoints', 'items', 'baseline_items', 'test_items', 'best')
+_FOLDERS = (
+  'checkpoints',
+  'items',
+  'baseline_items',
+  'test_items',
+  'best',
+  'front',
+)
 _PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
 _PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
+_PARTS += ('front.json', 'front.png')
 _FOLLOWS = {
   'metrics.jsonl': 'tokens, seconds and failures of the summary, and its curve,'
   ' are of the others.',

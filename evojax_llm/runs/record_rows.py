@@ -16,13 +16,14 @@ def member_rows(
   tasks: Sequence[str],
   origins: Sequence[Mapping[str, Any]],
   recipes: Sequence[Any] = (),
-  models: Sequence[str] | None = None,
+  further: Sequence[str] = (),
+  notes: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
   """Returns the lines of members.jsonl that a generation of K tasks adds.
 
   `origins` has `operator`, `parents` and `experts` of the initial population,
   `recipes` what the first members of the generation are, where that is short,
-  and `models` the names of those that they are, where they are known.
+  and `notes` what else is said of each slot of the ask.
   """
   rows = []
   for i, member in enumerate(generation.ids):
@@ -33,10 +34,11 @@ def member_rows(
       row['operator'] = operator_names[generation.operators[i]]
       row['parents'] = [p for p in generation.parents[i] if p >= 0]
     row['fitness'] = generation.fitness[i]
-    row['tasks'] = _by_task(tasks, generation.task_scores[i])
+    row |= _by_name(tasks, further, generation.task_scores[i])
     row['reason'] = generation.reasons[i]
     row |= {'recipe': recipes[i]} if i < len(recipes) else {}
-    row |= {'model': models[i]} if i < len(models or ()) else {}
+    if notes and generation.number:
+      row |= notes[generation.slots[i]]
     rows.append(row)
   return rows
 
@@ -47,6 +49,7 @@ def metrics_row(
   seconds: Mapping[str, float],
   tokens: int = 0,
   monitors: Mapping[str, Any] | None = None,
+  further: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Returns the line of metrics.jsonl for a generation of K tasks.
 
@@ -60,7 +63,7 @@ def metrics_row(
     'failed': generation.failed,
     'best_id': generation.best_id,
     'best_fitness': generation.best_fitness,
-    'best_tasks': _by_task(tasks, generation.best_task_scores),
+    **_by_name(tasks, further, generation.best_task_scores, 'best_'),
     'mean_fitness': generation.mean_fitness,
     'tokens': tokens,
     'seconds': {part: round(s, 4) for part, s in seconds.items()},
@@ -87,5 +90,16 @@ def lineage_of(
   ]
 
 
-def _by_task(tasks: Sequence[str], scores: np.ndarray) -> dict[str, Any]:
-  return dict(zip(tasks, scores, strict=True))
+def _by_name(
+  tasks: Sequence[str],
+  further: Sequence[str],
+  scores: np.ndarray,
+  prefix: str = '',
+) -> dict[str, Any]:
+  """Scores (K + E,) of tasks and, where there are some, further objectives."""
+  known = len(tasks)
+  found = {f'{prefix}tasks': dict(zip(tasks, scores[:known], strict=True))}
+  if further:
+    more = dict(zip(further, scores[known:], strict=True))
+    found[f'{prefix}objectives'] = more
+  return found

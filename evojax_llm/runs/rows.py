@@ -253,16 +253,20 @@ class Run:
   def _ensemble(self, name: str) -> Mapping[str, Any] | None:
     return ((self.summary or {}).get('ensembles') or {}).get(name)
 
-  def _best(self, count: int) -> tuple[int, run_state.Members]:
+  def _best(
+    self, count: int, chosen: int | None = None
+  ) -> tuple[int, run_state.Members]:
     """The last generation and its best members, as the run chooses them."""
     number, state = checkpoint.Checkpoints(self.path / 'checkpoints').read()
     keep_best = self.config.strategy.options.get('keep_best', True)
-    return number, run_state.best_members(state, count, keep_best)
+    return number, run_state.best_members(state, count, keep_best, chosen)
 
   def _evolved(self, dtype: Any) -> Row:
     name, folder = report.EVOLVED, self.path / 'best'
     try:
-      number, best = self._best(1)
+      # A rule may have chosen another one than that of the best fitness.
+      of_front = (self.summary or {}).get('pareto') or {}
+      number, best = self._best(1, of_front.get('chosen'))
       said = f'member {best.ids[0]}, the best after generation {number}: '
       said += f'fitness {best.fitness[0]:.4g}'
       space = self._space(dtype)

@@ -123,6 +123,21 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class ParetoConfig(_Part):
+  """The front that a search of several objectives ends with; `runs.front`."""
+
+  _path = 'pareto.'
+
+  objectives: str = option(
+    '', "objectives beside the tasks: 'length' of answers, 'distance' from base"
+  )
+  choice: str = option(
+    'knee', "which of the front is best/: knee, chebyshev, mean, 'best_of:NAME'"
+  )
+  exports: int = option(10, 'members of the front that are written', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class MergedConfig(_Part, MergedOptions):
   """The space `merged`, in which recipes of a merge evolve."""
 
@@ -231,6 +246,7 @@ class RunConfig(_Part):
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
   merged: MergedConfig = MergedConfig()
+  pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
 
   def __post_init__(self):

@@ -122,7 +122,12 @@ class Members:
   population: Any  # their genomes, leaves (M, ...)
 
 
-def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
+def best_members(
+  state: Any,
+  count: int,
+  keep_best: bool = True,
+  chosen: int | None = None,
+) -> Members:
   """Returns the best members that a state holds, alive or remembered.
 
   Args:
@@ -130,6 +135,7 @@ def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
     count: M at most; fewer where the state holds fewer that could be scored.
     keep_best: see `strategies.base.Strategy`; without, members that are only
       remembered are left out, unless all that are alive failed.
+    chosen: id of a member that comes first, whatever its fitness.
 
   Returns:
     The members by fitness, of equals the elder first.
@@ -150,7 +156,8 @@ def best_members(state: Any, count: int, keep_best: bool = True) -> Members:
     for row in np.flatnonzero(np.isfinite(fitness) & (ids >= 0)):
       where = population, int(row)
       held.setdefault(int(ids[row]), (fitness[row], where))
-  ranked = sorted(held, key=lambda member: (-held[member][0], member))[:count]
+  ranked = sorted(held, key=lambda id_: (id_ != chosen, -held[id_][0], id_))
+  ranked = ranked[:count]
   genomes = [
     jax.tree.map(lambda leaf, row=row: leaf[row], population)
     for population, row in (held[member][1] for member in ranked)

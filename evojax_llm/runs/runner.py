@@ -18,6 +18,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
+from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import known_models
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
@@ -156,15 +157,18 @@ class _Run:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    best = finalists.settle(state, prepared)
-    ending = final_table.Ending(folder, prepared, baselines, state, best)
+    front = None
+    if prepared.strategy.ends_in_front:
+      front = front_lib.find(state, prepared)
+    best = front.best if front else finalists.settle(state, prepared)
+    ending = final_table.Ending(folder, prepared, baselines, state, best, front)
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
     initial, watch = prepared.initial(), self.watch
-    tasks = [task.name for task in prepared.setup.tasks]
+    goals = prepared.goals
     origins = _origins(initial, prepared.setup.space.names)
     ends = 'generations', 'evaluations', 'patience', 'tokens', 'seconds'
     limits = {name: getattr(config.strategy, name) for name in ends}
@@ -188,7 +192,7 @@ class _Run:
       count_tokens=lambda: self.ledger.tokens,
       state=state,
       redraw=self.redraw if config.resample else None,
-      maximise=self.evaluator.objective.maximise,
+      maximise=goals.maximise,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
@@ -197,17 +201,32 @@ class _Run:
       if not done.number:
         self.look_for_signal()
       monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
+      if prepared.strategy.ends_in_front:
+        monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names, spent = prepared.strategy.operator_names, self.ledger.tokens
       lines = record_rows.member_rows(
-        done, names, tasks, origins, self.recipes, self.models
+        done,
+        names,
+        goals.tasks,
+        origins,
+        self.recipes,
+        goals.further,
+        prepared.strategy.notes(state.strategy),
       )
+      for line, model in zip(lines, self.models or (), strict=False):
+        line['model'] = model
       folder.members.append(lines)
       if self.known:
         self.known.add(lines)
       row = record_rows.metrics_row(
-        done, tasks, watch.take(), spent - before, monitors
+        done,
+        goals.tasks,
+        watch.take(),
+        spent - before,
+        monitors,
+        goals.further,
       )
       folder.metrics.append([row])
       before = spent
@@ -251,22 +270,25 @@ class _Run:
     if numbers <= _FEW_NUMBERS * stack.size(population):
       host = jax.device_get(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
-    score = functools.partial(
-      self.drawn.evaluate, space, population, progress=self.bar.update
-    )
+    asked, update = (space, population, members), self.bar.update
     names = self.drawn.models(space, population)
     self.models = names and [names[m] for m in members]
     if racing:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
-        *(space, population, members, racing, key, self.number),
-        progress=self.bar.update,
+        *asked, racing, key, self.number, progress=update
       )
     elif self.known:
-      self.scored = self.known.evaluate(names, members, score)
+      self.scored = self.known.evaluate(
+        names,
+        members,
+        functools.partial(
+          self.drawn.evaluate, space, population, progress=update
+        ),
+      )
     else:
-      self.scored = score(members)
-    return self.scored
+      self.scored = self.drawn.evaluate(*asked, progress=update)
+    return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

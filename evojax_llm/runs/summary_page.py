@@ -45,7 +45,8 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     'at the end. Evaluations are members scored on dev to choose the row.',
     tasks_foot(summary),
     f'## Member {best["id"]}',
-    f'The best of {summary["generations"]} generations, {_made(best)}; `best/` '
+    f'The {_what(summary)} of {summary["generations"]} generations, '
+    f'{_made(best)}; `best/` '
     'holds it, its recipe in recipe.json. The search was '
     f'{search["strategy"]} on the space {search["space"]}, with '
     f'{settings or "its default settings"} (all settings are in config.json); '
@@ -58,12 +59,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     ),
   ]
   if rows := summary.get('front'):
-    lines = [
-      [str(row['id']), *(f'{score:.4g}' for score in row['tasks'].values())]
-      for row in rows
-    ]
-    paragraphs.append('Members that no other one beats on all tasks:')
-    paragraphs.append(report.aligned([['member', *rows[0]['tasks']], *lines]))
+    paragraphs += _front(rows, summary.get('pareto'))
   known = (row['name'] for row in summary['rows'] if row['name'] in _WORDS)
   words = '\n'.join(f'- {name}: {_WORDS[name]}' for name in known)
   paragraphs += ['## Rows', words, *_oracles(summary)]
@@ -82,6 +78,29 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     '![fitness by generation](curve.png)\n',
   ]
   return '\n\n'.join(paragraphs)
+
+
+def _front(
+  rows: Sequence[Mapping[str, Any]], of_rule: Mapping[str, Any] | None
+) -> list[str]:
+  scores = [{**row['tasks'], **row.get('objectives', {})} for row in rows]
+  lines = [
+    [str(row['id']), *(f'{score:.4g}' for score in values.values())]
+    for row, values in zip(rows, scores, strict=True)
+  ]
+  paragraphs = ['Members that no other one beats on all tasks:']
+  if of_rule:
+    point = ', '.join(f'{k} {v:.4g}' for k, v in of_rule['reference'].items())
+    volume = of_rule['hypervolume']
+    volume = 'not measured' if volume is None else f'{volume:.6g}'
+    paragraphs = [
+      f'## Front\n\nThe rule `{of_rule["choice"]}` chose member '
+      f'{of_rule["chosen"]} of {len(rows)} that no other one beats on all '
+      f'objectives. Their hypervolume is {volume}, above {point}. `front/` '
+      'holds some of them, front.json says which:'
+    ]
+  paragraphs.append(report.aligned([['member', *scores[0]], *lines]))
+  return paragraphs + ['![the front](front.png)'] * bool(of_rule)
 
 
 def _described(summary: Mapping[str, Any]) -> str:
@@ -175,6 +194,10 @@ def better_lines(summary: Mapping[str, Any], folder: str) -> list[str]:
       '--out=FOLDER` writes it.'
     )
   return lines
+
+
+def _what(summary: Mapping[str, Any]) -> str:
+  return 'choice of the front' if summary.get('pareto') else 'best'
 
 
 def _made(best: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ maximised everywhere. An algorithm written for a cost is wrapped by
 
 import abc
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -99,25 +100,25 @@ class Strategy(abc.ABC):
     options: an instance of the last of these.
     personal: whether the memory holds personal bests.
     can_rescore: whether members can be scored again on other items.
+    needs_refine: whether members that it proposes must be refined.
     sees: which of the scores it needs, one of SEES.
+    ends_in_front: whether a run ends with a front, above `state.reference`.
     population_size: members of the initial population.
-    capacity: P, slots for members; more than there are at first where the
-      population grows.
+    capacity: P, slots for members; at first some are empty if it may grow.
     num_proposals: M, members of one ask; constant, so that nothing recompiles,
       and a multiple of the devices of `sharding`.
     operator_names: what `state.proposal.operator` counts.
-    layers: key of a genome below which leaves have the axis L; that of the
-      space for which it is made, else None.
+    layers: the space's key of a genome below which leaves have the axis L.
     sharding: of population leaves, or None to leave it to the compiler.
     static: the class and what its programs are made from, hashable. Equal
-      strategies share programs; hyperparameters are arrays that these take.
-      One whose class is not named here, as of a subclass, is like no other.
+      ones share programs; one whose class is not named, as a subclass, none.
   """
 
   declared: tuple[type, ...] = ()
   options: Any = None
-  personal = False
+  personal = ends_in_front = False
   can_rescore = True
+  needs_refine = False
   sees = 'fitness'
   layers: str | None = None
   static: tuple[Any, ...] = ()
@@ -169,9 +170,8 @@ class Strategy(abc.ABC):
     return self.static, sizes, self.sharding, self.layers
 
   def __eq__(self, other: Any) -> bool:
-    return (
-      isinstance(other, Strategy) and self._made_from() == other._made_from()
-    )
+    own = self._made_from()
+    return isinstance(other, Strategy) and own == other._made_from()
 
   def __hash__(self) -> int:
     return hash(self._made_from())
@@ -267,10 +267,8 @@ class Strategy(abc.ABC):
   ) -> Any:
     """Returns the next state: decides what lives on.
 
-    The scores are of the members (M, ...) of the ask that the state is from.
-
-    Raises:
-      ValueError: if the strategy needs scores that are missing.
+    The scores are of the members (M, ...) of the ask that the state is from;
+    ValueError if the strategy needs some that are missing.
     """
     self._check_scores(scores)
     return self._tell(key, population, scores, state, params)
@@ -350,6 +348,14 @@ class Strategy(abc.ABC):
       )
     )
 
+  def refines(self, state: Any) -> jax.Array | None:
+    """(M,) bool, members of the ask to refine before scoring; None for all."""
+    return None
+
+  def notes(self, state: Any) -> Sequence[dict[str, Any]]:
+    """What its records say of each of M members of the latest ask, or ()."""
+    return ()
+
   def monitors(self, state: Any) -> dict[str, jax.Array]:
     """Returns numbers that tell how a search goes, for its records."""
     return {}
@@ -384,19 +390,14 @@ class Strategy(abc.ABC):
   def _constrain_population(self, population):
     if self.sharding is None:
       return population
-    return jax.tree.map(
-      lambda leaf: jax.lax.with_sharding_constraint(leaf, self.sharding),
-      population,
-    )
+    return jax.lax.with_sharding_constraint(population, self.sharding)
 
   def _constrain(self, state):
     """Keeps the population of a state, and all like it, sharded."""
-    memory = state.memory.replace(
-      personal=self._constrain_population(state.memory.personal)
-    )
-    return state.replace(
-      population=self._constrain_population(state.population), memory=memory
-    )
+    held = state.population, state.memory.personal
+    population, personal = self._constrain_population(held)
+    memory = state.memory.replace(personal=personal)
+    return state.replace(population=population, memory=memory)
 
 
 def make_params(kind: type, values: Mapping[str, float], **others: Any) -> Any:
@@ -404,8 +405,7 @@ def make_params(kind: type, values: Mapping[str, float], **others: Any) -> Any:
 
   A value of None leaves the default; `others` are fields that are no options.
 
-  Raises:
-    ValueError: if a name is unknown, or a number is not in its range.
+  Raises ValueError if a name is unknown, or a number is not in its range.
   """
   given = {k: v for k, v in values.items() if v is not None}
   options_lib.check(given, kind)

@@ -22,6 +22,8 @@ STRATEGIES: Mapping[str, str] = {
   'model_swarms': f'{_HERE}.model_swarms:ModelSwarms',
   'low_rank_es': f'{_HERE}.low_rank_es:LowRankES',
   'pso_merging': f'{_HERE}.pso_merging:PSOMerging',
+  'nsga2': f'{_HERE}.nsga2:NSGA2',
+  'evomerge': f'{_HERE}.evomerge.algorithm:EvoMerge',
   'evogm': f'{_HERE}.evogm.algorithm:EvoGM',
   'random_search': f'{_HERE}.evosax:RandomSearch',
   'cma_es': f'{_HERE}.evosax:EvosaxStrategy',

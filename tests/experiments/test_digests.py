@@ -42,6 +42,7 @@ CHOSEN = {
   'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
   'lorahub': ('lorahub',),
   'evogm': ('evogm',),
+  'evomerge': (),
   'sakana': ('parameter_space',),
 }
 # After the first round the covariance of 20 genes is one of 12 members: most of

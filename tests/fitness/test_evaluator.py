@@ -262,7 +262,7 @@ def test_long_vocabulary_is_read_in_chunks(
   from evojax_llm.engine import likelihood
 
   whole = make(tasks[:1]).evaluate(space, population)
-  monkeypatch.setattr(likelihood, '_LOGITS_AT_ONCE', 400)
+  monkeypatch.setattr(likelihood, 'LOGITS_AT_ONCE', 400)
   for form in ('batched', 'folded'):
     parts = make(tasks[:1], form=form).evaluate(space, population)
     np.testing.assert_allclose(

@@ -1,6 +1,9 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from evojax_llm.operators import pareto
 from evojax_llm.operators import selection
@@ -38,10 +41,11 @@ def test_fronts_of_an_example():
 
 def test_fronts_follow_their_definition():
   run = jax.jit(pareto.fronts)
-  for seed in range(5):
-    points = np.random.default_rng(seed).integers(0, 5, (17, 3))
-    points = points.astype(np.float32)
-    points[seed, 1] = np.inf
+  for seed in range(60):
+    random = np.random.default_rng(seed)
+    points = random.integers(0, 2 + seed % 9, (17, 3)).astype(np.float32)
+    wrong = random.random(points.shape) < 0.03
+    points[wrong] = random.choice([np.nan, np.inf, -np.inf], wrong.sum())
     np.testing.assert_array_equal(run(points), fronts_by_definition(points))
 
 
@@ -97,3 +101,39 @@ def test_an_infinite_objective_is_that_of_a_failed_member():
   points = jnp.asarray([[1.0, jnp.inf], [1.0, 2.0], [-jnp.inf, 3.0]])
   np.testing.assert_array_equal(pareto.fronts(points), [3, 0, 3])
   np.testing.assert_array_equal(pareto.fitness(points), [np.nan, 3, np.nan])
+
+
+@pytest.mark.parametrize(
+  ('points', 'reference', 'volume'),
+  [
+    ([[0.5]], [0.0], 0.5),
+    ([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0]], [0.0, 0.0], 6.0),
+    # What is beaten, equal, failed, or no better than the reference.
+    ([[2, 2], [2, 2], [1, 2], [np.nan, 9], [9, 0], [9, -1]], [0, 0], 4.0),
+    ([[2.0, 2.0]], [1.0, -1.0], 3.0),
+    ([[1, 1, 2], [1, 2, 1], [2, 1, 1]], [0, 0, 0], 4.0),
+    (np.eye(5) + 1.0, np.zeros(5), 6.0),
+    (np.zeros((0, 3)), [0, 0, 0], 0.0),
+  ],
+)
+def test_hypervolume_of_known_fronts(points, reference, volume):
+  found = pareto.hypervolume(np.asarray(points, np.float64), reference)
+  assert found == pytest.approx(volume)
+
+
+@pytest.mark.parametrize('dimensions', [1, 2, 3, 4, 5])
+def test_hypervolume_is_that_of_inclusion_and_exclusion(dimensions):
+  random = np.random.default_rng(dimensions)
+  points = random.integers(1, 6, (9, dimensions)).astype(np.float64)
+  volume = sum(
+    (-1) ** (count - 1) * np.min(chosen, axis=0).prod()
+    for count in range(1, len(points) + 1)
+    for chosen in itertools.combinations(points, count)
+  )
+  found = pareto.hypervolume(points - 2.0, np.full(dimensions, -2.0))
+  assert found == pytest.approx(volume)
+
+
+def test_hypervolume_that_would_take_long_is_not_known():
+  points = np.random.default_rng(0).dirichlet(np.ones(8), 100)
+  assert np.isnan(pareto.hypervolume(points, np.zeros(8)))

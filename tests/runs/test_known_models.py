@@ -15,6 +15,7 @@ from evojax_llm.genomes import initial
 from evojax_llm.genomes import space as space_lib
 from evojax_llm.population import stack
 from evojax_llm.runs import evolution
+from evojax_llm.runs import front
 from evojax_llm.runs import known_models
 from evojax_llm.runs import record
 from evojax_llm.runs import run_config
@@ -93,6 +94,7 @@ def opened(folder, **given):
     racing=None,
     strategy=registry.make_strategy('random_search', SIZE, space),
     params=None,
+    goals=front.Goals(('t',), (), np.ones(1, bool), np.ones(1, bool)),
     setup=types.SimpleNamespace(
       space=space, tasks=[types.SimpleNamespace(name='t')]
     ),

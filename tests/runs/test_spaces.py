@@ -13,6 +13,7 @@ from evojax_llm.strategies import base
 from evojax_llm.systems import genome as genome_config
 from evojax_llm.systems import low_rank_es as low_rank_config
 from evojax_llm.systems import model_swarms as swarms_config
+from evojax_llm.systems import pareto as pareto_config
 from evojax_llm.systems import pso_merging as pso_config
 from tests.experiments import runs
 
@@ -21,6 +22,7 @@ CONFIGS = (
   (swarms_config, 'model_swarms_as_published_light'),
   (low_rank_config, 'low_rank_es'),
   (pso_config, 'pso_merging'),
+  (pareto_config, 'nsga2'),
 )
 
 

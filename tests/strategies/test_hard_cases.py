@@ -40,6 +40,10 @@ STRATEGIES = {
   'model_swarms, as released': ('model_swarms', {'restart': 'forever'}),
   'low_rank_es': ('low_rank_es', {}),
   'pso_merging': ('pso_merging', {}),
+  'evomerge, growing': (
+    'evomerge',
+    {'mutation': 'gaussian', 'max_population': 8, 'expand_steps': 2},
+  ),
   'evogm': ('evogm', {'top_k': 4, 'width': 8, 'epochs': 2, 'inner': 2}),
   'SimpleGA': ('SimpleGA', {'sigma': 0.1}),
   'PSO': ('PSO', {}),

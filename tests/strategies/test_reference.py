@@ -27,6 +27,8 @@ def test_the_tables_of_options_are_up_to_date(page):
     'low_rank_es',
     'pso_merging',
     'evogm',
+    'nsga2',
+    'evomerge',
     'cma_es',
     'ipop_cma_es',
     'random_search',

@@ -111,7 +111,7 @@ def test_stock_names_are_evosax_names():
   known = set(algorithms.algorithms)
   own = {'genome', 'genome_plus', 'model_swarms', 'low_rank_es'}
   own |= {'random_search', 'cma_es', 'pso_merging', 'lorahub', 'grid'}
-  own |= {'evogm', 'ipop_cma_es', 'bipop_cma_es'}
+  own |= {'nsga2', 'evogm', 'evomerge', 'ipop_cma_es', 'bipop_cma_es'}
   assert set(registry.strategy_names()) - own <= known
 
 

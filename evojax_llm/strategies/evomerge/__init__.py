@@ -1,0 +1,1 @@
+"""EvoMerge; see `algorithm`."""
