@@ -10,9 +10,7 @@ import pytest
 
 from evojax_llm.genomes import merged
 from evojax_llm.genomes import merged_groups
-from evojax_llm.genomes import merged_weights
 from evojax_llm.genomes import space as space_lib
-from evojax_llm.genomes import weights
 from evojax_llm.models import expression
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parameters
@@ -93,7 +91,7 @@ def optimised():
 
 @pytest.mark.parametrize('given', CHOICES)
 def test_members_are_merged_alike_in_groups_of_any_size(given, optimised):
-  space = whole(**given) if 'on' in given else make(**given)
+  space = experts.dense_space(**given) if 'on' in given else make(**given)
   population = jax.vmap(space.sample)(jax.random.split(KEY, 3))
   together = jax.jit(jax.vmap(space.express))(population)
   for n in range(3):
@@ -101,13 +99,6 @@ def test_members_are_merged_alike_in_groups_of_any_size(given, optimised):
     jax.tree.map(
       lambda x, y, n=n: np.testing.assert_array_equal(x[n], y), together, alone
     )
-
-
-def whole(**given):
-  """The space of two models, which are merged as tensors."""
-  model = space_lib.Model(None, dense(0))
-  plain = weights.WeightSpace(('x', 'y'), [dense(1), dense(2)], model)
-  return merged_weights.MergedWeightSpace(plain, **given)
 
 
 def test_genes_that_differ_may_stand_for_one_recipe():
@@ -285,107 +276,6 @@ def test_an_exact_change_brought_to_a_rank_is_the_nearest_and_says_so():
     exact(evolve='weights', rank=7)
   with pytest.raises(ValueError, match='expected one that is linear'):
     exact(method='dare_ties')
-
-
-def dense(num: int, dtype=np.float32):
-  rng = np.random.default_rng(num)
-  kernel = {'kernel': rng.normal(size=(4, 3, 2)).astype(dtype)}
-  return {
-    'final_norm': {'scale': rng.normal(size=3).astype(dtype)},
-    'layers': {'self_attn': {'q_proj': kernel}},
-  }
-
-
-@pytest.mark.parametrize('method', ['ties', 'slerp'])
-def test_models_are_merged_as_tensors(method):
-  base, models = dense(0), [dense(n) for n in (1, 2)]
-  space = whole(
-    method=method,
-    evolve='density' if method == 'ties' else 't',
-    groups='layers:2',
-    on='weights',
-  )
-  genome = space.sample(KEY)
-  (first, last) = space.recipe(genome)['groups']
-  name = 'density' if method == 'ties' else 't'
-  values = {
-    'final_norm/scale': last[name],
-    'layers/self_attn/q_proj/kernel': [first[name]] * 2 + [last[name]] * 2,
-  }
-  values = {
-    leaf: np.asarray(list(v.values()) if isinstance(v, dict) else v)
-    for leaf, v in values.items()
-  }
-  if method == 'ties':
-    values['layers/self_attn/q_proj/kernel'] = np.asarray(
-      [list(v.values()) for v in values['layers/self_attn/q_proj/kernel']]
-    )
-  expected = lift.genome(
-    method,
-    models,
-    base if method == 'ties' else None,
-    parameters={name: values},
-    layers=leaves.LAYERS,
-  )
-  check_equal(space.express(genome).params, expected, rtol=1e-5, atol=1e-6)
-  check_equal(space.express(space.base()).params, base)
-
-
-@pytest.mark.parametrize('method', ['dare_ties', 'slerp'])
-def test_streamed_experts_give_the_same_bits(method, monkeypatch):
-  monkeypatch.setattr(merged_weights, 'PART_BYTES', 1)
-  given = {'on': 'weights', 'method': method, 'groups': 'layers:2'}
-  given['evolve'] = 'weights'
-  held, streamed = whole(**given), whole(**given, stream='yes')
-  assert streamed.held is None
-  genomes = [held.sample(jax.random.key(n)) for n in (1, 2)]
-  ran = []
-
-  def call(run, *arguments):
-    ran.append(arguments[1])
-    return jax.jit(run)(*arguments)
-
-  both = streamed.stream(genomes, call).params
-  # Of the kernel a layer at a time, each for both members.
-  assert [jax.tree.leaves(tree)[0].shape for tree in ran] == [(2, 3)] * 2 + [
-    (2, 1, 3, 2)
-  ] * 8
-  for n, genome in enumerate(genomes):
-    expected = jax.jit(held.express)(genome).params
-    for found in (stack.take(both, n), streamed.express(genome).params):
-      jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def test_changes_of_adapters_are_merged_before_they_are_added():
-  # So small that sums with the base, in its type, would lose them.
-  base = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), dense(0))
-  factors = {
-    'a': np.full((2, 4, 3, 1), 2.0**-12, np.float32),
-    'b': np.stack([np.full((4, 1, 2), n, np.float32) for n in (1, 2)]),
-  }
-  plain = weights.WeightSpace(
-    ('x', 'y'),
-    [base, base],
-    space_lib.Model(None, base),
-    {'layers': {'self_attn': {'q_proj': factors}}},
-  )
-  space = merged_weights.MergedWeightSpace(
-    plain,
-    method='task_arithmetic',
-    evolve='weights',
-    bounds='weights=0:1000',
-    on='weights',
-  )
-  genome = stack.take(space.mix(np.asarray([[200.0, 100.0]]), np.ones(1)), 0)
-  found = space.express(genome).params
-  kernel = base['layers']['self_attn']['q_proj']['kernel']
-  expected = (kernel.astype(jnp.float32) + 400 * 2.0**-12).astype(jnp.bfloat16)
-  np.testing.assert_array_equal(
-    found['layers']['self_attn']['q_proj']['kernel'], expected
-  )
-  np.testing.assert_array_equal(
-    found['final_norm']['scale'], base['final_norm']['scale']
-  )
 
 
 def test_groups_of_blocks_and_modules():
