@@ -150,13 +150,13 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
     if not self._plain.num_adapters:
       return super()._merged(merge, decoded, experts, base, *first)
     whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base)
-    if merge.needs_base:
+    if merge.needs_base and merge.of_deltas:
       nothing = jax.tree.map(jnp.zeros_like, whole)
       merged = super()._merged(merge, decoded, experts, nothing, *first)
       merged = jax.tree.map(jnp.add, whole, merged)
     else:
       models = jax.tree.map(jnp.add, whole, experts)
-      merged = super()._merged(merge, decoded, models, None, *first)
+      merged = super()._merged(merge, decoded, models, whole, *first)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), merged, base)
 
   def export(
