@@ -234,7 +234,8 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
     return
   from evojax_llm.models.folders import existing_folder
 
-  weights = existing_folder(model, 'a Gemma folder').glob('*.safetensors')
+  folder = existing_folder(model, 'a Gemma folder')
+  weights = [*folder.glob('*.safetensors'), *folder.glob('*.gguf')]
   if sum(f.stat().st_size for f in weights if f.is_file()) > _SMALL_MODEL_BYTES:
     return
   import jax

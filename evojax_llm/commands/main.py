@@ -14,6 +14,7 @@ COMMANDS = {
   'generate': 'a model and its adapters continue prompts',
   'export': 'the best member of a run as an adapter or a model',
   'merge': "mergekit's recipe as a model folder",
+  'convert': 'a GGUF file as a model folder',
   'extract': 'the change of a tuned model as an adapter',
   'analyse': 'what emerged in a run, and where its best member came from',
 }

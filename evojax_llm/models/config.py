@@ -299,6 +299,28 @@ def config_from_hf(hf_config: Any) -> GemmaConfig:
   )
 
 
+def rope_fields(parameters: dict[str, Any]) -> dict[str, Any]:
+  """Returns rotary embeddings as transformers 5 and as 4 spell them.
+
+  Of the other's spelling each reads nothing, and takes its defaults.
+
+  Args:
+    parameters: of transformers 5, of all layers or by type of layer.
+  """
+  sliding = parameters.get('sliding_attention')
+  full = parameters.get('full_attention') or sliding or parameters
+  scaled = full.get('rope_type', 'default') != 'default'
+  rest = {k: v for k, v in full.items() if k != 'rope_theta'}
+  fields = {
+    'rope_parameters': parameters,
+    'rope_theta': full['rope_theta'],
+    'rope_scaling': rest if scaled else None,
+  }
+  if sliding:
+    fields['rope_local_base_freq'] = sliding['rope_theta']
+  return fields
+
+
 def _ropes(parameters: dict[str, Any]) -> tuple[Rope, Rope]:
   """Rotary embeddings of full and of sliding layers."""
   full, sliding = (parameters.get(t) for t in LAYER_TYPES)

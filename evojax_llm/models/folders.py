@@ -55,9 +55,10 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
 
   Args:
     folder: a path, `~` is expanded; 'pocket' for the embedded model and
-      'pocket:NAME' for an expert of it; or the name of a repository of the
-      Hugging Face hub, such as google/gemma-2-2b-it, whose snapshot is taken
-      from the hub's local cache. Nothing is downloaded.
+      'pocket:NAME' for an expert of it; a GGUF file, for which a folder is made
+      of it; or the name of a repository of the Hugging Face hub, such as
+      google/gemma-2-2b-it, whose snapshot is taken from the hub's local cache.
+      Nothing is downloaded.
     what: what it should hold, for messages.
 
   Raises:
@@ -76,6 +77,11 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
   # Of os, since those of pathlib raise on names that are too long.
   if os.path.isdir(path):
     return path
+  if path.suffix == '.gguf' and os.path.isfile(path):
+    # Other models are read without what reads these.
+    from evojax_llm.models import gguf_files
+
+    return gguf_files.folder_of(path)
   if os.path.exists(path):
     raise ModelError(f'{path}: is a file; expected {what}.')
   if os.path.islink(path):
@@ -209,6 +215,8 @@ class TensorFiles:
   @classmethod
   def of_model(cls, folder: pathlib.Path) -> Self:
     """Opens a model folder: one file, or shards with an index."""
+    if os.path.lexists(folder / 'model.gguf'):
+      return cls(folder / 'model.gguf', None)
     single = folder / 'model.safetensors'
     index = folder / 'model.safetensors.index.json'
     # Links that lead nowhere are there, and are named when they are opened.
@@ -310,6 +318,10 @@ def _open(file: pathlib.Path):
   try:
     with file.open('rb') as f:
       files.check_lfs(file, f.read(64), ModelError)
+    if file.suffix == '.gguf':
+      from evojax_llm.models import gguf_files
+
+      return gguf_files.GgufTensors(file.resolve())
     return safetensors.safe_open(file, framework='numpy')
   except (OSError, safetensors.SafetensorError) as error:
     raise ModelError(

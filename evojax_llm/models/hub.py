@@ -21,6 +21,7 @@ from evojax_llm.models import names
 from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.config import load_config
+from evojax_llm.models.config import rope_fields
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
@@ -242,7 +243,7 @@ def _config_json(
     ):
       if outer.get(key) is not None:
         raw[key] = outer[key]
-  raw.update(_ropes(text.rope_parameters))
+  raw.update(rope_fields(text.rope_parameters))
   if config.num_layers != base_config.num_layers:
     raw['num_hidden_layers'] = config.num_layers
   if config.layer_types != base_config.layer_types:
@@ -252,28 +253,6 @@ def _config_json(
   if stored := raw.get('dtype') or raw.get('torch_dtype'):
     raw['dtype'] = raw['torch_dtype'] = stored
   return raw
-
-
-def _ropes(parameters: dict[str, Any]) -> dict[str, Any]:
-  """Returns rotary embeddings as transformers 5 and as 4 spell them.
-
-  Of the other's spelling each reads nothing, and takes its defaults.
-
-  Args:
-    parameters: of transformers 5, of all layers or by type of layer.
-  """
-  sliding = parameters.get('sliding_attention')
-  full = parameters.get('full_attention') or sliding or parameters
-  scaled = full.get('rope_type', 'default') != 'default'
-  rest = {k: v for k, v in full.items() if k != 'rope_theta'}
-  fields = {
-    'rope_parameters': parameters,
-    'rope_theta': full['rope_theta'],
-    'rope_scaling': rest if scaled else None,
-  }
-  if sliding:
-    fields['rope_local_base_freq'] = sliding['rope_theta']
-  return fields
 
 
 def _check_same(

@@ -1,5 +1,6 @@
 """The tensors of a model folder: checked, read leaf by leaf, and written."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 import os
 import pathlib
@@ -184,7 +185,7 @@ def write_weights(
   dtypes: dict[tuple[str, ...], np.dtype],
   max_shard_bytes: int,
 ) -> None:
-  """Writes model.safetensors, or shards with their index.
+  """Writes the parameters of a model; see `write_tensors`.
 
   Args:
     folder: where to.
@@ -192,6 +193,18 @@ def write_weights(
     config: the model's configuration.
     dtypes: type of the tensors of each leaf, by its path.
     max_shard_bytes: of one file, unless a single tensor has more.
+  """
+  write_tensors(folder, _tensors(params, config, dtypes), max_shard_bytes)
+
+
+def write_tensors(
+  folder: pathlib.Path,
+  tensors: Iterable[tuple[str, np.ndarray]],
+  max_shard_bytes: int,
+) -> None:
+  """Writes model.safetensors, or shards with their index.
+
+  Of the tensors (name, array), one shard at a time is held.
   """
   shards: list[list[str]] = []
   total = 0
@@ -203,7 +216,7 @@ def write_weights(
     shards.append(list(shard))
     shard.clear()
 
-  for name, tensor in _tensors(params, config, dtypes):
+  for name, tensor in tensors:
     if shard and size + tensor.nbytes > max_shard_bytes:
       flush()
       size = 0

@@ -342,11 +342,10 @@ class _Loop(NamedTuple):
       full[chosen] = values
       return full
 
-    items = None
-    if self.strategy.sees == 'items':
-      values = [t.values if t.maximise else -t.values for t in found.tasks]
-      items = spread(np.concatenate(values, axis=1))
-    fitness = spread(np.where(failed, np.float32(np.nan), found.fitness))
+    nan, items = np.float32(np.nan), None
+    if self.strategy.sees == 'items' and found.tasks:
+      items = spread(np.where(failed[:, None], nan, found.items))
+    fitness = spread(np.where(failed, nan, found.fitness))
     tasks = run_state.oriented(spread(found.task_scores), self.maximise)
     scores = base.Scores(fitness, tasks, items)
     models = len(chosen) if found.distinct is None else found.distinct

@@ -88,8 +88,12 @@ def locate(config: RunConfig) -> Files:
       '--config.model=FOLDER, or --config.model=pocket for the embedded one.'
     )
   model = existing_folder(config.model or 'pocket', 'a Gemma folder')
+  if config.model.endswith('.gguf'):
+    # The file is the input; its folder goes with this process.
+    model = pathlib.Path(config.model)
   # Not of `model`: snapshots in the hub's cache are called by a number.
-  name = pathlib.Path(config.model or 'pocket').resolve().name
+  name = pathlib.Path(config.model or 'pocket').resolve()
+  name = name.name.removesuffix('.gguf')
   experts = {
     kind: tuple(_expert(name, kind, config, space) for name in found)
     for kind, found in given.items()

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import evojax_llm
+from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import model_name
 from evojax_llm.runs import report
 from evojax_llm.runs import rows
@@ -149,7 +150,7 @@ def _data(run: rows.Run) -> list[str]:
 
 def licence(model: pathlib.Path) -> dict[str, str]:
   """Returns the fields of the licence in the model card of a base."""
-  path = model / 'README.md'
+  path = existing_folder(model, 'a model folder') / 'README.md'
   if not path.is_file():
     return {}
   card = path.read_text(encoding='utf-8', errors='replace')[:20_000]

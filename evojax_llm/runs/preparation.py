@@ -32,7 +32,7 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'pareto', 'require_signal')
+_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'checkpoint_every')
 
 
 class WarmStart(NamedTuple):

@@ -63,7 +63,7 @@ AGAIN = (
   'what can be made again is.'
 )
 # Settings that a run may be given otherwise when it goes on.
-_CHANGES_NOTHING = ('require_signal',)
+_CHANGES_NOTHING = ('require_signal', 'checkpoint_every')
 # Ends of a search that do not change what it does before them; by `evaluations`
 # members of the last generation fail.
 _ENDS = ('generations', 'patience', 'tokens', 'seconds')

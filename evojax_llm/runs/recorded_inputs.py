@@ -141,7 +141,7 @@ def _as_it_was(
   taken = []
   others = here if len(here) == len(there) else there
   for place, other, digest in zip(there, others, digests, strict=True):
-    found = [p for p in dict.fromkeys((place, other)) if p.is_dir()]
+    found = [p for p in dict.fromkeys((place, other)) if p.exists()]
     if not found:
       raise errors.UserError(
         f'{place} ({what} of the run) is not there any more. Put it back.'

@@ -237,6 +237,9 @@ class RunConfig(_Part):
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
   )
+  checkpoint_every: int = option(
+    1, 'generations between checkpoints: what is lost with a process', low=1
+  )
   test_experts: bool = option(
     False, 'read all experts on test, not only those in the table'
   )

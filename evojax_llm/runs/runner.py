@@ -196,7 +196,12 @@ class _Run:
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before = self.ledger.tokens
+    before, kept = self.ledger.tokens, True
+
+    def keep():
+      with watch.phase('checkpoint'):
+        folder.checkpoints.save(done.number, state)
+
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
@@ -230,14 +235,16 @@ class _Run:
       )
       folder.metrics.append([row])
       before = spent
-      with watch.phase('checkpoint'):
-        folder.checkpoints.save(done.number, state)
+      if kept := done.number % config.checkpoint_every == 0:
+        keep()
       self.bar.generation(
         done.number,
         done.best_fitness,
         done.evaluations,
         _line(done, self.evaluator.objective.percent),
       )
+    if not kept:
+      keep()
     return state
 
   def look_for_signal(self) -> None:

@@ -118,6 +118,11 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
       f'{search.name} keeps scores of its own that cannot be made anew on '
       'other items: leave config.resample off.'
     )
+  if config.racing.rule and strategy.sees == 'items':
+    raise errors.UserError(
+      f'{search.name} compares members item by item, and config.racing leaves '
+      'some items unasked: leave one off.'
+    )
   return strategy
 
 

@@ -42,6 +42,7 @@ CHOSEN = {
   'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
   'lorahub': ('lorahub',),
   'evogm': ('evogm',),
+  'm2n2': ('m2n2',),
   'evomerge': (),
   'sakana': ('parameter_space',),
 }
