@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import hashlib
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from evojax_llm.genomes.space import Expressing
 from evojax_llm.genomes.space import check_genome
 from evojax_llm.models import expression as expression_lib
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import Path
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
@@ -102,13 +104,23 @@ def _streamed(runtime, space, population, index):
   return jax.tree.map(lambda leaf: leaf[which], members)
 
 
+class Models(NamedTuple):
+  """What the members (P, ...) of a population are.
+
+  Attributes:
+    names: P names; members of one name are the same model, now and in other
+      populations.
+    hops: (P,) lengths of paths, or None.
+  """
+
+  names: list[str]
+  hops: np.ndarray | None
+
+
 def models(
   runtime: Runtime, space: Expressing, population: Any
-) -> list[str] | None:
-  """Names the model of each member (P, ...); None if the space does not tell.
-
-  Members of one name are the same model, now and in other populations.
-  """
+) -> Models | None:
+  """Returns the models of members; None if the space does not tell."""
   if not space.decodes:
     return None
   # Of all members, so that one program serves any number of indices.
@@ -116,34 +128,35 @@ def models(
   program = runtime.compiled(
     name, jax.vmap(space.decoded), population, keep=space
   )
-  found = jax.tree.leaves(jax.device_get(program(population)))
-  return [
-    hashlib.sha256(b''.join(leaf.tobytes() for leaf in row)).hexdigest()[:16]
-    for row in zip(*found, strict=True)
-  ]
+  decoded = jax.device_get(program(population))
+  rows = zip(*jax.tree.leaves(decoded), strict=True)
+  parts = (b''.join(leaf.tobytes() for leaf in row) for row in rows)
+  names = [hashlib.sha256(part).hexdigest()[:16] for part in parts]
+  if not isinstance(decoded, Path):
+    return Models(names, None)
+  return Models(names, np.sum(decoded.hops >= 0, axis=1))
 
 
 def first_of_each(
-  names: Sequence[str] | None, indices: np.ndarray
+  found: Models | None, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Finds members that are expressed as the same model.
 
-  Args:
-    names: see `models`.
-    indices: M members.
-
   Returns:
-    Positions into `indices` of members of which no two are the same model, and
-    (M,) which of those each member is as; None where all differ or there are no
-    names.
+    Positions into the M `indices` of members (P, ...) of which no two are the
+    same model, and (M,) which of those each member is as; None where all differ
+    or the space does not tell. Paths go by their length, so that those of a
+    group end together.
   """
-  if names is None:
+  if found is None or not len(indices):
     return None
   slots: dict[str, int] = {}
-  same = [slots.setdefault(names[i], len(slots)) for i in indices]
-  if len(slots) == len(indices):
-    return None
-  return np.unique(same, return_index=True)[1], np.asarray(same)
+  same = [slots.setdefault(found.names[i], len(slots)) for i in indices]
+  first, same = np.unique(same, return_index=True)[1], np.asarray(same)
+  if found.hops is not None:
+    order = np.argsort(found.hops[indices[first]], kind='stable')
+    return first[order], np.argsort(order)[same]
+  return None if len(first) == len(indices) else (first, same)
 
 
 def distances(

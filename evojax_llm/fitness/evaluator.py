@@ -25,6 +25,7 @@ from evojax_llm.engine.engine import Engine
 from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
+from evojax_llm.fitness import estimates
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluation import AnswerScorer
@@ -192,8 +193,9 @@ class Evaluator:
     return self._engine.plan
 
   def models(self, space: Expressing, population: Any) -> list[str] | None:
-    """Names the model of each member; see `groups.models`."""
-    return groups.models(self._runtime, space, population)
+    """Names the model of each member (P,); None if the space does not tell."""
+    found = groups.models(self._runtime, space, population)
+    return found and found.names
 
   def evaluate(
     self,
@@ -227,8 +229,8 @@ class Evaluator:
     if self.plan is None:
       self.prepare(space, population)
     ids = None if ids is None else np.asarray(ids)
-    names = self.models(space, population)
-    same = groups.first_of_each(names, indices)
+    found = groups.models(self._runtime, space, population)
+    same = groups.first_of_each(found, indices)
     if same is not None:
       indices = indices[same[0]]
       ids = None if ids is None else ids[same[0]]
@@ -306,6 +308,30 @@ class Evaluator:
       )
     ]
     return dataclasses.replace(raced, tasks=tasks)
+
+  def apart(self) -> 'Evaluator':
+    """The same scores with a plan of its own, for members of another kind."""
+    other = copy.copy(self)
+    other._engine = Engine(self._runtime, self.tokenizer)
+    other._splits = {}
+    return other
+
+  def estimate(
+    self,
+    space: Expressing,
+    population: Any,
+    members: Sequence[int],
+    estimator: estimates.Estimator,
+    progress: Callable[[float], None] | None = None,
+  ) -> Evaluation:
+    """Scores M members on the anchors of `dev`; estimates the scores on all."""
+    scores = self.evaluate(
+      space, population, members, progress=progress, items=estimator.anchors
+    )
+    whole = sum(len(items) for items in self.items('dev'))
+    whole -= sum(map(len, estimator.anchors))
+    self.ledger.items_saved += (scores.distinct or len(members)) * whole
+    return estimator.apply(scores, self.objective)
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

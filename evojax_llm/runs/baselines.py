@@ -148,13 +148,14 @@ def normalise(run: record.RunFolder, prepared: Prepared) -> None:
   evaluator, space = prepared.evaluator, prepared.setup.experts
   if not evaluator.objective.needs_experts:
     return
+  apart = setup_lib.of_experts(evaluator, prepared.setup)
 
   def read(kept):
     shape = len(space.names), len(evaluator.tasks)
     return np.asarray(kept, np.float64).reshape(shape)
 
   def make():
-    return setup_lib.score_few(evaluator, space, space.experts()).task_scores
+    return setup_lib.score_few(apart, space, space.experts()).task_scores
 
   scores = record.kept(run.path / _EXPERTS, read, make)
   with errors.as_user_error(ValueError, what='config.objective'):
@@ -185,7 +186,8 @@ def score_baselines(
 
 
 def _scored(run, prepared, bar) -> dict[str, Any]:
-  evaluator, space = prepared.evaluator, prepared.setup.experts
+  evaluator = setup_lib.of_experts(prepared.evaluator, prepared.setup)
+  space = prepared.setup.experts
   results, rows, names = [], [], space.names
 
   def score(mixes):
@@ -216,6 +218,11 @@ def expert_results(
   """Returns what these experts did on the dev items, task by task."""
   # The base is the first of those scored.
   return ensembles.gather(_log(run).read(), [1 + n for n in experts])
+
+
+def item_results(run: record.RunFolder) -> list[TaskItems]:
+  """Returns what base, experts and averages of them did, task by task."""
+  return next(_log(run).read()).tasks
 
 
 def share(first: pathlib.Path, folder: pathlib.Path) -> None:

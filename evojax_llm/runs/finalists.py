@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.fitness import ensembles
+from evojax_llm.fitness import evaluation
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
@@ -193,12 +194,10 @@ def _bound(evaluator, group, scorers) -> float:
 
 
 class Finalists:
-  """Baselines, experts (by index) and members, as one population.
+  """Baselines, experts (by index) and members, scored together.
 
   Attributes:
     names: M names: of baselines, 'expert X', 'member 12'.
-    space: of the genomes.
-    population: genomes (M, ...), on the host.
   """
 
   def __init__(
@@ -224,7 +223,12 @@ class Finalists:
     mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
     mixes += [baselines_lib.single(i, len(self._experts)) for i in more]
     mixed = baselines_lib.mix_experts(setup.experts, mixes)
-    self.space = setup.space
+    self._setup, space = setup, setup.space
+    self._apart = None
+    if setup.space.exports == 'path':
+      self._apart = setup.experts, mixed
+      self._own = space, genomes
+      return
     if setup.space is not setup.experts:
       # Members of two spaces are one population once they are expressed alike.
       pairs = (setup.experts, mixed), (setup.space, genomes)
@@ -234,12 +238,25 @@ class Finalists:
         mixed, genomes = expression.of_one_rank(
           *(_low_rank(*pair) for pair in pairs)
         )
-      self.space = Expressed(setup.experts.model())
+      space = Expressed(setup.experts.model())
     # On the host, from where a group at a time goes to the devices.
-    self.population = jax.tree.map(
+    population = jax.tree.map(
       lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
       mixed,
       genomes,
+    )
+    self._own = space, population
+
+  def score(
+    self, evaluator: Any, split: str, progress: Callable[[float], None]
+  ) -> Any:
+    """Returns the `Evaluation` of all M on a split."""
+    if self._apart is None:
+      return evaluator.evaluate(*self._own, split=split, progress=progress)
+    apart = setup_lib.of_experts(evaluator, self._setup)
+    return evaluation.joined(
+      apart.evaluate(*self._apart, split=split, progress=progress),
+      evaluator.evaluate(*self._own, split=split, progress=progress),
     )
 
   def index(self, row: Mapping[str, Any]) -> int:

@@ -41,6 +41,7 @@ class KnownModels:
     names: Sequence[str] | None,
     members: Sequence[int],
     evaluate: Callable[[Sequence[int]], Evaluation],
+    objective: Callable[[np.ndarray], np.ndarray],
   ) -> Evaluation:
     """Scores members, those that are known models by what is known of them.
 
@@ -48,6 +49,7 @@ class KnownModels:
       names: (P,) of the models that members are; None for no names.
       members: M indices into that axis.
       evaluate: scores some of them.
+      objective: makes fitness (M,) of task scores (M, K).
 
     Returns:
       Of all M members; no log-likelihoods where a model was known.
@@ -55,7 +57,7 @@ class KnownModels:
     known, members = {}, [int(m) for m in members]
     for name in {names[m]: None for m in members} if names else ():
       line = self._lines.get(name)
-      if recalled := line and self._recalled(line):
+      if recalled := line and self._recalled(line, objective):
         known[name] = recalled
     if not known:
       return evaluate(members)
@@ -69,18 +71,19 @@ class KnownModels:
       found, distinct=len(new) if distinct is None else distinct
     )
 
-  def _recalled(self, line):
+  def _recalled(self, line, objective):
     """The scores of the member of a line; None where they are damaged."""
     try:
       (logged,) = self._items.read(line['generation'])
       slot = logged.members.tolist().index(line['id'])
     except ValueError:
       return None
-    scores = [line['fitness'], *line['tasks'].values()]
-    fitness, *tasks = (np.float32(np.nan if x is None else x) for x in scores)
+    # Not its fitness, which may be that of its genome as well.
+    tasks = [np.nan if x is None else x for x in line['tasks'].values()]
+    tasks = np.asarray([tasks], np.float32)
     return Evaluation(
-      np.stack([fitness]),
-      np.stack([tasks]),
+      objective(tasks),
+      tasks,
       [item_log.take(task, [slot]) for task in logged.tasks],
       [line['reason']],
     )

@@ -13,6 +13,7 @@ def curve(
   levels: Mapping[str, float],
   percent: bool = True,
   middle: Mapping[int, Sequence[float]] | None = None,
+  starts: Sequence[int] = (),
 ) -> None:
   """Draws the best and the mean fitness on `dev` by generation.
 
@@ -22,6 +23,7 @@ def curve(
     levels: horizontal lines by label.
     percent: whether fitness is a share, drawn in percent.
     middle: by generation the ends of a band, of half of its members.
+    starts: generations at which another search begins.
   """
   figure, axes = _axes()
   scale = 100 if percent else 1
@@ -37,6 +39,8 @@ def curve(
     look = dict(color='C1', alpha=0.2, linewidth=0)
     label = 'middle half of those scored'
     axes.fill_between(list(middle), *ends, label=label, **look)
+  for start in starts:
+    axes.axvline(start - 0.5, color='0.7', linewidth=0.8)
   _draw_levels(axes, {name: scale * at for name, at in levels.items()}, 2)
   label = 'fitness on dev'
   _save(figure, axes, path, 'generation', label, percent, whole=True)

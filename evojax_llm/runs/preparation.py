@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -32,7 +33,8 @@ from evojax_llm.tasks import prompts
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'checkpoint_every')
+_OF_SEARCH += ('merged', 'layer_path', 'pareto', 'require_signal')
+_OF_SEARCH += ('checkpoint_every', 'estimate', 'stages', 'begin')
 
 
 class WarmStart(NamedTuple):
@@ -76,6 +78,7 @@ class Prepared:
   strategy: Any
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
+  estimate: Any  # `setup.Estimates`, or None
   warm: WarmStart | None
   goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
@@ -97,9 +100,10 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
+    told = inputs_lib.space_options(self.config)
     return _kept(
       self.cache,
-      ('heldout', data_key(self.config), self.config.merged, self.files),
+      ('heldout', data_key(self.config), told, self.files),
       lambda: setup_lib.make_heldout(self.config, self.setup),
     )
 
@@ -108,8 +112,9 @@ def prepare(
   config: Any,
   files: inputs_lib.Files | None = None,
   cache: dict[Any, Any] | None = None,
+  warm: str | os.PathLike = '',
 ) -> Prepared:
-  """Reads what a run works with and plans the memory; compiles nothing.
+  """Reads what one search works with and plans the memory; compiles nothing.
 
   Args:
     config: a `RunConfig`, or what `RunConfig.from_config` takes.
@@ -117,20 +122,26 @@ def prepare(
     cache: of several runs in one process. What earlier calls made, compiled
       programs included, is used again where the settings that it is made from
       are the same, but for the draw of dev items and array hyperparameters.
+    warm: in place of config.warm_start, of a stage.
 
   Raises:
     UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
   """
   config = RunConfig.from_config(config)
+  if config.stages:
+    raise errors.UserError(
+      f'Got {len(config.stages)} config.stages; expected one search. '
+      'runs.launch.prepare takes them.'
+    )
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
-  key = data_key(config, 'dev_draw'), config.merged, files
+  told = inputs_lib.space_options(config)
+  key = data_key(config, 'dev_draw'), told, files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
-  warm = None
-  if config.warm_start:
-    warm = _warm_start(config, setup, inputs)
+  if warm := warm or config.warm_start:
+    warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
   goals = front.goals(config, setup, strategy)
@@ -147,8 +158,16 @@ def prepare(
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
+  estimate = setup_lib.make_estimates(config, setup, evaluator)
+  counts = [len(items) for items in evaluator.items('dev')]
+  if estimate:
+    counts = map(estimate.rules.count, counts)
+    if path := config.estimate.parameters:
+      path = os.path.expanduser(path)
+      inputs = {**inputs, 'estimate': recorded_inputs.fingerprint(path)}
   read = config, files, cache, setup, inputs
-  prepared = Prepared(*read, evaluator, strategy, params, racing, warm, goals)
+  found = estimate, warm or None, goals
+  prepared = Prepared(*read, evaluator, strategy, params, racing, *found)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
@@ -157,7 +176,7 @@ def prepare(
     params,
     prepared.initial().population,
     len(goals.names),
-    sum(len(items) for items in evaluator.items('dev')),
+    sum(counts),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)
   if not planned:
@@ -235,9 +254,12 @@ def _plan(prepared: Prepared) -> Any:
 
 
 def _warm_start(
-  config: RunConfig, setup: setup_lib.Setup, inputs: Mapping[str, Any]
+  folder: str | os.PathLike,
+  config: RunConfig,
+  setup: setup_lib.Setup,
+  inputs: Mapping[str, Any],
 ) -> WarmStart:
-  """Reads the members of the run at config.warm_start.
+  """Reads the members of the run in a folder.
 
   Tasks, strategy and the size of the population may differ from that run's;
   genomes of another base, other experts or another space mean something else.
@@ -245,14 +267,13 @@ def _warm_start(
   Raises:
     UserError: there is no finished run, or one with which this cannot begin.
   """
-  folder = pathlib.Path(config.warm_start)
-  flag = f'config.warm_start={config.warm_start}'
+  folder, flag = pathlib.Path(folder), f'config.warm_start={folder}'
   parts = folder / 'summary.json', folder / 'checkpoints'
   if not (parts[0].is_file() and parts[1].is_dir()):
     raise errors.UserError(
       f'{flag} is not the folder of a finished run, with summary.json and '
-      'checkpoints. Finish that run first; of several seeds, name the folder '
-      'of one.'
+      'checkpoints. Finish that run first; of several seeds or stages, name '
+      'the folder of one.'
     )
   known = record.read_config(folder)
   earlier = RunConfig.from_config(known['config'])

@@ -51,7 +51,7 @@ _FOLDERS = (
 )
 _PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
 _PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
-_PARTS += ('front.json', 'front.png')
+_PARTS += ('front.json', 'front.png', 'estimate.json')
 _FOLLOWS = {
   'metrics.jsonl': 'tokens, seconds and failures of the summary, and its curve,'
   ' are of the others.',
@@ -191,7 +191,10 @@ class RunFolder:
     self, there: Mapping[str, Any], here: Mapping[str, Any]
   ) -> dict[str, Any]:
     """Ends of the search that are later here; none once the run has ended."""
-    if any((self.path / n).exists() for n in ('summary.json', 'test_items')):
+    ended = any(
+      (self.path / n).exists() for n in ('summary.json', 'test_items')
+    )
+    if ended or here.get('stages'):  # of which some may have ended
       return {}
     old, new = (dict(half.get('strategy') or {}) for half in (there, here))
     ends = [end for end in _ENDS if old.get(end) is not None and end in new]
@@ -252,6 +255,12 @@ def compare(old: Any, new: Any, name: str = '') -> list[str]:
       for key in sorted(old.keys() | new.keys())
       for line in compare(old.get(key), new.get(key), f'{inner}{key}')
     ]
+  both = (old, new)
+  if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in both):
+    # Stages, by their numbers.
+    return compare(
+      *({str(i): one for i, one in enumerate(v, 1)} for v in both), name
+    )
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 

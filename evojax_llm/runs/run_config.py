@@ -16,12 +16,16 @@ from ml_collections import config_dict
 
 from evojax_llm import lookup
 from evojax_llm import options as options_lib
+from evojax_llm.genomes.layer_path_options import LayerPathOptions
 from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
+from evojax_llm.runs import stages as stages_lib
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
+
+_ESTIMATES = ('', 'mean', 'weighted', 'pirt', 'mpirt', 'gmpirt')
 
 # An unset number of at least one, and an unset text.
 _count = functools.partial(option, None, low=1, kind=int)
@@ -123,6 +127,32 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class EstimateConfig(_Part):
+  """Fitness from few dev items; see `fitness.estimates`."""
+
+  _path = 'estimate.'
+
+  rule: str = option('', "'' asks all dev items", choices=_ESTIMATES)
+  anchors: float = option(
+    0.1, 'dev items of each task that are asked, below 1 a share', low=1e-6
+  )
+  draw: str = option(
+    'random', 'how they are drawn', choices=('random', 'clustered')
+  )
+  seed: int = option(0, 'of the draw', low=0)
+  dimension: int = option(1, 'of the abilities', low=1)
+  delta: float = option(
+    0.5, 'weight of what was seen, of gmpirt', low=0.0, high=1.0
+  )
+  parameters: str = option(
+    '', 'file of what the items ask, such as estimate.json of a run'
+  )
+  finalists: int = option(
+    5, 'of the best members, to be scored on all dev items', low=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class ParetoConfig(_Part):
   """The front that a search of several objectives ends with; `runs.front`."""
 
@@ -142,6 +172,13 @@ class MergedConfig(_Part, MergedOptions):
   """The space `merged`, in which recipes of a merge evolve."""
 
   _path = 'merged.'
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPathConfig(_Part, LayerPathOptions):
+  """The space `layer_path`, in which paths through layers evolve."""
+
+  _path = 'layer_path.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +271,14 @@ class RunConfig(_Part):
   warm_start: str = option(
     '', 'folder of a finished run, whose best members come first'
   )
+  stages: tuple[Any, ...] = option(
+    (), 'several searches, one after another: what each changes of this'
+  )
+  begin: str = option(
+    '',
+    'of a stage: what the best of the one before it is',
+    choices=('', *stages_lib.BEGINNINGS),
+  )
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
   )
@@ -248,7 +293,9 @@ class RunConfig(_Part):
   strategy: StrategyConfig = StrategyConfig()
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
+  estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
 
@@ -263,13 +310,19 @@ class RunConfig(_Part):
         'config.resample chooses other dev items in every generation: say how '
         'many with config.dev_limit.'
       )
-    if self.resample and self.racing.rule:
+    choosers = {
+      'resample': self.resample,
+      'racing': self.racing.rule,
+      'estimate': self.estimate.rule,
+    }
+    both = [f'config.{name}' for name, on in choosers.items() if on]
+    if len(both) > 1:
       raise errors.UserError(
-        'config.resample and config.racing both choose dev items: leave one '
-        'off.'
+        f'{both[0]} and {both[1]} both choose dev items: leave one off.'
       )
     if self.seed + self.seeds > 1 << 32:
       raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')
+    stages_lib.split(self)
 
   @classmethod
   def from_config(cls, config: Any) -> 'RunConfig':

@@ -1,4 +1,4 @@
-"""A run: from a configuration to a finished folder."""
+"""One search: from what is prepared to a finished folder."""
 
 from collections.abc import Sequence
 import contextlib
@@ -9,12 +9,14 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
+from evojax_llm.runs import estimation
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
@@ -30,46 +32,6 @@ from evojax_llm.runs import report
 
 # A genome of so many numbers at most is written down in members.jsonl.
 _FEW_NUMBERS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """A finished run."""
-
-  path: pathlib.Path  # its folder
-  summary: dict[str, Any]  # the content of its summary.json
-
-  @property
-  def best(self) -> pathlib.Path:
-    """The exported best member: an adapter folder or a model folder."""
-    return self.path / 'best'
-
-  def table(self) -> str:
-    """Returns the scores of baselines and best member as Markdown."""
-    return report.table(self.summary['rows'])
-
-
-def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
-  """Runs a search, or goes on with it, to its end.
-
-  Args:
-    config: a `RunConfig`, or what `RunConfig.from_config` takes, such as what
-      `systems.load` reads.
-    workdir: the run folder, new or to go on with; a new one in runs/ by
-      default.
-
-  Raises:
-    UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
-  """
-  prepared = preparation.prepare(config)
-  if prepared.config.seeds > 1:
-    raise errors.UserError(
-      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run. '
-      'runs.sweep takes several.'
-    )
-  workdir = workdir or record.new_workdir('runs', prepared.name)
-  path = run_prepared(prepared, workdir)
-  return Result(path, record.read_json(path / 'summary.json'))
 
 
 def run_prepared(
@@ -127,8 +89,9 @@ class _Run:
     # Of the members that were scored last.
     self.recipes: list[Any] = []
     self.models: list[str] | None = None
-    # A race scores members on some items, and with `resample` they change.
+    # None where members are scored on some items, or these change.
     self.known: known_models.KnownModels | None = None
+    self.estimation: estimation.Estimation | None = None
     self.number = -1
 
   def go_on(self) -> None:
@@ -153,15 +116,23 @@ class _Run:
       base_and_adapters.report_int8(folder, prepared)
     baselines_lib.normalise(folder, prepared)
     baselines = baselines_lib.score_baselines(folder, prepared, self.bar)
+    self.estimation = estimation.prepare(folder, prepared, baselines)
     if restored:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    front = None
+    front = finals = None
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
-    best = front.best if front else finalists.settle(state, prepared)
-    ending = final_table.Ending(folder, prepared, baselines, state, best, front)
+      best = front.best
+    elif self.estimation:
+      births = {row['id']: row['generation'] for row in folder.members.read()}
+      best, finals = self.estimation.settle(state, prepared, births)
+    else:
+      best = finalists.settle(state, prepared)
+    ending = final_table.Ending(
+      folder, prepared, baselines, state, best, front, finals
+    )
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
@@ -178,7 +149,7 @@ class _Run:
       for name, count in zip(('tokens', 'seconds'), spent, strict=True):
         if limits[name] is not None:
           limits[name] = max(0, limits[name] - count)
-    if not (prepared.racing or config.resample):
+    if not (prepared.racing or config.resample or self.estimation):
       self.known = known_models.KnownModels(folder)
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
@@ -285,6 +256,10 @@ class _Run:
       self.scored = self.evaluator.race(
         *asked, racing, key, self.number, progress=update
       )
+    elif self.estimation:
+      self.scored = self.evaluator.estimate(
+        *asked, self.estimation.estimator, progress=update
+      )
     elif self.known:
       self.scored = self.known.evaluate(
         names,
@@ -292,9 +267,14 @@ class _Run:
         functools.partial(
           self.drawn.evaluate, space, population, progress=update
         ),
+        self.drawn.objective,
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
+    penalties = space.penalties(population)
+    if penalties is not None:
+      fitness = self.scored.fitness - penalties[np.asarray(members)]
+      self.scored = dataclasses.replace(self.scored, fitness=fitness)
     return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 

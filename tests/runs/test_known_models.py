@@ -43,12 +43,21 @@ class Space(space_lib.Space):
     return self.base(), {'x': jnp.ones(1)}
 
 
+class Objective:
+  """The score of the one task."""
+
+  percent, maximise = True, None
+
+  def __call__(self, tasks):
+    return tasks[:, 0]
+
+
 class Engine:
   """Scores the models, and counts how often."""
 
   def __init__(self):
     self.ledger, self.scored = Ledger(), []
-    self.objective = types.SimpleNamespace(percent=True, maximise=None)
+    self.objective = Objective()
 
   def models(self, space, population):
     which = np.minimum(np.asarray(population['x'])[:, 0] * MODELS, MODELS - 1)
@@ -176,12 +185,12 @@ def test_what_is_damaged_or_beyond_the_budget_is_not_known(tmp_path):
       return engine.evaluate(None, population, members)
 
     engine.scored.clear()
-    assert known.evaluate(['2'], [0], score).distinct == 0
+    assert known.evaluate(['2'], [0], score, engine.objective).distinct == 0
     assert not engine.scored
     for path in run.folder.items.folder.iterdir():
       path.write_bytes(b'')
-    assert known.evaluate(['2'], [0], score).fitness == 1
+    assert known.evaluate(['2'], [0], score, engine.objective).fitness == 1
     assert engine.scored == ['2']
     known.add([{'model': 'new', 'reason': evolution.SPENT}])
-    assert known.evaluate(['new'], [0], score).distinct == 1
+    assert known.evaluate(['new'], [0], score, engine.objective).distinct == 1
     assert stack.size(population) == 1
