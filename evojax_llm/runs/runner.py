@@ -125,9 +125,12 @@ class _Run:
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
       best = front.best
-    elif self.estimation:
+    elif self.estimation or prepared.config.pick_items:
       births = {row['id']: row['generation'] for row in folder.members.read()}
-      best, finals = self.estimation.settle(state, prepared, births)
+      if self.estimation:
+        best, finals = self.estimation.settle(state, prepared, births)
+      else:
+        best, state = finalists.pick(state, prepared, births)
     else:
       best = finalists.settle(state, prepared)
     ending = final_table.Ending(
@@ -164,10 +167,12 @@ class _Run:
       state=state,
       redraw=self.redraw if config.resample else None,
       maximise=goals.maximise,
+      refine=prepared.refinement,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before, kept = self.ledger.tokens, True
+    before = self.ledger.tokens, self.ledger.gradient_tokens
+    kept = True
 
     def keep():
       with watch.phase('checkpoint'):
@@ -181,7 +186,8 @@ class _Run:
         monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
-      names, spent = prepared.strategy.operator_names, self.ledger.tokens
+      names = prepared.strategy.operator_names
+      spent = self.ledger.tokens, self.ledger.gradient_tokens
       lines = record_rows.member_rows(
         done,
         names,
@@ -189,7 +195,7 @@ class _Run:
         origins,
         self.recipes,
         goals.further,
-        prepared.strategy.notes(state.strategy),
+        self.notes(state),
       )
       for line, model in zip(lines, self.models or (), strict=False):
         line['model'] = model
@@ -200,9 +206,10 @@ class _Run:
         done,
         goals.tasks,
         watch.take(),
-        spent - before,
+        spent[0] - before[0],
         monitors,
         goals.further,
+        spent[1] - before[1],
       )
       folder.metrics.append([row])
       before = spent
@@ -217,6 +224,16 @@ class _Run:
     if not kept:
       keep()
     return state
+
+  def notes(self, state: Any) -> list[dict[str, Any]]:
+    """What is said of each slot of the latest ask."""
+    strategy, refinement = self.prepared.strategy, self.prepared.refinement
+    notes = list(strategy.notes(state.strategy))
+    if refinement is not None:
+      notes = notes or [{}] * strategy.num_proposals
+      for slot, note in refinement.take().items():
+        notes[slot] = notes[slot] | note
+    return notes
 
   def look_for_signal(self) -> None:
     """Tells where generation 0 tells no members apart.

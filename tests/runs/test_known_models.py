@@ -101,6 +101,7 @@ def opened(folder, **given):
     config=config,
     evaluator=engine,
     racing=None,
+    refinement=None,
     strategy=registry.make_strategy('random_search', SIZE, space),
     params=None,
     goals=front.Goals(('t',), (), np.ones(1, bool), np.ones(1, bool)),
