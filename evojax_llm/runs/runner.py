@@ -98,6 +98,10 @@ class _Run:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder = self.prepared, self.folder
     restored = folder.checkpoints.restore(prepared.abstract)
+    if restored and self.was_cut_short(*restored):
+      errors.say(f'generation {restored[0]} had no budget: it is made again')
+      folder.checkpoints.drop(restored[0])
+      restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     if not restored and (folder.path / 'summary.json').exists():
       raise errors.CheckpointError(
@@ -137,6 +141,14 @@ class _Run:
       folder, prepared, baselines, state, best, front, finals
     )
     ending.finish(self.bar)
+
+  def was_cut_short(self, number: int, state: Any) -> bool:
+    """Whether a budget, which is larger now, ended within a generation."""
+    most = self.config.strategy.evaluations
+    return (most is None or most > int(state.evaluations)) and any(
+      row['generation'] == number and row.get('reason') == evolution.SPENT
+      for row in self.folder.members.read()
+    )
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
