@@ -145,11 +145,16 @@ def children(merge):
 
 
 def one_child(function, merge, index, leaves=lambda tree: tree):
+  parents = leaves(stack.take(population(5), rows(merge)[index]))
+  values = by_leaf(jax.tree.map(lambda x: x[index], parameters(merge, P)))
+  if 'plain' not in parents:
+    for of_leaf in values.values():
+      del of_leaf['plain']
   return function(
-    leaves(stack.take(population(5), rows(merge)[index])),
+    parents,
     leaves(base_for(merge)),
     key=jax.random.fold_in(member_keys()[index], 0),
-    parameters=by_leaf(jax.tree.map(lambda x: x[index], parameters(merge, P))),
+    parameters=values,
   )
 
 
