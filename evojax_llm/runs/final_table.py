@@ -325,6 +325,8 @@ class Ending:
     }
     if self.finals:
       summary['estimate'] = self.finals.summary
+    if ends := self.run.earlier_ends():
+      summary['earlier_ends'] = ends
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if self.front:

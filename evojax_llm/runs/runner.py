@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
 from evojax_llm.runs import front as front_lib
+from evojax_llm.runs import known_models
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -84,7 +86,11 @@ class _Run:
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
+    # Of the members that were scored last.
     self.recipes: list[Any] = []
+    self.models: list[str] | None = None
+    # None where members are scored on some items, or these change.
+    self.known: known_models.KnownModels | None = None
     self.estimation: estimation.Estimation | None = None
     self.number = -1
 
@@ -92,6 +98,10 @@ class _Run:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder = self.prepared, self.folder
     restored = folder.checkpoints.restore(prepared.abstract)
+    if restored and self.was_cut_short(*restored):
+      errors.say(f'generation {restored[0]} had no budget: it is made again')
+      folder.checkpoints.drop(restored[0])
+      restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     if not restored and (folder.path / 'summary.json').exists():
       raise errors.CheckpointError(
@@ -132,6 +142,14 @@ class _Run:
     )
     ending.finish(self.bar)
 
+  def was_cut_short(self, number: int, state: Any) -> bool:
+    """Whether a budget, which is larger now, ended within a generation."""
+    most = self.config.strategy.evaluations
+    return (most is None or most > int(state.evaluations)) and any(
+      row['generation'] == number and row.get('reason') == evolution.SPENT
+      for row in self.folder.members.read()
+    )
+
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
     prepared, folder, config = self.prepared, self.folder, self.config
@@ -146,6 +164,8 @@ class _Run:
       for name, count in zip(('tokens', 'seconds'), spent, strict=True):
         if limits[name] is not None:
           limits[name] = max(0, limits[name] - count)
+    if not (prepared.racing or config.resample or self.estimation):
+      self.known = known_models.KnownModels(folder)
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
       prepared.strategy,
@@ -180,17 +200,20 @@ class _Run:
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names = prepared.strategy.operator_names
       spent = self.ledger.tokens, self.ledger.gradient_tokens
-      folder.members.append(
-        record_rows.member_rows(
-          done,
-          names,
-          goals.tasks,
-          origins,
-          self.recipes,
-          goals.further,
-          self.notes(state),
-        )
+      lines = record_rows.member_rows(
+        done,
+        names,
+        goals.tasks,
+        origins,
+        self.recipes,
+        goals.further,
+        self.notes(state),
       )
+      for line, model in zip(lines, self.models or (), strict=False):
+        line['model'] = model
+      folder.members.append(lines)
+      if self.known:
+        self.known.add(lines)
       row = record_rows.metrics_row(
         done,
         goals.tasks,
@@ -255,6 +278,8 @@ class _Run:
       host = jax.device_get(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
     asked, update = (space, population, members), self.bar.update
+    names = self.drawn.models(space, population)
+    self.models = names and [names[m] for m in members]
     if racing:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
@@ -263,6 +288,15 @@ class _Run:
     elif self.estimation:
       self.scored = self.evaluator.estimate(
         *asked, self.estimation.estimator, progress=update
+      )
+    elif self.known:
+      self.scored = self.known.evaluate(
+        names,
+        members,
+        functools.partial(
+          self.drawn.evaluate, space, population, progress=update
+        ),
+        self.drawn.objective,
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
