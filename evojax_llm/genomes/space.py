@@ -6,6 +6,7 @@ parameters that its members share (`model`) and for what tells one member from
 them (`express`), strategies and runs for the rest.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -55,11 +56,14 @@ class Expressing(Protocol):
       and not constants in it.
     decodes: whether `decoded` says what a genome stands for.
     learns: whether a gradient can move a genome.
+    streams: whether `stream` expresses members, call by call, from what the
+      device has no room for; `express` then says their shapes.
   """
 
   held: Any = None
   decodes: bool = False
   learns: bool = True
+  streams: bool = False
 
   def model(self) -> Model:
     """Returns what all members share."""
@@ -73,6 +77,14 @@ class Expressing(Protocol):
 
   def decoded(self, genome: stack.Genome) -> Any:
     """Returns arrays; members that are equal in them are the same model."""
+
+  def stream(
+    self, genomes: Sequence[stack.Genome], call: Callable[..., Any]
+  ) -> Expression:
+    """Returns M members, leaves (M, ...).
+
+    `call(run, *arguments)` compiles a function once for shapes, and runs it.
+    """
 
 
 class Space(Expressing, Protocol):

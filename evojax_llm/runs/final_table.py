@@ -72,6 +72,8 @@ def show(folder: pathlib.Path) -> None:
     ]
   print('\n'.join(lines))
   print(f'best member: {folder / "best"}\nreport: {folder / "summary.md"}')
+  if 'pareto' in summary:
+    print(f'front: {folder / "front.json"}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +332,8 @@ class Ending:
     }
     if self.finals:
       summary['estimate'] = self.finals.summary
+    if ends := self.run.earlier_ends():
+      summary['earlier_ends'] = ends
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if self.front:

@@ -20,6 +20,7 @@ from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
+from evojax_llm.runs import errors
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
@@ -51,6 +52,43 @@ def settle(state: run_state.RunState, prepared: Prepared) -> run_state.Member:
   return dataclasses.replace(
     best, fitness=scores.fitness[0], task_scores=scores.task_scores[0]
   )
+
+
+def pick(
+  state: run_state.RunState, prepared: Prepared, births: Mapping[int, int]
+) -> tuple[run_state.Member, run_state.RunState]:
+  """Returns the member that is best on the dev items that are held back.
+
+  All members that are alive or remembered are asked, and counted in the state
+  that is returned. The scores of the member are those on the items of the
+  search; `births` tells generations by id.
+  """
+  space, config = prepared.setup.space, prepared.config
+  members = run_state.best_members(
+    state, stack.MOST_MEMBERS, prepared.strategy.keep_best
+  )
+  reader = setup_lib.pick_evaluator(prepared.evaluator, config, prepared.setup)
+  scores = setup_lib.score_few(reader, space, members.population)
+  alive = np.isfinite(scores.fitness)
+  best = int(np.argmax(np.where(alive, scores.fitness, -np.inf)))
+  id_, genome = members.ids[best], stack.take(members.population, best)
+  shown = report.number(
+    scores.fitness[best], prepared.evaluator.objective.percent, ' %'
+  )
+  errors.say(
+    f'member {id_}, of {len(members.ids)}, is picked by the dev items held '
+    f'back: {shown} there'
+  )
+  own = setup_lib.score_few(prepared.evaluator, space, stack.stack([genome]))
+  found = run_state.Member(
+    genome=genome,
+    id=id_,
+    fitness=own.fitness[0],
+    task_scores=own.task_scores[0],
+    generation=births.get(id_, int(state.generation)),
+  )
+  asked = scores.distinct or len(members.ids)
+  return found, state.replace(evaluations=state.evaluations + jnp.int32(asked))
 
 
 @dataclasses.dataclass(frozen=True)

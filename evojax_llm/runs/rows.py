@@ -297,7 +297,7 @@ class Run:
       # Not the best by its fitness, where that was estimated or a rule chose.
       summary = self.summary or {}
       chosen = (summary.get('pareto') or {}).get('chosen')
-      if summary.get('estimate'):
+      if summary.get('estimate') or (summary and self.config.pick_items):
         chosen = summary['best']['id']
       number, best = self._best(1, chosen)
       said = f'member {best.ids[0]}, the best after generation {number}: '

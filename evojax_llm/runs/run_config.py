@@ -21,6 +21,7 @@ from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
 from evojax_llm.runs import stages as stages_lib
+from evojax_llm.runs.refine_options import RefineOptions
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
@@ -195,6 +196,13 @@ class MergedConfig(_Part, MergedOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefineConfig(_Part, RefineOptions):
+  """Gradient steps that members take before they are scored."""
+
+  _path = 'refine.'
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerPathConfig(_Part, LayerPathOptions):
   """The space `layer_path`, in which paths through layers evolve."""
 
@@ -266,6 +274,9 @@ class RunConfig(_Part):
     False, 'choose other dev items in every generation, and score again'
   )
   test_limit: int | None = _count('test items of each task')
+  pick_items: int | None = _count(
+    'last dev items of each task, not searched, by which the result is picked'
+  )
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
@@ -316,6 +327,7 @@ class RunConfig(_Part):
   estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
   fine_tuning: FineTuningConfig = FineTuningConfig()
+  refine: RefineConfig = RefineConfig()
   layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
@@ -340,6 +352,11 @@ class RunConfig(_Part):
     if len(both) > 1:
       raise errors.UserError(
         f'{both[0]} and {both[1]} both choose dev items: leave one off.'
+      )
+    if self.pick_items and self.estimate.rule:
+      raise errors.UserError(
+        'config.pick_items and config.estimate both choose the result at the '
+        'end: leave one off.'
       )
     if self.seed + self.seeds > 1 << 32:
       raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')

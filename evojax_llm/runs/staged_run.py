@@ -52,11 +52,10 @@ class _Former(NamedTuple):
     """The folder of its best as a model."""
     if not self.folder:
       return self.files.model
-    if self.exports == 'model':
-      return self.best()
-    # Of the types of the base some would lose what was found.
-    path, how = self.folder / 'model', export.Options(True, 'float32')
+    # In the type in which it was scored: that of the base may keep less.
+    dtype, path = self.search.config.execution.dtype, self.folder / 'model'
     if not path.exists():
+      how = export.Options(merged=self.exports == 'adapter', dtype=dtype)
       export.export(self.folder, path, allow_code=True, options=how)
     return path
 

@@ -58,6 +58,11 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
     *_estimated(summary),
+    *(
+      f'The run had ended after generation {end}, where test was read (see '
+      f'summary_{end}.json), and was given more.'
+      for end in summary.get('earlier_ends', ())
+    ),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
     *(
       f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
