@@ -133,11 +133,6 @@ class Evaluator:
     return self._runtime
 
   @property
-  def memory_budget(self) -> int | None:
-    """Bytes to use on a device; None to ask it."""
-    return self._choices['budget']
-
-  @property
   def ledger(self) -> Ledger:
     """Where tokens and seconds went."""
     return self._runtime.ledger

@@ -198,7 +198,7 @@ class _Training:
       both,
       fixed=groups.num_bytes(space.model().params),
       members=1,
-      budget=prepared.evaluator.memory_budget,
+      budget=setup_lib.memory_budget(prepared.config),
     )
     logging.info('%s: %s', report.FINE_TUNED, plan.describe())
     batch, self._count = learner.settings.batch, len(rows)

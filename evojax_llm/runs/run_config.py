@@ -135,15 +135,11 @@ class FineTuningConfig(_Part):
 
   steps: int = option(100, 'most steps; 0 leaves the baseline out', low=0)
   rank: int | None = _count("of its adapter; the experts', or 8")
-  alpha: float | None = option(
-    None, 'scales it by alpha / rank; twice the rank'
-  )
+  alpha: float | None = option(None, 'scale is alpha / rank; twice the rank')
   lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
   batch: int = option(16, 'rows of a step', low=1)
   optimizer: str = option('adamw', 'of optax')
-  patience: int = option(
-    3, 'rounds through the rows without gain on what is held', low=1
-  )
+  patience: int = option(3, 'epochs without a gain on held rows', low=1)
   seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
 
 

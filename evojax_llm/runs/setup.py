@@ -178,9 +178,15 @@ def make_evaluator(config: RunConfig, setup: Setup) -> Any:
   return evaluator
 
 
+def memory_budget(config: RunConfig) -> int | None:
+  """Returns bytes to use on a device; None to ask it."""
+  budget = config.execution.memory_budget_gib
+  return None if budget is None else int(budget * _GIB)
+
+
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
   execution = dataclasses.asdict(config.execution)
-  budget = execution.pop('memory_budget_gib')
+  del execution['memory_budget_gib']
   execution['dtype'] = jnp.dtype(execution['dtype'])
   with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
@@ -194,7 +200,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
         'test': tuple(config.test_limits) or config.test_limit,
       },
       draw=config.dev_draw,
-      memory_budget=None if budget is None else int(budget * _GIB),
+      memory_budget=memory_budget(config),
       **execution,
     )
 

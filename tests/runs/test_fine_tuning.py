@@ -115,11 +115,11 @@ def test_says_why_there_is_no_row(finished, tmp_path):
   )
   said = tuned(evaluator=stub)
   assert said == 'left out: swp give too few texts to learn from'
-  evaluator._choices['budget'] = 1000
-  try:
-    assert 'Use a smaller batch' in tuned()
-  finally:
-    evaluator._choices['budget'] = None
+  execution = dataclasses.replace(
+    prepared.config.execution, memory_budget_gib=0.001
+  )
+  config = dataclasses.replace(prepared.config, execution=execution)
+  assert 'Use a smaller batch' in tuned(config=config)
   assert not (tmp_path / fine_tuning.FOLDER).exists()
 
 
