@@ -42,6 +42,13 @@ class Evaluation:
   distinct: int | None = dataclasses.field(default=None, kw_only=True)
   lengths: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
+  @property
+  def items(self) -> np.ndarray:
+    """(M, I) scores of the items of all tasks, maximised."""
+    return np.concatenate(
+      [t.values if t.maximise else -t.values for t in self.tasks], axis=1
+    )
+
   def spread(self, index: np.ndarray) -> 'Evaluation':
     """Returns that of members (M,), each as one of these."""
     tasks = [

@@ -51,6 +51,15 @@ def shares(
   return jnp.where(alive, known * share, jnp.nan)
 
 
+def not_negative(scores: jax.Array) -> jax.Array:
+  """Lifts examples with scores below zero, as of errors, to a lowest of zero.
+
+  Takes and returns (P, items) f32; failed members have no say.
+  """
+  lowest = jnp.min(jnp.where(jnp.isfinite(scores), scores, 0.0), axis=0)
+  return scores - jnp.minimum(lowest, 0.0)
+
+
 def shared_fitness(
   scores: jax.Array,
   alpha: jax.Array | float = 1.0,
@@ -78,20 +87,26 @@ def mates(
   capacity: jax.Array | float = 1.0,
   *,
   attract: bool = True,
+  eligible: jax.Array | None = None,
 ) -> jax.Array:
   """Draws two parents, the first by shared fitness, the second by attraction.
 
   Without `attract`, both are drawn by shared fitness. Where no member attracts
-  the first, all others are drawn evenly.
+  the first, all others are drawn evenly. `eligible` (P,) bool are those that
+  can be drawn; all by default.
 
   Returns:
-    (2,) i32 indices, different unless there is one member alone.
+    (2,) i32 indices, different unless there is one such member alone.
   """
   shared = shares(scores, alpha, capacity)
   ids = selection.default_ids(shared[:, 0], ids)
   fitness = jnp.sum(shared, axis=1)
-  first = selection.roulette(jax.random.fold_in(key, 0), fitness, 1, ids)[0]
+  first = selection.roulette(
+    jax.random.fold_in(key, 0), fitness, 1, ids, eligible=eligible
+  )[0]
   others = jnp.arange(ids.shape[0]) != first
+  if eligible is not None:
+    others = others & eligible
   second = selection.roulette(
     jax.random.fold_in(key, 1),
     attraction(shared, first) if attract else fitness,
@@ -99,4 +114,30 @@ def mates(
     ids,
     eligible=others,
   )[0]
-  return jnp.stack([first, second])
+  return jnp.stack([first, jnp.where(jnp.any(others), second, first)])
+
+
+def survivors(
+  scores: jax.Array,
+  ids: jax.Array,
+  count: int,
+  alpha: jax.Array | float = 1.0,
+  capacity: jax.Array | float = 1.0,
+) -> jax.Array:
+  """Removes the least fit one by one until `count` are left: (P,) bool.
+
+  What a member leaves behind is shared anew before the next one goes. Members
+  that failed go first, of equals the lowest id; ids (P,) i32 are -1 where there
+  is no member.
+  """
+
+  def remove(_, alive):
+    fitness = shared_fitness(
+      jnp.where(alive[:, None], scores, jnp.nan), alpha, capacity
+    )
+    fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
+    least = jnp.lexsort((ids, fitness, ~alive))[0]
+    return alive.at[least].set(alive[least] & (jnp.sum(alive) <= count))
+
+  alive = jnp.asarray(ids) >= 0
+  return jax.lax.fori_loop(0, max(0, alive.shape[0] - count), remove, alive)

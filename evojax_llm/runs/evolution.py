@@ -342,14 +342,14 @@ class _Loop(NamedTuple):
       full[chosen] = values
       return full
 
-    items = None
-    if self.strategy.sees == 'items':
-      values = [t.values if t.maximise else -t.values for t in found.tasks]
-      items = spread(np.concatenate(values, axis=1))
-    fitness = spread(np.where(failed, np.float32(np.nan), found.fitness))
+    nan, items = np.float32(np.nan), None
+    if self.strategy.sees == 'items' and found.tasks:
+      items = spread(np.where(failed[:, None], nan, found.items))
+    fitness = spread(np.where(failed, nan, found.fitness))
     tasks = run_state.oriented(spread(found.task_scores), self.maximise)
     scores = base.Scores(fitness, tasks, items)
-    return _Scored(scores, reasons, len(chosen), found.distinct or len(chosen))
+    models = len(chosen) if found.distinct is None else found.distinct
+    return _Scored(scores, reasons, len(chosen), models)
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""

@@ -22,6 +22,7 @@ from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import export
 from evojax_llm.runs import finalists as finalists_lib
+from evojax_llm.runs import fine_tuning
 from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
@@ -31,6 +32,7 @@ from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import summary_page
+from evojax_llm.runs.estimation import Finals
 from evojax_llm.runs.finalists import Ensemble
 from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
@@ -70,6 +72,8 @@ def show(folder: pathlib.Path) -> None:
     ]
   print('\n'.join(lines))
   print(f'best member: {folder / "best"}\nreport: {folder / "summary.md"}')
+  if 'pareto' in summary:
+    print(f'front: {folder / "front.json"}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Ending:
   state: run_state.RunState
   best: run_state.Member
   front: front_lib.Front | None = None
+  finals: Finals | None = None  # where fitness was estimated
 
   def finish(self, bar: progress.Progress) -> None:
     """Exports the best member, reads test once, writes the report."""
@@ -167,6 +172,10 @@ class Ending:
     """Task scores and answers of members on dev, and how many were scored."""
     config, evaluator = self.prepared.config, self.prepared.evaluator
     ids, results, lost = members.ids, None, {}
+    if self.finals:
+      scored, first = self.finals.scores, range(len(ids))  # the best of them
+      tasks = [take(result, first) for result in scored.tasks]
+      return scored.task_scores[: len(ids)], tasks, 0
     # In GENOME's released code a member moves and keeps its id and its score.
     if config.strategy.options.get('rescore', True):
       lost = self.run.lost(int(self.state.generation))
@@ -206,6 +215,7 @@ class Ending:
     # Experts stand with the baselines, members behind the best of them.
     add_group(report.OF_EXPERTS, len(self.prepared.setup.experts.names))
     count, best = int(self.state.evaluations), self.best
+    count += len(self.finals.members.ids) if self.finals else 0
     add(report.EVOLVED, f'member {best.id}', count, best.task_scores)
     add_group(report.OF_EVOLVED, count)
     return rows
@@ -225,7 +235,12 @@ class Ending:
         ids += [group.members[i] for i in others]
         genomes.append(stack.take(group.population, np.asarray(others)))
     return Finalists(
-      setup, self.baselines.rows, experts, ids, stack.concatenate(*genomes)
+      setup,
+      self.baselines.rows,
+      experts,
+      ids,
+      stack.concatenate(*genomes),
+      fine_tuning.read_row(self.run.path, self.baselines.rows, setup.experts),
     )
 
   def _search(self) -> dict[str, Any]:
@@ -282,6 +297,7 @@ class Ending:
       'search': search,
       'objective': objective.name,
       'rows': rows,
+      'note': self.baselines.note,
       'better': summary_page.better(rows),
       'examples': {t.name: summary_page.example(t) for t in evaluator.tasks},
       'best': {
@@ -314,6 +330,10 @@ class Ending:
       'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': base_and_adapters.read_int8(self.run),
     }
+    if self.finals:
+      summary['estimate'] = self.finals.summary
+    if ends := self.run.earlier_ends():
+      summary['earlier_ends'] = ends
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if self.front:

@@ -129,6 +129,11 @@ def goals(config: Any, setup: setup_lib.Setup, strategy: Any) -> Goals:
   )
   if not strategy.ends_in_front:
     return made
+  if config.estimate.rule:
+    raise errors.UserError(
+      f'{config.strategy.name} ends with a front, of scores on all dev items: '
+      'leave config.estimate off.'
+    )
   if config.racing.rule:
     raise errors.UserError(
       'config.racing stops members by their mean, and '
@@ -247,6 +252,9 @@ class Front:
 def find(state: run_state.RunState, prepared: Any) -> Front:
   """Returns the front of a state; scored anew where dev items were others.
 
+  Of estimates too, so that nothing is chosen by them; the front is then that of
+  the members by their scores on all dev items.
+
   Raises:
     UserError: all members failed.
   """
@@ -259,7 +267,7 @@ def find(state: run_state.RunState, prepared: Any) -> Front:
     for x in jax.device_get((state.strategy.ids, state.strategy.fitness))
   )
   population, scores = stack.take(state.strategy.population, kept), scores[kept]
-  if prepared.config.resample:
+  if prepared.config.resample or prepared.estimate:
     space, every = prepared.setup.space, np.arange(len(kept))
     found = setup_lib.score_few(evaluator, space, population)
     found = goals.extend(found, evaluator, space, population, every)

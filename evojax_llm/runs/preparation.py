@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from evojax_llm.runs import front
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
+from evojax_llm.runs import refinement as refinement_lib
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
@@ -33,6 +35,7 @@ from evojax_llm.tasks import prompts
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
 _OF_SEARCH += ('merged', 'layer_path', 'pareto', 'require_signal')
+_OF_SEARCH += ('checkpoint_every', 'estimate', 'stages', 'begin', 'refine')
 
 
 class WarmStart(NamedTuple):
@@ -76,9 +79,11 @@ class Prepared:
   strategy: Any
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
+  estimate: Any  # `setup.Estimates`, or None
   warm: WarmStart | None
   goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
+  refinement: Any = None  # of members before they are scored, or None
 
   @property
   def name(self) -> str:
@@ -93,7 +98,11 @@ class Prepared:
         self.config.strategy.population,
         jax.random.key(self.config.seed),
       )
-    return made if self.warm is None else self.warm.before(made)
+    made = made if self.warm is None else self.warm.before(made)
+    if self.refinement is None:
+      return made
+    placed = self.refinement.placed(made.population)
+    return dataclasses.replace(made, population=placed)
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
@@ -109,8 +118,9 @@ def prepare(
   config: Any,
   files: inputs_lib.Files | None = None,
   cache: dict[Any, Any] | None = None,
+  warm: str | os.PathLike = '',
 ) -> Prepared:
-  """Reads what a run works with and plans the memory; compiles nothing.
+  """Reads what one search works with and plans the memory; compiles nothing.
 
   Args:
     config: a `RunConfig`, or what `RunConfig.from_config` takes.
@@ -118,11 +128,17 @@ def prepare(
     cache: of several runs in one process. What earlier calls made, compiled
       programs included, is used again where the settings that it is made from
       are the same, but for the draw of dev items and array hyperparameters.
+    warm: in place of config.warm_start, of a stage.
 
   Raises:
     UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
   """
   config = RunConfig.from_config(config)
+  if config.stages:
+    raise errors.UserError(
+      f'Got {len(config.stages)} config.stages; expected one search. '
+      'runs.launch.prepare takes them.'
+    )
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
   told = inputs_lib.space_options(config)
@@ -130,11 +146,12 @@ def prepare(
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
-  warm = None
-  if config.warm_start:
-    warm = _warm_start(config, setup, inputs)
+  setup_lib.fine_tuning(config)  # refuses what cannot be
+  if warm := warm or config.warm_start:
+    warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
+  refinement_lib.check_strategy(config, strategy)
   goals = front.goals(config, setup, strategy)
   params = strategy.default_params
   strategy = _kept(
@@ -149,8 +166,24 @@ def prepare(
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
+  refinement = _kept(
+    cache,
+    ('refinement', config.dev_draw, config.refine, key, config.strategy),
+    lambda: refinement_lib.make(config, setup, evaluator),
+  )
+  if config.refine.data:
+    data = os.path.expanduser(config.refine.data)
+    inputs = {**inputs, 'refine': recorded_inputs.fingerprint(data)}
+  estimate = setup_lib.make_estimates(config, setup, evaluator)
+  counts = [len(items) for items in evaluator.items('dev')]
+  if estimate:
+    counts = map(estimate.rules.count, counts)
+    if path := config.estimate.parameters:
+      path = os.path.expanduser(path)
+      inputs = {**inputs, 'estimate': recorded_inputs.fingerprint(path)}
   read = config, files, cache, setup, inputs
-  prepared = Prepared(*read, evaluator, strategy, params, racing, warm, goals)
+  found = estimate, warm or None, goals
+  prepared = Prepared(*read, evaluator, strategy, params, racing, *found)
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
@@ -159,11 +192,21 @@ def prepare(
     params,
     prepared.initial().population,
     len(goals.names),
-    sum(len(items) for items in evaluator.items('dev')),
+    sum(counts),
   )
-  prepared = dataclasses.replace(prepared, abstract=abstract)
+  prepared = dataclasses.replace(
+    prepared, abstract=abstract, refinement=refinement
+  )
   if not planned:
     errors.say(_plan(prepared).describe())
+  if refinement is not None:
+    asked = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        (strategy.num_proposals, *leaf.shape[1:]), leaf.dtype
+      ),
+      abstract.strategy.population,
+    )
+    errors.say(refinement.prepare(asked, strategy.num_proposals))
   return prepared
 
 
@@ -221,6 +264,8 @@ def _plan(prepared: Prepared) -> Any:
   # An item that does not fit must show now and not when all is done.
   heldout = setup_lib.heldout_tasks(prepared.config, setup)
   late: list[Any] = [(task, task.dev) for task in heldout]
+  if prepared.config.pick_items:
+    late += [(task, task.dev) for task in setup.tasks]
   if all(task.test for task in setup.tasks):
     late += zip(setup.tasks, evaluator.items('test'), strict=True)
   how = {
@@ -237,9 +282,12 @@ def _plan(prepared: Prepared) -> Any:
 
 
 def _warm_start(
-  config: RunConfig, setup: setup_lib.Setup, inputs: Mapping[str, Any]
+  folder: str | os.PathLike,
+  config: RunConfig,
+  setup: setup_lib.Setup,
+  inputs: Mapping[str, Any],
 ) -> WarmStart:
-  """Reads the members of the run at config.warm_start.
+  """Reads the members of the run in a folder.
 
   Tasks, strategy and the size of the population may differ from that run's;
   genomes of another base, other experts or another space mean something else.
@@ -247,14 +295,13 @@ def _warm_start(
   Raises:
     UserError: there is no finished run, or one with which this cannot begin.
   """
-  folder = pathlib.Path(config.warm_start)
-  flag = f'config.warm_start={config.warm_start}'
+  folder, flag = pathlib.Path(folder), f'config.warm_start={folder}'
   parts = folder / 'summary.json', folder / 'checkpoints'
   if not (parts[0].is_file() and parts[1].is_dir()):
     raise errors.UserError(
       f'{flag} is not the folder of a finished run, with summary.json and '
-      'checkpoints. Finish that run first; of several seeds, name the folder '
-      'of one.'
+      'checkpoints. Finish that run first; of several seeds or stages, name '
+      'the folder of one.'
     )
   known = record.read_config(folder)
   earlier = RunConfig.from_config(known['config'])

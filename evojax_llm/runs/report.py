@@ -11,6 +11,7 @@ from evojax_llm.fitness import intervals
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 EVOLVED = 'evolved'
+FINE_TUNED = 'LoRA fine-tuning'
 OF_EXPERTS = 'ensemble of experts'
 OF_EVOLVED = 'ensemble of evolved'
 
@@ -222,6 +223,16 @@ def shown(entry: Mapping[str, Any], unit: str = '') -> str:
   if entry['score'] is None:
     return 'inf' if entry.get('infinite') else 'failed'
   return number(entry['score'], entry['percent'], unit)
+
+
+def off(error: Mapping[str, Any], percent: bool) -> str:
+  """Returns what `fitness.estimates.error` says in a few words."""
+  if error['mean_absolute'] is None:
+    return 'none could be scored'
+  text = number(error['mean_absolute'], percent, ' points')
+  if error['rank_correlation'] is not None:
+    text += f', rank correlation {error["rank_correlation"]:.2f}'
+  return text
 
 
 def number(score: float, percent: bool, unit: str = '') -> str:

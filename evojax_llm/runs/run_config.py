@@ -20,9 +20,13 @@ from evojax_llm.genomes.layer_path_options import LayerPathOptions
 from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
+from evojax_llm.runs import stages as stages_lib
+from evojax_llm.runs.refine_options import RefineOptions
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
+
+_ESTIMATES = ('', 'mean', 'weighted', 'pirt', 'mpirt', 'gmpirt')
 
 # An unset number of at least one, and an unset text.
 _count = functools.partial(option, None, low=1, kind=int)
@@ -124,6 +128,48 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningConfig(_Part):
+  """The baseline that learns by gradients; see `runs.fine_tuning`."""
+
+  _path = 'fine_tuning.'
+
+  steps: int = option(100, 'most steps; 0 leaves the baseline out', low=0)
+  rank: int | None = _count("of its adapter; the experts', or 8")
+  alpha: float | None = option(None, 'scale is alpha / rank; twice the rank')
+  lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
+  batch: int = option(16, 'rows of a step', low=1)
+  optimizer: str = option('adamw', 'of optax')
+  patience: int = option(3, 'epochs without a gain on held rows', low=1)
+  seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimateConfig(_Part):
+  """Fitness from few dev items; see `fitness.estimates`."""
+
+  _path = 'estimate.'
+
+  rule: str = option('', "'' asks all dev items", choices=_ESTIMATES)
+  anchors: float = option(
+    0.1, 'dev items of each task that are asked, below 1 a share', low=1e-6
+  )
+  draw: str = option(
+    'random', 'how they are drawn', choices=('random', 'clustered')
+  )
+  seed: int = option(0, 'of the draw', low=0)
+  dimension: int = option(1, 'of the abilities', low=1)
+  delta: float = option(
+    0.5, 'weight of what was seen, of gmpirt', low=0.0, high=1.0
+  )
+  parameters: str = option(
+    '', 'file of what the items ask, such as estimate.json of a run'
+  )
+  finalists: int = option(
+    5, 'of the best members, to be scored on all dev items', low=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class ParetoConfig(_Part):
   """The front that a search of several objectives ends with; `runs.front`."""
 
@@ -143,6 +189,13 @@ class MergedConfig(_Part, MergedOptions):
   """The space `merged`, in which recipes of a merge evolve."""
 
   _path = 'merged.'
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig(_Part, RefineOptions):
+  """Gradient steps that members take before they are scored."""
+
+  _path = 'refine.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +270,9 @@ class RunConfig(_Part):
     False, 'choose other dev items in every generation, and score again'
   )
   test_limit: int | None = _count('test items of each task')
+  pick_items: int | None = _count(
+    'last dev items of each task, not searched, by which the result is picked'
+  )
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
@@ -242,8 +298,19 @@ class RunConfig(_Part):
   warm_start: str = option(
     '', 'folder of a finished run, whose best members come first'
   )
+  stages: tuple[Any, ...] = option(
+    (), 'several searches, one after another: what each changes of this'
+  )
+  begin: str = option(
+    '',
+    'of a stage: what the best of the one before it is',
+    choices=('', *stages_lib.BEGINNINGS),
+  )
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
+  )
+  checkpoint_every: int = option(
+    1, 'generations between checkpoints: what is lost with a process', low=1
   )
   test_experts: bool = option(
     False, 'read all experts on test, not only those in the table'
@@ -253,7 +320,10 @@ class RunConfig(_Part):
   strategy: StrategyConfig = StrategyConfig()
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
+  estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  fine_tuning: FineTuningConfig = FineTuningConfig()
+  refine: RefineConfig = RefineConfig()
   layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
@@ -269,13 +339,24 @@ class RunConfig(_Part):
         'config.resample chooses other dev items in every generation: say how '
         'many with config.dev_limit.'
       )
-    if self.resample and self.racing.rule:
+    choosers = {
+      'resample': self.resample,
+      'racing': self.racing.rule,
+      'estimate': self.estimate.rule,
+    }
+    both = [f'config.{name}' for name, on in choosers.items() if on]
+    if len(both) > 1:
       raise errors.UserError(
-        'config.resample and config.racing both choose dev items: leave one '
-        'off.'
+        f'{both[0]} and {both[1]} both choose dev items: leave one off.'
+      )
+    if self.pick_items and self.estimate.rule:
+      raise errors.UserError(
+        'config.pick_items and config.estimate both choose the result at the '
+        'end: leave one off.'
       )
     if self.seed + self.seeds > 1 << 32:
       raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')
+    stages_lib.split(self)
 
   @classmethod
   def from_config(cls, config: Any) -> 'RunConfig':

@@ -25,6 +25,11 @@ _WORDS = {
     'chose the factor 1.5'
   ),
   'scaled best expert': 'the best expert, its change of the base multiplied',
+  report.FINE_TUNED: (
+    'an adapter trained by gradients on four fifths of the dev items; the '
+    'others say when it stops. Tokens are those read, three times in a step '
+    'forward and back'
+  ),
   report.OF_EXPERTS: _VOTE.format('experts'),
   report.EVOLVED: 'the one member that the search ends with',
   report.OF_EVOLVED: _VOTE.format('members of the search'),
@@ -41,7 +46,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     'not counted)',
     report.table(summary['rows']),
     *better_lines(summary, folder),
-    f'{_described(summary)} Everything was chosen on dev; test was read once, '
+    f'{described(summary)} Everything was chosen on dev; test was read once, '
     'at the end. Evaluations are members scored on dev to choose the row.',
     tasks_foot(summary),
     f'## Member {best["id"]}',
@@ -52,6 +57,12 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{settings or "its default settings"} (all settings are in config.json); '
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
+    *_estimated(summary),
+    *(
+      f'The run had ended after generation {end}, where test was read (see '
+      f'summary_{end}.json), and was given more.'
+      for end in summary.get('earlier_ends', ())
+    ),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
     *(
       f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
@@ -69,7 +80,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     paragraphs.append(
       f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
       f'made, {ledger["programs"]} programs compiled'
-      + (f', {saved:,} items saved by racing' if saved else '')
+      + (f', {saved:,} items not asked' if saved else '')
       + f'. Seconds: {seconds}.'
     )
   paragraphs += [
@@ -103,7 +114,7 @@ def _front(
   return paragraphs + ['![the front](front.png)'] * bool(of_rule)
 
 
-def _described(summary: Mapping[str, Any]) -> str:
+def described(summary: Mapping[str, Any]) -> str:
   """What the figures are, in a few words."""
   first = summary['rows'][0]
   entries = list(first['dev']['tasks'].values())
@@ -123,12 +134,19 @@ def _described(summary: Mapping[str, Any]) -> str:
 
 
 def tasks_foot(summary: Mapping[str, Any]) -> str:
-  """Returns a line a task, with an item of it and its answer."""
+  """Returns a line a task, with an item of it and its answer.
+
+  Before them it says why a row is not there.
+  """
   entries = summary['rows'][0]['dev']['tasks']
+  note = [f'{summary["note"]}\n'] if summary.get('note') else []
   return '\n'.join(
-    f'- {name}: {one["title"] or entries[name]["metric"]}; '
-    f'`{one["question"]}` -> `{one["answer"]}`'
-    for name, one in summary['examples'].items()
+    note
+    + [
+      f'- {name}: {one["title"] or entries[name]["metric"]}; '
+      f'`{one["question"]}` -> `{one["answer"]}`'
+      for name, one in summary['examples'].items()
+    ]
   )
 
 
@@ -234,6 +252,27 @@ def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
 
 def _shortest(value: Any) -> str:
   return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _estimated(summary: Mapping[str, Any]) -> list[str]:
+  """A paragraph on estimates of fitness, where there were some."""
+  if not (found := summary.get('estimate')):
+    return []
+  percent = summary['rows'][0]['dev']['fitness']['percent']
+  count = len(found['finalists']['members'])
+  said = (
+    f'{name} by {report.off(error, percent)}'
+    for name, error in found['error'].items()
+  )
+  return [
+    f'Fitness was estimated by {found["rule"]} from {found["anchors"]} of '
+    f'{found["items"]} dev items a member. The {count} best were scored on all '
+    'at the end, and the best of these is the evolved member: '
+    f'{found["asked"]:,} answers in place of {found["of"]:,}, '
+    f'{100 * found["saving"]:.1f} % saved. Estimates were off, on average: '
+    f'{"; ".join(said)}. The experts were left out of what was fitted; the '
+    'finalists were chosen by their estimates, which may be high for that.'
+  ]
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:

@@ -31,6 +31,7 @@ STRATEGIES: Mapping[str, str] = {
   'ipop_cma_es': f'{_HERE}.cma_restarts:RestartedCMAES',
   'bipop_cma_es': f'{_HERE}.cma_restarts:RestartedCMAES',
   'lorahub': f'{_HERE}.lorahub:LoraHub',
+  'm2n2': f'{_HERE}.m2n2:M2N2',
   'grid': f'{_HERE}.grid:Grid',
   **dict.fromkeys(ALGORITHMS, f'{_HERE}.evosax:EvosaxStrategy'),
 }

@@ -12,6 +12,7 @@ from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import base
 from evojax_llm.systems import genome as genome_config
 from evojax_llm.systems import low_rank_es as low_rank_config
+from evojax_llm.systems import m2n2 as m2n2_config
 from evojax_llm.systems import model_swarms as swarms_config
 from evojax_llm.systems import pareto as pareto_config
 from evojax_llm.systems import pso_merging as pso_config
@@ -22,6 +23,7 @@ CONFIGS = (
   (swarms_config, 'model_swarms_as_published_light'),
   (low_rank_config, 'low_rank_es'),
   (pso_config, 'pso_merging'),
+  (m2n2_config, 'm2n2+mutate=True'),
   (pareto_config, 'nsga2'),
 )
 
@@ -60,7 +62,9 @@ def test_a_round_leaves_a_state_of_the_same_shapes(inputs, space):
     def play(state, strategy=strategy, params=params):
       members, asked = strategy.ask(key, state, params)
       slots = strategy.num_proposals
-      scores = base.Scores(jnp.zeros((slots,)), jnp.zeros((slots, tasks)))
+      items = jnp.zeros((slots, 1)) if strategy.sees == 'items' else None
+      scores = jnp.zeros((slots,)), jnp.zeros((slots, tasks)), items
+      scores = base.Scores(*scores)
       return strategy.tell(key, members, scores, asked, params)
 
     after = jax.eval_shape(play, before.strategy)

@@ -8,6 +8,7 @@ from evojax_llm.strategies import base
 from evojax_llm.systems import evogm as evogm_config
 from evojax_llm.systems import genome as genome_config
 from evojax_llm.systems import low_rank_es as low_rank_config
+from evojax_llm.systems import m2n2 as m2n2_config
 from evojax_llm.systems import model_swarms as swarms_config
 from evojax_llm.systems import pso_merging as pso_config
 
@@ -17,6 +18,7 @@ PRESETS = {
   **low_rank_config.PRESETS,
   **pso_config.PRESETS,
   **evogm_config.PRESETS,
+  **m2n2_config.PRESETS,
 }
 P = 8
 KEY = jax.random.key(42)
@@ -55,9 +57,18 @@ def scores(members):
   return base.Scores(fitness(members))
 
 
+def seen(strategy, values):
+  """Scores of fitness (M,), with three items where the strategy sees them."""
+  if strategy.sees != 'items':
+    return base.Scores(values)
+  items = jnp.stack([values, 1.0 - values, jnp.square(values)], axis=1)
+  return base.Scores(values, values[:, None], items)
+
+
 def start(strategy, dtype=jnp.float32, key=KEY):
   members = population(dtype, strategy.population_size)
-  return strategy.init(key, members, scores(members), strategy.default_params)
+  given = seen(strategy, fitness(members))
+  return strategy.init(key, members, given, strategy.default_params)
 
 
 def play(strategy, state, rounds, key=KEY, score=fitness, params=None):
@@ -71,7 +82,8 @@ def play(strategy, state, rounds, key=KEY, score=fitness, params=None):
     values = score(members)
     values = jnp.where(asked.proposal.filled, values, jnp.nan)
     before = jax.tree.map(np.array, asked)
-    state = strategy.tell(key, members, base.Scores(values), asked, params)
+    given = seen(strategy, values)
+    state = strategy.tell(key, members, given, asked, params)
     yield members, np.asarray(values), before, state
 
 

@@ -212,6 +212,7 @@ def test_sharded_is_unsharded():
     ('low_rank_es', {'learning_rate': 0.2}, {'rank': 2}),
     ('pso_merging', {'social': 1.0}, {'draws': 'none'}),
     ('evogm', {'learning_rate': 0.2}, {'epochs': 2}),
+    ('m2n2', {'alpha': 0.0}, {'matchmaker': False}),
     ('PSO', {'inertia_coeff': 0.5}, {}),
     ('SNES', {'sigma': 0.2}, {'optimizer': 'adam', 'learning_rate': 0.1}),
     ('SimpleGA', {'crossover_rate': 0.5}, {'sigma': 0.5}),

@@ -19,7 +19,6 @@ import pytest
 
 from evojax_llm.genomes import initial
 from evojax_llm.population import stack
-from evojax_llm.strategies import base
 from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm
 from evojax_llm.systems import evogm
@@ -40,6 +39,7 @@ STRATEGIES = {
   'model_swarms, as released': ('model_swarms', {'restart': 'forever'}),
   'low_rank_es': ('low_rank_es', {}),
   'pso_merging': ('pso_merging', {}),
+  'm2n2': ('m2n2', {'archive': 7, 'children': 2}),
   'evomerge, growing': (
     'evomerge',
     {'mutation': 'gaussian', 'max_population': 8, 'expand_steps': 2},
@@ -63,9 +63,8 @@ def make(row):
 
 def start(strategy, score):
   members = problems.population(members=P)
-  return strategy.init(
-    problems.KEY, members, base.Scores(score(members)), strategy.default_params
-  )
+  scores = problems.seen(strategy, score(members))
+  return strategy.init(problems.KEY, members, scores, strategy.default_params)
 
 
 def some_fail(members):
@@ -126,6 +125,9 @@ ONE_EXPERT = {
   'genome_plus_as_published': _PAIRS,
   'genome_plus_as_published_cli': _FEW,
   'low_rank_es': None,
+  'm2n2': None,
+  'm2n2_ga': None,
+  'm2n2_as_published': _FEW,
   'model_swarms': None,
   'model_swarms_as_published': "possible parents for 'extrapolants'",
   'model_swarms_as_published_cli': _FEW,

@@ -27,6 +27,7 @@ def test_the_tables_of_options_are_up_to_date(page):
     'low_rank_es',
     'pso_merging',
     'evogm',
+    'm2n2',
     'nsga2',
     'evomerge',
     'cma_es',

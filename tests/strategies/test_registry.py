@@ -113,6 +113,7 @@ def test_stock_names_are_evosax_names():
   own |= {'random_search', 'cma_es', 'pso_merging', 'lorahub', 'grid'}
   own |= {'nsga2', 'evogm', 'evomerge', 'ipop_cma_es', 'bipop_cma_es'}
   own |= {'mixed_cma_es'}
+  own |= {'m2n2'}
   assert set(registry.strategy_names()) - own <= known
 
 
@@ -198,6 +199,10 @@ def test_presets_make_their_strategies(name):
   published = 'as_published' in name
   if preset.strategy == 'evogm':
     assert strategy.options.cache != published
+    return
+  if preset.strategy == 'm2n2':
+    assert strategy.capacity == 20
+    assert strategy.options.matchmaker == (name != 'm2n2_ga')
     return
   if preset.strategy == 'low_rank_es':
     assert strategy.members == preset.options['members']

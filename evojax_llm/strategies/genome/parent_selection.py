@@ -42,9 +42,7 @@ def criterion(
   known = jnp.where(jnp.isfinite(fitness)[:, None], tasks, jnp.nan)
   if chosen_by == 'pareto':
     return pareto.fitness(known, ids)
-  # What is shared must not be negative, as errors to be minimised are.
-  lowest = jnp.min(jnp.where(jnp.isfinite(known), known, 0.0), axis=0)
-  return niching.shared_fitness(known - jnp.minimum(lowest, 0.0), share_alpha)
+  return niching.shared_fitness(niching.not_negative(known), share_alpha)
 
 
 def parents(
