@@ -167,7 +167,7 @@ def prepare(
   racing = setup_lib.make_racing(config, setup)
   refinement = _kept(
     cache,
-    ('refinement', config.dev_draw, config.refine, key, config.strategy),
+    ('refinement', config.dev_draw, config.refine, key, strategy.capacity),
     lambda: refinement_lib.make(config, setup, evaluator),
   )
   if config.refine.data:
