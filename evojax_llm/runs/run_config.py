@@ -171,6 +171,12 @@ class ExecutionConfig(_Part):
   memory_budget_gib: float | None = option(
     None, 'memory to use on a device', low=0.0001
   )
+  population: str = option(
+    'auto',
+    "where genomes are: in the memory of the 'device', of the 'host', from "
+    'which a group at a time is copied, or there where no device holds them',
+    choices=('auto', 'device', 'host'),
+  )
   max_length: int | None = _count(
     'longest prompt in tokens, new tokens included'
   )
