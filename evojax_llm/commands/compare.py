@@ -268,8 +268,8 @@ def _write(
 def _read_config(source: str) -> Any:
   """A configuration from 'file' or 'file:argument', with our overrides."""
   config = settings.load(source)
-  for name in ('racing', 'resample', 'warm_start'):
-    if config.racing.rule if name == 'racing' else config[name]:
+  for name in ('racing', 'estimate', 'resample', 'warm_start'):
+    if config[name].rule if name in ('racing', 'estimate') else config[name]:
       raise command.UserError(
         f'--configs={source} sets config.{name}, which has no part in a '
         'comparison: all searches score their members on the same items, and '

@@ -12,7 +12,8 @@ class Ledger:
 
   Attributes:
     members: members scored.
-    items_saved: items of members that a race did not score.
+    items_saved: items that members were not asked, in a race or as fitness is
+      estimated.
     prompt_tokens: tokens read, padding not counted.
     new_tokens: tokens generated.
     gradient_tokens: three times the tokens that gradient steps have read: a

@@ -25,6 +25,7 @@ from evojax_llm.engine.engine import Engine
 from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
+from evojax_llm.fitness import estimates
 from evojax_llm.fitness import objectives
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluation import AnswerScorer
@@ -301,6 +302,23 @@ class Evaluator:
       )
     ]
     return dataclasses.replace(raced, tasks=tasks)
+
+  def estimate(
+    self,
+    space: Expressing,
+    population: Any,
+    members: Sequence[int],
+    estimator: estimates.Estimator,
+    progress: Callable[[float], None] | None = None,
+  ) -> Evaluation:
+    """Scores M members on the anchors of `dev`; estimates the scores on all."""
+    scores = self.evaluate(
+      space, population, members, progress=progress, items=estimator.anchors
+    )
+    whole = sum(len(items) for items in self.items('dev'))
+    whole -= sum(map(len, estimator.anchors))
+    self.ledger.items_saved += (scores.distinct or len(members)) * whole
+    return estimator.apply(scores, self.objective)
 
   def redraw(self, draw: int) -> 'Evaluator':
     """The same engine on another choice of items.

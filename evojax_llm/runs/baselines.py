@@ -218,6 +218,11 @@ def expert_results(
   return ensembles.gather(_log(run).read(), [1 + n for n in experts])
 
 
+def item_results(run: record.RunFolder) -> list[TaskItems]:
+  """Returns what base, experts and averages of them did, task by task."""
+  return next(_log(run).read()).tasks
+
+
 def share(first: pathlib.Path, folder: pathlib.Path) -> None:
   """Copies what was scored before the search to a run with these baselines."""
   if not (first / _FILE).exists():

@@ -31,6 +31,7 @@ from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import summary_page
+from evojax_llm.runs.estimation import Finals
 from evojax_llm.runs.finalists import Ensemble
 from evojax_llm.runs.finalists import Finalists
 from evojax_llm.runs.preparation import Prepared
@@ -82,6 +83,7 @@ class Ending:
   state: run_state.RunState
   best: run_state.Member
   front: front_lib.Front | None = None
+  finals: Finals | None = None  # where fitness was estimated
 
   def finish(self, bar: progress.Progress) -> None:
     """Exports the best member, reads test once, writes the report."""
@@ -169,6 +171,10 @@ class Ending:
     """Task scores and answers of members on dev, and how many were scored."""
     config, evaluator = self.prepared.config, self.prepared.evaluator
     ids, results, lost = members.ids, None, {}
+    if self.finals:
+      scored, first = self.finals.scores, range(len(ids))  # the best of them
+      tasks = [take(result, first) for result in scored.tasks]
+      return scored.task_scores[: len(ids)], tasks, 0
     # In GENOME's released code a member moves and keeps its id and its score.
     if config.strategy.options.get('rescore', True):
       lost = self.run.lost(int(self.state.generation))
@@ -208,6 +214,7 @@ class Ending:
     # Experts stand with the baselines, members behind the best of them.
     add_group(report.OF_EXPERTS, len(self.prepared.setup.experts.names))
     count, best = int(self.state.evaluations), self.best
+    count += len(self.finals.members.ids) if self.finals else 0
     add(report.EVOLVED, f'member {best.id}', count, best.task_scores)
     add_group(report.OF_EVOLVED, count)
     return rows
@@ -316,6 +323,8 @@ class Ending:
       'left_out': {t.name: t.left_out for t in tasks if t.left_out},
       'base_dtype': base_and_adapters.read_int8(self.run),
     }
+    if self.finals:
+      summary['estimate'] = self.finals.summary
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if self.front:

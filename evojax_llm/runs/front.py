@@ -129,6 +129,11 @@ def goals(config: Any, setup: setup_lib.Setup, strategy: Any) -> Goals:
   )
   if not strategy.ends_in_front:
     return made
+  if config.estimate.rule:
+    raise errors.UserError(
+      f'{config.strategy.name} ends with a front, of scores on all dev items: '
+      'leave config.estimate off.'
+    )
   if config.racing.rule:
     raise errors.UserError(
       'config.racing stops members by their mean, and '

@@ -38,10 +38,11 @@ def _examples(evaluator: Any, results: Sequence[Any]) -> list[str]:
   tasks, items = evaluator.tasks, evaluator.items('dev')
   turns = sorted((i, k) for k in range(len(tasks)) for i in range(_PROMPTS))
   lines = []
-  for i, k in [turn for turn in turns if turn[0] < len(items[turn[1]])]:
+  by_id = [{item.id: item for item in task} for task in items]
+  for i, k in [turn for turn in turns if turn[0] < len(results[turn[1]].ids)]:
     if len(lines) == 3 * _PROMPTS:
       break
-    item = items[k][i]
+    item = by_id[k][results[k].ids[i]]
     prompt = prompts.write_prompt(tasks[k], item, evaluator.chat)
     answers = dict.fromkeys(row[i] for row in results[k].predictions)
     shown = ', '.join(map(_short, list(answers)[:_ANSWERS]))

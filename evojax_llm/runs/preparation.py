@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from evojax_llm.tasks import prompts
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
 _OF_SEARCH += ('merged', 'pareto', 'require_signal', 'checkpoint_every')
+_OF_SEARCH += ('estimate',)
 
 
 class WarmStart(NamedTuple):
@@ -76,6 +78,7 @@ class Prepared:
   strategy: Any
   params: Any  # of the strategy
   racing: Any  # rules of a race, or None
+  estimate: Any  # `setup.Estimates`, or None
   warm: WarmStart | None
   goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
@@ -147,8 +150,17 @@ def prepare(
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
+  estimate = setup_lib.make_estimates(config, setup, evaluator)
+  counts = [len(items) for items in evaluator.items('dev')]
+  if estimate:
+    counts = map(estimate.rules.count, counts)
+    if path := config.estimate.parameters:
+      path = os.path.expanduser(path)
+      inputs = {**inputs, 'estimate': recorded_inputs.fingerprint(path)}
   read = config, files, cache, setup, inputs
-  prepared = Prepared(*read, evaluator, strategy, params, racing, warm, goals)
+  prepared = Prepared(
+    *read, evaluator, strategy, params, racing, estimate, warm, goals
+  )
   evaluator.check_population(
     setup.space, max(strategy.capacity, strategy.num_proposals)
   )
@@ -157,7 +169,7 @@ def prepare(
     params,
     prepared.initial().population,
     len(goals.names),
-    sum(len(items) for items in evaluator.items('dev')),
+    sum(counts),
   )
   prepared = dataclasses.replace(prepared, abstract=abstract)
   if not planned:

@@ -51,7 +51,7 @@ _FOLDERS = (
 )
 _PARTS = (*_FOLDERS, 'config.json', 'metrics.jsonl', 'members.jsonl')
 _PARTS += ('baselines.json', 'summary.json', 'summary.md', 'curve.png')
-_PARTS += ('front.json', 'front.png')
+_PARTS += ('front.json', 'front.png', 'estimate.json')
 _FOLLOWS = {
   'metrics.jsonl': 'tokens, seconds and failures of the summary, and its curve,'
   ' are of the others.',

@@ -224,6 +224,16 @@ def shown(entry: Mapping[str, Any], unit: str = '') -> str:
   return number(entry['score'], entry['percent'], unit)
 
 
+def off(error: Mapping[str, Any], percent: bool) -> str:
+  """Returns what `fitness.estimates.error` says in a few words."""
+  if error['mean_absolute'] is None:
+    return 'none could be scored'
+  text = number(error['mean_absolute'], percent, ' points')
+  if error['rank_correlation'] is not None:
+    text += f', rank correlation {error["rank_correlation"]:.2f}'
+  return text
+
+
 def number(score: float, percent: bool, unit: str = '') -> str:
   """Returns a score as it is shown everywhere: a share in percent.
 

@@ -264,9 +264,12 @@ class Run:
   def _evolved(self, dtype: Any) -> Row:
     name, folder = report.EVOLVED, self.path / 'best'
     try:
-      # A rule may have chosen another one than that of the best fitness.
-      of_front = (self.summary or {}).get('pareto') or {}
-      number, best = self._best(1, of_front.get('chosen'))
+      # Not the best by its fitness, where that was estimated or a rule chose.
+      summary = self.summary or {}
+      chosen = (summary.get('pareto') or {}).get('chosen')
+      if summary.get('estimate'):
+        chosen = summary['best']['id']
+      number, best = self._best(1, chosen)
       said = f'member {best.ids[0]}, the best after generation {number}: '
       said += f'fitness {best.fitness[0]:.4g}'
       space = self._space(dtype)

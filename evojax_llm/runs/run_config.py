@@ -23,6 +23,8 @@ from evojax_llm.runs import errors
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
 
+_ESTIMATES = ('', 'mean', 'weighted', 'pirt', 'mpirt', 'gmpirt')
+
 # An unset number of at least one, and an unset text.
 _count = functools.partial(option, None, low=1, kind=int)
 _text = functools.partial(option, None, kind=str)
@@ -120,6 +122,32 @@ class RacingConfig(_Part):
   rounds: int = option(3, 'in which the items are asked', low=1)
   keep: int = option(1, 'members that are never stopped', low=1)
   z: float = option(2.0, 'standard errors that a stopped member lies behind')
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimateConfig(_Part):
+  """Fitness from few dev items; see `fitness.estimates`."""
+
+  _path = 'estimate.'
+
+  rule: str = option('', "'' asks all dev items", choices=_ESTIMATES)
+  anchors: float = option(
+    0.1, 'dev items of each task that are asked, below 1 a share', low=1e-6
+  )
+  draw: str = option(
+    'random', 'how they are drawn', choices=('random', 'clustered')
+  )
+  seed: int = option(0, 'of the draw', low=0)
+  dimension: int = option(1, 'of the abilities', low=1)
+  delta: float = option(
+    0.5, 'weight of what was seen, of gmpirt', low=0.0, high=1.0
+  )
+  parameters: str = option(
+    '', 'file of what the items ask, such as estimate.json of a run'
+  )
+  finalists: int = option(
+    5, 'of the best members, to be scored on all dev items', low=1
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +282,7 @@ class RunConfig(_Part):
   strategy: StrategyConfig = StrategyConfig()
   ensemble: EnsembleConfig = EnsembleConfig()
   racing: RacingConfig = RacingConfig()
+  estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
@@ -269,10 +298,15 @@ class RunConfig(_Part):
         'config.resample chooses other dev items in every generation: say how '
         'many with config.dev_limit.'
       )
-    if self.resample and self.racing.rule:
+    choosers = {
+      'resample': self.resample,
+      'racing': self.racing.rule,
+      'estimate': self.estimate.rule,
+    }
+    both = [f'config.{name}' for name, on in choosers.items() if on]
+    if len(both) > 1:
       raise errors.UserError(
-        'config.resample and config.racing both choose dev items: leave one '
-        'off.'
+        f'{both[0]} and {both[1]} both choose dev items: leave one off.'
       )
     if self.seed + self.seeds > 1 << 32:
       raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')

@@ -14,6 +14,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
+from evojax_llm.runs import estimation
 from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
@@ -123,6 +124,7 @@ class _Run:
     self.drawn = self.evaluator
     self.scored: Any = None
     self.recipes: list[Any] = []
+    self.estimation: estimation.Estimation | None = None
     self.number = -1
 
   def go_on(self) -> None:
@@ -147,15 +149,23 @@ class _Run:
       base_and_adapters.report_int8(folder, prepared)
     baselines_lib.normalise(folder, prepared)
     baselines = baselines_lib.score_baselines(folder, prepared, self.bar)
+    self.estimation = estimation.prepare(folder, prepared, baselines)
     if restored:
       best = float(state.strategy.memory.best_fitness)
       self.bar.resume(self.number, best, int(state.evaluations))
     state = self.search(state)
-    front = None
+    front = finals = None
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
-    best = front.best if front else finalists.settle(state, prepared)
-    ending = final_table.Ending(folder, prepared, baselines, state, best, front)
+      best = front.best
+    elif self.estimation:
+      births = {row['id']: row['generation'] for row in folder.members.read()}
+      best, finals = self.estimation.settle(state, prepared, births)
+    else:
+      best = finalists.settle(state, prepared)
+    ending = final_table.Ending(
+      folder, prepared, baselines, state, best, front, finals
+    )
     ending.finish(self.bar)
 
   def search(self, state: Any) -> Any:
@@ -271,6 +281,10 @@ class _Run:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
         *asked, racing, key, self.number, progress=update
+      )
+    elif self.estimation:
+      self.scored = self.evaluator.estimate(
+        *asked, self.estimation.estimator, progress=update
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)

@@ -5,13 +5,18 @@ reads the quick files first, and all of it ends in an error for the user before
 anything is compiled.
 """
 
+from collections.abc import Sequence
 import dataclasses
+import os
 from typing import Any
+from typing import NamedTuple
 
 from absl import logging
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm import files as files_lib
+from evojax_llm.fitness import estimates
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
@@ -193,6 +198,41 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
   plain = {'weights': (), 'objective': 'weighted_mean', 'resample': False}
   plain |= {'dev_limit': None, 'dev_limits': (), 'test_limits': ()}
   return _evaluator(dataclasses.replace(config, **plain), setup)
+
+
+class Estimates(NamedTuple):
+  """How fitness is estimated, and what the items of K tasks ask if known."""
+
+  rules: estimates.Rules
+  given: Sequence[Any] | None
+
+
+def make_estimates(
+  config: RunConfig, setup: Setup, evaluator: Any
+) -> Estimates | None:
+  """Makes the rules of estimates; None where all is asked.
+
+  Raises:
+    UserError: the tasks' scores cannot be estimated, or what the file of
+      parameters holds is not of their dev items.
+  """
+  told = dataclasses.asdict(config.estimate)
+  path = os.path.expanduser(told.pop('parameters'))
+  del told['finalists']
+  if not told['rule']:
+    return None
+  rules, given = estimates.Rules(**told), None
+  with errors.as_user_error(ValueError, what='config.estimate'):
+    scorers = [scorer_of(task) for task in setup.tasks]
+    estimates.check(rules, scorers, len(setup.experts.names))
+  if path:
+    content = files_lib.read_object(path, errors.UserError)
+    with errors.as_user_error(ValueError, what=path):
+      given = [
+        estimates.items_of(content, task.name, [item.id for item in items])
+        for task, items in zip(setup.tasks, evaluator.items('dev'), strict=True)
+      ]
+  return Estimates(rules, given)
 
 
 def make_racing(config: RunConfig, setup: Setup) -> Any:

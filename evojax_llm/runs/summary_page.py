@@ -52,6 +52,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{settings or "its default settings"} (all settings are in config.json); '
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
+    *_estimated(summary),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
     *(
       f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
@@ -69,7 +70,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     paragraphs.append(
       f'{ledger["prompt_tokens"]:,} tokens read and {ledger["new_tokens"]:,} '
       f'made, {ledger["programs"]} programs compiled'
-      + (f', {saved:,} items saved by racing' if saved else '')
+      + (f', {saved:,} items not asked' if saved else '')
       + f'. Seconds: {seconds}.'
     )
   paragraphs += [
@@ -234,6 +235,27 @@ def _recipe(recipe: Mapping[str, Any], experts: Sequence[str]) -> list[str]:
 
 def _shortest(value: Any) -> str:
   return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _estimated(summary: Mapping[str, Any]) -> list[str]:
+  """A paragraph on estimates of fitness, where there were some."""
+  if not (found := summary.get('estimate')):
+    return []
+  percent = summary['rows'][0]['dev']['fitness']['percent']
+  count = len(found['finalists']['members'])
+  said = (
+    f'{name} by {report.off(error, percent)}'
+    for name, error in found['error'].items()
+  )
+  return [
+    f'Fitness was estimated by {found["rule"]} from {found["anchors"]} of '
+    f'{found["items"]} dev items a member. The {count} best were scored on all '
+    'at the end, and the best of these is the evolved member: '
+    f'{found["asked"]:,} answers in place of {found["of"]:,}, '
+    f'{100 * found["saving"]:.1f} % saved. Estimates were off, on average: '
+    f'{"; ".join(said)}. The experts were left out of what was fitted; the '
+    'finalists were chosen by their estimates, which may be high for that.'
+  ]
 
 
 def _oracles(summary: Mapping[str, Any]) -> list[str]:

@@ -198,6 +198,10 @@ def test_what_does_not_match_is_refused_with_words(
       ['--config.racing.rule=halving', '--config.objective=minimum'],
       'leave racing off',
     ),
+    (
+      ['--config.estimate.rule=pirt', '--config.estimate.anchors=2.5'],
+      'config.estimate: Got anchors 2.5',
+    ),
   ):
     assert runs.evolve(settings, tmp_path / 'run', *flags) == 1
     message = capsys.readouterr().err

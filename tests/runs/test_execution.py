@@ -49,7 +49,7 @@ def test_a_raced_run_on_an_eight_bit_base(
   saved = summary['ledger']['items_saved']
   assert saved > 0
   text = (tmp_path / 'one' / 'summary.md').read_text()
-  assert f'{saved:,} items saved by racing' in text
+  assert f'{saved:,} items not asked' in text
   assert set(summary['base_dtype']['a']) == {'whole', 'eight', 'agree'}
 
   # Addressed draws: the same race and the same result, also where the process

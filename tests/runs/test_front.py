@@ -158,6 +158,7 @@ def test_a_run_whose_front_is_lost_makes_it_again(made, capsys):
     (['--config.pareto.choice=kne'], "Did you mean 'knee'?"),
     (['--config.pareto.choice=best_of:z'], "Did you mean 'best_of:b'?"),
     (['--config.racing.rule=paired'], 'config.racing stops members by their'),
+    (['--config.estimate.rule=mean'], 'leave config.estimate off'),
     (
       ['--config=genome', '--config.pareto.objectives=distance'],
       'genome, which seeks no front',

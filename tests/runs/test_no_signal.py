@@ -37,7 +37,8 @@ def _evaluator(percent=True):
 def _scored(*fitness):
   said = [[f'{m % 5} for {i}' for i in range(9)] for m in range(len(fitness))]
   said[0] = [None] * 9
-  result = types.SimpleNamespace(predictions=said)
+  ids = [str(i) for i in range(9)]
+  result = types.SimpleNamespace(predictions=said, ids=ids)
   fitness = np.array(fitness, np.float32)
   return types.SimpleNamespace(fitness=fitness, tasks=[result, result])
 
@@ -71,6 +72,16 @@ def test_members_that_do_not_are_told_with_examples(fitness, percent, words):
   assert 'question 0?' in lines[0] and "gold: 'gold 0'" in lines[2]
   assert lines[1].strip().startswith('answered: nothing')
   assert len(fitness) < 5 or lines[1].endswith(", '1 for 0', '2 for 0', ...")
+
+
+def test_examples_are_of_the_items_that_were_asked():
+  scored = _scored(0.0, 0.0)
+  for result in scored.tasks:
+    result.ids = ['4', '8']
+    result.predictions = [['a', 'b']] * 2
+  text = no_signal.describe(_evaluator(), scored)
+  assert 'y, item 8' in text and "answered: 'b'" in text
+  assert 'question 8?' in text and 'question 1?' not in text
 
 
 def test_a_run_without_a_signal_goes_on_unless_one_is_required(

@@ -68,6 +68,12 @@ def test_names_may_come_as_a_sequence():
       {'resample': True, 'dev_limit': 2, 'racing': {'rule': 'paired'}},
       'leave one off',
     ),
+    (
+      {'estimate': {'rule': 'mean'}, 'racing': {'rule': 'paired'}},
+      'config.racing and config.estimate both choose dev items',
+    ),
+    ({'estimate': {'rule': 'irt'}}, "rule 'irt'; expected one of '', 'mean'"),
+    ({'estimate': {'delta': 1.5}}, 'delta 1.5; expected 0 to 1'),
   ],
 )
 def test_what_cannot_be_is_refused(values, message):
