@@ -51,8 +51,8 @@ def express(
   """Expresses a group of members and places them on the devices.
 
   `chosen` are up to `size` indices into the population (P, ...); what is
-  missing repeats the first. Numpy arrays stay on the host, and only the group
-  goes to the devices.
+  missing repeats the first. Numpy arrays, and arrays of other devices, stay
+  where they are, and one copy of the group goes to the devices.
 
   Returns:
     The group's members, as `forms.lay_out` leaves them, and (size,) bool, which
@@ -60,26 +60,64 @@ def express(
   """
   index = np.full(size, chosen[0], np.int32)
   index[: len(chosen)] = chosen
-  if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(population)):
-    population = jax.tree.map(lambda leaf: leaf[index], population)
-    index = np.arange(size, dtype=np.int32)
+  along, held = sharding.population_sharding, space.held
 
-  held = space.held
-
-  def run(population, index, held):
-    group = jax.tree.map(lambda leaf: leaf[index], population)
+  def lay_out(group, held):
     own = () if held is None else (held,)
     members = jax.vmap(lambda genome: space.express(genome, *own))(group)
     return forms.lay_out(form, members)
 
-  name = ('express', form, id(space))
-  program = runtime.compiled(name, run, population, index, held, keep=space)
-  members = program(population, index, held)
-  along = sharding.population_sharding
+  def take_and_lay_out(population, index, held):
+    return lay_out(_take(population, index), held)
+
+  name, donate = ('express', form, id(space)), ()
+  if _is_near(runtime, population):
+    run, arguments = take_and_lay_out, (population, index, held)
+  else:
+    # A merge of what is held is made on one device.
+    to = along(runtime.mesh) if held is None else runtime.mesh.devices.flat[0]
+    group = jax.device_put(_taken(runtime, population, index), to)
+    run, arguments = lay_out, (group, held)
+    alike = held is None and abstract_member(space, population)
+    donate = (0,) if alike and in_place(alike, population) else ()
+  program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
+  members = program(*arguments)
   return (
     jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
     jax.device_put(np.arange(size) < len(chosen), along(runtime.mesh)),
   )
+
+
+def _take(population, index):
+  return jax.tree.map(lambda leaf: leaf[index], population)
+
+
+def _is_near(runtime: Runtime, population: Any) -> bool:
+  """Whether a population is on devices of the engine."""
+  leaf = jax.tree.leaves(population)[0]
+  if not isinstance(leaf, jax.Array):
+    return False
+  return bool(leaf.sharding.device_set & set(runtime.mesh.devices.flat))
+
+
+def _taken(runtime: Runtime, population: Any, index: np.ndarray) -> Any:
+  """Members of a population that is elsewhere, taken where it is."""
+  leaf = jax.tree.leaves(population)[0]
+  if not isinstance(leaf, jax.Array):
+    return _take(population, index)
+  with jax.default_device(next(iter(leaf.sharding.device_set))):
+    program = runtime.compiled('take', _take, population, index)
+    return program(population, index)
+
+
+def in_place(member: Expression, population: Any) -> bool:
+  """Whether a member takes the memory of its genome as it is expressed."""
+
+  def kinds(tree, start):
+    leaves = jax.tree.leaves(tree)
+    return sorted((leaf.shape[start:], str(leaf.dtype)) for leaf in leaves)
+
+  return kinds(member, 0) == kinds(population, 1)
 
 
 def first_of_each(

@@ -156,15 +156,19 @@ class Evaluator:
       for task, limit in zip(self.tasks, limits, strict=True)
     ]
 
-  def check_population(self, space: Expressing, members: int) -> None:
+  def check_population(
+    self, space: Expressing, members: int, host: jax.Device | None = None
+  ) -> None:
     """Refuses a population of a space that no plan can hold, before it is made.
+
+    `host` is the device that holds it where that is not one of the engine.
 
     Raises:
       MemoryPlanError: saying how large it would be.
     """
     genome_bytes = groups.num_bytes(jax.eval_shape(space.base))
-    device = self._runtime.mesh.devices.flat[0]
-    budget = self._choices['budget']
+    device = host or self._runtime.mesh.devices.flat[0]
+    budget = None if host else self._choices['budget']
     planning.check_population(members, genome_bytes, budget, device)
 
   def prepare(
@@ -173,6 +177,7 @@ class Evaluator:
     population: Any,
     members: int | None = None,
     population_bytes: int | None = None,
+    on_host: bool = False,
   ) -> planning.Plan:
     """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
@@ -184,6 +189,7 @@ class Evaluator:
       packed_split.longest_rows(self._encoded('dev', self.max_length(space))),
       members=members,
       population_bytes=population_bytes,
+      on_host=on_host,
       **self._choices,
     )
 

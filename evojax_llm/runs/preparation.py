@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
+from evojax_llm.engine.plan import MemoryPlanError
 from evojax_llm.fitness import ensembles
 from evojax_llm.genomes import initial
 from evojax_llm.population import lineage
@@ -22,6 +24,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import front
+from evojax_llm.runs import host_memory
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -81,6 +84,8 @@ class Prepared:
   estimate: Any  # `setup.Estimates`, or None
   warm: WarmStart | None
   goals: front.Goals
+  # The device of the host that holds genomes; None where the engine's do.
+  host: jax.Device | None = None
   abstract: Any = None  # shapes and types of the run's state
 
   @property
@@ -90,13 +95,25 @@ class Prepared:
 
   def initial(self) -> Any:
     """Makes the initial population."""
-    with errors.as_user_error(ValueError, what='config.initial'):
-      made = self.setup.space.initial(
-        inputs_lib.recipe(self.config),
-        self.config.strategy.population,
-        jax.random.key(self.config.seed),
-      )
-    return made if self.warm is None else self.warm.before(made)
+    with self.at_home():
+      with errors.as_user_error(ValueError, what='config.initial'):
+        made = self.setup.space.initial(
+          inputs_lib.recipe(self.config),
+          self.config.strategy.population,
+          jax.random.key(self.config.seed),
+        )
+      made = made if self.warm is None else self.warm.before(made)
+    if self.host is None:
+      return made
+    # What is computed from it is there too.
+    population = jax.device_put(made.population, self.host)
+    return dataclasses.replace(made, population=population)
+
+  def at_home(self) -> Any:
+    """Returns a context in which new arrays are where the genomes are."""
+    if self.host is None:
+      return contextlib.nullcontext()
+    return jax.default_device(self.host)
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
@@ -161,20 +178,65 @@ def prepare(
   prepared = Prepared(
     *read, evaluator, strategy, params, racing, estimate, warm, goals
   )
-  evaluator.check_population(
-    setup.space, max(strategy.capacity, strategy.num_proposals)
+  sizes = len(goals.names), sum(counts)
+  experts = jax.eval_shape(setup.space.experts)
+  likely = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      (config.strategy.population, *leaf.shape[1:]), leaf.dtype
+    ),
+    experts,
   )
-  abstract = run_state.abstract_state(
-    strategy,
-    params,
-    prepared.initial().population,
-    len(goals.names),
-    sum(counts),
-  )
+  abstract = run_state.abstract_state(strategy, params, likely, *sizes)
   prepared = dataclasses.replace(prepared, abstract=abstract)
+  host, plan = _kept(
+    cache,
+    ('plan', key, config.strategy.population),
+    lambda: _placed(prepared),
+  )
+  prepared = dataclasses.replace(prepared, host=host)
+  _check_population(prepared)
+  made = prepared.initial().population
+  if _kinds(made) != _kinds(likely):
+    abstract = run_state.abstract_state(strategy, params, made, *sizes)
+  if host is not None:
+    there = jax.sharding.SingleDeviceSharding(host)
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), abstract
+    )
   if not planned:
-    errors.say(_plan(prepared).describe())
-  return prepared
+    errors.say(plan.describe())
+  return dataclasses.replace(prepared, abstract=abstract)
+
+
+def _kinds(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def _check_population(prepared: Prepared) -> None:
+  strategy = prepared.strategy
+  members = max(strategy.capacity, strategy.num_proposals)
+  prepared.evaluator.check_population(
+    prepared.setup.space, members, prepared.host
+  )
+
+
+def _placed(prepared: Prepared) -> tuple[jax.Device | None, Any]:
+  """Chooses where the population is, and plans the memory.
+
+  Raises:
+    MemoryPlanError: it fits nowhere.
+  """
+
+  def attempt(host):
+    there = dataclasses.replace(prepared, host=host)
+    _check_population(there)
+    return host, _plan(there)
+
+  *others, last = host_memory.candidates(prepared.config.execution.population)
+  for host in others:
+    with contextlib.suppress(MemoryPlanError):
+      return attempt(host)
+  return attempt(last)
 
 
 def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
@@ -222,11 +284,15 @@ def _plan(prepared: Prepared) -> Any:
     lambda state: strategy.ask(jax.random.key(0), state, prepared.params)[0],
     abstract.strategy,
   )
+  genomes = groups.num_bytes(abstract) + groups.num_bytes(proposed)
+  if prepared.host is not None:
+    host_memory.check(genomes, prepared.host)
   plan = evaluator.prepare(
     setup.space,
     proposed,
     members=min(strategy.population_size, stack.size(proposed)),
-    population_bytes=groups.num_bytes(abstract) + groups.num_bytes(proposed),
+    population_bytes=genomes,
+    on_host=prepared.host is not None,
   )
   # An item that does not fit must show now and not when all is done.
   heldout = setup_lib.heldout_tasks(prepared.config, setup)

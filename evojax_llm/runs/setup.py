@@ -26,6 +26,7 @@ from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
+from evojax_llm.runs import host_memory
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import registry
@@ -148,6 +149,7 @@ def make_evaluator(config: RunConfig, setup: Setup) -> Any:
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
   execution = dataclasses.asdict(config.execution)
   budget = execution.pop('memory_budget_gib')
+  devices = host_memory.engine_devices(execution.pop('population'))
   execution['dtype'] = jnp.dtype(execution['dtype'])
   with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
@@ -162,6 +164,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
       },
       draw=config.dev_draw,
       memory_budget=None if budget is None else int(budget * _GIB),
+      devices=devices,
       **execution,
     )
 
