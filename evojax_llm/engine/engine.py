@@ -77,7 +77,8 @@ class Engine:
     """
     member = groups.abstract_member(space, population)
     member_bytes = groups.num_bytes(member)
-    if options.get('on_host') and not groups.in_place(member, population):
+    if options.get('on_host') and not isinstance(member, Weights):
+      # Models are the genomes themselves; of others there is a copy.
       member_bytes += groups.num_bytes(population) // stack.size(population)
     model, params = self._model(space), self._runtime.params(space)
 

@@ -78,8 +78,8 @@ def express(
     to = along(runtime.mesh) if held is None else runtime.mesh.devices.flat[0]
     group = jax.device_put(_taken(runtime, population, index), to)
     run, arguments = lay_out, (group, held)
-    alike = held is None and abstract_member(space, population)
-    donate = (0,) if alike and in_place(alike, population) else ()
+    same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
+    donate = (0,) if same else ()
   program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
   members = program(*arguments)
   return (
@@ -110,14 +110,9 @@ def _taken(runtime: Runtime, population: Any, index: np.ndarray) -> Any:
     return program(population, index)
 
 
-def in_place(member: Expression, population: Any) -> bool:
-  """Whether a member takes the memory of its genome as it is expressed."""
-
-  def kinds(tree, start):
-    leaves = jax.tree.leaves(tree)
-    return sorted((leaf.shape[start:], str(leaf.dtype)) for leaf in leaves)
-
-  return kinds(member, 0) == kinds(population, 1)
+def _kinds(tree: Any) -> list[tuple[tuple[int, ...], str]]:
+  """Shapes and types: a tree with the same can take another one's memory."""
+  return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
 
 
 def first_of_each(
