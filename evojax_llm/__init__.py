@@ -43,7 +43,7 @@ _PUBLIC = {
   'as_evosax': 'evojax_llm.strategies.evosax:as_evosax',
   'evolve': 'evojax_llm.runs.evolution:evolve',
   # Runs.
-  'run': 'evojax_llm.runs.runner:run',
+  'run': 'evojax_llm.runs.launch:run',
   'sweep': 'evojax_llm.runs.sweeps:sweep',
   # Types.
   'Model': 'evojax_llm.types:Model',

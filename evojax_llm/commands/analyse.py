@@ -31,7 +31,8 @@ def main(_: Sequence[str]) -> None:
   if not (run / 'summary.json').is_file() or not (run / 'items').is_dir():
     raise command.UserError(
       f'--run={run} is not the folder of a finished run, with summary.json and '
-      'items. Finish it first; of several seeds, name the folder of one.'
+      'items. Finish it first; of several seeds or stages, name the folder of '
+      'one.'
     )
 
   from evojax_llm.runs import analysis

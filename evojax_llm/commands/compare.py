@@ -8,7 +8,8 @@ A comparison is a sweep over configurations: every search runs once for each
 stage (tasks that are searched on together), draw of dev items, size of the
 population and seed, in a run folder STAGE/draw_N/NAME/seed_N below --out. One
 process compiles once a stage, and baselines are scored once a stage and draw. A
-search scores exactly --evaluations members, each on the same items: what its
+search scores exactly --evaluations members (the stages of a run that has some
+share them in proportion to theirs), each on the same items: what its
 last generation has beyond that counts as failed. One that ends with its last
 population (keep_best=False) ends before a generation for which too few are
 left. Its best member by dev is scored on test, and so is the vote of its best
@@ -38,9 +39,11 @@ from absl import flags
 
 from evojax_llm.commands import command
 from evojax_llm.commands import settings
+from evojax_llm.runs import errors
 from evojax_llm.runs import fields
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
+from evojax_llm.runs import stages as stages_lib
 from evojax_llm.runs import sweep_changes
 
 _ROUNDS = 10
@@ -94,6 +97,11 @@ def main(_: Sequence[str]) -> int | None:
         'a comparison.'
       )
   configs = [_read_config(source) for source in _CONFIGS.value]
+  if staged := [c.name for c in configs if c.stages and _POPULATIONS.value]:
+    raise command.UserError(
+      f'--populations is of one search, and {staged[0]} has several stages: '
+      'leave it out, or compare without that configuration.'
+    )
   for size in _POPULATIONS.value or ():
     if not size.isdigit() or int(size) < 1:
       raise command.UserError(
@@ -187,7 +195,9 @@ def _trial(
   """A search on the data of the first configuration."""
   config = first.copy_and_resolve_references()
   config.tasks = ','.join(stage.split('+'))
-  config.name, config.space, config.initial = name, arm.space, arm.initial
+  for field in ('space', 'merged', 'layer_path', 'pareto', 'initial'):
+    config[field] = arm[field]
+  config.name = name
   config.seed, config.seeds, config.dev_draw = seed, 1, draw
   config.strategy = arm.strategy.copy_and_resolve_references()
   config.strategy.patience = None
@@ -195,6 +205,11 @@ def _trial(
     config.strategy.evaluations = _EVALUATIONS.value
   # A search that proposes no member any more spends nothing and must end.
   config.strategy.generations = _ROUNDS * _EVALUATIONS.value
+  read = run_config.RunConfig.from_config(arm)
+  with errors.as_user_error(ValueError, what=name):
+    config.stages = stages_lib.divide(
+      read, _EVALUATIONS.value, config.strategy.generations
+    )
   changes = {'stage': stage, 'draw': draw, 'arm': name, 'seed': seed}
   parts = stage, f'draw_{draw}', name, f'seed_{seed}'
   path = '/'.join(re.sub(r'[^\w.,+=-]+', '_', part) for part in parts)
@@ -205,7 +220,7 @@ def _trial(
 
 def _check(folder: Any, trials: Sequence[Any], cache: dict[Any, Any]) -> None:
   """Refuses what cannot begin before any search of a stage has run."""
-  from evojax_llm.runs import preparation
+  from evojax_llm.runs import launch
 
   first = {}
   for trial in trials:
@@ -213,7 +228,7 @@ def _check(folder: Any, trials: Sequence[Any], cache: dict[Any, Any]) -> None:
       first.setdefault(trial.changes['arm'], trial)
   for arm, trial in first.items():
     try:
-      prepared = preparation.prepare(trial.config, cache=cache)
+      prepared = launch.prepare(trial.config, cache=cache)
     except ValueError as error:
       raise command.UserError(f'{arm}: {error}') from error
     if not all(task.test for task in prepared.setup.tasks):

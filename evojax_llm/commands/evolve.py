@@ -14,19 +14,27 @@ The run folder (a new one below runs/ without --workdir) gets config.json,
 metrics.jsonl, members.jsonl, items/, checkpoints/ and, at the end, best/ (a
 PEFT adapter), summary.json, summary.md and curve.png. A run that was
 interrupted, at whatever moment, goes on when the same command is given with the
-same --workdir, and ends as it would have.
+same --workdir, or --workdir alone, and ends as it would have. With more
+--config.strategy.generations or evaluations it goes on to there, also where it
+had ended.
+
+config.stages names several searches, each of which begins from the best of the
+one before; each has a run folder of its own in stages/.
 
 The search sees the tasks' dev items. The test items are read once, at the end,
 for the best member by dev and for the baselines.
 """
 
 from collections.abc import Sequence
+import os
+import pathlib
 
 from absl import flags
 
 from evojax_llm.commands import command
 from evojax_llm.commands import settings
 from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import stages
 from evojax_llm.runs.run_config import RunConfig
 
 settings.define()
@@ -34,14 +42,15 @@ flags.DEFINE_string('workdir', None, 'Run folder, new or to go on with.')
 
 
 def main(_: Sequence[str]) -> int | None:
-  config = RunConfig.from_config(settings.load())
+  config = RunConfig.from_config(settings.load(_of_workdir()))
   files = inputs_lib.locate(config)
-  command.use_cores(files.model, config.strategy.population)
+  searches = stages.split(config)
+  largest = max(one.config.strategy.population for one in searches)
+  command.use_cores(files.model, largest)
 
   # Only now, so that --help and misspelt names are answered at once.
   from evojax_llm.runs import final_table
-  from evojax_llm.runs import preparation
-  from evojax_llm.runs import runner
+  from evojax_llm.runs import launch
   from evojax_llm.runs import sweep_changes
   from evojax_llm.runs import sweeps
 
@@ -50,7 +59,16 @@ def main(_: Sequence[str]) -> int | None:
     return sweeps.sweep(
       trials, command.new_workdir(sweeps.name_of(trials))
     ).show()
-  prepared = preparation.prepare(config, files)
+  prepared = launch.prepare(config, files)
   workdir = command.new_workdir(prepared.name)
-  final_table.show(runner.run_prepared(prepared, workdir))
+  final_table.show(launch.run_prepared(prepared, workdir))
   return None
+
+
+def _of_workdir() -> str | None:
+  """The settings of the run in --workdir, where --config names no others."""
+  workdir = flags.FLAGS.workdir
+  if not workdir or flags.FLAGS['config'].present:
+    return None
+  path = pathlib.Path(os.path.expanduser(workdir)) / 'config.json'
+  return str(path) if path.is_file() else None

@@ -21,7 +21,7 @@ from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.cache import as_prefix
 from evojax_llm.models.cache import init_cache
 from evojax_llm.models.expression import Expression
-from evojax_llm.models.expression import fold
+from evojax_llm.models.expression import alone
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
 
@@ -71,9 +71,10 @@ class DecodePrograms:
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
         members,
       )
-      own = {
+      own = alone(params, member)
+      own['params'] = {
         name: node
-        for name, node in fold(params, member).items()
+        for name, node in own['params'].items()
         if node is not params[name]
       }
       return jax.tree.map(lambda leaf: leaf[None], own)
@@ -199,7 +200,7 @@ class DecodePrograms:
       members = jax.tree.leaves(weights)[0].shape[forms.member_axis('batched')]
       forward = forms.batched_forward(self._model, params, weights, members)
       return functools.partial(forward, prefix=prefix)
-    variables = {'params': self._folded(params, weights)}
+    variables = self._folded(params, weights)
 
     def forward(tokens, positions, cache):
       one = _lead(cache, lambda leaf: leaf[0])
@@ -217,17 +218,19 @@ class DecodePrograms:
   def _unembed(self, params: Any, weights: Any) -> Callable:
     """Returns the function from hidden states of a part to logits."""
     if self._form == 'folded':
-      params = self._folded(params, weights)
+      params = self._folded(params, weights)['params']
     return lambda hidden: self._model.apply(
       {'params': params}, hidden, method='unembed'
     )
 
   def _folded(self, params: Any, weights: Any) -> Any:
-    """Returns the parameters of the one member of a part on this device."""
-    return {**params, **jax.tree.map(lambda leaf: leaf[0], weights)}
+    """Returns the variables of the one member of a part on this device."""
+    own = jax.tree.map(lambda leaf: leaf[0], weights)
+    return {**own, 'params': {**params, **own['params']}}
 
   def _new_cache(self, members: int, rows: int, length: int):
-    cache = init_cache(self._model.config, rows, length, self._model.dtype)
+    model = self._model
+    cache = init_cache(model.config, rows, length, model.dtype, model.hops)
     return _lead(
       cache, lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape))
     )

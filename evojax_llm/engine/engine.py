@@ -91,6 +91,7 @@ class Engine:
         lengths=lengths,
         dtype=model.dtype,
         device=self._runtime.mesh.devices.flat[0],
+        hops=model.hops,
         form=form,
         **options,
       )
@@ -239,7 +240,8 @@ class Engine:
     )
 
   def _model(self, space: Expressing) -> Gemma:
-    return Gemma(space.model().config, self._runtime.dtype)
+    shared = space.model()
+    return Gemma(shared.config, self._runtime.dtype, hops=shared.hops)
 
   def _decoder(self, model: Gemma, params: Any) -> Decoder:
     key = (id(params), self.plan.form)

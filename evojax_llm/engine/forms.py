@@ -8,6 +8,9 @@
     work; the working set stays that of one member. Members that are whole
     parameters have this form alone.
 
+Members that are paths have nothing to fold. In the folded form each costs its
+own hops, in the batched form those of the longest one of its group.
+
 Both give the same results up to rounding. Which one is faster depends on sizes
 and device (`plan.choose_form`).
 """
@@ -21,7 +24,8 @@ import jax.numpy as jnp
 
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.cache import Cache
-from evojax_llm.models.expression import fold
+from evojax_llm.models.expression import alone
+from evojax_llm.models.expression import longest
 from evojax_llm.models.expression import variables
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import sharding
@@ -70,10 +74,10 @@ def run_group(
     return program(forward, unembed_with(params), batch)
 
   def run(member):
-    folded = fold(params, member)
+    own = alone(params, member)
     return program(
-      lambda *args: model.apply({'params': folded}, *args),
-      unembed_with(folded),
+      lambda *args: model.apply(own, *args),
+      unembed_with(own['params']),
       batch,
     )
 
@@ -101,12 +105,15 @@ def batched_forward(
   # The slot index is the same for all members and stays a scalar: mapped, it
   # would turn each cache write into a scatter.
   cache_axes = Cache(k=0, v=0, positions=0, index=None)
+  count = longest(expressed)
 
   def forward(tokens, positions, cache, until=None, prefix=None):
     mapped = 0 if tokens.ndim == 3 else None
     axes = None if cache is None else cache_axes
     return jax.vmap(
-      lambda member, *args: model.apply(variables(params, member), *args),
+      lambda member, *args: model.apply(
+        variables(params, member, count), *args
+      ),
       in_axes=(1, mapped, mapped, axes, None, None if prefix is None else 0),
       out_axes=(0, axes),
       axis_size=members,

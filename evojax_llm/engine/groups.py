@@ -13,6 +13,7 @@ from evojax_llm.genomes.space import Expressing
 from evojax_llm.genomes.space import check_genome
 from evojax_llm.models import expression as expression_lib
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import Path
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
@@ -123,7 +124,8 @@ def first_of_each(
   Returns:
     Positions into the M `indices` of members (P, ...) of which no two are the
     same model, and (M,) which of those each member is as; None where all differ
-    or the space does not tell.
+    or the space does not tell. Paths go by their length, so that those of a
+    group end together.
   """
   if not space.decodes or not len(indices):
     return None
@@ -133,7 +135,8 @@ def first_of_each(
   program = runtime.compiled(
     name, jax.vmap(space.decoded), population, keep=space
   )
-  found = jax.tree.leaves(jax.device_get(program(population)))
+  decoded = jax.device_get(program(population))
+  found = jax.tree.leaves(decoded)
   slots: dict[bytes, int] = {}
   first, same = [], []
   for position, member in enumerate(indices):
@@ -142,9 +145,14 @@ def first_of_each(
       slots[row] = len(first)
       first.append(position)
     same.append(slots[row])
+  first, same = np.asarray(first), np.asarray(same)
+  if isinstance(decoded, Path):
+    hops = np.sum(decoded.hops >= 0, axis=1)[indices[first]]
+    order = np.argsort(hops, kind='stable')
+    return first[order], np.argsort(order)[same]
   if len(first) == len(indices):
     return None
-  return np.asarray(first), np.asarray(same)
+  return first, same
 
 
 def distances(

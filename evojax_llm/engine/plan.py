@@ -224,6 +224,7 @@ def make_plan(
   lengths: Sequence[tuple[int, int]],
   dtype=jnp.float32,
   device: jax.Device,
+  hops: int | None = None,
   form: str = 'auto',
   members_per_group: int | None = None,
   prompts_per_batch: int | None = None,
@@ -242,6 +243,7 @@ def make_plan(
     lengths: (prompt tokens, new tokens) of the longest rows of each kind.
     dtype: type of activations and cache.
     device: one of the devices that the members are spread over.
+    hops: most hops of members that are paths.
     form: 'auto', 'batched' or 'folded'.
     members_per_group: fixed by the user, or None.
     prompts_per_batch: fixed by the user, or None.
@@ -275,7 +277,7 @@ def make_plan(
     base=base_bytes,
     population=population_bytes,
     row_fixed=2 * 4 * config.vocab_size,
-    row_token=layer_bytes(config) + bytes_per_token(config, dtype),
+    row_token=layer_bytes(config) + bytes_per_token(config, dtype, hops),
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(
       device.platform, _TOKENS_PER_CALL_ELSEWHERE
@@ -290,6 +292,8 @@ def make_plan(
 
   def attempt(group: int) -> Plan:
     copies = max(0, layers) if form == 'folded' else 0
+    if hops:  # A member takes the layer that it is at.
+      copies = layers // config.num_layers * (1 if form == 'folded' else group)
     fixed = resident + group * member_bytes + copies
     return Plan(members_per_group=group, fixed=fixed, **common)
 

@@ -69,6 +69,27 @@ class Evaluation:
     )
 
 
+def joined(first: Evaluation, second: Evaluation) -> Evaluation:
+  """Returns that of the members of both, scored on the same items."""
+  tasks = []
+  for a, b in zip(first.tasks, second.tasks, strict=True):
+    values = np.concatenate([a.values, b.values])
+    predictions = [*a.predictions, *b.predictions]
+    known = a.loglikelihoods and b.loglikelihoods
+    found = [*a.loglikelihoods, *b.loglikelihoods] if known else None
+    tasks.append(
+      dataclasses.replace(
+        a, values=values, predictions=predictions, loglikelihoods=found
+      )
+    )
+  return Evaluation(
+    np.concatenate([first.fitness, second.fitness]),
+    np.concatenate([first.task_scores, second.task_scores]),
+    tasks,
+    [*first.reasons, *second.reasons],
+  )
+
+
 class _Likelihoods(Sequence):
   """M lists of {option: value} an item, each made when it is asked for."""
 

@@ -128,6 +128,11 @@ class Evaluator:
     self._scorer = AnswerScorer(self.tasks, made, tokenizer)
 
   @property
+  def runtime(self) -> Runtime:
+    """Devices, shared parameters and compiled programs."""
+    return self._runtime
+
+  @property
   def ledger(self) -> Ledger:
     """Where tokens and seconds went."""
     return self._runtime.ledger
@@ -308,6 +313,21 @@ class Evaluator:
       )
     ]
     return dataclasses.replace(raced, tasks=tasks)
+
+  def on(self, tasks: Sequence[Task]) -> 'Evaluator':
+    """The same engine on all items of other tasks with these names."""
+    other = copy.copy(self)
+    other.tasks, other.limits = list(tasks), {}
+    other._items, other._splits = {}, {}
+    other._scorer = AnswerScorer(tasks, self.objective, self.tokenizer)
+    return other
+
+  def apart(self) -> 'Evaluator':
+    """The same scores with a plan of its own, for members of another kind."""
+    other = copy.copy(self)
+    other._engine = Engine(self._runtime, self.tokenizer)
+    other._splits = {}
+    return other
 
   def estimate(
     self,

@@ -34,6 +34,7 @@ from evojax_llm.population import stack
 SPACES: dict[str, Any] = {
   'adapters': 'evojax_llm.genomes.adapters:AdapterSpace',
   'gates': 'evojax_llm.genomes.gates:GateSpace',
+  'layer_path': 'evojax_llm.genomes.layer_path:LayerPathSpace',
   'merged': 'evojax_llm.genomes.merged:MergedSpace',
   'sparsified_gates': (
     'evojax_llm.genomes.sparsified_gates:SparsifiedGateSpace'
@@ -76,7 +77,8 @@ class Space(Expressing, Protocol):
 
   Attributes:
     names: (N,) of the experts.
-    exports: 'adapter' or 'model', the kind of folder that `export` writes.
+    exports: 'adapter', 'model' or 'path', the kind of folder that `export`
+      writes. Members of 'path' are unlike those of `plain`.
     takes: kinds of experts that `from_files` takes, of 'adapters' and 'models'.
     bare: whether the space exports where no parameters are loaded.
     options: dataclass of what else `from_files` takes by name, or None; with
@@ -211,6 +213,10 @@ class Space(Expressing, Protocol):
         total += rows.var(axis=0).sum(), apart.sum()
     spread, change = np.sqrt(total / count)
     return float(spread or change)
+
+  def penalties(self, population: stack.Population) -> np.ndarray | None:
+    """Returns (P,) f32 that a search sees fitness less; None for nothing."""
+    return None
 
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:
     """Returns what one member is in the terms of the space, as JSON holds it.

@@ -16,7 +16,8 @@ class Cache:
   are a ring: all rows write at one index, which wraps around.
 
   Attributes:
-    k: (L, B, S, Kv, h) keys, rotated.
+    k: (L, B, S, Kv, h) keys, rotated; L is that of hops where members are
+      paths.
     v: (L, B, S, Kv, h) values.
     positions: (B, S) i32 position of the token in each slot; -1 if empty.
     index: () i32 next slot to be written.
@@ -44,11 +45,18 @@ class Prefix:
 
 
 def init_cache(
-  config: GemmaConfig, batch: int, length: int, dtype=jnp.float32
+  config: GemmaConfig,
+  batch: int,
+  length: int,
+  dtype=jnp.float32,
+  hops: int | None = None,
 ) -> Cache:
-  """Returns an empty cache of `length` slots for `batch` rows."""
+  """Returns an empty cache of `length` slots for `batch` rows.
+
+  `hops` is of paths; without it there is one entry a layer.
+  """
   c = config
-  shape = (c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
+  shape = (hops or c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
   return Cache(
     k=jnp.zeros(shape, dtype),
     v=jnp.zeros(shape, dtype),
@@ -57,10 +65,12 @@ def init_cache(
   )
 
 
-def bytes_per_token(config: GemmaConfig, dtype=jnp.float32) -> int:
+def bytes_per_token(
+  config: GemmaConfig, dtype=jnp.float32, hops: int | None = None
+) -> int:
   """Returns the bytes that one token of one row takes in the cache."""
   width = config.num_kv_heads * config.head_dim
-  return 2 * config.num_layers * width * jnp.dtype(dtype).itemsize
+  return 2 * (hops or config.num_layers) * width * jnp.dtype(dtype).itemsize
 
 
 def as_prefix(cache: Cache) -> Prefix:

@@ -16,6 +16,8 @@ from evojax_llm.models.folders import read_json
 
 MODEL_FOLDER = 'a Gemma folder in Hugging Face layout'
 MODEL_TYPES = ('gemma', 'gemma2', 'gemma3_text')
+# Ends the model_type of a folder of `path_files`.
+PATH = '_path'
 LAYER_TYPES = ('full_attention', 'sliding_attention')
 ACTIVATIONS = {
   'gelu': 'gelu',
@@ -167,12 +169,15 @@ class GemmaConfig:
     }
 
 
-def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
+def load_config(
+  folder: str | os.PathLike, path: bool = False
+) -> tuple[GemmaConfig, Any]:
   """Reads config.json through transformers' AutoConfig.
 
   Args:
     folder: a Gemma 1, 2 or 3 folder; of a multimodal Gemma 3 the text part is
       read.
+    path: whether it is a folder of `path_files`, of whose layers the model is.
 
   Returns:
     The configuration, and the transformers configuration it was read from.
@@ -181,35 +186,47 @@ def load_config(folder: str | os.PathLike) -> tuple[GemmaConfig, Any]:
     ModelError: no folder or file, broken JSON, a field out of range, another
       or a quantised model.
   """
-  path = existing_folder(folder, MODEL_FOLDER) / 'config.json'
-  raw = read_json(path)
-  known = (*MODEL_TYPES, 'gemma3')
-  if raw.get('model_type') not in known:
-    hint = (
-      ' This is an adapter folder; give it as an expert, not as the base.'
-      if 'peft_type' in raw
-      else ''
-    )
+  file = existing_folder(folder, MODEL_FOLDER) / 'config.json'
+  raw = read_json(file)
+  known, kind = (*MODEL_TYPES, 'gemma3'), raw.get('model_type')
+  if path:
+    known = tuple(model_type + PATH for model_type in MODEL_TYPES)
+  if kind not in known:
+    hint = ''
+    if 'peft_type' in raw:
+      hint = (
+        ' This is an adapter folder; give it as an expert, not as the base.'
+      )
+    elif str(kind).endswith(PATH):
+      hint = (
+        ' This is a path through layers, which score and generate take; export '
+        'it with --merged for a plain model.'
+      )
     raise ModelError(
-      f'{path}: model_type is {raw.get("model_type")!r}; expected one of '
+      f'{file}: model_type is {kind!r}; expected one of '
       f'{", ".join(known)}.{hint}'
     )
   if raw.get('quantization_config'):
     raise ModelError(
-      f'{path}: quantization_config is set; expected plain float weights. '
+      f'{file}: quantization_config is set; expected plain float weights. '
       'Convert them back first.'
     )
-  _check_fields(raw, f'{path}:')
+  _check_fields(raw, f'{file}:')
   if raw.get('text_config') is not None:
-    _check_fields(raw['text_config'], f'{path}: text_config:')
+    _check_fields(raw['text_config'], f'{file}: text_config:')
+  auto = import_transformers().AutoConfig
   try:
-    hf_config = import_transformers().AutoConfig.from_pretrained(
-      path.parent, local_files_only=True, trust_remote_code=False
-    )
+    if path:
+      raw = {**raw, 'model_type': kind.removesuffix(PATH)}
+      hf_config = type(auto.for_model(raw['model_type'])).from_dict(raw)
+    else:
+      hf_config = auto.from_pretrained(
+        file.parent, local_files_only=True, trust_remote_code=False
+      )
     return config_from_hf(hf_config), hf_config
   except Exception as error:
     # transformers' messages have many lines.
-    raise ModelError(f'{path}: {" ".join(str(error).split())}') from error
+    raise ModelError(f'{file}: {" ".join(str(error).split())}') from error
 
 
 def _check_fields(raw: Any, where: str) -> None:

@@ -1,11 +1,12 @@
-"""What tells one member from another: low rank, gates or whole parameters.
+"""What tells one member from another: low rank, gates, parameters or a path.
 
-A genome space expresses a genome as one of three types, and the type says how
+A genome space expresses a genome as one of four types, and the type says how
 the model runs it:
 
   LowRank  factors added to linear maps,
   Gates    weights of factors that all members share,
-  Weights  parameters of its own.
+  Weights  parameters of its own,
+  Path     an order of layers that all members share.
 """
 
 from typing import Any
@@ -51,16 +52,50 @@ class Weights:
   params: dict[str, Any]
 
 
-Expression = LowRank | Gates | Weights
+@flax.struct.dataclass
+class Path:
+  """A member that is a way through shared layers, each hop through one of them.
+
+  The residual stream that enters a hop is multiplied by the scale of the hop.
+  Embedding, final norm and head are the shared ones. Every hop has keys and
+  values of its own, and a layer may come several times. (Evolutionary model
+  merging in the data-flow space, arXiv 2403.13187, section 3.2.)
+
+  Attributes:
+    hops: (H,) i32 indices of layers; -1 behind the end.
+    scales: (H,) f32.
+  """
+
+  hops: jax.Array
+  scales: jax.Array
 
 
-def variables(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
+Expression = LowRank | Gates | Weights | Path
+
+
+def longest(expression: Expression, axis: int = 0) -> jax.Array | None:
+  """Returns () i32, the hops of the longest of some paths; None of others.
+
+  `axis` is that of H; the other one, if any, is that of the members.
+  """
+  if not isinstance(expression, Path):
+    return None
+  return jnp.max(jnp.sum(expression.hops >= 0, axis=axis, dtype=jnp.int32))
+
+
+def variables(
+  params: dict[str, Any],
+  expression: Expression,
+  count: jax.Array | None = None,
+) -> dict[str, Any]:
   """Returns the variables of the flax model for one member.
 
   Args:
     params: shared parameters; without a leading axis where `apply` is mapped
       over members, which leaves one product x W for all of them.
     expression: of the member.
+    count: () i32, hops to go through; by default those of a path. Where `apply`
+      is mapped it is that of the longest path, so that one loop serves all.
   """
   match expression:
     case LowRank(factors):
@@ -70,10 +105,21 @@ def variables(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
       return {'params': params, 'gates': named}
     case Weights(own):
       return {'params': own}
+    case Path(hops, scales):
+      count = longest(expression) if count is None else count
+      path = {'hops': hops, 'scales': scales, 'count': count}
+      return {'params': params, 'path': path}
   raise TypeError(
     f'Got a member expressed as {type(expression).__name__}; expected LowRank, '
-    'Gates or Weights.'
+    'Gates, Weights or Path.'
   )
+
+
+def alone(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
+  """Returns the variables of a member that runs by itself; see `fold`."""
+  if isinstance(expression, Path):
+    return variables(params, expression)
+  return {'params': fold(params, expression)}
 
 
 def fold(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
@@ -89,6 +135,8 @@ def fold(params: dict[str, Any], expression: Expression) -> dict[str, Any]:
     kernel; untouched leaves are shared.
   """
   match expression:
+    case Path():
+      raise TypeError('Got a path, which no parameters fold; see `alone`.')
     case LowRank(factors):
       return _at_maps(
         lambda node, pair: {'kernel': _add(node, pair['a'], pair['b'])},

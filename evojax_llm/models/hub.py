@@ -66,12 +66,15 @@ class Model:
     folder: that it was loaded from; gives tokenizer, stored types and the name
       of the base to what is exported. None for a model without files.
     tokenizer: None if it was not asked for.
+    hops: most hops of members that are paths through its layers; None where
+      all members go through them in order.
   """
 
   config: GemmaConfig
   params: dict[str, Any]
   folder: str | os.PathLike | None = None
   tokenizer: Tokenizer | None = None
+  hops: int | None = None
 
 
 def load_model(folder: str | os.PathLike, dtype: Any = jnp.float32) -> Model:
@@ -115,6 +118,17 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
+  return config, load_params(folder, config, dtype, place, head)
+
+
+def load_params(
+  folder: str | os.PathLike,
+  config: GemmaConfig,
+  dtype: Any = jnp.float32,
+  place: Callable[[np.ndarray], Any] = jax.device_put,
+  head: bool = False,
+) -> dict[str, Any]:
+  """Loads the parameters of a configuration; see `load_checkpoint`."""
   params: dict[str, Any] = {}
   with open_model(folder, config, head) as files:
     for leaf in names.leaves(config):
@@ -123,7 +137,7 @@ def load_checkpoint(
       if leaf.path == ('embedder', 'embedding'):
         check_tied(files, array)
       put(params, leaf.path, place(array))
-  return config, params
+  return params
 
 
 def save_checkpoint(

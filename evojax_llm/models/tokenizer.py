@@ -52,8 +52,13 @@ class Tokenizer:
     """
     path = existing_folder(folder, 'a model folder with its tokenizer')
     # Also first, so that its faults are not taken for the tokenizer's.
-    config = load_config(path)[0] if (path / 'config.json').exists() else None
-    backend = _load(path)
+    config, read = None, {}
+    if (path / 'config.json').exists():
+      of_path = (path / 'path.safetensors').exists()
+      config, hf_config = load_config(path, path=of_path)
+      # Of a type that transformers does not know.
+      read = {'config': hf_config} if of_path else {}
+    backend = _load(path, **read)
     vocab_size = config.vocab_size if config else len(backend)
     ids = [backend.eos_token_id, backend.get_vocab().get(END_OF_TURN)]
     # A token that the model cannot write ends nothing.
@@ -138,7 +143,7 @@ class Tokenizer:
       )
 
 
-def _load(path: pathlib.Path) -> Any:
+def _load(path: pathlib.Path, **read: Any) -> Any:
   """Loads the transformers tokenizer of a folder."""
   wanted = ['tokenizer.json', 'tokenizer.model']
   there = [name for name in wanted if os.path.lexists(path / name)]
@@ -167,7 +172,7 @@ def _load(path: pathlib.Path) -> Any:
       read_json(path / name)
   try:
     backend = import_transformers().AutoTokenizer.from_pretrained(
-      path, local_files_only=True, trust_remote_code=False
+      path, local_files_only=True, trust_remote_code=False, **read
     )
     # Fields of a wrong type show when they are used.
     backend.encode('a', add_special_tokens=False, verbose=False)

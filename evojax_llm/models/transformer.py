@@ -188,6 +188,9 @@ class Gemma(nn.Module):
     config: shape and mathematics.
     dtype: type of activations; products accumulate in f32.
     unroll: layers that one step of the scan over L holds.
+    hops: most hops of a member that is a path (see `expression.Path`), each of
+      which has keys and values in the cache; None where all go through the
+      layers in order.
     remat: whether a gradient computes a layer's insides again, so that of each
       only its input is kept.
   """
@@ -195,6 +198,7 @@ class Gemma(nn.Module):
   config: GemmaConfig
   dtype: Any = jnp.float32
   unroll: int = 1
+  hops: int | None = None
   remat: bool = False
 
   def setup(self):
@@ -261,7 +265,11 @@ class Gemma(nn.Module):
       visible = column <= column[:, None]
       visible = visible & (column[:, None] < until[:, None, :])
     shared = Tokens(cos, sin, visible, distance, index, prefix)
-    (x, kv), _ = self.layers((self.embedder(tokens), kv), kinds, shared)
+    x = self.embedder(tokens)
+    if self.has_variable('path', 'hops'):
+      x, kv = self._walk((x, kv), kinds, shared)
+    else:
+      (x, kv), _ = self.layers((x, kv), kinds, shared)
     if cache is not None:
       cache = Cache(
         k=kv[0],
@@ -270,6 +278,30 @@ class Gemma(nn.Module):
         index=(index + tokens.shape[1]) % cache.positions.shape[1],
       )
     return self.final_norm(x), cache
+
+  def _walk(self, carry: tuple, kinds: LayerKind, tokens: Tokens) -> tuple:
+    """Goes through the layers of a path; hops behind its end change nothing."""
+    path, layers = self.variables['path'], self.variables['params']['layers']
+    layer = Layer(self.config, parent=None)
+
+    def hop(number: jax.Array, carry: tuple) -> tuple:
+      x, kv = carry
+      index = path['hops'][number]
+      params, kind = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(
+          leaf, jnp.maximum(index, 0), keepdims=False
+        ),
+        (layers, kinds),
+      )
+      scaled = x.astype(jnp.float32) * path['scales'][number]
+      # Its place in the cache is that of the hop, not that of the layer.
+      kind = kind.replace(layer=number)
+      (y, kv), _ = layer.apply(
+        {'params': params}, (scaled.astype(x.dtype), kv), kind, tokens
+      )
+      return jnp.where(index >= 0, y, x), kv
+
+    return jax.lax.fori_loop(jnp.int32(0), path['count'], hop, carry)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Returns logits (..., V) f32 of hidden states (..., D), soft-capped."""

@@ -24,6 +24,7 @@ from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import load_base
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
+from evojax_llm.models import path_files
 from evojax_llm.models import peft
 from evojax_llm.models.config import GemmaConfig
 from evojax_llm.models.expression import LowRank
@@ -49,7 +50,7 @@ class Members:
   # 'base', then what tells P - 1 adapter folders apart; without adapters the
   # name of the model folder.
   names: tuple[str, ...]
-  population: Any  # low ranks with a leading P, f32
+  population: Any  # genomes of the space, with a leading P
 
 
 def load(
@@ -63,6 +64,16 @@ def load(
   """
   # The small files first: what is wrong with them shows at once.
   tokenizer = Tokenizer.from_folder(model)
+  if path_files.is_path(model):
+    if adapters:
+      raise errors.UserError(
+        f'{model} is a path through layers, of which there are no adapters: '
+        f'leave {adapters[0]} out.'
+      )
+    shared, path = path_files.load_path(model, dtype)
+    population = stack.stack([path])
+    names = (model_name(model),)
+    return Members(Expressed(shared), tokenizer, names, population)
   config, _ = hub.load_config(model)
   names, population = (model_name(model),), alone(config)
   if adapters:
@@ -96,13 +107,15 @@ def of_row(
   if not isinstance(source, rows.Run):
     return _exported_vote(pathlib.Path(os.path.expanduser(source)), dtype)
   row = source.row(name, dtype)
-  names, population = (BASE,), stack.stack([row.space.base()])
+  # Of paths the first one is A's, which is the base unless it is named.
+  first = getattr(row.space, 'sources', (BASE,))[0]
+  names, population = (first,), stack.stack([row.space.base()])
   if row.name != BASE:
     # As the space has them: a run of another type may have kept them.
     genomes = jax.tree.map(
       lambda leaf, like: jnp.asarray(leaf, like.dtype), row.genomes, population
     )
-    names = (BASE, *row.members)
+    names = (first, *row.members)
     population = stack.concatenate(population, genomes)
   tokenizer = Tokenizer.from_folder(source.files.model)
   return Members(row.space, tokenizer, names, population), row.vote

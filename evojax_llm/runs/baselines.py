@@ -148,13 +148,14 @@ def normalise(run: record.RunFolder, prepared: Prepared) -> None:
   evaluator, space = prepared.evaluator, prepared.setup.experts
   if not evaluator.objective.needs_experts:
     return
+  apart = setup_lib.of_experts(evaluator, prepared.setup)
 
   def read(kept):
     shape = len(space.names), len(evaluator.tasks)
     return np.asarray(kept, np.float64).reshape(shape)
 
   def make():
-    return setup_lib.score_few(evaluator, space, space.experts()).task_scores
+    return setup_lib.score_few(apart, space, space.experts()).task_scores
 
   scores = record.kept(run.path / _EXPERTS, read, make)
   with errors.as_user_error(ValueError, what='config.objective'):
@@ -185,7 +186,8 @@ def score_baselines(
 
 
 def _scored(run, prepared, bar) -> dict[str, Any]:
-  evaluator, space = prepared.evaluator, prepared.setup.experts
+  evaluator = setup_lib.of_experts(prepared.evaluator, prepared.setup)
+  space = prepared.setup.experts
   results, rows, names = [], [], space.names
 
   def score(mixes):

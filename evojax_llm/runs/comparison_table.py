@@ -40,12 +40,13 @@ def rows(
   items = sum(task['items'] for task in by_task)
   seconds = summary['seconds']
   seconds = {**seconds, 'all': round(sum(seconds.values()), 3)}
+  stages = [stage['name'] for stage in summary.get('stages', ())]
   made = []
   for row in summary['rows']:
     name, dev, test = row['name'], row['dev'], row['test']
     group = summary['ensembles'].get(name)
     is_search = name in _EVOLVED
-    if not is_search and not with_baselines:
+    if not is_search and not with_baselines or name in stages:
       continue
     heldout = (row.get('heldout') or {'fitness': None})['fitness']
     made.append(

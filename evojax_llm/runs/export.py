@@ -35,7 +35,9 @@ _ENOUGH = 0.99
 class Options:
   """How a row is written."""
 
-  merged: bool = False  # as a model with an adapter folded into its weights
+  # As a model: with an adapter folded into its weights, or a layer for each hop
+  # of a path.
+  merged: bool = False
   dtype: str | None = None  # of a model's tensors; None for those of the base
   max_rank: int | None = None  # of an adapter; wider ones are brought to it
 
@@ -54,7 +56,7 @@ def export(
   For the run, the row and what is allowed see `rows.find`.
 
   Returns:
-    What was written: 'adapter', 'model' or 'vote'.
+    What was written: 'adapter', 'model', 'path' or 'vote'.
 
   Raises:
     UserError: `out` is not new, or `run` not a run that can be exported.
@@ -68,18 +70,24 @@ def export(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )
   found = run.row(row)
-  whole = found.space.exports == 'model'
+  whole = found.space.exports in ('model', 'path')
   if whole and options.max_rank or options.merged and options.max_rank:
     raise errors.UserError(
       f'--max_rank={options.max_rank} is of an adapter, and a whole model is '
       'to be written: leave it out.'
     )
-  if options.dtype and not (whole or options.merged):
+  own = found.space.exports
+  if options.dtype and not (own == 'model' or options.merged):
+    if own == 'path':
+      raise errors.UserError(
+        f'--dtype={options.dtype} is of a model, and a path is to be written '
+        'in the types of its layers: leave it out, or add --merged.'
+      )
     raise errors.UserError(
       f'--dtype={options.dtype} is of a model, and an adapter is to be '
       'written, whose factors are float32: leave it out, or add --merged.'
     )
-  kind = 'model' if whole or options.merged else 'adapter'
+  kind = 'model' if options.merged else own
   with folders.new_folder(out) as folder:
     if found.vote is None:
       notes = [_write(run, found, 0, folder, options)]
@@ -119,6 +127,12 @@ def _write(
   if row.space.exports == 'model':
     config = row.space.model().config
     _write_model(folder, row.space.express(genome).params, config, model, how)
+  elif row.space.exports == 'path':
+    if how.merged:
+      dtype = None if how.dtype is None else jnp.dtype(how.dtype)
+      row.space.export_model(genome, folder, dtype)
+    else:
+      row.space.export(genome, folder)
   elif how.merged or how.max_rank:
     with tempfile.TemporaryDirectory() as temporary:
       adapter = pathlib.Path(temporary) / 'adapter'

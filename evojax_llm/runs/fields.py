@@ -16,14 +16,21 @@ _CODE = re.compile(r'.*\.py(:\w+)?|(?!lm_eval:)[\w.]+:\w+')
 # Texts and folders, which are no names of code.
 _NO_NAMES = tuple('name model adapters experts system warm_start'.split())
 _NO_NAMES += ('format.prompt', 'format.instruction', 'format.stop')
-_NO_NAMES += ('merged.groups', 'pareto.choice')
+_NO_NAMES += ('merged.groups', 'layer_path.sources', 'pareto.choice')
+# A change of a stage: its number, and a field.
+_STAGE = re.compile(r'stages\.(\d+)\.(.+)')
 _BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns the values of a configuration by their whole names."""
+  """Returns the values of a configuration by their whole names.
+
+  Those of its stages have names such as 'stages.1.strategy.name'.
+  """
   found = {}
   for name, value in config.items():
+    if name == 'stages' and all(isinstance(one, Mapping) for one in value):
+      value = {str(number): one for number, one in enumerate(value, 1)} or value
     if isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value):
       found |= flat(value, f'{prefix}{name}.')
     else:
@@ -36,7 +43,8 @@ def check_code(config: Mapping[str, Any], where: object) -> None:
   for name, value in flat(config).items():
     values = value if isinstance(value, list | tuple) else str(value).split(',')
     code = [text for text in map(str, values) if _CODE.fullmatch(text.strip())]
-    if code and name not in _NO_NAMES:
+    stage = _STAGE.fullmatch(name)
+    if code and (stage[2] if stage else name) not in _NO_NAMES:
       raise UserError(
         f'{where}: config.{name} names code, {code[0]}. Code that data names '
         'is run only where that is allowed: do so if you trust it '
@@ -49,9 +57,16 @@ def find(
 ) -> tuple[config_dict.ConfigDict, str]:
   """Returns the part of a configuration that a field is in, and its name there.
 
+  For 'stages.1.NAME' it is that of NAME, which has the same type, or all
+  options of the strategy.
+
   Raises:
     UserError: there is no such field.
   """
+  if inner := _STAGE.fullmatch(field):
+    # The strategy of a stage may be another one, which checks its options.
+    options = inner[2].startswith('strategy.options.')
+    field = 'strategy.options' if options else inner[2]
   *groups, name = field.split('.')
   part: Any = config
   for group in groups:
@@ -77,6 +92,11 @@ def parse(config: config_dict.ConfigDict, field: str, text: str) -> Any:
     UserError: there is no such field, or the text is no such value.
   """
   group, name = find(config, field)
+  if name == 'options' and not field.endswith('.options'):  # one, of a stage
+    try:
+      return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      return text
   kind = group.get_type(name)
   held = dict(group.items(preserve_field_references=True))[name]
   is_text = kind in (str, object)  # An object may be a sequence as well.
@@ -122,6 +142,13 @@ def set_value(config: config_dict.ConfigDict, field: str, value: Any) -> None:
   Raises:
     UserError: there is no such field, or the value is not of its type.
   """
+  if inner := _STAGE.fullmatch(field):
+    number, stages = int(inner[1]), list(config.stages)
+    if not 1 <= number <= len(stages):
+      raise UserError(f'Got {field}; there are {len(stages)} stages.')
+    stages[number - 1] = {**stages[number - 1], inner[2]: value}
+    config.stages = tuple(stages)
+    return
   group, name = find(config, field)
   if isinstance(value, Mapping):
     value = config_dict.ConfigDict(value)

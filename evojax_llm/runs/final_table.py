@@ -106,9 +106,7 @@ class Ending:
       row['test'] = None
     for end, (label, reader, split) in ends.items():
       bar.begin(len(finalists.names), label)
-      scores = reader.evaluate(
-        finalists.space, finalists.population, split=split, progress=bar.update
-      )
+      scores = finalists.score(reader, split, bar.update)
       if end == 'test':
         log = ItemLog(self.run.path / 'test_items')
         log.append(0, range(len(finalists.names)), scores)
@@ -325,6 +323,8 @@ class Ending:
     }
     if self.finals:
       summary['estimate'] = self.finals.summary
+    if ends := self.run.earlier_ends():
+      summary['earlier_ends'] = ends
     if lost := self.run.lost(int(state.generation)):
       summary['lost'] = list(lost.values())
     if self.front:

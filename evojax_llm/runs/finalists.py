@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.fitness import ensembles
+from evojax_llm.fitness import evaluation
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
+from evojax_llm.runs import errors
 from evojax_llm.runs import report
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
@@ -50,6 +52,43 @@ def settle(state: run_state.RunState, prepared: Prepared) -> run_state.Member:
   return dataclasses.replace(
     best, fitness=scores.fitness[0], task_scores=scores.task_scores[0]
   )
+
+
+def pick(
+  state: run_state.RunState, prepared: Prepared, births: Mapping[int, int]
+) -> tuple[run_state.Member, run_state.RunState]:
+  """Returns the member that is best on the dev items that are held back.
+
+  All members that are alive or remembered are asked, and counted in the state
+  that is returned. The scores of the member are those on the items of the
+  search; `births` tells generations by id.
+  """
+  space, config = prepared.setup.space, prepared.config
+  members = run_state.best_members(
+    state, stack.MOST_MEMBERS, prepared.strategy.keep_best
+  )
+  reader = setup_lib.pick_evaluator(prepared.evaluator, config, prepared.setup)
+  scores = setup_lib.score_few(reader, space, members.population)
+  alive = np.isfinite(scores.fitness)
+  best = int(np.argmax(np.where(alive, scores.fitness, -np.inf)))
+  id_, genome = members.ids[best], stack.take(members.population, best)
+  shown = report.number(
+    scores.fitness[best], prepared.evaluator.objective.percent, ' %'
+  )
+  errors.say(
+    f'member {id_}, of {len(members.ids)}, is picked by the dev items held '
+    f'back: {shown} there'
+  )
+  own = setup_lib.score_few(prepared.evaluator, space, stack.stack([genome]))
+  found = run_state.Member(
+    genome=genome,
+    id=id_,
+    fitness=own.fitness[0],
+    task_scores=own.task_scores[0],
+    generation=births.get(id_, int(state.generation)),
+  )
+  asked = scores.distinct or len(members.ids)
+  return found, state.replace(evaluations=state.evaluations + jnp.int32(asked))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,12 +232,10 @@ def _bound(evaluator, group, scorers) -> float:
 
 
 class Finalists:
-  """Baselines, experts (by index) and members, as one population.
+  """Baselines, experts (by index) and members, scored together.
 
   Attributes:
     names: M names: of baselines, 'expert X', 'member 12'.
-    space: of the genomes.
-    population: genomes (M, ...), on the host.
   """
 
   def __init__(
@@ -224,7 +261,12 @@ class Finalists:
     mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
     mixes += [baselines_lib.single(i, len(self._experts)) for i in more]
     mixed = baselines_lib.mix_experts(setup.experts, mixes)
-    self.space = setup.space
+    self._setup, space = setup, setup.space
+    self._apart = None
+    if setup.space.exports == 'path':
+      self._apart = setup.experts, mixed
+      self._own = space, genomes
+      return
     if setup.space is not setup.experts:
       # Members of two spaces are one population once they are expressed alike.
       pairs = (setup.experts, mixed), (setup.space, genomes)
@@ -234,12 +276,25 @@ class Finalists:
         mixed, genomes = expression.of_one_rank(
           *(_low_rank(*pair) for pair in pairs)
         )
-      self.space = Expressed(setup.experts.model())
+      space = Expressed(setup.experts.model())
     # On the host, from where a group at a time goes to the devices.
-    self.population = jax.tree.map(
+    population = jax.tree.map(
       lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
       mixed,
       genomes,
+    )
+    self._own = space, population
+
+  def score(
+    self, evaluator: Any, split: str, progress: Callable[[float], None]
+  ) -> Any:
+    """Returns the `Evaluation` of all M on a split."""
+    if self._apart is None:
+      return evaluator.evaluate(*self._own, split=split, progress=progress)
+    apart = setup_lib.of_experts(evaluator, self._setup)
+    return evaluation.joined(
+      apart.evaluate(*self._apart, split=split, progress=progress),
+      evaluator.evaluate(*self._own, split=split, progress=progress),
     )
 
   def index(self, row: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from evojax_llm import pocket
 from evojax_llm.lookup import did_you_mean
 from evojax_llm.runs import errors
+from evojax_llm.runs import stages as stages_lib
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import task_files as tasks_lib
 
@@ -62,7 +63,7 @@ def rules(config: RunConfig) -> tasks_lib.Rules:
 
 
 def locate(config: RunConfig) -> Files:
-  """Finds the inputs.
+  """Finds the inputs; of a run of several searches those of the first.
 
   Raises:
     UserError, ModelError: a name stands for nothing.
@@ -70,6 +71,13 @@ def locate(config: RunConfig) -> Files:
   # Not at import: it loads jax, and --help should answer at once.
   from evojax_llm.models.folders import existing_folder
 
+  config = stages_lib.split(config)[0].config
+  if config.begin:
+    raise errors.UserError(
+      f'Got config.begin={config.begin!r}, which only a stage of a run has: '
+      'name the whole list in config.stages, or what this search begins with '
+      'in config.model, config.adapters, config.experts or config.warm_start.'
+    )
   space = space_class(config)
   if not space.shares_base and config.execution.base_dtype:
     raise errors.UserError(
@@ -184,17 +192,23 @@ def space_class(config: RunConfig) -> Any:
 
   with errors.as_user_error(ValueError, what='config.space'):
     find_space(config.space)
-  with errors.as_user_error(ValueError, what='config.merged'):
+  with errors.as_user_error(ValueError, what=f'config.{space_part(config)}'):
     return find_space(config.space, space_options(config))
+
+
+def space_part(config: RunConfig) -> str | None:
+  """Returns the name of what a configuration tells its space; None to most."""
+  from evojax_llm.genomes.space import find_space
+
+  kind = getattr(find_space(config.space), 'options', None)
+  parts = vars(config).items() if kind else ()
+  return next((name for name, part in parts if isinstance(part, kind)), None)
 
 
 def space_options(config: RunConfig) -> dict[str, Any]:
   """Returns what else a configuration's space is told; nothing to most."""
-  from evojax_llm.genomes.space import find_space
-
-  if getattr(find_space(config.space), 'options', None) is None:
-    return {}
-  return dataclasses.asdict(config.merged)
+  part = space_part(config)
+  return dataclasses.asdict(getattr(config, part)) if part else {}
 
 
 def task_files(given: Sequence[str]) -> tuple[pathlib.Path | str, ...]:

@@ -15,16 +15,22 @@ from evojax_llm.runs import rows
 
 _ANCESTORS = 20
 _LICENCE = re.compile(r'^(license(?:_name|_link)?): *(\S.*?) *$', re.MULTILINE)
+_LIBRARIES = {
+  'adapter': 'peft',
+  'model': 'transformers',
+  'path': 'evojax_llm',
+}
 _KINDS = {
   'adapter': 'A LoRA adapter of {base}',
   'model': 'A model made of {base}',
+  'path': 'A path through layers of models made of {base}',
 }
 
 
 def text(
   run: rows.Run, row: rows.Row, kind: str, notes: Sequence[str] = ()
 ) -> str:
-  """Returns README.md of a row; `kind` of a member is 'adapter' or 'model'.
+  """Returns README.md of a row; `kind` of a member is one of `export`'s.
 
   `notes` are lines below its recipe, each of them once.
   """
@@ -33,7 +39,7 @@ def text(
   stated = licence(run.files.model)
   front = {
     'base_model': base,
-    'library_name': 'peft' if kind == 'adapter' else 'transformers',
+    'library_name': _LIBRARIES[kind],
     'pipeline_tag': 'text-generation',
     **stated,
     'tags': ['evojax_llm', 'evolution', 'merge']

@@ -14,9 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.engine import groups
-from evojax_llm.engine import packed_split
-from evojax_llm.engine.plan import MemoryPlanError
 from evojax_llm.fitness import ensembles
 from evojax_llm.genomes import initial
 from evojax_llm.population import lineage
@@ -24,20 +21,20 @@ from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import front
-from evojax_llm.runs import host_memory
 from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import memory
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
+from evojax_llm.runs import refinement as refinement_lib
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
-from evojax_llm.tasks import prompts
 
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'pareto', 'require_signal', 'checkpoint_every')
-_OF_SEARCH += ('estimate',)
+_OF_SEARCH += ('merged', 'layer_path', 'pareto', 'require_signal')
+_OF_SEARCH += ('checkpoint_every', 'estimate', 'stages', 'begin', 'refine')
 
 
 class WarmStart(NamedTuple):
@@ -87,6 +84,7 @@ class Prepared:
   # The device of the host that holds genomes; None where the engine's do.
   host: jax.Device | None = None
   abstract: Any = None  # shapes and types of the run's state
+  refinement: Any = None  # of members before they are scored, or None
 
   @property
   def name(self) -> str:
@@ -103,11 +101,14 @@ class Prepared:
           jax.random.key(self.config.seed),
         )
       made = made if self.warm is None else self.warm.before(made)
-    if self.host is None:
+    if self.host is not None:
+      # What is computed from it is there too.
+      placed = jax.device_put(made.population, self.host)
+    elif self.refinement is not None:
+      placed = self.refinement.placed(made.population)
+    else:
       return made
-    # What is computed from it is there too.
-    population = jax.device_put(made.population, self.host)
-    return dataclasses.replace(made, population=population)
+    return dataclasses.replace(made, population=placed)
 
   def at_home(self) -> Any:
     """Returns a context in which new arrays are where the genomes are."""
@@ -117,9 +118,10 @@ class Prepared:
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
+    told = inputs_lib.space_options(self.config)
     return _kept(
       self.cache,
-      ('heldout', data_key(self.config), self.config.merged, self.files),
+      ('heldout', data_key(self.config), told, self.files),
       lambda: setup_lib.make_heldout(self.config, self.setup),
     )
 
@@ -128,8 +130,9 @@ def prepare(
   config: Any,
   files: inputs_lib.Files | None = None,
   cache: dict[Any, Any] | None = None,
+  warm: str | os.PathLike = '',
 ) -> Prepared:
-  """Reads what a run works with and plans the memory; compiles nothing.
+  """Reads what one search works with and plans the memory; compiles nothing.
 
   Args:
     config: a `RunConfig`, or what `RunConfig.from_config` takes.
@@ -137,22 +140,29 @@ def prepare(
     cache: of several runs in one process. What earlier calls made, compiled
       programs included, is used again where the settings that it is made from
       are the same, but for the draw of dev items and array hyperparameters.
+    warm: in place of config.warm_start, of a stage.
 
   Raises:
     UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
   """
   config = RunConfig.from_config(config)
+  if config.stages:
+    raise errors.UserError(
+      f'Got {len(config.stages)} config.stages; expected one search. '
+      'runs.launch.prepare takes them.'
+    )
   files = files or inputs_lib.locate(config)
   cache = {} if cache is None else cache
-  key = data_key(config, 'dev_draw'), config.merged, files
+  told = inputs_lib.space_options(config)
+  key = data_key(config, 'dev_draw'), told, files
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
-  warm = None
-  if config.warm_start:
-    warm = _warm_start(config, setup, inputs)
+  if warm := warm or config.warm_start:
+    warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
+  refinement_lib.check_strategy(config, strategy)
   goals = front.goals(config, setup, strategy)
   params = strategy.default_params
   strategy = _kept(
@@ -167,6 +177,14 @@ def prepare(
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
+  refinement = _kept(
+    cache,
+    ('refinement', config.dev_draw, config.refine, key, config.strategy),
+    lambda: refinement_lib.make(config, setup, evaluator),
+  )
+  if config.refine.data:
+    data = os.path.expanduser(config.refine.data)
+    inputs = {**inputs, 'refine': recorded_inputs.fingerprint(data)}
   estimate = setup_lib.make_estimates(config, setup, evaluator)
   counts = [len(items) for items in evaluator.items('dev')]
   if estimate:
@@ -175,26 +193,24 @@ def prepare(
       path = os.path.expanduser(path)
       inputs = {**inputs, 'estimate': recorded_inputs.fingerprint(path)}
   read = config, files, cache, setup, inputs
-  prepared = Prepared(
-    *read, evaluator, strategy, params, racing, estimate, warm, goals
-  )
+  found = estimate, warm or None, goals
+  prepared = Prepared(*read, evaluator, strategy, params, racing, *found)
   sizes = len(goals.names), sum(counts)
-  experts = jax.eval_shape(setup.space.experts)
   likely = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       (config.strategy.population, *leaf.shape[1:]), leaf.dtype
     ),
-    experts,
+    jax.eval_shape(setup.space.experts),
   )
   abstract = run_state.abstract_state(strategy, params, likely, *sizes)
   prepared = dataclasses.replace(prepared, abstract=abstract)
   host, plan = _kept(
     cache,
     ('plan', key, config.strategy.population),
-    lambda: _placed(prepared),
+    lambda: memory.place(prepared),
   )
   prepared = dataclasses.replace(prepared, host=host)
-  _check_population(prepared)
+  memory.check_population(prepared)
   made = prepared.initial().population
   if _kinds(made) != _kinds(likely):
     abstract = run_state.abstract_state(strategy, params, made, *sizes)
@@ -203,40 +219,24 @@ def prepare(
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), abstract
     )
+  prepared = dataclasses.replace(
+    prepared, abstract=abstract, refinement=refinement
+  )
   if not planned:
     errors.say(plan.describe())
-  return dataclasses.replace(prepared, abstract=abstract)
+  if refinement is not None:
+    asked = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        (strategy.num_proposals, *leaf.shape[1:]), leaf.dtype
+      ),
+      abstract.strategy.population,
+    )
+    errors.say(refinement.prepare(asked, strategy.num_proposals))
+  return prepared
 
 
 def _kinds(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-
-
-def _check_population(prepared: Prepared) -> None:
-  strategy = prepared.strategy
-  members = max(strategy.capacity, strategy.num_proposals)
-  prepared.evaluator.check_population(
-    prepared.setup.space, members, prepared.host
-  )
-
-
-def _placed(prepared: Prepared) -> tuple[jax.Device | None, Any]:
-  """Chooses where the population is, and plans the memory.
-
-  Raises:
-    MemoryPlanError: it fits nowhere.
-  """
-
-  def attempt(host):
-    there = dataclasses.replace(prepared, host=host)
-    _check_population(there)
-    return host, _plan(there)
-
-  *others, last = host_memory.candidates(prepared.config.execution.population)
-  for host in others:
-    with contextlib.suppress(MemoryPlanError):
-      return attempt(host)
-  return attempt(last)
 
 
 def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
@@ -276,46 +276,13 @@ def _static(config: RunConfig, params: Any) -> Any:
   return config.strategy.name, config.strategy.population, static
 
 
-def _plan(prepared: Prepared) -> Any:
-  """Plans the memory of a run, for the longest prompts that it will read."""
-  evaluator, setup = prepared.evaluator, prepared.setup
-  strategy, abstract = prepared.strategy, prepared.abstract
-  proposed = jax.eval_shape(
-    lambda state: strategy.ask(jax.random.key(0), state, prepared.params)[0],
-    abstract.strategy,
-  )
-  genomes = groups.num_bytes(abstract) + groups.num_bytes(proposed)
-  if prepared.host is not None:
-    host_memory.check(genomes, prepared.host)
-  plan = evaluator.prepare(
-    setup.space,
-    proposed,
-    members=min(strategy.population_size, stack.size(proposed)),
-    population_bytes=genomes,
-    on_host=prepared.host is not None,
-  )
-  # An item that does not fit must show now and not when all is done.
-  heldout = setup_lib.heldout_tasks(prepared.config, setup)
-  late: list[Any] = [(task, task.dev) for task in heldout]
-  if all(task.test for task in setup.tasks):
-    late += zip(setup.tasks, evaluator.items('test'), strict=True)
-  how = {
-    'chat': evaluator.chat,
-    'max_length': evaluator.max_length(setup.space),
-  }
-  encoded = [
-    prompts.encode_items(task, items, setup.tokenizer, **how)
-    for task, items in late
-  ]
-  for length, new_tokens in packed_split.longest_rows(encoded):
-    plan.rows(length, new_tokens)
-  return plan
-
-
 def _warm_start(
-  config: RunConfig, setup: setup_lib.Setup, inputs: Mapping[str, Any]
+  folder: str | os.PathLike,
+  config: RunConfig,
+  setup: setup_lib.Setup,
+  inputs: Mapping[str, Any],
 ) -> WarmStart:
-  """Reads the members of the run at config.warm_start.
+  """Reads the members of the run in a folder.
 
   Tasks, strategy and the size of the population may differ from that run's;
   genomes of another base, other experts or another space mean something else.
@@ -323,14 +290,13 @@ def _warm_start(
   Raises:
     UserError: there is no finished run, or one with which this cannot begin.
   """
-  folder = pathlib.Path(config.warm_start)
-  flag = f'config.warm_start={config.warm_start}'
+  folder, flag = pathlib.Path(folder), f'config.warm_start={folder}'
   parts = folder / 'summary.json', folder / 'checkpoints'
   if not (parts[0].is_file() and parts[1].is_dir()):
     raise errors.UserError(
       f'{flag} is not the folder of a finished run, with summary.json and '
-      'checkpoints. Finish that run first; of several seeds, name the folder '
-      'of one.'
+      'checkpoints. Finish that run first; of several seeds or stages, name '
+      'the folder of one.'
     )
   known = record.read_config(folder)
   earlier = RunConfig.from_config(known['config'])

@@ -64,9 +64,9 @@ AGAIN = (
 )
 # Settings that a run may be given otherwise when it goes on.
 _CHANGES_NOTHING = ('require_signal', 'checkpoint_every')
-# Ends of a search that do not change what it does before them; by `evaluations`
-# members of the last generation fail.
-_ENDS = ('generations', 'patience', 'tokens', 'seconds')
+# Ends of a search, which can be put off. They change nothing before them, but
+# that by `evaluations` members of the last generation fail: it is made again.
+_ENDS = ('generations', 'evaluations', 'patience', 'tokens', 'seconds')
 
 
 class RunFolder:
@@ -171,12 +171,12 @@ class RunFolder:
     differences += _changed(kept['inputs'], wanted['inputs'], wanted['files'])
     if differences:
       shown, hint = '\n  '.join(differences[:12]), ''
-      fixed = [f'strategy.{n}:' for n in ('population', 'evaluations', *_ENDS)]
+      fixed = [f'strategy.{name}:' for name in ('population', *_ENDS)]
       if any(line.startswith(tuple(fixed)) for line in differences):
         hint = (
-          ' A population does not grow or shrink within a run, and only one '
-          'that has not ended can get more generations, patience, tokens or '
-          'seconds: begin another one from the members of this one with '
+          ' A population does not grow or shrink within a run, and a run can '
+          f'be given more {", ".join(_ENDS)} but not less: begin another one '
+          'from the members of this one with '
           f'--config.warm_start={self.path}.'
         )
       raise CheckpointError(
@@ -185,13 +185,23 @@ class RunFolder:
         f'{hint}'
       )
     if later:
+      if summary := read_summary(self.path):
+        # What an end has said stays; the settings follow it, so that a process
+        # that is killed between the two does the rest.
+        kept_as = f'summary_{summary["generations"]}.json'
+        os.replace(self.path / 'summary.json', self.path / kept_as)
       write_json(path, {**kept, 'config': wanted['config']})
+
+  def earlier_ends(self) -> list[int]:
+    """Returns the generations after which the run had ended and went on."""
+    found = self.path.glob('summary_[0-9]*.json')
+    return sorted(int(path.stem.split('_')[1]) for path in found)
 
   def _later_ends(
     self, there: Mapping[str, Any], here: Mapping[str, Any]
   ) -> dict[str, Any]:
-    """Ends of the search that are later here; none once the run has ended."""
-    if any((self.path / n).exists() for n in ('summary.json', 'test_items')):
+    """Ends of the search that are later here; none of a run of stages."""
+    if here.get('stages'):  # of which some may have ended
       return {}
     old, new = (dict(half.get('strategy') or {}) for half in (there, here))
     ends = [end for end in _ENDS if old.get(end) is not None and end in new]
@@ -252,6 +262,12 @@ def compare(old: Any, new: Any, name: str = '') -> list[str]:
       for key in sorted(old.keys() | new.keys())
       for line in compare(old.get(key), new.get(key), f'{inner}{key}')
     ]
+  both = (old, new)
+  if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in both):
+    # Stages, by their numbers.
+    return compare(
+      *({str(i): one for i, one in enumerate(v, 1)} for v in both), name
+    )
   return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
 
 

@@ -104,9 +104,10 @@ def find(
     for kind in ('adapters', 'experts'):
       others = getattr(here, kind, ())
       what, there = f'one of config.{kind}', getattr(files, kind)
-      taken[kind] = _as_it_was(what, there, others, digests[kind], changed)
+      read = run, what, there, others, digests[kind]
+      taken[kind] = _as_it_was(*read, changed)
     others, digest = [here.model] if here else [], [digests['model']]
-    model = _as_it_was('model', [files.model], others, digest, changed)
+    model = _as_it_was(run, 'model', [files.model], others, digest, changed)
     files = dataclasses.replace(files, model=model[0], **taken)
   if changed:
     text = '\n  '.join(changed)
@@ -131,6 +132,7 @@ def _files(kept: dict[str, Any]) -> inputs.Files:
 
 
 def _as_it_was(
+  run: pathlib.Path,
   what: str,
   there: Sequence[pathlib.Path],
   here: Sequence[pathlib.Path],
@@ -141,7 +143,10 @@ def _as_it_was(
   taken = []
   others = here if len(here) == len(there) else there
   for place, other, digest in zip(there, others, digests, strict=True):
-    found = [p for p in dict.fromkeys((place, other)) if p.exists()]
+    # Of a stage it may be of the one before, and both may have been moved.
+    beside = run.parent.joinpath(*place.parts[-2:])
+    known = dict.fromkeys((place, other, beside))
+    found = [path for path in known if path.exists()]
     if not found:
       raise errors.UserError(
         f'{place} ({what} of the run) is not there any more. Put it back.'

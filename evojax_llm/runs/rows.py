@@ -113,6 +113,7 @@ def find(
     _, best = max(found, key=lambda one: one[0])
     errors.say(f'{path / best}: the best on dev of {len(found)} runs')
     path, name = path / best, kept
+  path, name = _of_stage(path, name)
   run = Run.open(path, allow_changed, allow_code)
   if not (allow_unfinished or run.summary):
     raise errors.UserError(
@@ -120,6 +121,27 @@ def find(
       'is so far with --allow_unfinished.'
     )
   return run, name
+
+
+def _of_stage(path: pathlib.Path, name: str) -> tuple[pathlib.Path, str]:
+  """The stage of a run of several that a row is of, and its name there."""
+  if not (path / 'stages').is_dir() or not (path / 'config.json').is_file():
+    return path, name
+  summary = record.read_summary(path)
+  if not summary:
+    stages = ', '.join(sorted(str(p) for p in (path / 'stages').iterdir()))
+    raise errors.UserError(
+      f'The run in {path} has not finished all of its stages. Go on with it, '
+      f'or name the folder of one: {stages}.'
+    )
+  with record.damaged(path / 'summary.json', record.AGAIN):
+    known = {one['name']: one['folder'] for one in summary['stages']}
+    wanted = ' '.join(name.split(' (')[0].replace('_', ' ').split())
+    alone = _ALIASES.get(wanted, wanted) in (report.EVOLVED, report.OF_EVOLVED)
+    first = next(iter(known.values()))
+    folder = summary['best']['stage'] if alone else known.get(wanted, first)
+  errors.say(f'{path / folder}: the stage of this row')
+  return path / folder, report.EVOLVED if wanted in known else name
 
 
 def exported_vote(folder: str) -> str | None:
@@ -267,7 +289,7 @@ class Run:
       # Not the best by its fitness, where that was estimated or a rule chose.
       summary = self.summary or {}
       chosen = (summary.get('pareto') or {}).get('chosen')
-      if summary.get('estimate'):
+      if summary.get('estimate') or (summary and self.config.pick_items):
         chosen = summary['best']['id']
       number, best = self._best(1, chosen)
       said = f'member {best.ids[0]}, the best after generation {number}: '
@@ -279,7 +301,13 @@ class Run:
         raise
     # All that is left of the search.
     base = str(self.files.model)
-    if inputs_lib.space_class(self.config).exports == 'model':
+    exports = inputs_lib.space_class(self.config).exports
+    if exports == 'path':
+      raise errors.CheckpointError(
+        f'{self.path}: no checkpoint can be read; {folder} has the best member '
+        'as a path, which score and generate take as --model.'
+      )
+    if exports == 'model':
       dtype = dtype or jnp.dtype(self.config.execution.dtype)
       space = make_space('weights', base, models=[folder], dtype=dtype)
     else:

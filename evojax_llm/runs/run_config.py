@@ -16,9 +16,12 @@ from ml_collections import config_dict
 
 from evojax_llm import lookup
 from evojax_llm import options as options_lib
+from evojax_llm.genomes.layer_path_options import LayerPathOptions
 from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
+from evojax_llm.runs import stages as stages_lib
+from evojax_llm.runs.refine_options import RefineOptions
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
@@ -173,6 +176,20 @@ class MergedConfig(_Part, MergedOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefineConfig(_Part, RefineOptions):
+  """Gradient steps that members take before they are scored."""
+
+  _path = 'refine.'
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPathConfig(_Part, LayerPathOptions):
+  """The space `layer_path`, in which paths through layers evolve."""
+
+  _path = 'layer_path.'
+
+
+@dataclasses.dataclass(frozen=True)
 class ExecutionConfig(_Part):
   """How programs run, which changes no result but for rounding."""
 
@@ -243,6 +260,9 @@ class RunConfig(_Part):
     False, 'choose other dev items in every generation, and score again'
   )
   test_limit: int | None = _count('test items of each task')
+  pick_items: int | None = _count(
+    'last dev items of each task, not searched, by which the result is picked'
+  )
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
@@ -268,6 +288,14 @@ class RunConfig(_Part):
   warm_start: str = option(
     '', 'folder of a finished run, whose best members come first'
   )
+  stages: tuple[Any, ...] = option(
+    (), 'several searches, one after another: what each changes of this'
+  )
+  begin: str = option(
+    '',
+    'of a stage: what the best of the one before it is',
+    choices=('', *stages_lib.BEGINNINGS),
+  )
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
   )
@@ -284,6 +312,8 @@ class RunConfig(_Part):
   racing: RacingConfig = RacingConfig()
   estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  refine: RefineConfig = RefineConfig()
+  layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
 
@@ -308,8 +338,14 @@ class RunConfig(_Part):
       raise errors.UserError(
         f'{both[0]} and {both[1]} both choose dev items: leave one off.'
       )
+    if self.pick_items and self.estimate.rule:
+      raise errors.UserError(
+        'config.pick_items and config.estimate both choose the result at the '
+        'end: leave one off.'
+      )
     if self.seed + self.seeds > 1 << 32:
       raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')
+    stages_lib.split(self)
 
   @classmethod
   def from_config(cls, config: Any) -> 'RunConfig':

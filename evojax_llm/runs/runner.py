@@ -1,4 +1,4 @@
-"""A run: from a configuration to a finished folder."""
+"""One search: from what is prepared to a finished folder."""
 
 from collections.abc import Sequence
 import contextlib
@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from evojax_llm.population import lineage
 from evojax_llm.population import stack
@@ -29,46 +30,6 @@ from evojax_llm.runs import report
 
 # A genome of so many numbers at most is written down in members.jsonl.
 _FEW_NUMBERS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """A finished run."""
-
-  path: pathlib.Path  # its folder
-  summary: dict[str, Any]  # the content of its summary.json
-
-  @property
-  def best(self) -> pathlib.Path:
-    """The exported best member: an adapter folder or a model folder."""
-    return self.path / 'best'
-
-  def table(self) -> str:
-    """Returns the scores of baselines and best member as Markdown."""
-    return report.table(self.summary['rows'])
-
-
-def run(config: Any, workdir: str | os.PathLike | None = None) -> Result:
-  """Runs a search, or goes on with it, to its end.
-
-  Args:
-    config: a `RunConfig`, or what `RunConfig.from_config` takes, such as what
-      `systems.load` reads.
-    workdir: the run folder, new or to go on with; a new one in runs/ by
-      default.
-
-  Raises:
-    UserError, TaskError, ModelError, MemoryPlanError: it cannot be done.
-  """
-  prepared = preparation.prepare(config)
-  if prepared.config.seeds > 1:
-    raise errors.UserError(
-      f'Got config.seeds {prepared.config.seeds}; expected 1 for a single run. '
-      'runs.sweep takes several.'
-    )
-  workdir = workdir or record.new_workdir('runs', prepared.name)
-  path = run_prepared(prepared, workdir)
-  return Result(path, record.read_json(path / 'summary.json'))
 
 
 def run_prepared(
@@ -131,6 +92,10 @@ class _Run:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder = self.prepared, self.folder
     restored = folder.checkpoints.restore(prepared.abstract)
+    if restored and self.was_cut_short(*restored):
+      errors.say(f'generation {restored[0]} had no budget: it is made again')
+      folder.checkpoints.drop(restored[0])
+      restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     if not restored and (folder.path / 'summary.json').exists():
       raise errors.CheckpointError(
@@ -158,15 +123,26 @@ class _Run:
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
       best = front.best
-    elif self.estimation:
+    elif self.estimation or prepared.config.pick_items:
       births = {row['id']: row['generation'] for row in folder.members.read()}
-      best, finals = self.estimation.settle(state, prepared, births)
+      if self.estimation:
+        best, finals = self.estimation.settle(state, prepared, births)
+      else:
+        best, state = finalists.pick(state, prepared, births)
     else:
       best = finalists.settle(state, prepared)
     ending = final_table.Ending(
       folder, prepared, baselines, state, best, front, finals
     )
     ending.finish(self.bar)
+
+  def was_cut_short(self, number: int, state: Any) -> bool:
+    """Whether a budget, which is larger now, ended within a generation."""
+    most = self.config.strategy.evaluations
+    return (most is None or most > int(state.evaluations)) and any(
+      row['generation'] == number and row.get('reason') == evolution.SPENT
+      for row in self.folder.members.read()
+    )
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
@@ -195,10 +171,12 @@ class _Run:
       state=state,
       redraw=self.redraw if config.resample else None,
       maximise=goals.maximise,
+      refine=prepared.refinement,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before, kept = self.ledger.tokens, True
+    before = self.ledger.tokens, self.ledger.gradient_tokens
+    kept = True
 
     def keep():
       with watch.phase('checkpoint'):
@@ -212,7 +190,8 @@ class _Run:
         monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
-      names, spent = prepared.strategy.operator_names, self.ledger.tokens
+      names = prepared.strategy.operator_names
+      spent = self.ledger.tokens, self.ledger.gradient_tokens
       folder.members.append(
         record_rows.member_rows(
           done,
@@ -221,16 +200,17 @@ class _Run:
           origins,
           self.recipes,
           goals.further,
-          prepared.strategy.notes(state.strategy),
+          self.notes(state),
         )
       )
       row = record_rows.metrics_row(
         done,
         goals.tasks,
         watch.take(),
-        spent - before,
+        spent[0] - before[0],
         monitors,
         goals.further,
+        spent[1] - before[1],
       )
       folder.metrics.append([row])
       before = spent
@@ -245,6 +225,16 @@ class _Run:
     if not kept:
       keep()
     return state
+
+  def notes(self, state: Any) -> list[dict[str, Any]]:
+    """What is said of each slot of the latest ask."""
+    strategy, refinement = self.prepared.strategy, self.prepared.refinement
+    notes = list(strategy.notes(state.strategy))
+    if refinement is not None:
+      notes = notes or [{}] * strategy.num_proposals
+      for slot, note in refinement.take().items():
+        notes[slot] = notes[slot] | note
+    return notes
 
   def look_for_signal(self) -> None:
     """Tells where generation 0 tells no members apart.
@@ -288,6 +278,10 @@ class _Run:
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)
+    penalties = space.penalties(population)
+    if penalties is not None:
+      fitness = self.scored.fitness - penalties[np.asarray(members)]
+      self.scored = dataclasses.replace(self.scored, fitness=fitness)
     return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
 
 

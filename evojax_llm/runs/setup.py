@@ -105,7 +105,8 @@ def load_space(config: RunConfig, files: inputs_lib.Files, dtype: Any) -> Space:
   except ValueError as error:
     if not told or isinstance(error, ModelError):
       raise
-    raise errors.UserError(f'config.merged: {error}') from error
+    part = inputs_lib.space_part(config)
+    raise errors.UserError(f'config.{part}: {error}') from error
 
 
 def make_strategy(config: RunConfig, setup: Setup) -> Any:
@@ -124,12 +125,41 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
       f'{search.name} keeps scores of its own that cannot be made anew on '
       'other items: leave config.resample off.'
     )
+  if config.pick_items and strategy.ends_in_front:
+    raise errors.UserError(
+      f'{search.name} ends in a front, from which config.pareto chooses: leave '
+      'config.pick_items off.'
+    )
   if config.racing.rule and strategy.sees == 'items':
     raise errors.UserError(
       f'{search.name} compares members item by item, and config.racing leaves '
       'some items unasked: leave one off.'
     )
   return strategy
+
+
+def _held_back(config: RunConfig, setup: Setup) -> tuple[Any, Any]:
+  """Returns the tasks of the search, and those whose dev items it picks by.
+
+  Raises:
+    UserError: nothing is left for the search.
+  """
+  count = config.pick_items
+  for task in setup.tasks:
+    if len(task.dev) <= count:
+      raise errors.UserError(
+        f'config.pick_items={count} leaves the search nothing of the '
+        f'{len(task.dev)} dev items of {task.name}: hold fewer back.'
+      )
+  return tuple(
+    [dataclasses.replace(task, dev=task.dev[part]) for task in setup.tasks]
+    for part in (slice(-count), slice(-count, None))
+  )
+
+
+def pick_evaluator(evaluator: Any, config: RunConfig, setup: Setup) -> Any:
+  """Returns an evaluator on the dev items that the search does not see."""
+  return evaluator.on(_held_back(config, setup)[1])
 
 
 def make_evaluator(config: RunConfig, setup: Setup) -> Any:
@@ -154,7 +184,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
   with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
       setup.tokenizer,
-      setup.tasks,
+      _held_back(config, setup)[0] if config.pick_items else setup.tasks,
       weights=config.weights or None,
       objective=config.objective,
       chat=config.chat,
@@ -169,11 +199,21 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
     )
 
 
+def of_experts(evaluator: Any, setup: Setup) -> Any:
+  """Returns an evaluator for the space of the experts.
+
+  It has a plan of its own where members are of another kind than experts.
+  """
+  return evaluator.apart() if setup.space.exports == 'path' else evaluator
+
+
 def score_few(
   evaluator: Any, space: Any, population: Any, progress: Any = None
 ) -> Any:
   """Scores a small population on dev, by the program of the search's groups."""
   count = stack.size(population)
+  if evaluator.plan is None:
+    evaluator.prepare(space, population)
   slots = max(count, evaluator.plan.members_per_group)
   population = stack.pad(population, slots)
   return evaluator.evaluate(
@@ -199,7 +239,12 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
     return None
   setup = dataclasses.replace(setup, tasks=heldout_tasks(config, setup))
   plain = {'weights': (), 'objective': 'weighted_mean', 'resample': False}
-  plain |= {'dev_limit': None, 'dev_limits': (), 'test_limits': ()}
+  plain |= {
+    'pick_items': None,
+    'dev_limit': None,
+    'dev_limits': (),
+    'test_limits': (),
+  }
   return _evaluator(dataclasses.replace(config, **plain), setup)
 
 

@@ -41,7 +41,7 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     'not counted)',
     report.table(summary['rows']),
     *better_lines(summary, folder),
-    f'{_described(summary)} Everything was chosen on dev; test was read once, '
+    f'{described(summary)} Everything was chosen on dev; test was read once, '
     'at the end. Evaluations are members scored on dev to choose the row.',
     tasks_foot(summary),
     f'## Member {best["id"]}',
@@ -53,6 +53,11 @@ def markdown(summary: Mapping[str, Any], folder: str) -> str:
     f'{summary["failed"]} of its members failed.',
     *_recipe(best['recipe'], search['experts']),
     *_estimated(summary),
+    *(
+      f'The run had ended after generation {end}, where test was read (see '
+      f'summary_{end}.json), and was given more.'
+      for end in summary.get('earlier_ends', ())
+    ),
     *(f'Warning: {what}' for what in summary.get('lost', ())),
     *(
       f'Left out of {task}: {", ".join(f"{n} {k}" for k, n in counts.items())}.'
@@ -104,7 +109,7 @@ def _front(
   return paragraphs + ['![the front](front.png)'] * bool(of_rule)
 
 
-def _described(summary: Mapping[str, Any]) -> str:
+def described(summary: Mapping[str, Any]) -> str:
   """What the figures are, in a few words."""
   first = summary['rows'][0]
   entries = list(first['dev']['tasks'].values())

@@ -214,10 +214,10 @@ def conflicts(first: Trial, other: Trial) -> list[str]:
     return []  # named configurations may differ in anything
   there, here = (fields.flat(t.config.to_dict()) for t in (first, other))
   return [
-    f'{name}: {there[name]!r} there, {here[name]!r} here'
-    for name in there
-    if name in here
-    and _plain(there[name]) != _plain(here[name])
+    f'{name}: {there.get(name)!r} there, {here.get(name)!r} here'
+    for name in {**there, **here}
+    if _plain(there.get(name)) != _plain(here.get(name))
+    and (name in there and name in here or name.startswith('stages'))
     and not any(name == f or name.startswith(f'{f}.') for f in changed)
   ]
 

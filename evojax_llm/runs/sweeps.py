@@ -27,9 +27,10 @@ from typing import Any
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import launch
 from evojax_llm.runs import preparation
 from evojax_llm.runs import record
-from evojax_llm.runs import runner
+from evojax_llm.runs import stages
 from evojax_llm.runs import sweep_changes
 from evojax_llm.runs import sweep_report
 from evojax_llm.runs.run_config import RunConfig
@@ -260,6 +261,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Trial]]:
 
 def _programs(config: RunConfig) -> str:
   """What else the programs of a search are made from."""
+  config = stages.split(config)[0].config
   strategy = config.strategy
   # Numbers of a strategy that are no integers are arrays of its programs.
   options = sorted(
@@ -273,6 +275,7 @@ def _programs(config: RunConfig) -> str:
 
 def _key(config: RunConfig, *more: str) -> str:
   """What a configuration says of what its trials share."""
+  config = stages.split(config)[0].config
   # Plain mixes are the same ones, whatever evolves over a base.
   shares_base = inputs_lib.space_class(config).shares_base
   return f'{shares_base} {preparation.data_key(config, "space", *more)}'
@@ -290,8 +293,8 @@ def _run(
     return
   errors.say(f'trial {trial.name}')
   try:
-    prepared = preparation.prepare(trial.config, cache=cache)
-    runner.run_prepared(prepared, folder, share=_scored(path, trial, known))
+    prepared = launch.prepare(trial.config, cache=cache)
+    launch.run_prepared(prepared, folder, share=_scored(path, trial, known))
     (folder / _ERROR).unlink(missing_ok=True)
   except Exception as error:  # pylint: disable=broad-exception-caught
     if errors.cannot_write(error):
@@ -312,13 +315,11 @@ def _scored(
   path: pathlib.Path, trial: Trial, known: Mapping[str, Trial]
 ) -> pathlib.Path | None:
   """The folder of a trial that has scored this one's baselines, if any."""
-  if (path / trial.name / 'baselines.json').exists():
-    return None
   wanted = _key(trial.config)
-  for name, other in known.items():
-    scored = (path / name / 'baselines.json').exists()
-    if scored and _key(other.config) == wanted:
-      return path / name
+  for other in (trial, *known.values()):
+    folder = path / other.name / stages.split(other.config)[0].folder
+    if (folder / 'baselines.json').exists() and _key(other.config) == wanted:
+      return None if other is trial else folder
   return None
 
 

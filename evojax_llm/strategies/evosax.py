@@ -33,7 +33,7 @@ _QUADRATIC = (
   'iAMaLGaM_Full',
   'xNES',
 )
-MAX_QUADRATIC = 4096
+MAX_QUADRATIC = 8192
 # What evosax has for problems of unit scale, in units of the space's deviation.
 _SCALES = {
   'sigma': 1.0,
@@ -164,7 +164,7 @@ class EvosaxStrategy(base.Strategy):
 
     The first deviation is that of the space's experts, if none is given.
     """
-    _check_size(population_size, genome, **options)
+    check_size(population_size, genome, **options)
     unset = [
       name
       for name in _SCALES
@@ -343,7 +343,14 @@ def metrics(
   }
 
 
-def _check_size(population_size, genome, *, algorithm, **options):
+def check_size(
+  population_size: int, genome: Any, *, algorithm: str, **options: Any
+) -> None:
+  """Refuses genomes that an algorithm cannot hold; warns of large copies.
+
+  Raises:
+    ValueError: saying how many numbers they have.
+  """
   numbers = sum(leaf.size for leaf in jax.tree.leaves(genome))
   quadratic = algorithm in _QUADRATIC and not options.get('num_latent_dims')
   if quadratic and numbers > MAX_QUADRATIC:

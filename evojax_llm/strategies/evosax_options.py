@@ -39,6 +39,16 @@ SEARCHES: Mapping[str, Mapping[str, Option]] = {
   'cma_es': {
     'sigma': Option('sigma', 0.3, 'first standard deviation', low=0.0)
   },
+  'mixed_cma_es': {
+    'sigma': Option('sigma', 0.1, 'first standard deviation', low=0.0),
+    'margin': Option(
+      'margin',
+      None,
+      'least probability that a member turns a binary gene; 1 / (n population)',
+      low=1e-12,
+      high=0.5,
+    ),
+  },
   'lorahub': {
     'sigma': Option('sigma', 0.5, 'first standard deviation', low=0.0),
     'l1': Option(

@@ -2,6 +2,7 @@
 
   evojax-llm evolve --config=cma_es
   evojax-llm evolve --config=random_search
+  evojax-llm evolve --config=merge_then_es
 
 Give them as many evaluations as the system they stand beside: population x
 (generations + 1) members are scored.
@@ -35,11 +36,29 @@ PRESETS = {
   'scaled_experts': Preset(
     'grid', {'along': 'each', 'high': 2.0}, RICH, 21, 10
   ),
+  'merge_then_es': Preset('cma_es', {}, RICH, 20, 6),
 }
+# The best mix of experts, and steps from it in all their weights: four
+# generations behind it.
+_THEN_ES = (
+  {'name': 'merge', 'strategy.evaluations': 130},
+  {
+    'name': 'es',
+    'begin': 'expert',
+    'space': 'adapters',
+    'initial': ('experts',),
+    'strategy.name': 'low_rank_es',
+    'strategy.population': 1,
+    'strategy.options': {'members': 32},
+    'strategy.evaluations': 130,
+  },
+)
 
 
 def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
   """Returns a preset; see `presets.of_preset` for changes of it."""
   config = presets.of_preset(name, PRESETS)
   config.space = 'gates'
+  if name.partition('+')[0] == 'merge_then_es':
+    config.stages = _THEN_ES
   return config

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from evojax_llm.genomes import space as space_lib
+from evojax_llm.models import expression
+from evojax_llm.models import path_files
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
@@ -21,8 +23,12 @@ from tests.fitness.setting import make
 N, KEY = 3, jax.random.key(7)
 # Those of a space that has options, beside its defaults.
 LINEAR = {'method': 'task_arithmetic', 'on': 'exact', 'groups': 'layer'}
+# Paths from any source's first layer to its last.
+OWN = {
+  'layer_path': {'sources': 'base,expert0,expert1,expert2', 'pinned': False}
+}
 CASES = (
-  *((name, {}) for name in space_lib.SPACES),
+  *((name, OWN.get(name, {})) for name in space_lib.SPACES),
   ('merged', {**LINEAR, 'evolve': 'weights,lambda_'}),
   ('merged', {**LINEAR, 'evolve': 'weights', 'rank': 4}),
   ('merged', {**LINEAR, 'on': 'weights', 'evolve': 'weights'}),
@@ -37,7 +43,7 @@ def files(tiny_gemma_folder, tiny_adapter_folders):
 @pytest.fixture(
   scope='module',
   params=CASES,
-  ids=lambda case: '-'.join(map(str, case[1].values())) or case[0],
+  ids=lambda case: '-'.join([case[0], *map(str, case[1].values())]),
 )
 def case(request):
   return request.param
@@ -179,6 +185,16 @@ def test_an_exported_member_scores_the_same(space, engine, files, tmp_path):
   genome = space.sample(KEY)
   folder = space.export(genome, tmp_path / 'out')
   expected = values(engine, space, one(genome))
+  if space.exports == 'path':
+    model, path = path_files.load_path(folder)
+    found = values(engine, space_lib.Expressed(model), one(path))
+    np.testing.assert_array_equal(found, expected)
+    folder = space.export_model(genome, tmp_path / 'plain')
+    model = space_lib.load_base(folder)
+    plain = expression.Weights(one(model.params))
+    found = values(engine, space_lib.Expressed(model), plain)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    return
   if space.exports == 'model':
     back = space_lib.make_space('weights', base, models=[folder])
   else:

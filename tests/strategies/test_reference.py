@@ -32,6 +32,7 @@ def test_the_tables_of_options_are_up_to_date(page):
     'evomerge',
     'cma_es',
     'ipop_cma_es',
+    'mixed_cma_es',
     'random_search',
     'lorahub',
     'grid',

@@ -112,6 +112,7 @@ def test_stock_names_are_evosax_names():
   own = {'genome', 'genome_plus', 'model_swarms', 'low_rank_es'}
   own |= {'random_search', 'cma_es', 'pso_merging', 'lorahub', 'grid'}
   own |= {'nsga2', 'evogm', 'evomerge', 'ipop_cma_es', 'bipop_cma_es'}
+  own |= {'mixed_cma_es'}
   own |= {'m2n2'}
   assert set(registry.strategy_names()) - own <= known
 
