@@ -43,7 +43,7 @@ def check_population(prepared: Any) -> None:
   )
 
 
-def _plan(prepared: Prepared) -> Any:
+def _plan(prepared: Any) -> Any:
   """Plans the memory of a run, for the longest prompts that it will read."""
   evaluator, setup = prepared.evaluator, prepared.setup
   strategy, abstract = prepared.strategy, prepared.abstract
