@@ -3,58 +3,61 @@
 import types
 
 import jax
+import numpy as np
 import pytest
 
+from evojax_llm import systems
 from evojax_llm.engine.plan import MemoryPlanError
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import evolution
 from evojax_llm.runs import host_memory
+from evojax_llm.runs import preparation
 from tests.experiments import runs
 
 
-class Killed(BaseException):
-  pass
+def places(tree):
+  return {d for leaf in jax.tree.leaves(tree) for d in leaf.sharding.device_set}
 
 
 def test_members_in_host_memory_are_those_on_the_devices(
-  settings, tmp_path, capsys, monkeypatch
+  tiny_gemma_folder, tiny_adapter_folders, tmp_path, capsys
 ):
-  flags = ['--config=m2n2', *settings[1:4], '--config.space=weights']
-  flags += [f'--config.strategy.{n}=3' for n in ('population', 'generations')]
-  flags += ['--config.strategy.options.archive=5', '--config.ensemble.size=2']
-  flags += ['--config.checkpoint_every=2']
-  host = '--config.execution.population=host'
-  save, states = checkpoint.Checkpoints.save, []
-
-  def fail(self, generation, state):
-    states.append((generation, state))
-    if len(states) == 2:
-      raise Killed
-    return save(self, generation, state)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.Checkpoints, 'save', fail)
-    with pytest.raises(Killed):
-      runs.evolve(flags, tmp_path / 'host', host)
-    said = capsys.readouterr()
-    assert 'in the memory of the host' in said.out + said.err
-    # From the checkpoint of generation 0, before the one that was killed.
-    assert runs.evolve(flags, tmp_path / 'host', host) is None
-  assert [generation for generation, _ in states] == [0, 2, 2, 3]
-  for _, state in states[1:]:
-    # Earlier ones are given up.
-    where = {
-      device
-      for leaf in jax.tree.leaves(state.strategy.population)
-      for device in leaf.sharding.device_set
-      if not leaf.is_deleted()
-    }
-    assert where <= {jax.devices()[-1]}
-  assert runs.evolve(flags, tmp_path / 'device') is None
-  one, two = tmp_path / 'device', tmp_path / 'host'
-  members = [(run / 'members.jsonl').read_text() for run in (one, two)]
-  assert members[0] == members[1]
-  assert runs.state(one) == runs.state(two)
+  config = systems.load('m2n2')
+  config.model = str(tiny_gemma_folder('gemma2'))
+  config.adapters = ','.join(map(str, tiny_adapter_folders(3, 'gemma2')))
+  config.tasks = str(runs.write_task(tmp_path / 'a.json', dev=6, test=2))
+  config.space, config.execution.population = 'weights', 'host'
+  config.strategy.population, config.strategy.options.archive = 3, 4
+  prepared = preparation.prepare(config)
+  plan = prepared.evaluator.plan
+  assert plan.on_host and 'in the memory of the host' in capsys.readouterr().err
+  assert plan.population > 7 * plan.base and plan.fixed < 4 * plan.base
+  host = jax.devices()[-1]
+  assert prepared.host == host
+  evaluator, space = prepared.evaluator, prepared.setup.space
+  states = []
+  for device in (host, jax.devices()[0]):
+    population = prepared.initial().population
+    assert places(population) == {host}
+    search = evolution.evolve(
+      prepared.strategy,
+      space,
+      lambda *members: evaluator.evaluate(space, *members),
+      population=jax.device_put(population, device),
+      params=prepared.params,
+      generations=3,
+    )
+    *_, (state, _) = search
+    assert places(state.strategy.population) == {device}
+    states.append(state)
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+  checkpoints.save(3, states[0])
+  checkpoints.close()
+  _, restored = checkpoints.restore(prepared.abstract)
+  assert places(restored) == {host}
+  for other in (states[1], restored):
+    jax.tree.map(np.testing.assert_array_equal, states[0], other)
 
 
 def devices(*platforms):
