@@ -1,7 +1,9 @@
 """Members of a population, group by group, as the programs take them."""
 
 from collections.abc import Sequence
+import hashlib
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,18 +73,23 @@ def express(
   def take_and_lay_out(population, index, held):
     return lay_out(_take(population, index), held)
 
-  name, donate = ('express', form, id(space)), ()
-  if _is_near(runtime, population):
-    run, arguments = take_and_lay_out, (population, index, held)
+  if space.streams:
+    members = _streamed(runtime, space, population, index)
+    members = forms.lay_out(form, members)
   else:
-    # A merge of what is held is made on one device.
-    to = along(runtime.mesh) if held is None else runtime.mesh.devices.flat[0]
-    group = jax.device_put(_taken(runtime, population, index), to)
-    run, arguments = lay_out, (group, held)
-    same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
-    donate = (0,) if same else ()
-  program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
-  members = program(*arguments)
+    run, donate = take_and_lay_out, ()
+    arguments = population, index, held
+    if not _is_near(runtime, population):
+      to = along(runtime.mesh)
+      if held is not None:  # Merges of it are made on one device.
+        to = runtime.mesh.devices.flat[0]
+      group = jax.device_put(_taken(runtime, population, index), to)
+      run, arguments = lay_out, (group, held)
+      same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
+      donate = (0,) if same else ()
+    name = ('express', form, id(space))
+    program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
+    members = program(*arguments)
   return (
     jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
     jax.device_put(np.arange(size) < len(chosen), along(runtime.mesh)),
@@ -116,8 +123,56 @@ def _kinds(tree: Any) -> list[tuple[tuple[int, ...], str]]:
   return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
 
 
+def _streamed(runtime, space, population, index):
+  """Members (M, ...) of a space that streams; each of `index` merged once."""
+  different, which = np.unique(index, return_inverse=True)
+
+  def call(run, *arguments):
+    name = ('stream', id(space))
+    return runtime.compiled(name, run, *arguments, keep=space)(*arguments)
+
+  genomes = [jax.tree.map(lambda x, i=i: x[i], population) for i in different]
+  members = space.stream(genomes, call)
+  if np.array_equal(which, np.arange(len(genomes))):
+    return members
+  return jax.tree.map(lambda leaf: leaf[which], members)
+
+
+class Models(NamedTuple):
+  """What the members (P, ...) of a population are.
+
+  Attributes:
+    names: P names; members of one name are the same model, now and in other
+      populations.
+    hops: (P,) lengths of paths, or None.
+  """
+
+  names: list[str]
+  hops: np.ndarray | None
+
+
+def models(
+  runtime: Runtime, space: Expressing, population: Any
+) -> Models | None:
+  """Returns the models of members; None if the space does not tell."""
+  if not space.decodes:
+    return None
+  # Of all members, so that one program serves any number of indices.
+  name = ('decoded', id(space))
+  program = runtime.compiled(
+    name, jax.vmap(space.decoded), population, keep=space
+  )
+  decoded = jax.device_get(program(population))
+  rows = zip(*jax.tree.leaves(decoded), strict=True)
+  parts = (b''.join(leaf.tobytes() for leaf in row) for row in rows)
+  names = [hashlib.sha256(part).hexdigest()[:16] for part in parts]
+  if not isinstance(decoded, Path):
+    return Models(names, None)
+  return Models(names, np.sum(decoded.hops >= 0, axis=1))
+
+
 def first_of_each(
-  runtime: Runtime, space: Expressing, population: Any, indices: np.ndarray
+  found: Models | None, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Finds members that are expressed as the same model.
 
@@ -127,32 +182,15 @@ def first_of_each(
     or the space does not tell. Paths go by their length, so that those of a
     group end together.
   """
-  if not space.decodes or not len(indices):
+  if found is None or not len(indices):
     return None
-
-  # Of all members, so that one program serves any number of indices.
-  name = ('decoded', id(space))
-  program = runtime.compiled(
-    name, jax.vmap(space.decoded), population, keep=space
-  )
-  decoded = jax.device_get(program(population))
-  found = jax.tree.leaves(decoded)
-  slots: dict[bytes, int] = {}
-  first, same = [], []
-  for position, member in enumerate(indices):
-    row = b''.join(leaf[member].tobytes() for leaf in found)
-    if row not in slots:
-      slots[row] = len(first)
-      first.append(position)
-    same.append(slots[row])
-  first, same = np.asarray(first), np.asarray(same)
-  if isinstance(decoded, Path):
-    hops = np.sum(decoded.hops >= 0, axis=1)[indices[first]]
-    order = np.argsort(hops, kind='stable')
+  slots: dict[str, int] = {}
+  same = [slots.setdefault(found.names[i], len(slots)) for i in indices]
+  first, same = np.unique(same, return_index=True)[1], np.asarray(same)
+  if found.hops is not None:
+    order = np.argsort(found.hops[indices[first]], kind='stable')
     return first[order], np.argsort(order)[same]
-  if len(first) == len(indices):
-    return None
-  return first, same
+  return None if len(first) == len(indices) else (first, same)
 
 
 def distances(

@@ -128,6 +128,22 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningConfig(_Part):
+  """The baseline that learns by gradients; see `runs.fine_tuning`."""
+
+  _path = 'fine_tuning.'
+
+  steps: int = option(100, 'most steps; 0 leaves the baseline out', low=0)
+  rank: int | None = _count("of its adapter; the experts', or 8")
+  alpha: float | None = option(None, 'scale is alpha / rank; twice the rank')
+  lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
+  batch: int = option(16, 'rows of a step', low=1)
+  optimizer: str = option('adamw', 'of optax')
+  patience: int = option(3, 'epochs without a gain on held rows', low=1)
+  seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class EstimateConfig(_Part):
   """Fitness from few dev items; see `fitness.estimates`."""
 
@@ -218,8 +234,7 @@ class ExecutionConfig(_Part):
   )
   population: str = option(
     'auto',
-    "where genomes are: in the memory of the 'device', of the 'host', from "
-    'which a group at a time is copied, or there where no device holds them',
+    "where genomes are; with 'auto' on the host if devices cannot hold them",
     choices=('auto', 'device', 'host'),
   )
   max_length: int | None = _count(
@@ -299,9 +314,7 @@ class RunConfig(_Part):
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
   )
-  checkpoint_every: int = option(
-    1, 'generations between checkpoints: what is lost with a process', low=1
-  )
+  checkpoint_every: int = option(1, 'generations from one to the next', low=1)
   test_experts: bool = option(
     False, 'read all experts on test, not only those in the table'
   )
@@ -312,6 +325,7 @@ class RunConfig(_Part):
   racing: RacingConfig = RacingConfig()
   estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  fine_tuning: FineTuningConfig = FineTuningConfig()
   refine: RefineConfig = RefineConfig()
   layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
@@ -374,8 +388,7 @@ def _read(cls: type, values: Any, path: str) -> Any:
     if not path:
       raise errors.UserError(
         f'Got the configuration {values!r}; expected a RunConfig, a ConfigDict '
-        'or options by name. evojax_llm.systems.load reads a preset, a file or '
-        "a run's config.json."
+        'or options by name, which evojax_llm.systems.load reads.'
       )
     raise errors.UserError(
       f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'
