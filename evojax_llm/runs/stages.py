@@ -30,7 +30,7 @@ BEGINNINGS = {
 _COMMON = ('tasks', 'heldout_tasks', 'weights', 'objective', 'format', 'shots')
 _COMMON += ('dev_limit', 'dev_draw', 'dev_limits', 'test_limit', 'test_limits')
 _COMMON += ('shots_seed', 'system', 'chat', 'allow_overlap', 'drop_overlap')
-_COMMON += ('skip_bad_rows', 'allow_code', 'seeds', 'stages')
+_COMMON += ('pick_items', 'skip_bad_rows', 'allow_code', 'seeds', 'stages')
 _INPUTS = ('model', 'adapters', 'experts')
 
 
