@@ -14,7 +14,9 @@ The run folder (a new one below runs/ without --workdir) gets config.json,
 metrics.jsonl, members.jsonl, items/, checkpoints/ and, at the end, best/ (a
 PEFT adapter), summary.json, summary.md and curve.png. A run that was
 interrupted, at whatever moment, goes on when the same command is given with the
-same --workdir, and ends as it would have.
+same --workdir, or --workdir alone, and ends as it would have. With more
+--config.strategy.generations or evaluations it goes on to there, also where it
+had ended.
 
 config.stages names several searches, each of which begins from the best of the
 one before; each has a run folder of its own in stages/.
@@ -24,6 +26,8 @@ for the best member by dev and for the baselines.
 """
 
 from collections.abc import Sequence
+import os
+import pathlib
 
 from absl import flags
 
@@ -38,7 +42,7 @@ flags.DEFINE_string('workdir', None, 'Run folder, new or to go on with.')
 
 
 def main(_: Sequence[str]) -> int | None:
-  config = RunConfig.from_config(settings.load())
+  config = RunConfig.from_config(settings.load(_of_workdir()))
   files = inputs_lib.locate(config)
   searches = stages.split(config)
   largest = max(one.config.strategy.population for one in searches)
@@ -59,3 +63,12 @@ def main(_: Sequence[str]) -> int | None:
   workdir = command.new_workdir(prepared.name)
   final_table.show(launch.run_prepared(prepared, workdir))
   return None
+
+
+def _of_workdir() -> str | None:
+  """The settings of the run in --workdir, where --config names no others."""
+  workdir = flags.FLAGS.workdir
+  if not workdir or flags.FLAGS['config'].present:
+    return None
+  path = pathlib.Path(os.path.expanduser(workdir)) / 'config.json'
+  return str(path) if path.is_file() else None

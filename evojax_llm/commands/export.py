@@ -8,7 +8,9 @@ r"""Exports a row of a run's table: the evolved member, a baseline, a vote.
 
 The result is a PEFT adapter folder, or with --merged a full model folder with
 the adapter added to the base's weights, which transformers loads as it is. Runs
-in the space `weights` give a model folder anyway. README.md in it is a model
+in the space `weights` give a model folder anyway; in the space `layer_path` the
+layers that are used and the path through them, which score and generate take,
+or with --merged a model with a layer for every hop. README.md in it is a model
 card. --row=vote writes the members that vote, each in a folder of its own, and
 vote.json, which says how they decide.
 

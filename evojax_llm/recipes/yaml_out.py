@@ -111,6 +111,8 @@ def _weights(recipe: Mapping[str, Any]) -> dict[str, float]:
     found = {k: round(v['weight'], 7) for k, v in recipe['experts'].items()}
   elif 'weights' in recipe:
     found = recipe['weights']
+  elif 'hops' in recipe:
+    raise Unsaid('it is a path through layers; export --merged unrolls it')
   else:
     raise Unsaid('its space has no words for it')
   if not all(w is not None and math.isfinite(w) for w in found.values()):

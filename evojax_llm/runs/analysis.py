@@ -152,14 +152,15 @@ def analyse(run: pathlib.Path) -> str:
     CheckpointError: a record is missing or damaged.
     ValueError: as `trajectory`.
   """
-  summary = record.read_json(run / 'summary.json', 'best', 'tested')
+  summary = record.read_json(run / 'summary.json', 'best', 'rows', 'tested')
   best = summary['best']['id']
   fitness = record.read_json(run / 'baselines.json', 'fitness')['fitness']
   # None stands for an expert that failed.
   fitness = {n: -math.inf if f is None else f for n, f in fitness.items()}
   members = record.JsonLines(run / 'members.jsonl')
   with record.damaged(members.path, 'Lines that are lost are not made again.'):
-    came = origin(best, members.read(), fitness)
+    rows = members.read()
+    came = origin(best, rows, fitness)
   path = trajectory(ItemLog(run / 'items').read())
   points = {id_: point for point, id_ in enumerate(path.ids)}
   plots.trajectory(
@@ -168,6 +169,12 @@ def analyse(run: pathlib.Path) -> str:
     path.generations,
     [points[id_] for id_ in came.path if id_ in points],
     path.explained,
+  )
+  plots.family(
+    run / 'family.png',
+    rows,
+    {row['id'] for row in record_rows.lineage_of(best, rows)},
+    summary['rows'][0]['dev']['fitness']['percent'],
   )
   result = {
     'best': best,
@@ -252,6 +259,8 @@ def _markdown(result: Mapping[str, Any]) -> str:
     )
   paragraphs += [
     'Members on the plane in which their dev answers differ most:',
-    '![trajectory](trajectory.png)\n',
+    '![trajectory](trajectory.png)',
+    'All members, and who descends from whom:',
+    '![family tree](family.png)\n',
   ]
   return '\n\n'.join(paragraphs)

@@ -84,6 +84,10 @@ class Checkpoints:
       )
     return None
 
+  def drop(self, generation: int) -> None:
+    """Deletes a checkpoint."""
+    shutil.rmtree(self.folder / str(generation))
+
   def read(self) -> tuple[int, dict[str, Any]]:
     """Reads the newest checkpoint as nested dicts, while the run may go on.
 

@@ -1,5 +1,6 @@
 """Draws the pictures of runs and of sweeps."""
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
@@ -111,6 +112,44 @@ def trajectory(
   first, second = (f'{100 * share:.0f} %' for share in explained)
   labels = f'first component ({first})', f'second component ({second})'
   _save(figure, axes, path, *labels)
+
+
+def family(
+  path: str | os.PathLike,
+  members: Sequence[Mapping[str, Any]],
+  winners: Collection[int],
+  percent: bool = True,
+) -> None:
+  """Draws who descends from whom, by generation and fitness on `dev`.
+
+  Args:
+    path: the PNG file.
+    members: rows of members.jsonl; those that failed are left out.
+    winners: ids of the best member and its ancestors, drawn on top.
+    percent: see `curve`.
+  """
+  figure, axes = _axes()
+  scale = 100 if percent else 1
+  at = {
+    row['id']: (row['generation'], scale * row['fitness'])
+    for row in members
+    if row['fitness'] is not None
+  }
+  for won, look in (
+    (False, dict(color='0.8', linewidth=0.6)),
+    (True, dict(color='C3', linewidth=1.2)),
+  ):
+    for row in members:
+      for parent in row['parents']:
+        both = {row['id'], parent}
+        if both <= at.keys() and both.issubset(winners) == won:
+          axes.plot(*zip(at[parent], at[row['id']], strict=True), **look)
+    shown = [point for i, point in at.items() if (i in winners) == won]
+    label = 'best member and its ancestors' if won else 'others'
+    dots = dict(color=look['color'], s=18, zorder=2 + won, label=label)
+    axes.scatter([x for x, _ in shown], [y for _, y in shown], **dots)
+  label = 'fitness on dev'
+  _save(figure, axes, path, 'generation', label, percent, whole=True)
 
 
 def front(

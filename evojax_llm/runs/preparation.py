@@ -25,6 +25,7 @@ from evojax_llm.runs import front
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
+from evojax_llm.runs import refinement as refinement_lib
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
@@ -34,7 +35,7 @@ from evojax_llm.tasks import prompts
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
 _OF_SEARCH += ('merged', 'layer_path', 'pareto', 'require_signal')
-_OF_SEARCH += ('checkpoint_every', 'estimate', 'stages', 'begin')
+_OF_SEARCH += ('checkpoint_every', 'estimate', 'stages', 'begin', 'refine')
 
 
 class WarmStart(NamedTuple):
@@ -82,6 +83,7 @@ class Prepared:
   warm: WarmStart | None
   goals: front.Goals
   abstract: Any = None  # shapes and types of the run's state
+  refinement: Any = None  # of members before they are scored, or None
 
   @property
   def name(self) -> str:
@@ -96,7 +98,11 @@ class Prepared:
         self.config.strategy.population,
         jax.random.key(self.config.seed),
       )
-    return made if self.warm is None else self.warm.before(made)
+    made = made if self.warm is None else self.warm.before(made)
+    if self.refinement is None:
+      return made
+    placed = self.refinement.placed(made.population)
+    return dataclasses.replace(made, population=placed)
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
@@ -140,10 +146,12 @@ def prepare(
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
+  setup_lib.fine_tuning(config)  # refuses what cannot be
   if warm := warm or config.warm_start:
     warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
   strategy = setup_lib.make_strategy(config, setup)
+  refinement_lib.check_strategy(config, strategy)
   goals = front.goals(config, setup, strategy)
   params = strategy.default_params
   strategy = _kept(
@@ -158,6 +166,14 @@ def prepare(
   if evaluator.draw != config.dev_draw:
     evaluator = evaluator.redraw(config.dev_draw)
   racing = setup_lib.make_racing(config, setup)
+  refinement = _kept(
+    cache,
+    ('refinement', config.dev_draw, config.refine, key, strategy.capacity),
+    lambda: refinement_lib.make(config, setup, evaluator),
+  )
+  if config.refine.data:
+    data = os.path.expanduser(config.refine.data)
+    inputs = {**inputs, 'refine': recorded_inputs.fingerprint(data)}
   estimate = setup_lib.make_estimates(config, setup, evaluator)
   counts = [len(items) for items in evaluator.items('dev')]
   if estimate:
@@ -178,9 +194,19 @@ def prepare(
     len(goals.names),
     sum(counts),
   )
-  prepared = dataclasses.replace(prepared, abstract=abstract)
+  prepared = dataclasses.replace(
+    prepared, abstract=abstract, refinement=refinement
+  )
   if not planned:
     errors.say(_plan(prepared).describe())
+  if refinement is not None:
+    asked = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        (strategy.num_proposals, *leaf.shape[1:]), leaf.dtype
+      ),
+      abstract.strategy.population,
+    )
+    errors.say(refinement.prepare(asked, strategy.num_proposals))
   return prepared
 
 
@@ -238,6 +264,8 @@ def _plan(prepared: Prepared) -> Any:
   # An item that does not fit must show now and not when all is done.
   heldout = setup_lib.heldout_tasks(prepared.config, setup)
   late: list[Any] = [(task, task.dev) for task in heldout]
+  if prepared.config.pick_items:
+    late += [(task, task.dev) for task in setup.tasks]
   if all(task.test for task in setup.tasks):
     late += zip(setup.tasks, evaluator.items('test'), strict=True)
   how = {
@@ -292,7 +320,11 @@ def _warm_start(
         'members mean something else here; give the same model, adapters and '
         'space.'
       )
-  members = run_state.best_members(state, config.strategy.population)
+  # That of a front is the one that its rule chose.
+  chosen = (record.read_json(parts[0]).get('pareto') or {}).get('chosen')
+  members = run_state.best_members(
+    state, config.strategy.population, chosen=chosen
+  )
   wanted = jax.eval_shape(setup.space.experts)
   shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
   if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):

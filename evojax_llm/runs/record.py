@@ -5,6 +5,7 @@
   members.jsonl  a line a scored member: id, parents, operator, scores
   items/         what each of them did on each item (see `fitness.item_log`)
   checkpoints/   the run state (see `checkpoint`)
+  fine_tuned/    the adapter of the baseline that learns
   best/, summary.json, summary.md, curve.png   written at the end, and of a
                  front front/, front.json, front.png
 
@@ -45,6 +46,7 @@ _FOLDERS = (
   'checkpoints',
   'items',
   'baseline_items',
+  'fine_tuned',
   'test_items',
   'best',
   'front',
@@ -64,9 +66,9 @@ AGAIN = (
 )
 # Settings that a run may be given otherwise when it goes on.
 _CHANGES_NOTHING = ('require_signal', 'checkpoint_every')
-# Ends of a search that do not change what it does before them; by `evaluations`
-# members of the last generation fail.
-_ENDS = ('generations', 'patience', 'tokens', 'seconds')
+# Ends of a search, which can be put off. They change nothing before them, but
+# that by `evaluations` members of the last generation fail: it is made again.
+_ENDS = ('generations', 'evaluations', 'patience', 'tokens', 'seconds')
 
 
 class RunFolder:
@@ -171,12 +173,12 @@ class RunFolder:
     differences += _changed(kept['inputs'], wanted['inputs'], wanted['files'])
     if differences:
       shown, hint = '\n  '.join(differences[:12]), ''
-      fixed = [f'strategy.{n}:' for n in ('population', 'evaluations', *_ENDS)]
+      fixed = [f'strategy.{name}:' for name in ('population', *_ENDS)]
       if any(line.startswith(tuple(fixed)) for line in differences):
         hint = (
-          ' A population does not grow or shrink within a run, and only one '
-          'that has not ended can get more generations, patience, tokens or '
-          'seconds: begin another one from the members of this one with '
+          ' A population does not grow or shrink within a run, and a run can '
+          f'be given more {", ".join(_ENDS)} but not less: begin another one '
+          'from the members of this one with '
           f'--config.warm_start={self.path}.'
         )
       raise CheckpointError(
@@ -185,16 +187,23 @@ class RunFolder:
         f'{hint}'
       )
     if later:
+      if summary := read_summary(self.path):
+        # What an end has said stays; the settings follow it, so that a process
+        # that is killed between the two does the rest.
+        kept_as = f'summary_{summary["generations"]}.json'
+        os.replace(self.path / 'summary.json', self.path / kept_as)
       write_json(path, {**kept, 'config': wanted['config']})
+
+  def earlier_ends(self) -> list[int]:
+    """Returns the generations after which the run had ended and went on."""
+    found = self.path.glob('summary_[0-9]*.json')
+    return sorted(int(path.stem.split('_')[1]) for path in found)
 
   def _later_ends(
     self, there: Mapping[str, Any], here: Mapping[str, Any]
   ) -> dict[str, Any]:
-    """Ends of the search that are later here; none once the run has ended."""
-    ended = any(
-      (self.path / n).exists() for n in ('summary.json', 'test_items')
-    )
-    if ended or here.get('stages'):  # of which some may have ended
+    """Ends of the search that are later here; none of a run of stages."""
+    if here.get('stages'):  # of which some may have ended
       return {}
     old, new = (dict(half.get('strategy') or {}) for half in (there, here))
     ends = [end for end in _ENDS if old.get(end) is not None and end in new]

@@ -50,11 +50,13 @@ def metrics_row(
   tokens: int = 0,
   monitors: Mapping[str, Any] | None = None,
   further: Sequence[str] = (),
+  gradient_tokens: int = 0,
 ) -> dict[str, Any]:
   """Returns the line of metrics.jsonl for a generation of K tasks.
 
   `seconds` is wall time by part, 'checkpoint' that of the generation before;
-  `tokens` were read and generated; `monitors` are those of the strategy.
+  `tokens` were read and generated, `gradient_tokens` among them, which count
+  three times what gradient steps read; `monitors` are those of the strategy.
   """
   row = {
     'generation': generation.number,
@@ -69,6 +71,7 @@ def metrics_row(
     'seconds': {part: round(s, 4) for part, s in seconds.items()},
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
+  row |= {'gradient_tokens': gradient_tokens} if gradient_tokens else {}
   return row | ({'monitors': monitors} if monitors else {})
 
 

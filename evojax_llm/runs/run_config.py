@@ -21,6 +21,7 @@ from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
 from evojax_llm.runs import stages as stages_lib
+from evojax_llm.runs.refine_options import RefineOptions
 
 _LISTS = ('adapters', 'experts', 'tasks', 'heldout_tasks')
 _PATHS = ('model', *_LISTS, 'warm_start')
@@ -127,6 +128,22 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningConfig(_Part):
+  """The baseline that learns by gradients; see `runs.fine_tuning`."""
+
+  _path = 'fine_tuning.'
+
+  steps: int = option(100, 'most steps; 0 leaves the baseline out', low=0)
+  rank: int | None = _count("of its adapter; the experts', or 8")
+  alpha: float | None = option(None, 'scale is alpha / rank; twice the rank')
+  lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
+  batch: int = option(16, 'rows of a step', low=1)
+  optimizer: str = option('adamw', 'of optax')
+  patience: int = option(3, 'epochs without a gain on held rows', low=1)
+  seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class EstimateConfig(_Part):
   """Fitness from few dev items; see `fitness.estimates`."""
 
@@ -172,6 +189,13 @@ class MergedConfig(_Part, MergedOptions):
   """The space `merged`, in which recipes of a merge evolve."""
 
   _path = 'merged.'
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig(_Part, RefineOptions):
+  """Gradient steps that members take before they are scored."""
+
+  _path = 'refine.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +270,9 @@ class RunConfig(_Part):
     False, 'choose other dev items in every generation, and score again'
   )
   test_limit: int | None = _count('test items of each task')
+  pick_items: int | None = _count(
+    'last dev items of each task, not searched, by which the result is picked'
+  )
   dev_limits: tuple[int, ...] = option((), 'dev_limit by task')
   test_limits: tuple[int, ...] = option((), 'test_limit by task')
   allow_overlap: bool = option(False, 'items may occur in dev and in test')
@@ -295,6 +322,8 @@ class RunConfig(_Part):
   racing: RacingConfig = RacingConfig()
   estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  fine_tuning: FineTuningConfig = FineTuningConfig()
+  refine: RefineConfig = RefineConfig()
   layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
@@ -319,6 +348,11 @@ class RunConfig(_Part):
     if len(both) > 1:
       raise errors.UserError(
         f'{both[0]} and {both[1]} both choose dev items: leave one off.'
+      )
+    if self.pick_items and self.estimate.rule:
+      raise errors.UserError(
+        'config.pick_items and config.estimate both choose the result at the '
+        'end: leave one off.'
       )
     if self.seed + self.seeds > 1 << 32:
       raise errors.UserError(f'Got config.seed {self.seed}; expected 32 bits.')

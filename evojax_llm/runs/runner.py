@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
 from evojax_llm.runs import front as front_lib
+from evojax_llm.runs import known_models
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -84,7 +86,11 @@ class _Run:
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
+    # Of the members that were scored last.
     self.recipes: list[Any] = []
+    self.models: list[str] | None = None
+    # None where members are scored on some items, or these change.
+    self.known: known_models.KnownModels | None = None
     self.estimation: estimation.Estimation | None = None
     self.number = -1
 
@@ -92,6 +98,10 @@ class _Run:
     """From where an earlier process stopped, if one did, to the report."""
     prepared, folder = self.prepared, self.folder
     restored = folder.checkpoints.restore(prepared.abstract)
+    if restored and self.was_cut_short(*restored):
+      errors.say(f'generation {restored[0]} had no budget: it is made again')
+      folder.checkpoints.drop(restored[0])
+      restored = folder.checkpoints.restore(prepared.abstract)
     self.number, state = restored or (-1, None)
     if not restored and (folder.path / 'summary.json').exists():
       raise errors.CheckpointError(
@@ -119,15 +129,26 @@ class _Run:
     if prepared.strategy.ends_in_front:
       front = front_lib.find(state, prepared)
       best = front.best
-    elif self.estimation:
+    elif self.estimation or prepared.config.pick_items:
       births = {row['id']: row['generation'] for row in folder.members.read()}
-      best, finals = self.estimation.settle(state, prepared, births)
+      if self.estimation:
+        best, finals = self.estimation.settle(state, prepared, births)
+      else:
+        best, state = finalists.pick(state, prepared, births)
     else:
       best = finalists.settle(state, prepared)
     ending = final_table.Ending(
       folder, prepared, baselines, state, best, front, finals
     )
     ending.finish(self.bar)
+
+  def was_cut_short(self, number: int, state: Any) -> bool:
+    """Whether a budget, which is larger now, ended within a generation."""
+    most = self.config.strategy.evaluations
+    return (most is None or most > int(state.evaluations)) and any(
+      row['generation'] == number and row.get('reason') == evolution.SPENT
+      for row in self.folder.members.read()
+    )
 
   def search(self, state: Any) -> Any:
     """Evolves to the end, keeping each generation; returns the last state."""
@@ -143,6 +164,8 @@ class _Run:
       for name, count in zip(('tokens', 'seconds'), spent, strict=True):
         if limits[name] is not None:
           limits[name] = max(0, limits[name] - count)
+    if not (prepared.racing or config.resample or self.estimation):
+      self.known = known_models.KnownModels(folder)
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
       prepared.strategy,
@@ -156,10 +179,12 @@ class _Run:
       state=state,
       redraw=self.redraw if config.resample else None,
       maximise=goals.maximise,
+      refine=prepared.refinement,
       phase=watch.phase,
     )
     del initial  # its memory is wanted for the search
-    before, kept = self.ledger.tokens, True
+    before = self.ledger.tokens, self.ledger.gradient_tokens
+    kept = True
 
     def keep():
       with watch.phase('checkpoint'):
@@ -173,25 +198,30 @@ class _Run:
         monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
-      names, spent = prepared.strategy.operator_names, self.ledger.tokens
-      folder.members.append(
-        record_rows.member_rows(
-          done,
-          names,
-          goals.tasks,
-          origins,
-          self.recipes,
-          goals.further,
-          prepared.strategy.notes(state.strategy),
-        )
+      names = prepared.strategy.operator_names
+      spent = self.ledger.tokens, self.ledger.gradient_tokens
+      lines = record_rows.member_rows(
+        done,
+        names,
+        goals.tasks,
+        origins,
+        self.recipes,
+        goals.further,
+        self.notes(state),
       )
+      for line, model in zip(lines, self.models or (), strict=False):
+        line['model'] = model
+      folder.members.append(lines)
+      if self.known:
+        self.known.add(lines)
       row = record_rows.metrics_row(
         done,
         goals.tasks,
         watch.take(),
-        spent - before,
+        spent[0] - before[0],
         monitors,
         goals.further,
+        spent[1] - before[1],
       )
       folder.metrics.append([row])
       before = spent
@@ -206,6 +236,16 @@ class _Run:
     if not kept:
       keep()
     return state
+
+  def notes(self, state: Any) -> list[dict[str, Any]]:
+    """What is said of each slot of the latest ask."""
+    strategy, refinement = self.prepared.strategy, self.prepared.refinement
+    notes = list(strategy.notes(state.strategy))
+    if refinement is not None:
+      notes = notes or [{}] * strategy.num_proposals
+      for slot, note in refinement.take().items():
+        notes[slot] = notes[slot] | note
+    return notes
 
   def look_for_signal(self) -> None:
     """Tells where generation 0 tells no members apart.
@@ -238,6 +278,8 @@ class _Run:
       host = jax.device_get(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
     asked, update = (space, population, members), self.bar.update
+    names = self.drawn.models(space, population)
+    self.models = names and [names[m] for m in members]
     if racing:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
@@ -246,6 +288,15 @@ class _Run:
     elif self.estimation:
       self.scored = self.evaluator.estimate(
         *asked, self.estimation.estimator, progress=update
+      )
+    elif self.known:
+      self.scored = self.known.evaluate(
+        names,
+        members,
+        functools.partial(
+          self.drawn.evaluate, space, population, progress=update
+        ),
+        self.drawn.objective,
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)

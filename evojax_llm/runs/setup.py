@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import files as files_lib
+from evojax_llm.engine.gradient_member import Settings
 from evojax_llm.fitness import estimates
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
@@ -35,6 +36,8 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 _GIB = 1 << 30
 # Below this many items one standard error is over 5.5 points.
 _FEW_ITEMS = 80
+# Of a fine-tuned adapter, where the experts are no adapters.
+_RANK = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +127,41 @@ def make_strategy(config: RunConfig, setup: Setup) -> Any:
       f'{search.name} keeps scores of its own that cannot be made anew on '
       'other items: leave config.resample off.'
     )
+  if config.pick_items and strategy.ends_in_front:
+    raise errors.UserError(
+      f'{search.name} ends in a front, from which config.pareto chooses: leave '
+      'config.pick_items off.'
+    )
   if config.racing.rule and strategy.sees == 'items':
     raise errors.UserError(
       f'{search.name} compares members item by item, and config.racing leaves '
       'some items unasked: leave one off.'
     )
   return strategy
+
+
+def _held_back(config: RunConfig, setup: Setup) -> tuple[Any, Any]:
+  """Returns the tasks of the search, and those whose dev items it picks by.
+
+  Raises:
+    UserError: nothing is left for the search.
+  """
+  count = config.pick_items
+  for task in setup.tasks:
+    if len(task.dev) <= count:
+      raise errors.UserError(
+        f'config.pick_items={count} leaves the search nothing of the '
+        f'{len(task.dev)} dev items of {task.name}: hold fewer back.'
+      )
+  return tuple(
+    [dataclasses.replace(task, dev=task.dev[part]) for task in setup.tasks]
+    for part in (slice(-count), slice(-count, None))
+  )
+
+
+def pick_evaluator(evaluator: Any, config: RunConfig, setup: Setup) -> Any:
+  """Returns an evaluator on the dev items that the search does not see."""
+  return evaluator.on(_held_back(config, setup)[1])
 
 
 def make_evaluator(config: RunConfig, setup: Setup) -> Any:
@@ -146,14 +178,20 @@ def make_evaluator(config: RunConfig, setup: Setup) -> Any:
   return evaluator
 
 
+def memory_budget(config: RunConfig) -> int | None:
+  """Returns bytes to use on a device; None to ask it."""
+  budget = config.execution.memory_budget_gib
+  return None if budget is None else int(budget * _GIB)
+
+
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
   execution = dataclasses.asdict(config.execution)
-  budget = execution.pop('memory_budget_gib')
+  del execution['memory_budget_gib']
   execution['dtype'] = jnp.dtype(execution['dtype'])
   with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
       setup.tokenizer,
-      setup.tasks,
+      _held_back(config, setup)[0] if config.pick_items else setup.tasks,
       weights=config.weights or None,
       objective=config.objective,
       chat=config.chat,
@@ -162,7 +200,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
         'test': tuple(config.test_limits) or config.test_limit,
       },
       draw=config.dev_draw,
-      memory_budget=None if budget is None else int(budget * _GIB),
+      memory_budget=memory_budget(config),
       **execution,
     )
 
@@ -207,8 +245,37 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
     return None
   setup = dataclasses.replace(setup, tasks=heldout_tasks(config, setup))
   plain = {'weights': (), 'objective': 'weighted_mean', 'resample': False}
-  plain |= {'dev_limit': None, 'dev_limits': (), 'test_limits': ()}
+  plain |= {
+    'pick_items': None,
+    'dev_limit': None,
+    'dev_limits': (),
+    'test_limits': (),
+  }
   return _evaluator(dataclasses.replace(config, **plain), setup)
+
+
+def fine_tuning(config: RunConfig, rank: int | None = None) -> Settings:
+  """Returns how the baseline of fine-tuning learns.
+
+  Its adapter has the `rank` of the experts, where they have one, unless the
+  configuration says another.
+
+  Raises:
+    UserError: it cannot be as the configuration says.
+  """
+  told = config.fine_tuning
+  rank = told.rank or rank or _RANK
+  with errors.as_user_error(ValueError, what='config.fine_tuning'):
+    return Settings(
+      steps=max(1, told.steps),
+      batch=told.batch,
+      optimizer=told.optimizer,
+      schedule='linear',
+      train='adapter',
+      lr=told.lr,
+      rank=rank,
+      alpha=2.0 * rank if told.alpha is None else told.alpha,
+    )
 
 
 class Estimates(NamedTuple):

@@ -61,7 +61,7 @@ def get_config(name: str = 'parameter_space') -> config_dict.ConfigDict:
       config.layer_path.scales = 'hop'
     else:
       config.layer_path.off = 0.0
-      config.dev_limit = 200
+      config.dev_limit = config.pick_items = 200
     return config
   config.strategy.evaluations = _TRIALS[preset]
   config.space = 'merged'

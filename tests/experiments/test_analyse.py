@@ -16,7 +16,8 @@ def test_a_run_is_analysed_from_its_records(finished, tmp_path, capsys):
   assert not running.run_program('analyse', f'--run={run}')
   assert 'no expert solved' in capsys.readouterr().out
   found = json.loads((run / 'analysis.json').read_text())
-  assert (run / 'trajectory.png').stat().st_size > 1000
+  for name in ('trajectory.png', 'family.png'):
+    assert (run / name).stat().st_size > 1000
   best = runs.summary(run)['best']['id']
   unsolved = emerged = 0
   for task in ('a', 'b'):

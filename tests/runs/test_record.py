@@ -70,7 +70,7 @@ def test_a_folder_in_use_or_of_something_else_is_refused(tmp_path):
     record.RunFolder(tmp_path, CONFIG)
 
 
-def test_a_run_that_has_not_ended_may_end_later(tmp_path):
+def test_a_run_may_end_later_and_never_sooner(tmp_path):
   def claim(**ends):
     strategy = {'generations': 3, 'evaluations': 9, 'patience': None} | ends
     record.RunFolder(tmp_path, {'strategy': strategy}).close()
@@ -78,13 +78,18 @@ def test_a_run_that_has_not_ended_may_end_later(tmp_path):
   claim()
   claim(generations=5)
   assert record.read_config(tmp_path)['config']['strategy']['generations'] == 5
-  for fewer_or_other in ({}, {'generations': 5, 'evaluations': 12}):
+  for sooner in ({}, {'generations': 5, 'patience': 4}, {'evaluations': 12}):
     with pytest.raises(CheckpointError, match=r'(?s)there, .*warm_start='):
-      claim(**fewer_or_other)
-  (tmp_path / 'summary.json').touch()
-  claim(generations=5)
-  with pytest.raises(CheckpointError, match='5 there, 7 here'):
-    claim(generations=7)
+      claim(**sooner)
+  claim(generations=5, evaluations=12)
+  # Also where it had ended; what it said then is kept.
+  said = '{"rows": [], "generations": 5}'
+  (tmp_path / 'summary.json').write_text(said)
+  claim(generations=5, evaluations=12)
+  assert (tmp_path / 'summary.json').read_text() == said
+  claim(generations=7, evaluations=None)
+  assert not (tmp_path / 'summary.json').exists()
+  assert (tmp_path / 'summary_5.json').read_text() == said
 
 
 def test_a_damaged_config_is_an_error(tmp_path):

@@ -29,7 +29,7 @@ def search(strategy, generations=25):
 
   @jax.jit
   def fitness(members):
-    right = jnp.sum((members['on'] > 0) == wanted, axis=1)
+    right = jnp.mean((members['on'] > 0) == wanted, axis=1) * 12
     return right - jnp.sum((members['x'] - 0.3) ** 2, axis=1)
 
   params = strategy.default_params
