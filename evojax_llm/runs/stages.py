@@ -78,6 +78,8 @@ def _search(config: Any, number: int, changes: Any) -> Search:
   flat = dict(_flat(config, changes))
   if flat.get('strategy.name', config.strategy.name) != config.strategy.name:
     values['strategy']['options'] = {}  # those of another strategy
+  if number > 1 and flat.get('begin') != 'members':
+    values['fine_tuning']['steps'] = 0  # a baseline of the first alone
   for field, value in flat.items():
     *groups, name = field.split('.')
     if (groups or [name])[0] in _COMMON:

@@ -95,6 +95,8 @@ def test_a_run_of_stages_leaves_a_run_folder_each_and_one_table(whole, config):
   kept = json.loads((whole / FOLDERS[2] / 'config.json').read_text())['config']
   assert kept['strategy']['options'] == {'members': 2}
   assert kept['strategy']['generations'] == config.strategy.generations
+  # The baseline that learns is one of the first stage.
+  assert kept['fine_tuning']['steps'] == 0 < config.fine_tuning.steps
 
 
 def test_a_stage_begins_with_what_the_one_before_has_left(whole, config):
