@@ -221,10 +221,12 @@ def test_a_sweep_takes_changes_of_stages_and_shares_baselines(whole, config):
   assert second.config.strategy.options == {'members': 2, 'sigma': 2.0}
   assert second.config.strategy.generations == 0
   assert not sweep_changes.conflicts(*trials)
-  other = dataclasses.replace(trials[1], changes={'seed': 1})
-  assert sweep_changes.conflicts(
-    dataclasses.replace(other, name='x'), trials[0]
-  )
+  plain = [
+    dataclasses.replace(t, changes={'seed': i}) for i, t in enumerate(trials)
+  ]
+  assert sweep_changes.conflicts(*plain) == [
+    'stages.2.strategy.options.sigma: 1 there, 2.0 here'
+  ]
   done = sweep_changes.Trial(whole.name, of(config, GATES, AGAIN), {})
   known = {done.name: done, trials[0].name: trials[0]}
   shared = sweeps._scored(whole.parent, trials[0], known)
