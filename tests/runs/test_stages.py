@@ -304,6 +304,10 @@ def test_code_that_a_stage_names_is_data_too():
   assert library.RunConfig.from_config(read) == config
   with pytest.raises(UserError, match='config.stages.1.strategy.name names co'):
     fields.check_code(read, 'config.json')
+  for junk in (5, [5], [{}, None]):
+    fields.check_code({'stages': junk}, 'config.json')
+    with pytest.raises(UserError, match='stage'):
+      library.RunConfig.from_config({'stages': junk})
 
 
 def test_evaluations_are_divided_in_proportion():
