@@ -26,6 +26,7 @@ from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.hub import Model
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -54,12 +55,14 @@ class Expressing(Protocol):
       takes them as a second argument, so that they are arguments of a program
       and not constants in it.
     decodes: whether `decoded` says what a genome stands for.
+    learns: whether a gradient can move a genome.
     streams: whether `stream` expresses members, call by call, from what the
       device has no room for; `express` then says their shapes.
   """
 
   held: Any = None
   decodes: bool = False
+  learns: bool = True
   streams: bool = False
 
   def model(self) -> Model:
@@ -98,14 +101,12 @@ class Space(Expressing, Protocol):
     layers: key of a genome below which leaves have the axis L, or None.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
-    learns: whether a gradient can move a genome.
   """
 
   names: tuple[str, ...]
   exports: str = 'adapter'
   takes: tuple[str, ...] = ('adapters',)
   shares_base: bool = True
-  learns: bool = True
   bare: bool = True
   options: type | None = None
   layers: str | None = leaves.LAYERS
@@ -142,6 +143,11 @@ class Space(Expressing, Protocol):
 
     The change from the base is multiplied by factors (C,) f64.
     """
+
+  def adapted(self, adapter: LowRank) -> stack.Genome | None:
+    """Returns the base with an adapter, or None if no member is that."""
+    del adapter
+    return None
 
   def mix_rows(self, rows: Sequence[initial.Row]) -> stack.Population:
     """Makes the members of rows of experts."""

@@ -146,6 +146,7 @@ def prepare(
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
+  setup_lib.fine_tuning(config)  # refuses what cannot be
   if warm := warm or config.warm_start:
     warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
