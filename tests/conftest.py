@@ -45,6 +45,19 @@ def forget_programs():
   jax.clear_caches()
 
 
+@pytest.fixture(scope='session', autouse=True)
+def no_fine_tuning():
+  """Leaves the baseline that learns out of runs: it compiles for seconds.
+
+  Its own tests put it back.
+  """
+  from evojax_llm.runs import fine_tuning
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(fine_tuning, 'wanted', lambda config: False)
+    yield patch
+
+
 @pytest.fixture(scope='session')
 def data_folder() -> pathlib.Path:
   """The folder of real task files, or a skip where there is none.

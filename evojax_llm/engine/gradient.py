@@ -8,7 +8,6 @@ they share is read once.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 from typing import Any
 
 import jax
@@ -16,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.engine import gradient_losses
+from evojax_llm.engine import gradient_plan
 from evojax_llm.engine import gradient_rows
 from evojax_llm.engine import groups
-from evojax_llm.engine import likelihood
-from evojax_llm.engine import plan as planning
 from evojax_llm.engine.gradient_member import HYPER
 from evojax_llm.engine.gradient_member import Learner
 from evojax_llm.engine.gradient_member import Settings
@@ -30,35 +28,6 @@ from evojax_llm.models import expression
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.tasks.training_data import EncodedRow
-
-_MIB = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientPlan:
-  """How many members learn side by side.
-
-  Attributes:
-    members_per_group: of all devices together.
-    device: platform.
-    budget: bytes that may be used on one device.
-    fixed: bytes of the shared parameters and of the population.
-    member: bytes that one member takes while it learns.
-  """
-
-  members_per_group: int
-  device: str
-  budget: int
-  fixed: int
-  member: int
-
-  def describe(self) -> str:
-    """Returns the plan in a line, for people."""
-    return (
-      f'gradient steps: groups of {self.members_per_group} members on '
-      f'{self.device}, {self.member / _MIB:,.0f} MiB each beside '
-      f'{self.fixed / _MIB:,.0f} MiB of {self.budget / _MIB:,.0f} MiB'
-    )
 
 
 class GradientSteps:
@@ -109,7 +78,7 @@ class GradientSteps:
       )
     if settings.train == 'adapter':
       _check_whole(space)
-    self.plan: GradientPlan | None = None
+    self.plan: gradient_plan.GradientPlan | None = None
     self.losses: np.ndarray | None = None
     self._settings, self._pairs = settings, pairs
     self._runtime, self._space = runtime, space
@@ -119,7 +88,7 @@ class GradientSteps:
 
   def prepare(
     self, population: Any, members: int | None = None
-  ) -> GradientPlan:
+  ) -> gradient_plan.GradientPlan:
     """Fixes the size of groups, and keeps the plan.
 
     Args:
@@ -129,53 +98,20 @@ class GradientSteps:
     Raises:
       MemoryPlanError: not even one fits.
     """
-    runtime, settings = self._runtime, self._settings
-    config = self._space.model().config
-    genome = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), population
-    )
-    hyper = {name: jnp.float32(1) for name in HYPER}
-    trained = jax.eval_shape(
-      self._learner.begin, genome, jax.random.key(0), hyper
-    )
-    state = jax.eval_shape(self._learner.start_state, trained, hyper)
-    texts = settings.batch * self._rows.end.shape[1]
-    tokens = texts * self._rows.tokens.shape[-1]
-    kept = (
-      config.num_layers * config.embed_dim * jnp.dtype(runtime.dtype).itemsize
-    )
-    # A layer is computed again and walked back.
-    token = kept + 3 * planning.layer_bytes(config)
-    pair = 3 * 4 * config.num_heads * self._rows.tokens.shape[-1]
-    logits = texts * self._rows.tokens.shape[-1] * config.vocab_size
-    member = (
-      2 * groups.num_bytes(genome)
-      # Values, gradient and update.
-      + 3 * groups.num_bytes(trained)
-      + groups.num_bytes(state)
-      + tokens * (token + pair)
-      + 3 * 4 * min(logits, likelihood.LOGITS_AT_ONCE)
-    )
     budget, asked = self._choices
-    device = runtime.mesh.devices.flat[0]
-    budget = planning.budget_of(budget, device)
     size = jax.tree.leaves(population)[0].shape[0]
-    fixed = groups.num_bytes(self._space.model().params)
-    fixed += groups.num_bytes(population)
-    devices = runtime.mesh.size
-    wanted = -(-min(asked or size, members or size, size) // devices)
-    fit = min(wanted, max(0, budget - fixed) // member)
-    if fit < (wanted if asked else 1):
-      raise planning.MemoryPlanError(
-        f'Gradient steps take {member / _MIB:,.0f} MiB for a member, batches '
-        f'of {texts} texts of {self._rows.tokens.shape[-1]} tokens, beside '
-        f'{fixed / _MIB:,.0f} MiB that are fixed; the budget is '
-        f'{budget / _MIB:,.0f} MiB. Use a smaller batch, shorter rows, fewer '
-        'members_per_group, an adapter in place of all weights, or a larger '
-        'memory budget.'
-      )
-    self.plan = GradientPlan(
-      fit * devices, device.platform, budget, fixed, member
+    self.plan = gradient_plan.make_plan(
+      self._learner,
+      self._runtime,
+      jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+        population,
+      ),
+      self._rows,
+      fixed=groups.num_bytes((self._space.model().params, population)),
+      members=min(asked or size, members or size, size),
+      fewer=not asked,
+      budget=budget,
     )
     return self.plan
 

@@ -107,16 +107,17 @@ class Learner:
       modules: (in, out) of the linear maps that an adapter adds to, by block
         and name; all by default.
     """
-    if not getattr(space, 'learns', True):
+    if not space.learns:
       raise ValueError(
         'Got gradient steps for members that are recipes; expected adapters, '
         'gates or weights, whose numbers a gradient can move.'
       )
-    config = space.model().config
-    self.settings, self.reads = settings, reads
-    self._space, self._layers = space, config.num_layers
-    self._modules = modules or config.linear_shapes()
-    self._model = Gemma(config, dtype, remat=True)
+    self.config = space.model().config
+    self.settings, self.reads, self._space = settings, reads, space
+    self._modules = modules or self.config.linear_shapes()
+    self._model = Gemma(self.config, dtype, remat=True)
+    # Of programs that differ in nothing else.
+    self.name = (self._model, repr(settings), reads, tuple(self._modules))
 
   def begin(self, genome: Any, key: jax.Array, hyper: Any) -> Any:
     """Returns what is trained of a member, f32.
@@ -133,14 +134,14 @@ class Learner:
     for number, ((block, name), shape) in enumerate(self._modules.items()):
       first = jax.random.uniform(
         jax.random.fold_in(key, number),
-        (self._layers, shape[0], widest),
+        (self.config.num_layers, shape[0], widest),
         jnp.float32,
         -1.0,
         1.0,
       )
       factors.setdefault(block, {})[name] = {
         'a': first * used / jnp.sqrt(jnp.float32(shape[0])),
-        'b': jnp.zeros((self._layers, widest, shape[1]), jnp.float32),
+        'b': jnp.zeros((self.config.num_layers, widest, shape[1]), jnp.float32),
       }
     return {'layers': factors}
 

@@ -1,7 +1,9 @@
 """Members of a population, group by group, as the programs take them."""
 
 from collections.abc import Sequence
+import hashlib
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,17 +67,21 @@ def express(
     population = jax.tree.map(lambda leaf: leaf[index], population)
     index = np.arange(size, dtype=np.int32)
 
-  held = space.held
+  if space.streams:
+    members = _streamed(runtime, space, population, index)
+    members = forms.lay_out(form, members)
+  else:
+    held = space.held
 
-  def run(population, index, held):
-    group = jax.tree.map(lambda leaf: leaf[index], population)
-    own = () if held is None else (held,)
-    members = jax.vmap(lambda genome: space.express(genome, *own))(group)
-    return forms.lay_out(form, members)
+    def run(population, index, held):
+      group = jax.tree.map(lambda leaf: leaf[index], population)
+      own = () if held is None else (held,)
+      members = jax.vmap(lambda genome: space.express(genome, *own))(group)
+      return forms.lay_out(form, members)
 
-  name = ('express', form, id(space))
-  program = runtime.compiled(name, run, population, index, held, keep=space)
-  members = program(population, index, held)
+    name = ('express', form, id(space))
+    program = runtime.compiled(name, run, population, index, held, keep=space)
+    members = program(population, index, held)
   along = sharding.population_sharding
   return (
     jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
@@ -83,8 +89,56 @@ def express(
   )
 
 
+def _streamed(runtime, space, population, index):
+  """Members (M, ...) of a space that streams; each of `index` merged once."""
+  different, which = np.unique(index, return_inverse=True)
+
+  def call(run, *arguments):
+    name = ('stream', id(space))
+    return runtime.compiled(name, run, *arguments, keep=space)(*arguments)
+
+  genomes = [jax.tree.map(lambda x, i=i: x[i], population) for i in different]
+  members = space.stream(genomes, call)
+  if np.array_equal(which, np.arange(len(genomes))):
+    return members
+  return jax.tree.map(lambda leaf: leaf[which], members)
+
+
+class Models(NamedTuple):
+  """What the members (P, ...) of a population are.
+
+  Attributes:
+    names: P names; members of one name are the same model, now and in other
+      populations.
+    hops: (P,) lengths of paths, or None.
+  """
+
+  names: list[str]
+  hops: np.ndarray | None
+
+
+def models(
+  runtime: Runtime, space: Expressing, population: Any
+) -> Models | None:
+  """Returns the models of members; None if the space does not tell."""
+  if not space.decodes:
+    return None
+  # Of all members, so that one program serves any number of indices.
+  name = ('decoded', id(space))
+  program = runtime.compiled(
+    name, jax.vmap(space.decoded), population, keep=space
+  )
+  decoded = jax.device_get(program(population))
+  rows = zip(*jax.tree.leaves(decoded), strict=True)
+  parts = (b''.join(leaf.tobytes() for leaf in row) for row in rows)
+  names = [hashlib.sha256(part).hexdigest()[:16] for part in parts]
+  if not isinstance(decoded, Path):
+    return Models(names, None)
+  return Models(names, np.sum(decoded.hops >= 0, axis=1))
+
+
 def first_of_each(
-  runtime: Runtime, space: Expressing, population: Any, indices: np.ndarray
+  found: Models | None, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Finds members that are expressed as the same model.
 
@@ -94,32 +148,15 @@ def first_of_each(
     or the space does not tell. Paths go by their length, so that those of a
     group end together.
   """
-  if not space.decodes or not len(indices):
+  if found is None or not len(indices):
     return None
-
-  # Of all members, so that one program serves any number of indices.
-  name = ('decoded', id(space))
-  program = runtime.compiled(
-    name, jax.vmap(space.decoded), population, keep=space
-  )
-  decoded = jax.device_get(program(population))
-  found = jax.tree.leaves(decoded)
-  slots: dict[bytes, int] = {}
-  first, same = [], []
-  for position, member in enumerate(indices):
-    row = b''.join(leaf[member].tobytes() for leaf in found)
-    if row not in slots:
-      slots[row] = len(first)
-      first.append(position)
-    same.append(slots[row])
-  first, same = np.asarray(first), np.asarray(same)
-  if isinstance(decoded, Path):
-    hops = np.sum(decoded.hops >= 0, axis=1)[indices[first]]
-    order = np.argsort(hops, kind='stable')
+  slots: dict[str, int] = {}
+  same = [slots.setdefault(found.names[i], len(slots)) for i in indices]
+  first, same = np.unique(same, return_index=True)[1], np.asarray(same)
+  if found.hops is not None:
+    order = np.argsort(found.hops[indices[first]], kind='stable')
     return first[order], np.argsort(order)[same]
-  if len(first) == len(indices):
-    return None
-  return first, same
+  return None if len(first) == len(indices) else (first, same)
 
 
 def distances(

@@ -197,6 +197,11 @@ class Evaluator:
     """How work is cut for the devices; None before it is prepared."""
     return self._engine.plan
 
+  def models(self, space: Expressing, population: Any) -> list[str] | None:
+    """Names the model of each member (P,); None if the space does not tell."""
+    found = groups.models(self._runtime, space, population)
+    return found and found.names
+
   def evaluate(
     self,
     space: Expressing,
@@ -217,8 +222,7 @@ class Evaluator:
       split: 'dev' or 'test'.
       progress: called with the share of the work that is done.
       items: of each task, indices of the items to use; all by default.
-      ids: of the M members, which address the draws of sampled answers; their
-        indices by default.
+      ids: M that address the draws of sampled answers; indices by default.
 
     Raises:
       ValueError: an index is of no member, or the population is not of the
@@ -228,16 +232,15 @@ class Evaluator:
     indices = groups.check_members(space, population, members)
     if self.plan is None:
       self.prepare(space, population)
-    ids = None if ids is None else np.asarray(ids)
-    same = groups.first_of_each(self._runtime, space, population, indices)
+    found = groups.models(self._runtime, space, population)
+    same = groups.first_of_each(found, indices)
     if same is not None:
       indices = indices[same[0]]
-      ids = None if ids is None else ids[same[0]]
+      ids = None if ids is None else np.asarray(ids)[same[0]]
     data = self._split(split, self.max_length(space), items)
     answers = Answers(data, len(indices))
-    self._engine.answer(
-      space, population, indices, data, answers, progress, ids
-    )
+    asked = space, population, indices, data, answers, progress, ids
+    self._engine.answer(*asked)
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       found = self._scorer.score(data, answers)
@@ -286,13 +289,13 @@ class Evaluator:
         said[k][where] = texts.reshape(result.values.shape)
       if progress:
         progress(len(parts) / len(blocks))
-      values = [task.values.astype(np.float64) for task in scores.tasks]
-      return values, scores.reasons
+      return [t.values.astype(np.float64) for t in parts[-1]], scores.reasons
 
     raced = racing.race(
       score, len(members), blocks, self.weights, rules, seed_key, generation
     )
     self.ledger.items_saved += raced.saved
+    results = zip(parts[-1], self.items('dev'), strict=True)
     tasks = [
       dataclasses.replace(
         result,
@@ -302,9 +305,7 @@ class Evaluator:
         loglikelihoods=None,  # They are not kept.
         asked=asked[k],
       )
-      for k, (result, items) in enumerate(
-        zip(parts[-1], self.items('dev'), strict=True)
-      )
+      for k, (result, items) in enumerate(results)
     ]
     return dataclasses.replace(raced, tasks=tasks)
 
@@ -319,8 +320,7 @@ class Evaluator:
   def apart(self) -> 'Evaluator':
     """The same scores with a plan of its own, for members of another kind."""
     other = copy.copy(self)
-    other._engine = Engine(self._runtime, self.tokenizer)
-    other._splits = {}
+    other._engine, other._splits = Engine(self._runtime, self.tokenizer), {}
     return other
 
   def estimate(
@@ -392,8 +392,8 @@ class Evaluator:
 
 def _by_item(encoded: Encoded) -> list[Encoded]:
   """What one item has become, which stands in a row, together."""
-  groups = itertools.groupby(encoded, key=lambda entry: id(entry.item))
-  return [tuple(group) for _, group in groups]
+  parts = itertools.groupby(encoded, key=lambda entry: id(entry.item))
+  return [tuple(part) for _, part in parts]
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:

@@ -150,13 +150,18 @@ class ItemLog:
     for left in self.folder.glob('*.part'):
       left.unlink()
 
-  def read(self) -> Iterator[GenerationItems]:
+  def read(self, number: int | None = None) -> Iterator[GenerationItems]:
     """Yields the generations, oldest first; reads each when it is its turn.
+
+    Args:
+      number: of one generation, which is yielded alone if it is there.
 
     Raises:
       ValueError: a file is damaged.
     """
     for path in self._files():
+      if number not in (None, int(path.stem)):
+        continue
       try:
         with (
           open(path, 'rb') as file,

@@ -15,6 +15,7 @@ from evojax_llm.genomes import space
 from evojax_llm.models import folders
 from evojax_llm.models import peft
 from evojax_llm.models.expression import LowRank
+from evojax_llm.models.expression import of_one_rank
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
@@ -64,6 +65,19 @@ class AdapterSpace(space.Space):
     second = weights * factors[:, None]
     return initial.combine(self.experts(), weights, second)
 
+  def adapted(self, adapter: LowRank) -> stack.Genome | None:
+    """Returns an adapter of the experts' modules, of their rank at least."""
+    shapes = jax.eval_shape(self.base)
+    if jax.tree.structure(adapter.factors) != jax.tree.structure(shapes):
+      return None
+    nothing = LowRank(
+      jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    )
+    factors = of_one_rank(adapter, nothing)[0].factors
+    inverse = jax.tree.map(lambda s: 1 / s, self._adapters.scale)
+    genome = scaled(factors, inverse)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, self._dtype), genome)
+
   def mix_rows(self, rows: Sequence[initial.Row]) -> stack.Population:
     return initial.combine_rows(self.experts(), rows)
 
@@ -77,12 +91,16 @@ class AdapterSpace(space.Space):
 
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:
     """Returns rank and change of the model beside those of the experts."""
+    experts = LowRank(self._adapters.factors)
+    own = LowRank(jax.tree.map(lambda leaf: np.asarray(leaf)[None], genome))
+    if (
+      jax.tree.leaves(own)[0].shape[1:] != jax.tree.leaves(experts)[0].shape[1:]
+    ):
+      experts, own = of_one_rank(experts, own)
     together = jax.tree.map(
-      lambda experts, own: np.concatenate(
-        [np.asarray(experts, np.float32), np.asarray(own, np.float32)[None]]
-      ),
-      self._adapters.factors,
-      genome,
+      lambda *pair: np.concatenate([np.asarray(x, np.float32) for x in pair]),
+      experts.factors,
+      own.factors,
     )
     together = jax.device_get(scaled(together, self._adapters.scale))
     pairs = jax.tree.leaves(together, is_leaf=leaves.is_factors)

@@ -11,6 +11,7 @@ any strategy moves in it: what must be whole is rounded when it is decoded.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
+import math
 from typing import Any
 
 import jax
@@ -48,13 +49,17 @@ class Genes:
     check_experts(options, experts)
     self._experts = experts
     self._known = known(self.merges)
-    self._low, self._high = {}, {}
+    self._low, self._high, self._log = {}, {}, set()
     bounds = merged_options.ranges(options.bounds)
     for name in options.genes:
       span = self._known[name].span
       if name == WEIGHTS and options.weights == 'softmax':
         span = (-4.0, 4.0)
-      self._low[name], self._high[name] = bounds.get(name, span)
+      low, high, log = bounds.get(name, merged_options.Range(*span))
+      if log:
+        low, high = math.log(low), math.log(high)
+        self._log.add(name)
+      self._low[name], self._high[name] = low, high
 
   def shape(self, name: str) -> tuple[int, ...]:
     """Returns the shape of the genes of a parameter."""
@@ -81,6 +86,8 @@ class Genes:
       if name == WEIGHTS and self.options.weights == 'softmax':
         with np.errstate(divide='ignore'):
           value = np.maximum(np.log(value), _LEAST)
+      if name in self._log:
+        value = np.log(np.maximum(value, np.exp(low)))
       genes[name] = jnp.asarray((value - low) / (high - low), jnp.float32)
     found = {GENES: genes}
     if len(self.merges) > 1:
@@ -119,6 +126,8 @@ class Genes:
       if kept in ('bounds', 'simplex'):
         gene = jnp.clip(gene, 0.0, 1.0)
       value = low + gene * jnp.float32(high - low)
+      if name in self._log:
+        value = jnp.exp(value)
       if kept == 'simplex':
         value = jnp.maximum(value, 0.0)
         total = jnp.sum(value, axis=-1, keepdims=True)
@@ -212,11 +221,16 @@ def merges(options: MergedOptions) -> tuple[Merge, ...]:
         f'Got a value for {name!r}, which evolves: leave it out.'
       )
     parameters[name].check(value, options.method)
-  for name, ends in merged_options.ranges(options.bounds).items():
+  for name, (*ends, log) in merged_options.ranges(options.bounds).items():
     if name not in options.genes:
       raise ValueError(
         f'Got bounds for {name!r}; expected some of {list(options.genes)}, '
         'which evolve.'
+      )
+    if log and name == WEIGHTS:
+      raise ValueError(
+        'Got bounds of weights on a log scale; expected LOW:HIGH, or '
+        "weights='softmax', whose genes are logarithms."
       )
     for end in ends:
       if not (name == WEIGHTS and options.weights == 'softmax'):

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 from typing import Any
+from typing import NamedTuple
 
 from evojax_llm import lookup
 from evojax_llm.options import option
@@ -34,7 +35,9 @@ class MergedOptions:
     "behind a comma, 'class' or 'filters:self_attn/mlp'",
   )
   bounds: str = option(
-    '', "of genes where the span is not wanted, as in 'weights=-1:1'"
+    '',
+    "of genes where the span is not wanted, as in 'weights=-1:1', or on a log "
+    "scale 'density=0.01:1:log'",
   )
   weights: str = option(
     'bounds',
@@ -56,6 +59,12 @@ class MergedOptions:
     "that a change is brought to with on='exact'; unset, it is never formed",
     low=1,
     kind=int,
+  )
+  stream: str = option(
+    'auto',
+    "whether experts stay in the host's memory with on='weights', and are "
+    "merged a few layers at a time; 'auto' where a device has no room for them",
+    choices=('auto', 'yes', 'no'),
   )
   mask_seed: int = option(0, 'of the random masks', low=0, high=2**31 - 1)
   evolve_seed: bool = option(False, 'whether that seed is a gene')
@@ -117,17 +126,27 @@ def number(text: str, what: str) -> float:
   return value
 
 
-def ranges(text: str) -> dict[str, tuple[float, float]]:
-  """Reads 'name=LOW:HIGH,name=LOW:HIGH'; see `pairs`."""
+class Range(NamedTuple):
+  """What a gene of 0 and one of 1 stand for, in even steps or even ratios."""
+
+  low: float
+  high: float
+  log: bool = False
+
+
+def ranges(text: str) -> dict[str, Range]:
+  """Reads 'name=LOW:HIGH,name=LOW:HIGH:log'; see `pairs`."""
   found = {}
   for name, value in pairs(text, 'bounds').items():
-    low, sign, high = value.partition(':')
-    what = f'bounds {name}={value}'
+    low, sign, high = value.removesuffix(':log').partition(':')
+    what, log = f'bounds {name}={value}', value.endswith(':log')
     if not sign:
       raise ValueError(f'Got {what}; expected {name}=LOW:HIGH.')
-    found[name] = number(low, what), number(high, what)
-    if not found[name][0] < found[name][1]:
+    found[name] = Range(number(low, what), number(high, what), log)
+    if not found[name].low < found[name].high:
       raise ValueError(f'Got {what}; expected the lower one first.')
+    if log and not found[name].low > 0.0:
+      raise ValueError(f'Got {what}; expected more than 0 on a log scale.')
   return found
 
 

@@ -60,6 +60,11 @@ class RecipeSpace(space.Space):
     options = MergedOptions(**given)
     merged_genes.merges(options)
     merged_groups.check(options.groups)
+    if options.stream == 'yes' and options.on != 'weights':
+      raise ValueError(
+        f"Got stream='yes' with on={options.on!r}; expected on='weights', as "
+        'factors fit on a device.'
+      )
     return options
 
   @classmethod
@@ -203,6 +208,9 @@ class RecipeSpace(space.Space):
   def carried_out(self) -> Any:
     """Merges, as f(genome, experts (N, ...), base), what a recipe says.
 
+    A part of the experts and the base may be given, and behind it the first of
+    its layers; it comes out as it does of the whole.
+
     Members are merged one after another, wherever they are mapped over: in a
     program of any number of them one comes out with the same bits, and there is
     room for one.
@@ -223,18 +231,31 @@ class RecipeSpace(space.Space):
 
     return run
 
-  def _merged(self, merge, decoded, experts, base):
-    """One recipe of one method."""
+  def _merged(self, merge, decoded, experts, base, first=None):
+    """One recipe of one method, of all layers or of those from `first` on."""
     given = self.genes.given(merge, decoded['values'])
+    layers = {
+      leaves.name(path): leaves.is_layered(path, leaves.LAYERS)
+      and leaf.shape[1]
+      for path, leaf in jax.tree.leaves_with_path(experts)
+    }
     spread = {
       name: self.genes.groups.spread(value) if jnp.ndim(value) else value
       for name, value in given.items()
     }
+
+    def part(value, leaf):
+      if first is None or not layers[leaf]:
+        return value
+      return jax.lax.dynamic_slice_in_dim(value, first, layers[leaf])
+
     fixed = {n: v for n, v in spread.items() if not isinstance(v, dict)}
     values = {n: v for n, v in fixed.items() if n in merge.parameters}
     chosen = {}
-    for leaf in self.genes.groups.low:
-      own = {n: v[leaf] for n, v in spread.items() if n not in fixed}
+    for leaf in layers:
+      own = {
+        n: part(v[leaf], leaf) for n, v in spread.items() if n not in fixed
+      }
       own, chosen[leaf] = merged_genes.ordered(
         merge, {**fixed, **own}, len(self.names)
       )
@@ -259,6 +280,7 @@ class RecipeSpace(space.Space):
       key=key if merge.draws else None,
       parameters=values,
       layers=leaves.LAYERS,
+      first=0 if first is None else first,
       **self.genes.choices(merge),
     )
 

@@ -6,6 +6,7 @@ parameters that its members share (`model`) and for what tells one member from
 them (`express`), strategies and runs for the rest.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -25,6 +26,7 @@ from evojax_llm.genomes import recipe as recipe_lib
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
+from evojax_llm.models.expression import LowRank
 from evojax_llm.models.hub import Model
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -53,10 +55,15 @@ class Expressing(Protocol):
       takes them as a second argument, so that they are arguments of a program
       and not constants in it.
     decodes: whether `decoded` says what a genome stands for.
+    learns: whether a gradient can move a genome.
+    streams: whether `stream` expresses members, call by call, from what the
+      device has no room for; `express` then says their shapes.
   """
 
   held: Any = None
   decodes: bool = False
+  learns: bool = True
+  streams: bool = False
 
   def model(self) -> Model:
     """Returns what all members share."""
@@ -70,6 +77,14 @@ class Expressing(Protocol):
 
   def decoded(self, genome: stack.Genome) -> Any:
     """Returns arrays; members that are equal in them are the same model."""
+
+  def stream(
+    self, genomes: Sequence[stack.Genome], call: Callable[..., Any]
+  ) -> Expression:
+    """Returns M members, leaves (M, ...).
+
+    `call(run, *arguments)` compiles a function once for shapes, and runs it.
+    """
 
 
 class Space(Expressing, Protocol):
@@ -86,14 +101,12 @@ class Space(Expressing, Protocol):
     layers: key of a genome below which leaves have the axis L, or None.
     shares_base: whether members use the parameters of `model`; where they do
       not, nothing is gained by an int8 base.
-    learns: whether a gradient can move a genome.
   """
 
   names: tuple[str, ...]
   exports: str = 'adapter'
   takes: tuple[str, ...] = ('adapters',)
   shares_base: bool = True
-  learns: bool = True
   bare: bool = True
   options: type | None = None
   layers: str | None = leaves.LAYERS
@@ -130,6 +143,11 @@ class Space(Expressing, Protocol):
 
     The change from the base is multiplied by factors (C,) f64.
     """
+
+  def adapted(self, adapter: LowRank) -> stack.Genome | None:
+    """Returns the base with an adapter, or None if no member is that."""
+    del adapter
+    return None
 
   def mix_rows(self, rows: Sequence[initial.Row]) -> stack.Population:
     """Makes the members of rows of experts."""

@@ -161,6 +161,9 @@ class WeightSpace(space.Space):
     mixed = initial.combine(self._models, dense, dense, self._mixed_in)
     return self._changed(mixed, changes)
 
+  def adapted(self, adapter: expression.LowRank) -> stack.Genome:
+    return expression.fold(self._model.params, adapter)
+
   def sample(self, key: jax.Array, **options: float) -> stack.Genome:
     mix, mass = initial.random_mix(key, len(self.names), **options)
     dense, changes = self._parts((mix * mass)[None], False)

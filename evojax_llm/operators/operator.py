@@ -114,12 +114,15 @@ class Merge(Operator):
     scope: what one draw belongs to, 'tensor', 'matrix' (both factors of an
       adapter), 'layer' or 'genome'.
     whole: the same for whole genomes, taken with the option span='genome'.
+    of_deltas: whether parents and base count by their differences alone, where
+      there is a base.
   """
 
   kind: str = dataclasses.field(default='merge', init=False)
   parents: tuple[int, int | None] = (1, None)
   scope: str = 'tensor'
   whole: Callable[..., Any] | None = None
+  of_deltas: bool = True
 
   def __post_init__(self):
     if self.whole is None:

@@ -172,6 +172,7 @@ def _start(
   merge = plan.recipe.method.merge
   options = dict(output.options)
   key, turned = masks.of(output.name) if merge.draws else (None, False)
+  rows = merge.by_row and options.get('span') != 'tensor'
   if merge.by_row:
     options['axis'] = -2 if turned else -1
   cast = plan.recipe.dtype
@@ -185,7 +186,7 @@ def _start(
     if value.dtype == np.float64:  # The arithmetic is that of f32.
       value = value.astype(np.float32)
     # Where no row matters, tensors of one size are one program's.
-    if turned or merge.by_row:
+    if turned or rows:
       return value.T if turned else value
     return value.reshape((-1,) if value.size % _ROW else (-1, _ROW))
 

@@ -231,7 +231,10 @@ class _Writer:
       sums = [sum(_flat(cell['weights'])) for cell in cells]
       if recipe['components'] or any(abs(total) < 1e-8 for total in sums):
         raise Unsaid('some of its weights sum to zero, and are to sum to one')
-    if recipe['components'] and not ours & {'weights', 't'}:
+    # What is no component has no weight, which is the base where there is one.
+    if recipe['components'] and not (
+      method.base == 'required' and ours & {'weights', 't'}
+    ):
       raise Unsaid(f'{method.name} merges all tensors, and it merges some')
 
 

@@ -5,10 +5,12 @@ second factors B are scaled up is often stronger than the best expert (task
 arithmetic, arXiv 2212.04089, scales a sum in the same way). The soup is the
 average of the best few experts: as the greedy one of arXiv 2203.05482 it takes
 them in the order of their fitness, but all its sizes are scored together. What
-is best is chosen on `dev` alone.
+is best is chosen on `dev` alone. Beside them stands an adapter that learns the
+same items by gradients (see `fine_tuning`).
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -22,7 +24,9 @@ import numpy as np
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.fitness.item_log import TaskItems
+from evojax_llm.models.errors import ModelError
 from evojax_llm.runs import errors
+from evojax_llm.runs import fine_tuning
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from evojax_llm.runs import report
@@ -60,6 +64,7 @@ class Baselines(NamedTuple):
 
   rows: list[dict[str, Any]]  # of the table, without their test scores
   expert_scores: np.ndarray  # (N, K) f32 task scores of the experts on `dev`
+  note: str = ''  # why there is no row of fine-tuning
 
 
 def mix_experts(space: Any, mixes: Sequence[Mix]) -> Any:
@@ -115,6 +120,11 @@ def choose_baselines(
     row('scaled average', f'x {factor:g}', average, len(averages)),
     row('scaled best expert', of_expert, rescaled, n + len(scaled)),
   ]
+
+
+def mixes_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mix]:
+  """Returns the mixes that rows of baselines.json are, by name."""
+  return {r['name']: Mix(**r['mix']) for r in rows if 'mix' in r}
 
 
 def single(index: int, count: int) -> Mix:
@@ -175,11 +185,16 @@ def score_baselines(
   def read(kept):
     scores = np.asarray([kept['experts'][n] for n in names], np.float32)
     for row in kept['rows']:
-      Mix(**row['mix']), row['name'], row['detail'], row['evaluations']
+      row['name'], row['detail'], row['evaluations']
       report.shown(row['dev']['fitness'])
+    mixes_of(kept['rows'])
+    try:
+      fine_tuning.read_row(run.path, kept['rows'], prepared.setup.experts)
+    except ModelError as error:
+      raise ValueError(str(error)) from error
     if expert_results(run, range(len(names))) is None:
       raise ValueError(f'{_ITEMS} lacks answers of the experts')
-    return Baselines(kept['rows'], scores)
+    return Baselines(kept['rows'], scores, kept.get('note', ''))
 
   make = functools.partial(_scored, run, prepared, bar)
   return record.kept(run.path / _FILE, read, make)
@@ -202,11 +217,26 @@ def _scored(run, prepared, bar) -> dict[str, Any]:
     rows.append(row | dict(evaluations=count, dev=dev))
     detail = f' ({detail})' if detail else ''
     bar.line(f'{name}{detail}: {report.shown(dev["fitness"], " %")} on dev')
+  note = ''
+  if fine_tuning.wanted(prepared.config):
+    found = fine_tuning.tune(run, prepared)
+    if isinstance(found, str):
+      note = f'{report.FINE_TUNED}: {found}.'
+      bar.line(note)
+    else:
+      genome = fine_tuning.read(run.path, space)
+      dev = setup_lib.score_few(evaluator, space, genome).task_scores[0]
+      dev = report.of_split(evaluator, 'dev', dev)
+      row = dict(name=report.FINE_TUNED, detail=found.detail, evaluations=1)
+      rows.append(row | dict(tokens=found.tokens, dev=dev))
+      score = report.shown(dev['fitness'], ' %')
+      bar.line(f'{report.FINE_TUNED} ({found.detail}): {score} on dev')
   first = results[0]
   _log(run).append(0, range(len(first.fitness)), first)
   experts = slice(1, 1 + len(names))
   return {
     'rows': rows,
+    'note': note,
     'experts': dict(zip(names, first.task_scores[experts], strict=True)),
     'fitness': dict(zip(names, first.fitness[experts], strict=True)),
   }
@@ -231,8 +261,9 @@ def share(first: pathlib.Path, folder: pathlib.Path) -> None:
     raise errors.UserError(f'{first} has no baselines to share.')
   if (folder / _FILE).exists():
     return
-  if (first / _ITEMS).exists():
-    shutil.copytree(first / _ITEMS, folder / _ITEMS, dirs_exist_ok=True)
+  for name in (_ITEMS, fine_tuning.FOLDER):
+    if (first / name).exists():
+      shutil.copytree(first / name, folder / name, dirs_exist_ok=True)
   for name in _SHARED:
     if (first / name).exists():
       record.write_bytes(folder / name, (first / name).read_bytes())

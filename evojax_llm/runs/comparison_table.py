@@ -68,6 +68,8 @@ def rows(
           'tasks': {n: t['percent'] for n, t in test['tasks'].items()},
         },
         'seconds': seconds if name == report.EVOLVED else None,
+        # Of a row that costs more than evaluations.
+        **{k: v for k, v in row.items() if k == 'tokens'},
       }
     )
   return made
@@ -159,8 +161,14 @@ def markdown(found: Sequence[Row]) -> str:
   parts = []
   for stage, same in stages.items():
     parts += [f'## {stage}'] * (len(stages) > 1)
+    tokens = [row['tokens'] for row in same if 'tokens' in row]
+    parts += [table(same)]
+    if tokens:
+      parts.append(
+        f'{report.FINE_TUNED} has read {np.mean(tokens):,.0f} tokens, three '
+        'times in a step forward and back, beside its evaluation.'
+      )
     parts += [
-      table(same),
       differences(same),
       'Mean differences on test, line less column, of runs with the same draw '
       "and seed, with Student's 95 % intervals; runs of one draw share its dev "

@@ -348,7 +348,8 @@ class _Loop(NamedTuple):
     fitness = spread(np.where(failed, nan, found.fitness))
     tasks = run_state.oriented(spread(found.task_scores), self.maximise)
     scores = base.Scores(fitness, tasks, items)
-    return _Scored(scores, reasons, len(chosen), found.distinct or len(chosen))
+    models = len(chosen) if found.distinct is None else found.distinct
+    return _Scored(scores, reasons, len(chosen), models)
 
   def _rescored(self, state, number):
     """The state with scores on other items; None where they cost too much."""

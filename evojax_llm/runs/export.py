@@ -70,13 +70,17 @@ def export(
       f'--out={out} exists. Nothing is overwritten: name a new folder.'
     )
   found = run.row(row)
-  whole = found.space.exports in ('model', 'path')
-  if whole and options.max_rank or options.merged and options.max_rank:
+  own = found.space.exports
+  if options.max_rank and (own != 'adapter' or options.merged):
     raise errors.UserError(
       f'--max_rank={options.max_rank} is of an adapter, and a whole model is '
       'to be written: leave it out.'
     )
-  own = found.space.exports
+  if own == 'path' and found.vote:
+    raise errors.UserError(
+      f'{row} is a vote of paths, each a model of its own depth: export '
+      '--row=evolved, or score the vote with --run and --row.'
+    )
   if options.dtype and not (own == 'model' or options.merged):
     if own == 'path':
       raise errors.UserError(

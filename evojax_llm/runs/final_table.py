@@ -22,6 +22,7 @@ from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
 from evojax_llm.runs import export
 from evojax_llm.runs import finalists as finalists_lib
+from evojax_llm.runs import fine_tuning
 from evojax_llm.runs import front as front_lib
 from evojax_llm.runs import plots
 from evojax_llm.runs import progress
@@ -71,6 +72,8 @@ def show(folder: pathlib.Path) -> None:
     ]
   print('\n'.join(lines))
   print(f'best member: {folder / "best"}\nreport: {folder / "summary.md"}')
+  if 'pareto' in summary:
+    print(f'front: {folder / "front.json"}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +235,12 @@ class Ending:
         ids += [group.members[i] for i in others]
         genomes.append(stack.take(group.population, np.asarray(others)))
     return Finalists(
-      setup, self.baselines.rows, experts, ids, stack.concatenate(*genomes)
+      setup,
+      self.baselines.rows,
+      experts,
+      ids,
+      stack.concatenate(*genomes),
+      fine_tuning.read_row(self.run.path, self.baselines.rows, setup.experts),
     )
 
   def _search(self) -> dict[str, Any]:
@@ -289,6 +297,7 @@ class Ending:
       'search': search,
       'objective': objective.name,
       'rows': rows,
+      'note': self.baselines.note,
       'better': summary_page.better(rows),
       'examples': {t.name: summary_page.example(t) for t in evaluator.tasks},
       'best': {

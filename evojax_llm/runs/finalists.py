@@ -245,9 +245,11 @@ class Finalists:
     experts: Sequence[int],
     ids: Sequence[int],
     genomes: Any,
+    tuned: Any = None,
   ):
     self._experts = [f'expert {name}' for name in setup.experts.names]
-    self.names = [row['name'] for row in baselines]
+    mixes = baselines_lib.mixes_of(baselines)
+    self.names = list(mixes)
     # An expert may be among the baselines; reading it twice would cost twice.
     self._slots = {
       f'expert {row["detail"]}': slot
@@ -255,12 +257,16 @@ class Finalists:
       if row['name'] == 'best expert'
     }
     more = [i for i in experts if self._experts[i] not in self._slots]
-    added = [self._experts[i] for i in more] + [f'member {id_}' for id_ in ids]
+    added = [self._experts[i] for i in more]
+    added += [report.FINE_TUNED] * (tuned is not None)
+    added += [f'member {id_}' for id_ in ids]
     self._slots |= {name: len(self.names) + i for i, name in enumerate(added)}
     self.names += added
-    mixes = [baselines_lib.Mix(**row['mix']) for row in baselines]
-    mixes += [baselines_lib.single(i, len(self._experts)) for i in more]
-    mixed = baselines_lib.mix_experts(setup.experts, mixes)
+    mixed = [*mixes.values()]
+    mixed += [baselines_lib.single(i, len(self._experts)) for i in more]
+    mixed = baselines_lib.mix_experts(setup.experts, mixed)
+    if tuned is not None:
+      mixed = _joined(mixed, tuned)
     self._setup, space = setup, setup.space
     self._apart = None
     if setup.space.exports == 'path':
@@ -277,13 +283,7 @@ class Finalists:
           *(_low_rank(*pair) for pair in pairs)
         )
       space = Expressed(setup.experts.model())
-    # On the host, from where a group at a time goes to the devices.
-    population = jax.tree.map(
-      lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
-      mixed,
-      genomes,
-    )
-    self._own = space, population
+    self._own = space, _joined(mixed, genomes)
 
   def score(
     self, evaluator: Any, split: str, progress: Callable[[float], None]
@@ -307,6 +307,24 @@ class Finalists:
     if group.population is None:
       return [self._slots[self._experts[i]] for i in group.members]
     return [self._slots[f'member {id_}'] for id_ in group.members]
+
+
+def _joined(*populations: Any) -> Any:
+  """Puts populations of one space behind each other, factors to one rank.
+
+  They stay on the host, from where a group at a time goes to the devices.
+  """
+  shapes = {
+    tuple(leaf.shape[1:] for leaf in jax.tree.leaves(population))
+    for population in populations
+  }
+  if len(shapes) > 1:
+    members = map(expression.LowRank, populations)
+    populations = [m.factors for m in expression.of_one_rank(*members)]
+  return jax.tree.map(
+    lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
+    *populations,
+  )
 
 
 def _low_rank(space: Space, population: Any) -> expression.LowRank:

@@ -252,6 +252,9 @@ class Front:
 def find(state: run_state.RunState, prepared: Any) -> Front:
   """Returns the front of a state; scored anew where dev items were others.
 
+  Of estimates too, so that nothing is chosen by them; the front is then that of
+  the members by their scores on all dev items.
+
   Raises:
     UserError: all members failed.
   """
@@ -264,7 +267,7 @@ def find(state: run_state.RunState, prepared: Any) -> Front:
     for x in jax.device_get((state.strategy.ids, state.strategy.fitness))
   )
   population, scores = stack.take(state.strategy.population, kept), scores[kept]
-  if prepared.config.resample:
+  if prepared.config.resample or prepared.estimate:
     space, every = prepared.setup.space, np.arange(len(kept))
     found = setup_lib.score_few(evaluator, space, population)
     found = goals.extend(found, evaluator, space, population, every)

@@ -146,6 +146,7 @@ def prepare(
   setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
+  setup_lib.fine_tuning(config)  # refuses what cannot be
   if warm := warm or config.warm_start:
     warm = _warm_start(warm, config, setup, inputs)
     inputs = {**inputs, 'warm_start': warm.fingerprint}
@@ -167,7 +168,7 @@ def prepare(
   racing = setup_lib.make_racing(config, setup)
   refinement = _kept(
     cache,
-    ('refinement', config.dev_draw, config.refine, key, config.strategy),
+    ('refinement', config.dev_draw, config.refine, key, strategy.capacity),
     lambda: refinement_lib.make(config, setup, evaluator),
   )
   if config.refine.data:
@@ -319,7 +320,11 @@ def _warm_start(
         'members mean something else here; give the same model, adapters and '
         'space.'
       )
-  members = run_state.best_members(state, config.strategy.population)
+  # That of a front is the one that its rule chose.
+  chosen = (record.read_json(parts[0]).get('pareto') or {}).get('chosen')
+  members = run_state.best_members(
+    state, config.strategy.population, chosen=chosen
+  )
   wanted = jax.eval_shape(setup.space.experts)
   shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
   if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):

@@ -5,6 +5,7 @@
   members.jsonl  a line a scored member: id, parents, operator, scores
   items/         what each of them did on each item (see `fitness.item_log`)
   checkpoints/   the run state (see `checkpoint`)
+  fine_tuned/    the adapter of the baseline that learns
   best/, summary.json, summary.md, curve.png   written at the end, and of a
                  front front/, front.json, front.png
 
@@ -45,6 +46,7 @@ _FOLDERS = (
   'checkpoints',
   'items',
   'baseline_items',
+  'fine_tuned',
   'test_items',
   'best',
   'front',

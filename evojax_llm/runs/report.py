@@ -11,6 +11,7 @@ from evojax_llm.fitness import intervals
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 EVOLVED = 'evolved'
+FINE_TUNED = 'LoRA fine-tuning'
 OF_EXPERTS = 'ensemble of experts'
 OF_EVOLVED = 'ensemble of evolved'
 

@@ -25,6 +25,7 @@ from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
+from evojax_llm.runs import fine_tuning
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
@@ -229,6 +230,9 @@ class Run:
         errors.say(
           f'dev chose one member, {member}: the vote is --row={alone!r}'
         )
+    elif wanted == report.FINE_TUNED.lower() and self._tuned:
+      name, space = report.FINE_TUNED, self._space(dtype, experts=True).plain
+      row = Row(name, space, fine_tuning.read(self.path, space), (name,))
     elif wanted in by_lower:
       found, space = by_lower[wanted], self._space(dtype, experts=True).plain
       genomes = baselines_lib.mix_experts(space, [mixes[found]])
@@ -245,7 +249,8 @@ class Run:
   def _unknown(self, name: str, mixes: Mapping[str, Any]) -> str:
     with record.damaged(self.path / 'summary.json', record.AGAIN):
       groups = [name for name, long in _ALIASES.items() if self._ensemble(long)]
-    known = [report.EVOLVED, *groups, *mixes]
+    tuned = [report.FINE_TUNED] * self._tuned
+    known = [report.EVOLVED, *groups, *mixes, *tuned]
     said = f'Got --row={name!r}{lookup.expected(name, known)}'
     if groups:
       return said
@@ -261,12 +266,15 @@ class Run:
       dtype = jnp.dtype(self.config.execution.dtype)
     return setup_lib.load_space(self.config, self.files, dtype)
 
+  @property
+  def _tuned(self) -> bool:
+    return (self.path / fine_tuning.FOLDER).is_dir()
+
   def _mixes(self) -> dict[str, baselines_lib.Mix]:
     """Plain mixes by name: baselines, then experts."""
     path, mixes = self.path / 'baselines.json', {}
     if path.is_file():
-      rows = record.read_json(path, 'rows')['rows']
-      mixes = {row['name']: baselines_lib.Mix(**row['mix']) for row in rows}
+      mixes = baselines_lib.mixes_of(record.read_json(path, 'rows')['rows'])
     experts = self.files.expert_names
     for i, expert in enumerate(experts):
       mixes.setdefault(expert, baselines_lib.single(i, len(experts)))

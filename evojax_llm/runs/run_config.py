@@ -128,6 +128,22 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningConfig(_Part):
+  """The baseline that learns by gradients; see `runs.fine_tuning`."""
+
+  _path = 'fine_tuning.'
+
+  steps: int = option(100, 'most steps; 0 leaves the baseline out', low=0)
+  rank: int | None = _count("of its adapter; the experts', or 8")
+  alpha: float | None = option(None, 'scale is alpha / rank; twice the rank')
+  lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
+  batch: int = option(16, 'rows of a step', low=1)
+  optimizer: str = option('adamw', 'of optax')
+  patience: int = option(3, 'epochs without a gain on held rows', low=1)
+  seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class EstimateConfig(_Part):
   """Fitness from few dev items; see `fitness.estimates`."""
 
@@ -306,6 +322,7 @@ class RunConfig(_Part):
   racing: RacingConfig = RacingConfig()
   estimate: EstimateConfig = EstimateConfig()
   merged: MergedConfig = MergedConfig()
+  fine_tuning: FineTuningConfig = FineTuningConfig()
   refine: RefineConfig = RefineConfig()
   layer_path: LayerPathConfig = LayerPathConfig()
   pareto: ParetoConfig = ParetoConfig()

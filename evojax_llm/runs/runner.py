@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ from evojax_llm.runs import evolution
 from evojax_llm.runs import final_table
 from evojax_llm.runs import finalists
 from evojax_llm.runs import front as front_lib
+from evojax_llm.runs import known_models
 from evojax_llm.runs import no_signal
 from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
@@ -84,7 +86,11 @@ class _Run:
     # What the search scores with; its items change in a run that resamples.
     self.drawn = self.evaluator
     self.scored: Any = None
+    # Of the members that were scored last.
     self.recipes: list[Any] = []
+    self.models: list[str] | None = None
+    # None where members are scored on some items, or these change.
+    self.known: known_models.KnownModels | None = None
     self.estimation: estimation.Estimation | None = None
     self.number = -1
 
@@ -158,6 +164,8 @@ class _Run:
       for name, count in zip(('tokens', 'seconds'), spent, strict=True):
         if limits[name] is not None:
           limits[name] = max(0, limits[name] - count)
+    if not (prepared.racing or config.resample or self.estimation):
+      self.known = known_models.KnownModels(folder)
     watch.take()  # what was compiled for the baselines
     rounds = evolution.evolve(
       prepared.strategy,
@@ -192,17 +200,20 @@ class _Run:
       folder.items.append(done.number, done.ids[: done.scored], self.scored)
       names = prepared.strategy.operator_names
       spent = self.ledger.tokens, self.ledger.gradient_tokens
-      folder.members.append(
-        record_rows.member_rows(
-          done,
-          names,
-          goals.tasks,
-          origins,
-          self.recipes,
-          goals.further,
-          self.notes(state),
-        )
+      lines = record_rows.member_rows(
+        done,
+        names,
+        goals.tasks,
+        origins,
+        self.recipes,
+        goals.further,
+        self.notes(state),
       )
+      for line, model in zip(lines, self.models or (), strict=False):
+        line['model'] = model
+      folder.members.append(lines)
+      if self.known:
+        self.known.add(lines)
       row = record_rows.metrics_row(
         done,
         goals.tasks,
@@ -267,6 +278,8 @@ class _Run:
       host = jax.device_get(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
     asked, update = (space, population, members), self.bar.update
+    names = self.drawn.models(space, population)
+    self.models = names and [names[m] for m in members]
     if racing:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
@@ -275,6 +288,15 @@ class _Run:
     elif self.estimation:
       self.scored = self.evaluator.estimate(
         *asked, self.estimation.estimator, progress=update
+      )
+    elif self.known:
+      self.scored = self.known.evaluate(
+        names,
+        members,
+        functools.partial(
+          self.drawn.evaluate, space, population, progress=update
+        ),
+        self.drawn.objective,
       )
     else:
       self.scored = self.drawn.evaluate(*asked, progress=update)

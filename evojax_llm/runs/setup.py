@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import files as files_lib
+from evojax_llm.engine.gradient_member import Settings
 from evojax_llm.fitness import estimates
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
@@ -35,6 +36,8 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 _GIB = 1 << 30
 # Below this many items one standard error is over 5.5 points.
 _FEW_ITEMS = 80
+# Of a fine-tuned adapter, where the experts are no adapters.
+_RANK = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +178,15 @@ def make_evaluator(config: RunConfig, setup: Setup) -> Any:
   return evaluator
 
 
+def memory_budget(config: RunConfig) -> int | None:
+  """Returns bytes to use on a device; None to ask it."""
+  budget = config.execution.memory_budget_gib
+  return None if budget is None else int(budget * _GIB)
+
+
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
   execution = dataclasses.asdict(config.execution)
-  budget = execution.pop('memory_budget_gib')
+  del execution['memory_budget_gib']
   execution['dtype'] = jnp.dtype(execution['dtype'])
   with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
@@ -191,7 +200,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
         'test': tuple(config.test_limits) or config.test_limit,
       },
       draw=config.dev_draw,
-      memory_budget=None if budget is None else int(budget * _GIB),
+      memory_budget=memory_budget(config),
       **execution,
     )
 
@@ -243,6 +252,30 @@ def make_heldout(config: RunConfig, setup: Setup) -> Any:
     'test_limits': (),
   }
   return _evaluator(dataclasses.replace(config, **plain), setup)
+
+
+def fine_tuning(config: RunConfig, rank: int | None = None) -> Settings:
+  """Returns how the baseline of fine-tuning learns.
+
+  Its adapter has the `rank` of the experts, where they have one, unless the
+  configuration says another.
+
+  Raises:
+    UserError: it cannot be as the configuration says.
+  """
+  told = config.fine_tuning
+  rank = told.rank or rank or _RANK
+  with errors.as_user_error(ValueError, what='config.fine_tuning'):
+    return Settings(
+      steps=max(1, told.steps),
+      batch=told.batch,
+      optimizer=told.optimizer,
+      schedule='linear',
+      train='adapter',
+      lr=told.lr,
+      rank=rank,
+      alpha=2.0 * rank if told.alpha is None else told.alpha,
+    )
 
 
 class Estimates(NamedTuple):

@@ -25,6 +25,11 @@ _WORDS = {
     'chose the factor 1.5'
   ),
   'scaled best expert': 'the best expert, its change of the base multiplied',
+  report.FINE_TUNED: (
+    'an adapter trained by gradients on four fifths of the dev items; the '
+    'others say when it stops. Tokens are those read, three times in a step '
+    'forward and back'
+  ),
   report.OF_EXPERTS: _VOTE.format('experts'),
   report.EVOLVED: 'the one member that the search ends with',
   report.OF_EVOLVED: _VOTE.format('members of the search'),
@@ -129,12 +134,19 @@ def described(summary: Mapping[str, Any]) -> str:
 
 
 def tasks_foot(summary: Mapping[str, Any]) -> str:
-  """Returns a line a task, with an item of it and its answer."""
+  """Returns a line a task, with an item of it and its answer.
+
+  Before them it says why a row is not there.
+  """
   entries = summary['rows'][0]['dev']['tasks']
+  note = [f'{summary["note"]}\n'] if summary.get('note') else []
   return '\n'.join(
-    f'- {name}: {one["title"] or entries[name]["metric"]}; '
-    f'`{one["question"]}` -> `{one["answer"]}`'
-    for name, one in summary['examples'].items()
+    note
+    + [
+      f'- {name}: {one["title"] or entries[name]["metric"]}; '
+      f'`{one["question"]}` -> `{one["answer"]}`'
+      for name, one in summary['examples'].items()
+    ]
   )
 
 

@@ -12,7 +12,7 @@ from evojax_llm.population import leaves
 from evojax_llm.population import stack
 
 # (in, out) of the matrices of a layer.
-_GEMMA_2_2B = {
+GEMMA_2_2B = {
   'q_proj': (2304, 2048),
   'k_proj': (2304, 1024),
   'v_proj': (2304, 1024),
@@ -88,13 +88,13 @@ def elements(genome: stack.Genome, *, second_only: bool = False) -> int:
 
 SIZES: Mapping[str, Size] = {
   'lora10': Size(
-    '10 adapters of Gemma-2-2B, rank 8', 10, 26, _GEMMA_2_2B, 8, 2, 3
+    '10 adapters of Gemma-2-2B, rank 8', 10, 26, GEMMA_2_2B, 8, 2, 3
   ),
   'lora40': Size(
-    '40 adapters of Gemma-2-2B, rank 8', 40, 26, _GEMMA_2_2B, 8, 2, 3
+    '40 adapters of Gemma-2-2B, rank 8', 40, 26, GEMMA_2_2B, 8, 2, 3
   ),
   'layer4': Size(
-    'one layer of Gemma-2-2B, 4 models', 1, 1, _GEMMA_2_2B, 0, 4, 4
+    'one layer of Gemma-2-2B, 4 models', 1, 1, GEMMA_2_2B, 0, 4, 4
   ),
   'tiny': Size('a few numbers, for tests', 3, 2, _TINY, 2, 2, 3),
 }

@@ -43,6 +43,7 @@ CHOSEN = {
   'lorahub': ('lorahub',),
   'evogm': ('evogm',),
   'm2n2': ('m2n2',),
+  'pareto': ('nsga2',),
   'evomerge': (),
   'sakana': ('parameter_space',),
 }
@@ -117,9 +118,9 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 
 
 def read_members(folder: pathlib.Path) -> list[dict]:
-  """The lines of members.jsonl but for recipes, which are their genomes."""
-  rows = read_lines(folder / 'members.jsonl')
-  return [{k: v for k, v in row.items() if k != 'recipe'} for row in rows]
+  """The lines of members.jsonl but for what their genomes are."""
+  rows, own = read_lines(folder / 'members.jsonl'), ('recipe', 'model')
+  return [{k: v for k, v in row.items() if k not in own} for row in rows]
 
 
 def digest(folder: pathlib.Path) -> dict:

@@ -1,7 +1,9 @@
-"""A small set of adapters, made without files."""
+"""A small set of adapters, and models, made without files."""
 
 import numpy as np
 
+from evojax_llm.genomes import merged_weights
+from evojax_llm.genomes import weights
 from evojax_llm.genomes.space import Model
 from evojax_llm.models import peft
 from evojax_llm.models.expression import LowRank
@@ -59,3 +61,19 @@ def expert_delta(adapters, expert: int, name: str = 'q_proj') -> np.ndarray:
   )
   scale = adapters.scale['layers']['self_attn'][name]
   return product * scale[:, None, None]
+
+
+def dense(num: int, dtype=np.float32):
+  rng = np.random.default_rng(num)
+  kernel = {'kernel': rng.normal(size=(4, 3, 2)).astype(dtype)}
+  return {
+    'final_norm': {'scale': rng.normal(size=3).astype(dtype)},
+    'layers': {'self_attn': {'q_proj': kernel}},
+  }
+
+
+def dense_space(**given):
+  """The space of two models, which are merged as tensors."""
+  model = Model(None, dense(0))
+  plain = weights.WeightSpace(('x', 'y'), [dense(1), dense(2)], model)
+  return merged_weights.MergedWeightSpace(plain, **given)

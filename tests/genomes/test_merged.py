@@ -10,9 +10,7 @@ import pytest
 
 from evojax_llm.genomes import merged
 from evojax_llm.genomes import merged_groups
-from evojax_llm.genomes import merged_weights
 from evojax_llm.genomes import space as space_lib
-from evojax_llm.genomes import weights
 from evojax_llm.models import expression
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.merges import parameters
@@ -79,6 +77,7 @@ CHOICES = (
   {},
   {'method': 'slerp', 'evolve': 'weights'},
   {'method': 'dare_linear,linear', 'groups': 'layer', 'evolve_seed': True},
+  {'on': 'weights'},
 )
 
 
@@ -92,7 +91,7 @@ def optimised():
 
 @pytest.mark.parametrize('given', CHOICES)
 def test_members_are_merged_alike_in_groups_of_any_size(given, optimised):
-  space = make(**given)
+  space = experts.dense_space(**given) if 'on' in given else make(**given)
   population = jax.vmap(space.sample)(jax.random.split(KEY, 3))
   together = jax.jit(jax.vmap(space.express))(population)
   for n in range(3):
@@ -136,6 +135,16 @@ def test_weights_are_kept_where_they_belong(kept):
   np.testing.assert_allclose(one_hot[:, 0], np.eye(N), atol=1e-6)
   base = space.decoded(space.base())['values']['weights']
   np.testing.assert_array_equal(base, 0.0)
+
+
+def test_genes_on_a_log_scale_are_even_in_ratios():
+  space = make(evolve='density', bounds='density=0.01:1:log')
+  genome = space.genes.full(0.0)
+  genome['genes']['density'] = jnp.asarray([[0.0, 0.5, 1.0]], jnp.float32)
+  found = space.decoded(genome)['values']['density'][0]
+  np.testing.assert_allclose(found, [0.01, 0.1, 1.0], rtol=1e-5)
+  back = space.genes.genome({'density': [0.0, 0.1, 1.0]})['genes']['density']
+  np.testing.assert_allclose(back[0], [0.0, 0.5, 1.0], atol=1e-6)
 
 
 def test_a_merge_of_two_gets_the_largest_weights_of_the_group():
@@ -194,6 +203,9 @@ def test_a_method_without_weights_has_a_base():
     ({'options': 'normalise=none'}, "Did you mean 'normalize'"),
     ({'options': 'normalize=sum'}, "Got normalize 'sum'"),
     ({'bounds': 'weights=1:0'}, 'expected the lower one first'),
+    ({'stream': 'yes'}, "with on='factors'; expected on='weights'"),
+    ({'bounds': 'density=0:1:log'}, 'more than 0 on a log scale'),
+    ({'bounds': 'weights=0.1:1:log'}, "weights='softmax', whose genes are log"),
     ({'bounds': 'density=0:2'}, 'density 2.0 for bounds; expected 0 to 1'),
     ({'bounds': 'gamma=0:1'}, "bounds for 'gamma'"),
     ({'groups': 'block'}, "Got the group 'block'"),
@@ -264,84 +276,6 @@ def test_an_exact_change_brought_to_a_rank_is_the_nearest_and_says_so():
     exact(evolve='weights', rank=7)
   with pytest.raises(ValueError, match='expected one that is linear'):
     exact(method='dare_ties')
-
-
-def dense(num: int, dtype=np.float32):
-  rng = np.random.default_rng(num)
-  kernel = {'kernel': rng.normal(size=(4, 3, 2)).astype(dtype)}
-  return {
-    'final_norm': {'scale': rng.normal(size=3).astype(dtype)},
-    'layers': {'self_attn': {'q_proj': kernel}},
-  }
-
-
-@pytest.mark.parametrize('method', ['ties', 'slerp'])
-def test_models_are_merged_as_tensors(method):
-  base, models = dense(0), [dense(n) for n in (1, 2)]
-  plain = weights.WeightSpace(('x', 'y'), models, space_lib.Model(None, base))
-  space = merged_weights.MergedWeightSpace(
-    plain,
-    method=method,
-    evolve='density' if method == 'ties' else 't',
-    groups='layers:2',
-    on='weights',
-  )
-  genome = space.sample(KEY)
-  (first, last) = space.recipe(genome)['groups']
-  name = 'density' if method == 'ties' else 't'
-  values = {
-    'final_norm/scale': last[name],
-    'layers/self_attn/q_proj/kernel': [first[name]] * 2 + [last[name]] * 2,
-  }
-  values = {
-    leaf: np.asarray(list(v.values()) if isinstance(v, dict) else v)
-    for leaf, v in values.items()
-  }
-  if method == 'ties':
-    values['layers/self_attn/q_proj/kernel'] = np.asarray(
-      [list(v.values()) for v in values['layers/self_attn/q_proj/kernel']]
-    )
-  expected = lift.genome(
-    method,
-    models,
-    base if method == 'ties' else None,
-    parameters={name: values},
-    layers=leaves.LAYERS,
-  )
-  check_equal(space.express(genome).params, expected, rtol=1e-5, atol=1e-6)
-  check_equal(space.express(space.base()).params, base)
-
-
-def test_changes_of_adapters_are_merged_before_they_are_added():
-  # So small that sums with the base, in its type, would lose them.
-  base = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), dense(0))
-  factors = {
-    'a': np.full((2, 4, 3, 1), 2.0**-12, np.float32),
-    'b': np.stack([np.full((4, 1, 2), n, np.float32) for n in (1, 2)]),
-  }
-  plain = weights.WeightSpace(
-    ('x', 'y'),
-    [base, base],
-    space_lib.Model(None, base),
-    {'layers': {'self_attn': {'q_proj': factors}}},
-  )
-  space = merged_weights.MergedWeightSpace(
-    plain,
-    method='task_arithmetic',
-    evolve='weights',
-    bounds='weights=0:1000',
-    on='weights',
-  )
-  genome = stack.take(space.mix(np.asarray([[200.0, 100.0]]), np.ones(1)), 0)
-  found = space.express(genome).params
-  kernel = base['layers']['self_attn']['q_proj']['kernel']
-  expected = (kernel.astype(jnp.float32) + 400 * 2.0**-12).astype(jnp.bfloat16)
-  np.testing.assert_array_equal(
-    found['layers']['self_attn']['q_proj']['kernel'], expected
-  )
-  np.testing.assert_array_equal(
-    found['final_norm']['scale'], base['final_norm']['scale']
-  )
 
 
 def test_groups_of_blocks_and_modules():

@@ -5,6 +5,8 @@ import numpy as np
 from evojax_llm.operators import bounded
 
 KEY = jax.random.key(3)
+SBX = jax.jit(bounded.sbx)
+POLYNOMIAL = jax.jit(bounded.polynomial)
 LOW = {'x': jnp.full((2000,), -1.0), 'n': jnp.zeros((2000,), jnp.int32)}
 HIGH = {'x': jnp.full((2000,), 3.0), 'n': jnp.full((2000,), 7, jnp.int32)}
 
@@ -26,7 +28,7 @@ def check_within(child):
 
 def test_a_child_has_the_law_of_sbx():
   one, two = parent(1), parent(2)
-  child = jax.jit(bounded.sbx)(KEY, one, two, LOW, HIGH, 2.0)
+  child = SBX(KEY, one, two, LOW, HIGH, 2.0)
   check_within(child)
   x, y, made = (np.asarray(g['x'], np.float64) for g in (one, two, child))
   kept = made == x
@@ -47,13 +49,13 @@ def test_a_child_has_the_law_of_sbx():
 
 def test_equal_parents_have_no_other_child():
   one = parent(1)
-  child = bounded.sbx(KEY, one, one, LOW, HIGH)
+  child = SBX(KEY, one, one, LOW, HIGH, 2.0)
   jax.tree.map(np.testing.assert_array_equal, child, one)
 
 
 def test_a_mutant_has_the_polynomial_law():
   one = parent(1)
-  mutant = jax.jit(bounded.polynomial)(KEY, one, LOW, HIGH, 4.0, 1.0)
+  mutant = POLYNOMIAL(KEY, one, LOW, HIGH, 4.0, 1.0)
   check_within(mutant)
   x, made = (np.asarray(g['x'], np.float64) for g in (one, mutant))
   delta = (made - x) / 4.0
@@ -70,14 +72,14 @@ def test_a_mutant_has_the_polynomial_law():
 
 def test_as_many_genes_change_as_are_to():
   one = parent(1)
-  mutant = bounded.polynomial(KEY, one, LOW, HIGH, 4.0, 0.1)
+  mutant = POLYNOMIAL(KEY, one, LOW, HIGH, 4.0, 0.1)
   assert 0.07 < np.mean(mutant['x'] != one['x']) < 0.13
   np.testing.assert_array_equal(
-    bounded.polynomial(KEY, one, LOW, HIGH, 4.0, 0.0)['n'], one['n']
+    POLYNOMIAL(KEY, one, LOW, HIGH, 4.0, 0.0)['n'], one['n']
   )
 
 
 def test_what_is_outside_is_brought_in():
   far = {'x': jnp.full((2000,), 9.0), 'n': jnp.full((2000,), -3, jnp.int32)}
-  check_within(bounded.sbx(KEY, far, parent(2), LOW, HIGH))
-  check_within(bounded.polynomial(KEY, far, LOW, HIGH))
+  check_within(SBX(KEY, far, parent(2), LOW, HIGH, 2.0))
+  check_within(POLYNOMIAL(KEY, far, LOW, HIGH, 4.0, 1.0))

@@ -1,10 +1,15 @@
 """Members written as mergekit recipes, and made again of them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 import yaml
 
+from evojax_llm.genomes import merged_weights
+from evojax_llm.genomes import weights
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import expression
 from evojax_llm.models import hub
@@ -20,8 +25,8 @@ def folders(tiny_gemma_folder, tiny_adapter_folders):
   return tiny_gemma_folder(), tiny_adapter_folders(3)
 
 
-def mix(space, weights, factor=1.0):
-  made = space.mix(np.asarray([weights], float), np.asarray([factor], float))
+def mix(space, shares, factor=1.0):
+  made = space.mix(np.asarray([shares], float), np.asarray([factor], float))
   return jax.tree.map(lambda leaf: leaf[0], made)
 
 
@@ -53,7 +58,7 @@ def check_same(found, expected):
 
 
 @pytest.mark.parametrize(
-  'name, weights, factor, models',
+  'name, mixed, factor, models',
   [
     ('gates', [0.6, -0.3, 0.0], 1.0, 2),
     ('gates', [0.0, 0.0, 0.0], 1.0, 0),
@@ -64,11 +69,11 @@ def check_same(found, expected):
   ],
 )
 def test_what_merge_makes_is_the_member(
-  name, weights, factor, models, folders, tmp_path
+  name, mixed, factor, models, folders, tmp_path
 ):
   base, adapters = folders
   space = make_space(name, base, adapters)
-  genome = mix(space, weights, factor)
+  genome = mix(space, mixed, factor)
   recipe = space.recipe(genome)
   found = made_again(tmp_path / 'm', recipe, base, adapters)
   check_same(found, expressed(space, genome))
@@ -133,6 +138,58 @@ def test_what_merge_makes_is_the_recipe_of_a_search(
     assert word in said, said
 
 
+@pytest.fixture(scope='module')
+def one_matrix(tiny_gemma_folder, tiny_adapter_folders):
+  """A base and adapters of one module, and the space of their weights."""
+  base = tiny_gemma_folder()
+  adapters = tiny_adapter_folders(3, modules=('q_proj',))
+  plain = weights.WeightSpace.from_files(base, adapters)
+  return base, adapters, plain
+
+
+@pytest.mark.parametrize(
+  'method, evolve',
+  [
+    ('nuslerp', 'weights'),
+    ('multislerp', 'weights'),
+    ('karcher', 'tol'),
+    ('dare_linear', 'weights,density'),
+    ('della_linear', 'weights,density,epsilon'),
+    ('breadcrumbs', 'weights,density,gamma'),
+    ('breadcrumbs_ties', 'weights,density,gamma'),
+    ('sce', 'select_topk'),
+    ('ram', 'epsilon'),
+    ('ramplus', 'r,alpha'),
+    ('model_stock', ''),
+    ('nearswap', 'weights,t'),
+    ('arcee_fusion', 'weights'),
+    ('passthrough', 'weights'),
+  ],
+)
+def test_every_method_is_said_and_made_again(
+  method, evolve, one_matrix, tmp_path
+):
+  base, adapters, plain = one_matrix
+  given = {'method': method, 'evolve': evolve, 'on': 'weights'}
+  space = merged_weights.MergedWeightSpace(
+    plain, **given, evolve_seed=not evolve
+  )
+  genome = space.sample(jax.random.key(3))
+  path = tmp_path / yaml_out.FILE
+  path.write_text(yaml_out.member(space.recipe(genome), base, adapters))
+  plan = merge.plan(path)
+  outputs = tuple(o for o in plan.outputs if 'q_proj' in o.name)
+  out = merge.merge(
+    dataclasses.replace(plan, outputs=outputs), tmp_path / 'out'
+  )
+  found = safetensors.load_file(out / 'model.safetensors')
+  expected = space.express(genome).params['layers']['self_attn']['q_proj']
+  assert len(found) == len(outputs) == len(expected['kernel'])
+  for layer, kernel in enumerate(expected['kernel']):
+    name = f'model.layers.{layer}.self_attn.q_proj.weight'
+    np.testing.assert_allclose(found[name].T, kernel, atol=_TOLERANCE)
+
+
 def test_what_cannot_be_said_says_why(folders, tmp_path):
   base, adapters = folders
   space = make_space('adapters', base, adapters)
@@ -147,6 +204,12 @@ def test_what_cannot_be_said_says_why(folders, tmp_path):
       {**merged, 'on': 'weights', 'options': {'rescale': 'density'}},
       base,
       'ties has no rescale=density',
+    ),
+    (
+      {**merged, 'on': 'weights', 'method': 'nuslerp', 'components': 'mlp'}
+      | {'options': {'normalize': 'none', 'span': 'tensor'}},
+      base,
+      'nuslerp merges all tensors, and it merges some',
     ),
     ({}, base, 'no words'),
     ({'numbers': 3}, base, 'no words'),

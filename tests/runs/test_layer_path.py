@@ -35,7 +35,7 @@ def settings(tmp_path_factory, tiny_gemma_folder):
     '--config.strategy.generations=1',
     '--config.strategy.options.sigma=0.3',
     f'--config.pick_items={PICK}',
-    '--config.ensemble.size=0',
+    '--config.ensemble.size=2',
   ]
 
 
@@ -61,7 +61,7 @@ def test_the_search_sees_neither_the_items_held_back_nor_long_paths(run):
     assert row['fitness'] == pytest.approx(expected, abs=1e-6)
   assert max(lengths) > 2
   names = [row['name'] for row in summary['rows']]
-  assert names[:2] == ['base', 'best expert'] and names[-1] == 'evolved'
+  assert names[:2] == ['base', 'best expert'] and names[-2] == 'evolved'
 
 
 def test_what_is_exported_scores_as_in_the_table(run, tmp_path):
@@ -70,6 +70,8 @@ def test_what_is_exported_scores_as_in_the_table(run, tmp_path):
   (task,) = task_files.load_tasks([task])
   expected = runs.row(summary)['test']['tasks']['a']['score']
   found = []
+  with pytest.raises(UserError, match='a vote of paths'):
+    export.export(run, tmp_path / 'vote', 'vote')
   options = export.Options(merged=True)
   assert export.export(run, tmp_path / 'plain', options=options) == 'model'
   for folder in (run / 'best', tmp_path / 'plain'):
@@ -84,6 +86,8 @@ def test_what_is_exported_scores_as_in_the_table(run, tmp_path):
     assert again == (run / 'best' / name).read_bytes()
   plain, path = (np.array([[*v.values()] for v in rows]) for rows in found)
   np.testing.assert_allclose(plain, path, atol=2e-2)
+  with pytest.raises(UserError, match='of which there are no adapters'):
+    base_and_adapters.load(run / 'best', ['expert'])
   members, _ = base_and_adapters.of_row(rows.Run.open(run), 'evolved')
   assert members.names == ('base', 'evolved')
 

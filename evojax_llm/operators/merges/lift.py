@@ -36,6 +36,7 @@ def genome(
   key: jax.Array | None = None,
   parameters: Parameters | None = None,
   layers: str | None = None,
+  first: jax.Array | int = 0,
   **options: Any,
 ) -> stack.Genome:
   """Merges k parents into one child.
@@ -48,6 +49,7 @@ def genome(
     parameters: by name, each () or (k,) for all tensors alike, or by leaf as
       `resolve` makes it; the defaults of the table for the rest.
     layers: key below which leaves have the axis L; None where none has it.
+    first: layer of a model that is the first of the L, where they are a part.
     **options: static choices of the table.
 
   Returns:
@@ -69,7 +71,7 @@ def genome(
   if merge.whole and options.pop('span', 'tensor') == 'genome':
     return merge.whole(parents, **given)
   merge_leaf = functools.partial(
-    _merge_leaf, merge, options, key, given, layers
+    _merge_leaf, merge, options, key, given, layers, first
   )
   if base is None:
     return leaves.map_indexed(merge_leaf, parents)
@@ -180,7 +182,7 @@ def _by_child(value, children):
 
 
 def _merge_leaf(
-  merge, options, key, parameters, layers, index, path, parents, *base
+  merge, options, key, parameters, layers, first, index, path, parents, *base
 ):
   del index
   layered = leaves.is_layered(path, layers)
@@ -201,7 +203,7 @@ def _merge_leaf(
     return apply(parents, base, key, values)
   tensor_keys = None
   if merge.draws:
-    tensor_keys = _layer_keys(merge, key, parents.shape[1])
+    tensor_keys = _layer_keys(merge, key, parents.shape[1], first)
   mapped = jax.vmap(apply, in_axes=(1, 0, 0, over_layers))
   return mapped(parents, base, tensor_keys, values)
 
@@ -219,8 +221,8 @@ def _leaf_key(merge, key, path, layered):
   return jax.random.fold_in(key, keys.purpose_code(name))
 
 
-def _layer_keys(merge, key, layers):
+def _layer_keys(merge, key, layers, first):
   if merge.scope == 'genome':
     return jnp.broadcast_to(key, (layers,))
-  each = jnp.arange(layers, dtype=jnp.uint32)
+  each = jnp.asarray(first, jnp.uint32) + jnp.arange(layers, dtype=jnp.uint32)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, each)

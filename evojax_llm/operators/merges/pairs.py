@@ -82,4 +82,6 @@ NEARSWAP = Merge(
   ),
   parents=(1, 1),
 )
-ARCEE_FUSION = Merge('arcee_fusion', arcee_fusion, 'mergekit', parents=(1, 1))
+ARCEE_FUSION = Merge(
+  'arcee_fusion', arcee_fusion, 'mergekit', parents=(1, 1), of_deltas=False
+)

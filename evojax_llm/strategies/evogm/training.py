@@ -19,6 +19,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# Of Adam.
+_B1, _B2, _EPS = 0.9, 0.999, 1e-8
+
 
 class Generator(nn.Module):
   """A perceptron of five hidden layers, with ReLU between and tanh at the end.
@@ -131,24 +134,42 @@ def train(
     pull = error(made[0], centre)
     return params.cycle_scale * cycle + params.opt_scale * pull, cycle
 
-  def epoch(learner, key):
+  def draw(key):
     one, two = jax.random.split(key)
-    gradient, cycle = jax.grad(loss, has_aux=True)(
-      learner.networks,
-      pools.rows[_draw(one, pools.losers, batch)],
-      pools.rows[_draw(two, pools.winners, batch)],
-    )
-    with jax.numpy_dtype_promotion('standard'):
-      steps, adam = optax.scale_by_adam().update(gradient, learner.adam)
-    moved = jax.tree.map(
-      lambda leaf, step: leaf - params.learning_rate * step,
-      learner.networks,
-      steps,
-    )
-    return Learner(moved, adam), cycle
+    return _draw(one, pools.losers, batch), _draw(two, pools.winners, batch)
 
-  learner, cycles = jax.lax.scan(epoch, learner, jax.random.split(key, epochs))
+  def epoch(learner, drawn):
+    losers, winners = (pools.rows[indices] for indices in drawn)
+    gradient, cycle = jax.grad(loss, has_aux=True)(
+      learner.networks, losers, winners
+    )
+    return _step(learner, gradient, params.learning_rate), cycle
+
+  drawn = jax.vmap(draw)(jax.random.split(key, epochs))
+  learner, cycles = jax.lax.scan(epoch, learner, drawn)
   return learner, cycles[-1]
+
+
+def _step(learner: Learner, gradient: Any, rate: jax.Array) -> Learner:
+  """Takes a step of Adam, as optax does but for its order of products.
+
+  Both corrections of bias are applied to numbers of the step, so that each
+  parameter costs one root and one quotient and not one and three.
+  """
+  old = learner.adam
+  count = optax.safe_increment(old.count)
+  mu = jax.tree.map(lambda g, m: (1 - _B1) * g + _B1 * m, gradient, old.mu)
+  nu = jax.tree.map(lambda g, v: (1 - _B2) * g * g + _B2 * v, gradient, old.nu)
+  steps = count.astype(jnp.float32)
+  rate = rate / (1.0 - _B1**steps)
+  root = jax.lax.rsqrt(1.0 - _B2**steps)
+  networks = jax.tree.map(
+    lambda leaf, m, v: leaf - rate * m / (jnp.sqrt(v) * root + _EPS),
+    learner.networks,
+    mu,
+    nu,
+  )
+  return Learner(networks, old._replace(count=count, mu=mu, nu=nu))
 
 
 def _draw(key, pool, batch):

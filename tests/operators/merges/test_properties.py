@@ -30,19 +30,19 @@ VALUES = {
 merges = pytest.mark.parametrize('merge', MERGES, ids=lambda m: m.name)
 
 
-def population(members, dtype=jnp.float32, seed=0):
+def population(members, seed=0):
   """P genomes of a kernel in each layer and a plain vector."""
   shapes = {'layers': {'kernel': (2, 4, 3)}, 'plain': (5,)}
   draw = np.random.default_rng(seed).normal
   return jax.tree.map(
-    lambda shape: jnp.asarray(draw(size=(members, *shape)), dtype),
+    lambda shape: jnp.asarray(draw(size=(members, *shape)), jnp.float32),
     shapes,
     is_leaf=lambda node: isinstance(node, tuple),
   )
 
 
-def member(dtype=jnp.float32, seed=9):
-  return stack.take(population(1, dtype, seed), 0)
+def member(seed=9):
+  return stack.take(population(1, seed), 0)
 
 
 def arity(merge):
@@ -71,6 +71,21 @@ def parameters(merge, members):
   return {name: spread(name, d) for name, d in defaults(merge).items()}
 
 
+def by_leaf(first, second=None):
+  """Values for each leaf and layer; of the second layer others, if given.
+
+  All tests of a child alone have such, so that they share its programs.
+  """
+  second = first if second is None else second
+  return {
+    name: {
+      'layers/kernel': jnp.stack([first[name], second[name]]),
+      'plain': second[name],
+    }
+    for name in first
+  }
+
+
 def rows(merge):
   places = jnp.asarray([[0, 1], [2, 0], [4, 3], [1, 4]], jnp.int32)
   return places[:, : arity(merge)]
@@ -83,8 +98,8 @@ def member_keys():
   )
 
 
-def base_for(merge, dtype=jnp.float32):
-  return member(dtype) if merge.needs_base else None
+def base_for(merge):
+  return member() if merge.needs_base else None
 
 
 @functools.cache
@@ -129,12 +144,17 @@ def children(merge):
   return run_lifted(merge)
 
 
-def one_child(function, merge, index, dtype=jnp.float32):
+def one_child(function, merge, index, leaves=lambda tree: tree):
+  parents = leaves(stack.take(population(5), rows(merge)[index]))
+  values = by_leaf(jax.tree.map(lambda x: x[index], parameters(merge, P)))
+  if 'plain' not in parents:
+    for of_leaf in values.values():
+      del of_leaf['plain']
   return function(
-    stack.take(population(5, dtype), rows(merge)[index]),
-    base_for(merge, dtype),
+    parents,
+    leaves(base_for(merge)),
     key=jax.random.fold_in(member_keys()[index], 0),
-    parameters=jax.tree.map(lambda x: x[index], parameters(merge, P)),
+    parameters=values,
   )
 
 
@@ -167,21 +187,20 @@ def test_keeps_shapes_types_and_sharding(merge):
 
 @merges
 def test_bf16_is_f32_rounded_once(merge):
-  made = one_child(single(merge), merge, 0, jnp.bfloat16)
-  assert_like(made, member(jnp.bfloat16))
+  def rounded(tree, dtype=jnp.bfloat16):
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(dtype), tree)
+
+  def layers(tree):
+    return tree and rounded({'layers': tree['layers']})
+
+  made = one_child(single(merge), merge, 0, layers)
+  assert_like(made, layers(member()))
   if merge.name in ('arcee_fusion', 'sce'):
     return  # What they choose turns on the last bit.
-  rounded = [
-    jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), tree)
-    for tree in (population(5), member())
-  ]
-  exact = single(merge)(
-    stack.take(rounded[0], rows(merge)[0]),
-    rounded[1] if merge.needs_base else None,
-    key=jax.random.fold_in(member_keys()[0], 0),
-    parameters=jax.tree.map(lambda x: x[0], parameters(merge, P)),
+  exact = one_child(
+    single(merge), merge, 0, lambda tree: rounded(tree, jnp.float32)
   )
-  assert_close(made, exact, 2.0**-8)
+  assert_close(made['layers'], exact['layers'], 2.0**-8)
 
 
 @merges
@@ -194,13 +213,11 @@ def test_members_over_devices_are_a_loop(merge):
 def test_jit_is_eager(merge):
   # One leaf of the genome: its name addresses the same draws.
   compiled = one_child(single(merge), merge, 0)
-  base = base_for(merge)
-  eager = layered.genome(
-    merge.name,
-    {'layers': stack.take(population(5)['layers'], rows(merge)[0])},
-    base and {'layers': base['layers']},
-    key=jax.random.fold_in(member_keys()[0], 0),
-    parameters=jax.tree.map(lambda x: x[0], parameters(merge, P)),
+  eager = one_child(
+    functools.partial(layered.genome, merge.name),
+    merge,
+    0,
+    lambda tree: tree and {'layers': tree['layers']},
   )
   assert_close(eager['layers'], compiled['layers'])
 
@@ -215,10 +232,12 @@ def test_permuting_members_commutes(merge):
   )
 
 
+# Keys are addressed by leaf and layer, whatever the merge: one of each scope.
+CHUNKED = {m.scope: m for m in MERGES if m.draws}
+
+
 @pytest.mark.parametrize(
-  'merge',
-  [m for m in MERGES if m.draws or m.name == 'ties'],
-  ids=lambda m: m.name,
+  'merge', [*CHUNKED.values(), registry.MERGES['ties']], ids=lambda m: m.name
 )
 def test_same_key_same_bits_whatever_the_chunking(merge):
   keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(member_keys(), 0)
@@ -246,15 +265,8 @@ def test_every_layer_has_its_own_values(merge):
     base_for(merge),
     key=member_keys()[0],
   )
-  by_leaf = {
-    name: {
-      'layers/kernel': jnp.stack([one[name], two[name]]),
-      'plain': two[name],
-    }
-    for name in one
-  }
   made, first, second = (
-    run(parameters=values) for values in (by_leaf, one, two)
+    run(parameters=by_leaf(*values)) for values in ((one, two), (one,), (two,))
   )
   assert_close(made['layers']['kernel'][0], first['layers']['kernel'][0])
   assert_close(made['layers']['kernel'][1], second['layers']['kernel'][1])
@@ -291,7 +303,7 @@ def test_takes_leaves_of_any_size(merge):
 
 @merges
 def test_takes_every_option(merge):
-  shapes = {'number': (), 'layers': {'kernel': (2, 4, 3)}}
+  shapes = {'kernel': (4, 3)}
   for name, option in merge.options.items():
     for choice in option.choices or (option.default + 1,):
       assert is_shaped(merge, arity(merge), shapes, **{name: choice})
@@ -323,8 +335,9 @@ def test_all_weight_on_one_parent_gives_that_parent(merge, chosen):
     pool,
     base_for(merge),
     key=jax.random.key(1),
-    parameters=defaults(merge)
-    | {'weights': jnp.eye(2, dtype=jnp.float32)[chosen]},
+    parameters=by_leaf(
+      defaults(merge) | {'weights': jnp.eye(2, dtype=jnp.float32)[chosen]}
+    ),
   )
   assert_close(made, stack.take(pool, jnp.int32(chosen)))
 
@@ -340,7 +353,7 @@ def test_equal_parents_give_that_parent(merge):
     stack.stack([one] * arity(merge)),
     base_for(merge),
     key=jax.random.key(1),
-    parameters=defaults(merge),
+    parameters=by_leaf(defaults(merge)),
   )
   assert_close(made, one)
 
@@ -355,7 +368,7 @@ def test_scaling_parents_and_base_scales_the_child(merge):
     return jax.tree.map(lambda x: 2.0 * x, tree)
 
   pool, base = population(arity(merge)), base_for(merge)
-  key, values = jax.random.key(1), defaults(merge)
+  key, values = jax.random.key(1), by_leaf(defaults(merge))
   run = functools.partial(single(merge), key=key, parameters=values)
   assert_close(run(twice(pool), base and twice(base)), twice(run(pool, base)))
 

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from evojax_llm.genomes import gates
@@ -241,6 +242,21 @@ def test_a_generator_learns_to_make_winners_and_the_way_back():
   made = training.propose(learner, generator, rows, active)
   mean = rows[:4].mean(axis=0)
   assert np.abs(made - mean).mean() < 0.1 * np.abs(rows[4:] - mean).mean()
+
+
+def test_a_step_is_one_of_adam():
+  generator, adam = training.Generator(2), optax.scale_by_adam()
+  learner = training.start(problems.KEY, generator, jnp.ones(3), True)
+  expected, state = learner.networks, learner.adam
+  for n in (1.0, -0.3, 1e-6):
+    gradient = jax.tree.map(lambda leaf, n=n: n * leaf, learner.networks)
+    with jax.numpy_dtype_promotion('standard'):
+      steps, state = adam.update(gradient, state)
+    expected = jax.tree.map(lambda x, d: x - 0.1 * d, expected, steps)
+    learner = training._step(learner, gradient, jnp.float32(0.1))
+    check = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(check, learner.networks, expected)
+    jax.tree.map(check, learner.adam, state)
 
 
 def test_monitors_are_recorded():
