@@ -161,19 +161,15 @@ class Evaluator:
       for task, limit in zip(self.tasks, limits, strict=True)
     ]
 
-  def check_population(
-    self, space: Expressing, members: int, host: jax.Device | None = None
-  ) -> None:
+  def check_population(self, space: Expressing, members: int) -> None:
     """Refuses a population of a space that no plan can hold, before it is made.
-
-    `host` is the device that holds it where that is not one of the engine.
 
     Raises:
       MemoryPlanError: saying how large it would be.
     """
     genome_bytes = groups.num_bytes(jax.eval_shape(space.base))
-    device = host or self._runtime.mesh.devices.flat[0]
-    budget = None if host else self._choices['budget']
+    device = self._runtime.mesh.devices.flat[0]
+    budget = self._choices['budget']
     planning.check_population(members, genome_bytes, budget, device)
 
   def prepare(
@@ -181,20 +177,19 @@ class Evaluator:
     space: Expressing,
     population: Any,
     members: int | None = None,
-    population_bytes: int | None = None,
-    on_host: bool = False,
+    **sizes: Any,
   ) -> planning.Plan:
     """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
-    Called by the first `evaluate`, or earlier to print the plan.
+    Called by the first `evaluate`, or earlier to print the plan. `sizes` are
+    population_bytes and on_host.
     """
     return self._engine.prepare(
       space,
       population,
       packed_split.longest_rows(self._encoded('dev', self.max_length(space))),
       members=members,
-      population_bytes=population_bytes,
-      on_host=on_host,
+      **sizes,
       **self._choices,
     )
 

@@ -36,11 +36,10 @@ def place(prepared: Any) -> tuple[jax.Device | None, Any]:
 
 def check_population(prepared: Any) -> None:
   """Refuses a population that is too large; see `Evaluator`."""
-  strategy = prepared.strategy
+  strategy, space = prepared.strategy, prepared.setup.space
   members = max(strategy.capacity, strategy.num_proposals)
-  prepared.evaluator.check_population(
-    prepared.setup.space, members, prepared.host
-  )
+  if prepared.host is None:
+    prepared.evaluator.check_population(space, members)
 
 
 def _plan(prepared: Any) -> Any:
