@@ -181,8 +181,7 @@ class Evaluator:
   ) -> planning.Plan:
     """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
-    Called by the first `evaluate`, or earlier to print the plan. `sizes` are
-    population_bytes and on_host.
+    Called by the first `evaluate`, or earlier, to print the plan.
     """
     return self._engine.prepare(
       space,
