@@ -270,6 +270,7 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     ),
     (f'{SWARMS}:moco+step_decay=-1', [], 'step_decay -1.0; expected 0 or more'),
     (config, [], 'sets config.racing'),
+    ('evomerge', ['--dev_limit=200'], 'the search scores all of them: set'),
     (good, [], "names 'random_search' twice"),
     (SWARMS, ['--dev_limit=200', '--draws=2'], 'are all the same'),
   ):
