@@ -25,6 +25,7 @@ from evojax_llm.engine.decoder import Decoder
 from evojax_llm.engine.packed_split import PackedSplit
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
+from evojax_llm.models.expression import Path
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Gemma
 from evojax_llm.population import stack
@@ -92,7 +93,11 @@ class Engine:
         **options,
       )
 
-    made = plan('folded' if isinstance(member, Weights) else form)
+    # No product of a base is shared by paths: one by one, each costs its own.
+    by_itself = form == 'auto' and isinstance(member, Path)
+    if by_itself or isinstance(member, Weights):
+      form = 'folded'
+    made = plan(form)
     if not made.form_is_clear:
       plans = [plan(form) for form in forms.FORMS]
       made = form_trial.choose(plans, self._runtime, model, params, member)

@@ -8,8 +8,10 @@
     work; the working set stays that of one member. Members that are whole
     parameters have this form alone.
 
-Members that are paths have nothing to fold. In the folded form each costs its
-own hops, in the batched form those of the longest one of its group.
+Members that are paths have nothing to fold and no product to share. In the
+folded form, theirs unless another is asked for, each costs its own hops; in the
+batched form each has a copy of the layer it is at, and costs the hops of the
+longest one of its group.
 
 Both give the same results up to rounding. Which one is faster depends on sizes
 and device (`plan.choose_form`).

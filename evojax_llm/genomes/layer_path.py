@@ -78,15 +78,19 @@ class LayerPathSpace(space.Space):
     self._each, self._size = each, each * depth
     self.slots = self._size * self.told.repeats
     self.cap = min(self.told.cap or 2 * each, self.slots + 2)
+    if self.cap < each:
+      raise ValueError(
+        f'Got cap {self.cap} for paths that begin with the {each} layers of A; '
+        'expected as many at least.'
+      )
     first, *others = (self._source(name) for name in self.sources)
-    params = {
-      **first,
-      'layers': jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves),
-        first['layers'],
-        *(other['layers'] for other in others),
-      ),
-    }
+    layers = jax.tree.map(
+      # By way of the host, a leaf at a time.
+      lambda *leaves: jnp.asarray(np.concatenate([*map(np.asarray, leaves)])),
+      first['layers'],
+      *(other['layers'] for other in others),
+    )
+    params = {**first, 'layers': layers}
     config = dataclasses.replace(
       base.config,
       num_layers=self._size,
@@ -101,7 +105,10 @@ class LayerPathSpace(space.Space):
       return base
     n = self._plain.names.index(name)
     expert = jax.tree.map(lambda leaf: leaf[n], self._plain.experts())
-    return jax.jit(expression.fold)(base, self._plain.express(expert))
+    member = self._plain.express(expert)
+    if isinstance(member, expression.Weights):
+      return member.params
+    return jax.jit(expression.fold)(base, member)
 
   @classmethod
   def check(cls, **given: Any) -> layer_path_options.LayerPathOptions:

@@ -320,7 +320,11 @@ def _warm_start(
         'members mean something else here; give the same model, adapters and '
         'space.'
       )
-  members = run_state.best_members(state, config.strategy.population)
+  # That of a front is the one that its rule chose.
+  chosen = (record.read_json(parts[0]).get('pareto') or {}).get('chosen')
+  members = run_state.best_members(
+    state, config.strategy.population, chosen=chosen
+  )
   wanted = jax.eval_shape(setup.space.experts)
   shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
   if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):

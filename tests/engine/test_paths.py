@@ -89,3 +89,17 @@ def test_a_plan_counts_the_cache_of_each_hop(experts):
     for hops in (None, 5 * config.num_layers)
   )  # fmt: skip
   assert hops - row == 4 * bytes_per_token(config)
+
+
+def test_paths_go_one_by_one_unless_they_are_to_go_together(
+  experts, monkeypatch
+):
+  base, tokenizer, tasks, adapters = experts
+  space = LayerPathSpace(AdapterSpace(adapters, base))
+  population = stack.stack([space.base()] * 3)
+  monkeypatch.setattr(planning, 'choose_form', lambda *_: ('batched', True))
+  for form, expected in (('auto', 'folded'), ('batched', 'batched')):
+    engine = make(tasks, tokenizer, form=form)
+    assert engine.prepare(space, population).form == expected
+  engine = make(tasks, tokenizer)
+  assert engine.prepare(space.plain, space.plain.experts()).form == 'batched'

@@ -131,6 +131,7 @@ def test_what_cannot_be_a_space_is_refused(make):
     ({'sources': 'base,expret1'}, "with 'expret1'.*Did you mean 'expert1'"),
     ({'scales': 'matrx'}, "Got scales 'matrx'.*Did you mean 'matrix'"),
     ({'cap': 1}, 'Got cap 1'),
+    ({'cap': 2}, 'Got cap 2 for paths that begin with the 3 layers'),
   ):
     with pytest.raises(ValueError, match=message):
       make(**given)
