@@ -232,6 +232,11 @@ class ExecutionConfig(_Part):
   memory_budget_gib: float | None = option(
     None, 'memory to use on a device', low=0.0001
   )
+  population: str = option(
+    'auto',
+    "where genomes are; with 'auto' on the host if devices cannot hold them",
+    choices=('auto', 'device', 'host'),
+  )
   max_length: int | None = _count(
     'longest prompt in tokens, new tokens included'
   )
@@ -309,9 +314,7 @@ class RunConfig(_Part):
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
   )
-  checkpoint_every: int = option(
-    1, 'generations between checkpoints: what is lost with a process', low=1
-  )
+  checkpoint_every: int = option(1, 'generations from one to the next', low=1)
   test_experts: bool = option(
     False, 'read all experts on test, not only those in the table'
   )
@@ -385,8 +388,7 @@ def _read(cls: type, values: Any, path: str) -> Any:
     if not path:
       raise errors.UserError(
         f'Got the configuration {values!r}; expected a RunConfig, a ConfigDict '
-        'or options by name. evojax_llm.systems.load reads a preset, a file or '
-        "a run's config.json."
+        'or options by name, which evojax_llm.systems.load reads.'
       )
     raise errors.UserError(
       f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'
