@@ -198,7 +198,7 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
   arm = out / STAGE / 'draw_0' / 'random_search_P=20'
   (arm / 'seed_1' / 'summary.json').unlink()
   ran, shared = [], []
-  run, share = sweeps._run, sweeps.runner.run_prepared
+  run, share = sweeps._run, sweeps.launch.run_prepared
 
   def spy(path, trial, *more):
     ran.append(trial.changes['seed'])
@@ -209,7 +209,7 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
     return share(*args, **kwargs)
 
   monkeypatch.setattr(sweeps, '_run', spy)
-  monkeypatch.setattr(sweeps.runner, 'run_prepared', spy_share)
+  monkeypatch.setattr(sweeps.launch, 'run_prepared', spy_share)
   options = '--seeds=3', '--draws=1', '--populations=20'
   assert not compare(out, *options)
   assert ran == [1, 2]

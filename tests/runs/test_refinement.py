@@ -28,7 +28,7 @@ def test_a_run_with_steps_goes_on_bit_for_bit(
   config.adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
   config.tasks = str(runs.write_task(tmp_path / 'a.json'))
   config.space, config.ensemble.size = 'adapters', 0
-  config.dev_limit = 10
+  config.dev_limit, config.fine_tuning.steps = 10, 0
   config.strategy.population, config.strategy.generations = 5, 2
   config.strategy.options.mutate_count = 1.0
   config.refine.steps, config.refine.batch = 2, 2
