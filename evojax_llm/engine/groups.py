@@ -201,7 +201,7 @@ def distances(
   Of those at M `indices` of a population (P, ...), one after another; see
   `expression.distance`.
   """
-  held = getattr(space, 'held', None)
+  held = space.held
 
   def run(population, index, params, held):
     genome = jax.tree.map(lambda leaf: leaf[index], population)

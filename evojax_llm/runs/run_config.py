@@ -139,7 +139,7 @@ class FineTuningConfig(_Part):
   lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
   batch: int = option(16, 'rows of a step', low=1)
   optimizer: str = option('adamw', 'of optax')
-  patience: int = option(3, 'epochs without a gain on held rows', low=1)
+  patience: int = option(3, 'looks at held rows without a gain', low=1)
   seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
 
 

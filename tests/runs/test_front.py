@@ -12,6 +12,7 @@ from evojax_llm.operators import pareto
 from evojax_llm.runs import fields
 from evojax_llm.runs import front
 from evojax_llm.runs import preparation
+from evojax_llm.runs import rows
 from tests.experiments import runs
 from tests.experiments.running import run_program
 
@@ -139,6 +140,11 @@ def test_members_of_the_front_are_exported_and_the_chosen_is_best(
   name = 'adapter_model.safetensors'
   chosen = (folder / 'front' / str(content['chosen']) / name).read_bytes()
   assert chosen == (folder / 'best' / name).read_bytes()
+  # A row is made again from the checkpoint, where fitness says who is best.
+  row = rows.Run.open(folder).row()
+  (weights,) = np.asarray(row.genomes['gates'])
+  recipe = runs.summary(folder)['best']['recipe']
+  np.testing.assert_allclose(weights, list(recipe['weights'].values()), 1e-6)
   out = f'--out={tmp_path / "out"}'
   assert run_program('export', f'--run={folder}', out) is None
   assert (tmp_path / 'out' / name).exists()

@@ -31,7 +31,7 @@ def config(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   made.adapters = ','.join(map(str, adapters))
   made.tasks = str(runs.write_task(folder / 'a.json'))
   made.strategy.population, made.strategy.generations = 4, 2
-  made.ensemble.size = 0
+  made.ensemble.size = made.fine_tuning.steps = 0
   return made
 
 
