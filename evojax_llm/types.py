@@ -5,7 +5,7 @@ leading axis P. Both are plain pytrees of arrays, without a class of their own.
 
 Model        configuration and parameters that all members of a space share
 Space        what a genome is: made, sampled, expressed as a model, exported
-Expression   what tells one member from the model: LowRank, Gates or Weights
+Expression   what tells a member from the model: LowRank, Gates, Weights, Path
 Strategy     a search: init, ask, tell
 Scores       of M members, as a strategy sees them: fitness (M,), tasks (M, K),
              items (M, I); all maximised, NaN where a member failed

@@ -13,6 +13,7 @@ of the linear maps of Gemma-2-2B.
     --peer_python=.mergekit/bin/python --out=/tmp/recipes
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
@@ -234,18 +235,22 @@ def main(_: Sequence[str]) -> None:
     ),
     'rows': [],
   }
-  for way in _WAYS.value:
-    result['rows'].append(measure(way))
-    say(f'{way}: {result["rows"][-1]["seconds"]:,.1f} s')
+  for row in _measured():
+    say(f'{row["way"]}: {row["seconds"]:,.1f} s')
+    result['rows'].append(row)
+    text = markdown(result)
+    if _OUT.value:  # Each time: a run that is stopped leaves what it has.
+      tables.write(result, text, _OUT.value)
+  print(text)
+
+
+def _measured() -> Iterator[dict[str, Any]]:
+  """Yields the rows of the table."""
+  yield from map(measure, _WAYS.value)
   if _PEER_PYTHON.value:
     with tempfile.TemporaryDirectory() as folder:
       python = os.path.expanduser(_PEER_PYTHON.value)
-      row = measure_mergekit(python, pathlib.Path(folder))
-    result['rows'].append(row)
-  text = markdown(result)
-  if _OUT.value:
-    tables.write(result, text, _OUT.value)
-  print(text)
+      yield measure_mergekit(python, pathlib.Path(folder))
 
 
 if __name__ == '__main__':

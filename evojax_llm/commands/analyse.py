@@ -2,7 +2,8 @@ r"""Analyses a finished run beside its scores.
 
   evojax-llm analyse --run=runs/pocket_genome_plus
 
-Writes into the run folder analysis.json, analysis.md and trajectory.png:
+Writes into the run folder analysis.json, analysis.md, trajectory.png and
+family.png:
 
 * correctness emergence: of the items that no expert solved, those that the
   evolved member solves, and of those that the best expert solved, what it has
@@ -10,7 +11,8 @@ Writes into the run folder analysis.json, analysis.md and trajectory.png:
   test where the run read all experts (--config.test_experts);
 * the origin: ranks of the initial member that the best one descends from and of
   the experts in its ancestry, where the algorithm records parents;
-* the trajectory: all members on the plane in which their answers differ most.
+* the trajectory: all members on the plane in which their answers differ most;
+* the family tree: who descends from whom, by generation and fitness.
 
 No model is loaded.
 """

@@ -195,7 +195,8 @@ def _trial(
   """A search on the data of the first configuration."""
   config = first.copy_and_resolve_references()
   config.tasks = ','.join(stage.split('+'))
-  for field in ('space', 'merged', 'layer_path', 'pareto', 'initial'):
+  fields = 'space', 'merged', 'layer_path', 'pareto', 'initial', 'refine'
+  for field in fields:
     config[field] = arm[field]
   config.name = name
   config.seed, config.seeds, config.dev_draw = seed, 1, draw

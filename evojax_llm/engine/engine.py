@@ -70,13 +70,17 @@ class Engine:
       lengths: (prompt tokens, new tokens) of the longest rows of each kind.
       members: most members that are answered for at a time; P by default.
       form: 'auto', 'batched' or 'folded' (see `forms`).
-      **options: population_bytes, members_per_group, prompts_per_batch and
-        budget of `plan.make_plan`.
+      **options: population_bytes, on_host, members_per_group,
+        prompts_per_batch and budget of `plan.make_plan`.
 
     Raises:
       MemoryPlanError: what is asked for cannot fit.
     """
     member = groups.abstract_member(space, population)
+    member_bytes = groups.num_bytes(member)
+    if options.get('on_host') and not isinstance(member, Weights):
+      # Models are the genomes themselves; of others there is a copy.
+      member_bytes += groups.num_bytes(population) // stack.size(population)
     model, params = self._model(space), self._runtime.params(space)
 
     def plan(form: str) -> planning.Plan:
@@ -84,7 +88,7 @@ class Engine:
         model.config,
         members=members or jax.tree.leaves(population)[0].shape[0],
         base_bytes=groups.num_bytes(params),
-        member_bytes=groups.num_bytes(member),
+        member_bytes=member_bytes,
         lengths=lengths,
         dtype=model.dtype,
         device=self._runtime.mesh.devices.flat[0],

@@ -280,8 +280,8 @@ class GradientSteps:
 
 def _check_whole(space: Expressing) -> None:
   """Refuses an adapter that could not be folded into members."""
-  base = getattr(space, 'base', None)
-  made = base and jax.eval_shape(lambda: space.express(base()))
+  base = jax.eval_shape(space.base)
+  made = None if base is None else jax.eval_shape(space.express, base)
   if made is not None and not isinstance(made, expression.Weights):
     raise ValueError(
       'Got an adapter to be trained for members that are no whole models, into '

@@ -109,8 +109,8 @@ class Learner:
     """
     if not space.learns:
       raise ValueError(
-        'Got gradient steps for members that are recipes; expected adapters, '
-        'gates or weights, whose numbers a gradient can move.'
+        'Got gradient steps for members that are recipes or paths; expected '
+        'adapters, gates or weights, whose numbers a gradient can move.'
       )
     self.config = space.model().config
     self.settings, self.reads, self._space = settings, reads, space

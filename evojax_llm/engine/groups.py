@@ -54,8 +54,8 @@ def express(
   """Expresses a group of members and places them on the devices.
 
   `chosen` are up to `size` indices into the population (P, ...); what is
-  missing repeats the first. Numpy arrays stay on the host, and only the group
-  goes to the devices.
+  missing repeats the first. Numpy arrays, and arrays of other devices, stay
+  where they are, and one copy of the group goes to the devices.
 
   Returns:
     The group's members, as `forms.lay_out` leaves them, and (size,) bool, which
@@ -63,30 +63,64 @@ def express(
   """
   index = np.full(size, chosen[0], np.int32)
   index[: len(chosen)] = chosen
-  if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(population)):
-    population = jax.tree.map(lambda leaf: leaf[index], population)
-    index = np.arange(size, dtype=np.int32)
+  along, held = sharding.population_sharding, space.held
+
+  def lay_out(group, held):
+    own = () if held is None else (held,)
+    members = jax.vmap(lambda genome: space.express(genome, *own))(group)
+    return forms.lay_out(form, members)
+
+  def take_and_lay_out(population, index, held):
+    return lay_out(_take(population, index), held)
 
   if space.streams:
     members = _streamed(runtime, space, population, index)
     members = forms.lay_out(form, members)
   else:
-    held = space.held
-
-    def run(population, index, held):
-      group = jax.tree.map(lambda leaf: leaf[index], population)
-      own = () if held is None else (held,)
-      members = jax.vmap(lambda genome: space.express(genome, *own))(group)
-      return forms.lay_out(form, members)
-
+    run, donate = take_and_lay_out, ()
+    arguments = population, index, held
+    if not _is_near(runtime, population):
+      to = along(runtime.mesh)
+      if held is not None:  # Merges of it are made on one device.
+        to = runtime.mesh.devices.flat[0]
+      group = jax.device_put(_taken(runtime, population, index), to)
+      run, arguments = lay_out, (group, held)
+      same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
+      donate = (0,) if same else ()
     name = ('express', form, id(space))
-    program = runtime.compiled(name, run, population, index, held, keep=space)
-    members = program(population, index, held)
-  along = sharding.population_sharding
+    program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
+    members = program(*arguments)
   return (
     jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
     jax.device_put(np.arange(size) < len(chosen), along(runtime.mesh)),
   )
+
+
+def _take(population, index):
+  return jax.tree.map(lambda leaf: leaf[index], population)
+
+
+def _is_near(runtime: Runtime, population: Any) -> bool:
+  """Whether a population is on devices of the engine."""
+  leaf = jax.tree.leaves(population)[0]
+  if not isinstance(leaf, jax.Array):
+    return False
+  return bool(leaf.sharding.device_set & set(runtime.mesh.devices.flat))
+
+
+def _taken(runtime: Runtime, population: Any, index: np.ndarray) -> Any:
+  """Members of a population that is elsewhere, taken where it is."""
+  leaf = jax.tree.leaves(population)[0]
+  if not isinstance(leaf, jax.Array):
+    return _take(population, index)
+  with jax.default_device(next(iter(leaf.sharding.device_set))):
+    program = runtime.compiled('take', _take, population, index)
+    return program(population, index)
+
+
+def _kinds(tree: Any) -> list[tuple[tuple[int, ...], str]]:
+  """Shapes and types: a tree with the same can take another one's memory."""
+  return sorted((x.shape, str(x.dtype)) for x in jax.tree.leaves(tree))
 
 
 def _streamed(runtime, space, population, index):
@@ -167,7 +201,7 @@ def distances(
   Of those at M `indices` of a population (P, ...), one after another; see
   `expression.distance`.
   """
-  held = getattr(space, 'held', None)
+  held = space.held
 
   def run(population, index, params, held):
     genome = jax.tree.map(lambda leaf: leaf[index], population)

@@ -44,6 +44,7 @@ class Plan:
     budget: bytes that may be used on one device.
     base: bytes of the shared parameters.
     population: bytes of the genomes, as far as known.
+    on_host: whether they are in the memory of the host.
     fixed: bytes of everything that does not grow with the prompts.
     row_fixed: bytes that one prompt of one member takes, whatever its length.
     row_token: bytes that one token of it takes.
@@ -68,6 +69,7 @@ class Plan:
   tokens_per_call: int
   slots_per_call: int
   prompts_per_batch: int | None = None
+  on_host: bool = False
 
   def row_bytes(self, length: int, new_tokens: int = 0) -> int:
     """Bytes that one prompt of one member takes while a program runs."""
@@ -120,7 +122,8 @@ class Plan:
       [
         f'plan: groups of {self.members_per_group} members on {self.device}, '
         f'computed {how} ({self.form}: {self.reason})',
-        f'  base {mib(self.base)}, population {mib(self.population)}, '
+        f'  base {mib(self.base)}, population {mib(self.population)}'
+        f'{" in the memory of the host" if self.on_host else ""}, '
         f'fixed in all {mib(self.fixed)} of {mib(self.budget)}',
         f'  a 256-token prompt of one member {mib(self.row_bytes(256))}',
       ]
@@ -218,6 +221,7 @@ def make_plan(
   base_bytes: int,
   member_bytes: int,
   population_bytes: int | None = None,
+  on_host: bool = False,
   lengths: Sequence[tuple[int, int]],
   dtype=jnp.float32,
   device: jax.Device,
@@ -236,6 +240,7 @@ def make_plan(
     member_bytes: bytes of one expressed member.
     population_bytes: bytes of all genomes that are kept, memory and velocity
       included; by default those of the members.
+    on_host: whether these are in the memory of the host, and none on a device.
     lengths: (prompt tokens, new tokens) of the longest rows of each kind.
     dtype: type of activations and cache.
     device: one of the devices that the members are spread over.
@@ -282,13 +287,15 @@ def make_plan(
       device.platform, _SLOTS_PER_CALL_ELSEWHERE
     ),
     prompts_per_batch=prompts_per_batch,
+    on_host=on_host,
   )
+  resident = base_bytes + (0 if on_host else population_bytes)
 
   def attempt(group: int) -> Plan:
     copies = max(0, layers) if form == 'folded' else 0
     if hops:  # A member takes the layer that it is at.
       copies = layers // config.num_layers * (1 if form == 'folded' else group)
-    fixed = base_bytes + population_bytes + group * member_bytes + copies
+    fixed = resident + group * member_bytes + copies
     return Plan(members_per_group=group, fixed=fixed, **common)
 
   # No group has more than all members.

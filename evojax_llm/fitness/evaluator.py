@@ -177,18 +177,18 @@ class Evaluator:
     space: Expressing,
     population: Any,
     members: int | None = None,
-    population_bytes: int | None = None,
+    **sizes: Any,
   ) -> planning.Plan:
     """Fixes form, group and batch sizes for a run; see `Engine.prepare`.
 
-    Called by the first `evaluate`, or earlier to print the plan.
+    Called by the first `evaluate`, or earlier, to print the plan.
     """
     return self._engine.prepare(
       space,
       population,
       packed_split.longest_rows(self._encoded('dev', self.max_length(space))),
       members=members,
-      population_bytes=population_bytes,
+      **sizes,
       **self._choices,
     )
 

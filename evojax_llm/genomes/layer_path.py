@@ -51,7 +51,7 @@ class LayerPathSpace(space.Space):
 
   exports, takes, bare = 'path', ('adapters', 'models'), False
   options = layer_path_options.LayerPathOptions
-  layers, decodes = None, True
+  layers, decodes, learns = None, True, False
 
   def __init__(self, plain: space.Space, **given: Any):
     """Makes the space of the base and experts of a space of them.

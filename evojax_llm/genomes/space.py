@@ -209,6 +209,10 @@ class Space(Expressing, Protocol):
     """Returns the lowest and highest genome that `sample` draws, if known."""
     return None
 
+  def binary(self) -> stack.Genome | None:
+    """Returns a tree of bools, which leaves count by sign alone, or None."""
+    return None
+
   def deviation(self) -> float:
     """Returns how far apart the experts are, for a search's first steps.
 

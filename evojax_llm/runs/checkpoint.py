@@ -47,7 +47,8 @@ class Checkpoints:
     are.
 
     Args:
-      abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves or arrays.
+      abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves, whose
+        sharding may say where they go, or arrays.
 
     Returns:
       (generation, state), or None without any checkpoint.
@@ -178,7 +179,9 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def placed(leaf):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+    told = isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding
+    where = told or device
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
   state = ocp.load(path, jax.tree.map(placed, abstract))
   if (stored.custom_metadata or {}).get('checksums') != _checksums(state):

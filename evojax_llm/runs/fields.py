@@ -29,8 +29,9 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """
   found = {}
   for name, value in config.items():
-    if name == 'stages' and all(isinstance(one, Mapping) for one in value):
-      value = {str(number): one for number, one in enumerate(value, 1)} or value
+    if name == 'stages' and isinstance(value, (list, tuple)):
+      if value and all(isinstance(one, Mapping) for one in value):
+        value = {str(number): one for number, one in enumerate(value, 1)}
     if isinstance(value, (config_dict.ConfigDict, Mapping)) and len(value):
       found |= flat(value, f'{prefix}{name}.')
     else:

@@ -44,6 +44,11 @@ from evojax_llm.tasks.training_data import EncodedRow
 FOLDER = 'fine_tuned'
 # Of the items of a task, so many are for every one that is held.
 _HELD = 5
+# At most, as they are read again and again.
+_MOST_HELD = 200
+# Times that what is held is read, unless epochs are shorter.
+_LOOKS = 10
+_WHOLE = jax.sharding.PartitionSpec()
 
 
 class Tuned(NamedTuple):
@@ -132,7 +137,7 @@ def _rows(
   rows, held, without = [], [], []
   for task, items in zip(evaluator.tasks, evaluator.items('dev'), strict=True):
     order = ranked(items, f'{seed}\0{task.name}\0held')
-    apart = set(order[: round(len(items) / _HELD)])
+    apart = set(order[: min(_MOST_HELD, round(len(items) / _HELD))])
     how = evaluator.tokenizer, evaluator.chat, evaluator.max_length(space)
     parts = [
       training_data.encode_task(
@@ -213,8 +218,9 @@ class _Training:
     self._hyper = self._placed(
       {name: np.float32(getattr(settings, name)) for name in HYPER}
     )
-    # Steps between two looks at what is held: an epoch.
-    self._every = min(settings.steps, -(-len(rows) // batch))
+    # Steps between two looks at what is held: an epoch, or a tenth of all.
+    looks = -(-settings.steps // _LOOKS)
+    self._every = min(settings.steps, looks, -(-len(rows) // batch))
     self._seed = prepared.config.fine_tuning.seed
 
   def run(self, patience: int) -> tuple[LowRank, int, int]:
@@ -222,15 +228,16 @@ class _Training:
     ledger, every = self._runtime.ledger, self._every
     trained, state = self._begin()
     best, least, best_steps, waited, tokens = trained, np.inf, 0, 0, 0
-    epochs = -(-self._learner.settings.steps // every)
-    for epoch in range(epochs + 1):
-      batches, read = self._batches(epoch)
+    rounds = -(-self._learner.settings.steps // every)
+    for number in range(rounds + 1):
+      batches, read = self._batches(number)
       arguments = self._params, trained, state, self._hyper, batches
       program = self._runtime.compiled(
         ('fine-tuning', self._learner.name),
-        self._epoch,
+        self._round,
         *arguments,
         self._held,
+        out_specs=_WHOLE,
       )
       with ledger.time('gradient'):
         after, state, loss = program(*arguments, self._held)
@@ -239,14 +246,14 @@ class _Training:
       tokens += self._held_tokens
       waited += 1
       if loss < least:
-        best, least, best_steps, waited = trained, loss, epoch * every, 0
-      if epoch == epochs or waited >= patience:
+        best, least, best_steps, waited = trained, loss, number * every, 0
+      if number == rounds or waited >= patience:
         break
       ledger.gradient_tokens += 3 * read
       tokens += 3 * read
       trained = after
     adapter = self._learner.adapter(jax.device_get(best), self._hyper)
-    # An epoch ends behind the last step, with a rate of 0.
+    # The last round may go on behind the last step, with a rate of 0.
     best_steps = min(best_steps, self._learner.settings.steps)
     return jax.device_get(adapter), best_steps, tokens
 
@@ -257,11 +264,11 @@ class _Training:
       return trained, self._learner.start_state(trained, hyper)
 
     name = 'fine-tuning begins', self._seed, self._learner.name
-    program = self._runtime.compiled(name, begin, self._hyper)
+    program = self._runtime.compiled(name, begin, self._hyper, out_specs=_WHOLE)
     return program(self._hyper)
 
-  def _epoch(self, params, trained, state, hyper, batches, held):
-    """Steps of an epoch, and the loss () of what is held before them."""
+  def _round(self, params, trained, state, hyper, batches, held):
+    """The steps of a round, and the loss () of what is held before them."""
     learner, base = self._learner, LowRank({})
 
     def one(batch):
@@ -275,10 +282,10 @@ class _Training:
     )
     return trained, state, loss
 
-  def _batches(self, epoch: int) -> tuple[Rows, int]:
-    """The batches of an epoch, and the tokens in them."""
+  def _batches(self, number: int) -> tuple[Rows, int]:
+    """The batches of a round, and the tokens in them."""
     batch = self._learner.settings.batch
-    order = np.random.default_rng((self._seed, epoch)).permutation(self._count)
+    order = np.random.default_rng((self._seed, number)).permutation(self._count)
     rows = self._rows.take(np.resize(order, self._every * batch))
     return self._placed(_in_batches(rows, batch)), int(rows.end.sum())
 

@@ -33,7 +33,7 @@ class KnownModels:
   def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
     """Takes in lines of members.jsonl whose items are in the log."""
     for line in lines:
-      if line.get('model') and line['reason'] != evolution.SPENT:
+      if line.get('model') and line.get('reason') != evolution.SPENT:
         self._lines.setdefault(line['model'], record.plain(line))
 
   def evaluate(
@@ -76,16 +76,16 @@ class KnownModels:
     try:
       (logged,) = self._items.read(line['generation'])
       slot = logged.members.tolist().index(line['id'])
-    except ValueError:
+      # Not its fitness, which may be that of its genome as well.
+      tasks = [np.nan if x is None else x for x in line['tasks'].values()]
+      tasks = np.asarray([tasks], np.float32)
+    except (ValueError, TypeError, LookupError, AttributeError):
       return None
-    # Not its fitness, which may be that of its genome as well.
-    tasks = [np.nan if x is None else x for x in line['tasks'].values()]
-    tasks = np.asarray([tasks], np.float32)
     return Evaluation(
       objective(tasks),
       tasks,
       [item_log.take(task, [slot]) for task in logged.tasks],
-      [line['reason']],
+      [line.get('reason')],
     )
 
 

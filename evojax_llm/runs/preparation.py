@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_llm.engine import groups
-from evojax_llm.engine import packed_split
 from evojax_llm.fitness import ensembles
 from evojax_llm.genomes import initial
 from evojax_llm.population import lineage
@@ -23,13 +22,13 @@ from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import front
 from evojax_llm.runs import inputs as inputs_lib
+from evojax_llm.runs import memory
 from evojax_llm.runs import record
 from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import refinement as refinement_lib
 from evojax_llm.runs import run_state
 from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs.run_config import RunConfig
-from evojax_llm.tasks import prompts
 
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
@@ -82,6 +81,8 @@ class Prepared:
   estimate: Any  # `setup.Estimates`, or None
   warm: WarmStart | None
   goals: front.Goals
+  # The device of the host that holds genomes; None where the engine's do.
+  host: jax.Device | None = None
   abstract: Any = None  # shapes and types of the run's state
   refinement: Any = None  # of members before they are scored, or None
 
@@ -92,17 +93,28 @@ class Prepared:
 
   def initial(self) -> Any:
     """Makes the initial population."""
-    with errors.as_user_error(ValueError, what='config.initial'):
-      made = self.setup.space.initial(
-        inputs_lib.recipe(self.config),
-        self.config.strategy.population,
-        jax.random.key(self.config.seed),
-      )
-    made = made if self.warm is None else self.warm.before(made)
-    if self.refinement is None:
+    with self.at_home():
+      with errors.as_user_error(ValueError, what='config.initial'):
+        made = self.setup.space.initial(
+          inputs_lib.recipe(self.config),
+          self.config.strategy.population,
+          jax.random.key(self.config.seed),
+        )
+      made = made if self.warm is None else self.warm.before(made)
+    if self.host is not None:
+      # What is computed from it is there too.
+      placed = jax.device_put(made.population, self.host)
+    elif self.refinement is not None:
+      placed = self.refinement.placed(made.population)
+    else:
       return made
-    placed = self.refinement.placed(made.population)
     return dataclasses.replace(made, population=placed)
+
+  def at_home(self) -> Any:
+    """Returns a context in which new arrays are where the genomes are."""
+    if self.host is None:
+      return contextlib.nullcontext()
+    return jax.default_device(self.host)
 
   def heldout(self) -> Any:
     """Returns the evaluator of the held-out tasks, or None without any."""
@@ -168,7 +180,7 @@ def prepare(
   racing = setup_lib.make_racing(config, setup)
   refinement = _kept(
     cache,
-    ('refinement', config.dev_draw, config.refine, key, config.strategy),
+    ('refinement', config.dev_draw, config.refine, key, strategy.capacity),
     lambda: refinement_lib.make(config, setup, evaluator),
   )
   if config.refine.data:
@@ -184,21 +196,35 @@ def prepare(
   read = config, files, cache, setup, inputs
   found = estimate, warm or None, goals
   prepared = Prepared(*read, evaluator, strategy, params, racing, *found)
-  evaluator.check_population(
-    setup.space, max(strategy.capacity, strategy.num_proposals)
+  sizes = len(goals.names), sum(counts)
+  likely = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      (config.strategy.population, *leaf.shape[1:]), leaf.dtype
+    ),
+    jax.eval_shape(setup.space.experts),
   )
-  abstract = run_state.abstract_state(
-    strategy,
-    params,
-    prepared.initial().population,
-    len(goals.names),
-    sum(counts),
+  abstract = run_state.abstract_state(strategy, params, likely, *sizes)
+  prepared = dataclasses.replace(prepared, abstract=abstract)
+  host, plan = _kept(
+    cache,
+    ('plan', key, config.strategy.population),
+    lambda: memory.place(prepared),
   )
+  prepared = dataclasses.replace(prepared, host=host)
+  memory.check_population(prepared)
+  made = prepared.initial().population
+  if _kinds(made) != _kinds(likely):
+    abstract = run_state.abstract_state(strategy, params, made, *sizes)
+  if host is not None:
+    there = jax.sharding.SingleDeviceSharding(host)
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), abstract
+    )
   prepared = dataclasses.replace(
     prepared, abstract=abstract, refinement=refinement
   )
   if not planned:
-    errors.say(_plan(prepared).describe())
+    errors.say(plan.describe())
   if refinement is not None:
     asked = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
@@ -208,6 +234,10 @@ def prepare(
     )
     errors.say(refinement.prepare(asked, strategy.num_proposals))
   return prepared
+
+
+def _kinds(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
 def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
@@ -245,40 +275,6 @@ def _static(config: RunConfig, params: Any) -> Any:
   options = config.strategy.options
   static = sorted((k, v) for k, v in options.items() if k not in arrays)
   return config.strategy.name, config.strategy.population, static
-
-
-def _plan(prepared: Prepared) -> Any:
-  """Plans the memory of a run, for the longest prompts that it will read."""
-  evaluator, setup = prepared.evaluator, prepared.setup
-  strategy, abstract = prepared.strategy, prepared.abstract
-  proposed = jax.eval_shape(
-    lambda state: strategy.ask(jax.random.key(0), state, prepared.params)[0],
-    abstract.strategy,
-  )
-  plan = evaluator.prepare(
-    setup.space,
-    proposed,
-    members=min(strategy.population_size, stack.size(proposed)),
-    population_bytes=groups.num_bytes(abstract) + groups.num_bytes(proposed),
-  )
-  # An item that does not fit must show now and not when all is done.
-  heldout = setup_lib.heldout_tasks(prepared.config, setup)
-  late: list[Any] = [(task, task.dev) for task in heldout]
-  if prepared.config.pick_items:
-    late += [(task, task.dev) for task in setup.tasks]
-  if all(task.test for task in setup.tasks):
-    late += zip(setup.tasks, evaluator.items('test'), strict=True)
-  how = {
-    'chat': evaluator.chat,
-    'max_length': evaluator.max_length(setup.space),
-  }
-  encoded = [
-    prompts.encode_items(task, items, setup.tokenizer, **how)
-    for task, items in late
-  ]
-  for length, new_tokens in packed_split.longest_rows(encoded):
-    plan.rows(length, new_tokens)
-  return plan
 
 
 def _warm_start(
@@ -320,7 +316,11 @@ def _warm_start(
         'members mean something else here; give the same model, adapters and '
         'space.'
       )
-  members = run_state.best_members(state, config.strategy.population)
+  # That of a front is the one that its rule chose.
+  chosen = (record.read_json(parts[0]).get('pareto') or {}).get('chosen')
+  members = run_state.best_members(
+    state, config.strategy.population, chosen=chosen
+  )
   wanted = jax.eval_shape(setup.space.experts)
   shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], members.population)
   if shapes != jax.tree.map(lambda leaf: leaf.shape[1:], wanted):

@@ -23,7 +23,13 @@ class RefineOptions:
   data: str = option(
     '',
     'JSONL file of {prompt, completion}, for dpo and kto_pair of {prompt, '
-    "chosen, rejected}; '' for the dev items that the search sees",
+    "chosen, rejected}; '' for dev items",
+  )
+  items: str = option(
+    'others',
+    "without data: dev items that the search does not score, the 'others', or "
+    "those that are 'scored', which fitness then remembers",
+    choices=('others', 'scored'),
   )
   lr: tuple[float, ...] = option(
     (1e-4,), 'learning rates, of which a member draws one'

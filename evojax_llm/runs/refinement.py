@@ -93,7 +93,7 @@ def make(config: Any, setup: Any, evaluator: Any) -> Refinement | None:
     for name, value in given.items()
     if name in declared(Settings) and name not in DRAWN
   }
-  rows = _rows(options, setup, evaluator, config.chat)
+  rows = _rows(config, setup, evaluator)
   gib = config.execution.memory_budget_gib
   with errors.as_user_error(ValueError, what='config.refine'):
     steps = GradientSteps(
@@ -149,9 +149,9 @@ def _check_choices(choices):
       )
 
 
-def _rows(options, setup, evaluator, chat):
+def _rows(config, setup, evaluator):
   """The rows to learn from, encoded."""
-  tokenizer = setup.tokenizer
+  options, chat, tokenizer = config.refine, config.chat, setup.tokenizer
   longest = evaluator.max_length(setup.space)
   pairs = gradient_losses.is_of_pairs(options.loss)
   if options.data:
@@ -163,13 +163,30 @@ def _rows(options, setup, evaluator, chat):
       f'config.refine.loss={options.loss} learns from pairs, which tasks lack: '
       'name a JSONL file of {prompt, chosen, rejected} in config.refine.data.'
     )
-  rows = []
+  others = options.items == 'others'
+  file = 'name a JSONL file of {prompt, completion} in config.refine.data'
+  if others and config.resample:
+    raise errors.UserError(
+      'config.refine learns from dev items that are not scored, and '
+      f'config.resample comes to score all of them: {file}, or set '
+      'config.refine.items=scored, and fitness is of what was learnt.'
+    )
+  rows, left = [], 0
   for task, items in zip(setup.tasks, evaluator.items('dev'), strict=True):
+    if others:
+      scored = {item.id for item in items}
+      items = [item for item in task.dev if item.id not in scored]
+    left += len(items)
     rows += training_data.encode_task(task, items, tokenizer, chat, longest)
+  if not left:
+    raise errors.UserError(
+      'config.refine learns from dev items that are not scored, and the search '
+      f'scores all of them: set a lower config.dev_limit, {file}, or set '
+      'config.refine.items=scored, and fitness is of what was learnt.'
+    )
   if not rows:
     raise errors.UserError(
       'config.refine.loss=sft learns from dev items, and no task has a text as '
-      'its answer: name a JSONL file of {prompt, completion} in '
-      'config.refine.data.'
+      f'its answer: {file}.'
     )
   return rows

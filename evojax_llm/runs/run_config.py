@@ -139,7 +139,7 @@ class FineTuningConfig(_Part):
   lr: float = option(2e-4, 'learning rate, which falls to 0 with the steps')
   batch: int = option(16, 'rows of a step', low=1)
   optimizer: str = option('adamw', 'of optax')
-  patience: int = option(3, 'epochs without a gain on held rows', low=1)
+  patience: int = option(3, 'looks at held rows without a gain', low=1)
   seed: int = option(0, 'of the rows that are held, and of all draws', low=0)
 
 
@@ -232,6 +232,11 @@ class ExecutionConfig(_Part):
   memory_budget_gib: float | None = option(
     None, 'memory to use on a device', low=0.0001
   )
+  population: str = option(
+    'auto',
+    "where genomes are; with 'auto' on the host if devices cannot hold them",
+    choices=('auto', 'device', 'host'),
+  )
   max_length: int | None = _count(
     'longest prompt in tokens, new tokens included'
   )
@@ -309,9 +314,7 @@ class RunConfig(_Part):
   require_signal: bool = option(
     False, 'end where all members of generation 0 score alike'
   )
-  checkpoint_every: int = option(
-    1, 'generations between checkpoints: what is lost with a process', low=1
-  )
+  checkpoint_every: int = option(1, 'generations from one to the next', low=1)
   test_experts: bool = option(
     False, 'read all experts on test, not only those in the table'
   )
@@ -385,8 +388,7 @@ def _read(cls: type, values: Any, path: str) -> Any:
     if not path:
       raise errors.UserError(
         f'Got the configuration {values!r}; expected a RunConfig, a ConfigDict '
-        'or options by name. evojax_llm.systems.load reads a preset, a file or '
-        "a run's config.json."
+        'or options by name, which evojax_llm.systems.load reads.'
       )
     raise errors.UserError(
       f'Got config.{path.rstrip(".")} {values!r}; expected options by name.'

@@ -62,7 +62,7 @@ def run_prepared(
       if share is not None:
         baselines_lib.share(share, folder.path)
       running = _Run(prepared, folder)
-      with running.watch, running.bar:
+      with running.watch, running.bar, prepared.at_home():
         running.go_on()
   return folder.path
 

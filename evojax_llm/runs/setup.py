@@ -27,6 +27,7 @@ from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
+from evojax_llm.runs import host_memory
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import registry
@@ -187,6 +188,7 @@ def memory_budget(config: RunConfig) -> int | None:
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
   execution = dataclasses.asdict(config.execution)
   del execution['memory_budget_gib']
+  devices = host_memory.engine_devices(execution.pop('population'))
   execution['dtype'] = jnp.dtype(execution['dtype'])
   with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(
@@ -201,6 +203,7 @@ def _evaluator(config: RunConfig, setup: Setup) -> Any:
       },
       draw=config.dev_draw,
       memory_budget=memory_budget(config),
+      devices=devices,
       **execution,
     )
 

@@ -1,7 +1,7 @@
 """A run of several searches, each an ordinary run folder below the run's own.
 
 All of them are prepared before the first begins. What a later one begins from
-is not there then: a model or an expert of the same kind stands for it.
+is not there then: the model or an expert of the one before stands for it.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import tempfile
 from typing import Any
 from typing import NamedTuple
 
@@ -35,23 +36,19 @@ class _Former(NamedTuple):
 
   search: stages_lib.Search
   files: inputs_lib.Files
-  folder: pathlib.Path | None = None  # None where it has not run
+  folder: pathlib.Path
 
   @property
   def exports(self) -> str:
     return inputs_lib.space_class(self.search.config).exports
 
+  @property
   def best(self) -> pathlib.Path:
-    """The folder of its best, or of what stands for it."""
-    if self.folder:
-      return self.folder / 'best'
-    whole = self.exports == 'model'
-    return self.files.model if whole else self.files.adapters[0]
+    """The folder of its best."""
+    return self.folder / 'best'
 
   def model(self) -> pathlib.Path:
     """The folder of its best as a model."""
-    if not self.folder:
-      return self.files.model
     # In the type in which it was scored: that of the base may keep less.
     dtype, path = self.search.config.execution.dtype, self.folder / 'model'
     if not path.exists():
@@ -64,12 +61,9 @@ class Staged:
   """Several searches that were checked, and the first of them prepared."""
 
   def __init__(
-    self,
-    config: RunConfig,
-    first: preparation.Prepared,
-    cache: dict[Any, Any],
+    self, config: RunConfig, first: preparation.Prepared, shared: bool
   ):
-    self.config, self._cache = config, cache
+    self.config, self._cache, self._shared = config, first.cache, shared
     self.searches = stages_lib.split(config)
     self.files, self.inputs = first.files, first.inputs
     self.setup, self.evaluator = first.setup, first.evaluator
@@ -128,6 +122,8 @@ class Staged:
             prepared = preparation.prepare(config, files, cache, warm)
           runner.run_prepared(prepared, folder, share)
       prepared = None  # the next stage wants its memory
+      if not (self._shared or _shares(self.searches, number + 1)):
+        self._cache.clear()
       former = _Former(search, files, folder)
 
 
@@ -138,30 +134,47 @@ def prepare(config: RunConfig, cache: dict[Any, Any] | None = None) -> Staged:
     UserError, TaskError, ModelError, MemoryPlanError: one of them cannot be
       run.
   """
-  searches, cache = stages_lib.split(config), {} if cache is None else cache
-  formers, first = [], None
+  with tempfile.TemporaryDirectory() as root:
+    first = _check(config, {} if cache is None else cache, pathlib.Path(root))
+  return Staged(config, first, cache is not None)
+
+
+def _check(
+  config: RunConfig, cache: dict[Any, Any], root: pathlib.Path
+) -> preparation.Prepared:
+  """Prepares all stages, and returns the first; an empty folder is `root`."""
+  searches, former, found = stages_lib.split(config), None, []
   # What shows at once comes before what has to be read.
   for number, search in enumerate(searches):
     with _of_stage(number, search):
-      files = _files(search, formers[-1] if formers else None)
-      formers.append(_Former(search, files))
-  for number, (search, files, _) in enumerate(formers):
+      found.append(_files(search, former))
+      former = _Former(search, found[-1], root / search.folder)
+      former.folder.mkdir(parents=True)
+      own = found[-1].adapters[:1] if former.exports == 'adapter' else ()
+      (former.folder / 'best').symlink_to((*own, found[-1].model)[0].absolute())
+      (former.folder / 'model').symlink_to(found[-1].model.absolute())
+  # The first one is last, and no other is in memory then.
+  for number, files in reversed(list(enumerate(found))):
+    search = searches[number]
     with _of_stage(number, search):
-      errors.say(_title(searches, number))
+      stands = search.config.begin not in ('', 'members')
+      errors.say(
+        _title(searches, number)
+        + ', checked with another one in place of the best before it' * stands
+      )
       shares = _shares(searches, number)
       prepared = preparation.prepare(
         search.config, files, cache if shares else None
       )
-      objective = prepared.evaluator.objective
-      if objective.needs_experts and not shares:
+      if prepared.evaluator.objective.needs_experts and not shares:
         raise errors.UserError(
-          f'config.objective={objective.name} is normalised by the experts, '
+          f'config.objective={config.objective} is normalised by the experts, '
           'which are others than those of the stages before: their best cannot '
           "be compared. Take another objective, or begin='members'."
         )
-      first = first or prepared
-      del prepared  # the next one wants its memory
-  return Staged(config, first, cache)
+      if number:
+        del prepared
+  return prepared
 
 
 def _shares(searches: Any, number: int) -> bool:
@@ -236,9 +249,10 @@ def _files(
       raise errors.UserError(
         "config.begin='model' says which model it is: leave config.model out."
       )
-    files = dataclasses.replace(files, model=former.model())
+    name = f'{files.name}_{former.folder.name}'
+    files = dataclasses.replace(files, name=name, model=former.model())
   elif former.exports == 'model':
-    files = dataclasses.replace(files, experts=(former.best(), *files.experts))
+    files = dataclasses.replace(files, experts=(former.best, *files.experts))
   elif files.model != former.files.model:
     raise errors.UserError(
       "config.begin='expert' takes an adapter of the model of the stage before "
@@ -246,9 +260,7 @@ def _files(
       'config.adapters and config.experts out.'
     )
   else:
-    files = dataclasses.replace(
-      files, adapters=(former.best(), *files.adapters)
-    )
+    files = dataclasses.replace(files, adapters=(former.best, *files.adapters))
   if files.experts and 'models' not in space.takes:
     raise errors.UserError(
       f'config.space={config.space} is made of adapters, and '

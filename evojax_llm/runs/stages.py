@@ -30,7 +30,7 @@ BEGINNINGS = {
 _COMMON = ('tasks', 'heldout_tasks', 'weights', 'objective', 'format', 'shots')
 _COMMON += ('dev_limit', 'dev_draw', 'dev_limits', 'test_limit', 'test_limits')
 _COMMON += ('shots_seed', 'system', 'chat', 'allow_overlap', 'drop_overlap')
-_COMMON += ('skip_bad_rows', 'allow_code', 'seeds', 'stages')
+_COMMON += ('pick_items', 'skip_bad_rows', 'allow_code', 'seeds', 'stages')
 _INPUTS = ('model', 'adapters', 'experts')
 
 
@@ -78,6 +78,8 @@ def _search(config: Any, number: int, changes: Any) -> Search:
   flat = dict(_flat(config, changes))
   if flat.get('strategy.name', config.strategy.name) != config.strategy.name:
     values['strategy']['options'] = {}  # those of another strategy
+  if number > 1 and flat.get('begin') != 'members':
+    values['fine_tuning']['steps'] = 0  # a baseline of the first alone
   for field, value in flat.items():
     *groups, name = field.split('.')
     if (groups or [name])[0] in _COMMON:

@@ -54,14 +54,14 @@ class MixedCMAES(evosax.EvosaxStrategy):
   @classmethod
   def for_space(cls, population_size, space, genome, **options):
     """See base.Strategy; the space says which genes are binary."""
-    binary = getattr(space, 'binary', None)
+    binary = None if space is None else space.binary()
     if binary is None:
       raise ValueError(
         "Got 'mixed_cma_es' for a space that has no binary genes; expected one "
         "with some, such as layer_path. Take 'cma_es'."
       )
     evosax.check_size(population_size, genome, algorithm='CMA_ES')
-    return cls(population_size, genome, binary=binary(), **options)
+    return cls(population_size, genome, binary=binary, **options)
 
   def _told(self, key, population, scores, cost, state, params):
     state = super()._told(key, population, scores, cost, state, params)

@@ -198,7 +198,7 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
   arm = out / STAGE / 'draw_0' / 'random_search_P=20'
   (arm / 'seed_1' / 'summary.json').unlink()
   ran, shared = [], []
-  run, share = sweeps._run, sweeps.runner.run_prepared
+  run, share = sweeps._run, sweeps.launch.run_prepared
 
   def spy(path, trial, *more):
     ran.append(trial.changes['seed'])
@@ -209,7 +209,7 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
     return share(*args, **kwargs)
 
   monkeypatch.setattr(sweeps, '_run', spy)
-  monkeypatch.setattr(sweeps.runner, 'run_prepared', spy_share)
+  monkeypatch.setattr(sweeps.launch, 'run_prepared', spy_share)
   options = '--seeds=3', '--draws=1', '--populations=20'
   assert not compare(out, *options)
   assert ran == [1, 2]
@@ -270,6 +270,7 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     ),
     (f'{SWARMS}:moco+step_decay=-1', [], 'step_decay -1.0; expected 0 or more'),
     (config, [], 'sets config.racing'),
+    ('evomerge', ['--dev_limit=200'], 'the search scores all of them: set'),
     (good, [], "names 'random_search' twice"),
     (SWARMS, ['--dev_limit=200', '--draws=2'], 'are all the same'),
   ):

@@ -43,6 +43,7 @@ CHOSEN = {
   'lorahub': ('lorahub',),
   'evogm': ('evogm',),
   'm2n2': ('m2n2',),
+  'pareto': ('nsga2',),
   'evomerge': (),
   'sakana': ('parameter_space',),
 }

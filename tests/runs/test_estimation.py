@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from evojax_llm import systems
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
@@ -15,6 +16,7 @@ from evojax_llm.runs import estimation
 from evojax_llm.runs import preparation
 from evojax_llm.runs import record
 from evojax_llm.runs import rows
+from evojax_llm.runs import runner
 from evojax_llm.runs.errors import UserError
 from tests.experiments import runs
 
@@ -22,21 +24,22 @@ DEV, ANCHORS = 30, 6
 
 
 @pytest.fixture(scope='module')
-def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
+def again(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
+  """again(folder) makes a run, or goes on with it, compiled once."""
   task = runs.write_task(tmp_path_factory.mktemp('tasks') / 'a.json', DEV, 0)
   adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
-  return [
-    '--config=random_search',
-    f'--config.model={tiny_gemma_folder("gemma2")}',
-    f'--config.adapters={",".join(map(str, adapters))}',
-    f'--config.tasks={task}',
-    '--config.strategy.population=5',
-    '--config.strategy.generations=2',
-    '--config.estimate.rule=gmpirt',
-    '--config.estimate.anchors=0.2',
-    '--config.estimate.finalists=4',
-    '--config.ensemble.size=3',
-  ]
+  config, cache = systems.load('random_search'), {}
+  config.model, config.tasks = str(tiny_gemma_folder('gemma2')), str(task)
+  config.adapters = ','.join(map(str, adapters))
+  config.strategy.population, config.strategy.generations = 5, 2
+  config.estimate.update(rule='gmpirt', anchors=0.2, finalists=4)
+  config.ensemble.size = 3
+
+  def run(folder):
+    runner.run_prepared(preparation.prepare(config, cache=cache), folder)
+    return folder
+
+  return run
 
 
 class Killed(BaseException):
@@ -44,7 +47,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope='module')
-def estimated(settings, tmp_path_factory):
+def estimated(again, tmp_path_factory):
   """A run that was killed after generation 1, and went on."""
   folder, saved = tmp_path_factory.mktemp('estimated') / 'run', []
   save = checkpoint.Checkpoints.save
@@ -58,9 +61,8 @@ def estimated(settings, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, 'save', fail)
     with pytest.raises(Killed):
-      runs.evolve(settings, folder)
-  assert runs.evolve(settings, folder) is None
-  return folder
+      again(folder)
+  return again(folder)
 
 
 def test_members_are_asked_the_anchors_and_finalists_all(estimated):
@@ -113,8 +115,8 @@ def test_the_best_is_chosen_by_its_scores_on_all(estimated):
     assert scores[member] == pytest.approx(fitness)
 
 
-def test_the_same_comes_of_an_unbroken_run(estimated, settings, tmp_path):
-  assert runs.evolve(settings, tmp_path / 'run') is None
+def test_the_same_comes_of_an_unbroken_run(estimated, again, tmp_path):
+  again(tmp_path / 'run')
   assert runs.result(tmp_path / 'run') == runs.result(estimated)
   kept = [p / 'estimate.json' for p in (estimated, tmp_path / 'run')]
   assert kept[0].read_bytes() == kept[1].read_bytes()

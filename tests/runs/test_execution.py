@@ -53,7 +53,8 @@ def test_a_raced_run_on_an_eight_bit_base(
   assert set(summary['base_dtype']['a']) == {'whole', 'eight', 'agree'}
 
   # Addressed draws: the same race and the same result, also where the process
-  # ends between the lines of generation 1 and its checkpoint.
+  # ends before the next checkpoint, two generations later.
+  seldom = '--config.checkpoint_every=2'
   save, calls = checkpoint.Checkpoints.save, []
 
   def fail(*args, **kwargs):
@@ -65,8 +66,8 @@ def test_a_raced_run_on_an_eight_bit_base(
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, 'save', fail)
     with pytest.raises(Killed):
-      runs.evolve(settings, tmp_path / 'two', *options)
-  assert runs.evolve(settings, tmp_path / 'two', *options) is None
+      runs.evolve(settings, tmp_path / 'two', *options, seldom)
+  assert runs.evolve(settings, tmp_path / 'two', *options, seldom) is None
   whole = runs.result(tmp_path / 'one')
   assert runs.result(tmp_path / 'two') == whole
 
@@ -108,7 +109,9 @@ def test_whole_models_are_evolved_and_are_experts_in_turn(
   """Adapters folded into the base; then models, of which one is the result."""
   weights = ['--config.space=weights', '--config.strategy.generations=1']
   first = tmp_path / 'first'
-  assert runs.evolve(settings, first, *weights) is None
+  host = '--config.execution.population=host'
+  assert runs.evolve(settings, first, *weights, host) is None
+  assert 'in the memory of the host' in capsys.readouterr().err
   summary = runs.summary(first)
   assert summary['rows'][-1]['test'] is not None
   base = next(s for s in settings if s.startswith('--config.model='))

@@ -12,6 +12,7 @@ from evojax_llm.genomes.weights import WeightSpace
 from evojax_llm.models import expression
 from evojax_llm.runs import baselines
 from evojax_llm.runs import errors
+from evojax_llm.runs import finalists
 from evojax_llm.runs import fine_tuning
 from evojax_llm.runs import preparation
 from evojax_llm.runs import record
@@ -29,7 +30,7 @@ CONFIG = {
   'initial': ('experts',),
   'strategy': {'population': 10, 'generations': 0},
   'ensemble': {'size': 0},
-  'fine_tuning': {'steps': 8, 'lr': 2e-3, 'batch': 4, 'patience': 2},
+  'fine_tuning': {'steps': 8, 'lr': 2e-3, 'batch': 4, 'patience': 9},
 }
 
 
@@ -55,7 +56,7 @@ def test_the_row_stands_beside_the_others_with_its_cost(finished):
   assert 0 < steps <= 8
   assert row['detail'].startswith('rank 8, ')
   assert row['detail'].endswith(f'{row["tokens"]:,} tokens')
-  # Epochs of 12 rows, as held rows still gain.
+  # What is held is read between steps.
   read = ledger['gradient_tokens']
   assert read % 3 == 0 and read < row['tokens'] < 1.5 * read
   assert summary['tokens'] < ledger['prompt_tokens'] + ledger['new_tokens']
@@ -90,6 +91,8 @@ def test_the_same_seed_learns_the_same(finished, tmp_path):
   assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
   kept = record.read_json(folder / 'baselines.json')['rows'][-1]
   assert (found.detail, found.tokens) == (kept['detail'], kept['tokens'])
+  compiled = [name for name, *_ in prepared.evaluator.runtime._programs]
+  assert sum(name[0] == 'fine-tuning' for name in compiled) == 1
   # A run with the same baselines takes it over.
   baselines.share(folder, tmp_path / 'other')
   assert (tmp_path / 'other' / name).read_bytes() == (
@@ -121,6 +124,15 @@ def test_says_why_there_is_no_row(finished, tmp_path):
   config = dataclasses.replace(prepared.config, execution=execution)
   assert 'Use a smaller batch' in tuned(config=config)
   assert not (tmp_path / fine_tuning.FOLDER).exists()
+
+
+def test_populations_of_two_ranks_are_one():
+  def factors(rank):
+    return {'q': {'a': np.ones((1, 2, 5, rank)), 'b': np.ones((1, 2, rank, 4))}}
+
+  joined = finalists._joined(factors(2), factors(3))['q']
+  assert joined['a'].shape == (2, 2, 5, 3) and joined['b'].shape == (2, 2, 3, 4)
+  assert joined['a'][0].sum() == 20 and joined['b'][1].sum() == 24
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """The front of a run: what it holds, and which of its members is chosen."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from evojax_llm import systems
 from evojax_llm.fitness import further
 from evojax_llm.operators import pareto
+from evojax_llm.runs import fields
 from evojax_llm.runs import front
+from evojax_llm.runs import preparation
+from evojax_llm.runs import rows
 from tests.experiments import runs
 from tests.experiments.running import run_program
 
@@ -135,18 +140,36 @@ def test_members_of_the_front_are_exported_and_the_chosen_is_best(
   name = 'adapter_model.safetensors'
   chosen = (folder / 'front' / str(content['chosen']) / name).read_bytes()
   assert chosen == (folder / 'best' / name).read_bytes()
+  # A row is made again from the checkpoint, where fitness says who is best.
+  row = rows.Run.open(folder).row()
+  (weights,) = np.asarray(row.genomes['gates'])
+  recipe = runs.summary(folder)['best']['recipe']
+  np.testing.assert_allclose(weights, list(recipe['weights'].values()), 1e-6)
   out = f'--out={tmp_path / "out"}'
   assert run_program('export', f'--run={folder}', out) is None
   assert (tmp_path / 'out' / name).exists()
 
 
-def test_a_run_whose_front_is_lost_makes_it_again(made, capsys):
+def test_a_run_goes_on_to_the_same_front(made, capsys):
   flags, folder = made
-  before = (folder / 'front.json').read_text()
+  before = runs.result(folder), (folder / 'front.json').read_text()
   (folder / 'front.json').unlink()
+  shutil.rmtree(folder / 'checkpoints' / '2')
   assert runs.evolve(flags, folder) is None
-  assert 'front.json of' in capsys.readouterr().err
-  assert (folder / 'front.json').read_text() == before
+  said = capsys.readouterr().err
+  assert 'front.json of' in said and 'going on after generation 1' in said
+  assert (runs.result(folder), (folder / 'front.json').read_text()) == before
+
+
+def test_another_run_begins_with_the_chosen_member(made):
+  flags, folder = made
+  flags = [flag.removeprefix('--config.') for flag in flags[1:]]
+  config = systems.load('nsga2')
+  for name, _, value in (flag.partition('=') for flag in flags):
+    fields.set_text(config, name, value)
+  config.warm_start, config.strategy.options.low = str(folder), -2.0
+  prepared = preparation.prepare(config)
+  assert prepared.warm.members.ids[0] == runs.summary(folder)['best']['id']
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from evojax_llm.runs import preparation
 from evojax_llm.runs import refinement
 from evojax_llm.runs import runner
 from evojax_llm.runs.run_config import RunConfig
+from evojax_llm.tasks import training_data
 from tests.experiments import runs
 
 
@@ -27,6 +28,7 @@ def test_a_run_with_steps_goes_on_bit_for_bit(
   config.adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
   config.tasks = str(runs.write_task(tmp_path / 'a.json'))
   config.space, config.ensemble.size = 'adapters', 0
+  config.dev_limit, config.fine_tuning.steps = 10, 0
   config.strategy.population, config.strategy.generations = 5, 2
   config.strategy.options.mutate_count = 1.0
   config.refine.steps, config.refine.batch = 2, 2
@@ -95,7 +97,8 @@ PAIR = {'prompt': 'a', 'chosen': 'b'}
     ({'lr': (0.1, 0)}, r'config.refine.lr \(0.1, 0\); expected'),
     ({'rank': (1.5,)}, r'config.refine.rank \(1.5,\); expected one .* whole'),
     ({'loss': 'dpo'}, 'loss=dpo learns from pairs.*chosen, rejected'),
-    ({'loss': 'sft'}, 'no task has a text as its answer.*prompt, completion'),
+    ({'loss': 'sft'}, 'scores all of them: set a lower config.dev_limit'),
+    ({'loss': 'sft', 'resample': True}, 'resample comes to score all of them'),
     ({'data': 'PAIRS', 'loss': 'dpo'}, "line 1: no key 'rejected'"),
     ({'loss': 'ppo'}, "config.refine.loss 'ppo'; expected one of '', 'sft'"),
   ],
@@ -112,8 +115,39 @@ def test_what_cannot_be_learnt_from_is_refused(options, message, tmp_path):
     max_length=lambda space: 8, items=lambda split: []
   )
   with pytest.raises(ValueError, match=message):
-    config = RunConfig.from_config({'refine': {'loss': 'sft'} | options})
+    refine = {'loss': 'sft'} | options
+    more = {'resample': refine.pop('resample', False), 'dev_limit': 4}
+    config = RunConfig.from_config({'refine': refine, **more})
     refinement.make(config, setup, evaluator)
+
+
+@pytest.mark.parametrize('items, expected', [('others', 6), ('scored', 4)])
+def test_what_is_scored_is_learnt_where_that_is_asked_for(
+  items, expected, monkeypatch
+):
+  dev = [types.SimpleNamespace(id=i) for i in range(10)]
+  setup = types.SimpleNamespace(
+    tokenizer=None,
+    tasks=[types.SimpleNamespace(dev=dev)],
+    space=types.SimpleNamespace(exports='model'),
+  )
+  evaluator = types.SimpleNamespace(
+    max_length=lambda space: 8, items=lambda split: [dev[::3]]
+  )
+  learnt = []
+
+  def encode_task(task, items, *_):
+    learnt.extend(items)
+    return []
+
+  monkeypatch.setattr(training_data, 'encode_task', encode_task)
+  config = RunConfig.from_config({'refine': {'loss': 'sft', 'items': items}})
+  with pytest.raises(
+    errors.UserError, match='no task has a text as its answer'
+  ):
+    refinement.make(config, setup, evaluator)
+  scored = [item.id % 3 == 0 for item in learnt]
+  assert scored == [items == 'scored'] * expected
 
 
 def test_a_mutation_without_steps_is_refused():

@@ -4,19 +4,26 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from evojax_llm import runs as library
 from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.genomes.space import load_base
+from evojax_llm.genomes.space import make_space
+from evojax_llm.models import expression
+from evojax_llm.population import stack
 from evojax_llm.runs import export
 from evojax_llm.runs import fields
 from evojax_llm.runs import inputs
 from evojax_llm.runs import preparation
 from evojax_llm.runs import record
 from evojax_llm.runs import rows
+from evojax_llm.runs import staged_run
 from evojax_llm.runs import stages as stages_lib
 from evojax_llm.runs import sweep_changes
+from evojax_llm.runs import sweeps
 from evojax_llm.runs.errors import UserError
 from tests.experiments import runs
 
@@ -88,6 +95,8 @@ def test_a_run_of_stages_leaves_a_run_folder_each_and_one_table(whole, config):
   kept = json.loads((whole / FOLDERS[2] / 'config.json').read_text())['config']
   assert kept['strategy']['options'] == {'members': 2}
   assert kept['strategy']['generations'] == config.strategy.generations
+  # The baseline that learns is one of the first stage.
+  assert kept['fine_tuning']['steps'] == 0 < config.fine_tuning.steps
 
 
 def test_a_stage_begins_with_what_the_one_before_has_left(whole, config):
@@ -180,32 +189,49 @@ def test_the_report_is_made_again_and_a_finished_run_says_so(
     whole.with_name('away').rename(whole)
 
 
-def test_a_sweep_takes_stages_and_the_best_may_be_the_model(config, tmp_path):
-  second = {**GATES, 'begin': 'model', 'name': 'two'}
-  staged = of(config, GATES, second).to_config()
+def test_the_best_may_be_the_model_of_the_next(whole, config):
+  search = stages_lib.split(of(config, GATES))[0]
+  files = inputs.locate(search.config)
+  former = staged_run._Former(search, files, whole / FOLDERS[0])
+  second = stages_lib.split(of(config, GATES, {'begin': 'model'}))[1]
+  found = staged_run._files(second, former)
+  assert found.model == whole / FOLDERS[0] / 'model'
+  assert found.adapters == files.adapters
+  assert found.name == f'{files.name}_1_random_search'
+  base = make_space('adapters', files.model, [former.best])
+  member = base.express(stack.take(base.experts(), 0))
+  jax.tree.map(
+    lambda one, two: np.testing.assert_allclose(one, two, atol=1e-6),
+    load_base(found.model).params,
+    expression.fold(base.model().params, member),
+  )
+
+
+def test_a_sweep_takes_changes_of_stages_and_shares_baselines(whole, config):
+  staged = of(config, GATES, ES).to_config()
+  fields.set_text(staged, 'stages.1.strategy.options.high', '2.5')
   fields.set_text(staged, 'stages.2.strategy.generations', '0')
   with pytest.raises(UserError, match='stages.3.seed; there are 2 stages'):
     fields.set_text(staged, 'stages.3.seed', '1')
-  changes = sweep_changes.parse('stages.1.strategy.options.high=1,2.0', staged)
+  changes = sweep_changes.parse('stages.2.strategy.options.sigma=1,2.0', staged)
   trials = sweep_changes.trials(staged, changes)
-  result = library.sweep(trials, tmp_path / 'run')
-  assert result.finished
-  folders = [tmp_path / 'run' / t['name'] for t in result.summary['trials']]
-  for name in ('config.json', 'baselines.json'):
-    one, two = ((f / FOLDERS[0] / name).read_bytes() for f in folders)
-    assert (one == two) == (name == 'baselines.json')
-  first, second = (
-    folders[1] / 'stages' / n for n in ('1_random_search', '2_two')
-  )
-  kept = record.read_config(second)
-  assert kept['files']['model'] == str(first / 'model')
-  summaries = runs.summary(first), runs.summary(second)
-  assert summaries[1]['generations'] == 0
-  dev = [
-    runs.row(summary, name)['dev']
-    for summary, name in zip(summaries, ('evolved', 'base'), strict=True)
+  assert [t.name for t in trials] == ['sigma=1', 'sigma=2.0']
+  first, second = stages_lib.split(trials[1].config)
+  assert first.config.strategy.options == {'concentration': 0.5, 'high': 2.5}
+  assert second.config.strategy.options == {'members': 2, 'sigma': 2.0}
+  assert second.config.strategy.generations == 0
+  assert not sweep_changes.conflicts(*trials)
+  plain = [
+    dataclasses.replace(t, changes={'seed': i}) for i, t in enumerate(trials)
   ]
-  assert dev[0] == dev[1]
+  assert sweep_changes.conflicts(*plain) == [
+    'stages.2.strategy.options.sigma: 1 there, 2.0 here'
+  ]
+  done = sweep_changes.Trial(whole.name, of(config, GATES, AGAIN), {})
+  known = {done.name: done, trials[0].name: trials[0]}
+  shared = sweeps._scored(whole.parent, trials[0], known)
+  assert shared == whole / FOLDERS[0]
+  assert sweeps._scored(whole.parent, done, known) is None
 
 
 @pytest.mark.parametrize(
@@ -278,6 +304,10 @@ def test_code_that_a_stage_names_is_data_too():
   assert library.RunConfig.from_config(read) == config
   with pytest.raises(UserError, match='config.stages.1.strategy.name names co'):
     fields.check_code(read, 'config.json')
+  for junk in (5, [5], [{}, None]):
+    fields.check_code({'stages': junk}, 'config.json')
+    with pytest.raises(UserError, match='stage'):
+      library.RunConfig.from_config({'stages': junk})
 
 
 def test_evaluations_are_divided_in_proportion():

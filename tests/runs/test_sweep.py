@@ -31,7 +31,7 @@ def config(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   made.adapters = ','.join(map(str, adapters))
   made.tasks = str(runs.write_task(folder / 'a.json'))
   made.strategy.population, made.strategy.generations = 4, 2
-  made.ensemble.size = 0
+  made.ensemble.size = made.fine_tuning.steps = 0
   return made
 
 
@@ -145,7 +145,7 @@ def test_a_sweep_goes_on_and_trials_join_it(
 
 def test_a_failed_trial_does_not_stop_the_rest(config, tmp_path, monkeypatch):
   out, share = tmp_path / 'out', []
-  run = sweeps.runner.run_prepared
+  run = sweeps.launch.run_prepared
 
   def failing(prepared, *args, **kwargs):
     share.append(kwargs['share'])
@@ -153,7 +153,7 @@ def test_a_failed_trial_does_not_stop_the_rest(config, tmp_path, monkeypatch):
       raise RuntimeError('lost\nmemory')
     return run(prepared, *args, **kwargs)
 
-  monkeypatch.setattr(sweeps.runner, 'run_prepared', failing)
+  monkeypatch.setattr(sweeps.launch, 'run_prepared', failing)
   trials = changes.trials(config, changes.values('seed', 0, 1))
   result = sweeps.sweep(trials, out)
   assert not result.finished

@@ -239,3 +239,29 @@ def test_other_items_are_scored_anew():
   again = strategy.rescored(state, scores_of(genomes, lambda m: -items_of(m)))
   np.testing.assert_array_equal(again.items, -items_of(again.population))
   assert float(strategy.monitors(again)['best_of_each_item']) <= 0
+
+
+def test_the_archive_is_written_in_place():
+  """No round holds a second one: a child and its parents at most."""
+  strategy = make('m2n2')
+  params, genome = strategy.default_params, 4 << 14
+  members = {'x': jax.ShapeDtypeStruct((P, genome // 4), jnp.float32)}
+  scores = base.Scores(
+    *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((P,), (P, 1)))
+  ).replace(items=jax.ShapeDtypeStruct((P, 3), jnp.float32))
+  state = jax.eval_shape(
+    lambda *given: strategy.init(problems.KEY, *given, params), members, scores
+  )
+  ask = base.Strategy._ask.lower(strategy, problems.KEY, state, params)
+  used = ask.compile().memory_analysis()
+  assert used.temp_size_in_bytes + used.output_size_in_bytes < 5 * genome
+  child = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype),
+    (members, scores),
+  )
+  tell = base.Strategy._tell.lower(
+    strategy, problems.KEY, *child, state, params
+  )
+  used = tell.compile().memory_analysis()
+  assert used.alias_size_in_bytes > P * genome
+  assert used.temp_size_in_bytes < 3 * genome

@@ -303,7 +303,7 @@ def test_takes_leaves_of_any_size(merge):
 
 @merges
 def test_takes_every_option(merge):
-  shapes = {'layers': {'kernel': (2, 4, 3)}}
+  shapes = {'kernel': (4, 3)}
   for name, option in merge.options.items():
     for choice in option.choices or (option.default + 1,):
       assert is_shaped(merge, arity(merge), shapes, **{name: choice})
