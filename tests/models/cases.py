@@ -4,7 +4,6 @@ Weights come from numpy's RandomState, whose draws never change between
 releases, so that stored logits stay true without the weights beside them.
 """
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -13,7 +12,14 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-FULL, SLIDING = 'full_attention', 'sliding_attention'
+from tests.models.case_table import BF16 as BF16
+from tests.models.case_table import CASES as CASES
+from tests.models.case_table import FULL
+from tests.models.case_table import SLIDING
+from tests.models.case_table import Case
+from tests.models.case_table import make_case
+from tests.models.case_table import make_rope
+
 DTYPES = {
   'float32': np.float32,
   'bfloat16': ml_dtypes.bfloat16,
@@ -38,198 +44,6 @@ _VISION = dict(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """A model: its kind, what its configuration sets, and its weights' seed."""
-
-  name: str
-  model_type: str
-  seed: int
-  options: dict[str, Any]
-
-  def __str__(self) -> str:
-    return self.name
-
-
-def _rope(
-  base: float, factor: float | None = None, **more: Any
-) -> dict[str, Any]:
-  if factor is None:
-    return {'rope_type': 'default', 'rope_theta': base}
-  return {'rope_type': 'linear', 'rope_theta': base, 'factor': factor} | more
-
-
-def _case(name: str, model_type: str, seed: int, **options) -> Case:
-  defaults = dict(
-    vocab_size=61,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=256,
-    pad_token_id=0,
-    eos_token_id=1,
-    bos_token_id=2,
-  )
-  options = defaults | options
-  if options['head_dim'] is None:
-    del options['head_dim']
-  return Case(name, model_type, seed, options)
-
-
-CASES = (
-  _case('gemma_mqa', 'gemma', 1, num_key_value_heads=1, head_dim=16),
-  _case(
-    'gemma_mha_linear_rope',
-    'gemma',
-    2,
-    num_key_value_heads=4,
-    rope_parameters=_rope(500.0, 4.0),
-    rms_norm_eps=1e-2,
-  ),
-  _case(
-    'gemma2_caps',
-    'gemma2',
-    3,
-    sliding_window=4,
-    query_pre_attn_scalar=3,
-    attn_logit_softcapping=1.5,
-    final_logit_softcapping=2.0,
-  ),
-  _case(
-    'gemma2_no_caps',
-    'gemma2',
-    4,
-    hidden_activation='gelu',
-    num_key_value_heads=1,
-    head_dim=10,
-    sliding_window=3,
-    layer_types=[FULL, SLIDING, FULL, SLIDING, SLIDING],
-    num_hidden_layers=5,
-    query_pre_attn_scalar=10,
-    attn_logit_softcapping=None,
-    final_logit_softcapping=None,
-    rope_parameters=_rope(300.0, 2.0),
-    rms_norm_eps=1e-3,
-  ),
-  _case(
-    'gemma3_ropes',
-    'gemma3_text',
-    5,
-    num_hidden_layers=4,
-    sliding_window=5,
-    layer_types=[SLIDING, FULL, FULL, SLIDING],
-    query_pre_attn_scalar=6,
-    rope_parameters={FULL: _rope(20_000.0, 8.0), SLIDING: _rope(100.0)},
-  ),
-  _case(
-    'gemma3_plain_gelu',
-    'gemma3_text',
-    6,
-    hidden_activation='gelu',
-    num_attention_heads=6,
-    num_key_value_heads=3,
-    sliding_window=3,
-    query_pre_attn_scalar=24,
-    final_logit_softcapping=3.0,
-    # Stands in some configurations, and is not applied.
-    attn_logit_softcapping=1.0,
-    rms_norm_eps=1e-2,
-  ),
-  _case(
-    'gemma3_multimodal',
-    'gemma3',
-    7,
-    sliding_window=4,
-    layer_types=[SLIDING, SLIDING, FULL],
-    query_pre_attn_scalar=12,
-  ),
-  _case(
-    'llama_long',
-    'llama',
-    21,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=None,
-    rope_parameters=_rope(
-      100.0,
-      8.0,
-      rope_type='llama3',
-      low_freq_factor=1.0,
-      high_freq_factor=4.0,
-      original_max_position_embeddings=8,
-    ),
-  ),
-  _case(
-    'llama_biases',
-    'llama',
-    22,
-    num_key_value_heads=4,
-    head_dim=10,
-    attention_bias=True,
-    mlp_bias=True,
-    tie_word_embeddings=True,
-    hidden_act='gelu',
-    rope_parameters=_rope(300.0, 2.0),
-    rms_norm_eps=1e-3,
-  ),
-  _case(
-    'mistral_window',
-    'mistral',
-    23,
-    sliding_window=4,
-    head_dim=None,
-    rope_parameters=_rope(500.0),
-  ),
-  _case(
-    'mistral_no_window',
-    'mistral',
-    24,
-    num_key_value_heads=1,
-    sliding_window=None,
-    tie_word_embeddings=True,
-  ),
-  _case(
-    'qwen2_yarn',
-    'qwen2',
-    25,
-    head_dim=None,
-    tie_word_embeddings=True,
-    use_sliding_window=True,
-    sliding_window=3,
-    max_window_layers=1,
-    rope_parameters=_rope(
-      1000.0,
-      4.0,
-      rope_type='yarn',
-      original_max_position_embeddings=8,
-      beta_fast=2.0,
-      beta_slow=0.5,
-    ),
-  ),
-  _case('qwen2_untied', 'qwen2', 26, head_dim=None, num_key_value_heads=1),
-  _case('qwen3', 'qwen3', 27, head_dim=10, tie_word_embeddings=True),
-  _case(
-    'qwen3_biases',
-    'qwen3',
-    28,
-    attention_bias=True,
-    rope_parameters=_rope(
-      200.0,
-      2.0,
-      rope_type='yarn',
-      original_max_position_embeddings=16,
-      attention_factor=1.2,
-      truncate=False,
-    ),
-  ),
-)
-# Those that are compared in bf16 as well, one of each family.
-BF16 = tuple(CASES[i] for i in (0, 2, 4, 6, 7, 9, 11, 13))
-
-
 def random_case(model_type: str, seed: int) -> Case:
   """A case with every option drawn."""
   rng = np.random.RandomState(seed)
@@ -250,12 +64,12 @@ def random_case(model_type: str, seed: int) -> Case:
     head_dim=draw(4, 12, 20),
     rms_norm_eps=draw(1e-6, 1e-3),
   )
-  rope = [_rope(draw(50.0, 1e4), draw(None, 3.0)) for _ in range(2)]
+  rope = [make_rope(draw(50.0, 1e4), draw(None, 3.0)) for _ in range(2)]
   if not model_type.startswith('gemma'):
     options |= _of_llama(draw, model_type, layers) | {
       'rope_parameters': rope[0]
     }
-    return _case(f'{model_type}_random{seed}', model_type, seed, **options)
+    return make_case(f'{model_type}_random{seed}', model_type, seed, **options)
   activation = draw('gelu', 'gelu_pytorch_tanh')
   if model_type == 'gemma':
     # transformers reads 'gelu' of Gemma 1 as the tanh form.
@@ -274,7 +88,7 @@ def random_case(model_type: str, seed: int) -> Case:
       )
     else:
       options['rope_parameters'] = {FULL: rope[0], SLIDING: rope[1]}
-  return _case(f'{model_type}_random{seed}', model_type, seed, **options)
+  return make_case(f'{model_type}_random{seed}', model_type, seed, **options)
 
 
 def _of_llama(draw: Any, model_type: str, layers: int) -> dict[str, Any]:
