@@ -193,15 +193,17 @@ def own_flags() -> dict[str, flags.Flag]:
 def _unknown(name: str, known: dict[str, flags.Flag]) -> str:
   names = [name for name in known if name != 'setting']
   everything, listed = list(names), ', '.join(f'--{name}' for name in names)
+  settings: list[str] = []
   if 'setting' in known:
     from evojax_llm.runs import fields
     from evojax_llm.runs.run_config import RunConfig
 
     config = RunConfig().to_config()
-    everything += [f'config.{name}' for name in fields.flat(config)]
+    flat = fields.flat(config)
+    everything += [f'config.{field}' for field in flat]
+    settings = [f'config.{field}' for field in fields.named(name, flat)]
   # A setting without what stands before it is the likeliest mistake.
-  same = [n for n in everything if n.split('.')[-1] == name]
-  like = same[0] if same else name
+  like = next(iter(settings), name)
   wanted = lookup.expected(like, everything, listed, 'some of')
   wanted = re.sub(r"mean '(.*?)'\?", r'mean --\1?', wanted)
   return f'Got unknown flag --{name}{wanted} See --help.'

@@ -1,6 +1,7 @@
 """Fields of a configuration by their dotted names, with values from text."""
 
 import ast
+from collections.abc import Iterable
 from collections.abc import Mapping
 import re
 from typing import Any
@@ -39,6 +40,15 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return found
 
 
+def named(name: str, known: Iterable[str]) -> list[str]:
+  """Returns the fields that end in a name, which may have been meant by it.
+
+  Those of the run come first, then those of its search.
+  """
+  same = [other for other in known if other.split('.')[-1] == name]
+  return sorted(same, key=lambda n: (n.count('.'), 'strategy' not in n))
+
+
 def check_code(config: Mapping[str, Any], where: object) -> None:
   """Refuses code that a configuration which is data names."""
   for name, value in flat(config).items():
@@ -75,8 +85,7 @@ def find(
   if isinstance(part, config_dict.ConfigDict) and name in part:
     return part, name
   known = flat(config)
-  # A name without what stands before it is the likeliest mistake.
-  same = [other for other in known if other.split('.')[-1] == name]
+  same = named(name, known)
   among = part if isinstance(part, config_dict.ConfigDict) else config
   raise UserError(
     f'Got unknown field {field!r}'

@@ -70,7 +70,7 @@ def test_a_folder_in_use_is_refused(finished, settings, capsys):
     ('--config.weights=1', '2 numbers of at least 0'),
     ("--config.weights=(1,'a')", 'config: could not convert string'),
     ("--config.dev_limits=(1,'a')", "limits are (1, 'a')"),
-    ('--config.space=layers', "space 'layers'; expected one of"),
+    ('--config.space=matrix', "space 'matrix'; expected one of"),
     ('--config.execution.form=fast', "execution.form 'fast'"),
     ('--config.execution.memory_budget_gib=0.0001', 'budget is'),
     ('--config.execution.max_length=3', ''),
