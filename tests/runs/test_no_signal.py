@@ -80,7 +80,7 @@ def test_examples_are_of_the_items_that_were_asked():
     result.ids = ['4', '8']
     result.predictions = [['a', 'b']] * 2
   text = no_signal.describe(_evaluator(), scored)
-  assert 'y, item 8' in text and "answered: 'b'" in text
+  assert 'x, item 8' in text and "answered: 'b'" in text
   assert 'question 8?' in text and 'question 1?' not in text
 
 

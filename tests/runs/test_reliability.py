@@ -1,7 +1,6 @@
 """What may happen to a run, and that nothing is lost by it."""
 
 import errno
-import functools
 import itertools
 import os
 import pathlib
@@ -31,7 +30,11 @@ _DYING = """
 import contextlib, os, sys
 from experiments import evolve
 from evojax_llm.commands import command
-from evojax_llm.runs import final_table, preparation, progress, runner
+from evojax_llm.runs import final_table, fine_tuning, preparation
+from evojax_llm.runs import progress, runner
+
+# As in the tests: the run beside which it stands has no such row.
+fine_tuning.wanted = lambda config: False
 
 phase = progress.Stopwatch.phase
 
@@ -122,8 +125,12 @@ def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
 ):
   folder = tmp_path / 'run'
   # Read and compiled once; a run that goes on in another process is above.
-  prepare = functools.partial(preparation.prepare, cache={})
-  monkeypatch.setattr(preparation, 'prepare', prepare)
+  prepare, cache = preparation.prepare, {}
+  monkeypatch.setattr(
+    preparation,
+    'prepare',
+    lambda config, files, _: prepare(config, files, cache),
+  )
 
   def write_text(path, text):
     _full(path.with_name(path.name + '.part'))
