@@ -1,10 +1,13 @@
 """Linear map and norm of a layer, with an optional low-rank adapter."""
 
 from collections.abc import Sequence
+import math
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+from evojax_llm.models.rope import Rope
 
 
 def matmul(
@@ -88,8 +91,34 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def frequencies(rope: Rope, head_dim: int) -> jax.Array:
+  """Returns radians a position, (head_dim / 2,) f32."""
+  half = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  plain = 1.0 / (rope.base**half)
+  if rope.kind == 'linear':
+    return plain / rope.factor
+  low, high = rope.bounds
+  if rope.kind == 'llama3':
+    turns = rope.original * plain / (2 * math.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  else:
+    ends = [
+      head_dim
+      * math.log(rope.original / (turns * 2 * math.pi))
+      / (2 * math.log(rope.base))
+      for turns in (high, low)
+    ]
+    if rope.whole:
+      ends = [math.floor(ends[0]), math.ceil(ends[1])]
+    first, last = max(ends[0], 0), min(ends[1], head_dim - 1)
+    width = last - first or 0.001
+    at = jnp.arange(head_dim // 2, dtype=jnp.float32)
+    kept = 1.0 - jnp.clip((at - first) / width, 0.0, 1.0)
+  return plain / rope.factor * (1.0 - kept) + plain * kept
+
+
 def rope_tables(
-  positions: jax.Array, ropes: Sequence, head_dim: int
+  positions: jax.Array, ropes: Sequence[Rope], head_dim: int
 ) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine tables of each rotary embedding.
 
@@ -101,7 +130,7 @@ def rope_tables(
   Returns:
     cos and sin, each (S, B, T, 1, h / 2) f32.
   """
-  inverse = jnp.stack([rope.frequencies(head_dim) for rope in ropes])
+  inverse = jnp.stack([frequencies(rope, head_dim) for rope in ropes])
   angles = (
     positions.astype(jnp.float32)[None, :, :, None, None]
     * inverse[:, None, None, None, :]

@@ -1,12 +1,9 @@
-"""Rotary embeddings: frequencies, and how longer contexts scale them."""
+"""Rotary embeddings, and how longer contexts scale them."""
 
 from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from evojax_llm.models.errors import ModelError
 
@@ -36,31 +33,6 @@ class Rope:
   original: int = 8192
   magnitude: float = 1.0
   whole: bool = True
-
-  def frequencies(self, head_dim: int) -> jax.Array:
-    """Returns radians a position, (head_dim / 2,) f32."""
-    half = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    plain = 1.0 / (self.base**half)
-    if self.kind == 'linear':
-      return plain / self.factor
-    low, high = self.bounds
-    if self.kind == 'llama3':
-      turns = self.original * plain / (2 * math.pi)
-      kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    else:
-      ends = [
-        head_dim
-        * math.log(self.original / (turns * 2 * math.pi))
-        / (2 * math.log(self.base))
-        for turns in (high, low)
-      ]
-      if self.whole:
-        ends = [math.floor(ends[0]), math.ceil(ends[1])]
-      first, last = max(ends[0], 0), min(ends[1], head_dim - 1)
-      width = last - first or 0.001
-      at = jnp.arange(head_dim // 2, dtype=jnp.float32)
-      kept = 1.0 - jnp.clip((at - first) / width, 0.0, 1.0)
-    return plain / self.factor * (1.0 - kept) + plain * kept
 
 
 def from_parameters(parameters: Mapping[str, Any], context: int) -> Rope:
