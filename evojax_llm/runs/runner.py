@@ -1,5 +1,6 @@
 """One search: from what is prepared to a finished folder."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
@@ -48,23 +49,42 @@ def run_prepared(
     UserError: the folder is in use or of another run, or no member of the
       initial population could be scored.
   """
-  with errors.as_user_error(OSError, what=f'run folder {workdir}'):
-    opened = record.RunFolder(
-      workdir,
-      prepared.config.to_dict(),
-      prepared.inputs,
-      recorded_inputs.paths(prepared.files),
-    )
-  with contextlib.closing(opened) as folder:
-    if folder.finished and final_table.is_whole(folder.path):
-      errors.say(f'{folder.path} is finished')
-    else:
+  with opened(workdir, prepared) as folder:
+    if not is_done(folder):
       if share is not None:
         baselines_lib.share(share, folder.path)
       running = _Run(prepared, folder)
       with running.watch, running.bar, prepared.at_home():
         running.go_on()
   return folder.path
+
+
+@contextlib.contextmanager
+def opened(
+  workdir: str | os.PathLike, prepared: Any
+) -> Iterator[record.RunFolder]:
+  """Opens the folder of what is prepared, with its config, inputs and files.
+
+  Raises:
+    UserError: the folder is in use or of another run.
+  """
+  with errors.as_user_error(OSError, what=f'run folder {workdir}'):
+    folder = record.RunFolder(
+      workdir,
+      prepared.config.to_dict(),
+      prepared.inputs,
+      recorded_inputs.paths(prepared.files),
+    )
+  with contextlib.closing(folder):
+    yield folder
+
+
+def is_done(folder: record.RunFolder) -> bool:
+  """Returns whether a run has come to its end, and says so."""
+  done = folder.finished and final_table.is_whole(folder.path)
+  if done:
+    errors.say(f'{folder.path} is finished')
+  return done
 
 
 class _Run:

@@ -21,7 +21,6 @@ from evojax_llm.runs import final_table
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import preparation
 from evojax_llm.runs import record
-from evojax_llm.runs import recorded_inputs
 from evojax_llm.runs import runner
 from evojax_llm.runs import staged_report
 from evojax_llm.runs import stages as stages_lib
@@ -87,17 +86,8 @@ class Staged:
       UserError: the folder is in use or of another run, or a stage cannot go
         on.
     """
-    with errors.as_user_error(OSError, what=f'run folder {workdir}'):
-      opened = record.RunFolder(
-        workdir,
-        self.config.to_dict(),
-        self.inputs,
-        recorded_inputs.paths(self.files),
-      )
-    with contextlib.closing(opened) as folder:
-      if folder.finished and final_table.is_whole(folder.path):
-        errors.say(f'{folder.path} is finished')
-      else:
+    with runner.opened(workdir, self) as folder:
+      if not runner.is_done(folder):
         self._run(folder.path, share)
         staged_report.write(folder.path, self.config)
     return folder.path

@@ -271,22 +271,8 @@ class NSGA2(base.Strategy):
         params.highest,
         params.cross_eta,
       )
-    weights = jax.vmap(
-      lambda drawn, fitness: crossover.weigh(
-        self.options.weighing, drawn, fitness, params
-      )
-    )(draws, state.fitness[pairs])
     return crossover.children(
-      self.crossover,
-      self.layers,
-      key,
-      state.generation,
-      ids,
-      state.population,
-      pairs,
-      weights,
-      params.merge,
-      params.base,
+      self, self.options.weighing, key, state, params, ids, pairs, draws
     )
 
   def _mutate(self, mutant_keys, children, params):

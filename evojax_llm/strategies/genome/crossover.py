@@ -98,40 +98,41 @@ def check_base(crossover: Crossover, base: stack.Genome | None) -> None:
 
 
 def children(
-  crossover: Crossover,
-  layers: str | None,
+  strategy: Any,
+  weighing: str,
   key: jax.Array,
-  generation: jax.Array,
+  state: Any,
+  params: Any,
   ids: jax.Array,
-  population: stack.Population,
   pairs: jax.Array,
-  weights: jax.Array,
-  values: Mapping[str, jax.Array],
-  base: stack.Genome | None,
+  draws: jax.Array,
 ) -> stack.Population:
-  """The children (C, ...) of pairs (C, 2) of slots, with weights (C, 2).
+  """Returns the children (C, ...) of pairs (C, 2) of indices into the state.
 
-  Ids (C,) address what the merge draws; `values` are from `parameters`, the
-  base is for a merge that needs it.
+  Ids (C,) address what the merge draws, draws (C, 2) in [0, 1) weigh the
+  parents. The strategy has `crossover` and `layers`, its params those of
+  `weigh`, `merge` of `parameters`, and `base` for a merge that needs it.
   """
-  method = crossover.method
-  given = dict(values)
+  weights = jax.vmap(
+    lambda drawn, fitness: weigh(weighing, drawn, fitness, params)
+  )(draws, state.fitness[pairs])
+  method, given = strategy.crossover.method, dict(params.merge)
   if 'weights' in method.parameters:
     given['weights'] = weights
   elif 't' in method.parameters:
     given['t'] = weights[:, 1]
-  if not method.needs_base:
-    base = None
-  draws = keys.keys_for(key, generation, ids, 'merge') if method.draws else None
+  merge_keys = None
+  if method.draws:
+    merge_keys = keys.keys_for(key, state.generation, ids, 'merge')
   return lift.population(
     method,
-    population,
+    state.population,
     pairs,
-    base,
-    keys=draws,
+    params.base if method.needs_base else None,
+    keys=merge_keys,
     parameters=given,
-    layers=layers,
-    **crossover.options,
+    layers=strategy.layers,
+    **strategy.crossover.options,
   )
 
 

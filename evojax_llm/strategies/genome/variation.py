@@ -251,22 +251,9 @@ def _cross(strategy, key, state, able, ids, params):
     )
 
   pairs = jax.vmap(draw)(keys.keys_for(key, state.generation, ids, 'parents'))
-  weights = jax.vmap(
-    lambda draws, fitness: crossover.weigh(
-      options.weighing, draws, fitness, params
-    )
-  )(jnp.stack([t, second], axis=1), state.fitness[pairs])
+  draws = jnp.stack([t, second], axis=1)
   children = crossover.children(
-    strategy.crossover,
-    strategy.layers,
-    key,
-    state.generation,
-    ids,
-    state.population,
-    pairs,
-    weights,
-    params.merge,
-    params.base,
+    strategy, options.weighing, key, state, params, ids, pairs, draws
   )
   children, scaled = _scale(scale_chance, mass, children, params)
   return children, wanted, state.ids[pairs], scaled
