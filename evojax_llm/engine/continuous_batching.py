@@ -14,7 +14,7 @@ a ring: a prompt that is read late owns later columns than its neighbours, and
 attention goes by the positions that are stored with the keys. Writing a token
 is thus one dynamic slice update, never a scatter. Where the ring is separate
 arrays (`cache.init_ring`), it begins anew at the first column whenever prompts
-are read and no slot is in work, so that the columns in use come first.
+are read and no slot is in work: until it wraps, a row's columns lie side by side.
 """
 
 from collections.abc import Callable
@@ -217,15 +217,13 @@ def advance(
       queue['tokens'][index], positions, new_cache(refill, length)
     )
     token, finite = choose(hidden[..., -1, :], entry, jnp.zeros_like(entry))
-    if s.cache.used is None:
-      cache = write_rows(s.cache, fresh, chosen, new)
+    if s.cache.separate:
+      busy = jnp.any(s.entry >= 0)
+      index = jnp.where(busy, s.cache.index, length)
+      cache = s.cache.replace(index=index)
+      cache = write_columns(cache, fresh, chosen, new)
     else:
-      old, busy = s.cache, jnp.any(s.entry >= 0)
-      begun = old.replace(
-        index=jnp.where(busy, old.index, length),
-        used=jnp.where(busy, old.used, length),
-      )
-      cache = write_columns(begun, fresh, chosen, new)
+      cache = write_rows(s.cache, fresh, chosen, new)
     s = s.replace(
       cache=cache, next=s.next + count, refills=s.refills + jnp.int32(1)
     )

@@ -291,7 +291,7 @@ class DecodePrograms:
       both = [a | b for a, b in zip(shared['layers'], layers, strict=True)]
       return run(params, both, *arguments)
 
-    axes = Cache(k=0, v=0, positions=0, index=None, used=None)
+    axes = Cache(k=0, v=0, positions=0, index=None)
     mapped = jax.vmap(
       together,
       in_axes=(0, 0, 0, axes, None if prefix is None else 0),
@@ -381,9 +381,8 @@ def _lead(cache: Cache, move: Callable) -> Cache:
 
 def _scalars(slots: Slots, move: Callable) -> Slots:
   """Gives the scalars of slots an axis for the devices, or takes it away."""
-  index, used = jax.tree.map(move, (slots.cache.index, slots.cache.used))
   return slots.replace(
-    cache=slots.cache.replace(index=index, used=used),
+    cache=slots.cache.replace(index=move(slots.cache.index)),
     refills=move(slots.refills),
     steps=move(slots.steps),
     busy=move(slots.busy),

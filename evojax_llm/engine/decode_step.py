@@ -151,7 +151,6 @@ def step(
   seen = jax.lax.dynamic_update_slice(
     cache.positions, positions[:, None], (0, index)
   )
-  used = jnp.minimum(cache.used + 1, length)
 
   def attend(q, k, v, kv, kind, _):
     # A slot without work computes anything; its keys stay finite, since a
@@ -177,7 +176,6 @@ def step(
       window=kind.window,
       softcap=c.attn_softcap,
       scale=c.query_pre_attn_scalar**-0.5,
-      columns=used,
       implementation=attention,
     )
     return y.reshape(q.shape[0], 1, -1), kv
@@ -198,7 +196,7 @@ def step(
     kind = LayerKind(
       layer=i,
       rope=[*dict.fromkeys(ropes)].index(ropes[i]),
-      window=c.sliding_window if sliding else None,
+      window=jnp.int32(c.sliding_window) if sliding else None,
     )
     (x, kv), _ = Layer(c, parent=None).apply(variables, (x, kv), kind, shared)
     kept.append(kv)
@@ -206,4 +204,4 @@ def step(
     {'params': embedder['final_norm']}, x[:, 0]
   )
   k, v = zip(*kept, strict=True)
-  return hidden, Cache(k, v, seen, (index + 1) % length, used)
+  return hidden, Cache(k, v, seen, (index + 1) % length)

@@ -298,7 +298,7 @@ def make_plan(
     prompts_per_batch=prompts_per_batch,
     on_host=on_host,
     walk=walk or ('scan' if device.platform == 'cpu' else 'unrolled'),
-    attention=attention or 'plain',
+    attention=attention or ('pallas' if device.platform == 'gpu' else 'plain'),
   )
   resident = base_bytes + (0 if on_host else population_bytes)
 

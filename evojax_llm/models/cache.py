@@ -21,14 +21,17 @@ class Cache:
     v: values, as the keys.
     positions: (B, S) i32 position of the token in each slot; -1 if empty.
     index: () i32 next slot to be written.
-    used: () i32, all slots from this one on are empty; of `init_ring` only.
   """
 
   k: jax.Array | tuple[jax.Array, ...]
   v: jax.Array | tuple[jax.Array, ...]
   positions: jax.Array
   index: jax.Array
-  used: jax.Array | None = None
+
+  @property
+  def separate(self) -> bool:
+    """Whether it has an array a layer."""
+    return isinstance(self.k, tuple)
 
 
 @flax.struct.dataclass
@@ -80,8 +83,8 @@ def init_ring(
   k, v = (
     tuple(jnp.zeros(shape, dtype) for _ in range(c.num_layers)) for _ in 'kv'
   )
-  zero = jnp.zeros((), jnp.int32)
-  return Cache(k, v, jnp.full((batch, length), -1, jnp.int32), zero, zero)
+  positions = jnp.full((batch, length), -1, jnp.int32)
+  return Cache(k, v, positions, jnp.zeros((), jnp.int32))
 
 
 def bytes_per_token(

@@ -44,8 +44,8 @@ def prompts():
   ]
 
 
-@pytest.mark.parametrize('form', ['batched', 'folded'])
-@pytest.mark.parametrize('kind', ['gemma', 'gemma2', 'gemma3_text'])
+@pytest.mark.parametrize('form', ['batched'])
+@pytest.mark.parametrize('kind', ['gemma2', 'gemma3_text'])
 def test_walks(models, prompts, kind, form):
   expected = run(models(kind), prompts, form)
   assert run(models(kind), prompts, form, walk=WALK) == expected
