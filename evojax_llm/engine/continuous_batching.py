@@ -14,7 +14,7 @@ a ring: a prompt that is read late owns later columns than its neighbours, and
 attention goes by the positions that are stored with the keys. Writing a token
 is thus one dynamic slice update, never a scatter. Where the ring is separate
 arrays (`cache.init_ring`), it begins anew at the first column whenever prompts
-are read and no slot is in work: until it wraps, a row's columns lie side by side.
+are read and no slot is in work: until it wraps, a row's columns are neighbours.
 """
 
 from collections.abc import Callable
