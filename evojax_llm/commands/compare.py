@@ -24,8 +24,8 @@ configurations, as in
 Writes comparison.json and comparison.md after each run: scores, and differences
 of paired runs with intervals. At the end there are curves of the best fitness
 by evaluations. A comparison that was stopped goes on when the command is given
-again; more seeds, draws, sizes, stages or configurations may be asked for then. --workers=N
-shares the runs of a stage among N processes.
+again; more seeds, draws, sizes, stages or configurations may be asked for then.
+--workers=N shares the runs of a stage among N processes.
 """
 
 from collections.abc import Sequence

@@ -138,7 +138,7 @@ def _recipe(on_cpu: bool) -> training.Recipe:
   """How experts learn; where compiling costs more than padding, few lengths."""
   longest = _LENGTH.value
   lengths = range(32, longest, 32) if on_cpu else [192]
-  reads = (4, 16, 64) if on_cpu else [80]
+  reads = (4, 16, 64) if on_cpu else (80,)
   return training.Recipe(
     rank=_RANK.value,
     lr=_RATE.value,
@@ -147,7 +147,7 @@ def _recipe(on_cpu: bool) -> training.Recipe:
     epochs=_EPOCHS.value,
     max_length=longest,
     lengths=(*(n for n in lengths if n < longest), longest),
-    reads=(*(n for n in reads if n < longest), longest),
+    reads=reads,
     seed=_SEED.value,
   )
 

@@ -43,8 +43,8 @@ class Recipe:
     epochs: times that an expert reads its rows at most.
     max_length: longest row in tokens.
     lengths: to which rows are padded, the last of them `max_length`.
-    reads: tokens to learn to which texts are padded, likewise. A program is
-      compiled for each pair of both.
+    reads: tokens to learn to which texts are padded; the length of a row where
+      a text has more. A program is compiled for each pair of both.
     seed: of the first factors, which are those of all experts, and of orders.
   """
 
@@ -105,7 +105,7 @@ def lesson(
   steps = min(
     -(-recipe.epochs * len(kept) // batch), recipe.tokens // (batch * length)
   )
-  reads = next(n for n in recipe.reads if n >= packed.reads)
+  reads = next((n for n in recipe.reads if n >= packed.reads), length)
   return Lesson(
     packed.replace(tokens=tokens),
     max(1, steps),
