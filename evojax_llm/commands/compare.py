@@ -153,7 +153,10 @@ def main(_: Sequence[str]) -> int | None:
       cache = {}
       _check(folder, of_stage, cache)
       folder.keep()
-      folder.run(of_stage, _WORKERS.value, done=outlook.ended, cache=cache)
+      try:
+        folder.run(of_stage, _WORKERS.value, done=outlook.ended, cache=cache)
+      finally:
+        _write(folder)  # Also of workers that were stopped.
     if rows := _write(folder, pictures=True):
       print(comparison_table.markdown(rows))
       command.say(f'report: {folder.path / "comparison.md"}')
