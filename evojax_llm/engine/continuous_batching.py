@@ -12,7 +12,9 @@ host:
 All slots of a member write their keys at the same column of the cache, which is
 a ring: a prompt that is read late owns later columns than its neighbours, and
 attention goes by the positions that are stored with the keys. Writing a token
-is thus one dynamic slice update, never a scatter.
+is thus one dynamic slice update, never a scatter. Where the ring is separate
+arrays (`cache.init_ring`), it begins anew at the first column whenever prompts
+are read and no slot is in work: until it wraps, a row's columns are neighbours.
 """
 
 from collections.abc import Callable
@@ -62,7 +64,7 @@ class Slots:
 
 def empty_slots(cache: Cache, slots: int, prompts: int, new: int) -> Slots:
   """Returns free slots (P, B) of a queue of N prompts that is done."""
-  members = cache.k.shape[0]
+  members = cache.positions.shape[0]
   zero = jnp.zeros((), jnp.int32)
   per_slot = jnp.zeros((members, slots), jnp.int32)
   return Slots(
@@ -95,6 +97,23 @@ def restart(slots: Slots, active: jax.Array) -> Slots:
   )
 
 
+def clean(slots: Slots) -> Cache:
+  """Returns the cache, emptied if a member has failed.
+
+  What is not finite would spoil the next work where it stands masked. A loop of
+  one or no turn, since the cache is then changed in place.
+  """
+  cache = slots.cache
+  failed = jnp.any(~slots.finite).astype(jnp.int32)
+  kv = jax.lax.fori_loop(
+    0,
+    failed,
+    lambda _, kv: jax.tree.map(jnp.zeros_like, kv),
+    (cache.k, cache.v),
+  )
+  return cache.replace(k=kv[0], v=kv[1])
+
+
 def working(slots: Slots) -> jax.Array:
   """Returns () bool, whether any prompt waits or is in work."""
   waiting = slots.next < slots.out.shape[1]
@@ -110,6 +129,7 @@ def stop_entries(slots: Slots, stopped: jax.Array) -> Slots:
 
 def advance(
   forward: Callable,
+  step: Callable,
   unembed: Unembedding,
   new_cache: Callable[[int, int], Cache],
   queue: dict[str, jax.Array],
@@ -124,7 +144,8 @@ def advance(
   """Works on a queue until it is done, or for so many steps.
 
   Args:
-    forward: (tokens, positions, cache) (P, rows, T) -> hidden, cache.
+    forward: (tokens, positions, cache) (P, R, T) -> hidden, cache.
+    step: (tokens, positions, cache) (P, B) -> hidden (P, B, D), cache.
     unembed: makes tokens of hidden states.
     new_cache: makes an empty cache of P members, by rows and length.
     queue: the arrays of a `Queue`.
@@ -153,7 +174,6 @@ def advance(
 
   def choose(hidden: jax.Array, entry: jax.Array, made: jax.Array):
     """Returns the next token (P, rows) of each row, and finite members."""
-    hidden = hidden[..., -1, :]
     if sampling is None:
       token, best = unembed.likeliest(hidden)
     else:
@@ -199,8 +219,14 @@ def advance(
     hidden, fresh = forward(
       queue['tokens'][index], positions, new_cache(refill, length)
     )
-    token, finite = choose(hidden, entry, jnp.zeros_like(entry))
-    cache = write_rows(s.cache, fresh, chosen, new)
+    token, finite = choose(hidden[..., -1, :], entry, jnp.zeros_like(entry))
+    if s.cache.separate:
+      busy = jnp.any(s.entry >= 0)
+      index = jnp.where(busy, s.cache.index, length)
+      cache = s.cache.replace(index=index)
+      cache = write_columns(cache, fresh, chosen, new)
+    else:
+      cache = write_rows(s.cache, fresh, chosen, new)
     s = s.replace(
       cache=cache, next=s.next + count, refills=s.refills + jnp.int32(1)
     )
@@ -217,10 +243,10 @@ def advance(
       made=put(s.made, jnp.ones_like(entry)),
     )
 
-  def step(s: Slots) -> Slots:
+  def make(s: Slots) -> Slots:
     """Makes one token in every slot."""
     position = jnp.where(s.entry >= 0, s.position, -1)
-    hidden, cache = forward(s.token[..., None], position[..., None], s.cache)
+    hidden, cache = step(s.token, position, s.cache)
     token, finite = choose(hidden, s.entry, s.made)
     busy = jnp.sum(s.entry >= 0, dtype=jnp.int32)
     s, entry = record(s, s.entry, token, s.made, finite)
@@ -243,7 +269,7 @@ def advance(
 
   def turn(s: Slots) -> Slots:
     s = jax.lax.while_loop(may_refill, read, s)
-    return jax.lax.while_loop(steady, step, s)
+    return jax.lax.while_loop(steady, make, s)
 
   return jax.lax.while_loop(go_on, turn, slots)
 
@@ -303,3 +329,34 @@ def write_rows(
   old = (cache.k, cache.v, cache.positions)
   k, v, positions = jax.lax.fori_loop(0, members * count, put, old)
   return cache.replace(k=k, v=v, positions=positions)
+
+
+def write_columns(
+  cache: Cache, rows: Cache, slots: jax.Array, new: jax.Array
+) -> Cache:
+  """Does what `write_rows` does to a cache of L arrays (P, B, Kv, S, h).
+
+  Only the columns of the prompts are written; what else the slots held is empty
+  by its positions.
+  """
+  columns = cache.positions.shape[-1]
+  members, count, length = rows.positions.shape
+  lanes = jnp.arange(members, dtype=jnp.int32)[:, None, None]
+  # Out of bounds, and so dropped, where a row is left out.
+  where = jnp.where(new, slots, cache.positions.shape[1])[..., None]
+  own = jnp.arange(length, dtype=jnp.int32)
+  own = (cache.index - length + own) % columns
+
+  def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
+    return old.at[lanes, where, :, own].set(
+      fresh.astype(old.dtype), mode='drop', unique_indices=True
+    )
+
+  empty = jnp.full((members, count, columns), -1, jnp.int32)
+  return cache.replace(
+    k=tuple(put(old, rows.k[:, i]) for i, old in enumerate(cache.k)),
+    v=tuple(put(old, rows.v[:, i]) for i, old in enumerate(cache.v)),
+    positions=cache.positions.at[lanes[..., 0], where[..., 0]].set(
+      empty.at[..., own].set(rows.positions), mode='drop', unique_indices=True
+    ),
+  )
