@@ -9,7 +9,8 @@ order unless --parts says otherwise:
   limits      a large product, and a copy into memory that is there
   likelihood  multiple choice: a population, one model with as many items, gates
   generation  answers of --new_tokens by the same, for every one of --slots
-  kernels     what the device does in a step of decoding, by the profiler
+  kernels     what the device does as it decodes and reads, by the profiler
+  layer       attention of decoding and a projection, in several ways
   operators   merges and mutations of adapters, beside a copy
 
 Each has a share of --minutes; what does not fit is left out and named. JSON and
@@ -31,6 +32,7 @@ from absl import flags
 import jax
 
 from evojax_llm.commands import command
+from experiments.benchmarks import accelerator_layer
 from experiments.benchmarks import accelerator_parts
 from experiments.benchmarks import accelerator_peer
 from experiments.benchmarks import accelerator_profile
@@ -46,6 +48,7 @@ _SHARES = {
   'likelihood': 3,
   'generation': 9,
   'kernels': 3,
+  'layer': 4,
   'operators': 3,
 }
 # Ways to decode, by what the plan is told; see --variants.
@@ -163,8 +166,9 @@ def main(_: Sequence[str]) -> None:
       ways=_WAYS.value,
     ),
     'kernels': of_engine(
-      accelerator_parts.decode_kernels, slots=slots[-1], variants=variants
+      accelerator_parts.kernels, slots=slots[-1], variants=variants
     ),
+    'layer': of_engine(accelerator_layer.layer),
     'operators': of_engine(accelerator_parts.operators),
   }
   clock = Clock(60 * _MINUTES.value, keep)

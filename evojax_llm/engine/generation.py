@@ -90,6 +90,7 @@ def generate_texts(
     plan.slots,
     sharding.replicated(runtime.mesh),
     tokenizer.pad_id,
+    plan.attention_doubles_at,
   )
   answers = Answers(work, len(indices))
   engine.answer(space, population, indices, work, answers, progress)

@@ -129,11 +129,12 @@ def pack(
   slots: Callable[[int, int], int],
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
+  attention_doubles_at: int = batches.ATTENTION_DOUBLES_AT,
 ) -> PackedSplit:
   """Packs the items of K tasks into few shapes and puts them on the device.
 
   `rows` and `slots` are the most rows of a batch, and prompts in work at a
-  time, by prompt tokens and new tokens.
+  time, by prompt tokens and new tokens; see `Plan` for the last.
   """
   families, continuations, to_continue = [], [], []
   for k, task in enumerate(items):
@@ -153,7 +154,11 @@ def pack(
         continuations += [(item.prompt, option) for option in item.options]
   jobs = []
   for batch in batches.pack_likelihood(
-    continuations, lambda length: rows(length, 0), pad_id, families=families
+    continuations,
+    lambda length: rows(length, 0),
+    pad_id,
+    families=families,
+    attention_doubles_at=attention_doubles_at,
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
     jobs.append(Job(batch, jax.device_put(arrays, sharding)))

@@ -386,6 +386,7 @@ class Evaluator:
           self.plan.slots,
           sharding.replicated(self._runtime.mesh),
           self.tokenizer.pad_id,
+          self.plan.attention_doubles_at,
         )
     return self._splits[key]
 

@@ -76,7 +76,7 @@ class Bench:
       kind: accelerator_model.task(kind, items * members, new_tokens, data)
       for kind in ('multiple_choice', 'numeric_match')
     }
-    self._rank = rank
+    self.rank = rank
 
   @functools.cached_property
   def model(self):
@@ -86,7 +86,7 @@ class Bench:
   @functools.cached_property
   def _adapters(self):
     return accelerator_model.random_adapters(
-      self.config, self.members, self._rank
+      self.config, self.members, self.rank
     )
 
   @functools.cached_property
@@ -315,7 +315,7 @@ def peak_memory() -> int:
   return stats.get('peak_bytes_in_use', 0)
 
 
-def decode_kernels(
+def kernels(
   bench: Bench,
   clock: Clock,
   found: dict[str, Any],
@@ -323,43 +323,51 @@ def decode_kernels(
   slots: int,
   variants: Mapping[str, dict[str, Any]],
 ) -> None:
-  """Profiles decoding by a population: kernels by share of the time."""
+  """Profiles a population that decodes and reads: kernels by share of time."""
   for variant, options in variants.items():
-    if not clock.fits(0):
-      clock.skip(f'kernels: {variant}', 'no time is left')
-      continue
-    run, evaluator = bench.way(
-      'numeric_match', 'population', slots=slots or None, **options
-    )
-    start = time.perf_counter()
-    run()
-    first = time.perf_counter() - start
-    start, before = time.perf_counter(), evaluator.ledger.as_dict()
-    run()
-    spent, after = time.perf_counter() - start, evaluator.ledger.as_dict()
-    steps = after['steps'] - before['steps']
-    decode = after['seconds']['decode'] - before['seconds']['decode']
-    # In the middle, where answers are being made.
-    seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 5))
-    kernels = list(seen['kernels'].items())
-    busy = max(seen['busy'], 1e-9)
-    found[variant] = {
-      'first': first,
-      'compile': evaluator.ledger.seconds['compile'],
-      'step_ms': 1e3 * decode / max(1, steps),
-      'window': seen['window'],
-      'busy': busy,
-      'different': len(kernels),
-      'kernels': {
-        name: {'share': spent / busy, 'seconds': spent, 'count': count}
-        for name, (spent, count) in kernels[:_KERNELS]
-      },
+    ways = {
+      variant: ('numeric_match', {'slots': slots or None}),
+      f'{variant}, likelihood': ('multiple_choice', {}),
     }
-    for name, (spent, count) in kernels[:_KERNELS]:
-      clock.say(f'{spent / busy:6.1%} {count:7d} x {name[:70]}')
-    del run, evaluator
-    gc.collect()
-    clock.keep()
+    for label, (kind, more) in ways.items():
+      if not clock.fits(0):
+        clock.skip(f'kernels: {label}', 'no time is left')
+        continue
+      found[label] = _profiled(bench, clock, kind, options | more)
+      gc.collect()
+      clock.keep()
+
+
+def _profiled(bench, clock, kind, options):
+  run, evaluator = bench.way(kind, 'population', **options)
+  start = time.perf_counter()
+  run()
+  first = time.perf_counter() - start
+  start, before = time.perf_counter(), evaluator.ledger.as_dict()
+  run()
+  spent, after = time.perf_counter() - start, evaluator.ledger.as_dict()
+  steps = after['steps'] - before['steps']
+  unit = {'unit': 'pass', 'unit_ms': 1e3 * spent}
+  if steps:
+    decode = after['seconds']['decode'] - before['seconds']['decode']
+    unit = {'unit': 'step', 'unit_ms': 1e3 * decode / steps}
+  # In the middle, where answers are being made.
+  seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 5))
+  busy = max(seen['busy'], 1e-9)
+  most = list(seen['kernels'].items())[:_KERNELS]
+  for name, (spent, count) in most:
+    clock.say(f'{spent / busy:6.1%} {count:7d} x {name[:70]}')
+  return unit | {
+    'first': first,
+    'compile': evaluator.ledger.seconds['compile'],
+    'window': seen['window'],
+    'busy': busy,
+    'different': len(seen['kernels']),
+    'kernels': {
+      name: {'share': spent / busy, 'seconds': spent, 'count': count}
+      for name, (spent, count) in most
+    },
+  }
 
 
 def operators(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
