@@ -93,11 +93,9 @@ def generate_texts(
   plan = engine.prepare(space, population, lengths, **plan_options)
   work = packed_split.pack(
     [items],
-    plan.rows,
-    plan.slots,
+    plan,
     sharding.replicated(runtime.mesh),
     tokenizer.pad_id,
-    plan.attention_doubles_at,
   )
   answers = Answers(work, len(indices))
   engine.answer(space, population, indices, work, answers, progress)

@@ -382,11 +382,9 @@ class Evaluator:
           ]
         self._splits[key] = packed_split.pack(
           encoded,
-          self.plan.rows,
-          self.plan.slots,
+          self.plan,
           sharding.replicated(self._runtime.mesh),
           self.tokenizer.pad_id,
-          self.plan.attention_doubles_at,
         )
     return self._splits[key]
 
