@@ -32,6 +32,7 @@ OPERATORS = (
   'swarm'
 ).split()
 _REPEATS = 5
+_SECONDS_A_LIMIT = 0.5
 _FEW_OPERATORS = ('linear', 'gaussian')
 # Kernels in the table.
 _KERNELS = 16
@@ -157,7 +158,7 @@ def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
     size = min(size, 2048)
   a = jnp.ones((size, size), bench.dtype)
   product = jax.jit(jnp.matmul)
-  seconds = _best(lambda: product(a, a), calls=10)
+  seconds = _best(lambda: product(a, a))
   bench.rates['product'] = 2 * size**3 / seconds
   count = (1 << 16 if bench.small else _COPY_BYTES) // 4
   if jax.default_backend() == 'cpu':
@@ -171,7 +172,7 @@ def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
     held[0] = copy(held[0], x)
     return held[0]
 
-  bench.rates['copy'] = 8 * count / _best(once, calls=10)
+  bench.rates['copy'] = 8 * count / _best(once)
   found |= {f'{k}_per_second': v for k, v in bench.rates.items()}
   found['product_size'] = size
   clock.say(
@@ -180,11 +181,13 @@ def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
   )
 
 
-def _best(run: Callable[[], Any], calls: int) -> float:
+def _best(run: Callable[[], Any]) -> float:
   """Seconds of a call in the best of some rows of calls."""
   jax.block_until_ready(run())
-  seconds = []
-  for _ in range(_REPEATS):
+  seconds, calls, begun = [], 1, time.perf_counter()
+  while not seconds or time.perf_counter() - begun < _SECONDS_A_LIMIT:
+    if seconds:  # Enough that what a call costs the host is hidden.
+      calls = int(np.clip(_SECONDS_A_LIMIT / 5 / seconds[-1], 1, 20))
     start = time.perf_counter()
     for _ in range(calls):
       last = run()
