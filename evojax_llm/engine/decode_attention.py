@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from evojax_llm.models.linear import softcap as capped
 
-IMPLEMENTATIONS = ('plain',)
+IMPLEMENTATIONS = ('plain', 'pallas', 'interpreted')
 # Scores of keys that a query does not see. Finite, so that a query that sees
 # no key stays finite.
 MASKED = -1e30
@@ -63,7 +63,8 @@ def decode_attention(
       all.
     softcap: c in c * tanh(scores / c).
     scale: multiplies the scores.
-    implementation: one of IMPLEMENTATIONS.
+    implementation: 'plain'; 'pallas', a kernel for GPUs; or 'interpreted', the
+      same kernel on any device, slowly.
 
   Raises:
     ValueError: there is no such implementation.
@@ -82,17 +83,32 @@ def decode_attention(
   def part(axes, k, v, visible):
     return _part(axes, q, k, v, visible, scale, softcap)
 
-  first = None
+  first, seen = None, visible(positions)
   if prefix is not None:
     # One product for all rows, which read the keys once.
     first = part('kth', prefix[0], prefix[1], visible(prefix[2][None]))
-  found = part('bkth', k, v, visible(positions))
+  if implementation != 'plain':
+    from evojax_llm.engine import decode_kernel  # Not needed on other devices.
+
+    return decode_kernel.attend(
+      q,
+      k,
+      v,
+      positions,
+      query_positions,
+      seen,
+      first,
+      window=window,
+      softcap=softcap,
+      scale=scale,
+      interpret=implementation == 'interpreted',
+    )
+  found = part('bkth', k, v, seen)
   if first is not None:
     found = _together(first, found)
   # A query that sees a key has a total of at least 1.
-  return (found.values / jnp.maximum(found.total, 1.0)[..., None]).astype(
-    q.dtype
-  )
+  y = found.values / jnp.maximum(found.total, 1.0)[..., None]
+  return y.astype(q.dtype)
 
 
 def _part(axes, q, k, v, visible, scale, softcap) -> Part:

@@ -103,16 +103,16 @@ class Bench:
     return self._adapter_space.experts()
 
   def way(
-    self, kind: str, name: str, slots: int | None = None, **options: Any
+    self, kind: str, name: str, slots: int | None = None, **sizes: Any
   ) -> tuple[Callable[[], Any], Evaluator]:
     """Returns what scores all members once, and the evaluator that does.
 
-    `slots` are prompts in work in all. Each way has the same number of items.
+    `slots` are prompts in work in all; sizes are those of `plan.make_plan`.
+    Each way has the same number of items.
     """
     members = 1 if name == 'one model' else self.members
     items = self.items * self.members // members
-    if slots:
-      options['prompts_per_batch'] = max(1, slots // members)
+    rows = max(1, slots // members) if slots else None
     space, genomes = self._adapter_space, self._genomes
     if name == 'gates':
       space = self._gate_space
@@ -125,8 +125,9 @@ class Bench:
       self._tokenizer,
       [dataclasses.replace(self._tasks[kind], dev=task)],
       dtype=self.dtype,
-      **options,
+      prompts_per_batch=rows,
     )
+    evaluator.prepare(space, genomes, **sizes)
     return lambda: evaluator.evaluate(space, genomes), evaluator
 
   def prompt_tokens(self, kind: str) -> float:
@@ -201,13 +202,11 @@ def likelihood(
   clock: Clock,
   found: dict[str, Any],
   *,
-  variants: Mapping[str, dict[str, Any]],
   ways: Sequence[str] = WAYS,
 ) -> None:
   """Scores multiple choice: a population, one model, gates."""
-  for variant, options in variants.items():
-    for name in ways:
-      _measure(bench, clock, found, 'multiple_choice', name, variant, options)
+  for name in ways:
+    _measure(bench, clock, found, 'multiple_choice', name, 'plan', {})
 
 
 def generation(
