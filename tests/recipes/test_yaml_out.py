@@ -32,7 +32,7 @@ def mix(space, shares, factor=1.0):
 
 def expressed(space, genome):
   """The parameters of the model that a genome stands for."""
-  base, member = space.model(), space.express(genome)
+  base, member = space.model(), jax.jit(space.express)(genome)
   if isinstance(member, expression.Weights):
     return member.params
   shared = base.params
