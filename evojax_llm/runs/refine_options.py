@@ -26,10 +26,10 @@ class RefineOptions:
     "chosen, rejected}; '' for dev items",
   )
   items: str = option(
-    'others',
-    "without data: dev items that the search does not score, the 'others', or "
-    "those that are 'scored', which fitness then remembers",
-    choices=('others', 'scored'),
+    'scored',
+    "without data: the dev items that are 'scored', so that no more labels are "
+    "read than by other searches, or the 'others'",
+    choices=('scored', 'others'),
   )
   lr: tuple[float, ...] = option(
     (1e-4,), 'learning rates, of which a member draws one'

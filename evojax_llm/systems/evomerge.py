@@ -8,8 +8,8 @@ r"""EvoMerge (arXiv 2402.00070): models that are merged, chosen and tuned.
 
 A member is a whole model. Of each generation the best two stay, and children by
 spherical interpolation take the other slots; some of them mutate by a few steps
-of gradient descent: on dev items that the search does not score (evomerge), or
-on pairs {prompt, chosen, rejected} of a file (evomerge_as_published).
+of gradient descent: on the dev items that the search scores (evomerge), or on
+pairs {prompt, chosen, rejected} of a file (evomerge_as_published).
 """
 
 from ml_collections import config_dict
@@ -38,7 +38,6 @@ PRESETS = {
 def get_config(name: str = 'evomerge') -> config_dict.ConfigDict:
   """Returns a preset; see `presets.of_preset` for changes of it."""
   config = presets.of_preset(name, PRESETS)
-  # What is not scored is left to learn from.
   config.space, config.dev_limit, refine = 'weights', 50, config.refine
   if name.startswith('evomerge_as_published'):
     config.resample = True  # Other items in every generation.

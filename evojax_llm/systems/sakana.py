@@ -35,6 +35,7 @@ _SIGMA = {'sigma': 0.1}
 _PATHS = {
   # The first generation is one model, A; the last may be cut short.
   'data_flow': Preset('mixed_cma_es', _SIGMA, _START, 20, 10),
+  'data_flow_unscaled': Preset('mixed_cma_es', _SIGMA, _START, 20, 10),
   'data_flow_as_published': Preset('cma_es', _SIGMA, _START, 128, 100),
   'hybrid': Preset('mixed_cma_es', _SIGMA, _START, 20, 5),
 }
@@ -56,9 +57,10 @@ def get_config(name: str = 'parameter_space') -> config_dict.ConfigDict:
     if preset == 'hybrid':
       config.layer_path.scales = 'hop'
       config.stages = _hybrid()
-    elif preset == 'data_flow':
+    elif preset != 'data_flow_as_published':
       config.strategy.evaluations = 200
-      config.layer_path.scales = 'hop'
+      unscaled = preset == 'data_flow_unscaled'
+      config.layer_path.scales = 'none' if unscaled else 'hop'
     else:
       config.layer_path.off = 0.0
       config.dev_limit = config.pick_items = 200

@@ -100,8 +100,8 @@ PAIR = {'prompt': 'a', 'chosen': 'b'}
     ({'lr': (0.1, 0)}, r'config.refine.lr \(0.1, 0\); expected'),
     ({'rank': (1.5,)}, r'config.refine.rank \(1.5,\); expected one .* whole'),
     ({'loss': 'dpo'}, 'loss=dpo learns from pairs.*chosen, rejected'),
-    ({'loss': 'sft'}, 'scores all of them: set a lower config.dev_limit'),
-    ({'loss': 'sft', 'resample': True}, 'resample comes to score all of them'),
+    ({'items': 'others'}, 'scores all of them: set a lower config.dev_limit'),
+    ({'items': 'others', 'resample': True}, 'resample comes to score all'),
     ({'data': 'PAIRS', 'loss': 'dpo'}, "line 1: no key 'rejected'"),
     ({'loss': 'ppo'}, "config.refine.loss 'ppo'; expected one of '', 'sft'"),
   ],
@@ -124,9 +124,12 @@ def test_what_cannot_be_learnt_from_is_refused(options, message, tmp_path):
     refinement.make(config, setup, evaluator)
 
 
-@pytest.mark.parametrize('items, expected', [('others', 6), ('scored', 4)])
-def test_what_is_scored_is_learnt_where_that_is_asked_for(
-  items, expected, monkeypatch
+@pytest.mark.parametrize(
+  'asked, expected',
+  [({}, {0, 3, 6, 9}), ({'items': 'others'}, {1, 2, 4, 5, 7, 8})],
+)
+def test_what_is_scored_is_learnt_unless_others_are_asked_for(
+  asked, expected, monkeypatch
 ):
   dev = [types.SimpleNamespace(id=i) for i in range(10)]
   setup = types.SimpleNamespace(
@@ -144,13 +147,12 @@ def test_what_is_scored_is_learnt_where_that_is_asked_for(
     return []
 
   monkeypatch.setattr(training_data, 'encode_task', encode_task)
-  config = RunConfig.from_config({'refine': {'loss': 'sft', 'items': items}})
+  config = RunConfig.from_config({'refine': {'loss': 'sft', **asked}})
   with pytest.raises(
     errors.UserError, match='no task has a text as its answer'
   ):
     refinement.make(config, setup, evaluator)
-  scored = [item.id % 3 == 0 for item in learnt]
-  assert scored == [items == 'scored'] * expected
+  assert {item.id for item in learnt} == expected
 
 
 def test_a_mutation_without_steps_is_refused():
