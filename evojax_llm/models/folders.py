@@ -27,6 +27,7 @@ from evojax_llm import files
 from evojax_llm import lookup
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.safetensors_files import SafetensorsFile
+from evojax_llm.models.safetensors_files import is_finite
 
 # What stored types are used as; others are of quantised or damaged files.
 FLOAT_TYPES = {
@@ -309,16 +310,7 @@ class TensorFiles:
 
   def check_finite(self, name: str, array: np.ndarray) -> None:
     """Refuses NaN and infinity in what was read of a tensor."""
-    parts = np.array_split(array, max(1, array.size >> 22))
-    if array.dtype.itemsize == 2:  # Many times as fast as on the numbers.
-      infinity = np.array(np.inf, array.dtype).view(np.uint16)
-      finite = all(
-        (part.view(np.uint16) & 0x7FFF).max(initial=0) < infinity
-        for part in parts
-      )
-    else:
-      finite = all(np.isfinite(part).all() for part in parts)
-    if not finite:
+    if not is_finite(array):
       raise ModelError(
         f'{self.file(name)}: tensor {name} has NaN, infinity or numbers beyond '
         f'{array.dtype}; expected finite weights. The file is damaged or its '

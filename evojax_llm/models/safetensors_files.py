@@ -77,3 +77,15 @@ class SafetensorsFile:
   def __exit__(self, *raised: object) -> None:
     self._file.close()
     self._checked.__exit__(*raised)
+
+
+def is_finite(array: np.ndarray) -> bool:
+  """Whether no number of floats is NaN or infinity."""
+  parts = np.array_split(array, max(1, array.size >> 22))
+  if array.dtype.itemsize == 2:  # Many times as fast as on the numbers.
+    infinity = np.array(np.inf, array.dtype).view(np.uint16)
+    return all(
+      (part.view(np.uint16) & 0x7FFF).max(initial=0) < infinity
+      for part in parts
+    )
+  return all(np.isfinite(part).all() for part in parts)
