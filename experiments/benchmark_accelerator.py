@@ -13,7 +13,8 @@ order unless --parts says otherwise:
   layer       attention of decoding and a projection, in several ways
   operators   merges and mutations of adapters, beside a copy
 
-Each has a share of --minutes; what does not fit is left out and named. JSON and
+Decoding goes as the plan has it, or by each of --variants. Each part has a
+share of --minutes; what does not fit is left out and named. JSON and
 Markdown are written after every measurement. Compiled programs go to a new
 folder, so that first calls compile; `kernels` finds those of `generation`
 there.
@@ -52,7 +53,12 @@ _SHARES = {
   'operators': 3,
 }
 # Ways to decode, by what the plan is told; see --variants.
-_VARIANTS: dict[str, dict] = {'plan': {}}
+_VARIANTS: dict[str, dict[str, str]] = {
+  'plan': {},
+  'scan': {'walk': 'scan'},
+  'plain': {'walk': 'unrolled', 'attention': 'plain'},
+  'pallas': {'walk': 'unrolled', 'attention': 'pallas'},
+}
 _SMOKE = {
   'shape': 'tiny',
   'members': 2,
@@ -156,9 +162,7 @@ def main(_: Sequence[str]) -> None:
   parts = {
     'peer': functools.partial(accelerator_peer.run, settings),
     'limits': of_engine(accelerator_parts.limits),
-    'likelihood': of_engine(
-      accelerator_parts.likelihood, variants=variants, ways=_WAYS.value
-    ),
+    'likelihood': of_engine(accelerator_parts.likelihood, ways=_WAYS.value),
     'generation': of_engine(
       accelerator_parts.generation,
       slots=slots,

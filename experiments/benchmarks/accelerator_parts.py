@@ -32,6 +32,7 @@ OPERATORS = (
   'swarm'
 ).split()
 _REPEATS = 5
+_SECONDS_A_LIMIT = 0.5
 _FEW_OPERATORS = ('linear', 'gaussian')
 # Kernels in the table.
 _KERNELS = 16
@@ -102,16 +103,16 @@ class Bench:
     return self._adapter_space.experts()
 
   def way(
-    self, kind: str, name: str, slots: int | None = None, **options: Any
+    self, kind: str, name: str, slots: int | None = None, **sizes: Any
   ) -> tuple[Callable[[], Any], Evaluator]:
     """Returns what scores all members once, and the evaluator that does.
 
-    `slots` are prompts in work in all. Each way has the same number of items.
+    `slots` are prompts in work in all; sizes are those of `plan.make_plan`.
+    Each way has the same number of items.
     """
     members = 1 if name == 'one model' else self.members
     items = self.items * self.members // members
-    if slots:
-      options['prompts_per_batch'] = max(1, slots // members)
+    rows = max(1, slots // members) if slots else None
     space, genomes = self._adapter_space, self._genomes
     if name == 'gates':
       space = self._gate_space
@@ -124,8 +125,9 @@ class Bench:
       self._tokenizer,
       [dataclasses.replace(self._tasks[kind], dev=task)],
       dtype=self.dtype,
-      **options,
+      prompts_per_batch=rows,
     )
+    evaluator.prepare(space, genomes, **sizes)
     return lambda: evaluator.evaluate(space, genomes), evaluator
 
   def prompt_tokens(self, kind: str) -> float:
@@ -157,7 +159,7 @@ def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
     size = min(size, 2048)
   a = jnp.ones((size, size), bench.dtype)
   product = jax.jit(jnp.matmul)
-  seconds = _best(lambda: product(a, a), calls=10)
+  seconds = _best(lambda: product(a, a))
   bench.rates['product'] = 2 * size**3 / seconds
   count = (1 << 16 if bench.small else _COPY_BYTES) // 4
   if jax.default_backend() == 'cpu':
@@ -171,7 +173,7 @@ def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
     held[0] = copy(held[0], x)
     return held[0]
 
-  bench.rates['copy'] = 8 * count / _best(once, calls=10)
+  bench.rates['copy'] = 8 * count / _best(once)
   found |= {f'{k}_per_second': v for k, v in bench.rates.items()}
   found['product_size'] = size
   clock.say(
@@ -180,11 +182,13 @@ def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
   )
 
 
-def _best(run: Callable[[], Any], calls: int) -> float:
+def _best(run: Callable[[], Any]) -> float:
   """Seconds of a call in the best of some rows of calls."""
   jax.block_until_ready(run())
-  seconds = []
-  for _ in range(_REPEATS):
+  seconds, calls, begun = [], 1, time.perf_counter()
+  while not seconds or time.perf_counter() - begun < _SECONDS_A_LIMIT:
+    if seconds:  # Enough that what a call costs the host is hidden.
+      calls = int(np.clip(_SECONDS_A_LIMIT / 5 / seconds[-1], 1, 20))
     start = time.perf_counter()
     for _ in range(calls):
       last = run()
@@ -198,13 +202,11 @@ def likelihood(
   clock: Clock,
   found: dict[str, Any],
   *,
-  variants: Mapping[str, dict[str, Any]],
   ways: Sequence[str] = WAYS,
 ) -> None:
   """Scores multiple choice: a population, one model, gates."""
-  for variant, options in variants.items():
-    for name in ways:
-      _measure(bench, clock, found, 'multiple_choice', name, variant, options)
+  for name in ways:
+    _measure(bench, clock, found, 'multiple_choice', name, 'plan', {})
 
 
 def generation(

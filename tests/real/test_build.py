@@ -143,7 +143,7 @@ def test_searches_find_the_tasks_and_experts_of_a_build(built):
     ('cma_es', 'gates'),
   ):
     found = config.get_config(f'{preset}@{built}')
-    assert found.space == space and found.strategy.evaluations == 60
+    assert found.space == space and found.strategy.evaluations == 40
     assert found.adapters == (f'{built}/experts/first,{built}/experts/second')
     assert found.tasks == f'{built}/tasks/first.json'
     assert found.heldout_tasks == f'{built}/tasks/second.json'
