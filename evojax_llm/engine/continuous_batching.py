@@ -12,7 +12,9 @@ host:
 All slots of a member write their keys at the same column of the cache, which is
 a ring: a prompt that is read late owns later columns than its neighbours, and
 attention goes by the positions that are stored with the keys. Writing a token
-is thus one dynamic slice update, never a scatter.
+is thus one dynamic slice update, never a scatter. Where the ring is separate
+arrays (`cache.init_ring`), it begins anew at the first column whenever prompts
+are read and no slot is in work: until it wraps, a row's columns are neighbours.
 """
 
 from collections.abc import Callable
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 
 from evojax_llm.engine import sampling as sampling_lib
 from evojax_llm.engine.sampling import SamplingArrays
+from evojax_llm.engine.unembedding import Unembedding
 from evojax_llm.models.cache import Cache
 
 # Prompts are read when three of four that could be read at most can be.
@@ -61,7 +64,7 @@ class Slots:
 
 def empty_slots(cache: Cache, slots: int, prompts: int, new: int) -> Slots:
   """Returns free slots (P, B) of a queue of N prompts that is done."""
-  members = cache.k.shape[0]
+  members = cache.positions.shape[0]
   zero = jnp.zeros((), jnp.int32)
   per_slot = jnp.zeros((members, slots), jnp.int32)
   return Slots(
@@ -94,6 +97,23 @@ def restart(slots: Slots, active: jax.Array) -> Slots:
   )
 
 
+def clean(slots: Slots) -> Cache:
+  """Returns the cache, emptied if a member has failed.
+
+  What is not finite would spoil the next work where it stands masked. A loop of
+  one or no turn, since the cache is then changed in place.
+  """
+  cache = slots.cache
+  failed = jnp.any(~slots.finite).astype(jnp.int32)
+  kv = jax.lax.fori_loop(
+    0,
+    failed,
+    lambda _, kv: jax.tree.map(jnp.zeros_like, kv),
+    (cache.k, cache.v),
+  )
+  return cache.replace(k=kv[0], v=kv[1])
+
+
 def working(slots: Slots) -> jax.Array:
   """Returns () bool, whether any prompt waits or is in work."""
   waiting = slots.next < slots.out.shape[1]
@@ -109,7 +129,8 @@ def stop_entries(slots: Slots, stopped: jax.Array) -> Slots:
 
 def advance(
   forward: Callable,
-  unembed: Callable,
+  step: Callable,
+  unembed: Unembedding,
   new_cache: Callable[[int, int], Cache],
   queue: dict[str, jax.Array],
   slots: Slots,
@@ -123,8 +144,9 @@ def advance(
   """Works on a queue until it is done, or for so many steps.
 
   Args:
-    forward: (tokens, positions, cache) (P, rows, T) -> hidden, cache.
-    unembed: logits of hidden states.
+    forward: (tokens, positions, cache) (P, R, T) -> hidden, cache.
+    step: (tokens, positions, cache) (P, B) -> hidden (P, B, D), cache.
+    unembed: makes tokens of hidden states.
     new_cache: makes an empty cache of P members, by rows and length.
     queue: the arrays of a `Queue`.
     slots: state of the work.
@@ -152,15 +174,17 @@ def advance(
 
   def choose(hidden: jax.Array, entry: jax.Array, made: jax.Array):
     """Returns the next token (P, rows) of each row, and finite members."""
-    logits = unembed(hidden[..., -1, :])
-    best = jnp.max(logits, axis=-1)
-    finite = jnp.all((entry < 0) | jnp.isfinite(best), axis=-1)
     if sampling is None:
-      return sampling_lib.greedy(logits), finite
-    items = queue['items'][jnp.maximum(entry, 0)]
-    ids = jnp.broadcast_to(members[:, None], entry.shape)
-    keys = sampling_lib.keys(sampling, ids, items, made)
-    return sampling_lib.sample(logits, sampling, keys), finite
+      token, best = unembed.likeliest(hidden)
+    else:
+      logits = unembed(hidden)
+      best = jnp.max(logits, axis=-1)
+      items = queue['items'][jnp.maximum(entry, 0)]
+      ids = jnp.broadcast_to(members[:, None], entry.shape)
+      keys = sampling_lib.keys(sampling, ids, items, made)
+      token = sampling_lib.sample(logits, sampling, keys)
+    finite = jnp.all((entry < 0) | jnp.isfinite(best), axis=-1)
+    return token, finite
 
   def record(s: Slots, entry, token, made, finite):
     """Keeps tokens; returns slots and the entries (P, rows) that go on."""
@@ -195,8 +219,14 @@ def advance(
     hidden, fresh = forward(
       queue['tokens'][index], positions, new_cache(refill, length)
     )
-    token, finite = choose(hidden, entry, jnp.zeros_like(entry))
-    cache = write_rows(s.cache, fresh, chosen, new)
+    token, finite = choose(hidden[..., -1, :], entry, jnp.zeros_like(entry))
+    if s.cache.separate:
+      busy = jnp.any(s.entry >= 0)
+      index = jnp.where(busy, s.cache.index, length)
+      cache = s.cache.replace(index=index)
+      cache = write_columns(cache, fresh, chosen, new)
+    else:
+      cache = write_rows(s.cache, fresh, chosen, new)
     s = s.replace(
       cache=cache, next=s.next + count, refills=s.refills + jnp.int32(1)
     )
@@ -213,10 +243,10 @@ def advance(
       made=put(s.made, jnp.ones_like(entry)),
     )
 
-  def step(s: Slots) -> Slots:
+  def make(s: Slots) -> Slots:
     """Makes one token in every slot."""
     position = jnp.where(s.entry >= 0, s.position, -1)
-    hidden, cache = forward(s.token[..., None], position[..., None], s.cache)
+    hidden, cache = step(s.token, position, s.cache)
     token, finite = choose(hidden, s.entry, s.made)
     busy = jnp.sum(s.entry >= 0, dtype=jnp.int32)
     s, entry = record(s, s.entry, token, s.made, finite)
@@ -239,7 +269,7 @@ def advance(
 
   def turn(s: Slots) -> Slots:
     s = jax.lax.while_loop(may_refill, read, s)
-    return jax.lax.while_loop(steady, step, s)
+    return jax.lax.while_loop(steady, make, s)
 
   return jax.lax.while_loop(go_on, turn, slots)
 
@@ -299,3 +329,34 @@ def write_rows(
   old = (cache.k, cache.v, cache.positions)
   k, v, positions = jax.lax.fori_loop(0, members * count, put, old)
   return cache.replace(k=k, v=v, positions=positions)
+
+
+def write_columns(
+  cache: Cache, rows: Cache, slots: jax.Array, new: jax.Array
+) -> Cache:
+  """Does what `write_rows` does to a cache of L arrays (P, B, Kv, S, h).
+
+  Only the columns of the prompts are written; what else the slots held is empty
+  by its positions.
+  """
+  columns = cache.positions.shape[-1]
+  members, count, length = rows.positions.shape
+  lanes = jnp.arange(members, dtype=jnp.int32)[:, None, None]
+  # Out of bounds, and so dropped, where a row is left out.
+  where = jnp.where(new, slots, cache.positions.shape[1])[..., None]
+  own = jnp.arange(length, dtype=jnp.int32)
+  own = (cache.index - length + own) % columns
+
+  def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
+    return old.at[lanes, where, :, own].set(
+      fresh.astype(old.dtype), mode='drop', unique_indices=True
+    )
+
+  empty = jnp.full((members, count, columns), -1, jnp.int32)
+  return cache.replace(
+    k=tuple(put(old, rows.k[:, i]) for i, old in enumerate(cache.k)),
+    v=tuple(put(old, rows.v[:, i]) for i, old in enumerate(cache.v)),
+    positions=cache.positions.at[lanes[..., 0], where[..., 0]].set(
+      empty.at[..., own].set(rows.positions), mode='drop', unique_indices=True
+    ),
+  )

@@ -7,6 +7,7 @@ sum of the values, which are added up under a common maximum.
 Source: FlashAttention, algorithm 1 (arXiv 2205.14135).
 """
 
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from evojax_llm.models.linear import softcap as capped
 
-IMPLEMENTATIONS = ('plain',)
+IMPLEMENTATIONS = ('plain', 'pallas', 'interpreted')
 # Scores of keys that a query does not see. Finite, so that a query that sees
 # no key stays finite.
 MASKED = -1e30
@@ -46,6 +47,7 @@ def decode_attention(
   softcap: float | None = None,
   scale: float,
   implementation: str = 'plain',
+  blocks: Any = None,
 ) -> jax.Array:
   """Returns what each query gathers, (B, Kv, G, h) in the type of q.
 
@@ -63,7 +65,9 @@ def decode_attention(
       all.
     softcap: c in c * tanh(scores / c).
     scale: multiplies the scores.
-    implementation: one of IMPLEMENTATIONS.
+    implementation: 'plain'; 'pallas', a kernel for GPUs; or 'interpreted', the
+      same kernel on any device, slowly.
+    blocks: `decode_kernel.Blocks`, by default chosen by size.
 
   Raises:
     ValueError: there is no such implementation.
@@ -82,17 +86,33 @@ def decode_attention(
   def part(axes, k, v, visible):
     return _part(axes, q, k, v, visible, scale, softcap)
 
-  first = None
+  first, seen = None, visible(positions)
   if prefix is not None:
     # One product for all rows, which read the keys once.
     first = part('kth', prefix[0], prefix[1], visible(prefix[2][None]))
-  found = part('bkth', k, v, visible(positions))
+  if implementation != 'plain':
+    from evojax_llm.engine import decode_kernel  # Not needed on other devices.
+
+    return decode_kernel.attend(
+      q,
+      k,
+      v,
+      positions,
+      query_positions,
+      seen,
+      first,
+      window=window,
+      softcap=softcap,
+      scale=scale,
+      interpret=implementation == 'interpreted',
+      blocks=blocks,
+    )
+  found = part('bkth', k, v, seen)
   if first is not None:
     found = _together(first, found)
   # A query that sees a key has a total of at least 1.
-  return (found.values / jnp.maximum(found.total, 1.0)[..., None]).astype(
-    q.dtype
-  )
+  y = found.values / jnp.maximum(found.total, 1.0)[..., None]
+  return y.astype(q.dtype)
 
 
 def _part(axes, q, k, v, visible, scale, softcap) -> Part:

@@ -14,14 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.engine import continuous_batching
+from evojax_llm.engine import decode_step
 from evojax_llm.engine import forms
 from evojax_llm.engine.continuous_batching import Slots
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.runtime import Runtime
+from evojax_llm.engine.unembedding import Unembedding
+from evojax_llm.models.cache import Cache
+from evojax_llm.models.cache import Prefix
 from evojax_llm.models.cache import as_prefix
 from evojax_llm.models.cache import init_cache
+from evojax_llm.models.cache import init_ring
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.expression import alone
+from evojax_llm.models.expression import variables
 from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import sharding
 
@@ -38,6 +44,8 @@ class DecodePrograms:
     params: its parameters, on all devices.
     form: 'batched' or 'folded' (see `forms`).
     stop_ids: tokens that end an answer.
+    walk: 'scan' or 'unrolled' (see `plan.Plan`).
+    attention: implementation of `decode_attention`, of the unrolled walk.
   """
 
   def __init__(
@@ -47,10 +55,14 @@ class DecodePrograms:
     params: Any,
     form: str,
     stop_ids: tuple[int, ...],
+    walk: str = 'scan',
+    attention: str = 'plain',
   ):
     self._runtime, self._mesh = runtime, runtime.mesh
     self._model, self._params, self._form = model, params, form
-    self._stop_ids = stop_ids
+    self._stop_ids, self._attention = stop_ids, attention
+    # Every hop of a path goes through another layer.
+    self._unrolled = walk == 'unrolled' and not model.hops
     self._slots: tuple[tuple, Slots] | None = None
 
   def parts(self, active: np.ndarray) -> list[np.ndarray]:
@@ -86,6 +98,35 @@ class DecodePrograms:
       (_WHOLE, _ALONG, _WHOLE),
     )
 
+  def layers(self, weights: Any) -> tuple[Any, Any]:
+    """Returns separate layers for steps: shared, and (P, ...) of the members.
+
+    Empty where steps go through the stacks.
+    """
+    if not self._unrolled:
+      return [], []
+
+    def run(params, weights):
+      if self._form == 'folded':
+        own = self._folded(params, weights)
+        layers = decode_step.separate_layers(self._model, own)
+        return [], jax.tree.map(lambda leaf: leaf[None], layers)
+      layers = decode_step.separate_layers(
+        self._model, variables(params, weights)
+      )
+      shared = [{'params': layer.pop('params')} for layer in layers]
+      return shared, layers
+
+    program = self._runtime.compiled(
+      ('layers', self._form, self._model),
+      run,
+      self._params,
+      weights,
+      in_specs=(_WHOLE, self._members_spec),
+      out_specs=(_WHOLE, _ALONG),
+    )
+    return program(self._params, weights)
+
   def read_prefix(self, queue: Queue, weights: Any, members: int) -> Any:
     """Returns keys and values of a queue's common beginning, by member."""
 
@@ -113,14 +154,15 @@ class DecodePrograms:
     self,
     queue: Queue,
     weights: Any,
+    layers: tuple[Any, Any],
     prefix: Any,
     active: np.ndarray,
     ids: np.ndarray,
   ) -> Callable:
     """Returns the program of a queue, for the members of a part.
 
-    `prefix` is what `read_prefix` returned for them, or None; active and ids
-    are (P,).
+    `layers` and `prefix` are what `layers` and `read_prefix` returned for them,
+    or None; active and ids are (P,).
 
     Returns:
       call(again, stopped, most_steps) -> report: starts again or goes on, with
@@ -137,9 +179,10 @@ class DecodePrograms:
       },
       along,
     )
-    own['prefix'] = prefix
+    own |= {'prefix': prefix, 'layers': layers[1]}
     shared = {
       'params': self._params,
+      'layers': layers[0],
       'inputs': queue.inputs,
       'sampling': self._runtime.sampling,
     }
@@ -165,15 +208,18 @@ class DecodePrograms:
   def _advance(self, refill, slots, weights, own, shared):
     """Works on the slots of a part; see `continuous_batching.advance`."""
     slots = _scalars(slots, lambda leaf: leaf[0])
+    cache = continuous_batching.clean(slots) if self._unrolled else slots.cache
     fresh = continuous_batching.restart(slots, own['active'])
     slots = jax.tree.map(
       lambda new, old: jnp.where(shared['again'], new, old),
       fresh.replace(cache=None),
       slots.replace(cache=None),
-    ).replace(cache=slots.cache)
+    ).replace(cache=cache)
     slots = continuous_batching.stop_entries(slots, own['stopped'])
+    forward = self._forward(shared['params'], weights, own['prefix'])
     slots = continuous_batching.advance(
-      self._forward(shared['params'], weights, own['prefix']),
+      forward,
+      self._step(shared, weights, own) if self._unrolled else _one(forward),
       self._unembed(shared['params'], weights),
       functools.partial(self._new_cache, len(own['ids'])),
       shared['inputs'],
@@ -215,13 +261,51 @@ class DecodePrograms:
 
     return forward
 
-  def _unembed(self, params: Any, weights: Any) -> Callable:
-    """Returns the function from hidden states of a part to logits."""
+  def _step(self, shared: Any, weights: Any, own: Any) -> Callable:
+    """Returns step(tokens, positions, cache) of the members of a part."""
+    params = shared['params']
+    prefix = own['prefix']
+    if prefix is not None:
+      # L arrays (P, Kv, T, h).
+      k, v = (
+        tuple(leaf[:, i].swapaxes(1, 2) for i in range(leaf.shape[1]))
+        for leaf in (prefix.k, prefix.v)
+      )
+      prefix = Prefix(k, v, prefix.positions)
+    run = functools.partial(decode_step.step, self._model, self._attention)
     if self._form == 'folded':
       params = self._folded(params, weights)['params']
-    return lambda hidden: self._model.apply(
-      {'params': params}, hidden, method='unembed'
+      layers, prefix = jax.tree.map(
+        lambda leaf: leaf[0], (own['layers'], prefix)
+      )
+
+      def alone(tokens, positions, cache):
+        cache = _lead(cache, lambda leaf: leaf[0])
+        hidden, cache = run(
+          params, layers, tokens[0], positions[0], cache, prefix
+        )
+        return hidden[None], _lead(cache, lambda leaf: leaf[None])
+
+      return alone
+
+    def together(layers, *arguments):
+      both = [a | b for a, b in zip(shared['layers'], layers, strict=True)]
+      return run(params, both, *arguments)
+
+    axes = Cache(k=0, v=0, positions=0, index=None)
+    mapped = jax.vmap(
+      together,
+      in_axes=(0, 0, 0, axes, None if prefix is None else 0),
+      out_axes=(0, axes),
     )
+    return lambda *arguments: mapped(own['layers'], *arguments, prefix)
+
+  def _unembed(self, params: Any, weights: Any) -> Unembedding:
+    """Returns what makes tokens of hidden states of a part."""
+    if self._form == 'folded':
+      params = self._folded(params, weights)['params']
+    platform = self._runtime.mesh.devices.flat[0].platform
+    return Unembedding.of(self._model.config, params, platform)
 
   def _folded(self, params: Any, weights: Any) -> Any:
     """Returns the variables of the one member of a part on this device."""
@@ -244,8 +328,15 @@ class DecodePrograms:
     del held  # before its successor is made
 
     def make():
+      c, dtype = self._model.config, self._model.dtype
+      cache = self._new_cache(members, queue.slots, queue.columns)
+      if self._unrolled:
+        cache = _lead(
+          init_ring(c, queue.slots, queue.columns, dtype),
+          lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)),
+        )
       slots = continuous_batching.empty_slots(
-        self._new_cache(members, queue.slots, queue.columns),
+        cache,
         queue.slots,
         len(queue.owner),
         queue.new,
@@ -258,7 +349,7 @@ class DecodePrograms:
   def _run(self, name, function, arguments, in_specs=None, donate=()):
     """Runs the compiled program of a function; results go along P."""
     program = self._runtime.compiled(
-      (name, self._form, self._model),
+      (name, self._form, self._model, self._unrolled, self._attention),
       function,
       *arguments,
       in_specs=in_specs,
@@ -272,11 +363,20 @@ def _slots_key(queue: Queue, members: int) -> tuple:
   return (members, queue.slots, queue.columns, len(queue.owner), queue.new)
 
 
-def _lead(cache: Any, move: Callable) -> Any:
-  """Changes the leading axis of all of a cache but its index."""
-  return cache.replace(
-    k=move(cache.k), v=move(cache.v), positions=move(cache.positions)
-  )
+def _one(forward: Callable) -> Callable:
+  """Returns the step that reads (P, B) tokens by a forward pass."""
+
+  def step(tokens, positions, cache):
+    hidden, cache = forward(tokens[..., None], positions[..., None], cache)
+    return hidden[..., -1, :], cache
+
+  return step
+
+
+def _lead(cache: Cache, move: Callable) -> Cache:
+  """Changes the leading axis of all of a cache but its scalars."""
+  k, v, positions = jax.tree.map(move, (cache.k, cache.v, cache.positions))
+  return cache.replace(k=k, v=v, positions=positions)
 
 
 def _scalars(slots: Slots, move: Callable) -> Slots:

@@ -49,6 +49,8 @@ class Decoder:
     form: 'batched' or 'folded' (see `forms`).
     tokenizer: its `stop_ids` end an answer; its `decode` is called where there
       are stop strings.
+    walk: 'scan' or 'unrolled' (see `plan.Plan`).
+    attention: implementation of `decode_attention`, of the unrolled walk.
   """
 
   def __init__(
@@ -58,9 +60,12 @@ class Decoder:
     params: Any,
     form: str,
     tokenizer: Any,
+    walk: str = 'scan',
+    attention: str = 'plain',
   ):
+    stop_ids = tuple(tokenizer.stop_ids)
     self._programs = DecodePrograms(
-      runtime, model, params, form, tuple(tokenizer.stop_ids)
+      runtime, model, params, form, stop_ids, walk, attention
     )
     self._decode = tokenizer.decode
     self._runtime, self._ledger = runtime, runtime.ledger
@@ -118,11 +123,13 @@ class Decoder:
 
     for part in parts:
       weights = self._programs.weights(members, part)
+      layers = self._programs.layers(weights)
       prefixes: dict[int, Any] = {}
       for queue, result in zip(queues, results, strict=True):
         program = self._programs.calls(
           queue,
           weights,
+          layers,
           self._prefix(queue, weights, active[part], prefixes),
           active[part],
           ids[part],

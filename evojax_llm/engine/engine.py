@@ -71,7 +71,7 @@ class Engine:
       members: most members that are answered for at a time; P by default.
       form: 'auto', 'batched' or 'folded' (see `forms`).
       **options: population_bytes, on_host, members_per_group,
-        prompts_per_batch and budget of `plan.make_plan`.
+        prompts_per_batch, budget, walk and attention of `plan.make_plan`.
 
     Raises:
       MemoryPlanError: what is asked for cannot fit.
@@ -249,9 +249,8 @@ class Engine:
     return Transformer(shared.config, self._runtime.dtype, hops=shared.hops)
 
   def _decoder(self, model: Transformer, params: Any) -> Decoder:
+    how = self.plan.form, self._tokenizer, self.plan.walk, self.plan.attention
     key = (id(params), self.plan.form)
     if key not in self._decoders:
-      self._decoders[key] = Decoder(
-        self._runtime, model, params, self.plan.form, self._tokenizer
-      )
+      self._decoders[key] = Decoder(self._runtime, model, params, *how)
     return self._decoders[key]

@@ -23,7 +23,14 @@ from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.tokens import encode_prompt
 
-_PLAN_OPTIONS = ('form', 'members_per_group', 'prompts_per_batch', 'budget')
+_PLAN_OPTIONS = (
+  'form',
+  'members_per_group',
+  'prompts_per_batch',
+  'budget',
+  'walk',
+  'attention',
+)
 
 
 def generate_texts(
@@ -60,8 +67,8 @@ def generate_texts(
     runtime: in place of sampling, dtype and devices; given to several calls,
       what has been compiled for one is used again by the next.
     progress: called with the share of the work that is done.
-    **plan_options: form, members_per_group, prompts_per_batch and budget of
-      `plan.make_plan`.
+    **plan_options: form, members_per_group, prompts_per_batch, budget, walk and
+      attention of `plan.make_plan`.
 
   Returns:
     M lists of a text a prompt, or None for a member whose logits were not
@@ -86,8 +93,7 @@ def generate_texts(
   plan = engine.prepare(space, population, lengths, **plan_options)
   work = packed_split.pack(
     [items],
-    plan.rows,
-    plan.slots,
+    plan,
     sharding.replicated(runtime.mesh),
     tokenizer.pad_id,
   )

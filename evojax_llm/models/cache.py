@@ -17,16 +17,21 @@ class Cache:
 
   Attributes:
     k: (L, B, S, Kv, h) keys, rotated; L is that of hops where members are
-      paths.
-    v: (L, B, S, Kv, h) values.
+      paths. In a ring of `init_ring`, L arrays (B, Kv, S, h).
+    v: values, as the keys.
     positions: (B, S) i32 position of the token in each slot; -1 if empty.
     index: () i32 next slot to be written.
   """
 
-  k: jax.Array
-  v: jax.Array
+  k: jax.Array | tuple[jax.Array, ...]
+  v: jax.Array | tuple[jax.Array, ...]
   positions: jax.Array
   index: jax.Array
+
+  @property
+  def separate(self) -> bool:
+    """Whether it has an array a layer."""
+    return isinstance(self.k, tuple)
 
 
 @flax.struct.dataclass
@@ -34,13 +39,13 @@ class Prefix:
   """Keys and values of T tokens that all rows begin with.
 
   Attributes:
-    k: (L, T, Kv, h) keys, rotated.
-    v: (L, T, Kv, h) values.
+    k: (L, T, Kv, h) keys, rotated; L arrays (Kv, T, h) beside such a ring.
+    v: values, as the keys.
     positions: (T,) i32 position of each token; -1 if padding.
   """
 
-  k: jax.Array
-  v: jax.Array
+  k: jax.Array | tuple[jax.Array, ...]
+  v: jax.Array | tuple[jax.Array, ...]
   positions: jax.Array
 
 
@@ -63,6 +68,23 @@ def init_cache(
     positions=jnp.full((batch, length), -1, jnp.int32),
     index=jnp.zeros((), jnp.int32),
   )
+
+
+def init_ring(
+  config: ModelConfig, batch: int, length: int, dtype=jnp.float32
+) -> Cache:
+  """Returns an empty cache of an array (B, Kv, S, h) a layer.
+
+  Products of attention take them as they are, and a layer is no slice of a
+  stack that would have to be copied.
+  """
+  c = config
+  shape = (batch, c.num_kv_heads, length, c.head_dim)
+  k, v = (
+    tuple(jnp.zeros(shape, dtype) for _ in range(c.num_layers)) for _ in 'kv'
+  )
+  positions = jnp.full((batch, length), -1, jnp.int32)
+  return Cache(k, v, positions, jnp.zeros((), jnp.int32))
 
 
 def bytes_per_token(

@@ -11,6 +11,7 @@ Sources: Transformer (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118), Gemma 3
 Qwen 2.5 (arXiv 2412.15115), Qwen 3 (arXiv 2505.09388).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -20,13 +21,21 @@ import jax.numpy as jnp
 
 from evojax_llm.models.cache import Cache
 from evojax_llm.models.cache import Prefix
+from evojax_llm.models.config import ATTENTION
+from evojax_llm.models.config import MLP
 from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.linear import Linear
 from evojax_llm.models.linear import RMSNorm
 from evojax_llm.models.linear import rope_tables
 from evojax_llm.models.linear import rotate
 from evojax_llm.models.linear import softcap
+from evojax_llm.models.rope import Rope
 
+# Projections of one input, which a program may hold as one.
+FUSED = {
+  ('self_attn', 'qkv_proj'): ATTENTION[:3],
+  ('mlp', 'gate_up_proj'): MLP[:2],
+}
 # Finite, so that a row that sees no key (padding) stays finite.
 _MASKED = -1e30
 
@@ -42,14 +51,16 @@ class Tokens:
     distance: (B, T, keys) i32, query position minus key position.
     index: () i32 first cache slot of these tokens; 0 without a cache.
     prefix: keys and values that all rows begin with, or None.
+    attend: used in place of `Attention.attend`, for another layout of keys.
   """
 
   cos: jax.Array
   sin: jax.Array
-  visible: jax.Array
-  distance: jax.Array
+  visible: jax.Array | None
+  distance: jax.Array | None
   index: jax.Array
   prefix: Prefix | None
+  attend: Callable | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @flax.struct.dataclass
@@ -78,24 +89,45 @@ class Attention(nn.Module):
   ) -> tuple[jax.Array, tuple | None]:
     c = self.config
     batch, length, _ = x.shape
-    groups = c.num_heads // c.num_kv_heads
 
-    def heads(name: str, count: int) -> jax.Array:
-      y = Linear(count * c.head_dim, name in c.biases, name=name)(x)
+    def heads(name: str, count: int, bias: bool) -> jax.Array:
+      y = Linear(count * c.head_dim, bias, name=name)(x)
       return y.reshape(batch, length, count, c.head_dim)
 
-    def of_layer(leaf: jax.Array) -> jax.Array:
-      layer = jax.lax.dynamic_index_in_dim(leaf, kind.layer, keepdims=False)
-      return layer.astype(x.dtype)
-
-    q = heads('q_proj', c.num_heads)
-    k = heads('k_proj', c.num_kv_heads)
-    v = heads('v_proj', c.num_kv_heads)
+    names, counts = ATTENTION[:3], (c.num_heads, *[c.num_kv_heads] * 2)
+    biases = [name in c.biases for name in names]
+    if self.has_variable('params', 'qkv_proj'):
+      together = heads('qkv_proj', sum(counts), any(biases))
+      borders = counts[0], counts[0] + counts[1]
+      q, k, v = jnp.split(together, borders, axis=2)
+    else:
+      q, k, v = map(heads, names, counts, biases)
     if c.qk_norm:
       q = RMSNorm(c.norm_eps, c.norm_offset, name='q_norm')(q)
       k = RMSNorm(c.norm_eps, c.norm_offset, name='k_norm')(k)
     cos, sin = tokens.cos[kind.rope], tokens.sin[kind.rope]
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    y, kv = (tokens.attend or self.attend)(q, k, v, kv, kind, tokens)
+    return Linear(c.embed_dim, 'o_proj' in c.biases, name='o_proj')(y), kv
+
+  def attend(
+    self,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    kv: tuple | None,
+    kind: LayerKind,
+    tokens: Tokens,
+  ) -> tuple[jax.Array, tuple | None]:
+    """Returns what queries (B, T, H, h) read, (B, T, H h), and the cache."""
+    c = self.config
+    batch, length = q.shape[:2]
+    groups = c.num_heads // c.num_kv_heads
+
+    def of_layer(leaf: jax.Array) -> jax.Array:
+      layer = jax.lax.dynamic_index_in_dim(leaf, kind.layer, keepdims=False)
+      return layer.astype(q.dtype)
+
     if kv is not None:
       start = (kind.layer, 0, tokens.index, 0, 0)
       kv = tuple(
@@ -125,7 +157,7 @@ class Attention(nn.Module):
       visible = visible & (tokens.distance < kind.window)
     visible = jnp.repeat(visible, groups, axis=1)[:, None]
     scores = jnp.where(visible, scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     border = weights.shape[-1] - k.shape[1]
     weights = [weights[..., border:]] + [weights[..., :border]] * (border > 0)
     y = sum(
@@ -133,10 +165,9 @@ class Attention(nn.Module):
         f'bkqs,{axes}->bkqh', part, values, preferred_element_type=jnp.float32
       )
       for part, (axes, _, values) in zip(weights, parts[::-1], strict=True)
-    ).astype(x.dtype)
+    ).astype(q.dtype)
     y = y.reshape(batch, c.num_kv_heads, length, -1).swapaxes(1, 2)
-    y = y.reshape(batch, length, c.num_heads * c.head_dim)
-    return Linear(c.embed_dim, 'o_proj' in c.biases, name='o_proj')(y), kv
+    return y.reshape(batch, length, c.num_heads * c.head_dim), kv
 
 
 class FeedForward(nn.Module):
@@ -151,8 +182,13 @@ class FeedForward(nn.Module):
     def linear(name: str, features: int, x: jax.Array) -> jax.Array:
       return Linear(features, name in c.biases, name=name)(x)
 
-    gate = linear('gate_proj', c.ffn_dim, x)
-    up = linear('up_proj', c.ffn_dim, x)
+    if self.has_variable('params', 'gate_up_proj'):
+      bias = any(name in c.biases for name in MLP[:2])
+      together = Linear(2 * c.ffn_dim, bias, name='gate_up_proj')(x)
+      gate, up = jnp.split(together, 2, axis=-1)
+    else:
+      gate = linear('gate_proj', c.ffn_dim, x)
+      up = linear('up_proj', c.ffn_dim, x)
     if c.activation == 'silu':
       gate = jax.nn.silu(gate)
     else:
@@ -348,17 +384,23 @@ class Embedder(nn.Module):
     )
 
 
-def _layer_kinds(config: ModelConfig) -> tuple[tuple, LayerKind]:
-  """Returns the distinct rotary embeddings, and the kinds of the L layers."""
+def ropes_of(config: ModelConfig) -> list[Rope]:
+  """Returns the rotary embedding of each of L layers."""
   of_type = {
     'full_attention': config.rope_full,
     'sliding_attention': config.rope_sliding,
   }
-  ropes = tuple(dict.fromkeys(of_type[t] for t in config.layer_types))
+  return [of_type[kind] for kind in config.layer_types]
+
+
+def _layer_kinds(config: ModelConfig) -> tuple[tuple, LayerKind]:
+  """Returns the distinct rotary embeddings, and the kinds of the L layers."""
+  of_layers = ropes_of(config)
+  ropes = tuple(dict.fromkeys(of_layers))
   no_window = jnp.iinfo(jnp.int32).max
   return ropes, LayerKind(
     layer=jnp.arange(config.num_layers, dtype=jnp.int32),
-    rope=jnp.array([ropes.index(of_type[t]) for t in config.layer_types]),
+    rope=jnp.array([ropes.index(rope) for rope in of_layers]),
     window=jnp.array(
       [
         config.sliding_window if t == 'sliding_attention' else no_window

@@ -19,68 +19,8 @@ from absl import flags
 from evojax_llm.commands import command
 from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
+from experiments.benchmarks import shapes
 
-# The published widths; layers are chosen by the caller.
-SHAPES = {
-  'gemma-2-2b': (
-    'Gemma2',
-    dict(
-      vocab_size=256_000,
-      hidden_size=2304,
-      intermediate_size=9216,
-      num_attention_heads=8,
-      num_key_value_heads=4,
-      head_dim=256,
-      query_pre_attn_scalar=256,
-      sliding_window=4096,
-      max_position_embeddings=8192,
-    ),
-  ),
-  'gemma-3-1b': (
-    'Gemma3',
-    dict(
-      vocab_size=262_144,
-      hidden_size=1152,
-      intermediate_size=6912,
-      num_attention_heads=4,
-      num_key_value_heads=1,
-      head_dim=256,
-      query_pre_attn_scalar=256,
-      sliding_window=512,
-      max_position_embeddings=32_768,
-    ),
-  ),
-  # 8.9 M a layer: 130 M with fourteen.
-  'mid': (
-    'Gemma2',
-    dict(
-      vocab_size=8192,
-      hidden_size=768,
-      intermediate_size=3072,
-      num_attention_heads=8,
-      num_key_value_heads=4,
-      head_dim=96,
-      query_pre_attn_scalar=96,
-      sliding_window=4096,
-      max_position_embeddings=8192,
-    ),
-  ),
-  # Between the pocket model and these: 33 M in ten layers.
-  'small': (
-    'Gemma2',
-    dict(
-      vocab_size=4096,
-      hidden_size=512,
-      intermediate_size=1536,
-      num_attention_heads=8,
-      num_key_value_heads=4,
-      head_dim=64,
-      query_pre_attn_scalar=64,
-      sliding_window=4096,
-      max_position_embeddings=8192,
-    ),
-  ),
-}
 # In the order of Gemma's ids.
 _SPECIAL = (
   '<pad>',
@@ -100,7 +40,9 @@ _MODULES = (
   'down_proj',
 )
 
-_SHAPE = flags.DEFINE_enum('shape', 'gemma-2-2b', sorted(SHAPES), 'Widths.')
+_SHAPE = flags.DEFINE_enum(
+  'shape', 'gemma-2-2b', sorted(shapes.SHAPES), 'Widths.'
+)
 _LAYERS = flags.DEFINE_integer('layers', 2, 'Layers.')
 _EXPERTS = flags.DEFINE_integer('num_experts', 10, 'Adapters.')
 _RANK = flags.DEFINE_integer('rank', 16, 'Of the adapters.')
@@ -167,12 +109,8 @@ def write(
   import transformers
 
   torch.manual_seed(0)
-  family, widths = SHAPES[shape]
-  name = 'Gemma3Text' if family == 'Gemma3' else family
-  config = getattr(transformers, f'{name}Config')(
-    num_hidden_layers=layers, **widths
-  )
-  model = getattr(transformers, f'{family}ForCausalLM')(config)
+  config = shapes.hf_config(shape, layers)
+  model = transformers.AutoModelForCausalLM.from_config(config)
   model = model.to(getattr(torch, dtype))
   out.mkdir(parents=True)
   base = out / 'base'

@@ -37,7 +37,7 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
     slots: prompts in work at a time.
     refill: prompts read at a time.
     **options: runtime, or devices, ledger and sampling for one; ids, active,
-      stop_ids.
+      stop_ids; `walk`, the decoder's walk and attention.
   """
   config, params, population = model
   runtime = options.pop('runtime', None) or Runtime(
@@ -57,6 +57,7 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
     jax.device_put(params, whole),
     form,
     Bytes(options.pop('stop_ids', STOP_IDS)),
+    **options.pop('walk', {}),
   )
   lora = jax.device_put(
     forms.lay_out(form, LowRank(population)),

@@ -1,10 +1,13 @@
 """One new token a row over a cache: against a softmax over what it sees."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 
+from evojax_llm.engine import decode_kernel
 from evojax_llm.engine.decode_attention import decode_attention
 
 _SCALE = 0.3
@@ -84,18 +87,71 @@ def test_each_query_sees_what_it_may(case):
   )
 
 
-def test_a_population_is_its_members():
+@pytest.mark.parametrize('implementation', ['plain', 'interpreted'])
+def test_a_population_is_its_members(implementation):
+  # Three blocks a row at most, and rows that begin and end within one.
+  blocks = decode_kernel.Blocks(columns=16)
   cases = [_case(seed=seed, prefix=3) for seed in range(2)]
+  options = {'window': 8, 'softcap': 0.5}
   arguments, prefixes = jax.tree.map(lambda *x: np.stack(x), *cases)
-  result = jax.vmap(
-    lambda a, prefix: decode_attention(
-      *a, prefix=prefix, scale=_SCALE, window=jnp.int32(5)
+
+  def attend(own, prefix, window):
+    return decode_attention(
+      *own,
+      prefix=prefix,
+      scale=_SCALE,
+      window=window,
+      softcap=options['softcap'],
+      implementation=implementation,
+      blocks=blocks,
     )
-  )(arguments, prefixes)
+
+  result = jax.jit(jax.vmap(attend, in_axes=(0, 0, None)))(
+    arguments, prefixes, options['window']
+  )
   for member, (own, prefix) in enumerate(cases):
     np.testing.assert_allclose(
-      result[member], _expected(own, prefix, window=5), atol=2e-6
+      result[member], _expected(own, prefix, **options), atol=2e-6
     )
+
+
+def test_the_kernel_takes_any_width_and_number_of_heads():
+  arguments, _ = _case(seed=3, groups=17, width=6, columns=33, heads=1)
+  attend = functools.partial(
+    decode_attention,
+    scale=_SCALE,
+    implementation='interpreted',
+    blocks=decode_kernel.Blocks(columns=16, exact=False),
+  )
+  np.testing.assert_allclose(
+    jax.jit(attend)(*arguments), _expected(arguments, None), atol=2e-6
+  )
+
+
+@pytest.mark.skipif(
+  tuple(map(int, jaxlib.__version__.split('.'))) > (0, 10, 2),
+  reason='lowering for a GPU asks for one',
+)
+@pytest.mark.parametrize(
+  'dtype, width, groups', [('bfloat16', 256, 2), ('float32', 80, 8)]
+)
+def test_the_kernel_lowers_for_a_gpu(dtype, width, groups):
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      (3, *x.shape), dtype if x.dtype == np.float32 else x.dtype
+    ),
+    _case(width=width, groups=groups, columns=260, prefix=30),
+  )
+
+  def attend(own, prefix):
+    return decode_attention(
+      *own, prefix=prefix, scale=1.0, softcap=50.0, implementation='pallas'
+    )
+
+  lowered = (
+    jax.jit(jax.vmap(attend)).trace(*shapes).lower(lowering_platforms=('cuda',))
+  )
+  assert 'xla.gpu.triton' in lowered.as_text()
 
 
 def test_an_unknown_implementation_is_refused():

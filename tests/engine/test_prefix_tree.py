@@ -1,6 +1,5 @@
 """Texts that share a row are read as if each had a row of its own."""
 
-import dataclasses
 import functools
 
 import jax
@@ -93,6 +92,30 @@ def test_refuses_what_has_nothing_to_read():
     batches.pack_likelihood([((1,), (2,)), ((), (2,))], lambda length: 8)
 
 
+def test_rows_are_longer_and_fuller_where_attention_is_cheap():
+  sizes = np.random.default_rng(0).lognormal(4.7, 0.5, 100).astype(int)
+  made = [
+    ((1, *(100 * i + j for j in range(n))), (o,))
+    for i, n in enumerate(sizes)
+    for o in (3, 4)
+  ]
+
+  def filled(**options):
+    packed = batches.pack_likelihood(made, lambda length: 64, **options)
+    read = np.concatenate([batch.owner.ravel() for batch in packed])
+    assert sorted(read[read >= 0]) == list(range(len(made)))
+    longest = max(batch.tokens.shape[2] for batch in packed)
+    assert longest <= batches.longest_row(sizes + 1, 1) + 8
+    valid = sum((batch.positions >= 0).sum() for batch in packed)
+    return len(packed), valid / sum(batch.tokens.size for batch in packed)
+
+  (programs, share), (fewer, more) = (
+    filled(),
+    filled(attention_doubles_at=4850),
+  )
+  assert fewer <= programs and share < 0.9 < 0.95 < more
+
+
 @functools.partial(jax.jit, static_argnames='config')
 def logits_of(config, params, tokens, positions, until):
   model = Transformer(config)
@@ -110,24 +133,20 @@ def test_every_family_reads_forests_as_single_texts(case, tmp_path):
   valid = np.array([[i < len(p + o) for i in range(20)] for p, o in made])
   plain = forward.logits(config, params, tokens, valid)
   (packed,) = batches.pack_likelihood(made, lambda length: 4)
-  packed = batches.LikelihoodBatch(
-    *(getattr(packed, f.name)[0] for f in dataclasses.fields(packed))
-  )
   forest = logits_of(
-    config, params, packed.tokens, packed.positions, packed.until
+    config, params, packed.tokens[0], packed.positions[0], packed.until[0]
   )
   assert np.isfinite(forest).all()
-  expected, index = np.zeros((2, *packed.row.shape), np.int32)
-  read = packed.owner >= 0
+  row, column, target, owners = packed.reads(0)
+  index = np.zeros(len(row), np.int32)
   for owner in range(len(made)):
     prompt, option = made[owner]
-    own = np.flatnonzero(packed.owner == owner)
-    assert packed.target[own].tolist() == list(option)
-    expected[own] = owner
+    own = np.flatnonzero(owners == owner)
+    assert target[own].tolist() == list(option)
     index[own] = len(prompt) - 1 + np.arange(len(option))
   np.testing.assert_allclose(
-    forest[packed.row[read], packed.column[read]],
-    plain[expected[read], index[read]],
+    forest[row, column],
+    plain[owners, index],
     atol=3e-5,
     rtol=1e-5,
   )

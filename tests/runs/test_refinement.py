@@ -18,6 +18,7 @@ from evojax_llm.runs import refinement
 from evojax_llm.runs import runner
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import training_data
+from tests import tiny
 from tests.experiments import runs
 
 
@@ -26,7 +27,9 @@ def test_a_run_with_steps_goes_on_bit_for_bit(
 ):
   config = systems.load('evomerge')
   config.model = str(tiny_gemma_folder('gemma2'))
-  config.adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  config.adapters = tiny_adapter_folders(
+    3, 'gemma2', alpha=32, modules=tiny.FEW_MODULES
+  )
   config.tasks = str(runs.write_task(tmp_path / 'a.json'))
   config.space, config.ensemble.size = 'adapters', 0
   config.dev_limit, config.fine_tuning.steps = 10, 0

@@ -1,0 +1,415 @@
+"""The parts of `benchmark_accelerator` that run the engine."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import gc
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_llm.engine.groups import num_bytes
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.gates import GATES
+from evojax_llm.genomes.gates import GateSpace
+from evojax_llm.models.cache import bytes_per_token
+from experiments.benchmarks import accelerator_model
+from experiments.benchmarks import accelerator_profile
+from experiments.benchmarks import operator_sizes
+from experiments.benchmarks import operator_timing
+from experiments.benchmarks.accelerator_clock import Clock
+
+WAYS = ('population', 'one model', 'gates')
+OPERATORS = (
+  'linear slerp task_arithmetic ties breadcrumbs dare_ties sce della gaussian '
+  'swarm'
+).split()
+_REPEATS = 5
+_SECONDS_A_LIMIT = 0.5
+_FEW_OPERATORS = ('linear', 'gaussian')
+# Kernels in the table.
+_KERNELS = 16
+# Of the bytes on the device, for the buffers of a copy: a fixed size.
+_COPY_BYTES = 1 << 30
+
+
+class Bench:
+  """A model, its members and tasks on the devices.
+
+  Args:
+    shape: of `shapes.SHAPES`.
+    layers: fewer than the shape has, or None.
+    members: P.
+    rank: of the adapters.
+    items: a member and task.
+    new_tokens: of a generated answer.
+    dtype: of parameters and activations.
+    data: folder with mmlu.json and gsm8k.json, or None.
+    small: whether limits and operators are those of a test.
+  """
+
+  def __init__(
+    self,
+    shape: str,
+    *,
+    layers: int | None = None,
+    members: int = 10,
+    rank: int = 8,
+    items: int = 100,
+    new_tokens: int = 200,
+    dtype: Any = jnp.bfloat16,
+    data: str | None = None,
+    small: bool = False,
+  ):
+    self.config = accelerator_model.model_config(shape, layers)
+    self.members, self.items, self.new_tokens = members, items, new_tokens
+    self.dtype, self.small = jnp.dtype(dtype), small
+    self.rates: dict[str, float] = {}
+    self._tokenizer = accelerator_model.Pieces(self.config.vocab_size)
+    self._tasks = {
+      kind: accelerator_model.task(kind, items * members, new_tokens, data)
+      for kind in ('multiple_choice', 'numeric_match')
+    }
+    self.rank = rank
+
+  @functools.cached_property
+  def model(self):
+    """The base, on the device."""
+    return accelerator_model.random_model(self.config, self.dtype)
+
+  @functools.cached_property
+  def _adapters(self):
+    return accelerator_model.random_adapters(
+      self.config, self.members, self.rank
+    )
+
+  @functools.cached_property
+  def _adapter_space(self):
+    return AdapterSpace(self._adapters, self.model)
+
+  @functools.cached_property
+  def _gate_space(self):
+    return GateSpace(self._adapters, self.model, self.dtype)
+
+  @functools.cached_property
+  def _genomes(self):
+    return self._adapter_space.experts()
+
+  def way(
+    self, kind: str, name: str, slots: int | None = None, **sizes: Any
+  ) -> tuple[Callable[[], Any], Evaluator]:
+    """Returns what scores all members once, and the evaluator that does.
+
+    `slots` are prompts in work in all; sizes are those of `plan.make_plan`.
+    Each way has the same number of items.
+    """
+    members = 1 if name == 'one model' else self.members
+    items = self.items * self.members // members
+    rows = max(1, slots // members) if slots else None
+    space, genomes = self._adapter_space, self._genomes
+    if name == 'gates':
+      space = self._gate_space
+      drawn = np.random.default_rng(0).dirichlet(np.ones(members), members)
+      genomes = {GATES: jnp.asarray(drawn, jnp.float32)}
+    elif name == 'one model':
+      genomes = jax.tree.map(lambda leaf: leaf[:1], genomes)
+    task = self._tasks[kind].dev[:items]
+    evaluator = Evaluator(
+      self._tokenizer,
+      [dataclasses.replace(self._tasks[kind], dev=task)],
+      dtype=self.dtype,
+      prompts_per_batch=rows,
+    )
+    evaluator.prepare(space, genomes, **sizes)
+    return lambda: evaluator.evaluate(space, genomes), evaluator
+
+  def prompt_tokens(self, kind: str) -> float:
+    """Mean tokens of a prompt."""
+    task = self._tasks[kind]
+    lengths = [len(self._tokenizer.encode(i.question)) for i in task.dev]
+    return statistics.mean(lengths)
+
+  @property
+  def layer_params(self) -> int:
+    """Weights that every token goes through."""
+    c = self.config
+    return c.num_params - (1 if c.tied else 2) * c.vocab_size * c.embed_dim
+
+  def step_bytes(self, name: str, slots: int) -> float:
+    """Bytes that a step of decoding has to read: weights, members, cache."""
+    members = num_bytes(self._genomes) * self.dtype.itemsize / 4
+    if name == 'one model':
+      members /= self.members
+    context = self.prompt_tokens('numeric_match') + self.new_tokens / 2
+    cache = slots * context * bytes_per_token(self.config, self.dtype)
+    return num_bytes(self.model.params) + members + cache
+
+
+def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
+  """Measures a large product, and a copy into memory that is there."""
+  size = 256 if bench.small else 8192
+  if jax.default_backend() == 'cpu':
+    size = min(size, 2048)
+  a = jnp.ones((size, size), bench.dtype)
+  product = jax.jit(jnp.matmul)
+  seconds = _best(lambda: product(a, a))
+  bench.rates['product'] = 2 * size**3 / seconds
+  count = (1 << 16 if bench.small else _COPY_BYTES) // 4
+  if jax.default_backend() == 'cpu':
+    count = min(count, 1 << 25)
+  x = jnp.ones(count, jnp.float32)
+  held = [jnp.zeros_like(x)]
+  # The result takes the memory of an array that is no longer wanted.
+  copy = jax.jit(lambda old, x: -x, donate_argnums=0, keep_unused=True)
+
+  def once():
+    held[0] = copy(held[0], x)
+    return held[0]
+
+  bench.rates['copy'] = 8 * count / _best(once)
+  found |= {f'{k}_per_second': v for k, v in bench.rates.items()}
+  found['product_size'] = size
+  clock.say(
+    f'product {bench.rates["product"] / 1e12:.2f} TFLOP/s, copy '
+    f'{bench.rates["copy"] / 1e9:.0f} GB/s read and written'
+  )
+
+
+def _best(run: Callable[[], Any]) -> float:
+  """Seconds of a call in the best of some rows of calls."""
+  jax.block_until_ready(run())
+  seconds, calls, begun = [], 1, time.perf_counter()
+  while not seconds or time.perf_counter() - begun < _SECONDS_A_LIMIT:
+    if seconds:  # Enough that what a call costs the host is hidden.
+      calls = int(np.clip(_SECONDS_A_LIMIT / 5 / seconds[-1], 1, 20))
+    start = time.perf_counter()
+    for _ in range(calls):
+      last = run()
+    jax.block_until_ready(last)
+    seconds.append((time.perf_counter() - start) / calls)
+  return min(seconds)
+
+
+def likelihood(
+  bench: Bench,
+  clock: Clock,
+  found: dict[str, Any],
+  *,
+  ways: Sequence[str] = WAYS,
+) -> None:
+  """Scores multiple choice: a population, one model, gates."""
+  for name in ways:
+    _measure(bench, clock, found, 'multiple_choice', name, 'plan', {})
+
+
+def generation(
+  bench: Bench,
+  clock: Clock,
+  found: dict[str, Any],
+  *,
+  slots: Sequence[int],
+  variants: Mapping[str, dict[str, Any]],
+  ways: Sequence[str] = WAYS,
+) -> None:
+  """Continues prompts: a population, one model, gates; by slots."""
+  for count in slots:
+    for variant, options in variants.items():
+      label = f'{variant}, {count} slots' if count else variant
+      options = options | {'slots': count or None}
+      for name in ways:
+        _measure(bench, clock, found, 'numeric_match', name, label, options)
+
+
+def _beside_limits(bench: Bench, name: str, row: dict[str, Any]) -> None:
+  """Adds what a way has of the device's limits."""
+  if not row['steps']:
+    done = 2 * bench.layer_params * row['tokens'] / row['steady']
+    if 'product' in bench.rates:
+      row['rate_share'] = done / bench.rates['product']
+    return
+  row['slots'] = row['slot_steps'] / row['steps']
+  # Of a few steps all may be counted as the reading of prompts.
+  decode = row['decode'] or row['steady']
+  row['step_ms'] = 1e3 * decode / row['steps']
+  if 'copy' in bench.rates:
+    needed = bench.step_bytes(name, row['slots']) / bench.rates['copy']
+    row['limit_ms'] = 1e3 * needed
+    row['limit_share'] = needed * row['steps'] / decode
+
+
+def _measure(bench, clock, found, kind, name, variant, options):
+  """Times one way: the first call, and calls as long as there is time."""
+  label = f'{name} ({variant})'
+  expected = max(
+    (row['first'] + row.get('steady', 0) for row in found.values() if row),
+    default=0.0,
+  )
+  if not clock.fits(expected):
+    why = f'{clock.left:.0f} s are left of the part'
+    clock.skip(f'{kind}: {label}', why)
+    return
+  try:
+    row = _timed(bench, clock, kind, name, options)
+    if 'steady' in row:
+      _beside_limits(bench, name, row)
+    found[label] = row
+    shown = ', '.join(
+      f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}'
+      for k, v in row.items()
+    )
+    clock.say(f'{kind}: {label}: {shown}')
+  except Exception as error:
+    found.pop(label, None)
+    clock.fail(f'{kind}: {label}', error)
+  gc.collect()  # What the way held on the device is given back.
+  clock.keep()
+
+
+def _timed(bench, clock, kind, name, options):
+  run, evaluator = bench.way(kind, name, **options)
+  ledger = evaluator.ledger
+  start = time.perf_counter()
+  run()
+  row: dict[str, Any] = {'first': time.perf_counter() - start}
+  row['compile'] = ledger.seconds['compile']
+  row['programs'] = ledger.programs
+  row['plan'] = evaluator.plan.describe().splitlines()[0]
+  expected = row['first'] - row['compile']
+  seconds, before = [], ledger.as_dict()
+  while len(seconds) < 3 and clock.fits(expected):
+    start = time.perf_counter()
+    run()
+    seconds.append(time.perf_counter() - start)
+    expected = seconds[-1]
+    if bench.small:
+      break
+  if seconds:
+    after = ledger.as_dict()
+
+    def each(*names: str) -> float:
+      return sum(after[n] - before[n] for n in names) / len(seconds)
+
+    row['steady'] = min(seconds)
+    row['seconds'] = seconds
+    made = each('new_tokens') if kind == 'numeric_match' else 0
+    row['tokens'] = made or each('prompt_tokens')
+    row['tokens_per_second'] = row['tokens'] / row['steady']
+    row['recompiled'] = after['programs'] - before['programs']
+    for key in ('steps', 'slot_steps', 'refills'):
+      row[key] = each(key)
+    for key in ('prefill', 'decode', 'idle', 'host'):
+      spent = after['seconds'].get(key, 0) - before['seconds'].get(key, 0)
+      row[key] = spent / len(seconds)
+  row['peak_gib'] = peak_memory() / 2**30
+  return row
+
+
+def peak_memory() -> int:
+  """Most bytes that were in use on the first device; 0 if it does not tell."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return stats.get('peak_bytes_in_use', 0)
+
+
+def kernels(
+  bench: Bench,
+  clock: Clock,
+  found: dict[str, Any],
+  *,
+  slots: int,
+  variants: Mapping[str, dict[str, Any]],
+) -> None:
+  """Profiles a population that decodes and reads: kernels by share of time."""
+  for variant, options in variants.items():
+    ways = {
+      variant: ('numeric_match', {'slots': slots or None}),
+      f'{variant}, likelihood': ('multiple_choice', {}),
+    }
+    for label, (kind, more) in ways.items():
+      if not clock.fits(0):
+        clock.skip(f'kernels: {label}', 'no time is left')
+        continue
+      found[label] = _profiled(bench, clock, kind, options | more)
+      gc.collect()
+      clock.keep()
+
+
+def _profiled(bench, clock, kind, options):
+  run, evaluator = bench.way(kind, 'population', **options)
+  start = time.perf_counter()
+  run()
+  first = time.perf_counter() - start
+  start, before = time.perf_counter(), evaluator.ledger.as_dict()
+  run()
+  spent, after = time.perf_counter() - start, evaluator.ledger.as_dict()
+  steps = after['steps'] - before['steps']
+  unit = {'unit': 'pass', 'unit_ms': 1e3 * spent}
+  if steps:
+    decode = after['seconds']['decode'] - before['seconds']['decode']
+    unit = {'unit': 'step', 'unit_ms': 1e3 * decode / steps}
+  # In the middle, where answers are being made.
+  seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 5))
+  busy = max(seen['busy'], 1e-9)
+  most = list(seen['kernels'].items())[:_KERNELS]
+  for name, (spent, count) in most:
+    clock.say(f'{spent / busy:6.1%} {count:7d} x {name[:70]}')
+  return unit | {
+    'first': first,
+    'compile': evaluator.ledger.seconds['compile'],
+    'window': seen['window'],
+    'busy': busy,
+    'different': len(seen['kernels']),
+    'kernels': {
+      name: {'share': spent / busy, 'seconds': spent, 'count': count}
+      for name, (spent, count) in most
+    },
+  }
+
+
+def operators(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
+  """Times operators on ten adapters beside a copy."""
+  size = operator_sizes.SIZES['tiny' if bench.small else 'lora10']
+  workbench = operator_timing.Workbench(size)
+  names = _FEW_OPERATORS if bench.small else OPERATORS
+  cases = operator_timing.chosen_cases(names)
+  # Of the cases of an operator the first.
+  cases = {case.operator.name: case for case in reversed(cases)}
+  rows = [
+    *workbench.limits(),
+    *(workbench.row(cases[name]) for name in names),
+  ]
+  for row in rows:
+    if not clock.fits(0):
+      clock.skip(f'operators: {row.name}', 'no time is left')
+      continue
+    try:
+      start = time.perf_counter()
+      row.run()
+      compiling = time.perf_counter() - start
+      seconds = operator_timing.time_rows([row], _REPEATS)[row.name]
+    except Exception as error:
+      clock.fail(f'operators: {row.name}', error)
+      continue
+    best = min(seconds)
+    entry = {'first': compiling, 'seconds': best}
+    if row.moved:
+      entry['bytes_per_second'] = row.moved / best
+      copy = found.get(row.copy)
+      if copy:
+        entry['copy_share'] = (
+          entry['bytes_per_second'] / copy['bytes_per_second']
+        )
+    found[row.name] = entry
+    share = entry.get('copy_share')
+    clock.say(
+      f'{row.name}: {best * 1e3:.2f} ms'
+      + (f', {share:.0%} of the copy' if share else '')
+      + f', {compiling:.1f} s at first'
+    )
+    clock.keep()

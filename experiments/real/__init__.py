@@ -1,0 +1,1 @@
+"""Experts of a real model, and searches over them."""
