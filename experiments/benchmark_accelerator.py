@@ -9,7 +9,8 @@ order unless --parts says otherwise:
   limits      a large product, and a copy into memory that is there
   likelihood  multiple choice: a population, one model with as many items, gates
   generation  answers of --new_tokens by the same, for every one of --slots
-  kernels     what the device does in a step of decoding, by the profiler
+  kernels     what the device does as it decodes and reads, by the profiler
+  layer       attention of decoding and a projection, in several ways
   operators   merges and mutations of adapters, beside a copy
 
 Decoding goes as the plan has it, or by each of --variants. Each part has a
@@ -32,6 +33,7 @@ from absl import flags
 import jax
 
 from evojax_llm.commands import command
+from experiments.benchmarks import accelerator_layer
 from experiments.benchmarks import accelerator_limits
 from experiments.benchmarks import accelerator_parts
 from experiments.benchmarks import accelerator_peer
@@ -48,6 +50,7 @@ _SHARES = {
   'likelihood': 3,
   'generation': 9,
   'kernels': 3,
+  'layer': 4,
   'operators': 3,
 }
 # Ways to decode, by what the plan is told; see --variants.
@@ -168,8 +171,9 @@ def main(_: Sequence[str]) -> None:
       ways=_WAYS.value,
     ),
     'kernels': of_engine(
-      accelerator_parts.decode_kernels, slots=slots[-1], variants=variants
+      accelerator_parts.kernels, slots=slots[-1], variants=variants
     ),
+    'layer': of_engine(accelerator_layer.layer),
     'operators': of_engine(accelerator_limits.operators),
   }
   clock = Clock(60 * _MINUTES.value, keep)

@@ -66,7 +66,7 @@ class Bench:
       kind: accelerator_model.task(kind, items * members, new_tokens, data)
       for kind in ('multiple_choice', 'numeric_match')
     }
-    self._rank = rank
+    self.rank = rank
 
   @functools.cached_property
   def model(self):
@@ -76,7 +76,7 @@ class Bench:
   @functools.cached_property
   def _adapters(self):
     return accelerator_model.random_adapters(
-      self.config, self.members, self._rank
+      self.config, self.members, self.rank
     )
 
   @functools.cached_property
@@ -261,7 +261,7 @@ def peak_memory() -> int:
   return stats.get('peak_bytes_in_use', 0)
 
 
-def decode_kernels(
+def kernels(
   bench: Bench,
   clock: Clock,
   found: dict[str, Any],
@@ -269,31 +269,26 @@ def decode_kernels(
   slots: int,
   variants: Mapping[str, dict[str, Any]],
 ) -> None:
-  """Profiles decoding by a population: kernels by share of the time."""
+  """Profiles a population that decodes and reads: kernels by share of time."""
   for variant, options in variants.items():
-    if not clock.fits(0):
-      clock.skip(f'kernels: {variant}', 'no time is left')
-      continue
-    try:
-      found[variant] = row = _kernels(bench, slots, options)
-    except Exception as error:  # The other variants are to run.
-      clock.fail(f'kernels: {variant}', error)
-      continue
-    clock.say(f'{variant}: {row["step_ms"]:.2f} ms a step')
-    for name, kernel in row['kernels'].items():
-      share, count = kernel['share'], kernel['count']
-      clock.say(f'{share:6.1%} {count:7d} x {name[:70]}')
-    gc.collect()
-    clock.keep()
+    ways = {
+      variant: ('numeric_match', {'slots': slots or None}),
+      f'{variant}, likelihood': ('multiple_choice', {}),
+    }
+    for label, (kind, more) in ways.items():
+      if not clock.fits(0):
+        clock.skip(f'kernels: {label}', 'no time is left')
+        continue
+      try:
+        found[label] = _profiled(bench, clock, kind, options | more)
+      except Exception as error:  # The others are to run.
+        clock.fail(f'kernels: {label}', error)
+      gc.collect()
+      clock.keep()
 
 
-def _kernels(
-  bench: Bench, slots: int, options: dict[str, Any]
-) -> dict[str, Any]:
-  """Returns what the profiler sees in the middle of decoding."""
-  run, evaluator = bench.way(
-    'numeric_match', 'population', slots=slots or None, **options
-  )
+def _profiled(bench, clock, kind, options):
+  run, evaluator = bench.way(kind, 'population', **options)
   start = time.perf_counter()
   run()
   first = time.perf_counter() - start
@@ -301,22 +296,26 @@ def _kernels(
   run()
   spent, after = time.perf_counter() - start, evaluator.ledger.as_dict()
   steps = after['steps'] - before['steps']
-  decode = after['seconds']['decode'] - before['seconds']['decode']
-  window = min(1.0, spent / 4)
-  seen = accelerator_profile.profile(run, 0.4 * spent, window)
+  unit = {'unit': 'pass', 'unit_ms': 1e3 * spent}
+  if steps:
+    decode = after['seconds']['decode'] - before['seconds']['decode']
+    unit = {'unit': 'step', 'unit_ms': 1e3 * decode / steps}
+  # In the middle, where answers are being made.
+  seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 4))
   if not seen['kernels']:  # The window was beside the work.
     seen = accelerator_profile.profile(run, 0.0, 2 * spent)
   busy = max(seen['busy'], 1e-9)
-  kernels = list(seen['kernels'].items())
-  return {
+  most = list(seen['kernels'].items())[:_KERNELS]
+  for name, (spent, count) in most:
+    clock.say(f'{spent / busy:6.1%} {count:7d} x {name[:70]}')
+  return unit | {
     'first': first,
     'compile': evaluator.ledger.seconds['compile'],
-    'step_ms': 1e3 * decode / max(1, steps),
     'window': seen['window'],
     'busy': busy,
-    'different': len(kernels),
+    'different': len(seen['kernels']),
     'kernels': {
       name: {'share': spent / busy, 'seconds': spent, 'count': count}
-      for name, (spent, count) in kernels[:_KERNELS]
+      for name, (spent, count) in most
     },
   }

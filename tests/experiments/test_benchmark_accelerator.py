@@ -12,7 +12,7 @@ from experiments.benchmarks.accelerator_clock import Clock
 from tests.experiments.running import run_program
 
 # The peer takes torch, which has a test of its own.
-PARTS = ('limits', 'likelihood', 'generation', 'kernels', 'operators')
+PARTS = ('limits', 'likelihood', 'generation', 'kernels', 'layer', 'operators')
 SMOKE = {
   'shape': 'tiny',
   'layers': 1,
@@ -51,6 +51,8 @@ def test_smoke_measures_every_part(tmp_path, capsys):
   assert made == {2 * 3 * 8}
   kernels = parts['kernels']['plain']['kernels'].values()
   assert 0.5 < sum(row['share'] for row in kernels) <= 1.0001
+  # Two ways of attention, three of a product, and the seconds.
+  assert len(parts['layer']) == 6
   assert parts['operators']['linear']['copy_share'] > 0
   assert any('advance' in name for name in found['compiled'])
   text = out.with_suffix('.md').read_text()
