@@ -92,6 +92,30 @@ def test_refuses_what_has_nothing_to_read():
     batches.pack_likelihood([((1,), (2,)), ((), (2,))], lambda length: 8)
 
 
+def test_rows_are_longer_and_fuller_where_attention_is_cheap():
+  sizes = np.random.default_rng(0).lognormal(4.7, 0.5, 100).astype(int)
+  made = [
+    ((1, *(100 * i + j for j in range(n))), (o,))
+    for i, n in enumerate(sizes)
+    for o in (3, 4)
+  ]
+
+  def filled(**options):
+    packed = batches.pack_likelihood(made, lambda length: 64, **options)
+    read = np.concatenate([batch.owner.ravel() for batch in packed])
+    assert sorted(read[read >= 0]) == list(range(len(made)))
+    longest = max(batch.tokens.shape[2] for batch in packed)
+    assert longest <= batches.longest_row(sizes + 1, 1) + 8
+    valid = sum((batch.positions >= 0).sum() for batch in packed)
+    return len(packed), valid / sum(batch.tokens.size for batch in packed)
+
+  (programs, share), (fewer, more) = (
+    filled(),
+    filled(attention_doubles_at=4850),
+  )
+  assert fewer <= programs and share < 0.9 < 0.95 < more
+
+
 @functools.partial(jax.jit, static_argnames='config')
 def logits_of(config, params, tokens, positions, until):
   model = Transformer(config)
