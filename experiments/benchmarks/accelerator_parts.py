@@ -270,21 +270,22 @@ def kernels(
   variants: Mapping[str, dict[str, Any]],
 ) -> None:
   """Profiles a population that decodes and reads: kernels by share of time."""
-  for variant, options in variants.items():
-    ways = {
-      variant: ('numeric_match', {'slots': slots or None}),
-      f'{variant}, likelihood': ('multiple_choice', {}),
-    }
-    for label, (kind, more) in ways.items():
-      if not clock.fits(0):
-        clock.skip(f'kernels: {label}', 'no time is left')
-        continue
-      try:
-        found[label] = _profiled(bench, clock, kind, options | more)
-      except Exception as error:  # The others are to run.
-        clock.fail(f'kernels: {label}', error)
-      gc.collect()
-      clock.keep()
+  ways = {
+    variant: ('numeric_match', options | {'slots': slots or None})
+    for variant, options in variants.items()
+  }
+  for label, (kind, options) in (
+    ways | {'likelihood': ('multiple_choice', {})}
+  ).items():
+    if not clock.fits(0):
+      clock.skip(f'kernels: {label}', 'no time is left')
+      continue
+    try:
+      found[label] = _profiled(bench, clock, kind, options)
+    except Exception as error:  # The others are to run.
+      clock.fail(f'kernels: {label}', error)
+    gc.collect()
+    clock.keep()
 
 
 def _profiled(bench, clock, kind, options):
