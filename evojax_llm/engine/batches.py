@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from evojax_llm.engine import prefix_tree
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.tasks.tokens import common_start
 
 # One more bucket is opened only if it saves at least this share of the padded
@@ -19,12 +20,13 @@ from evojax_llm.tasks.tokens import common_start
 _LEAST_SAVING = 0.25
 _MAX_BUCKETS = 4
 # Rows of a likelihood program have at least one of these lengths, and short
-# items share one; longer ones for the sake of a shared start stop at the last.
-_SHORTEST_ROWS = (32, 48, 64, 80, 96, 128)
+# items share one; of those above 128 where attention is cheap enough.
+_SHORTEST_ROWS = (32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
+# Longer ones for the sake of a shared start stop there.
 _LONGEST_TO_SHARE = 1024
-# Where attention costs a token as much as everything else (a model of a million
-# parameters, measured on a CPU; larger models get there later).
-_ATTENTION_DOUBLES_AT = 320
+# Keys that cost a token as much as everything else: weights of a layer over so
+# many times the width of its heads (measured on a CPU with 1 M parameters).
+_WEIGHTS_TO_KEY = 4.2
 # Most batches of a call: enough for what a member costs once a call, few enough
 # to see a run move.
 BATCHES_PER_CALL = 8
@@ -64,6 +66,17 @@ class LikelihoodBatch:
     of_read = at[own] % self.row.shape[1]
     row, column = self.row[batch, of_read], self.column[batch, of_read]
     return row, column, self.target[own], self.owner[own]
+
+
+def attention_doubles_at(config: ModelConfig) -> float:
+  """Returns the keys at which attention costs as much as all else."""
+  weights = sum(a * b for a, b in config.linear_shapes().values())
+  return weights / (_WEIGHTS_TO_KEY * config.num_heads * config.head_dim)
+
+
+def shortest_rows(doubles_at: float) -> list[int]:
+  """Returns the lengths that rows have at least, one of them."""
+  return [n for n in _SHORTEST_ROWS if n <= max(128, 0.4 * doubles_at)]
 
 
 def length_buckets(lengths: Sequence[int]) -> list[int]:
@@ -108,6 +121,7 @@ def pack_likelihood(
   *,
   families: Sequence[int] | None = None,
   share: bool = True,
+  doubles_at: float = 320.0,
 ) -> list[LikelihoodBatch]:
   """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
 
@@ -122,6 +136,7 @@ def pack_likelihood(
       they all begin with. One family by default.
     share: False for rows of one text each, as a model without `until` needs
       them: only continuations that differ in their last token share a row.
+    doubles_at: see `attention_doubles_at`; by default that of a small model.
   """
   for owner, (prompt, continuation) in enumerate(continuations):
     if not prompt or not continuation:
@@ -129,7 +144,10 @@ def pack_likelihood(
         f'continuation {owner} has {len(prompt)} prompt and '
         f'{len(continuation)} continuation tokens; expected one of each.'
       )
-  rows, lengths = (_forests if share else _texts)(continuations, families)
+  if share:
+    rows, lengths = _forests(continuations, families, doubles_at)
+  else:
+    rows, lengths = _texts(continuations)
   packed = []
   for top, indices in by_bucket(lengths):
     calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
@@ -208,7 +226,7 @@ def _stack(
 
 
 def _texts(
-  continuations: Sequence[prefix_tree.Continuation], _: Sequence[int] | None
+  continuations: Sequence[prefix_tree.Continuation],
 ) -> tuple[list[prefix_tree.Row], list[int]]:
   """Rows of one text each, and their lengths."""
   owners: dict[tuple[int, ...], list[int]] = {}
@@ -221,7 +239,7 @@ def _texts(
   return rows, [len(row.tokens) for row in rows]
 
 
-def _forests(continuations, families):
+def _forests(continuations, families, doubles_at):
   """Rows of as many items as there is room for, and how long they may be."""
   items: dict[int, dict[tuple[int, ...], list[int]]] = {}
   for owner, (prompt, _) in enumerate(continuations):
@@ -235,7 +253,7 @@ def _forests(continuations, families):
       prefix_tree.size([continuations[owner] for owner in group])
       for group in groups
     ]
-    for together in _fill_rows(sizes, shared):
+    for together in _fill_rows(sizes, shared, doubles_at):
       filled = []
       for members in together:
         owners = [owner for m in members for owner in groups[m]]
@@ -247,20 +265,22 @@ def _forests(continuations, families):
   return rows, lengths
 
 
-def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
+def _fill_rows(
+  sizes: Sequence[int], shared: int, doubles_at: float
+) -> list[list[list[int]]]:
   """The items of each row, rows of one length together.
 
   Short rows are cheap to attend to and long ones leave less room empty. Of a
   few lengths, the one with the least work for all rows is taken.
   """
   best, least = [], math.inf
-  for shortest in _SHORTEST_ROWS:
+  for shortest in shortest_rows(doubles_at):
     floor = max(shortest, _row_to_share(shared))
     made, work = [], 0.0
     for top, indices in by_bucket([max(size, floor) for size in sizes]):
       rows = prefix_tree.fill([sizes[i] for i in indices], top, shared)
       made.append([[indices[i] for i in row] for row in rows])
-      work += len(rows) * top * (1 + top / _ATTENTION_DOUBLES_AT)
+      work += len(rows) * top * (1 + top / doubles_at)
     if work < least:
       best, least = made, work
   return best
@@ -273,4 +293,4 @@ def _row_to_share(shared: int) -> int:
 
 def longest_row(sizes: Sequence[int], shared: int) -> int:
   """Columns at most of the rows of a family of items that share a start."""
-  return max(*sizes, _SHORTEST_ROWS[-1], _row_to_share(shared))
+  return max(*sizes, shortest_rows(0)[-1], _row_to_share(shared))

@@ -8,7 +8,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.engine.batches import BATCHES_PER_CALL
+from evojax_llm.engine import batches
 from evojax_llm.models.cache import bytes_per_token
 from evojax_llm.models.config import ModelConfig
 from evojax_llm.population import stack
@@ -76,6 +76,7 @@ class Plan:
   on_host: bool = False
   walk: str = 'scan'
   attention: str = 'plain'
+  attention_doubles_at: float = 320.0
 
   def row_bytes(self, length: int, new_tokens: int = 0) -> int:
     """Bytes that one prompt of one member takes while a program runs."""
@@ -279,6 +280,10 @@ def make_plan(
   if population_bytes is None:
     population_bytes = members * member_bytes
   layers = base_bytes - config.vocab_size * config.embed_dim * itemsize
+  doubles_at = batches.attention_doubles_at(config)
+  longest = batches.shortest_rows(doubles_at)[-1]
+  if longest > 128 and any(not new for _, new in lengths):
+    lengths = [*lengths, (longest, 0)]  # as items may share a row
   common = dict(
     form=form,
     form_is_clear=clear,
@@ -291,7 +296,7 @@ def make_plan(
     row_token=layer_bytes(config)
     + bytes_per_token(config, dtype, hops)
     # Hidden states that are read wait for the end of a call.
-    + BATCHES_PER_CALL * config.embed_dim * itemsize,
+    + batches.BATCHES_PER_CALL * config.embed_dim * itemsize,
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(
       device.platform, _TOKENS_PER_CALL_ELSEWHERE
@@ -303,6 +308,7 @@ def make_plan(
     on_host=on_host,
     walk=walk or ('scan' if device.platform == 'cpu' else 'unrolled'),
     attention=attention or ('pallas' if device.platform == 'gpu' else 'plain'),
+    attention_doubles_at=doubles_at,
   )
   resident = base_bytes + (0 if on_host else population_bytes)
 
