@@ -56,6 +56,7 @@ class Plan:
     walk: how a step of decoding goes through the layers: 'scan', over stacks,
       or 'unrolled', over separate layers (see `decode_step`).
     attention: of such a step, an implementation of `decode_attention`.
+    attention_doubles_at: see `batches.attention_doubles_at`.
   """
 
   form: str
