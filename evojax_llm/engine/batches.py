@@ -12,7 +12,6 @@ import math
 import numpy as np
 
 from evojax_llm.engine import prefix_tree
-from evojax_llm.models.config import ModelConfig
 from evojax_llm.tasks.tokens import common_start
 
 # One more bucket is opened only if it saves at least this share of the padded
@@ -20,14 +19,14 @@ from evojax_llm.tasks.tokens import common_start
 _LEAST_SAVING = 0.25
 _MAX_BUCKETS = 4
 # Rows of a likelihood program have at least one of these lengths, and short
-# items share one; of those above 128 where attention is cheap enough.
-_SHORTEST_ROWS = (32, 48, 64, 80, 96, 128, 192, 256, 384, 512)
-_LONG = 128
-# Longer ones for the sake of a shared start stop there.
+# items share one; longer ones for the sake of a shared start stop at the last.
+_SHORTEST_ROWS = (32, 48, 64, 80, 96, 128)
 _LONGEST_TO_SHARE = 1024
-# Keys that cost a token as much as everything else: weights of a layer over so
-# many times the width of its heads (measured on a CPU with 1 M parameters).
-_WEIGHTS_TO_KEY = 4.2
+# Where attention is cheap also these, and the longest: they leave less empty.
+_LONGER_ROWS = (192, 256, 384, 512)
+# Where attention costs a token as much as everything else (a model of a million
+# parameters, measured on a CPU; larger models get there later).
+ATTENTION_DOUBLES_AT = 320
 # Most batches of a call: enough for what a member costs once a call, few enough
 # to see a run move.
 BATCHES_PER_CALL = 8
@@ -69,17 +68,6 @@ class LikelihoodBatch:
     of_read = at[own] % self.row.shape[1]
     row, column = self.row[batch, of_read], self.column[batch, of_read]
     return row, column, self.target[own], self.owner[own]
-
-
-def attention_doubles_at(config: ModelConfig) -> float:
-  """Returns the keys at which attention costs as much as all else."""
-  weights = sum(a * b for a, b in config.linear_shapes().values())
-  return weights / (_WEIGHTS_TO_KEY * config.num_heads * config.head_dim)
-
-
-def shortest_rows(doubles_at: float) -> list[int]:
-  """Returns the lengths that rows have at least, one of them."""
-  return [n for n in _SHORTEST_ROWS if n <= max(_LONG, 0.4 * doubles_at)]
 
 
 def length_buckets(lengths: Sequence[int]) -> list[int]:
@@ -124,7 +112,7 @@ def pack_likelihood(
   *,
   families: Sequence[int] | None = None,
   share: bool = True,
-  doubles_at: float = 320.0,
+  attention_doubles_at: int = ATTENTION_DOUBLES_AT,
 ) -> list[LikelihoodBatch]:
   """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
 
@@ -139,7 +127,8 @@ def pack_likelihood(
       they all begin with. One family by default.
     share: False for rows of one text each, as a model without `until` needs
       them: only continuations that differ in their last token share a row.
-    doubles_at: see `attention_doubles_at`; by default that of a small model.
+    attention_doubles_at: columns of a row at which a token costs twice as much
+      as in a short one.
   """
   for owner, (prompt, continuation) in enumerate(continuations):
     if not prompt or not continuation:
@@ -148,7 +137,7 @@ def pack_likelihood(
         f'{len(continuation)} continuation tokens; expected one of each.'
       )
   if share:
-    rows, lengths = _forests(continuations, families, doubles_at)
+    rows, lengths = _forests(continuations, families, attention_doubles_at)
   else:
     rows, lengths = _texts(continuations)
   packed = []
@@ -265,7 +254,7 @@ def _forests(continuations, families, doubles_at):
     for top, found in _fill_rows(sizes, shared, doubles_at):
       own = [groups[i] for i in found], [sizes[i] for i in found], shared
       parts.append((*own, top, prefix_tree.fill(own[1], top, shared)))
-  if _LONG < shortest_rows(doubles_at)[-1]:
+  if doubles_at > ATTENTION_DOUBLES_AT:
     # Items of families that come into one bucket fill its rows.
     tops = length_buckets([part[3] for part in parts for _ in part[4]])
     for i, (groups, sizes, shared, top, _) in enumerate(parts):
@@ -286,7 +275,7 @@ def _forests(continuations, families, doubles_at):
 
 
 def _fill_rows(
-  sizes: Sequence[int], shared: int, doubles_at: float
+  sizes: Sequence[int], shared: int, doubles_at: int
 ) -> list[tuple[int, list[int]]]:
   """The length of the rows of each bucket, and which items share them.
 
@@ -294,7 +283,12 @@ def _fill_rows(
   few lengths, the one with the least work for all rows is taken.
   """
   best, least = [], math.inf
-  for shortest in shortest_rows(doubles_at):
+  shortest_rows = list(_SHORTEST_ROWS)
+  if doubles_at > ATTENTION_DOUBLES_AT:
+    # None longer than what the memory was planned for.
+    longest = longest_row(sizes, shared)
+    shortest_rows += [n for n in _LONGER_ROWS if n < longest] + [longest]
+  for shortest in shortest_rows:
     floor = max(shortest, _row_to_share(shared))
     made = by_bucket([max(size, floor) for size in sizes])
     work = sum(
@@ -315,4 +309,4 @@ def _row_to_share(shared: int) -> int:
 
 def longest_row(sizes: Sequence[int], shared: int) -> int:
   """Columns at most of the rows of a family of items that share a start."""
-  return max(*sizes, _LONG, _row_to_share(shared))
+  return max(*sizes, _SHORTEST_ROWS[-1], _row_to_share(shared))

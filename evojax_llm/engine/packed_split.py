@@ -162,7 +162,7 @@ def pack(
     plan.rows,
     pad_id,
     families=families,
-    doubles_at=plan.attention_doubles_at,
+    attention_doubles_at=plan.attention_doubles_at,
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
     jobs.append(Job(batch, jax.device_put(arrays, sharding)))

@@ -8,7 +8,8 @@ import os
 import jax
 import jax.numpy as jnp
 
-from evojax_llm.engine import batches
+from evojax_llm.engine.batches import ATTENTION_DOUBLES_AT
+from evojax_llm.engine.batches import BATCHES_PER_CALL
 from evojax_llm.models.cache import bytes_per_token
 from evojax_llm.models.config import ModelConfig
 from evojax_llm.population import stack
@@ -24,6 +25,13 @@ _SLOTS_PER_CALL_ELSEWHERE = 512
 # one member. Between these sizes it is tried.
 _FOLD_AT_MOST_BYTES = 1 << 28
 _FOLD_NEVER_BYTES = 1 << 32
+# An accelerator multiplies as many numbers while it moves a byte of scores; a
+# score of a head is written, read by the softmax's passes and by the product.
+_PRODUCTS_A_BYTE = 100
+_BYTES_A_SCORE = 20
+# On a CPU a key costs a product of this number by the width of the heads: what
+# makes the 320 columns of `batches` for the model that they were measured with.
+_PRODUCTS_A_KEY = 4.2
 _SHARE_OF_MEMORY = 0.8
 _MIB = 1 << 20
 
@@ -53,10 +61,11 @@ class Plan:
     tokens_per_call: padded tokens that one program call aims at.
     slots_per_call: prompts that one step of decoding aims at.
     prompts_per_batch: given by the user; None to choose by size.
+    attention_doubles_at: columns of a row at which attention costs a token as
+      much as all else.
     walk: how a step of decoding goes through the layers: 'scan', over stacks,
       or 'unrolled', over separate layers (see `decode_step`).
     attention: of such a step, an implementation of `decode_attention`.
-    attention_doubles_at: see `batches.attention_doubles_at`.
   """
 
   form: str
@@ -75,9 +84,9 @@ class Plan:
   slots_per_call: int
   prompts_per_batch: int | None = None
   on_host: bool = False
+  attention_doubles_at: int = ATTENTION_DOUBLES_AT
   walk: str = 'scan'
   attention: str = 'plain'
-  attention_doubles_at: float = 320.0
 
   def row_bytes(self, length: int, new_tokens: int = 0) -> int:
     """Bytes that one prompt of one member takes while a program runs."""
@@ -222,6 +231,18 @@ def layer_bytes(config: ModelConfig) -> int:
   return 4 * (widest + 2 * heads * config.head_dim)
 
 
+def _attention_doubles_at(config: ModelConfig, platform: str) -> int:
+  """Returns the columns at which attention costs as much as the products.
+
+  On an accelerator attention costs the bytes that it moves.
+  """
+  weights = sum(i * o for i, o in config.linear_shapes().values())
+  moved = config.num_heads * _BYTES_A_SCORE * _PRODUCTS_A_BYTE
+  if platform == 'cpu':
+    moved = _PRODUCTS_A_KEY * config.num_heads * config.head_dim
+  return max(ATTENTION_DOUBLES_AT, int(weights / moved))
+
+
 def make_plan(
   config: ModelConfig,
   *,
@@ -281,10 +302,6 @@ def make_plan(
   if population_bytes is None:
     population_bytes = members * member_bytes
   layers = base_bytes - config.vocab_size * config.embed_dim * itemsize
-  doubles_at = batches.attention_doubles_at(config)
-  longest = batches.shortest_rows(doubles_at)[-1]
-  if longest > 128 and any(not new for _, new in lengths):
-    lengths = [*lengths, (longest, 0)]  # as items may share a row
   common = dict(
     form=form,
     form_is_clear=clear,
@@ -297,7 +314,7 @@ def make_plan(
     row_token=layer_bytes(config)
     + bytes_per_token(config, dtype, hops)
     # Hidden states that are read wait for the end of a call.
-    + batches.BATCHES_PER_CALL * config.embed_dim * itemsize,
+    + BATCHES_PER_CALL * config.embed_dim * itemsize,
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(
       device.platform, _TOKENS_PER_CALL_ELSEWHERE
@@ -307,9 +324,9 @@ def make_plan(
     ),
     prompts_per_batch=prompts_per_batch,
     on_host=on_host,
+    attention_doubles_at=_attention_doubles_at(config, device.platform),
     walk=walk or ('scan' if device.platform == 'cpu' else 'unrolled'),
     attention=attention or ('pallas' if device.platform == 'gpu' else 'plain'),
-    attention_doubles_at=doubles_at,
   )
   resident = base_bytes + (0 if on_host else population_bytes)
 

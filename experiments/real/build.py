@@ -57,7 +57,7 @@ _STEP_TOKENS = flags.DEFINE_integer(
 _TOKENS = flags.DEFINE_integer(
   'tokens',
   None,
-  'Positions that an expert reads at most; 65536 on a CPU, else 524288.',
+  'Positions that an expert reads at most; 32768 on a CPU, else 262144.',
   1,
 )
 _LENGTH = flags.DEFINE_integer('max_length', 640, 'Longest row in tokens.', 8)
@@ -66,6 +66,12 @@ _MINUTES = flags.DEFINE_float(
 )
 _SAVE_SECONDS = flags.DEFINE_float(
   'save_seconds', 60.0, 'From one state to the next.', 0.0
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype',
+  None,
+  ['float32', 'bfloat16'],
+  'Of the model and its activations; float32 on a CPU, else bfloat16.',
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of parts, factors and orders.', 0)
 
@@ -80,7 +86,7 @@ def main(_: Sequence[str]) -> None:
   sources.write_terms(out, _MODEL.value, model_file)
 
   on_cpu = jax.default_backend() == 'cpu'
-  dtype = jnp.float32 if on_cpu else jnp.bfloat16
+  dtype = jnp.dtype(_DTYPE.value or ('float32' if on_cpu else 'bfloat16'))
   recipe = _recipe(on_cpu)
   tokenizer = Tokenizer.from_folder(model_file)
   lessons = {}
@@ -108,15 +114,19 @@ def main(_: Sequence[str]) -> None:
     spent = sum(e['seconds'] for e in known['experts'].values())
     seconds = (60 * _MINUTES.value - spent) / (len(lessons) - number)
     state = out / 'unfinished' / f'{name}.npz'
-    factors, said = trainer.train(
-      name,
-      number,
-      lesson,
-      state,
-      seconds=max(1.0, seconds),
-      save_seconds=_SAVE_SECONDS.value,
-      say=command.say,
-    )
+    try:
+      factors, said = trainer.train(
+        name,
+        number,
+        lesson,
+        state,
+        seconds=max(1.0, seconds),
+        save_seconds=_SAVE_SECONDS.value,
+        say=command.say,
+      )
+    except KeyboardInterrupt:
+      command.say(f'{name} is unfinished; the same command goes on with it')
+      raise
     folder = out / 'experts' / name
     if not folder.exists():  # There where a build ended before it was noted.
       trainer.save(folder, factors)
@@ -138,14 +148,16 @@ def _recipe(on_cpu: bool) -> training.Recipe:
   """How experts learn; where compiling costs more than padding, few lengths."""
   longest = _LENGTH.value
   lengths = range(32, longest, 32) if on_cpu else [192]
+  reads = (4, 16, 64) if on_cpu else (80,)
   return training.Recipe(
     rank=_RANK.value,
     lr=_RATE.value,
     step_tokens=_STEP_TOKENS.value or (1024 if on_cpu else 8192),
-    tokens=_TOKENS.value or (1 << 16 if on_cpu else 1 << 19),
+    tokens=_TOKENS.value or (1 << 15 if on_cpu else 1 << 18),
     epochs=_EPOCHS.value,
     max_length=longest,
     lengths=(*(n for n in lengths if n < longest), longest),
+    reads=reads,
     seed=_SEED.value,
   )
 
@@ -165,7 +177,7 @@ def _begin(
   }
   for flag in (
     *(_EXPERTS, _RANK, _RATE, _EPOCHS, _STEP_TOKENS, _TOKENS, _LENGTH),
-    _SEED,
+    *(_DTYPE, _SEED),
   ):
     settings[flag.name] = flag.value
   if (out / 'experts.json').is_file():

@@ -12,7 +12,7 @@ from experiments.benchmarks.accelerator_clock import Clock
 from tests.experiments.running import run_program
 
 # The peer takes torch, which has a test of its own.
-PARTS = ('limits', 'likelihood', 'generation', 'kernels', 'operators')
+PARTS = ('limits', 'likelihood', 'generation', 'kernels', 'layer', 'operators')
 SMOKE = {
   'shape': 'tiny',
   'layers': 1,
@@ -33,6 +33,7 @@ def test_smoke_measures_every_part(tmp_path, capsys):
     f'--parts={",".join(PARTS)}',
     '--slots=4',
     '--ways=population,one model',
+    '--variants=plain',
     f'--out={out}',
   )
   assert code is None
@@ -48,8 +49,10 @@ def test_smoke_measures_every_part(tmp_path, capsys):
     assert min(way['tokens_per_second'] for way in ways.values()) > 0
   made = {v['tokens'] for v in parts['generation'].values() if type(v) is dict}
   assert made == {2 * 3 * 8}
-  kernels = parts['kernels']['plan']['kernels'].values()
+  kernels = parts['kernels']['plain']['kernels'].values()
   assert 0.5 < sum(row['share'] for row in kernels) <= 1.0001
+  # Two ways of attention, three of a product, and the seconds.
+  assert len(parts['layer']) == 6
   assert parts['operators']['linear']['copy_share'] > 0
   assert any('advance' in name for name in found['compiled'])
   text = out.with_suffix('.md').read_text()
