@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Sequence
 from concurrent import futures
+import contextlib
 import time
 from typing import Any
 
@@ -102,16 +103,16 @@ class Runtime:
     key = _key(name, arguments)
     found = self._programs.get(key)
     if found is None or isinstance(found[0], futures.Future):
-      try:
-        with self.ledger.time('compile'):
-          program = (
-            self._compile(function, arguments, in_specs, out_specs, donate)
-            if found is None
-            else found[0].result()
-          )
-      except BaseException:
-        self._programs.pop(key, None)
-        raise
+      work = function, arguments, in_specs, out_specs, donate
+      # One that fails beside others is tried again alone.
+      self._programs.pop(key, None)
+      program = None
+      with self.ledger.time('compile'):
+        if found is not None:
+          with contextlib.suppress(Exception):
+            program = found[0].result()
+        if program is None:
+          program = self._compile(*work)
       self._programs[key] = (program, keep)
       self.ledger.programs += 1
       # A device that waits for the compiler is not idle.
