@@ -34,6 +34,7 @@ import jax
 
 from evojax_llm.commands import command
 from experiments.benchmarks import accelerator_layer
+from experiments.benchmarks import accelerator_limits
 from experiments.benchmarks import accelerator_parts
 from experiments.benchmarks import accelerator_peer
 from experiments.benchmarks import accelerator_profile
@@ -161,7 +162,7 @@ def main(_: Sequence[str]) -> None:
 
   parts = {
     'peer': functools.partial(accelerator_peer.run, settings),
-    'limits': of_engine(accelerator_parts.limits),
+    'limits': of_engine(accelerator_limits.limits),
     'likelihood': of_engine(accelerator_parts.likelihood, ways=_WAYS.value),
     'generation': of_engine(
       accelerator_parts.generation,
@@ -173,7 +174,7 @@ def main(_: Sequence[str]) -> None:
       accelerator_parts.kernels, slots=slots[-1], variants=variants
     ),
     'layer': of_engine(accelerator_layer.layer),
-    'operators': of_engine(accelerator_parts.operators),
+    'operators': of_engine(accelerator_limits.operators),
   }
   clock = Clock(60 * _MINUTES.value, keep)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
