@@ -22,9 +22,11 @@ _MAX_BUCKETS = 4
 # items share one; longer ones for the sake of a shared start stop at the last.
 _SHORTEST_ROWS = (32, 48, 64, 80, 96, 128)
 _LONGEST_TO_SHARE = 1024
+# Where attention is cheap also these, and the longest: they leave less empty.
+_LONGER_ROWS = (192, 256, 384, 512)
 # Where attention costs a token as much as everything else (a model of a million
 # parameters, measured on a CPU; larger models get there later).
-_ATTENTION_DOUBLES_AT = 320
+ATTENTION_DOUBLES_AT = 320
 # Most batches of a call: enough for what a member costs once a call, few enough
 # to see a run move.
 BATCHES_PER_CALL = 8
@@ -42,6 +44,7 @@ class LikelihoodBatch:
     row: (J, U) of the columns in which something is read.
     column: (J, U) of them; its logits predict the next token.
     kept: (N,) which of the J x U are no padding, in their order.
+    count: () how many of the N there are; what follows is padding.
     source: (Q,) which of the N each read is of.
     target: (Q,) token whose log-probability is read.
     owner: (Q,) the continuation a read belongs to; -1 is padding.
@@ -53,6 +56,7 @@ class LikelihoodBatch:
   row: np.ndarray
   column: np.ndarray
   kept: np.ndarray
+  count: np.ndarray
   source: np.ndarray
   target: np.ndarray
   owner: np.ndarray
@@ -108,6 +112,7 @@ def pack_likelihood(
   *,
   families: Sequence[int] | None = None,
   share: bool = True,
+  attention_doubles_at: int = ATTENTION_DOUBLES_AT,
 ) -> list[LikelihoodBatch]:
   """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
 
@@ -122,6 +127,8 @@ def pack_likelihood(
       they all begin with. One family by default.
     share: False for rows of one text each, as a model without `until` needs
       them: only continuations that differ in their last token share a row.
+    attention_doubles_at: columns of a row at which a token costs twice as much
+      as in a short one.
   """
   for owner, (prompt, continuation) in enumerate(continuations):
     if not prompt or not continuation:
@@ -129,7 +136,10 @@ def pack_likelihood(
         f'continuation {owner} has {len(prompt)} prompt and '
         f'{len(continuation)} continuation tokens; expected one of each.'
       )
-  rows, lengths = (_forests if share else _texts)(continuations, families)
+  if share:
+    rows, lengths = _forests(continuations, families, attention_doubles_at)
+  else:
+    rows, lengths = _texts(continuations)
   packed = []
   for top, indices in by_bucket(lengths):
     calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
@@ -203,12 +213,18 @@ def _stack(
     done = [n + len(own), q + len(rows)]
   source, target, owner = table.T.copy()
   return LikelihoodBatch(
-    *map(np.stack, zip(*arrays, strict=True)), *at, kept, source, target, owner
+    *map(np.stack, zip(*arrays, strict=True)),
+    *at,
+    kept,
+    np.int32(done[0]),
+    source,
+    target,
+    owner,
   )
 
 
 def _texts(
-  continuations: Sequence[prefix_tree.Continuation], _: Sequence[int] | None
+  continuations: Sequence[prefix_tree.Continuation],
 ) -> tuple[list[prefix_tree.Row], list[int]]:
   """Rows of one text each, and their lengths."""
   owners: dict[tuple[int, ...], list[int]] = {}
@@ -221,46 +237,66 @@ def _texts(
   return rows, [len(row.tokens) for row in rows]
 
 
-def _forests(continuations, families):
+def _forests(continuations, families, doubles_at):
   """Rows of as many items as there is room for, and how long they may be."""
   items: dict[int, dict[tuple[int, ...], list[int]]] = {}
   for owner, (prompt, _) in enumerate(continuations):
     family = items.setdefault(families[owner] if families else 0, {})
     family.setdefault(tuple(prompt), []).append(owner)
-  rows, lengths = [], []
+  parts = []
   for family in items.values():
-    shared = common_start(list(family))
     groups = list(family.values())
     sizes = [
       prefix_tree.size([continuations[owner] for owner in group])
       for group in groups
     ]
-    for together in _fill_rows(sizes, shared):
-      filled = []
-      for members in together:
-        owners = [owner for m in members for owner in groups[m]]
-        filled.append(
-          prefix_tree.lay_out([continuations[o] for o in owners], owners)
-        )
-      rows += filled
-      lengths += [max(len(row.tokens) for row in filled)] * len(filled)
+    shared = common_start(list(family))
+    for top, found in _fill_rows(sizes, shared, doubles_at):
+      own = [groups[i] for i in found], [sizes[i] for i in found], shared
+      parts.append((*own, top, prefix_tree.fill(own[1], top, shared)))
+  if doubles_at > ATTENTION_DOUBLES_AT:
+    # Items of families that come into one bucket fill its rows.
+    tops = length_buckets([part[3] for part in parts for _ in part[4]])
+    for i, (groups, sizes, shared, top, _) in enumerate(parts):
+      top = min(n for n in tops if n >= top)
+      filled = prefix_tree.fill(sizes, top, shared)
+      parts[i] = groups, sizes, shared, top, filled
+  rows, lengths = [], []
+  for groups, _, _, _, together in parts:
+    filled = []
+    for members in together:
+      owners = [owner for m in members for owner in groups[m]]
+      filled.append(
+        prefix_tree.lay_out([continuations[o] for o in owners], owners)
+      )
+    rows += filled
+    lengths += [max(len(row.tokens) for row in filled)] * len(filled)
   return rows, lengths
 
 
-def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
-  """The items of each row, rows of one length together.
+def _fill_rows(
+  sizes: Sequence[int], shared: int, doubles_at: int
+) -> list[tuple[int, list[int]]]:
+  """The length of the rows of each bucket, and which items share them.
 
   Short rows are cheap to attend to and long ones leave less room empty. Of a
   few lengths, the one with the least work for all rows is taken.
   """
   best, least = [], math.inf
-  for shortest in _SHORTEST_ROWS:
+  shortest_rows = list(_SHORTEST_ROWS)
+  if doubles_at > ATTENTION_DOUBLES_AT:
+    # None longer than what the memory was planned for.
+    longest = longest_row(sizes, shared)
+    shortest_rows += [n for n in _LONGER_ROWS if n < longest] + [longest]
+  for shortest in shortest_rows:
     floor = max(shortest, _row_to_share(shared))
-    made, work = [], 0.0
-    for top, indices in by_bucket([max(size, floor) for size in sizes]):
-      rows = prefix_tree.fill([sizes[i] for i in indices], top, shared)
-      made.append([[indices[i] for i in row] for row in rows])
-      work += len(rows) * top * (1 + top / _ATTENTION_DOUBLES_AT)
+    made = by_bucket([max(size, floor) for size in sizes])
+    work = sum(
+      len(prefix_tree.fill([sizes[i] for i in indices], top, shared))
+      * top
+      * (1 + top / doubles_at)
+      for top, indices in made
+    )
     if work < least:
       best, least = made, work
   return best

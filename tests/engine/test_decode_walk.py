@@ -45,7 +45,10 @@ def prompts():
 
 
 @pytest.mark.parametrize('form', ['batched'])
-@pytest.mark.parametrize('kind', ['gemma2', 'gemma3_text'])
-def test_walks(models, prompts, kind, form):
+@pytest.mark.parametrize(
+  'kind, attention', [('gemma2', 'interpreted'), ('gemma3_text', 'plain')]
+)
+def test_walks(models, prompts, kind, form, attention):
+  walk = WALK | {'attention': attention}
   expected = run(models(kind), prompts, form)
-  assert run(models(kind), prompts, form, walk=WALK) == expected
+  assert run(models(kind), prompts, form, walk=walk) == expected

@@ -1,15 +1,18 @@
 """Texts that share a row are read as if each had a row of its own."""
 
 import functools
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from evojax_llm.engine import batches
+from evojax_llm.engine import plan as planning
 from evojax_llm.engine import prefix_tree
 from evojax_llm.models import hub
 from evojax_llm.models.transformer import Transformer
+from experiments.benchmarks import accelerator_model
 from tests.models import cases
 from tests.models import forward
 
@@ -92,6 +95,47 @@ def test_refuses_what_has_nothing_to_read():
     batches.pack_likelihood([((1,), (2,)), ((), (2,))], lambda length: 8)
 
 
+@pytest.mark.parametrize(
+  'platform, shape, columns',
+  [
+    ('cpu', 'gemma-2-2b', batches.ATTENTION_DOUBLES_AT),
+    ('gpu', 'tiny', batches.ATTENTION_DOUBLES_AT),  # Never below.
+    ('gpu', 'gemma-2-2b', 4866),
+  ],
+)
+def test_the_plan_knows_how_long_rows_are_cheap(platform, shape, columns):
+  plan = planning.make_plan(
+    accelerator_model.model_config(shape, None),
+    members=2, base_bytes=1 << 20, member_bytes=64, budget=1 << 33,
+    lengths=[(8, 0)], device=types.SimpleNamespace(platform=platform),
+  )  # fmt: skip
+  assert plan.attention_doubles_at == columns
+
+
+def test_rows_are_longer_and_fuller_where_attention_is_cheap():
+  sizes = np.random.default_rng(0).lognormal(4.7, 0.5, 100).astype(int)
+  made = [
+    ((1, *(100 * i + j for j in range(n))), (o,))
+    for i, n in enumerate(sizes)
+    for o in (3, 4)
+  ]
+
+  def filled(**options):
+    packed = batches.pack_likelihood(made, lambda length: 64, **options)
+    read = np.concatenate([batch.owner.ravel() for batch in packed])
+    assert sorted(read[read >= 0]) == list(range(len(made)))
+    longest = max(batch.tokens.shape[2] for batch in packed)
+    assert longest <= batches.longest_row(sizes + 1, 1) + 8
+    valid = sum((batch.positions >= 0).sum() for batch in packed)
+    return len(packed), valid / sum(batch.tokens.size for batch in packed)
+
+  (programs, share), (fewer, more) = (
+    filled(),
+    filled(attention_doubles_at=4850),
+  )
+  assert fewer <= programs and share < 0.9 < 0.95 < more
+
+
 @functools.partial(jax.jit, static_argnames='config')
 def logits_of(config, params, tokens, positions, until):
   model = Transformer(config)
@@ -136,3 +180,30 @@ def test_rows_of_single_texts_are_plain_causal_rows():
     assert (batch.until == np.where(real, lengths, 0)).all()
     columns = np.arange(real.shape[-1])
     assert (batch.positions == np.where(real, columns, -1)).all()
+
+
+def test_families_of_a_bucket_fill_its_rows():
+  def item(family, number, length):
+    return (tuple([family, number] + [7] * (length - 2)), (8, 9))
+
+  made = [item(1, i, 230) for i in range(20)]
+  made += [item(2, i, 110) for i in range(10)]
+  families = [0] * 20 + [1] * 10
+  (call,) = batches.pack_likelihood(
+    made, lambda length: 64, families=families, attention_doubles_at=4850
+  )
+  # Two items of 111 columns stand in a row of the 231 that the others have.
+  assert call.tokens.shape[2] == 232
+  assert ((call.positions >= 0).sum(-1) > 0).sum() == 25
+  assert call.count == len(set(call.kept.tolist())) == 60
+
+
+def test_padded_reads_of_a_call_are_not_counted():
+  made = [((1, i), (8,) * (1 + i % 3)) for i in range(30)]
+  calls = batches.pack_likelihood(made, lambda length: 1, families=range(30))
+  assert len(calls) > 1
+  assert len({len(call.kept) for call in calls}) == 1
+  for call in calls:
+    used = call.source[call.owner >= 0]
+    assert call.count == used.max() + 1
+  assert sum(call.count for call in calls) == sum(len(o) for _, o in made)
