@@ -159,7 +159,7 @@ class _Tensors:
     self._owners = [i for i, some in enumerate(ranks) for _ in some]
     self.size = self._inputs[0].size
     self.row = 128 if self.size >= LARGE else 64
-    self.rows = -(-self.size // self.row)
+    self.rows = max(-(-self.size // self.row), 1)  # Of nothing, an empty one.
 
   def count(self, at):
     """How many are at or above each of (s, m) thresholds.
