@@ -240,6 +240,7 @@ def advance(
       made=put(s.made, jnp.ones_like(entry)),
     )
 
+  @jax.named_scope('make_tokens')
   def make(s: Slots) -> Slots:
     """Makes one token in every slot."""
     position = jnp.where(s.entry >= 0, s.position, -1)

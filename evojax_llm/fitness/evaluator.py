@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -240,7 +241,9 @@ class Evaluator:
     data = self._split(split, self.max_length(space), items)
     answers = Answers(data, len(indices))
     asked = space, population, indices, data, answers, progress, ids
-    self._engine.answer(*asked)
+    # Texts are judged while the devices work on the next group.
+    read = functools.partial(self._scorer.read, data, answers)
+    self._engine.answer(*asked, added=read)
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       found = self._scorer.score(data, answers)
