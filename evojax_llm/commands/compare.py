@@ -25,6 +25,7 @@ Writes comparison.json and comparison.md after each run: scores, and differences
 of paired runs with intervals. At the end there are curves of the best fitness
 by evaluations. A comparison that was stopped goes on when the command is given
 again; more seeds, draws, sizes, stages or configurations may be asked for then.
+--workers=N shares the runs of a stage among N processes.
 """
 
 from collections.abc import Sequence
@@ -67,6 +68,9 @@ _POPULATIONS = flags.DEFINE_list(
 )
 _STAGES = flags.DEFINE_list(
   'stages', None, "Tasks of each, joined by '+'; the first configuration's."
+)
+_WORKERS = flags.DEFINE_integer(
+  'workers', 1, 'Processes; on one GPU, XLA_PYTHON_CLIENT_MEM_FRACTION each.', 1
 )
 # Flags that are settings of all configurations.
 _SETTINGS = {
@@ -149,7 +153,10 @@ def main(_: Sequence[str]) -> int | None:
       cache = {}
       _check(folder, of_stage, cache)
       folder.keep()
-      folder.run(of_stage, done=outlook.ended, cache=cache)
+      try:
+        folder.run(of_stage, _WORKERS.value, done=outlook.ended, cache=cache)
+      finally:
+        _write(folder)  # Also of workers that were stopped.
     if rows := _write(folder, pictures=True):
       print(comparison_table.markdown(rows))
       command.say(f'report: {folder.path / "comparison.md"}')

@@ -27,7 +27,7 @@ _LONGEST_TO_SHARE = 1024
 _ATTENTION_DOUBLES_AT = 320
 # Most batches of a call: enough for what a member costs once a call, few enough
 # to see a run move.
-_BATCHES_PER_CALL = 8
+BATCHES_PER_CALL = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +39,12 @@ class LikelihoodBatch:
     positions: (J, B, T), -1 where padded.
     until: (J, B, T), which columns see a token (see `prefix_tree`); 0 where
       padded.
-    row: (J, Q) of each read.
-    column: (J, Q) of each read; its logits predict the next token.
-    target: (J, Q) token whose log-probability is read.
-    owner: (J, Q) the continuation a read belongs to; -1 is padding.
+    row: (J, U) of the columns in which something is read.
+    column: (J, U) of them; its logits predict the next token.
+    kept: (N,) which of the J x U are no padding, in their order.
+    source: (Q,) which of the N each read is of.
+    target: (Q,) token whose log-probability is read.
+    owner: (Q,) the continuation a read belongs to; -1 is padding.
   """
 
   tokens: np.ndarray
@@ -50,8 +52,18 @@ class LikelihoodBatch:
   until: np.ndarray
   row: np.ndarray
   column: np.ndarray
+  kept: np.ndarray
+  source: np.ndarray
   target: np.ndarray
   owner: np.ndarray
+
+  def reads(self, batch: int) -> tuple[np.ndarray, ...]:
+    """Row, column, target and owner of each read of one of the J batches."""
+    at = self.kept[self.source]
+    own = (self.owner >= 0) & (at // self.row.shape[1] == batch)
+    of_read = at[own] % self.row.shape[1]
+    row, column = self.row[batch, of_read], self.column[batch, of_read]
+    return row, column, self.target[own], self.owner[own]
 
 
 def length_buckets(lengths: Sequence[int]) -> list[int]:
@@ -121,10 +133,21 @@ def pack_likelihood(
   packed = []
   for top, indices in by_bucket(lengths):
     calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
-    most_reads = max(
-      sum(len(row.reads) for row in batch) for call in calls for batch in call
-    )
-    packed += [_stack(call, top, most_reads, pad_id) for call in calls]
+    columns = [_columns(call) for call in calls]
+    # The same shapes for all calls.
+    counts = [
+      (
+        max(map(len, found)),
+        sum(map(len, found)),
+        sum(len(reads) for own in found for reads in own.values()),
+      )
+      for found in columns
+    ]
+    most = [max(of) for of in zip(*counts, strict=True)]
+    packed += [
+      _stack(call, found, top, most, pad_id)
+      for call, found in zip(calls, columns, strict=True)
+    ]
   return packed
 
 
@@ -137,27 +160,50 @@ def _cut(
   batches = min(
     range(fewest, 2 * fewest + 1), key=lambda n: n * -(-len(rows) // n)
   )
-  calls = -(-batches // _BATCHES_PER_CALL)
+  calls = -(-batches // BATCHES_PER_CALL)
   per_call = -(-batches // calls)
   size = -(-len(rows) // (calls * per_call))
   cut = [rows[i * size : (i + 1) * size] for i in range(calls * per_call)]
   return [cut[i : i + per_call] for i in range(0, len(cut), per_call)]
 
 
+def _columns(call: list[list[prefix_tree.Row]]) -> list[dict]:
+  """Of each batch (row, column) -> the (target, owner) that are read there."""
+  found: list[dict[tuple[int, int], list[tuple[int, int]]]] = []
+  for batch in call:
+    found.append({})
+    for r, row in enumerate(batch):
+      for column, target, owner in row.reads:
+        found[-1].setdefault((r, column), []).append((target, owner))
+  return found
+
+
 def _stack(
-  call: list[list[prefix_tree.Row]], length: int, reads: int, pad_id: int
+  call: list[list[prefix_tree.Row]],
+  columns: list[dict],
+  length: int,
+  most: Sequence[int],
+  pad_id: int,
 ) -> LikelihoodBatch:
-  """The arrays of one call, padded to (B, length) tokens and Q = reads."""
+  """The arrays of one call, padded to (B, length) tokens and most (U, N, Q)."""
   size = max(map(len, call))
   arrays = [prefix_tree.arrays(batch, size, length, pad_id) for batch in call]
-  # (row, column, target, owner) of each read; what is left is padding.
-  table = np.zeros((len(call), reads, 4), np.int32)
-  table[:, :, 3] = -1
-  for own, batch in zip(table, call, strict=True):
-    reads_of = [(r, *read) for r, row in enumerate(batch) for read in row.reads]
-    own[: len(reads_of)] = np.reshape(reads_of, (-1, 4))
+  in_batch, in_call, reads = most
+  at = np.zeros((2, len(call), in_batch), np.int32)
+  kept = np.zeros(in_call, np.int32)
+  table = np.zeros((reads, 3), np.int32)  # source, target, owner
+  table[:, 2] = -1
+  done = [0, 0]
+  for j, own in enumerate(columns):
+    n, q = done
+    at[:, j, : len(own)] = np.reshape(list(own), (-1, 2)).T
+    kept[n : n + len(own)] = j * in_batch + np.arange(len(own))
+    rows = [(n + i, *read) for i, of in enumerate(own.values()) for read in of]
+    table[q : q + len(rows)] = np.reshape(rows, (-1, 3))
+    done = [n + len(own), q + len(rows)]
+  source, target, owner = table.T.copy()
   return LikelihoodBatch(
-    *map(np.stack, zip(*arrays, strict=True)), *np.moveaxis(table, -1, 0).copy()
+    *map(np.stack, zip(*arrays, strict=True)), *at, kept, source, target, owner
   )
 
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from evojax_llm.engine import sampling as sampling_lib
 from evojax_llm.engine.sampling import SamplingArrays
+from evojax_llm.engine.unembedding import Unembedding
 from evojax_llm.models.cache import Cache
 
 # Prompts are read when three of four that could be read at most can be.
@@ -129,7 +130,7 @@ def stop_entries(slots: Slots, stopped: jax.Array) -> Slots:
 def advance(
   forward: Callable,
   step: Callable,
-  unembed: Callable,
+  unembed: Unembedding,
   new_cache: Callable[[int, int], Cache],
   queue: dict[str, jax.Array],
   slots: Slots,
@@ -145,7 +146,7 @@ def advance(
   Args:
     forward: (tokens, positions, cache) (P, R, T) -> hidden, cache.
     step: (tokens, positions, cache) (P, B) -> hidden (P, B, D), cache.
-    unembed: logits of hidden states.
+    unembed: makes tokens of hidden states.
     new_cache: makes an empty cache of P members, by rows and length.
     queue: the arrays of a `Queue`.
     slots: state of the work.
@@ -173,15 +174,17 @@ def advance(
 
   def choose(hidden: jax.Array, entry: jax.Array, made: jax.Array):
     """Returns the next token (P, rows) of each row, and finite members."""
-    logits = unembed(hidden)
-    best = jnp.max(logits, axis=-1)
-    finite = jnp.all((entry < 0) | jnp.isfinite(best), axis=-1)
     if sampling is None:
-      return sampling_lib.greedy(logits), finite
-    items = queue['items'][jnp.maximum(entry, 0)]
-    ids = jnp.broadcast_to(members[:, None], entry.shape)
-    keys = sampling_lib.keys(sampling, ids, items, made)
-    return sampling_lib.sample(logits, sampling, keys), finite
+      token, best = unembed.likeliest(hidden)
+    else:
+      logits = unembed(hidden)
+      best = jnp.max(logits, axis=-1)
+      items = queue['items'][jnp.maximum(entry, 0)]
+      ids = jnp.broadcast_to(members[:, None], entry.shape)
+      keys = sampling_lib.keys(sampling, ids, items, made)
+      token = sampling_lib.sample(logits, sampling, keys)
+    finite = jnp.all((entry < 0) | jnp.isfinite(best), axis=-1)
+    return token, finite
 
   def record(s: Slots, entry, token, made, finite):
     """Keeps tokens; returns slots and the entries (P, rows) that go on."""

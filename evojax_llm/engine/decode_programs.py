@@ -19,6 +19,7 @@ from evojax_llm.engine import forms
 from evojax_llm.engine.continuous_batching import Slots
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.runtime import Runtime
+from evojax_llm.engine.unembedding import Unembedding
 from evojax_llm.models.cache import Cache
 from evojax_llm.models.cache import Prefix
 from evojax_llm.models.cache import as_prefix
@@ -299,13 +300,12 @@ class DecodePrograms:
     )
     return lambda *arguments: mapped(own['layers'], *arguments, prefix)
 
-  def _unembed(self, params: Any, weights: Any) -> Callable:
-    """Returns the function from hidden states of a part to logits."""
+  def _unembed(self, params: Any, weights: Any) -> Unembedding:
+    """Returns what makes tokens of hidden states of a part."""
     if self._form == 'folded':
       params = self._folded(params, weights)['params']
-    return lambda hidden: self._model.apply(
-      {'params': params}, hidden, method='unembed'
-    )
+    platform = self._runtime.mesh.devices.flat[0].platform
+    return Unembedding.of(self._model.config, params, platform)
 
   def _folded(self, params: Any, weights: Any) -> Any:
     """Returns the variables of the one member of a part on this device."""

@@ -49,13 +49,16 @@ def _speed(
   rows = plan.rows(_LENGTH)
   shape = (_BATCHES, rows, _LENGTH)
   reads = np.zeros((_BATCHES, rows), np.int32)
+  read = np.arange(reads.size, dtype=np.int32)
   batch = {
     'tokens': np.zeros(shape, np.int32),
     'positions': np.broadcast_to(np.arange(_LENGTH, dtype=np.int32), shape),
     'until': np.full(shape, _LENGTH, np.int32),
     'row': reads,
     'column': reads,
-    'target': reads,
+    'kept': read,
+    'source': read,
+    'target': reads.ravel(),
   }
   members = jax.tree.map(
     lambda leaf: np.zeros(

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.engine.runtime import Runtime
+from evojax_llm.engine.unembedding import Unembedding
 from evojax_llm.models.cache import Cache
 from evojax_llm.models.expression import alone
 from evojax_llm.models.expression import longest
@@ -58,6 +59,8 @@ def run_group(
   members: Any,
   active: jax.Array,
   batch: dict[str, jax.Array],
+  *,
+  platform: str,
 ) -> dict[str, jax.Array]:
   """Runs a program of (forward, unembed, batch) for a group of P members.
 
@@ -67,9 +70,7 @@ def run_group(
   """
 
   def unembed_with(params):
-    return lambda hidden: model.apply(
-      {'params': params}, hidden, method='unembed'
-    )
+    return Unembedding.of(model.config, params, platform)
 
   if form == 'batched':
     forward = batched_forward(model, params, members, active.shape[0])
@@ -139,7 +140,13 @@ def group_program(
   members = sharding.population_spec(member_axis(form))
   return runtime.compiled(
     (program.__name__, form, model),
-    functools.partial(run_group, program, form, model),
+    functools.partial(
+      run_group,
+      program,
+      form,
+      model,
+      platform=runtime.mesh.devices.flat[0].platform,
+    ),
     *arguments,
     in_specs=(whole, members, along, whole),
     out_specs=along,

@@ -9,10 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.engine.unembedding import LOGITS_AT_ONCE
+from evojax_llm.engine.unembedding import Unembedding
 from evojax_llm.models.cache import Cache
-
-# Logits that are alive at a time while continuations are read.
-LOGITS_AT_ONCE = 1 << 24
 
 # forward(tokens (..., B, T), positions (..., B, T), cache[, until]) -> hidden,
 # cache
@@ -20,25 +19,30 @@ Forward = Callable[..., tuple[jax.Array, Cache | None]]
 
 
 def likelihood(
-  forward: Forward, unembed: Callable, batch: dict[str, jax.Array]
+  forward: Forward, unembed: Unembedding, batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Returns `logprobs` (..., J, Q) f32 of the tokens that are read.
+  """Returns `logprobs` (..., Q) f32 of the tokens that are read.
 
   Args:
     forward: hidden states of a batch, for one member or with a leading P.
     unembed: logits of hidden states.
-    batch: the arrays of a `LikelihoodBatch`; its J batches one after the other.
+    batch: the arrays of a `LikelihoodBatch`; its J batches go through the
+      layers one after the other, and what is read of them through the output
+      matrix together.
   """
 
   def read_batch(batch: dict[str, jax.Array]) -> jax.Array:
     hidden, _ = forward(
       batch['tokens'], batch['positions'], None, batch['until']
     )
-    read = hidden[..., batch['row'], batch['column'], :]
-    return token_logprobs(unembed, read, batch['target'])
+    return hidden[..., batch['row'], batch['column'], :]
 
-  logprobs = jax.lax.map(read_batch, batch)  # (J, ..., Q)
-  return {'logprobs': jnp.moveaxis(logprobs, 0, -2)}
+  names = 'tokens', 'positions', 'until', 'row', 'column'
+  read = jax.lax.map(read_batch, {name: batch[name] for name in names})
+  read = jnp.moveaxis(read, 0, -3)  # (..., J, U, D)
+  read = read.reshape(*read.shape[:-3], -1, read.shape[-1])
+  read = read[..., batch['kept'], :]
+  return {'logprobs': unembed.logprobs(read, batch['source'], batch['target'])}
 
 
 def token_logprobs(

@@ -19,7 +19,16 @@ from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.tokens import common_start
 
 # What of a batch the program reads; the rest stays on the host.
-_INPUTS = ('tokens', 'positions', 'until', 'row', 'column', 'target')
+_INPUTS = (
+  'tokens',
+  'positions',
+  'until',
+  'row',
+  'column',
+  'kept',
+  'source',
+  'target',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.engine.batches import BATCHES_PER_CALL
 from evojax_llm.models.cache import bytes_per_token
 from evojax_llm.models.config import ModelConfig
 from evojax_llm.population import stack
@@ -301,7 +302,10 @@ def make_plan(
     base=base_bytes,
     population=population_bytes,
     row_fixed=2 * 4 * config.vocab_size,
-    row_token=layer_bytes(config) + cache_token,
+    row_token=layer_bytes(config)
+    + cache_token
+    # Hidden states that are read wait for the end of a call.
+    + BATCHES_PER_CALL * config.embed_dim * itemsize,
     cache_token=cache_token,
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(

@@ -75,11 +75,6 @@ class SamplingArrays:
   key: jax.Array
 
 
-def greedy(logits: jax.Array) -> jax.Array:
-  """The likeliest tokens (...) i32 of logits (..., V), the first of a tie."""
-  return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-
 def keys(
   sampling: SamplingArrays,
   members: jax.Array,

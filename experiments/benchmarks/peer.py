@@ -77,17 +77,11 @@ class Peer:
           'input_ids': torch.from_numpy(tokens).long(),
           'attention_mask': torch.from_numpy(positions >= 0).long(),
         },
-        *(part[owner >= 0] for part in (row, column, target, owner)),
+        *batch.reads(j),
       )
       for batch in packed
-      for tokens, positions, row, column, target, owner in zip(
-        batch.tokens,
-        batch.positions,
-        batch.row,
-        batch.column,
-        batch.target,
-        batch.owner,
-        strict=True,
+      for j, (tokens, positions) in enumerate(
+        zip(batch.tokens, batch.positions, strict=True)
       )
     ]
     for m, name in enumerate(self.names):

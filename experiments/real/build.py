@@ -57,7 +57,7 @@ _STEP_TOKENS = flags.DEFINE_integer(
 _TOKENS = flags.DEFINE_integer(
   'tokens',
   None,
-  'Positions that an expert reads at most; 65536 on a CPU, else 524288.',
+  'Positions that an expert reads at most; 32768 on a CPU, else 262144.',
   1,
 )
 _LENGTH = flags.DEFINE_integer('max_length', 640, 'Longest row in tokens.', 8)
@@ -138,14 +138,16 @@ def _recipe(on_cpu: bool) -> training.Recipe:
   """How experts learn; where compiling costs more than padding, few lengths."""
   longest = _LENGTH.value
   lengths = range(32, longest, 32) if on_cpu else [192]
+  reads = (4, 16, 64) if on_cpu else (80,)
   return training.Recipe(
     rank=_RANK.value,
     lr=_RATE.value,
     step_tokens=_STEP_TOKENS.value or (1024 if on_cpu else 8192),
-    tokens=_TOKENS.value or (1 << 16 if on_cpu else 1 << 19),
+    tokens=_TOKENS.value or (1 << 15 if on_cpu else 1 << 18),
     epochs=_EPOCHS.value,
     max_length=longest,
     lengths=(*(n for n in lengths if n < longest), longest),
+    reads=reads,
     seed=_SEED.value,
   )
 

@@ -42,8 +42,9 @@ class Recipe:
     tokens: positions of all steps of an expert at most.
     epochs: times that an expert reads its rows at most.
     max_length: longest row in tokens.
-    lengths: to which rows are padded, the last of them `max_length`; a length
-      is a program.
+    lengths: to which rows are padded, the last of them `max_length`.
+    reads: tokens to learn to which texts are padded; the length of a row where
+      a text has more. A program is compiled for each pair of both.
     seed: of the first factors, which are those of all experts, and of orders.
   """
 
@@ -54,6 +55,7 @@ class Recipe:
   epochs: int
   max_length: int
   lengths: tuple[int, ...]
+  reads: tuple[int, ...]
   seed: int
 
   def learner(self, model: Model, reads: int, dtype: Any) -> Learner:
@@ -103,8 +105,7 @@ def lesson(
   steps = min(
     -(-recipe.epochs * len(kept) // batch), recipe.tokens // (batch * length)
   )
-  # Few sizes, as each is a program.
-  reads = next(n for n in (4, 16, 64, length) if n >= packed.reads)
+  reads = next((n for n in recipe.reads if n >= packed.reads), length)
   return Lesson(
     packed.replace(tokens=tokens),
     max(1, steps),

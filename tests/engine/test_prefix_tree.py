@@ -1,6 +1,5 @@
 """Texts that share a row are read as if each had a row of its own."""
 
-import dataclasses
 import functools
 
 import jax
@@ -110,24 +109,20 @@ def test_every_family_reads_forests_as_single_texts(case, tmp_path):
   valid = np.array([[i < len(p + o) for i in range(20)] for p, o in made])
   plain = forward.logits(config, params, tokens, valid)
   (packed,) = batches.pack_likelihood(made, lambda length: 4)
-  packed = batches.LikelihoodBatch(
-    *(getattr(packed, f.name)[0] for f in dataclasses.fields(packed))
-  )
   forest = logits_of(
-    config, params, packed.tokens, packed.positions, packed.until
+    config, params, packed.tokens[0], packed.positions[0], packed.until[0]
   )
   assert np.isfinite(forest).all()
-  expected, index = np.zeros((2, *packed.row.shape), np.int32)
-  read = packed.owner >= 0
+  row, column, target, owners = packed.reads(0)
+  index = np.zeros(len(row), np.int32)
   for owner in range(len(made)):
     prompt, option = made[owner]
-    own = np.flatnonzero(packed.owner == owner)
-    assert packed.target[own].tolist() == list(option)
-    expected[own] = owner
+    own = np.flatnonzero(owners == owner)
+    assert target[own].tolist() == list(option)
     index[own] = len(prompt) - 1 + np.arange(len(option))
   np.testing.assert_allclose(
-    forest[packed.row[read], packed.column[read]],
-    plain[expected[read], index[read]],
+    forest[row, column],
+    plain[owners, index],
     atol=3e-5,
     rtol=1e-5,
   )

@@ -227,6 +227,16 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
   assert len(new) == 2
 
 
+def test_runs_are_shared_among_processes(comparison, tmp_path, monkeypatch):
+  out = tmp_path / 'out'
+  shutil.copytree(comparison, out)
+  shares = []
+  monkeypatch.setattr(sweeps, '_start', lambda _, found: shares.append(found))
+  options = '--seeds=3', '--draws=1', '--populations=10,20'
+  assert not compare(out, *options, '--workers=4')
+  assert [len(share) for share in shares[0]] == [1, 1]
+
+
 def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   for arguments, words in (

@@ -259,10 +259,10 @@ def test_buckets_are_few_and_hold_every_row():
 def test_long_vocabulary_is_read_in_chunks(
   space, population, tasks, monkeypatch
 ):
-  from evojax_llm.engine import likelihood
+  from evojax_llm.engine import unembedding
 
   whole = make(tasks[:1]).evaluate(space, population)
-  monkeypatch.setattr(likelihood, 'LOGITS_AT_ONCE', 400)
+  monkeypatch.setattr(unembedding, 'LOGITS_AT_ONCE', 400)
   for form in ('batched', 'folded'):
     parts = make(tasks[:1], form=form).evaluate(space, population)
     np.testing.assert_allclose(

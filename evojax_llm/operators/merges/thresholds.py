@@ -1,13 +1,18 @@
 """The k largest of a tensor by a few counting passes, without a sort.
 
 A float that is not negative orders as its bits do, so the search is one over
-whole numbers (see `brackets`). All searches in the tensors of one merge share
-their passes, and the tensors are computed in the loops that count. Of millions
-of elements
+whole numbers. All searches in the tensors of one merge share their passes, and
+the tensors are computed in the loop that counts:
 
   a sample tells where to begin,
-  two passes leave some dozen candidates,
-  one more finds their rows, and the rest is done on these.
+  two passes, each over all elements, leave some dozen candidates of millions,
+  and how many of them each row holds tells where they are.
+
+A pass narrows a bracket, two thresholds and what is at or above each, to two
+neighbours among the thresholds where it counts. They are placed where linear
+interpolation expects the k-th largest, and as far around as such a guess is
+off: about the root of n numbers spread at random. Where numbers are so uneven
+that this fails, every fourth pass divides the bracket evenly.
 
 Of equal values at the threshold those of lowest index are kept, so that
 exactly k are.
@@ -15,25 +20,28 @@ exactly k are.
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import math
 from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from evojax_llm.operators.merges import brackets
 from evojax_llm.operators.merges import draws
 from evojax_llm.operators.merges import tensors
 
-# A sample has one block, of a cache line, of every `_STRIDE` or more.
-SAMPLE = 1 << 18
-_BLOCK = 16
-_STRIDE = 16
-# From so many elements on, candidates are looked at in their rows.
+# Tensors of more elements are sampled twice: by single elements, which are
+# sorted, and by blocks of a cache line, which are counted.
 LARGE = 1 << 20
-_ROW = 512
-_CANDIDATES = 128
+_SORTED = 1024
+_SAMPLE = 1 << 18
+_BLOCK = 16
+# A pass counts at so many thresholds in all, each search at so many.
+_COUNTED = 16
+_LEAST, _MOST = 4, 8
+# The most candidates that are looked at one by one.
+_CANDIDATES = 256
+# A wider bracket of bits holds several powers of two, and no line.
+_WIDE = 1 << 24
 _TOP = 0x7FFFFFFF
 
 
@@ -87,21 +95,13 @@ def top(
   Returns:
     For each tensor the cut of each k; `inside` tells the k elements.
   """
-  everywhere = _Everywhere(of, inputs, ranks)
   k = jnp.stack([k for some in ranks for k in some])
-  bracket, nearby = _find(everywhere, k, exact=False)
-  # Equal values are told apart by what is left of the tensor after them.
-  ties = bracket.within
-  wanted = jnp.where(bracket.low_count == k, ties, k - bracket.high_count)
-  wanted = jnp.where(k > 0, wanted, 0)
-  early = brackets.start(k, 1, ties, everywhere.size + 1)
-  if nearby is not None:
-    count = nearby.count_rests(bracket.low)
-    early = brackets.search(early, wanted, count, where=nearby.complete)
-  early = brackets.search(early, wanted, everywhere.count_rests(bracket.low))
-  values = jnp.where(k > 0, bracket.low, _TOP)
-  rests = jnp.where(k > 0, early.low, _TOP)
-  cuts = map(Cut, values, rests)
+  value, index, bracket = _find(_Tensors(of, inputs, ranks), k, exact=False)
+  # A threshold that leaves exactly k cuts before all that equal it.
+  whole = bracket.low_count == k
+  rest = jnp.where(whole, 1, inputs[0].size - index)
+  value = jnp.where(whole, bracket.low, value)
+  cuts = map(Cut, jnp.where(k > 0, value, _TOP), jnp.where(k > 0, rest, _TOP))
   return [[next(cuts) for _ in some] for some in ranks]
 
 
@@ -118,76 +118,122 @@ def kth_largest(
 ) -> list[jax.Array]:
   """The k-th largest sizes of (...) f32 for some k in [1, size]; () f32."""
   k = jnp.stack([jnp.asarray(rank, jnp.int32) for rank in ranks])
-  everywhere = _Everywhere(lambda x: [x], [values], [list(k)])
-  bracket, _ = _find(everywhere, k, exact=True)
-  return list(lax.bitcast_convert_type(bracket.low, jnp.float32))
+  everything = _Tensors(lambda x: [x], [values], [list(k)])
+  found, _, _ = _find(everything, k, exact=True)
+  return list(lax.bitcast_convert_type(found, jnp.float32))
 
 
-class _Everywhere:
-  """All elements of the tensors, computed anew in each loop that counts."""
+class _Bracket(NamedTuple):
+  """At least k bits are at or above low, fewer at or above high; (s,) i32.
+
+  The counts are of what is at or above either, in all and in each of the rows,
+  (s, rows) u8.
+  """
+
+  low: jax.Array
+  low_count: jax.Array
+  low_rows: jax.Array
+  high: jax.Array
+  high_count: jax.Array
+  high_rows: jax.Array
+
+  @property
+  def within(self) -> jax.Array:
+    """Elements from low to below high, (s,) i32."""
+    return self.low_count - self.high_count
+
+
+class _Tensors:
+  """The bits of some tensors by rows, computed anew in each pass.
+
+  Attributes:
+    size: elements of a tensor.
+    row: elements of a row.
+    rows: their number; the last may be short.
+  """
 
   def __init__(self, of, inputs, ranks):
     self._of = of
     # Stored where they are computed: each is read in every pass.
     self._inputs = list(lax.optimization_barrier(tuple(inputs)))
     self._owners = [i for i, some in enumerate(ranks) for _ in some]
-    self._shape = self._inputs[0].shape
     self.size = self._inputs[0].size
+    self.row = 128 if self.size >= LARGE else 64
+    self.rows = -(-self.size // self.row)
 
   def count(self, at):
-    """How many elements are at or above each of (s, m) thresholds."""
-    return _count(self._bits(_held(at, self._inputs)), at)
+    """How many are at or above each of (s, m) thresholds, (s, m, rows) u8."""
+    # Held back from being computed before the loop, and stored.
+    inputs = lax.optimization_barrier((at, self._inputs))[1]
+    bits = self._bits([x.reshape(-1) for x in inputs])
+    missing = self.rows * self.row - self.size
+    if missing:
+      bits = [jnp.pad(x, (0, missing), constant_values=-1) for x in bits]
+    return _counted(bits, at, self.row).astype(jnp.uint8)
 
-  def count_rests(self, value):
-    """Counts those equal to `value` by what is left of the tensor."""
-
-    def count(at):
-      inputs, one = _held(at, (self._inputs, jnp.int32(1)))
-      rest = self.size - _flat_indices(self._shape, one)
-      return _count_equal(self._bits(inputs), value, [rest] * len(value), at)
-
-    return count
-
-  def sample(self):
-    """The bits of blocks of elements, or None if there are too few."""
-    stride = self.size // SAMPLE * _BLOCK
-    stride = max(stride, _BLOCK * _STRIDE)
-    blocks = self.size // stride
-    if blocks < _BLOCK:
-      return None
-
-    def blocked(x):
-      return x.reshape(-1)[: blocks * stride].reshape(blocks, -1)[:, :_BLOCK]
-
-    return self._bits([blocked(x) for x in self._inputs])
-
-  def near(self, bracket):
-    """The rows that hold what is in the bracket."""
-    inputs = _held(bracket.low, self._inputs)
-    masks = [
-      (bits >= low) & (bits < high)
-      for bits, low, high in zip(
-        self._bits(inputs), bracket.low, bracket.high, strict=True
-      )
+  def sampled(self, k):
+    """Thresholds (s, m) about the k-th largest, from a sample."""
+    few = min(_SORTED, max(self.size // 128, 64))
+    stride = max(
+      (self.size // few - 1) | 1, 1
+    )  # Odd: no column again and again.
+    picked = [x.reshape(-1)[: few * stride : stride] for x in self._inputs]
+    bits = lax.sort(jnp.stack(self._bits(picked)), is_stable=False)
+    if self.size < LARGE:
+      spread = _spread(_thresholds(k))
+      return _about(bits, k, self.size, spread)
+    at = _about(bits, k, self.size, jnp.linspace(-4.0, 4.0, 16))
+    sample = min(_SAMPLE, self.size // 4) // _BLOCK * _BLOCK
+    blocks = sample // _BLOCK
+    stride = _BLOCK * ((self.size // sample - 1) | 1)
+    picked = [
+      x.reshape(-1)[: blocks * stride].reshape(blocks, stride)[:, :_BLOCK]
+      for x in self._inputs
     ]
-    found = tensors.row_counts(masks, _ROW) > 0
-    order = jnp.cumsum(found, axis=1, dtype=jnp.int32)
-    nth = jnp.arange(1, _CANDIDATES + 1, dtype=jnp.int32)
-    rows = jax.vmap(lambda x: jnp.searchsorted(x, nth))(order)
-    # Of fewer rows with candidates the others are none.
-    there = nth <= order[:, -1:]
-    bits = [
-      self._bits([x.reshape(-1, _ROW)[row] for x in self._inputs])[i]
-      for i, row in enumerate(rows)
-    ]
-    bits = [
-      jnp.where(mask[:, None] & (x >= low) & (x < high), x, -1)
-      for mask, x, low, high in zip(
-        there, bits, bracket.low, bracket.high, strict=True
-      )
-    ]
-    index = rows[..., None] * _ROW + jnp.arange(_ROW, dtype=jnp.int32)
-    return _Nearby(bits, list(self.size - index), bracket)
+    counts = _counted(self._bits(picked), at, sample)[..., 0]
+    rank = k.astype(jnp.float32) * (sample / self.size)
+    rank = jnp.clip(rank, 1.0, sample - 1.0)
+    deviation = jnp.sqrt(rank * (1.0 - rank / sample)) + 0.5
+    below = jnp.sum(counts.astype(jnp.float32) >= rank[:, None], axis=1)
+    below = jnp.clip(below, 1, at.shape[1] - 1)[:, None]
+    (low, more), (high, less) = (
+      [jnp.take_along_axis(x, below - i, 1)[:, 0] for x in (at, counts)]
+      for i in (1, 0)
+    )
+    rank = more.astype(jnp.float32) - rank
+    return _around(low, high, more - less, rank, deviation, _thresholds(k))
+
+  def nth(self, bracket, nth):
+    """Bits and indices of the nth (s, j) in the bracket, by their indices."""
+    levels = [(bracket.low_rows - bracket.high_rows).astype(jnp.int32)]
+    while levels[-1].shape[1] > self.row:
+      levels.append(jnp.sum(_grouped(levels[-1], self.row), axis=2))
+    last = levels.pop()
+    until = jnp.tril(jnp.ones((last.shape[1],) * 2, jnp.int32))
+    index, nth = _place(jnp.sum(last[:, None] * until, axis=2)[:, None], nth)
+    # Products of whole numbers that f32 holds exactly.
+    until = jnp.triu(jnp.ones((self.row,) * 2, jnp.float32))
+    for level in reversed(levels):
+      running = jnp.dot(
+        _grouped(level, self.row).astype(jnp.float32),
+        until,
+        precision=lax.Precision.HIGHEST,
+      ).astype(jnp.int32)
+      place, nth = _place(jax.vmap(lambda x, i: x[i])(running, index), nth)
+      index = index * self.row + place
+    place = index[..., None] * self.row + jnp.arange(self.row, dtype=jnp.int32)
+    flat = [x.reshape(-1) for x in self._inputs]
+    bits = jnp.stack(
+      [
+        self._bits([x.at[own].get(mode='clip') for x in flat])[i]
+        for i, own in enumerate(place)
+      ]
+    )
+    low, high = bracket.low[:, None, None], bracket.high[:, None, None]
+    there = (bits >= low) & (bits < high) & (place < self.size)
+    column, _ = _place(_running(there), nth)
+    found = jnp.take_along_axis(bits, column[..., None], 2)[..., 0]
+    return found, index * self.row + column
 
   def _bits(self, inputs):
     """What is counted for each search."""
@@ -195,97 +241,159 @@ class _Everywhere:
     return [sizes[owner] for owner in self._owners]
 
 
-class _Nearby:
-  """The rows with the elements of a bracket; others have bits of -1.
+def _find(tensors_, k, exact):
+  """Bits (s,) and index (s,) of the k-th largest, and its bracket.
 
-  Attributes:
-    complete: (s,) bool, whether no element of the bracket is missing.
+  Neither is told where the bracket's low leaves exactly k, unless `exact`.
   """
-
-  def __init__(self, bits, rests, bracket):
-    self._bits = bits
-    self._rests = rests
-    self._above = bracket.high_count
-    self.complete = bracket.within <= _CANDIDATES
-
-  def count(self, at):
-    """As that of all elements, for thresholds in the bracket."""
-    return self._above[:, None] + _count(self._bits, at)
-
-  def count_rests(self, value):
-    """As that of all elements, for values in the bracket."""
-    return lambda at: _count_equal(self._bits, value, self._rests, at)
-
-
-def _find(everywhere, k, exact):
-  """The bracket of each k, and the elements near it if they are few of many."""
-  bracket = brackets.start(k, 0, everywhere.size, _TOP)
-  sample = everywhere.sample()
-  if sample is not None:
-    at = _sampled(sample, k, everywhere.size)
-    bracket = brackets.narrow(bracket, k, at, everywhere.count(at))
-  large = everywhere.size >= LARGE and not everywhere.size % _ROW
-  bracket = brackets.search(
-    bracket,
-    k,
-    everywhere.count,
-    enough=_CANDIDATES if large else 0,
-    exact=exact,
+  size, rows = tensors_.size, tensors_.rows
+  most = min(max(size // 512, 32), _CANDIDATES)
+  full = jnp.full((rows,), tensors_.row, jnp.uint8)
+  full = full.at[-1].set(size - (rows - 1) * tensors_.row)
+  nothing = jnp.zeros((len(k), rows), jnp.uint8)
+  zero = jnp.zeros_like(k)
+  bracket = _Bracket(
+    zero, zero + size, nothing + full, zero + _TOP, zero, nothing
   )
-  if not large:
-    return bracket, None
-  near = everywhere.near(bracket)
-  bracket = brackets.search(
-    bracket, k, near.count, exact=exact, where=near.complete
+  if size > most:
+    bracket = _search(tensors_, k, bracket, most, exact)
+  # Of more than can be looked at all are equal, and the one wanted is told.
+  wanted = k - bracket.high_count
+  few = bracket.within <= most
+  lane = jnp.arange(most, dtype=jnp.int32)
+  nth = jnp.where(few[:, None], lane + 1, wanted[:, None])
+  bits, index = tensors_.nth(bracket, nth)
+  bits = jnp.where(few[:, None] & (lane >= bracket.within[:, None]), -1, bits)
+  one, other = bits[:, :, None], bits[:, None, :]
+  earlier = lane[None, :] < lane[:, None]
+  ahead = (other > one) | ((other == one) & earlier)
+  rank = jnp.sum(ahead, axis=2, dtype=jnp.int32)
+  rank = jnp.where(few[:, None], rank, lane + wanted[:, None] - 1)
+  chosen = rank == wanted[:, None] - 1
+  bits, index = (
+    jnp.max(jnp.where(chosen, x, 0), axis=1) for x in (bits, index)
   )
-  return bracket, near
+  return bits, index, bracket
 
 
-def _sampled(sample, k, size):
-  """Thresholds (s, m) about the k-th largest of all, from a sample's bits."""
-  count = sample[0].size
-  rank = jnp.clip(k.astype(jnp.float32) * (count / size), 1.0, count - 1.0)
-  # Deviation of the rank, in the sample, of what has this rank in all.
+def _search(tensors_, k, bracket, enough, exact):
+  """Narrows the bracket until `enough` are within, or equals."""
+  m = _thresholds(k)
+  first = tensors_.sampled(k)
+
+  def is_open(b):
+    found = (k <= 0) | (b.high - b.low <= 1) | (b.within <= enough)
+    return ~(found if exact else found | (b.low_count == k))
+
+  def step(state):
+    passes, b = state
+    part = (b.high - b.low) // (m + 1)
+    evenly = b.low[:, None] + part[:, None] * jnp.arange(1, m + 1)
+    divide = (b.high - b.low > _WIDE) | (passes % 4 == 3)
+    inside = jnp.maximum(b.within, 1).astype(jnp.float32)
+    rank = (b.low_count - k).astype(jnp.float32)
+    deviation = jnp.sqrt(jnp.maximum(rank * (1.0 - rank / inside), 0.25))
+    # Between the k-th largest and the next.
+    line = _around(b.low, b.high, b.within, rank + 0.5, deviation, m)
+    at = jnp.where(divide[:, None], evenly, line)
+    at = jnp.where(passes == 0, first, at)
+    at = jnp.clip(at, b.low[:, None] + 1, b.high[:, None] - 1)
+    # A search that has ended keeps its bracket.
+    return passes + 1, _narrowed(b, k, at, tensors_.count(at), is_open(b))
+
+  return lax.while_loop(
+    lambda state: jnp.any(is_open(state[1])), step, (jnp.int32(0), bracket)
+  )[1]
+
+
+def _narrowed(bracket, k, at, rows, still):
+  """The tightest bracket that counts (s, m, rows) at thresholds (s, m) give."""
+  counts = jnp.sum(rows, axis=2, dtype=jnp.int32)
+  # Thresholds increase, so that the first few leave k or more.
+  below = jnp.sum(counts >= k[:, None], axis=1)
+
+  def picked(old, each, at):
+    for j in range(each.shape[1]):
+      here = still & (at == j)
+      here = here.reshape(here.shape + (1,) * (old.ndim - 1))
+      old = jnp.where(here, each[:, j], old)
+    return old
+
+  each = at, counts, rows
+  return _Bracket(
+    *(picked(o, e, below - 1) for o, e in zip(bracket[:3], each, strict=True)),
+    *(picked(o, e, below) for o, e in zip(bracket[3:], each, strict=True)),
+  )
+
+
+def _about(ordered, k, size, spread):
+  """Elements of a sorted sample (s, n) about the k-th largest of `size`.
+
+  `spread` (m,) says how many deviations of its rank apart.
+  """
+  count = ordered.shape[1]
+  rank = jnp.clip(k.astype(jnp.float32) * (count / size), 0.5, count - 0.5)
   deviation = jnp.sqrt(rank * (1.0 - rank / count)) + 0.5
-  largest = jnp.stack([jnp.max(bits) for bits in sample])
-  high = jnp.minimum(largest, _TOP - 1) + 1
-  rank = jnp.round(rank).astype(jnp.int32)
-  bracket = brackets.search(
-    brackets.start(k, 0, count, high),
-    rank,
-    lambda at: _count(sample, at),
-    enough=2 * math.isqrt(count),
-  )
-  return brackets.around(bracket, rank, deviation)
+  place = (count - rank)[:, None] + deviation[:, None] * spread
+  place = jnp.clip(jnp.round(place).astype(jnp.int32), 0, count - 1)
+  return jnp.take_along_axis(ordered, place, axis=1)
 
 
-def _held(at, values):
-  """The values, held back from being hoisted out of the loop that sets `at`.
+def _around(low, high, within, rank, deviation, m):
+  """Thresholds (s, m) i32 about a rank (s,) f32, if sizes lie on a line.
 
-  What is hoisted is computed even if the loop never runs, and stored.
+  The rank is from low on, and `within` (s,) i32 are below high; `deviation`
+  (s,) f32 is by how many numbers the guess is off. Sizes, as their bits bend
+  at each power of two.
   """
-  return lax.optimization_barrier((at, values))[1]
+  low, high = (lax.bitcast_convert_type(x, jnp.float32) for x in (low, high))
+  step = (high - low) / (within.astype(jnp.float32) + 1.0)
+  points = rank[:, None] + deviation[:, None] * _spread(m)
+  return size_bits(jnp.maximum(low[:, None] + step[:, None] * points, 0.0))
 
 
-def _flat_indices(shape, one):
-  """Each element's index; `one` keeps it in the loop that computes that."""
-  index = jnp.zeros(shape, jnp.int32)
-  for axis in range(len(shape)):
-    along = lax.broadcasted_iota(jnp.int32, shape, axis)
-    index = index + along * (one * math.prod(shape[axis + 1 :]))
-  return index
+def _spread(m):
+  """(m,) deviations, close to zero and up to three or more."""
+  x = [(2 * j + 1 - m) / m for j in range(m)]
+  return jnp.asarray([2.4 * y / (1.0 - 0.45 * y * y) for y in x], jnp.float32)
 
 
-def _count(numbers, at):
-  """(s, m) i32: how many of each are at or above its (s, m) thresholds."""
-  masks = [x >= t for x, row in zip(numbers, at, strict=True) for t in row]
-  return tensors.counts(masks).reshape(at.shape)
+def _thresholds(k):
+  return min(max(_COUNTED // k.shape[0], _LEAST), _MOST)
 
 
-def _count_equal(bits, value, rests, at):
-  """As `_count` for the rests of those whose bits equal `value` (s,)."""
-  early = [
-    jnp.where(x == v, rest, 0)
-    for x, v, rest in zip(bits, value, rests, strict=True)
-  ]
-  return _count(early, at)
+def _counted(bits, at, row):
+  """How many of each row are at or above its thresholds: (s, m, rows) i32."""
+  masks = [x >= t for x, some in zip(bits, at, strict=True) for t in some]
+  return tensors.row_counts(masks, row).reshape(*at.shape, -1)
+
+
+def _grouped(counts, row):
+  """Groups (s, g, row) of (s, n), with zeros at the end."""
+  counts = jnp.pad(counts, ((0, 0), (0, -counts.shape[1] % row)))
+  return counts.reshape(counts.shape[0], -1, row)
+
+
+def _place(running, nth):
+  """Where running counts (..., n) reach nth (...), and how-many-eth there."""
+  before = running < nth[..., None]
+  place = jnp.sum(before, axis=-1, dtype=jnp.int32)
+  rest = nth - jnp.max(jnp.where(before, running, 0), axis=-1)
+  return jnp.minimum(place, running.shape[-1] - 1), rest
+
+
+def _running(flags):
+  """Running counts (..., n) i32 of flags, n a multiple of 32, by words."""
+  lane = jnp.arange(32, dtype=jnp.uint32)
+  words = flags.reshape(*flags.shape[:-1], -1, 32).astype(jnp.uint32) << lane
+  words = jnp.sum(words, axis=-1, keepdims=True, dtype=jnp.uint32)
+  until = lax.population_count(
+    words & ((jnp.uint32(2) << lane) - jnp.uint32(1))
+  )
+  until = until.astype(jnp.int32)
+  # A few words a row, so that the sum of those before is written out.
+  parts, start = [], 0
+  for i in range(until.shape[-2]):
+    parts.append(until[..., i, :] + start)
+    start = parts[-1][..., -1:]
+  return jnp.concatenate(parts, axis=-1)

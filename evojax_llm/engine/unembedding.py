@@ -1,0 +1,167 @@
+"""From hidden states to tokens: the output matrix over a long vocabulary.
+
+Small models have long vocabularies: of Gemma 3 270M the output matrix is 168 of
+268 million numbers. Where the logits would be many they are never whole: blocks
+of the vocabulary are multiplied and summed up while they are in the caches.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evojax_llm.models.config import ModelConfig
+from evojax_llm.models.linear import softcap
+
+# Logits that are alive at a time; more are made in blocks.
+LOGITS_AT_ONCE = 1 << 24
+# Of a block: hidden states, and logits. On a CPU a block and its part of the
+# matrix stay in the caches of a core; measured, fewer than 256 hidden states at
+# a time halve the rate of the product.
+_ROWS = {'cpu': 512}
+_ROWS_ELSEWHERE = 4096
+_BLOCK = {'cpu': 1 << 19}
+_BLOCK_ELSEWHERE = 1 << 24
+_LONGEST_BLOCK = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Unembedding:
+  """The output matrix of one model.
+
+  Attributes:
+    matrix: (V, D).
+    cap: of the soft cap of logits, or None.
+    platform: of the devices that it is used on.
+  """
+
+  matrix: jax.Array
+  cap: float | None
+  platform: str
+
+  @classmethod
+  def of(
+    cls, config: ModelConfig, params: dict[str, Any], platform: str
+  ) -> 'Unembedding':
+    """Takes it out of the parameters of a model."""
+    name = 'embedding' if config.tied else 'output'
+    return cls(params['embedder'][name], config.final_softcap, platform)
+
+  def __call__(self, hidden: jax.Array) -> jax.Array:
+    """Returns logits (..., V) f32 of hidden states (..., D)."""
+    return self._logits(hidden, self.matrix)
+
+  def logprobs(
+    self, hidden: jax.Array, source: jax.Array, target: jax.Array
+  ) -> jax.Array:
+    """Returns log-probabilities (..., Q) f32 of tokens.
+
+    Args:
+      hidden: (..., N, D).
+      source: (Q,) i32, which of the N each token follows.
+      target: (Q,) i32, the tokens.
+    """
+    if not self._is_long(hidden):
+      logits = self(hidden)
+      norm = jax.nn.logsumexp(logits, axis=-1)
+      return logits[..., source, target] - norm[..., source]
+    norm = self._by_rows(self._log_sum, hidden)
+    at_target = self._cap(
+      jnp.einsum(
+        '...qd,qd->...q',
+        hidden[..., source, :],
+        self.matrix[target].astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+      )
+    )
+    return at_target - norm[..., source]
+
+  def likeliest(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the likeliest tokens (...) i32, the first of a tie, and their
+    logits (...) f32, NaN where one is, of hidden states (..., D).
+    """
+    if self._is_long(hidden):
+      return self._by_rows(self._first_of_best, hidden)
+    logits = self(hidden)
+    best = jnp.max(logits, axis=-1)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), best
+
+  def _is_long(self, hidden: jax.Array) -> bool:
+    rows = hidden.size // hidden.shape[-1]
+    return rows * self.matrix.shape[0] > LOGITS_AT_ONCE
+
+  def _logits(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+    logits = jnp.einsum(
+      '...d,vd->...v',
+      hidden,
+      matrix.astype(hidden.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return self._cap(logits)
+
+  def _cap(self, logits: jax.Array) -> jax.Array:
+    return softcap(logits, self.cap)
+
+  def _by_rows(self, function: Callable, hidden: jax.Array) -> Any:
+    """Applies a function of (rows, D) to a few of the hidden states a time."""
+    shape, width = hidden.shape[:-1], hidden.shape[-1]
+    rows = hidden.reshape(-1, width)
+    most = _ROWS.get(self.platform, _ROWS_ELSEWHERE)
+    parts = -(-len(rows) // most)
+    size = -(-len(rows) // parts)
+    padded = jnp.pad(rows, ((0, parts * size - len(rows)), (0, 0)))
+    found = jax.lax.map(function, padded.reshape(parts, size, width))
+    return jax.tree.map(
+      lambda leaf: leaf.reshape(-1)[: len(rows)].reshape(shape), found
+    )
+
+  def _fold(self, step: Callable, state: Any, hidden: jax.Array) -> Any:
+    """Folds step(state, logits (rows, C), index of the first) over blocks."""
+    vocab, rows = len(self.matrix), len(hidden)
+    most = _BLOCK.get(self.platform, _BLOCK_ELSEWHERE) // rows
+    count = -(-vocab // min(max(most, 128), _LONGEST_BLOCK, vocab))
+    size = -(-vocab // count)
+
+    def block(number: jax.Array, state: Any) -> Any:
+      wanted = number * size
+      # The last one begins earlier, where it would reach over the end.
+      first = jnp.minimum(wanted, vocab - size)
+      part = jax.lax.dynamic_slice_in_dim(self.matrix, first, size)
+      logits = self._logits(hidden, part)
+      if size * count > vocab:
+        column = first + jnp.arange(size, dtype=jnp.int32)
+        logits = jnp.where(column >= wanted, logits, -jnp.inf)
+      return step(state, logits, first)
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), block, state)
+
+  def _log_sum(self, hidden: jax.Array) -> jax.Array:
+    """Returns logsumexp (rows,) of the logits of hidden states (rows, D)."""
+
+    def step(state, logits, _):
+      old, total = state
+      top = jnp.maximum(old, jnp.max(logits, axis=-1))
+      new = jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
+      return top, total * jnp.exp(old - top) + new
+
+    none = jnp.full(len(hidden), -jnp.inf, jnp.float32)
+    top, total = self._fold(step, (none, jnp.zeros_like(none)), hidden)
+    return top + jnp.log(total)
+
+  def _first_of_best(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns `likeliest` of hidden states (rows, D)."""
+
+    def step(state, logits, first):
+      token, best = state
+      top = jnp.max(logits, axis=-1)
+      # Two passes that are vector instructions, which an argmax is not.
+      column = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+      none = jnp.iinfo(jnp.int32).max
+      at = jnp.min(jnp.where(logits == top[:, None], column, none), axis=-1)
+      return jnp.where(top > best, first + at, token), jnp.maximum(best, top)
+
+    start = jnp.full(len(hidden), -jnp.inf, jnp.float32)
+    token = jnp.zeros(len(hidden), jnp.int32)
+    return self._fold(step, (token, start), hidden)
