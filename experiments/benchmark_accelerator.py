@@ -9,10 +9,12 @@ order unless --parts says otherwise:
   limits      a large product, and a copy into memory that is there
   likelihood  multiple choice: a population, one model with as many items, gates
   generation  answers of --new_tokens by the same, for every one of --slots
-  kernels     what the device does in a step of decoding, by the profiler
+  kernels     what the device does as it decodes and reads, by the profiler
+  layer       attention of decoding and a projection, in several ways
   operators   merges and mutations of adapters, beside a copy
 
-Each has a share of --minutes; what does not fit is left out and named. JSON and
+Decoding goes as the plan has it, or by each of --variants. Each part has a
+share of --minutes; what does not fit is left out and named. JSON and
 Markdown are written after every measurement. Compiled programs go to a new
 folder, so that first calls compile; `kernels` finds those of `generation`
 there.
@@ -31,6 +33,8 @@ from absl import flags
 import jax
 
 from evojax_llm.commands import command
+from experiments.benchmarks import accelerator_layer
+from experiments.benchmarks import accelerator_limits
 from experiments.benchmarks import accelerator_parts
 from experiments.benchmarks import accelerator_peer
 from experiments.benchmarks import accelerator_profile
@@ -46,10 +50,16 @@ _SHARES = {
   'likelihood': 3,
   'generation': 9,
   'kernels': 3,
+  'layer': 4,
   'operators': 3,
 }
 # Ways to decode, by what the plan is told; see --variants.
-_VARIANTS: dict[str, dict] = {'plan': {}}
+_VARIANTS: dict[str, dict[str, str]] = {
+  'plan': {},
+  'scan': {'walk': 'scan'},
+  'plain': {'walk': 'unrolled', 'attention': 'plain'},
+  'pallas': {'walk': 'unrolled', 'attention': 'pallas'},
+}
 _SMOKE = {
   'shape': 'tiny',
   'members': 2,
@@ -152,10 +162,8 @@ def main(_: Sequence[str]) -> None:
 
   parts = {
     'peer': functools.partial(accelerator_peer.run, settings),
-    'limits': of_engine(accelerator_parts.limits),
-    'likelihood': of_engine(
-      accelerator_parts.likelihood, variants=variants, ways=_WAYS.value
-    ),
+    'limits': of_engine(accelerator_limits.limits),
+    'likelihood': of_engine(accelerator_parts.likelihood, ways=_WAYS.value),
     'generation': of_engine(
       accelerator_parts.generation,
       slots=slots,
@@ -163,9 +171,10 @@ def main(_: Sequence[str]) -> None:
       ways=_WAYS.value,
     ),
     'kernels': of_engine(
-      accelerator_parts.decode_kernels, slots=slots[-1], variants=variants
+      accelerator_parts.kernels, slots=slots[-1], variants=variants
     ),
-    'operators': of_engine(accelerator_parts.operators),
+    'layer': of_engine(accelerator_layer.layer),
+    'operators': of_engine(accelerator_limits.operators),
   }
   clock = Clock(60 * _MINUTES.value, keep)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):

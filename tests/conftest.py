@@ -1,5 +1,6 @@
 """What every test runs under, and the fixtures that several packages share."""
 
+import gc
 from importlib import metadata
 import os
 import pathlib
@@ -15,11 +16,16 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # Most of the time goes into compiling programs that run once: LLVM's
 # optimisations are left out, and XLA's kernels come from its plain emitters.
-# XLA's own passes stay. A jaxlib that does not know the flag would end the
-# process.
+# XLA's own passes stay. A program is not cut into parts that are compiled side
+# by side: the other core has tests of its own. A jaxlib that does not know a
+# flag would end the process.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+os.environ['XLA_FLAGS'] = '--xla_cpu_parallel_codegen_split_count=1'
 if metadata.version('jaxlib').startswith('0.10.'):
-  os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false'
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
+# Tracing makes so many objects that looking for cycles among them took a fifth
+# of the time.
+gc.set_threshold(100_000, 20, 50)
 # No test may reach for the network.
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TRANSFORMERS_OFFLINE'] = '1'
@@ -36,6 +42,12 @@ from tests import tiny  # noqa: E402
 # Only in this process: a program started by a test sees one device, as it does
 # on a user's machine.
 jax.config.update('jax_num_cpu_devices', 4)
+
+
+def pytest_collection_finish():
+  """What all tests share is not searched for garbage again."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -128,7 +140,9 @@ def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   tasks = [
     runs.write_task(folder / f'{n}.json', seed=i) for i, n in enumerate('ab')
   ]
-  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  adapters = tiny_adapter_folders(
+    3, 'gemma2', alpha=32, modules=tiny.FEW_MODULES
+  )
   return [
     f'--config={runs.GENOME}',
     f'--config.model={tiny_gemma_folder("gemma2")}',

@@ -27,6 +27,10 @@ _SPECIAL = (
   '<end_of_turn>',
 )
 
+# What adapters of searches change: programs over their leaves are a fraction as
+# large, and one matrix each of attention and MLP is left.
+FEW_MODULES = ('q_proj', 'up_proj')
+
 _ALL_MODULES = {
   'q_proj': 'self_attn',
   'k_proj': 'self_attn',

@@ -20,6 +20,7 @@ from absl import flags
 from absl import logging
 
 from evojax_llm import lookup
+from evojax_llm.commands import compiled_programs
 from evojax_llm.runs import outputs
 from evojax_llm.runs.errors import UserError
 from evojax_llm.runs.errors import cannot_write
@@ -110,6 +111,7 @@ def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
     _parse(argv)
     if quiet and not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax tells of every step.
+    compiled_programs.keep()
     return main(argv[:1])
   except ValueError as error:
     if not isinstance(error, _user_errors()):

@@ -22,9 +22,11 @@ _MAX_BUCKETS = 4
 # items share one; longer ones for the sake of a shared start stop at the last.
 _SHORTEST_ROWS = (32, 48, 64, 80, 96, 128)
 _LONGEST_TO_SHARE = 1024
+# Where attention is cheap also these, and the longest: they leave less empty.
+_LONGER_ROWS = (192, 256, 384, 512)
 # Where attention costs a token as much as everything else (a model of a million
 # parameters, measured on a CPU; larger models get there later).
-_ATTENTION_DOUBLES_AT = 320
+ATTENTION_DOUBLES_AT = 320
 # Most batches of a call: enough for what a member costs once a call, few enough
 # to see a run move.
 BATCHES_PER_CALL = 8
@@ -108,6 +110,7 @@ def pack_likelihood(
   *,
   families: Sequence[int] | None = None,
   share: bool = True,
+  attention_doubles_at: int = ATTENTION_DOUBLES_AT,
 ) -> list[LikelihoodBatch]:
   """Packs (prompt, continuation) pairs whose log-likelihoods are wanted.
 
@@ -122,6 +125,8 @@ def pack_likelihood(
       they all begin with. One family by default.
     share: False for rows of one text each, as a model without `until` needs
       them: only continuations that differ in their last token share a row.
+    attention_doubles_at: columns of a row at which a token costs twice as much
+      as in a short one.
   """
   for owner, (prompt, continuation) in enumerate(continuations):
     if not prompt or not continuation:
@@ -129,7 +134,10 @@ def pack_likelihood(
         f'continuation {owner} has {len(prompt)} prompt and '
         f'{len(continuation)} continuation tokens; expected one of each.'
       )
-  rows, lengths = (_forests if share else _texts)(continuations, families)
+  if share:
+    rows, lengths = _forests(continuations, families, attention_doubles_at)
+  else:
+    rows, lengths = _texts(continuations)
   packed = []
   for top, indices in by_bucket(lengths):
     calls = _cut([rows[i] for i in indices], int(rows_per_batch(top)))
@@ -208,7 +216,7 @@ def _stack(
 
 
 def _texts(
-  continuations: Sequence[prefix_tree.Continuation], _: Sequence[int] | None
+  continuations: Sequence[prefix_tree.Continuation],
 ) -> tuple[list[prefix_tree.Row], list[int]]:
   """Rows of one text each, and their lengths."""
   owners: dict[tuple[int, ...], list[int]] = {}
@@ -221,7 +229,7 @@ def _texts(
   return rows, [len(row.tokens) for row in rows]
 
 
-def _forests(continuations, families):
+def _forests(continuations, families, doubles_at):
   """Rows of as many items as there is room for, and how long they may be."""
   items: dict[int, dict[tuple[int, ...], list[int]]] = {}
   for owner, (prompt, _) in enumerate(continuations):
@@ -235,7 +243,7 @@ def _forests(continuations, families):
       prefix_tree.size([continuations[owner] for owner in group])
       for group in groups
     ]
-    for together in _fill_rows(sizes, shared):
+    for together in _fill_rows(sizes, shared, doubles_at):
       filled = []
       for members in together:
         owners = [owner for m in members for owner in groups[m]]
@@ -247,20 +255,27 @@ def _forests(continuations, families):
   return rows, lengths
 
 
-def _fill_rows(sizes: Sequence[int], shared: int) -> list[list[list[int]]]:
+def _fill_rows(
+  sizes: Sequence[int], shared: int, doubles_at: int
+) -> list[list[list[int]]]:
   """The items of each row, rows of one length together.
 
   Short rows are cheap to attend to and long ones leave less room empty. Of a
   few lengths, the one with the least work for all rows is taken.
   """
   best, least = [], math.inf
-  for shortest in _SHORTEST_ROWS:
+  shortest_rows = list(_SHORTEST_ROWS)
+  if doubles_at > ATTENTION_DOUBLES_AT:
+    # None longer than what the memory was planned for.
+    longest = longest_row(sizes, shared)
+    shortest_rows += [n for n in _LONGER_ROWS if n < longest] + [longest]
+  for shortest in shortest_rows:
     floor = max(shortest, _row_to_share(shared))
     made, work = [], 0.0
     for top, indices in by_bucket([max(size, floor) for size in sizes]):
       rows = prefix_tree.fill([sizes[i] for i in indices], top, shared)
       made.append([[indices[i] for i in row] for row in rows])
-      work += len(rows) * top * (1 + top / _ATTENTION_DOUBLES_AT)
+      work += len(rows) * top * (1 + top / doubles_at)
     if work < least:
       best, least = made, work
   return best

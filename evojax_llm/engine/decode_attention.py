@@ -7,6 +7,7 @@ sum of the values, which are added up under a common maximum.
 Source: FlashAttention, algorithm 1 (arXiv 2205.14135).
 """
 
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -46,6 +47,7 @@ def decode_attention(
   softcap: float | None = None,
   scale: float,
   implementation: str = 'plain',
+  blocks: Any = None,
 ) -> jax.Array:
   """Returns what each query gathers, (B, Kv, G, h) in the type of q.
 
@@ -65,6 +67,7 @@ def decode_attention(
     scale: multiplies the scores.
     implementation: 'plain'; 'pallas', a kernel for GPUs; or 'interpreted', the
       same kernel on any device, slowly.
+    blocks: `decode_kernel.Blocks`, by default chosen by size.
 
   Raises:
     ValueError: there is no such implementation.
@@ -102,6 +105,7 @@ def decode_attention(
       softcap=softcap,
       scale=scale,
       interpret=implementation == 'interpreted',
+      blocks=blocks,
     )
   found = part('bkth', k, v, seen)
   if first is not None:

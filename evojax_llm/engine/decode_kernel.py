@@ -59,8 +59,8 @@ def attend(
   window: jax.Array | None,
   softcap: float | None,
   scale: float,
-  interpret: bool = False,
-  blocks: Blocks | None = None,
+  interpret: bool,
+  blocks: Blocks | None,
 ) -> jax.Array:
   """Returns what each query gathers, (B, Kv, G, h) in the type of q.
 
@@ -77,19 +77,19 @@ def attend(
     softcap: of the scores, or None.
     scale: of the scores.
     interpret: whether to run on any device, slowly.
-    blocks: by default those of `default_blocks`.
+    blocks: None for those of `default_blocks`.
   """
   rows, key_heads, groups, width = q.shape
   length = k.shape[2]
   blocks = blocks or default_blocks(width, k.dtype)
   column = jnp.arange(length, dtype=jnp.int32)
-  limit = jnp.int32(jnp.iinfo(jnp.int32).max) if window is None else window
+  limit = jnp.iinfo(jnp.int32).max if window is None else window
   numbers = jnp.stack(
     [
       query_positions,
       jnp.where(visible, column, length).min(axis=1),
       jnp.where(visible, column + 1, 0).max(axis=1),
-      jnp.broadcast_to(limit, (rows,)),
+      jnp.broadcast_to(jnp.asarray(limit, jnp.int32), (rows,)),
     ],
     axis=1,
   )

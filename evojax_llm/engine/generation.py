@@ -93,8 +93,7 @@ def generate_texts(
   plan = engine.prepare(space, population, lengths, **plan_options)
   work = packed_split.pack(
     [items],
-    plan.rows,
-    plan.slots,
+    plan,
     sharding.replicated(runtime.mesh),
     tokenizer.pad_id,
   )

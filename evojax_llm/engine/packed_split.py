@@ -1,6 +1,5 @@
 """A split of all tasks, encoded, packed and placed once for a whole run."""
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -10,6 +9,7 @@ import jax
 
 from evojax_llm.engine import batches
 from evojax_llm.engine import prefix_tree
+from evojax_llm.engine.plan import Plan
 from evojax_llm.engine.queues import Prompt
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.queues import pack_queues
@@ -134,16 +134,11 @@ def _longest_forest(items: Sequence[EncodedItem]) -> int:
 
 def pack(
   items: list[list[EncodedItem]],
-  rows: Callable[[int, int], int],
-  slots: Callable[[int, int], int],
+  plan: Plan,
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
 ) -> PackedSplit:
-  """Packs the items of K tasks into few shapes and puts them on the device.
-
-  `rows` and `slots` are the most rows of a batch, and prompts in work at a
-  time, by prompt tokens and new tokens.
-  """
+  """Packs the items of K tasks into few shapes and puts them on the device."""
   families, continuations, to_continue = [], [], []
   for k, task in enumerate(items):
     for item in task:
@@ -162,9 +157,13 @@ def pack(
         continuations += [(item.prompt, option) for option in item.options]
   jobs = []
   for batch in batches.pack_likelihood(
-    continuations, lambda length: rows(length, 0), pad_id, families=families
+    continuations,
+    plan.rows,
+    pad_id,
+    families=families,
+    attention_doubles_at=plan.attention_doubles_at,
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
     jobs.append(Job(batch, jax.device_put(arrays, sharding)))
-  queues = pack_queues(to_continue, slots, rows, sharding, pad_id)
+  queues = pack_queues(to_continue, plan.slots, plan.rows, sharding, pad_id)
   return PackedSplit(items, len(continuations), len(to_continue), jobs, queues)

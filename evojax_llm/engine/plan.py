@@ -9,6 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.engine.batches import ATTENTION_DOUBLES_AT
 from evojax_llm.engine.batches import BATCHES_PER_CALL
 from evojax_llm.models.cache import bytes_per_token
 from evojax_llm.models.config import ModelConfig
@@ -32,6 +33,10 @@ _REFILL_SHARE = 4
 # one member. Between these sizes it is tried.
 _FOLD_AT_MOST_BYTES = 1 << 28
 _FOLD_NEVER_BYTES = 1 << 32
+# An accelerator multiplies as many numbers while it moves a byte of scores; a
+# score of a head is written, read by the softmax's passes and by the product.
+_PRODUCTS_A_BYTE = 100
+_BYTES_A_SCORE = 20
 _SHARE_OF_MEMORY = 0.8
 _MIB = 1 << 20
 
@@ -62,6 +67,8 @@ class Plan:
     tokens_per_call: padded tokens that one program call aims at.
     slots_per_call: prompts that one step of decoding aims at.
     prompts_per_batch: given by the user; None to choose by size.
+    attention_doubles_at: columns of a row at which attention costs a token as
+      much as all else.
     walk: how a step of decoding goes through the layers: 'scan', over stacks,
       or 'unrolled', over separate layers (see `decode_step`).
     attention: of such a step, an implementation of `decode_attention`.
@@ -84,6 +91,7 @@ class Plan:
   slots_per_call: int
   prompts_per_batch: int | None = None
   on_host: bool = False
+  attention_doubles_at: int = ATTENTION_DOUBLES_AT
   walk: str = 'scan'
   attention: str = 'plain'
 
@@ -233,6 +241,18 @@ def layer_bytes(config: ModelConfig) -> int:
   return 4 * (widest + 2 * heads * config.head_dim)
 
 
+def _attention_doubles_at(config: ModelConfig, platform: str) -> int:
+  """Returns the columns at which attention costs as much as the products.
+
+  On an accelerator attention costs the bytes that it moves.
+  """
+  if platform == 'cpu':
+    return ATTENTION_DOUBLES_AT
+  weights = sum(i * o for i, o in config.linear_shapes().values())
+  moved = config.num_heads * _BYTES_A_SCORE * _PRODUCTS_A_BYTE
+  return max(ATTENTION_DOUBLES_AT, weights // moved)
+
+
 def make_plan(
   config: ModelConfig,
   *,
@@ -316,6 +336,7 @@ def make_plan(
     ),
     prompts_per_batch=prompts_per_batch,
     on_host=on_host,
+    attention_doubles_at=_attention_doubles_at(config, device.platform),
     attention=attention or ('pallas' if device.platform == 'gpu' else 'plain'),
   )
   resident = base_bytes + (0 if on_host else population_bytes)

@@ -385,8 +385,7 @@ class Evaluator:
           ]
         self._splits[key] = packed_split.pack(
           encoded,
-          self.plan.rows,
-          self.plan.slots,
+          self.plan,
           sharding.replicated(self._runtime.mesh),
           self.tokenizer.pad_id,
         )

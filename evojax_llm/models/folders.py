@@ -3,11 +3,14 @@
 No pickle is opened and nothing is downloaded.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -23,6 +26,8 @@ import safetensors
 from evojax_llm import files
 from evojax_llm import lookup
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.safetensors_files import SafetensorsFile
+from evojax_llm.models.safetensors_files import is_finite
 
 # What stored types are used as; others are of quantised or damaged files.
 FLOAT_TYPES = {
@@ -31,6 +36,8 @@ FLOAT_TYPES = {
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
+# Numbers of a part that is read at once: they stay in a processor's cache.
+_PART = 1 << 21
 _HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 
 
@@ -285,17 +292,25 @@ class TensorFiles:
     """Reads a tensor."""
     return self._handles[self.file(name)].get_tensor(name)
 
+  def parts(self, name: str) -> list[tuple[int, Callable[[], np.ndarray]]]:
+    """Returns the first row and what reads it, of parts of a few MiB.
+
+    They may be read by several threads at once. What is no safetensors file is
+    one part.
+    """
+    handle = self._handles[self.file(name)]
+    if not (isinstance(handle, SafetensorsFile) and handle.has_rows(name)):
+      return [(0, functools.partial(handle.get_tensor, name))]
+    rows, *rest = self.shape(name)
+    each = max(1, _PART // max(1, math.prod(rest)))
+    return [
+      (i, functools.partial(handle.read_rows, name, i, min(rows, i + each)))
+      for i in range(0, rows, each)
+    ]
+
   def check_finite(self, name: str, array: np.ndarray) -> None:
     """Refuses NaN and infinity in what was read of a tensor."""
-    parts = np.array_split(array, max(1, array.size >> 22))
-    if array.dtype.itemsize == 2:  # Many times as fast as on the numbers.
-      infinity = np.array(np.inf, array.dtype).view(np.uint16)
-      finite = all(
-        np.all(part.view(np.uint16) & 0x7FFF < infinity) for part in parts
-      )
-    else:
-      finite = all(np.isfinite(part).all() for part in parts)
-    if not finite:
+    if not is_finite(array):
       raise ModelError(
         f'{self.file(name)}: tensor {name} has NaN, infinity or numbers beyond '
         f'{array.dtype}; expected finite weights. The file is damaged or its '
@@ -322,7 +337,7 @@ def _open(file: pathlib.Path):
       from evojax_llm.models import gguf_files
 
       return gguf_files.GgufTensors(file.resolve())
-    return safetensors.safe_open(file, framework='numpy')
+    return SafetensorsFile(file)
   except (OSError, safetensors.SafetensorError) as error:
     raise ModelError(
       f'{file}: not a whole safetensors file ({error}); it is truncated or '

@@ -6,6 +6,7 @@ read: the error names the file, the key, and what was expected.
 """
 
 from collections.abc import Callable
+from concurrent import futures
 import dataclasses
 import json
 import os
@@ -37,6 +38,8 @@ from evojax_llm.models.model_files import read_leaf
 from evojax_llm.models.model_files import write_weights
 from evojax_llm.models.tokenizer import Tokenizer
 
+# That read a model: enough for a disk that serves many at once.
+_MOST_THREADS = 16
 # The small files that go with the weights: what transformers writes of a
 # tokenizer, templates, and what the licence asks to pass on.
 _KEPT = (
@@ -104,7 +107,7 @@ def load_checkpoint(
     folder: as in `load_config`.
     dtype: type of all leaves; None keeps the stored one.
     place: called with each leaf as soon as it is whole; shard it here. The
-      identity keeps numpy arrays. The host never holds more than one leaf
+      identity keeps numpy arrays. The host never holds more than two leaves
       beside what `place` returns.
     head: whether the folder may be that of a classification model, whose head
       is left out; `classifier.load_classifier` reads both.
@@ -130,13 +133,34 @@ def load_params(
 ) -> dict[str, Any]:
   """Loads the parameters of a configuration; see `load_checkpoint`."""
   params: dict[str, Any] = {}
-  with open_model(folder, config, head) as files:
-    for leaf in names.leaves(config):
+  threads = min(_MOST_THREADS, 2 * (os.cpu_count() or 1))
+  with (
+    open_model(folder, config, head) as files,
+    futures.ThreadPoolExecutor(threads) as pool,
+  ):
+
+    def read(leaf: names.Leaf) -> Callable[[], np.ndarray]:
       stored = [files.stored[n] for n in leaf.names(config.num_layers)]
-      array = read_leaf(files, leaf, stored, dtype)
+      return read_leaf(files, leaf, stored, dtype, pool)
+
+    def finish(leaf: names.Leaf, wait: Callable[[], np.ndarray]) -> None:
+      array = wait()
       if leaf.path == ('embedder', 'embedding'):
         check_tied(files, config, array)
       put(params, leaf.path, place(array))
+
+    try:
+      before = None
+      for leaf in names.leaves(config):
+        # Is read while the one before is placed.
+        reading = leaf, read(leaf)
+        if before:
+          finish(*before)
+        before = reading
+      finish(*before)
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
   return params
 
 

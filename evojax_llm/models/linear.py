@@ -20,8 +20,13 @@ def matmul(
     w: (in, out); integers where there is a step.
     step: (out,) f32 that the columns of w are multiplied by.
   """
+  # Accelerators accumulate in f32 whatever the result is kept in: one that is
+  # rounded behind the product may be written in f32 first. On a CPU that form
+  # is the faster one.
+  rounds_late = step is not None or jax.default_backend() == 'cpu'
+  kept = jnp.float32 if rounds_late else x.dtype
   y = jnp.einsum(
-    '...i,io->...o', x, w.astype(x.dtype), preferred_element_type=jnp.float32
+    '...i,io->...o', x, w.astype(x.dtype), preferred_element_type=kept
   )
   return (y if step is None else y * step).astype(x.dtype)
 

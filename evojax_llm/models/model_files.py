@@ -1,7 +1,9 @@
 """The tensors of a model folder: checked, read leaf by leaf, and written."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from concurrent import futures
 import os
 import pathlib
 from typing import Any
@@ -104,29 +106,51 @@ def _check_tensors(files: ModelFiles, config: ModelConfig) -> None:
 
 
 def read_leaf(
-  files: TensorFiles, leaf: names.Leaf, stored: list[str], dtype: Any
-) -> np.ndarray:
-  """Reads one leaf, cast and stacked on L tensor by tensor."""
+  files: TensorFiles,
+  leaf: names.Leaf,
+  stored: list[str],
+  dtype: Any,
+  pool: futures.Executor,
+) -> Callable[[], np.ndarray]:
+  """Begins to read one leaf, cast and stacked on L, in the threads of a pool.
+
+  Returns:
+    What waits for the leaf and returns it.
+  """
   if dtype is None:
     kinds = {files.dtype(name) for name in stored}
     # Layers share an array; where their types differ, f32 holds all of them.
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
-  dtype = np.dtype(dtype)
-  # What is beyond the type becomes infinity, and is refused with it.
-  with np.errstate(over='ignore'):
-    if not leaf.stacked:
-      out = files.read(stored[0]).astype(dtype, copy=False)
-      files.check_finite(stored[0], out)
-      return out
-    out = np.empty(leaf.leaf_shape(len(stored)), dtype)
-    for layer, name in zip(out, stored, strict=True):
-      _write(layer, files.read(name), leaf)
-      files.check_finite(name, layer)
-  return out
+  out = np.empty(leaf.leaf_shape(len(stored)), dtype)
+  layers = out if leaf.stacked else out[None]
+
+  def read(name: str, layer: np.ndarray, start: int, part: Callable) -> None:
+    # What is beyond the type becomes infinity, and is refused with it.
+    with np.errstate(over='ignore'):
+      rows = part().astype(out.dtype, copy=False)
+    files.check_finite(name, rows)
+    span = slice(start, start + len(rows))
+    _write(layer[:, span] if leaf.transposed else layer[span], rows, leaf)
+
+  running = [
+    pool.submit(read, name, layer, *part)
+    for layer, name in zip(layers, stored, strict=True)
+    for part in files.parts(name)
+  ]
+
+  def wait() -> np.ndarray:
+    for part in running:
+      part.result()
+    return out
+
+  return wait
 
 
 def _write(out: np.ndarray, tensor: np.ndarray, leaf: names.Leaf) -> None:
   """Writes a tensor into `out`, cast and transposed where the leaf is."""
+  if out.dtype == tensor.dtype and out.itemsize == 2:
+    # Of types that numpy does not know it copies number by number.
+    out, tensor = out.view(np.uint16), tensor.view(np.uint16)
   if not leaf.transposed:
     out[...] = tensor.astype(out.dtype, copy=False)
     return

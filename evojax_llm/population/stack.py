@@ -5,6 +5,7 @@ the same tree without it. Every function keeps the type of every leaf.
 """
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ Genome = Any
 Population = Any
 # The host keeps lists with an entry for each member, and makes them one by one.
 MOST_MEMBERS = 1 << 17
+# In which leaves of so many bytes are taken apart when they are written over.
+_PARTS, _PARTS_ABOVE = 64, 1 << 24
 
 
 def size(population: Population) -> int:
@@ -96,6 +99,37 @@ def _take(population, index):
 def concatenate(*populations: Population) -> Population:
   """Joins populations along P."""
   return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *populations)
+
+
+def take_of_both(
+  first: Population, second: Population, index: jax.Array
+) -> Population:
+  """Returns `take` (M,) of both joined along P, which are never joined.
+
+  Where as many are taken as are in the first, and a jitted function gives the
+  first up, large leaves are written over it part by part: whole models are not
+  there twice.
+  """
+  members = size(first)
+  is_first = index < members
+  here = jnp.clip(index, max=members - 1)
+  there = jnp.clip(index - members, min=0)
+
+  def taken(one, two):
+    return select(is_first, one[here], two[there])
+
+  def leaf(one, two):
+    parts = math.gcd(one[0].size, _PARTS)
+    if len(index) != members or one.nbytes < _PARTS_ABOVE or parts == 1:
+      return taken(one, two)
+    split = [x.reshape(len(x), parts, -1) for x in (one, two)]
+
+    def write(i, whole):
+      return whole.at[:, i].set(taken(whole[:, i], split[1][:, i]))
+
+    return jax.lax.fori_loop(0, parts, write, split[0]).reshape(one.shape)
+
+  return jax.tree.map(leaf, first, second)
 
 
 def select(

@@ -312,9 +312,8 @@ class NSGA2(base.Strategy):
     # Of members that failed the elder live on, and empty slots never.
     order = jnp.where(ids < 0, jnp.iinfo(jnp.int32).max, ids)
     chosen = pareto.ranking(_known(fitness, tasks), order)[: self.capacity]
-    pool = stack.concatenate(state.population, population)
     return state.replace(
-      population=stack.take(pool, chosen),
+      population=stack.take_of_both(state.population, population, chosen),
       fitness=fitness[chosen],
       tasks=tasks[chosen],
       ids=ids[chosen],

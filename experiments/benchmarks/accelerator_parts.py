@@ -22,21 +22,11 @@ from evojax_llm.genomes.gates import GateSpace
 from evojax_llm.models.cache import bytes_per_token
 from experiments.benchmarks import accelerator_model
 from experiments.benchmarks import accelerator_profile
-from experiments.benchmarks import operator_sizes
-from experiments.benchmarks import operator_timing
 from experiments.benchmarks.accelerator_clock import Clock
 
 WAYS = ('population', 'one model', 'gates')
-OPERATORS = (
-  'linear slerp task_arithmetic ties breadcrumbs dare_ties sce della gaussian '
-  'swarm'
-).split()
-_REPEATS = 5
-_FEW_OPERATORS = ('linear', 'gaussian')
 # Kernels in the table.
 _KERNELS = 16
-# Of the bytes on the device, for the buffers of a copy: a fixed size.
-_COPY_BYTES = 1 << 30
 
 
 class Bench:
@@ -76,7 +66,7 @@ class Bench:
       kind: accelerator_model.task(kind, items * members, new_tokens, data)
       for kind in ('multiple_choice', 'numeric_match')
     }
-    self._rank = rank
+    self.rank = rank
 
   @functools.cached_property
   def model(self):
@@ -86,7 +76,7 @@ class Bench:
   @functools.cached_property
   def _adapters(self):
     return accelerator_model.random_adapters(
-      self.config, self.members, self._rank
+      self.config, self.members, self.rank
     )
 
   @functools.cached_property
@@ -102,16 +92,16 @@ class Bench:
     return self._adapter_space.experts()
 
   def way(
-    self, kind: str, name: str, slots: int | None = None, **options: Any
+    self, kind: str, name: str, slots: int | None = None, **sizes: Any
   ) -> tuple[Callable[[], Any], Evaluator]:
     """Returns what scores all members once, and the evaluator that does.
 
-    `slots` are prompts in work in all. Each way has the same number of items.
+    `slots` are prompts in work in all; sizes are those of `plan.make_plan`.
+    Each way has the same number of items.
     """
     members = 1 if name == 'one model' else self.members
     items = self.items * self.members // members
-    if slots:
-      options['prompts_per_batch'] = max(1, slots // members)
+    rows = max(1, slots // members) if slots else None
     space, genomes = self._adapter_space, self._genomes
     if name == 'gates':
       space = self._gate_space
@@ -124,8 +114,9 @@ class Bench:
       self._tokenizer,
       [dataclasses.replace(self._tasks[kind], dev=task)],
       dtype=self.dtype,
-      **options,
+      prompts_per_batch=rows,
     )
+    evaluator.prepare(space, genomes, **sizes)
     return lambda: evaluator.evaluate(space, genomes), evaluator
 
   def prompt_tokens(self, kind: str) -> float:
@@ -150,61 +141,16 @@ class Bench:
     return num_bytes(self.model.params) + members + cache
 
 
-def limits(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
-  """Measures a large product, and a copy into memory that is there."""
-  size = 256 if bench.small else 8192
-  if jax.default_backend() == 'cpu':
-    size = min(size, 2048)
-  a = jnp.ones((size, size), bench.dtype)
-  product = jax.jit(jnp.matmul)
-  seconds = _best(lambda: product(a, a), calls=10)
-  bench.rates['product'] = 2 * size**3 / seconds
-  count = (1 << 16 if bench.small else _COPY_BYTES) // 4
-  if jax.default_backend() == 'cpu':
-    count = min(count, 1 << 25)
-  x = jnp.ones(count, jnp.float32)
-  held = [jnp.zeros_like(x)]
-  # The result takes the memory of an array that is no longer wanted.
-  copy = jax.jit(lambda old, x: -x, donate_argnums=0, keep_unused=True)
-
-  def once():
-    held[0] = copy(held[0], x)
-    return held[0]
-
-  bench.rates['copy'] = 8 * count / _best(once, calls=10)
-  found |= {f'{k}_per_second': v for k, v in bench.rates.items()}
-  found['product_size'] = size
-  clock.say(
-    f'product {bench.rates["product"] / 1e12:.2f} TFLOP/s, copy '
-    f'{bench.rates["copy"] / 1e9:.0f} GB/s read and written'
-  )
-
-
-def _best(run: Callable[[], Any], calls: int) -> float:
-  """Seconds of a call in the best of some rows of calls."""
-  jax.block_until_ready(run())
-  seconds = []
-  for _ in range(_REPEATS):
-    start = time.perf_counter()
-    for _ in range(calls):
-      last = run()
-    jax.block_until_ready(last)
-    seconds.append((time.perf_counter() - start) / calls)
-  return min(seconds)
-
-
 def likelihood(
   bench: Bench,
   clock: Clock,
   found: dict[str, Any],
   *,
-  variants: Mapping[str, dict[str, Any]],
   ways: Sequence[str] = WAYS,
 ) -> None:
   """Scores multiple choice: a population, one model, gates."""
-  for variant, options in variants.items():
-    for name in ways:
-      _measure(bench, clock, found, 'multiple_choice', name, variant, options)
+  for name in ways:
+    _measure(bench, clock, found, 'multiple_choice', name, 'plan', {})
 
 
 def generation(
@@ -315,7 +261,7 @@ def peak_memory() -> int:
   return stats.get('peak_bytes_in_use', 0)
 
 
-def decode_kernels(
+def kernels(
   bench: Bench,
   clock: Clock,
   found: dict[str, Any],
@@ -323,83 +269,54 @@ def decode_kernels(
   slots: int,
   variants: Mapping[str, dict[str, Any]],
 ) -> None:
-  """Profiles decoding by a population: kernels by share of the time."""
-  for variant, options in variants.items():
+  """Profiles a population that decodes and reads: kernels by share of time."""
+  ways = {
+    variant: ('numeric_match', options | {'slots': slots or None})
+    for variant, options in variants.items()
+  }
+  for label, (kind, options) in (
+    ways | {'likelihood': ('multiple_choice', {})}
+  ).items():
     if not clock.fits(0):
-      clock.skip(f'kernels: {variant}', 'no time is left')
+      clock.skip(f'kernels: {label}', 'no time is left')
       continue
-    run, evaluator = bench.way(
-      'numeric_match', 'population', slots=slots or None, **options
-    )
-    start = time.perf_counter()
-    run()
-    first = time.perf_counter() - start
-    start, before = time.perf_counter(), evaluator.ledger.as_dict()
-    run()
-    spent, after = time.perf_counter() - start, evaluator.ledger.as_dict()
-    steps = after['steps'] - before['steps']
-    decode = after['seconds']['decode'] - before['seconds']['decode']
-    # In the middle, where answers are being made.
-    seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 5))
-    kernels = list(seen['kernels'].items())
-    busy = max(seen['busy'], 1e-9)
-    found[variant] = {
-      'first': first,
-      'compile': evaluator.ledger.seconds['compile'],
-      'step_ms': 1e3 * decode / max(1, steps),
-      'window': seen['window'],
-      'busy': busy,
-      'different': len(kernels),
-      'kernels': {
-        name: {'share': spent / busy, 'seconds': spent, 'count': count}
-        for name, (spent, count) in kernels[:_KERNELS]
-      },
-    }
-    for name, (spent, count) in kernels[:_KERNELS]:
-      clock.say(f'{spent / busy:6.1%} {count:7d} x {name[:70]}')
-    del run, evaluator
+    try:
+      found[label] = _profiled(bench, clock, kind, options)
+    except Exception as error:  # The others are to run.
+      clock.fail(f'kernels: {label}', error)
     gc.collect()
     clock.keep()
 
 
-def operators(bench: Bench, clock: Clock, found: dict[str, Any]) -> None:
-  """Times operators on ten adapters beside a copy."""
-  size = operator_sizes.SIZES['tiny' if bench.small else 'lora10']
-  workbench = operator_timing.Workbench(size)
-  names = _FEW_OPERATORS if bench.small else OPERATORS
-  cases = operator_timing.chosen_cases(names)
-  # Of the cases of an operator the first.
-  cases = {case.operator.name: case for case in reversed(cases)}
-  rows = [
-    *workbench.limits(),
-    *(workbench.row(cases[name]) for name in names),
-  ]
-  for row in rows:
-    if not clock.fits(0):
-      clock.skip(f'operators: {row.name}', 'no time is left')
-      continue
-    try:
-      start = time.perf_counter()
-      row.run()
-      compiling = time.perf_counter() - start
-      seconds = operator_timing.time_rows([row], _REPEATS)[row.name]
-    except Exception as error:
-      clock.fail(f'operators: {row.name}', error)
-      continue
-    best = min(seconds)
-    entry = {'first': compiling, 'seconds': best}
-    if row.moved:
-      entry['bytes_per_second'] = row.moved / best
-      copy = found.get(row.copy)
-      if copy:
-        entry['copy_share'] = (
-          entry['bytes_per_second'] / copy['bytes_per_second']
-        )
-    found[row.name] = entry
-    share = entry.get('copy_share')
-    clock.say(
-      f'{row.name}: {best * 1e3:.2f} ms'
-      + (f', {share:.0%} of the copy' if share else '')
-      + f', {compiling:.1f} s at first'
-    )
-    clock.keep()
+def _profiled(bench, clock, kind, options):
+  run, evaluator = bench.way(kind, 'population', **options)
+  start = time.perf_counter()
+  run()
+  first = time.perf_counter() - start
+  start, before = time.perf_counter(), evaluator.ledger.as_dict()
+  run()
+  spent, after = time.perf_counter() - start, evaluator.ledger.as_dict()
+  steps = after['steps'] - before['steps']
+  unit = {'unit': 'pass', 'unit_ms': 1e3 * spent}
+  if steps:
+    decode = after['seconds']['decode'] - before['seconds']['decode']
+    unit = {'unit': 'step', 'unit_ms': 1e3 * decode / steps}
+  # In the middle, where answers are being made.
+  seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 4))
+  if not seen['kernels']:  # The window was beside the work.
+    seen = accelerator_profile.profile(run, 0.0, 2 * spent)
+  busy = max(seen['busy'], 1e-9)
+  most = list(seen['kernels'].items())[:_KERNELS]
+  for name, (spent, count) in most:
+    clock.say(f'{spent / busy:6.1%} {count:7d} x {name[:70]}')
+  return unit | {
+    'first': first,
+    'compile': evaluator.ledger.seconds['compile'],
+    'window': seen['window'],
+    'busy': busy,
+    'different': len(seen['kernels']),
+    'kernels': {
+      name: {'share': spent / busy, 'seconds': spent, 'count': count}
+      for name, (spent, count) in most
+    },
+  }

@@ -74,17 +74,20 @@ def profile(
   options.python_tracer_level = 0
   thread = threading.Thread(target=run)
   with tempfile.TemporaryDirectory() as folder:
+    # The first trace of a process may begin seconds after it is asked for.
+    with jax.profiler.trace(f'{folder}/first', profiler_options=options):
+      pass
     thread.start()
     thread.join(wait)
     start = time.perf_counter()
-    jax.profiler.start_trace(folder, profiler_options=options)
+    jax.profiler.start_trace(f'{folder}/own', profiler_options=options)
     thread.join(seconds)
     window = time.perf_counter() - start
     jax.profiler.stop_trace()
     thread.join()
     if failed:
       raise failed[0]
-    kernels = read_trace(pathlib.Path(folder))
+    kernels = read_trace(pathlib.Path(folder) / 'own')
   busy = sum(spent for spent, _ in kernels.values())
   return {'window': window, 'busy': busy, 'kernels': kernels}
 

@@ -32,6 +32,13 @@ _COLUMNS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ('tokens/s', 'tokens_per_second', ',.0f'),
     ('peak GiB', 'peak_gib', '.1f'),
   ),
+  'layer': (
+    ('ms', 'seconds', '1e3'),
+    ('GB/s', 'bytes_per_second', '1e-9'),
+    ('of the copy', 'copy_share', '.0%'),
+    ('of the product', 'rate_share', '.0%'),
+    ('difference', 'difference', '.4f'),
+  ),
   'operators': (
     ('first call s', 'first', '.1f'),
     ('ms', 'seconds', '1e3'),
@@ -43,6 +50,10 @@ _NOTES = {
   'generation': (
     'The limit is the time in which the copy reads what a step needs: the '
     'weights, the members, and keys and values of the mean context.'
+  ),
+  'layer': (
+    'Attention is that of a step of decoding, and its bytes are the keys and '
+    'values that rows see. Differences are to the first of a kind.'
   ),
   'peer': 'One member; the engine answers for all members in its time.',
 }
@@ -119,15 +130,15 @@ def _kernels(found):
     lines += [
       f'{variant}: the first call, of programs that the cache on disk has, '
       f'took {row["first"]:.1f} s ({row["compile"]:.1f} s of it to compile); '
-      f'{row["step_ms"]:.2f} ms a step. The device was busy for '
+      f'{row["unit_ms"]:.2f} ms a {row["unit"]}. The device was busy for '
       f'{row["busy"]:.3f} of {row["window"]:.3f} s, in {row["different"]} '
       'kinds of kernels.',
       '',
-      '| share | ms a step | times | kernel |',
+      f'| share | ms a {row["unit"]} | times | kernel |',
       '|---|---|---|---|',
     ]
     lines += [
-      f'| {k["share"]:.1%} | {k["share"] * row["step_ms"]:.3f} '
+      f'| {k["share"]:.1%} | {k["share"] * row["unit_ms"]:.3f} '
       f'| {k["count"]} | `{name[:90]}` |'
       for name, k in row['kernels'].items()
     ]

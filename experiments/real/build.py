@@ -67,6 +67,12 @@ _MINUTES = flags.DEFINE_float(
 _SAVE_SECONDS = flags.DEFINE_float(
   'save_seconds', 60.0, 'From one state to the next.', 0.0
 )
+_DTYPE = flags.DEFINE_enum(
+  'dtype',
+  None,
+  ['float32', 'bfloat16'],
+  'Of the model and its activations; float32 on a CPU, else bfloat16.',
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of parts, factors and orders.', 0)
 
 
@@ -80,7 +86,7 @@ def main(_: Sequence[str]) -> None:
   sources.write_terms(out, _MODEL.value, model_file)
 
   on_cpu = jax.default_backend() == 'cpu'
-  dtype = jnp.float32 if on_cpu else jnp.bfloat16
+  dtype = jnp.dtype(_DTYPE.value or ('float32' if on_cpu else 'bfloat16'))
   recipe = _recipe(on_cpu)
   tokenizer = Tokenizer.from_folder(model_file)
   lessons = {}
@@ -108,15 +114,19 @@ def main(_: Sequence[str]) -> None:
     spent = sum(e['seconds'] for e in known['experts'].values())
     seconds = (60 * _MINUTES.value - spent) / (len(lessons) - number)
     state = out / 'unfinished' / f'{name}.npz'
-    factors, said = trainer.train(
-      name,
-      number,
-      lesson,
-      state,
-      seconds=max(1.0, seconds),
-      save_seconds=_SAVE_SECONDS.value,
-      say=command.say,
-    )
+    try:
+      factors, said = trainer.train(
+        name,
+        number,
+        lesson,
+        state,
+        seconds=max(1.0, seconds),
+        save_seconds=_SAVE_SECONDS.value,
+        say=command.say,
+      )
+    except KeyboardInterrupt:
+      command.say(f'{name} is unfinished; the same command goes on with it')
+      raise
     folder = out / 'experts' / name
     if not folder.exists():  # There where a build ended before it was noted.
       trainer.save(folder, factors)
@@ -167,7 +177,7 @@ def _begin(
   }
   for flag in (
     *(_EXPERTS, _RANK, _RATE, _EPOCHS, _STEP_TOKENS, _TOKENS, _LENGTH),
-    _SEED,
+    *(_DTYPE, _SEED),
   ):
     settings[flag.name] = flag.value
   if (out / 'experts.json').is_file():

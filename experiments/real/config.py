@@ -5,8 +5,9 @@ r"""Searches over the experts that `experiments.real.build` has trained.
 
 The word after the colon is genome_plus (the default), model_swarms or cma_es;
 DIR is the folder of the build, runs/real by default. Two tasks are searched on
-at once and one is held out. All searches score 60 members on 40 dev items of
-each task, which suits two CPU cores; on an accelerator ask for more:
+at once and one is held out. All searches score 40 members on 20 dev items of
+each task, which suits two CPU cores and tells little; on an accelerator ask for
+more:
 
   --config.dev_limit=200 --config.test_limit=400 \
       --config.strategy.evaluations=200
@@ -31,7 +32,7 @@ FOLDER = 'runs/real'
 # Short items, so that a member is scored in seconds on a CPU.
 SEARCHED = ('arc_challenge', 'truthfulqa')
 HELD_OUT = 'mmlu'
-_EVALUATIONS = 60
+_EVALUATIONS = 40
 
 
 def get_config(name: str = 'genome_plus') -> config_dict.ConfigDict:
@@ -56,8 +57,8 @@ def get_config(name: str = 'genome_plus') -> config_dict.ConfigDict:
   files = {task: str(built / 'tasks' / f'{task}.json') for task in tasks}
   config.tasks = ','.join(files[task] for task in searched)
   config.heldout_tasks = files.get(held_out, '')
-  config.dev_limit, config.test_limit = 40, 100
-  config.strategy.population = 10
+  config.dev_limit, config.test_limit = 20, 40
+  config.strategy.population = 8
   config.strategy.evaluations = _EVALUATIONS
   # Ended by the evaluations.
   config.strategy.generations = _EVALUATIONS

@@ -88,10 +88,9 @@ def test_each_query_sees_what_it_may(case):
 
 
 @pytest.mark.parametrize('implementation', ['plain', 'interpreted'])
-def test_a_population_is_its_members(implementation, monkeypatch):
+def test_a_population_is_its_members(implementation):
   # Three blocks a row at most, and rows that begin and end within one.
   blocks = decode_kernel.Blocks(columns=16)
-  monkeypatch.setattr(decode_kernel, 'default_blocks', lambda *_: blocks)
   cases = [_case(seed=seed, prefix=3) for seed in range(2)]
   options = {'window': 8, 'softcap': 0.5}
   arguments, prefixes = jax.tree.map(lambda *x: np.stack(x), *cases)
@@ -104,6 +103,7 @@ def test_a_population_is_its_members(implementation, monkeypatch):
       window=window,
       softcap=options['softcap'],
       implementation=implementation,
+      blocks=blocks,
     )
 
   result = jax.jit(jax.vmap(attend, in_axes=(0, 0, None)))(
@@ -115,12 +115,13 @@ def test_a_population_is_its_members(implementation, monkeypatch):
     )
 
 
-def test_the_kernel_takes_any_width_and_number_of_heads(monkeypatch):
-  blocks = decode_kernel.Blocks(columns=16, exact=False)
-  monkeypatch.setattr(decode_kernel, 'default_blocks', lambda *_: blocks)
+def test_the_kernel_takes_any_width_and_number_of_heads():
   arguments, _ = _case(seed=3, groups=17, width=6, columns=33, heads=1)
   attend = functools.partial(
-    decode_attention, scale=_SCALE, implementation='interpreted'
+    decode_attention,
+    scale=_SCALE,
+    implementation='interpreted',
+    blocks=decode_kernel.Blocks(columns=16, exact=False),
   )
   np.testing.assert_allclose(
     jax.jit(attend)(*arguments), _expected(arguments, None), atol=2e-6
@@ -129,7 +130,7 @@ def test_the_kernel_takes_any_width_and_number_of_heads(monkeypatch):
 
 @pytest.mark.skipif(
   tuple(map(int, jaxlib.__version__.split('.'))) > (0, 10, 2),
-  reason='lowering compiles, which takes the libraries of a GPU',
+  reason='lowering for a GPU asks for one',
 )
 @pytest.mark.parametrize(
   'dtype, width, groups', [('bfloat16', 256, 2), ('float32', 80, 8)]

@@ -1,15 +1,18 @@
 """Texts that share a row are read as if each had a row of its own."""
 
 import functools
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from evojax_llm.engine import batches
+from evojax_llm.engine import plan as planning
 from evojax_llm.engine import prefix_tree
 from evojax_llm.models import hub
 from evojax_llm.models.transformer import Transformer
+from experiments.benchmarks import accelerator_model
 from tests.models import cases
 from tests.models import forward
 
@@ -90,6 +93,47 @@ def test_what_a_task_begins_with_is_read_once_a_row():
 def test_refuses_what_has_nothing_to_read():
   with pytest.raises(ValueError, match='continuation 1 has 0 prompt'):
     batches.pack_likelihood([((1,), (2,)), ((), (2,))], lambda length: 8)
+
+
+@pytest.mark.parametrize(
+  'platform, shape, columns',
+  [
+    ('cpu', 'gemma-2-2b', batches.ATTENTION_DOUBLES_AT),
+    ('gpu', 'tiny', batches.ATTENTION_DOUBLES_AT),  # Never below.
+    ('gpu', 'gemma-2-2b', 4866),
+  ],
+)
+def test_the_plan_knows_how_long_rows_are_cheap(platform, shape, columns):
+  plan = planning.make_plan(
+    accelerator_model.model_config(shape, None),
+    members=2, base_bytes=1 << 20, member_bytes=64, budget=1 << 33,
+    lengths=[(8, 0)], device=types.SimpleNamespace(platform=platform),
+  )  # fmt: skip
+  assert plan.attention_doubles_at == columns
+
+
+def test_rows_are_longer_and_fuller_where_attention_is_cheap():
+  sizes = np.random.default_rng(0).lognormal(4.7, 0.5, 100).astype(int)
+  made = [
+    ((1, *(100 * i + j for j in range(n))), (o,))
+    for i, n in enumerate(sizes)
+    for o in (3, 4)
+  ]
+
+  def filled(**options):
+    packed = batches.pack_likelihood(made, lambda length: 64, **options)
+    read = np.concatenate([batch.owner.ravel() for batch in packed])
+    assert sorted(read[read >= 0]) == list(range(len(made)))
+    longest = max(batch.tokens.shape[2] for batch in packed)
+    assert longest <= batches.longest_row(sizes + 1, 1) + 8
+    valid = sum((batch.positions >= 0).sum() for batch in packed)
+    return len(packed), valid / sum(batch.tokens.size for batch in packed)
+
+  (programs, share), (fewer, more) = (
+    filled(),
+    filled(attention_doubles_at=4850),
+  )
+  assert fewer <= programs and share < 0.9 < 0.95 < more
 
 
 @functools.partial(jax.jit, static_argnames='config')

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pathlib
 import runpy
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from evojax_llm import pocket
 from evojax_llm import systems
 from evojax_llm.commands import command
+from evojax_llm.commands import compiled_programs
 from evojax_llm.commands import main
 from evojax_llm.models import folders
 from evojax_llm.runs import inputs
@@ -290,3 +292,30 @@ def test_a_stopped_run_says_how_it_goes_on(
   handler = command.logging.get_absl_handler()
   assert handler.format(record) == 'warning: 3 rows'
   signal.signal(signal.SIGTERM, before)
+
+
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
+  updated = {}
+  monkeypatch.setattr(jax.config, 'update', updated.__setitem__)
+  compiled_programs.keep()  # The tests' own folder stays.
+  assert not updated
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '7')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  compiled_programs.keep()
+  folder = pathlib.Path(updated.pop('jax_compilation_cache_dir'))
+  assert folder.is_dir() and folder.is_relative_to(tmp_path / 'cache')
+  assert set(updated) == {'jax_compilation_cache_max_size'}
+  # Before jax is there, its own variables say the same.
+  monkeypatch.delitem(sys.modules, 'jax')
+  for name in ('DIR', 'MAX_SIZE'):
+    monkeypatch.setenv(f'JAX_COMPILATION_CACHE_{name}', 'x')
+    monkeypatch.delenv(f'JAX_COMPILATION_CACHE_{name}')
+  compiled_programs.keep()
+  assert os.environ['JAX_COMPILATION_CACHE_DIR'] == str(folder)
+  # A place that cannot be written is no error.
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  compiled_programs.keep()
+  assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ

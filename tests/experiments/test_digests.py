@@ -44,12 +44,16 @@ CHOSEN = {
   'evogm': ('evogm',),
   'm2n2': ('m2n2',),
   'pareto': ('nsga2',),
-  'evomerge': (),
-  'sakana': ('parameter_space',),
+  'evomerge': ('evomerge',),
+  'sakana': ('parameter_space', 'data_flow'),
 }
 # After the first round the covariance of 20 genes is one of 12 members: most of
 # its axes are as good as any others, and the last bit of it chooses them.
-ROUNDS = {'sakana:parameter_space': 1}
+ROUNDS = {
+  'sakana:parameter_space': 1,
+  'sakana:data_flow': 1,
+  'evomerge:evomerge': 1,
+}
 # Ten experts, and a few members of the other recipes.
 MOST_MEMBERS = 14
 
@@ -105,6 +109,10 @@ def run(preset: str, folder: pathlib.Path, shared) -> None:
     strategy.options.epochs = 5
   if strategy.options.get('members'):
     strategy.options.members = 10
+  if config.refine.loss:
+    # Steps and whole models take long to compile, and have tests of their own.
+    config.refine.loss, strategy.options.mutation = '', 'gaussian'
+    config.space = 'adapters'
   # The mixes of these experts are the same ones in every space.
   cache, scored = shared
   prepared = preparation.prepare(config, cache=cache)

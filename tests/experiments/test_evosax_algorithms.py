@@ -3,6 +3,7 @@
 import pytest
 
 from evojax_llm.runs import record
+from tests import tiny
 from tests.experiments import runs
 
 CONFIG = 'evosax_algorithms'
@@ -12,7 +13,9 @@ CONFIG = 'evosax_algorithms'
 def test_they_run_by_name(
   space, tiny_gemma_folder, tiny_adapter_folders, tmp_path
 ):
-  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  adapters = tiny_adapter_folders(
+    3, 'gemma2', alpha=32, modules=tiny.FEW_MODULES
+  )
   runs.evolve(
     [
       f'--config={CONFIG}:SimpleGA',

@@ -6,6 +6,7 @@ import pytest
 
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.runs import checkpoint
+from tests import tiny
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -172,7 +173,7 @@ def test_what_does_not_match_is_refused_with_words(
   finished, several, settings, tmp_path, capsys, tiny_adapter_folders
 ):
   old, _ = finished
-  other = tiny_adapter_folders(3, 'gemma2', alpha=16)
+  other = tiny_adapter_folders(3, 'gemma2', alpha=16, modules=tiny.FEW_MODULES)
   untested = runs.write_task(tmp_path / 'untested.json', dev=4, test=0, seed=9)
   for flags, words in (
     (

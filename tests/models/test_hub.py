@@ -103,6 +103,25 @@ def test_dtypes(stored, tiny_gemma_folder):
     np.testing.assert_array_equal(b, np.asarray(k).astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize('stored', ['bfloat16', 'float32'])
+def test_parts_make_the_same_leaves(stored, tiny_gemma_folder, monkeypatch):
+  folder = tiny_gemma_folder('gemma2', dtype=stored)
+  read = load_file(folder / 'model.safetensors')
+  monkeypatch.setattr(folders, '_PART', 100)  # Three rows of 32 numbers.
+  for dtype in (None, jnp.float32, jnp.float16):
+    _, params = hub.load_checkpoint(folder, dtype)
+    layers = params['layers']['self_attn']['q_proj']['kernel']
+    tensor = read[Q_PROJ]
+    expected = tensor.astype(dtype or tensor.dtype).T
+    assert layers.dtype == expected.dtype
+    np.testing.assert_array_equal(np.asarray(layers[1]), expected)
+    tensor = read['model.embed_tokens.weight']
+    np.testing.assert_array_equal(
+      np.asarray(params['embedder']['embedding']),
+      tensor.astype(dtype or tensor.dtype),
+    )
+
+
 def test_place_gets_each_leaf(tiny_gemma_folder):
   seen = []
   _, params = hub.load_checkpoint(

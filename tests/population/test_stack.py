@@ -43,6 +43,29 @@ def test_concatenate_and_pad():
   assert joined['w'].dtype == jnp.bfloat16
 
 
+def test_what_is_taken_of_two_is_as_of_both_joined(monkeypatch):
+  first, second = population(1, 2, 3), population(4, 5)
+  for above in (0, 1 << 24):
+    monkeypatch.setattr(stack, '_PARTS_ABOVE', above)
+    for index in ([4, 1, 0, 3, 3], [2, 4, 1]):
+      index = jnp.asarray(index)
+      joined = stack.take(stack.concatenate(first, second), index)
+      taken = stack.take_of_both(first, second, index)
+      jax.tree.map(np.testing.assert_array_equal, taken, joined)
+
+
+def test_a_population_that_is_given_up_is_written_over(monkeypatch):
+  monkeypatch.setattr(stack, '_PARTS_ABOVE', 0)
+  first, second = (
+    {'x': jax.ShapeDtypeStruct((n, 64, 256), jnp.float32)} for n in (8, 6)
+  )
+  index = jax.ShapeDtypeStruct((8,), jnp.int32)
+  run = jax.jit(stack.take_of_both, donate_argnums=0)
+  used = run.lower(first, second, index).compile().memory_analysis()
+  assert used.alias_size_in_bytes == first['x'].size * 4
+  assert used.temp_size_in_bytes < first['x'].size
+
+
 def test_what_is_no_population_is_refused():
   with pytest.raises(ValueError, match='without leaves'):
     stack.size({})

@@ -15,7 +15,8 @@ from tests.experiments import runs
 from tests.experiments.running import fresh_program
 from tests.experiments.running import run_program
 
-_SMALL = '--step_tokens=128', '--tokens=512', '--save_seconds=0', '--experts=2'
+_SMALL = '--step_tokens=128', '--tokens=1024', '--lr=0.03', '--experts=2'
+_SMALL += ('--save_seconds=0',)
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +60,7 @@ def test_experts_are_adapters_that_have_learnt(built, inputs):
   for name, said in known.items():
     assert said['task'] == name
     assert said['steps'] == said['steps planned'] == len(said['losses']) > 2
-    assert said['last loss'] < said['first loss']
+    assert said['last loss'] < said['first loss'] - 0.5
   assert 'Gemma Terms of Use' in (built / 'experts/first/NOTICE').read_text()
 
 
@@ -90,7 +91,7 @@ def test_parts_have_nothing_in_common(built):
 def test_a_build_that_was_stopped_ends_with_the_same_bits(
   built, inputs, tmp_path
 ):
-  left = [5]  # Of three an expert: within the second.
+  left = [10]  # Of seven an expert: within the second.
   with fresh_program('experiments.real.build') as program:
     save = program.training._save
 
@@ -143,7 +144,7 @@ def test_searches_find_the_tasks_and_experts_of_a_build(built):
     ('cma_es', 'gates'),
   ):
     found = config.get_config(f'{preset}@{built}')
-    assert found.space == space and found.strategy.evaluations == 60
+    assert found.space == space and found.strategy.evaluations == 40
     assert found.adapters == (f'{built}/experts/first,{built}/experts/second')
     assert found.tasks == f'{built}/tasks/first.json'
     assert found.heldout_tasks == f'{built}/tasks/second.json'

@@ -15,6 +15,7 @@ from evojax_llm.models import expression
 from evojax_llm.models import hub
 from evojax_llm.recipes import merge
 from evojax_llm.recipes import yaml_out
+from tests import tiny
 
 # Of f32 weights of about one, several times rounded.
 _TOLERANCE = 1e-5
@@ -22,7 +23,8 @@ _TOLERANCE = 1e-5
 
 @pytest.fixture(scope='module')
 def folders(tiny_gemma_folder, tiny_adapter_folders):
-  return tiny_gemma_folder(), tiny_adapter_folders(3)
+  adapters = tiny_adapter_folders(3, modules=tiny.FEW_MODULES)
+  return tiny_gemma_folder(), adapters
 
 
 def mix(space, shares, factor=1.0):
@@ -32,7 +34,7 @@ def mix(space, shares, factor=1.0):
 
 def expressed(space, genome):
   """The parameters of the model that a genome stands for."""
-  base, member = space.model(), space.express(genome)
+  base, member = space.model(), jax.jit(space.express)(genome)
   if isinstance(member, expression.Weights):
     return member.params
   shared = base.params

@@ -18,6 +18,7 @@ from evojax_llm.runs import record
 from evojax_llm.runs import rows
 from evojax_llm.runs import runner
 from evojax_llm.runs.errors import UserError
+from tests import tiny
 from tests.experiments import runs
 
 DEV, ANCHORS = 30, 6
@@ -27,7 +28,9 @@ DEV, ANCHORS = 30, 6
 def again(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   """again(folder) makes a run, or goes on with it, compiled once."""
   task = runs.write_task(tmp_path_factory.mktemp('tasks') / 'a.json', DEV, 0)
-  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  adapters = tiny_adapter_folders(
+    3, 'gemma2', alpha=32, modules=tiny.FEW_MODULES
+  )
   config, cache = systems.load('random_search'), {}
   config.model, config.tasks = str(tiny_gemma_folder('gemma2')), str(task)
   config.adapters = ','.join(map(str, adapters))

@@ -13,6 +13,7 @@ from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import export
 from evojax_llm.runs import rows
+from tests import tiny
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -20,7 +21,9 @@ from tests.experiments import runs
 @pytest.fixture(scope='module')
 def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   folder = tmp_path_factory.mktemp('tasks')
-  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  adapters = tiny_adapter_folders(
+    3, 'gemma2', alpha=32, modules=tiny.FEW_MODULES
+  )
   return [
     f'--config={runs.GENOME}',
     f'--config.model={tiny_gemma_folder("gemma2")}',

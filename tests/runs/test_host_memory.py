@@ -13,6 +13,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
 from evojax_llm.runs import host_memory
 from evojax_llm.runs import preparation
+from tests import tiny
 from tests.experiments import runs
 
 
@@ -25,7 +26,9 @@ def test_members_in_host_memory_are_those_on_the_devices(
 ):
   config = systems.load('m2n2')
   config.model = str(tiny_gemma_folder('gemma2'))
-  config.adapters = ','.join(map(str, tiny_adapter_folders(3, 'gemma2')))
+  config.adapters = ','.join(
+    map(str, tiny_adapter_folders(3, modules=tiny.FEW_MODULES))
+  )
   config.tasks = str(runs.write_task(tmp_path / 'a.json', dev=6, test=2))
   config.space, config.execution.population = 'weights', 'host'
   config.strategy.population, config.strategy.options.archive = 3, 4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.fitness.item_log import ItemLog
+from tests import tiny
 from tests.experiments import runs
 from tests.experiments.running import run_program
 
@@ -34,7 +35,9 @@ def inputs(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   choice = runs.write_task(folder / 'choice.json', 12, 6)
   return {
     'model': str(tiny_gemma_folder('gemma2')),
-    'adapters': ','.join(map(str, tiny_adapter_folders(3))),
+    'adapters': ','.join(
+      map(str, tiny_adapter_folders(3, modules=tiny.FEW_MODULES))
+    ),
     'tasks': f'{choice},{folder / "short.py"}',
     'folder': folder,
   }

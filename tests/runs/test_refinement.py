@@ -1,6 +1,7 @@
 """Members that take gradient steps in a run, and what is refused before it."""
 
 import json
+import math
 import shutil
 import types
 
@@ -17,6 +18,7 @@ from evojax_llm.runs import refinement
 from evojax_llm.runs import runner
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.tasks import training_data
+from tests import tiny
 from tests.experiments import runs
 
 
@@ -25,14 +27,21 @@ def test_a_run_with_steps_goes_on_bit_for_bit(
 ):
   config = systems.load('evomerge')
   config.model = str(tiny_gemma_folder('gemma2'))
-  config.adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  config.adapters = tiny_adapter_folders(
+    3, 'gemma2', alpha=32, modules=tiny.FEW_MODULES
+  )
   config.tasks = str(runs.write_task(tmp_path / 'a.json'))
   config.space, config.ensemble.size = 'adapters', 0
   config.dev_limit, config.fine_tuning.steps = 10, 0
   config.strategy.population, config.strategy.generations = 5, 2
   config.strategy.options.mutate_count = 1.0
+  # Pairs are read and learnt from here, texts in tests/experiments.
+  pairs = tmp_path / 'pairs.jsonl'
+  rows = [PAIR | {'prompt': p, 'rejected': 'c'} for p in 'abcd']
+  pairs.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  config.refine.loss, config.refine.data = 'dpo', str(pairs)
   config.refine.steps, config.refine.batch = 2, 2
-  config.refine.lr = (0.1, 0.01)
+  config.refine.lr, config.refine.beta = (0.1, 0.01), (0.1,)
   # What a process leaves that ends after the first generation.
   save, halves = checkpoint.Checkpoints.save, tmp_path / 'halves'
 
@@ -56,7 +65,10 @@ def test_a_run_with_steps_goes_on_bit_for_bit(
   for row in refined:
     assert row['operator'].endswith('mutation')
     assert row['refined']['lr'] in (0.1, 0.01)
-    assert set(row['refined']) == {'lr', 'losses'}
+    assert set(row['refined']) == {'lr', 'beta', 'losses'}
+    # Nothing is preferred by what has not learnt: log 2.
+    first, after = row['refined']['losses']
+    assert first == pytest.approx(math.log(2), abs=1e-4) and after != first
   for row in whole['metrics']:
     born = [r for r in refined if r['generation'] == row['generation']]
     tokens = row.get('gradient_tokens', 0)

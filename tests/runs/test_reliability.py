@@ -21,6 +21,7 @@ from evojax_llm.runs import errors
 from evojax_llm.runs import plots
 from evojax_llm.runs import preparation
 from evojax_llm.runs import record
+from tests import tiny
 from tests.experiments import runs
 
 # Starts the same run again and again, each time in a process of its own that
@@ -193,7 +194,7 @@ def test_one_expert_and_one_item(
   code = runs.evolve(
     [f'--config={config}', *settings[1:]],
     tmp_path / 'run',
-    f'--config.adapters={tiny_adapter_folders(1)[0]}',
+    f'--config.adapters={tiny_adapter_folders(1, modules=tiny.FEW_MODULES)[0]}',
     f'--config.tasks={task}',
     '--config.strategy.population=4',
     '--config.strategy.generations=2',

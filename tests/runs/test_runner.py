@@ -133,7 +133,9 @@ def test_members_that_cannot_be_scored_do_not_end_a_run(
 ):
   base = tiny_gemma_folder('gemma2')
   adapters = [
-    tiny.write_adapter(tmp_path / name, base, seed=i, alpha=alpha)
+    tiny.write_adapter(
+      tmp_path / name, base, seed=i, alpha=alpha, modules=tiny.FEW_MODULES
+    )
     for i, (name, alpha) in enumerate((('good', 32), ('bad', 3e38)))
   ]
   code = runs.evolve(

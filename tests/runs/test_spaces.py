@@ -16,6 +16,7 @@ from evojax_llm.systems import m2n2 as m2n2_config
 from evojax_llm.systems import model_swarms as swarms_config
 from evojax_llm.systems import pareto as pareto_config
 from evojax_llm.systems import pso_merging as pso_config
+from tests import tiny
 from tests.experiments import runs
 
 CONFIGS = (
@@ -33,7 +34,9 @@ def inputs(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   task = tmp_path_factory.mktemp('tasks') / 'a.json'
   return {
     'model': str(tiny_gemma_folder('gemma2')),
-    'adapters': ','.join(map(str, tiny_adapter_folders(3, 'gemma2'))),
+    'adapters': ','.join(
+      map(str, tiny_adapter_folders(3, modules=tiny.FEW_MODULES))
+    ),
     'tasks': str(runs.write_task(task, dev=4, test=2)),
   }
 

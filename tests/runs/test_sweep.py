@@ -15,6 +15,7 @@ from evojax_llm.runs import sweep_changes as changes
 from evojax_llm.runs import sweeps
 from evojax_llm.runs.errors import UserError
 from evojax_llm.systems import genome as genome_config
+from tests import tiny
 from tests.experiments import running
 from tests.experiments import runs
 
@@ -27,7 +28,9 @@ def config(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
   folder = tmp_path_factory.mktemp('tasks')
   made = genome_config.get_config('genome_plus')
   made.model = str(tiny_gemma_folder('gemma2'))
-  adapters = tiny_adapter_folders(3, 'gemma2', alpha=32)
+  adapters = tiny_adapter_folders(
+    3, 'gemma2', alpha=32, modules=tiny.FEW_MODULES
+  )
   made.adapters = ','.join(map(str, adapters))
   made.tasks = str(runs.write_task(folder / 'a.json'))
   made.strategy.population, made.strategy.generations = 4, 2

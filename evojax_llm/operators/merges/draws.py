@@ -22,6 +22,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
+# Traced once for a shape: a merge of many leaves asks for it time and again.
+@jax.jit
 def threefry(
   key: jax.Array, high: jax.Array, low: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

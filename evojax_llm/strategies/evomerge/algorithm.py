@@ -349,14 +349,13 @@ class EvoMerge(base.Strategy):
 
   def _succeed(self, key, population, scores, state, params):
     del key, params
-    pool = stack.concatenate(state.population, population)
     ids = jnp.concatenate([state.ids, state.proposal.ids])
     alive = jnp.concatenate([state.kept, state.proposal.filled])
     order = jnp.lexsort((ids, ~alive))[: self.capacity]
     alive = alive[order]
     fitness = jnp.concatenate([state.fitness, scores.fitness])[order]
     return state.replace(
-      population=stack.take(pool, order),
+      population=stack.take_of_both(state.population, population, order),
       fitness=jnp.where(alive, fitness, jnp.nan),
       ids=jnp.where(alive, ids[order], lineage.NO_MEMBER),
     )

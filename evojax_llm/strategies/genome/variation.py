@@ -107,7 +107,6 @@ def propose(
   )
 
   # No member is copied twice, so a copy may draw with the id of its source.
-  pool = stack.concatenate(state.population, children)
   pool_ids = jnp.concatenate([state.ids, child_ids])
   copy_keys = keys.keys_for(key, generation, pool_ids, 'copy')
   chance, scale_chance, mass = _uniform(copy_keys, 3)
@@ -129,7 +128,8 @@ def propose(
     )
 
   mutants = jax.vmap(mutate)(
-    keys.keys_for(key, generation, sources, 'mutation'), stack.take(pool, order)
+    keys.keys_for(key, generation, sources, 'mutation'),
+    stack.take_of_both(state.population, children, order),
   )
   mutants, mutant_scaled = _scale(
     scale_chance[order], mass[order], mutants, params
@@ -189,9 +189,8 @@ def select(
     elite_count(options, params, jnp.sum(ids >= 0), strategy.capacity),
     options.entrants,
   )
-  pool = stack.concatenate(state.population, population)
   state = state.replace(
-    population=stack.take(pool, chosen),
+    population=stack.take_of_both(state.population, population, chosen),
     fitness=fitness[chosen],
     ids=ids[chosen],
     tasks=None if tasks is None else tasks[chosen],
