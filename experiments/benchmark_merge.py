@@ -47,8 +47,8 @@ RECIPES = {
   'model_stock': ({}, 'ab', True),
   'passthrough': ({}, 'a', False),
 }
-# By these programs would be kept from one process to the next.
-_KEPT = ('JAX_COMPILATION_CACHE_DIR',)
+# No programs are kept from one process to the next.
+_ANEW = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
 _SECONDS, _CPU, _RESIDENT, _OWN = 'seconds', 'cpu', 'resident', 'own'
 # Starts a command and watches it; small, since a child's most memory is no less
 # than that of the process which started it.
@@ -121,7 +121,7 @@ def run_watched(arguments: Sequence[str]) -> dict[str, float]:
     [sys.executable, '-S', '-c', _WATCH, *arguments],
     capture_output=True,
     text=True,
-    env={k: v for k, v in os.environ.items() if k not in _KEPT},
+    env=os.environ | _ANEW,
   )
   if done.returncode:
     raise command.UserError(

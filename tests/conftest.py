@@ -24,8 +24,8 @@ os.environ['XLA_FLAGS'] = '--xla_cpu_parallel_codegen_split_count=1'
 if metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 # Tracing makes so many objects that looking for cycles among them took a fifth
-# of the time.
-gc.set_threshold(100_000, 20, 50)
+# of the time. What is left of a file is looked through at its end.
+gc.set_threshold(100_000, 20, 10)
 # No test may reach for the network.
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TRANSFORMERS_OFFLINE'] = '1'
@@ -55,6 +55,7 @@ def forget_programs():
   """Compiled programs of a file end with it: thousands of them fill memory."""
   yield
   jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -1,6 +1,7 @@
 """The house rules that a program can check."""
 
 import ast
+import collections
 import functools
 import graphlib
 import importlib.util
@@ -192,25 +193,34 @@ def _bases(node: ast.ClassDef) -> list[str]:
 
 
 @functools.cache
+def _classes() -> dict[str, list[ast.ClassDef]]:
+  """All classes of all modules by name."""
+  found = collections.defaultdict(list)
+  for tree in _modules().values():
+    for node in ast.walk(tree):
+      if isinstance(node, ast.ClassDef):
+        found[node.name].append(node)
+  return found
+
+
+@functools.cache
 def _documented(name: str) -> frozenset[str]:
   """Documented names in the classes of a name and in their bases."""
   found = frozenset()
-  for tree in _modules().values():
-    for node in ast.walk(tree):
-      if isinstance(node, ast.ClassDef) and node.name == name:
-        found |= {
-          part.name
-          for part in node.body
-          if isinstance(part, ast.FunctionDef) and ast.get_docstring(part)
-        }
-        # Attributes that the class declares, which its docstring names.
-        found |= {
-          part.target.id
-          for part in node.body
-          if isinstance(part, ast.AnnAssign)
-          and f'{part.target.id}:' in (ast.get_docstring(node) or '')
-        }
-        found = found.union(*map(_documented, set(_bases(node)) - {name}))
+  for node in _classes().get(name, ()):
+    found |= {
+      part.name
+      for part in node.body
+      if isinstance(part, ast.FunctionDef) and ast.get_docstring(part)
+    }
+    # Attributes that the class declares, which its docstring names.
+    found |= {
+      part.target.id
+      for part in node.body
+      if isinstance(part, ast.AnnAssign)
+      and f'{part.target.id}:' in (ast.get_docstring(node) or '')
+    }
+    found = found.union(*map(_documented, set(_bases(node)) - {name}))
   return found
 
 

@@ -44,6 +44,7 @@ class LikelihoodBatch:
     row: (J, U) of the columns in which something is read.
     column: (J, U) of them; its logits predict the next token.
     kept: (N,) which of the J x U are no padding, in their order.
+    count: () how many of the N there are; what follows is padding.
     source: (Q,) which of the N each read is of.
     target: (Q,) token whose log-probability is read.
     owner: (Q,) the continuation a read belongs to; -1 is padding.
@@ -55,6 +56,7 @@ class LikelihoodBatch:
   row: np.ndarray
   column: np.ndarray
   kept: np.ndarray
+  count: np.ndarray
   source: np.ndarray
   target: np.ndarray
   owner: np.ndarray
@@ -211,7 +213,13 @@ def _stack(
     done = [n + len(own), q + len(rows)]
   source, target, owner = table.T.copy()
   return LikelihoodBatch(
-    *map(np.stack, zip(*arrays, strict=True)), *at, kept, source, target, owner
+    *map(np.stack, zip(*arrays, strict=True)),
+    *at,
+    kept,
+    np.int32(done[0]),
+    source,
+    target,
+    owner,
   )
 
 
@@ -235,30 +243,41 @@ def _forests(continuations, families, doubles_at):
   for owner, (prompt, _) in enumerate(continuations):
     family = items.setdefault(families[owner] if families else 0, {})
     family.setdefault(tuple(prompt), []).append(owner)
-  rows, lengths = [], []
+  parts = []
   for family in items.values():
-    shared = common_start(list(family))
     groups = list(family.values())
     sizes = [
       prefix_tree.size([continuations[owner] for owner in group])
       for group in groups
     ]
-    for together in _fill_rows(sizes, shared, doubles_at):
-      filled = []
-      for members in together:
-        owners = [owner for m in members for owner in groups[m]]
-        filled.append(
-          prefix_tree.lay_out([continuations[o] for o in owners], owners)
-        )
-      rows += filled
-      lengths += [max(len(row.tokens) for row in filled)] * len(filled)
+    shared = common_start(list(family))
+    for top, found in _fill_rows(sizes, shared, doubles_at):
+      own = [groups[i] for i in found], [sizes[i] for i in found], shared
+      parts.append((*own, top, prefix_tree.fill(own[1], top, shared)))
+  if doubles_at > ATTENTION_DOUBLES_AT:
+    # Items of families that come into one bucket fill its rows.
+    tops = length_buckets([part[3] for part in parts for _ in part[4]])
+    for i, (groups, sizes, shared, top, _) in enumerate(parts):
+      top = min(n for n in tops if n >= top)
+      filled = prefix_tree.fill(sizes, top, shared)
+      parts[i] = groups, sizes, shared, top, filled
+  rows, lengths = [], []
+  for groups, _, _, _, together in parts:
+    filled = []
+    for members in together:
+      owners = [owner for m in members for owner in groups[m]]
+      filled.append(
+        prefix_tree.lay_out([continuations[o] for o in owners], owners)
+      )
+    rows += filled
+    lengths += [max(len(row.tokens) for row in filled)] * len(filled)
   return rows, lengths
 
 
 def _fill_rows(
   sizes: Sequence[int], shared: int, doubles_at: int
-) -> list[list[list[int]]]:
-  """The items of each row, rows of one length together.
+) -> list[tuple[int, list[int]]]:
+  """The length of the rows of each bucket, and which items share them.
 
   Short rows are cheap to attend to and long ones leave less room empty. Of a
   few lengths, the one with the least work for all rows is taken.
@@ -271,11 +290,13 @@ def _fill_rows(
     shortest_rows += [n for n in _LONGER_ROWS if n < longest] + [longest]
   for shortest in shortest_rows:
     floor = max(shortest, _row_to_share(shared))
-    made, work = [], 0.0
-    for top, indices in by_bucket([max(size, floor) for size in sizes]):
-      rows = prefix_tree.fill([sizes[i] for i in indices], top, shared)
-      made.append([[indices[i] for i in row] for row in rows])
-      work += len(rows) * top * (1 + top / doubles_at)
+    made = by_bucket([max(size, floor) for size in sizes])
+    work = sum(
+      len(prefix_tree.fill([sizes[i] for i in indices], top, shared))
+      * top
+      * (1 + top / doubles_at)
+      for top, indices in made
+    )
     if work < least:
       best, least = made, work
   return best

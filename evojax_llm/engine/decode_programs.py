@@ -64,6 +64,8 @@ class DecodePrograms:
     # Every hop of a path goes through another layer.
     self._unrolled = walk == 'unrolled' and not model.hops
     self._slots: tuple[tuple, Slots] | None = None
+    # Queues, by shape, of which the program has been begun.
+    self._ahead: set[tuple] = set()
 
   def parts(self, active: np.ndarray) -> list[np.ndarray]:
     """Returns indices of the members of each part of a group; none is idle."""
@@ -187,22 +189,34 @@ class DecodePrograms:
       'sampling': self._runtime.sampling,
     }
 
+    run = functools.partial(
+      self._run,
+      ('advance', queue.refill, self._stop_ids),
+      functools.partial(self._advance, queue.refill),
+      in_specs=(_ALONG, self._members_spec, _ALONG, _WHOLE),
+      donate=(0,),
+    )
+
     def call(again: bool, stopped: np.ndarray | None, most_steps: int):
       slots = self._take_slots(queue, len(ids))
       inputs = own
       if stopped is not None:
         inputs = own | {'stopped': jax.device_put(stopped, along)}
       orders = {'again': np.bool_(again), 'most_steps': np.int32(most_steps)}
-      slots, report = self._run(
-        ('advance', queue.refill, self._stop_ids),
-        functools.partial(self._advance, queue.refill),
-        (slots, weights, inputs, shared | orders),
-        (_ALONG, self._members_spec, _ALONG, _WHOLE),
-        donate=(0,),
-      )
+      slots, report = run((slots, weights, inputs, shared | orders))
       self._slots = (_slots_key(queue, len(ids)), slots)
       return report
 
+    if (ahead := (queue.shape, len(queue.owner), len(ids))) not in self._ahead:
+      self._ahead.add(ahead)
+      slots = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=along
+        ),
+        jax.eval_shape(self._new_slots(queue, len(ids))),
+      )
+      orders = {'again': np.bool_(True), 'most_steps': np.int32(0)}
+      run((slots, weights, own, shared | orders), ahead=True)
     return call
 
   def _advance(self, refill, slots, weights, own, shared):
@@ -328,6 +342,10 @@ class DecodePrograms:
     if held is not None and held[0] == key:
       return held[1]
     del held  # before its successor is made
+    return self._run(('slots', key), self._new_slots(queue, members), ())
+
+  def _new_slots(self, queue: Queue, members: int) -> Callable[[], Slots]:
+    """Returns what makes the slots of a queue."""
 
     def make():
       c, dtype = self._model.config, self._model.dtype
@@ -346,11 +364,17 @@ class DecodePrograms:
       devices = self._mesh.size
       return _scalars(slots, lambda leaf: jnp.broadcast_to(leaf, (devices,)))
 
-    return self._run(('slots', key), make, ())
+    return make
 
-  def _run(self, name, function, arguments, in_specs=None, donate=()):
-    """Runs the compiled program of a function; results go along P."""
-    program = self._runtime.compiled(
+  def _run(
+    self, name, function, arguments, in_specs=None, donate=(), ahead=False
+  ):
+    """Runs the compiled program of a function; results go along P.
+
+    With `ahead` it is begun to be compiled for arguments of these shapes.
+    """
+    compile_ = self._runtime.ahead if ahead else self._runtime.compiled
+    program = compile_(
       (name, self._form, self._model, self._unrolled, self._attention),
       function,
       *arguments,
@@ -358,7 +382,7 @@ class DecodePrograms:
       out_specs=_ALONG,
       donate=donate,
     )
-    return program(*arguments)
+    return None if ahead else program(*arguments)
 
 
 def _slots_key(queue: Queue, members: int) -> tuple:

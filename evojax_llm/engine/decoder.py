@@ -128,8 +128,9 @@ class Decoder:
       weights = self._programs.weights(members, part)
       layers = self._programs.layers(weights)
       prefixes: dict[int, Any] = {}
-      for queue, result in zip(queues, results, strict=True):
-        program = self._programs.calls(
+      # All of them first, so that they are compiled beside each other.
+      programs = [
+        self._programs.calls(
           queue,
           weights,
           layers,
@@ -137,6 +138,9 @@ class Decoder:
           active[part],
           ids[part],
         )
+        for queue in queues
+      ]
+      for queue, program, result in zip(queues, programs, results, strict=True):
         begun = queue.shape in self._refill_seconds
         watched = any(queue.stops) or queue.most_steps > _SHORT
         if not begun or watched:

@@ -200,6 +200,9 @@ class Engine:
       )
       span = slice(first, first + len(chosen))
       for job in split.jobs:
+        given = params, members, active, job.inputs
+        forms.begin_group_program(*self._likelihood(model), *given)
+      for job in split.jobs:
         result = self._read(model, params, members, active, job)
         running.append(
           functools.partial(self._add_options, job, result, span, answers)
@@ -223,11 +226,12 @@ class Engine:
 
   def _read(self, model, params, members, active, job):
     """Returns log-probabilities of a job's reads, and when they were asked."""
-    arguments = (params, members, active, job.inputs)
-    program = forms.group_program(
-      self._runtime, likelihood.likelihood, self.plan.form, model, *arguments
-    )
-    return program(*arguments)['logprobs'], time.perf_counter()
+    given = params, members, active, job.inputs
+    program = forms.group_program(*self._likelihood(model), *given)
+    return program(*given)['logprobs'], time.perf_counter()
+
+  def _likelihood(self, model):
+    return self._runtime, likelihood.likelihood, self.plan.form, model
 
   def _add_options(self, job, result, span, answers, _):
     """Waits for log-probabilities and adds them to the answers."""

@@ -57,6 +57,7 @@ def _speed(
     'row': reads,
     'column': reads,
     'kept': read,
+    'count': np.int32(read.size),
     'source': read,
     'target': reads.ravel(),
   }

@@ -136,9 +136,24 @@ def group_program(
 
   Every device runs its own members; nothing is communicated.
   """
+  return _compile(runtime.compiled, runtime, program, form, model, arguments)
+
+
+def begin_group_program(
+  runtime: Runtime,
+  program: Callable,
+  form: str,
+  model: Transformer,
+  *arguments: Any,
+) -> None:
+  """Begins to compile a `group_program`, and does not wait for it."""
+  _compile(runtime.ahead, runtime, program, form, model, arguments)
+
+
+def _compile(compile_, runtime, program, form, model, arguments):
   whole, along = jax.sharding.PartitionSpec(), sharding.population_spec()
   members = sharding.population_spec(member_axis(form))
-  return runtime.compiled(
+  return compile_(
     (program.__name__, form, model),
     functools.partial(
       run_group,

@@ -42,7 +42,8 @@ def likelihood(
   read = jnp.moveaxis(read, 0, -3)  # (..., J, U, D)
   read = read.reshape(*read.shape[:-3], -1, read.shape[-1])
   read = read[..., batch['kept'], :]
-  return {'logprobs': unembed.logprobs(read, batch['source'], batch['target'])}
+  which = batch['source'], batch['target'], batch['count']
+  return {'logprobs': unembed.logprobs(read, *which)}
 
 
 def token_logprobs(

@@ -26,6 +26,7 @@ _INPUTS = (
   'row',
   'column',
   'kept',
+  'count',
   'source',
   'target',
 )

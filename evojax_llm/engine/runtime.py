@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Sequence
+from concurrent import futures
+import contextlib
 import time
 from typing import Any
 
@@ -15,6 +17,9 @@ from evojax_llm.genomes.space import Expressing
 from evojax_llm.models import quantize
 from evojax_llm.models.errors import ModelError
 from evojax_llm.population import sharding
+
+# That compile: most of a program's time is XLA's, which works beside others.
+_MOST_THREADS = 4
 
 
 class Runtime:
@@ -63,7 +68,10 @@ class Runtime:
       sampling and sampling.arrays(), sharding.replicated(self.mesh)
     )
     self.idle_since = time.perf_counter()
-    self._programs: dict[Hashable, tuple[Callable, Any]] = {}
+    # Of what is compiled ahead, what will be the program.
+    self._programs: dict[Hashable, tuple[Any, Any]] = {}
+    # Threads begin when they are given work.
+    self._threads = futures.ThreadPoolExecutor(_MOST_THREADS)
     # Keyed by identity; what is keyed is kept, so that the identity stays its.
     self._kept: dict[tuple[str, int], tuple[Any, Any]] = {}
 
@@ -92,36 +100,62 @@ class Runtime:
       donate: indices of arguments whose memory the results take.
       keep: kept with the program, for an object whose `id` is in the name.
     """
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple(
-      (leaf.shape, leaf.dtype, getattr(leaf, 'sharding', None))
-      for leaf in leaves
-    )
-    key = (name, structure, shapes)
-    if key not in self._programs:
+    key = _key(name, arguments)
+    found = self._programs.get(key)
+    if found is None or isinstance(found[0], futures.Future):
+      work = function, arguments, in_specs, out_specs, donate
+      # One that fails beside others is tried again alone.
+      self._programs.pop(key, None)
+      program = None
       with self.ledger.time('compile'):
-        run = function
-        if in_specs is not None and self.mesh.size > 1:
-          run = jax.shard_map(
-            run,
-            mesh=self.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            check_vma=False,
-          )
-        # On one device a specification says no more than which one it is.
-        where = None
-        if out_specs is not None:
-          where = jax.tree.map(
-            lambda spec: jax.sharding.NamedSharding(self.mesh, spec), out_specs
-          )
-        jitted = jax.jit(run, donate_argnums=donate, out_shardings=where)
-        program = jitted.lower(*arguments).compile()
+        if found is not None:
+          with contextlib.suppress(Exception):
+            program = found[0].result()
+        if program is None:
+          program = self._compile(*work)
       self._programs[key] = (program, keep)
       self.ledger.programs += 1
       # A device that waits for the compiler is not idle.
       self.idle_since = time.perf_counter()
     return self._programs[key][0]
+
+  def ahead(
+    self,
+    name: Hashable,
+    function: Callable,
+    *arguments: Any,
+    in_specs: Any = None,
+    out_specs: Any = None,
+    donate: tuple[int, ...] = (),
+  ) -> None:
+    """Begins to compile what `compiled` will be asked for, in another thread.
+
+    Takes what it takes, or shapes, types and shardings in place of arrays.
+    """
+    key = _key(name, arguments)
+    if key not in self._programs:
+      work = function, arguments, in_specs, out_specs, donate
+      self._programs[key] = (self._threads.submit(self._compile, *work), None)
+
+  def _compile(self, function, arguments, in_specs, out_specs, donate):
+    """Returns the program of a function."""
+    run = function
+    if in_specs is not None and self.mesh.size > 1:
+      run = jax.shard_map(
+        run,
+        mesh=self.mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,
+      )
+    # On one device a specification says no more than which one it is.
+    where = None
+    if out_specs is not None:
+      where = jax.tree.map(
+        lambda spec: jax.sharding.NamedSharding(self.mesh, spec), out_specs
+      )
+    jitted = jax.jit(run, donate_argnums=donate, out_shardings=where)
+    return jitted.lower(*arguments).compile()
 
   def waited(self, asked: float) -> float:
     """Counts the seconds of a call, asked for at `asked`, that is just done.
@@ -159,3 +193,12 @@ class Runtime:
     if (what, id(key)) not in self._kept:
       self._kept[what, id(key)] = (key, make(key))
     return self._kept[what, id(key)][1]
+
+
+def _key(name: Hashable, arguments: tuple) -> tuple:
+  """What tells a program from others: name, shapes, types and shardings."""
+  leaves, structure = jax.tree.flatten(arguments)
+  shapes = tuple(
+    (leaf.shape, leaf.dtype, getattr(leaf, 'sharding', None)) for leaf in leaves
+  )
+  return (name, structure, shapes)

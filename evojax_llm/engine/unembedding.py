@@ -54,7 +54,11 @@ class Unembedding:
     return self._logits(hidden, self.matrix)
 
   def logprobs(
-    self, hidden: jax.Array, source: jax.Array, target: jax.Array
+    self,
+    hidden: jax.Array,
+    source: jax.Array,
+    target: jax.Array,
+    count: jax.Array,
   ) -> jax.Array:
     """Returns log-probabilities (..., Q) f32 of tokens.
 
@@ -62,12 +66,17 @@ class Unembedding:
       hidden: (..., N, D).
       source: (Q,) i32, which of the N each token follows.
       target: (Q,) i32, the tokens.
+      count: () i32, of the N that are read; the rest may cost nothing.
     """
     if not self._is_long(hidden):
       logits = self(hidden)
       norm = jax.nn.logsumexp(logits, axis=-1)
       return logits[..., source, target] - norm[..., source]
-    norm = self._by_rows(self._log_sum, hidden)
+    states = jnp.moveaxis(hidden, -2, 0)  # (N, ..., D)
+    rows = states.reshape(-1, states.shape[-1])
+    used = count * (len(rows) // len(states))
+    norm = self._by_rows(self._log_sum, rows, used)
+    norm = jnp.moveaxis(norm.reshape(states.shape[:-1]), 0, -1)
     at_target = self._cap(
       jnp.einsum(
         '...qd,qd->...q',
@@ -83,7 +92,9 @@ class Unembedding:
     logits (...) f32, NaN where one is, of hidden states (..., D).
     """
     if self._is_long(hidden):
-      return self._by_rows(self._first_of_best, hidden)
+      rows = hidden.reshape(-1, hidden.shape[-1])
+      found = self._by_rows(self._first_of_best, rows, len(rows))
+      return jax.tree.map(lambda leaf: leaf.reshape(hidden.shape[:-1]), found)
     logits = self(hidden)
     best = jnp.max(logits, axis=-1)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), best
@@ -104,18 +115,33 @@ class Unembedding:
   def _cap(self, logits: jax.Array) -> jax.Array:
     return softcap(logits, self.cap)
 
-  def _by_rows(self, function: Callable, hidden: jax.Array) -> Any:
-    """Applies a function of (rows, D) to a few of the hidden states a time."""
-    shape, width = hidden.shape[:-1], hidden.shape[-1]
-    rows = hidden.reshape(-1, width)
+  def _by_rows(
+    self, function: Callable, rows: jax.Array, used: jax.Array | int
+  ) -> Any:
+    """Applies a function of rows (n, D) to a few of (R, D) a time.
+
+    What it gives for those behind the first `used` is of no meaning.
+    """
     most = _ROWS.get(self.platform, _ROWS_ELSEWHERE)
     parts = -(-len(rows) // most)
     size = -(-len(rows) // parts)
-    padded = jnp.pad(rows, ((0, parts * size - len(rows)), (0, 0)))
-    found = jax.lax.map(function, padded.reshape(parts, size, width))
-    return jax.tree.map(
-      lambda leaf: leaf.reshape(-1)[: len(rows)].reshape(shape), found
+    pad = parts * size - len(rows)
+    padded = jnp.pad(rows, ((0, pad), (0, 0))).reshape(parts, size, -1)
+
+    def part(number: jax.Array, found: Any) -> Any:
+      return jax.tree.map(
+        lambda leaf, new: leaf.at[number].set(new),
+        found,
+        function(padded[number]),
+      )
+
+    start = jax.tree.map(
+      lambda leaf: jnp.zeros((parts, size), leaf.dtype),
+      jax.eval_shape(function, padded[0]),
     )
+    number = jnp.asarray((used + size - 1) // size, jnp.int32)
+    found = jax.lax.fori_loop(jnp.int32(0), number, part, start)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1)[: len(rows)], found)
 
   def _fold(self, step: Callable, state: Any, hidden: jax.Array) -> Any:
     """Folds step(state, logits (rows, C), index of the first) over blocks."""

@@ -111,6 +111,8 @@ def take_of_both(
   there twice.
   """
   members = size(first)
+  if not size(second):
+    return take(first, index)
   is_first = index < members
   here = jnp.clip(index, max=members - 1)
   there = jnp.clip(index - members, min=0)

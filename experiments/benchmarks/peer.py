@@ -2,12 +2,14 @@
 
 The peer is given every help that costs its user nothing: the rows that this
 project's packer makes (sorted by length, options of one token sharing a row),
-inference mode, and all adapters loaded beside the base once.
+logits of the columns that some row is read in alone, inference mode, and all
+adapters loaded beside the base once.
 """
 
 from collections.abc import Sequence
 import contextlib
 import os
+import pathlib
 
 import numpy as np
 
@@ -19,8 +21,8 @@ class Peer:
   """transformers with one PEFT adapter a member.
 
   Args:
-    base: model folder.
-    adapters: M adapter folders.
+    base: model folder or GGUF file.
+    adapters: M adapter folders; of none, the base is the one member.
     merged: add the adapter into the weights before a member's pass and take
       it out after, instead of computing it beside them.
     dtype: name of torch's type of the weights.
@@ -36,28 +38,37 @@ class Peer:
     dtype: str = 'float32',
     threads: int | None = None,
   ):
-    import peft
     import torch
     import transformers
 
     if threads:
       torch.set_num_threads(threads)
-    self._torch = torch
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-      str(base), dtype=getattr(torch, dtype), local_files_only=True
-    )
-    self.names = [f'member{m}' for m in range(len(adapters))]
+    self._torch, self._merged = torch, merged
+    base, file = pathlib.Path(base), {}
+    if base.is_file():
+      base, file = base.parent, {'gguf_file': base.name}
+    self.model = transformers.AutoModelForCausalLM.from_pretrained(
+      base, dtype=getattr(torch, dtype), local_files_only=True, **file
+    ).eval()
+    self.names = [f'member{m}' for m in range(len(adapters))] or ['base']
+    self._adapted = bool(adapters)
+    if not adapters:
+      return
+    import peft
+
     self.model = peft.PeftModel.from_pretrained(
-      model, str(adapters[0]), adapter_name=self.names[0]
+      self.model, str(adapters[0]), adapter_name=self.names[0]
     )
     for name, folder in zip(self.names[1:], adapters[1:], strict=True):
       self.model.load_adapter(str(folder), adapter_name=name)
     self.model.eval()
-    self._merged = merged
 
   @contextlib.contextmanager
   def _member(self, name: str):
     with self._torch.inference_mode():
+      if not self._adapted:
+        yield
+        return
       self.model.set_adapter(name)
       if self._merged:
         self.model.merge_adapter([name])
@@ -87,7 +98,10 @@ class Peer:
     for m, name in enumerate(self.names):
       with self._member(name):
         for tensors, row, column, target, owner in inputs:
-          logits = self.model(**tensors, use_cache=False).logits
+          kept, column = np.unique(column, return_inverse=True)
+          logits = self.model(
+            **tensors, use_cache=False, logits_to_keep=torch.from_numpy(kept)
+          ).logits
           logprobs = torch.log_softmax(logits[row, column].float(), dim=-1)
           found = logprobs.gather(-1, torch.from_numpy(target).long()[:, None])
           np.add.at(values[m], owner, found[:, 0].double().numpy())

@@ -10,26 +10,15 @@ they would be; its ids are a part of the model's vocabulary. Needs the extra
     --texts=mmlu.json,gsm8k.json --out=/tmp/gemma2
 """
 
-from collections.abc import Iterator
 from collections.abc import Sequence
 import pathlib
 
 from absl import flags
 
 from evojax_llm.commands import command
-from evojax_llm.tasks.task_files import Rules
-from evojax_llm.tasks.task_files import load_task
+from experiments.benchmarks import random_tokenizer
 from experiments.benchmarks import shapes
 
-# In the order of Gemma's ids.
-_SPECIAL = (
-  '<pad>',
-  '<eos>',
-  '<bos>',
-  '<unk>',
-  '<start_of_turn>',
-  '<end_of_turn>',
-)
 _MODULES = (
   'q_proj',
   'k_proj',
@@ -53,40 +42,6 @@ _TEXTS = flags.DEFINE_list(
   'texts', None, 'Task files to train the tokenizer on.', required=True
 )
 _OUT = flags.DEFINE_string('out', None, 'New folder.', required=True)
-
-
-def train_tokenizer(texts: Sequence[str], vocab_size: int, folder: str) -> None:
-  """Writes a byte-level BPE tokenizer with Gemma's special tokens."""
-  import tokenizers
-  from tokenizers import decoders
-  from tokenizers import pre_tokenizers
-  from tokenizers import trainers
-  import transformers
-
-  def lines() -> Iterator[str]:
-    for text in texts:
-      for item in load_task(text, Rules(allow_overlap=True)).dev:
-        yield ' '.join([item.question, *(t for _, t in item.choices or ())])
-
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.train_from_iterator(
-    lines(),
-    trainers.BpeTrainer(
-      vocab_size=vocab_size,
-      special_tokens=list(_SPECIAL),
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      show_progress=False,
-    ),
-  )
-  transformers.PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer,
-    pad_token='<pad>',
-    eos_token='<eos>',
-    bos_token='<bos>',
-    unk_token='<unk>',
-  ).save_pretrained(folder)
 
 
 def write(
@@ -115,7 +70,7 @@ def write(
   out.mkdir(parents=True)
   base = out / 'base'
   model.save_pretrained(base)
-  train_tokenizer(texts, min(4096, config.vocab_size), str(base))
+  random_tokenizer.train(texts, min(4096, config.vocab_size), str(base))
   folders = []
   lora = peft.LoraConfig(
     r=rank,

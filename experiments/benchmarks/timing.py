@@ -50,17 +50,19 @@ class Timed:
   computed: float | None = None
 
 
-def matrix_rate() -> float:
-  """Floating-point operations a second of a large f32 matrix product."""
-  a = jnp.ones((_MATRIX, _MATRIX), jnp.float32)
-  multiply = jax.jit(jnp.matmul)
-  jax.block_until_ready(multiply(a, a))
+def matrix_rate(shape: tuple[int, int, int] = (_MATRIX,) * 3) -> float:
+  """Operations a second of an f32 product (rows, inner) x (columns, inner)."""
+  rows, inner, columns = shape
+  a = jnp.ones((rows, inner), jnp.float32)
+  b = jnp.ones((columns, inner), jnp.float32)
+  multiply = jax.jit(lambda a, b: a @ b.T)
+  jax.block_until_ready(multiply(a, b))
   seconds = []
   for _ in range(5):
     start = time.perf_counter()
-    jax.block_until_ready(multiply(a, a))
+    jax.block_until_ready(multiply(a, b))
     seconds.append(time.perf_counter() - start)
-  return 2 * _MATRIX**3 / statistics.median(seconds)
+  return 2 * rows * inner * columns / statistics.median(seconds)
 
 
 def time_ways(ways: list[Way], repeats: int) -> tuple[dict[str, Timed], float]:

@@ -1,5 +1,6 @@
 """Continues prompts through the decoder, as its tests do."""
 
+from concurrent import futures
 import dataclasses
 
 import jax
@@ -69,6 +70,9 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
       sharding.population_sharding(mesh, forms.member_axis(form)),
     )
     results = decoder.start(queues, lora, active, list(ids)).finish()
+  # What has been compiled ahead is what was asked for.
+  programs = [program for program, _ in runtime._programs.values()]
+  assert not any(isinstance(p, futures.Future) for p in programs)
   texts = []
   for m in range(len(ids)):
     made = [None] * len(prompts)

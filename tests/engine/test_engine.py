@@ -1,6 +1,7 @@
 """What kinds of members the engine takes, and what it does at the edges."""
 
 import dataclasses
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ def compilations():
 
   def listen(event, *_, **__):
     if event == '/jax/core/compile/backend_compile_duration':
-      compiled.append(event)
+      compiled.append(threading.current_thread().name)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   yield compiled
@@ -172,6 +173,9 @@ def test_queues_of_two_shapes_compile_each_program_once(
   # Expressing, folding, and of each shape the slots and the work on them.
   expected = 1 + (form == 'folded') + 2 * len(shapes)
   assert engine.ledger.programs == len(compilations) == expected
+  # The work of all queues is compiled at once.
+  apart = [name for name in compilations if name != 'MainThread']
+  assert len(apart) == len(shapes)
   second = engine.evaluate(space, population)
   assert engine.ledger.programs == len(compilations) == expected
   assert [t.predictions for t in first.tasks] == [

@@ -180,3 +180,30 @@ def test_rows_of_single_texts_are_plain_causal_rows():
     assert (batch.until == np.where(real, lengths, 0)).all()
     columns = np.arange(real.shape[-1])
     assert (batch.positions == np.where(real, columns, -1)).all()
+
+
+def test_families_of_a_bucket_fill_its_rows():
+  def item(family, number, length):
+    return (tuple([family, number] + [7] * (length - 2)), (8, 9))
+
+  made = [item(1, i, 230) for i in range(20)]
+  made += [item(2, i, 110) for i in range(10)]
+  families = [0] * 20 + [1] * 10
+  (call,) = batches.pack_likelihood(
+    made, lambda length: 64, families=families, attention_doubles_at=4850
+  )
+  # Two items of 111 columns stand in a row of the 231 that the others have.
+  assert call.tokens.shape[2] == 232
+  assert ((call.positions >= 0).sum(-1) > 0).sum() == 25
+  assert call.count == len(set(call.kept.tolist())) == 60
+
+
+def test_padded_reads_of_a_call_are_not_counted():
+  made = [((1, i), (8,) * (1 + i % 3)) for i in range(30)]
+  calls = batches.pack_likelihood(made, lambda length: 1, families=range(30))
+  assert len(calls) > 1
+  assert len({len(call.kept) for call in calls}) == 1
+  for call in calls:
+    used = call.source[call.owner >= 0]
+    assert call.count == used.max() + 1
+  assert sum(call.count for call in calls) == sum(len(o) for _, o in made)

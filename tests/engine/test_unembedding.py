@@ -35,10 +35,14 @@ def whole_and_blocks(monkeypatch):
 
 @pytest.mark.parametrize('cap', [None, 2.0])
 def test_log_probabilities(whole_and_blocks, cap):
-  source = jnp.array([0, 0, 3, 6, 2])
+  source = jnp.array([0, 0, 3, 4, 2])
   target = jnp.array([5, 999, 0, 30, 900])
   whole, blocks = whole_and_blocks(
-    lambda unembed, hidden: unembed.logprobs(hidden, source, target), cap=cap
+    # Behind five nothing is read.
+    lambda unembed, hidden: unembed.logprobs(
+      hidden, source, target, jnp.int32(5)
+    ),
+    cap=cap,
   )
   assert whole.shape == (2, 5)
   np.testing.assert_allclose(blocks, whole, atol=1e-4, rtol=1e-5)
@@ -59,7 +63,7 @@ def test_what_is_not_finite_is_seen(whole_and_blocks, value):
     hidden = hidden.at[1, 3, 0].set(value)
     _, best = unembed.likeliest(hidden)
     read = jnp.arange(7)
-    return jnp.stack([best, unembed.logprobs(hidden, read, read)])
+    return jnp.stack([best, unembed.logprobs(hidden, read, read, jnp.int32(7))])
 
   for found in whole_and_blocks(both):
     finite = np.isfinite(found)

@@ -52,6 +52,9 @@ def test_what_is_taken_of_two_is_as_of_both_joined(monkeypatch):
       joined = stack.take(stack.concatenate(first, second), index)
       taken = stack.take_of_both(first, second, index)
       jax.tree.map(np.testing.assert_array_equal, taken, joined)
+  none = jax.tree.map(lambda leaf: leaf[:0], second)
+  taken = stack.take_of_both(first, none, jnp.asarray([2, 0]))
+  np.testing.assert_array_equal(taken['n'], [3, 1])
 
 
 def test_a_population_that_is_given_up_is_written_over(monkeypatch):

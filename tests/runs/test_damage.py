@@ -40,7 +40,9 @@ def cut(name):
 def flipped(name):
   def damage(folder):
     data = bytearray((folder / name).read_bytes())
-    data[len(data) // 2] ^= 0x20
+    # Longer than the header of an array in it, of which much tells nothing.
+    for place in range(len(data) // 2, len(data) // 2 + 64):
+      data[place] ^= 0x20
     (folder / name).write_bytes(bytes(data))
 
   return damage

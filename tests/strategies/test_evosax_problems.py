@@ -1,5 +1,7 @@
 """The strategies on evosax's own problems, as evosax algorithms."""
 
+import functools
+
 from evosax import problems as evosax_problems
 from evosax.algorithms import base as evosax_base
 import jax
@@ -14,6 +16,12 @@ from evojax_llm.strategies import registry
 from evojax_llm.strategies.genome import algorithm as genome
 
 P, DIMS = 16, 4
+
+
+@functools.cache
+def make(kind, **options):
+  """One strategy for all problems: each one that is made is compiled anew."""
+  return kind(P, step_floor=0.3, **options)
 
 
 def run(strategy, fn_name, rounds, dims=DIMS):
@@ -55,7 +63,7 @@ def run(strategy, fn_name, rounds, dims=DIMS):
 @pytest.mark.parametrize('fn_name', ('sphere', 'rosenbrock'))
 @pytest.mark.parametrize('with_succession', (True, False))
 def test_genome_improves(fn_name, with_succession):
-  strategy = genome.Genome(P, with_succession=with_succession, step_floor=0.3)
+  strategy = make(genome.Genome, with_succession=with_succession)
   first, last = run(strategy, fn_name, 60)
   # Moves give up places that variation keeps, so they pay later.
   assert last < (0.3 if with_succession else 0.1) * first
@@ -73,7 +81,7 @@ def test_stock_algorithms_improve(name, options):
 
 @pytest.mark.parametrize('fn_name', ('sphere', 'rosenbrock'))
 def test_model_swarms_improve(fn_name):
-  strategy = model_swarms.ModelSwarms(P, step_floor=0.3)
+  strategy = make(model_swarms.ModelSwarms)
   first, last = run(strategy, fn_name, 60)
   assert last < 0.3 * first
 

@@ -308,11 +308,7 @@ def _surrogate(seed):
   return rng.uniform(-0.2, 0.5, N).astype('f4')
 
 
-def _searched(name, members, generations, seed, **options):
-  size = len(members[GATES])
-  strategy = registry.make_strategy(
-    name, size, genome={GATES: jnp.zeros(N)}, **options
-  )
+def _searched(strategy, members, generations, seed):
   target = _surrogate(seed)
 
   def fitness(members):
@@ -348,16 +344,16 @@ def _random(seed):
 def test_searches_of_a_sphere_rank_as_they_should_at_160_evaluations():
   seeds = range(5)
   average = {GATES: jnp.full((10, N), 1 / N)}
+  cma_es = registry.make_strategy(
+    'CMA_ES', 10, genome={GATES: jnp.zeros(N)}, sigma=1 / 6
+  )
   costs = {
     'random': [_random(seed) for seed in seeds],
     'evogm': [
-      _searched('evogm', first_population(seed), 7, seed, **SMALL)
-      for seed in seeds
+      _searched(make(), first_population(seed), 7, seed) for seed in seeds
     ],
     'one_plus_one': [_one_plus_one(seed) for seed in seeds],
-    'cma_es': [
-      _searched('CMA_ES', average, 15, seed, sigma=1 / 6) for seed in seeds
-    ],
+    'cma_es': [_searched(cma_es, average, 15, seed) for seed in seeds],
   }
   medians = [float(np.median(values)) for values in costs.values()]
   assert medians == sorted(medians, reverse=True)
