@@ -96,10 +96,10 @@ def counts(masks: list[jax.Array]) -> jax.Array:
   return jnp.stack(_sums([mask.astype(jnp.int32) for mask in masks], _INTEGERS))
 
 
-def row_counts(masks: list[jax.Array], row: int) -> jax.Array:
-  """As `counts`, by rows of the flattened masks: (m, size / row) i32."""
-  rows = [mask.astype(jnp.int32).reshape(-1, row) for mask in masks]
-  return jnp.stack(_added(rows))
+def row_counts(masks: list[jax.Array], row: int) -> tuple[jax.Array, jax.Array]:
+  """As `counts`, and by rows of the flattened masks: (m, size / row) i32."""
+  rows = _added([mask.astype(jnp.int32).reshape(-1, row) for mask in masks])
+  return jnp.stack(_sums(rows, _INTEGERS)), jnp.stack(rows)
 
 
 def _sums(terms, row):

@@ -127,7 +127,7 @@ class _Bracket(NamedTuple):
   """At least k bits are at or above low, fewer at or above high; (s,) i32.
 
   The counts are of what is at or above either, in all and in each of the rows,
-  (s, rows) u8.
+  (s, rows) i32.
   """
 
   low: jax.Array
@@ -162,27 +162,28 @@ class _Tensors:
     self.rows = -(-self.size // self.row)
 
   def count(self, at):
-    """How many are at or above each of (s, m) thresholds, (s, m, rows) u8."""
+    """How many are at or above each of (s, m) thresholds.
+
+    In all, (s, m) i32, and in each of the rows, (s, m, rows) i32.
+    """
     # Held back from being computed before the loop, and stored.
     inputs = lax.optimization_barrier((at, self._inputs))[1]
     bits = self._bits([x.reshape(-1) for x in inputs])
     missing = self.rows * self.row - self.size
     if missing:
       bits = [jnp.pad(x, (0, missing), constant_values=-1) for x in bits]
-    return _counted(bits, at, self.row).astype(jnp.uint8)
+    return _counted(bits, at, self.row)
 
   def sampled(self, k):
     """Thresholds (s, m) about the k-th largest, from a sample."""
     few = min(_SORTED, max(self.size // 128, 64))
-    stride = max(
-      (self.size // few - 1) | 1, 1
-    )  # Odd: no column again and again.
+    # Odd, so that it does not stay in some columns.
+    stride = max((self.size // few - 1) | 1, 1)
     picked = [x.reshape(-1)[: few * stride : stride] for x in self._inputs]
     bits = lax.sort(jnp.stack(self._bits(picked)), is_stable=False)
     if self.size < LARGE:
-      spread = _spread(_thresholds(k))
-      return _about(bits, k, self.size, spread)
-    at = _about(bits, k, self.size, jnp.linspace(-4.0, 4.0, 16))
+      return _about(bits, k, self.size, _spread(_thresholds(k)))
+    at = _about(bits, k, self.size, jnp.linspace(-4.0, 4.0, _MOST))
     sample = min(_SAMPLE, self.size // 4) // _BLOCK * _BLOCK
     blocks = sample // _BLOCK
     stride = _BLOCK * ((self.size // sample - 1) | 1)
@@ -190,7 +191,7 @@ class _Tensors:
       x.reshape(-1)[: blocks * stride].reshape(blocks, stride)[:, :_BLOCK]
       for x in self._inputs
     ]
-    counts = _counted(self._bits(picked), at, sample)[..., 0]
+    counts, _ = _counted(self._bits(picked), at, _BLOCK)
     rank = k.astype(jnp.float32) * (sample / self.size)
     rank = jnp.clip(rank, 1.0, sample - 1.0)
     deviation = jnp.sqrt(rank * (1.0 - rank / sample)) + 0.5
@@ -205,7 +206,7 @@ class _Tensors:
 
   def nth(self, bracket, nth):
     """Bits and indices of the nth (s, j) in the bracket, by their indices."""
-    levels = [(bracket.low_rows - bracket.high_rows).astype(jnp.int32)]
+    levels = [bracket.low_rows - bracket.high_rows]
     while levels[-1].shape[1] > self.row:
       levels.append(jnp.sum(_grouped(levels[-1], self.row), axis=2))
     last = levels.pop()
@@ -219,16 +220,21 @@ class _Tensors:
         until,
         precision=lax.Precision.HIGHEST,
       ).astype(jnp.int32)
-      place, nth = _place(jax.vmap(lambda x, i: x[i])(running, index), nth)
-      index = index * self.row + place
-    place = index[..., None] * self.row + jnp.arange(self.row, dtype=jnp.int32)
-    flat = [x.reshape(-1) for x in self._inputs]
+      place, nth = _place(jax.vmap(_taken)(running, index), nth)
+      # There are no more rows, whatever the nth is.
+      index = jnp.minimum(index * self.row + place, level.shape[1] - 1)
+    missing = self.rows * self.row - self.size
+    rows = [
+      jnp.pad(x.reshape(-1), (0, missing)).reshape(-1, self.row)
+      for x in self._inputs
+    ]
     bits = jnp.stack(
       [
-        self._bits([x.at[own].get(mode='clip') for x in flat])[i]
-        for i, own in enumerate(place)
+        self._bits([_taken(x, own) for x in rows])[i]
+        for i, own in enumerate(index)
       ]
     )
+    place = index[..., None] * self.row + jnp.arange(self.row, dtype=jnp.int32)
     low, high = bracket.low[:, None, None], bracket.high[:, None, None]
     there = (bits >= low) & (bits < high) & (place < self.size)
     column, _ = _place(_running(there), nth)
@@ -248,9 +254,9 @@ def _find(tensors_, k, exact):
   """
   size, rows = tensors_.size, tensors_.rows
   most = min(max(size // 512, 32), _CANDIDATES)
-  full = jnp.full((rows,), tensors_.row, jnp.uint8)
+  full = jnp.full((rows,), tensors_.row, jnp.int32)
   full = full.at[-1].set(size - (rows - 1) * tensors_.row)
-  nothing = jnp.zeros((len(k), rows), jnp.uint8)
+  nothing = jnp.zeros((len(k), rows), jnp.int32)
   zero = jnp.zeros_like(k)
   bracket = _Bracket(
     zero, zero + size, nothing + full, zero + _TOP, zero, nothing
@@ -299,25 +305,23 @@ def _search(tensors_, k, bracket, enough, exact):
     at = jnp.where(passes == 0, first, at)
     at = jnp.clip(at, b.low[:, None] + 1, b.high[:, None] - 1)
     # A search that has ended keeps its bracket.
-    return passes + 1, _narrowed(b, k, at, tensors_.count(at), is_open(b))
+    return passes + 1, _narrowed(b, k, at, *tensors_.count(at), is_open(b))
 
   return lax.while_loop(
     lambda state: jnp.any(is_open(state[1])), step, (jnp.int32(0), bracket)
   )[1]
 
 
-def _narrowed(bracket, k, at, rows, still):
-  """The tightest bracket that counts (s, m, rows) at thresholds (s, m) give."""
-  counts = jnp.sum(rows, axis=2, dtype=jnp.int32)
+def _narrowed(bracket, k, at, counts, rows, still):
+  """The tightest bracket that counts at thresholds (s, m) give."""
   # Thresholds increase, so that the first few leave k or more.
   below = jnp.sum(counts >= k[:, None], axis=1)
 
   def picked(old, each, at):
-    for j in range(each.shape[1]):
-      here = still & (at == j)
-      here = here.reshape(here.shape + (1,) * (old.ndim - 1))
-      old = jnp.where(here, each[:, j], old)
-    return old
+    known = still & (at >= 0) & (at < each.shape[1])
+    known = known.reshape(known.shape + (1,) * (old.ndim - 1))
+    found = jax.vmap(_taken)(each, jnp.clip(at, 0, each.shape[1] - 1))
+    return jnp.where(known, found, old)
 
   each = at, counts, rows
   return _Bracket(
@@ -363,15 +367,22 @@ def _thresholds(k):
 
 
 def _counted(bits, at, row):
-  """How many of each row are at or above its thresholds: (s, m, rows) i32."""
+  """How many are at or above thresholds (s, m), in all and in each row."""
   masks = [x >= t for x, some in zip(bits, at, strict=True) for t in some]
-  return tensors.row_counts(masks, row).reshape(*at.shape, -1)
+  counts, rows = tensors.row_counts(masks, row)
+  # Put together by copies, not element by element where they are read.
+  rows = lax.optimization_barrier(rows)
+  return counts.reshape(at.shape), rows.reshape(*at.shape, -1)
 
 
 def _grouped(counts, row):
   """Groups (s, g, row) of (s, n), with zeros at the end."""
   counts = jnp.pad(counts, ((0, 0), (0, -counts.shape[1] % row)))
   return counts.reshape(counts.shape[0], -1, row)
+
+
+def _taken(rows, index):
+  return rows.at[index].get(mode='promise_in_bounds')
 
 
 def _place(running, nth):
