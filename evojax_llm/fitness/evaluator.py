@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import copy
 import dataclasses
-import functools
 import itertools
 from typing import Any
 
@@ -242,8 +241,7 @@ class Evaluator:
     answers = Answers(data, len(indices))
     asked = space, population, indices, data, answers, progress, ids
     # Texts are judged while the devices work on the next group.
-    read = functools.partial(self._scorer.read, data, answers)
-    self._engine.answer(*asked, added=read)
+    self._engine.answer(*asked, lambda at: self._scorer.read(data, answers, at))
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       found = self._scorer.score(data, answers)
