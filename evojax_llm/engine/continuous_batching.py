@@ -97,14 +97,14 @@ def restart(slots: Slots, active: jax.Array) -> Slots:
   )
 
 
-def clean(slots: Slots) -> Cache:
-  """Returns the cache, emptied if a member has failed.
+def clean(slots: Slots, again: jax.Array) -> Cache:
+  """Returns the cache, emptied if a member has failed and work begins `again`.
 
   What is not finite would spoil the next work where it stands masked. A loop of
   one or no turn, since the cache is then changed in place.
   """
   cache = slots.cache
-  failed = jnp.any(~slots.finite).astype(jnp.int32)
+  failed = (again & jnp.any(~slots.finite)).astype(jnp.int32)
   kv = jax.lax.fori_loop(
     0,
     failed,
@@ -243,6 +243,7 @@ def advance(
       made=put(s.made, jnp.ones_like(entry)),
     )
 
+  @jax.named_scope('make_tokens')
   def make(s: Slots) -> Slots:
     """Makes one token in every slot."""
     position = jnp.where(s.entry >= 0, s.position, -1)

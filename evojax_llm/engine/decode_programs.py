@@ -222,7 +222,9 @@ class DecodePrograms:
   def _advance(self, refill, slots, weights, own, shared):
     """Works on the slots of a part; see `continuous_batching.advance`."""
     slots = _scalars(slots, lambda leaf: leaf[0])
-    cache = continuous_batching.clean(slots) if self._unrolled else slots.cache
+    cache = slots.cache
+    if self._unrolled:
+      cache = continuous_batching.clean(slots, shared['again'])
     fresh = continuous_batching.restart(slots, own['active'])
     slots = jax.tree.map(
       lambda new, old: jnp.where(shared['again'], new, old),

@@ -91,7 +91,7 @@ class Decoder:
       ids: P ids, which address random draws; positions in the group by default.
     """
     if self._open is not None:
-      self._open.finish()
+      self._open.wait()
     active = np.asarray(active)
     ids = np.arange(len(active)) if ids is None else np.asarray(ids)
     work = self._work(list(queues), members, active, ids.astype(np.int32))
@@ -99,7 +99,10 @@ class Decoder:
     return self._open
 
   def _work(self, queues, members, active, ids):
-    """Does the work; yields the share done at each wait, then the results."""
+    """Does the work; yields the share done at each wait, and the results.
+
+    In between it yields None, once the devices have nothing more to do.
+    """
     results = [
       Generated(
         np.full((len(active), len(queue.owner), queue.new), -1, np.int32),
@@ -162,6 +165,7 @@ class Decoder:
     while pending:
       yield done / total
       collect(*pending.pop(0))
+    yield None
     for queue, result in zip(queues, results, strict=True):
       self._cut(queue, result)
     yield results
@@ -289,20 +293,28 @@ class _Call:
 class Decoding:
   """Work of a `Decoder` under way."""
 
-  def __init__(self, work: Iterator[list[Generated] | float]):
+  def __init__(self, work: Iterator[list[Generated] | float | None]):
     self._work = work
     self._results = next(work)
 
-  def finish(
+  def wait(
     self, progress: Callable[[float], None] = lambda share: None
-  ) -> list[Generated]:
-    """Waits for the results, one a queue.
+  ) -> None:
+    """Waits for the devices; what the host has to do is left to `finish`.
 
     Args:
       progress: called with the share that is done.
     """
     while isinstance(self._results, float):
       progress(self._results)
+      self._results = next(self._work)
+
+  def finish(
+    self, progress: Callable[[float], None] = lambda share: None
+  ) -> list[Generated]:
+    """Waits for the results, one a queue; see `wait`."""
+    self.wait(progress)
+    if self._results is None:
       self._results = next(self._work)
     return self._results
 

@@ -117,12 +117,14 @@ class Engine:
     answers: Answers,
     progress: Callable[[float], None] | None = None,
     ids: np.ndarray | None = None,
+    added: Callable[[slice], None] = lambda span: None,
   ) -> None:
     """Answers a split for M members (indices) of a population (P, ...).
 
     Where a device runs out of memory, the group is halved, which is logged, and
     the work goes on at the first member that is not done. `ids` (M,) address
-    random draws; the indices by default.
+    random draws; the indices by default. `added` is called when the texts of
+    some of the M members are there, while devices work on those of the next.
 
     Raises:
       MemoryPlanError: a device is out of memory with the smallest group.
@@ -133,7 +135,15 @@ class Engine:
       self._runtime.idle_since = time.perf_counter()
       try:
         for done in self._pass(
-          space, population, indices, ids, start, split, answers, progress
+          space,
+          population,
+          indices,
+          ids,
+          start,
+          split,
+          answers,
+          progress,
+          added,
         ):
           start = done
       except jax.errors.JaxRuntimeError as error:
@@ -148,7 +158,16 @@ class Engine:
     return -(-min(self.plan.members_per_group, slots) // devices) * devices
 
   def _pass(
-    self, space, population, indices, ids, start, split, answers, progress
+    self,
+    space,
+    population,
+    indices,
+    ids,
+    start,
+    split,
+    answers,
+    progress,
+    added,
   ):
     """Yields how many members are done, as calls come in."""
     model, params = self._model(space), self._runtime.params(space)
@@ -173,9 +192,11 @@ class Engine:
       return min(start + collected // per_group * size, len(indices))
 
     for first in range(start, len(indices), size):
-      chosen = indices[first : first + size]
+      chosen, slots = indices[first : first + size], size
+      if self.plan.form == 'batched':  # It computes a slot that is idle.
+        slots = groups.size_for(len(chosen), size, self._runtime.mesh.size)
       members, active = groups.express(
-        self._runtime, space, population, chosen, size, self.plan.form
+        self._runtime, space, population, chosen, slots, self.plan.form
       )
       span = slice(first, first + len(chosen))
       for job in split.jobs:
@@ -189,13 +210,17 @@ class Engine:
         if len(running) > 1:
           yield collect()
       if split.queues:
-        own = np.resize(ids[first : first + size], size)
+        own = np.resize(ids[first : first + size], slots)
         work = self._decoder(model, params).start(
           split.queues, members, active, own
         )
         running.append(
-          functools.partial(self._add_texts, work, split.queues, span, answers)
+          functools.partial(
+            self._add_texts, work, split.queues, span, answers, added
+          )
         )
+        if len(running) > 1:
+          yield collect()
     while running:
       yield collect()
 
@@ -219,7 +244,7 @@ class Engine:
     with ledger.time('host'):
       answers.add_options(job.batch.owner, span.start, logprobs)
 
-  def _add_texts(self, work, queues, span, answers, report):
+  def _add_texts(self, work, queues, span, answers, added, report):
     """Waits for texts, reporting progress, and adds them to the answers."""
     results = work.finish(report)
     self._runtime.idle_since = time.perf_counter()
@@ -228,6 +253,7 @@ class Engine:
       for queue, result in zip(queues, results, strict=True):
         tokens, finite = result.tokens[:count], result.finite[:count]
         answers.add_texts(queue.owner, span.start, tokens, finite)
+      added(span)
 
   def _halve(self, error: Exception) -> None:
     """Goes on with groups of half the members."""

@@ -43,6 +43,19 @@ def check_members(
   return indices
 
 
+def size_for(count: int, most: int, devices: int) -> int:
+  """Returns how many members a program for a group of `count` is made for.
+
+  Few sizes, so that few programs are compiled, and at most a third of a group
+  is idle: the next of 1, 2, 3, 4, 6, 8, 12, ... times the devices, at most
+  `most`, itself a multiple of them.
+  """
+  need = -(-count // devices)
+  power = 1 << (need - 1).bit_length()
+  size = power * 3 // 4 if power * 3 // 4 >= need else power
+  return min(size * devices, most)
+
+
 def express(
   runtime: Runtime,
   space: Expressing,

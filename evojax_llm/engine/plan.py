@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import math
 import os
 
@@ -18,9 +19,16 @@ from evojax_llm.population import stack
 # for a CPU's caches.
 _TOKENS_PER_CALL = {'cpu': 1024}
 _TOKENS_PER_CALL_ELSEWHERE = 131_072
-# Tokens made in one step: enough that reading the weights is shared by many.
+# Tokens made in one step: enough that reading the weights is shared by many. On
+# an accelerator a step reads the weights once (5 GB of Gemma 2 2B) and of each
+# row its keys and values (0.1 MB a token: 17 MB at 160 tokens). At 2048 rows
+# the weights are an eighth of that and the products of a row cost what its
+# bytes do; more rows gain next to nothing, and leave more of them idle at the
+# end. Where memory ends earlier, it decides.
 _SLOTS_PER_CALL = {'cpu': 256}
-_SLOTS_PER_CALL_ELSEWHERE = 512
+_SLOTS_PER_CALL_ELSEWHERE = 2048
+# Of what is free, the part for rows that are read into slots.
+_REFILL_SHARE = 4
 # On a CPU, folding pays while a copy of the layers is small against the work of
 # one member. Between these sizes it is tried.
 _FOLD_AT_MOST_BYTES = 1 << 28
@@ -56,7 +64,8 @@ class Plan:
     on_host: whether they are in the memory of the host.
     fixed: bytes of everything that does not grow with the prompts.
     row_fixed: bytes that one prompt of one member takes, whatever its length.
-    row_token: bytes that one token of it takes.
+    row_token: bytes that one token of it takes while it is read.
+    cache_token: of these, bytes in the cache, which a slot keeps.
     row_token_pair: bytes that one (query, key) pair of it takes.
     tokens_per_call: padded tokens that one program call aims at.
     slots_per_call: prompts that one step of decoding aims at.
@@ -79,6 +88,7 @@ class Plan:
   fixed: int
   row_fixed: int
   row_token: int
+  cache_token: int
   row_token_pair: int
   tokens_per_call: int
   slots_per_call: int
@@ -88,14 +98,15 @@ class Plan:
   walk: str = 'scan'
   attention: str = 'plain'
 
-  def row_bytes(self, length: int, new_tokens: int = 0) -> int:
-    """Bytes that one prompt of one member takes while a program runs."""
-    slots = length + new_tokens
-    return (
-      self.row_fixed
-      + self.row_token * slots
-      + self.row_token_pair * length * slots
-    )
+  def row_bytes(self, length: int) -> int:
+    """Bytes that one prompt of one member takes while it is read."""
+    pairs = self.row_token_pair * length * length
+    return self.row_fixed + self.row_token * length + pairs
+
+  def slot_bytes(self, length: int, new_tokens: int) -> int:
+    """Bytes that a slot of one member takes, and nothing without new tokens."""
+    kept = self.cache_token * (length + new_tokens)
+    return (self.row_fixed + kept) * bool(new_tokens)
 
   @property
   def members_at_once(self) -> int:
@@ -104,29 +115,31 @@ class Plan:
 
   def rows(self, length: int, new_tokens: int = 0) -> int:
     """Most prompts of a batch of rows of this length."""
-    row = self.members_at_once * self.row_bytes(length, new_tokens)
-    fit = max(0, self.budget - self.fixed) // row
-    if fit < 1:
+    members = self.members_at_once
+    free = max(0, self.budget - self.fixed)
+    row = members * self.row_bytes(length)
+    slot = members * self.slot_bytes(length, new_tokens)
+    if row + slot > free:
       raise MemoryPlanError(
-        f'A prompt of {length} + {new_tokens} tokens for '
-        f'{self.members_at_once} members takes {row / _MIB:.0f} MiB beside '
+        f'A prompt of {length} + {new_tokens} tokens for {members} members '
+        f'takes {(row + slot) / _MIB:.0f} MiB beside '
         f'{self.fixed / _MIB:.0f} MiB that are fixed; the budget is '
         f'{self.budget / _MIB:.0f} MiB. Use fewer members_per_group, a '
         'shorter context, or a larger memory budget.'
       )
+    fit = max(1, free // (_REFILL_SHARE if new_tokens else 1) // row)
     if self.prompts_per_batch:
       return min(fit, self.prompts_per_batch)
-    wanted = self.tokens_per_call // (self.members_at_once * length)
+    wanted = self.tokens_per_call // (members * length)
     return max(1, min(fit, wanted))
 
   def slots(self, length: int, new_tokens: int) -> int:
     """Most prompts of a member whose continuations are in work at a time."""
-    rows = self.rows(length, new_tokens)
-    if self.prompts_per_batch:
-      return rows
-    row = self.members_at_once * self.row_bytes(length, new_tokens)
-    fit = (self.budget - self.fixed) // row
-    return min(fit, max(rows, self.slots_per_call // self.members_at_once))
+    members, rows = self.members_at_once, self.rows(length, new_tokens)
+    free = self.budget - self.fixed - rows * members * self.row_bytes(length)
+    fit = max(1, free // (members * self.slot_bytes(length, new_tokens)))
+    wanted = max(rows, self.slots_per_call // members)
+    return min(fit, self.prompts_per_batch or wanted)
 
   def describe(self) -> str:
     """The plan in a few lines, for people."""
@@ -287,9 +300,9 @@ def make_plan(
     MemoryPlanError: nothing fits.
   """
   itemsize = jnp.dtype(dtype).itemsize
+  generates = any(new for _, new in lengths)
   clear, reason = True, 'asked for'
   if form == 'auto':
-    generates = any(new for _, new in lengths)
     form, clear = choose_form(config, device.platform, itemsize, generates)
     reason = f'the rule for models of this size on {device.platform}'
   budget = budget_of(budget, device)
@@ -302,6 +315,7 @@ def make_plan(
   if population_bytes is None:
     population_bytes = members * member_bytes
   layers = base_bytes - config.vocab_size * config.embed_dim * itemsize
+  cache_token = bytes_per_token(config, dtype, hops)
   common = dict(
     form=form,
     form_is_clear=clear,
@@ -312,9 +326,10 @@ def make_plan(
     population=population_bytes,
     row_fixed=2 * 4 * config.vocab_size,
     row_token=layer_bytes(config)
-    + bytes_per_token(config, dtype, hops)
+    + cache_token
     # Hidden states that are read wait for the end of a call.
     + BATCHES_PER_CALL * config.embed_dim * itemsize,
+    cache_token=cache_token,
     row_token_pair=2 * 4 * config.num_heads,
     tokens_per_call=_TOKENS_PER_CALL.get(
       device.platform, _TOKENS_PER_CALL_ELSEWHERE
@@ -325,27 +340,35 @@ def make_plan(
     prompts_per_batch=prompts_per_batch,
     on_host=on_host,
     attention_doubles_at=_attention_doubles_at(config, device.platform),
-    walk=walk or ('scan' if device.platform == 'cpu' else 'unrolled'),
     attention=attention or ('pallas' if device.platform == 'gpu' else 'plain'),
   )
   resident = base_bytes + (0 if on_host else population_bytes)
 
-  def attempt(group: int) -> Plan:
+  def attempt(group: int, walk: str) -> Plan:
     copies = max(0, layers) if form == 'folded' else 0
     if hops:  # A member takes the layer that it is at.
       copies = layers // config.num_layers * (1 if form == 'folded' else group)
+    elif walk == 'unrolled' and generates:
+      # Layers beside the stacks, with zeros between fused factors.
+      copies += max(0, layers) + 2 * group * member_bytes * (form == 'batched')
     fixed = resident + group * member_bytes + copies
-    return Plan(members_per_group=group, fixed=fixed, **common)
+    return Plan(members_per_group=group, fixed=fixed, walk=walk, **common)
 
   # No group has more than all members.
-  group = min(members_per_group or members, members)
-  while True:
-    plan = attempt(group)
+  most = min(members_per_group or members, members)
+  groups = [most]
+  while groups[-1] > 1 and not members_per_group:
+    groups.append(-(-groups[-1] // 2))
+  # A walk that takes more memory is given up before the work is.
+  by_device = ('unrolled', 'scan')
+  if hops or device.platform == 'cpu':
+    by_device = ('scan',)
+  for how in itertools.product((walk,) if walk else by_device, groups):
+    plan = attempt(how[1], how[0])
     try:
       for length, new_tokens in lengths:
         plan.rows(length, new_tokens)
       return plan
-    except MemoryPlanError:
-      if group == 1 or members_per_group:
-        raise
-      group = -(-group // 2)
+    except MemoryPlanError as error:
+      last = error
+  raise last

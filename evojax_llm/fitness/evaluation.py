@@ -125,6 +125,16 @@ class AnswerScorer:
     # By task, item and generated tokens.
     self._verdicts: dict[tuple, Verdict] = {}
 
+  def read(self, split: PackedSplit, answers: Answers, members: slice) -> None:
+    """Judges the texts of some members ahead of `score`, which then need not.
+
+    Raises:
+      JudgeError: as `score`.
+    """
+    for k, scorer in enumerate(self._scorers):
+      if scorer.reads == 'text':
+        self._judge_new(k, split.spans[k], answers, members)
+
   def score(self, split: PackedSplit, answers: Answers) -> Evaluation:
     """Scores of all members.
 
@@ -187,16 +197,27 @@ class AnswerScorer:
   def _judge_texts(
     self, k: int, spans: list[ItemSpan], answers: Answers
   ) -> Verdicts:
+    keys = self._judge_new(k, spans, answers, slice(None))
+    nothing = Verdict(None, 0.0)
+    return Verdicts.of(
+      (self._verdicts.get(key, nothing) for row in keys for key in row),
+      (len(keys), len(spans)),
+    )
+
+  def _judge_new(
+    self, k: int, spans: list[ItemSpan], answers: Answers, members: slice
+  ) -> list[list[tuple]]:
+    """Judges texts without a verdict; returns the keys of all, by member."""
     stop, decode = self._tasks[k].format.stop, self._tokenizer.decode
     keys = [
       # The task holds the item as long as this lives: its address is its own.
       [(k, id(p.item), *member[p.prompts]) for p in spans]
-      for member in answers.generated
+      for member in answers.generated[members]
     ]
     # A failed member has said nothing; no judge need be asked about it.
     new = {
       key: span.item
-      for m in np.flatnonzero(answers.finite)
+      for m in np.flatnonzero(answers.finite[members])
       for key, span in zip(keys[m], spans, strict=True)
       if key not in self._verdicts
     }
@@ -206,8 +227,4 @@ class AnswerScorer:
     ]
     verdicts = self._scorers[k].score_all(pairs)
     self._verdicts.update(zip(new, verdicts, strict=True))
-    nothing = Verdict(None, 0.0)
-    return Verdicts.of(
-      (self._verdicts.get(key, nothing) for row in keys for key in row),
-      (len(keys), len(spans)),
-    )
+    return keys

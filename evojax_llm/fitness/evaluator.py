@@ -240,7 +240,8 @@ class Evaluator:
     data = self._split(split, self.max_length(space), items)
     answers = Answers(data, len(indices))
     asked = space, population, indices, data, answers, progress, ids
-    self._engine.answer(*asked)
+    # Texts are judged while the devices work on the next group.
+    self._engine.answer(*asked, lambda at: self._scorer.read(data, answers, at))
     self.ledger.members += len(indices)
     with self.ledger.time('host'):
       found = self._scorer.score(data, answers)

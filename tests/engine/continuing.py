@@ -38,7 +38,8 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
     slots: prompts in work at a time.
     refill: prompts read at a time.
     **options: runtime, or devices, ledger and sampling for one; ids, active,
-      stop_ids; `walk`, the decoder's walk and attention.
+      stop_ids; `walk`, the decoder's walk and attention; `before`, a population
+      that the same decoder continues first.
   """
   config, params, population = model
   runtime = options.pop('runtime', None) or Runtime(
@@ -60,13 +61,15 @@ def run(model, prompts, form='folded', slots=3, refill=2, **options):
     Bytes(options.pop('stop_ids', STOP_IDS)),
     **options.pop('walk', {}),
   )
-  lora = jax.device_put(
-    forms.lay_out(form, LowRank(population)),
-    sharding.population_sharding(mesh, forms.member_axis(form)),
-  )
   active = np.asarray(options.pop('active', [True] * len(ids)))
+  before = options.pop('before', None)
   assert not options
-  results = decoder.start(queues, lora, active, list(ids)).finish()
+  for members in [population] if before is None else [before, population]:
+    lora = jax.device_put(
+      forms.lay_out(form, LowRank(members)),
+      sharding.population_sharding(mesh, forms.member_axis(form)),
+    )
+    results = decoder.start(queues, lora, active, list(ids)).finish()
   # What has been compiled ahead is what was asked for.
   programs = [program for program, _ in runtime._programs.values()]
   assert not any(isinstance(p, futures.Future) for p in programs)
