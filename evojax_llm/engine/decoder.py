@@ -256,7 +256,9 @@ class Decoder:
 
   def _ask(self, program: Callable, *arguments: Any) -> '_Call':
     """Asks the devices for a call, without waiting for it."""
-    return _Call(program(*arguments), time.perf_counter())
+    # Before the call: a device may hold the host up until a loop has ended.
+    asked = time.perf_counter()
+    return _Call(program(*arguments), asked)
 
   def _fetch(self, call: '_Call') -> dict[str, Any]:
     """Waits for a report; adds the `seconds` of the device."""

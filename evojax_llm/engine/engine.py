@@ -228,7 +228,9 @@ class Engine:
     """Returns log-probabilities of a job's reads, and when they were asked."""
     given = params, members, active, job.inputs
     program = forms.group_program(*self._likelihood(model), *given)
-    return program(*given)['logprobs'], time.perf_counter()
+    # Before the call: a device may hold the host up until a loop has ended.
+    asked = time.perf_counter()
+    return program(*given)['logprobs'], asked
 
   def _likelihood(self, model):
     return self._runtime, likelihood.likelihood, self.plan.form, model

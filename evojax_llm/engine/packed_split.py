@@ -166,5 +166,12 @@ def pack(
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
     jobs.append(Job(batch, jax.device_put(arrays, sharding)))
-  queues = pack_queues(to_continue, plan.slots, plan.rows, sharding, pad_id)
+  queues = pack_queues(
+    to_continue,
+    plan.slots,
+    plan.rows,
+    sharding,
+    pad_id,
+    join=plan.walk == 'unrolled',
+  )
   return PackedSplit(items, len(continuations), len(to_continue), jobs, queues)

@@ -27,6 +27,8 @@ _MOST_PROMPTS = 4096
 # A refill reads a part of the slots: often enough to keep them busy, and with
 # enough tokens at a time to keep the device busy.
 _REFILL_SHARE = 4
+# Queues that go together have at most so many times the tokens, padded.
+_MOST_PADDING = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +112,14 @@ def pack_queues(
   rows: Callable[[int, int], int],
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
+  join: bool = False,
 ) -> list[Queue]:
   """Packs prompts into queues and puts them on the device.
 
   `slots` and `rows` are the most prompts in work, and read, at a time, by the
   tokens of a prompt and those that it makes. The queues' `owner` refers to the
-  order of the prompts.
+  order of the prompts. With `join`, buckets of a group go together where all of
+  their prompts find slots: a step costs less for many than twice for half.
 
   Raises:
     ValueError: a prompt without a token, or a limit below one.
@@ -165,7 +169,11 @@ def pack_queues(
         _prefix(prompts[indices[0]].ids[:shared], pad_id), sharding
       )
     lengths = [len(prompts[i].ids) - shared for i in indices]
-    for top, bucket in by_bucket(lengths):
+    buckets = by_bucket(lengths)
+    if join:
+      new = max(prompts[i].limit for i in indices)
+      buckets = _joined(buckets, lambda top, new=new: slots(top, new))
+    for top, bucket in buckets:
       # Long answers first: they would be the last to end.
       bucket = sorted(
         (indices[i] for i in bucket), key=lambda i: -prompts[i].limit
@@ -187,6 +195,25 @@ def _groups(prompts: Sequence[Prompt]) -> list[tuple[list[int], int]]:
     else:
       rest += indices
   return groups + ([(rest, 0)] if rest else [])
+
+
+def _joined(
+  buckets: list[tuple[int, list[int]]], slots: Callable[[int], int]
+) -> list[tuple[int, list[int]]]:
+  """Puts (T, rows) into the bucket of the next length where that pays."""
+  joined: list[tuple[int, list[int]]] = []
+  for top, rows in sorted(buckets):
+    if joined:
+      together = joined[-1][1] + rows
+      apart = joined[-1][0] * len(joined[-1][1]) + top * len(rows)
+      if (
+        len(together) <= slots(top)
+        and top * len(together) <= _MOST_PADDING * apart
+      ):
+        joined[-1] = (top, together)
+        continue
+    joined.append((top, rows))
+  return joined
 
 
 def _parts(bucket: list[int]) -> list[list[int]]:

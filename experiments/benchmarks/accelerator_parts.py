@@ -179,13 +179,12 @@ def _beside_limits(bench: Bench, name: str, row: dict[str, Any]) -> None:
       row['rate_share'] = done / bench.rates['product']
     return
   row['slots'] = row['slot_steps'] / row['steps']
-  # Of a few steps all may be counted as the reading of prompts.
-  decode = row['decode'] or row['steady']
-  row['step_ms'] = 1e3 * decode / row['steps']
+  # Prompts are read in between: a part of the time that is not told apart.
+  row['step_ms'] = 1e3 * row['steady'] / row['steps']
   if 'copy' in bench.rates:
     needed = bench.step_bytes(name, row['slots']) / bench.rates['copy']
     row['limit_ms'] = 1e3 * needed
-    row['limit_share'] = needed * row['steps'] / decode
+    row['limit_share'] = needed * row['steps'] / row['steady']
 
 
 def _measure(bench, clock, found, kind, name, variant, options):
@@ -297,10 +296,8 @@ def _profiled(bench, clock, kind, options):
   run()
   spent, after = time.perf_counter() - start, evaluator.ledger.as_dict()
   steps = after['steps'] - before['steps']
-  unit = {'unit': 'pass', 'unit_ms': 1e3 * spent}
-  if steps:
-    decode = after['seconds']['decode'] - before['seconds']['decode']
-    unit = {'unit': 'step', 'unit_ms': 1e3 * decode / steps}
+  name, count = ('step', steps) if steps else ('pass', 1)
+  unit = {'unit': name, 'unit_ms': 1e3 * spent / count}
   # In the middle, where answers are being made.
   seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 4))
   if not seen['kernels']:  # The window was beside the work.

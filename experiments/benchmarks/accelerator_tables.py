@@ -134,11 +134,11 @@ def _kernels(found):
       f'{row["busy"]:.3f} of {row["window"]:.3f} s, in {row["different"]} '
       'kinds of kernels.',
       '',
-      f'| share | ms a {row["unit"]} | times | kernel |',
+      '| share | ms a call | times | kernel |',
       '|---|---|---|---|',
     ]
     lines += [
-      f'| {k["share"]:.1%} | {k["share"] * row["unit_ms"]:.3f} '
+      f'| {k["share"]:.1%} | {1e3 * k["seconds"] / k["count"]:.4f} '
       f'| {k["count"]} | `{name[:90]}` |'
       for name, k in row['kernels'].items()
     ]

@@ -10,10 +10,10 @@ from evojax_llm.engine.queues import pack_queues
 from evojax_llm.population import sharding
 
 
-def pack(prompts, slots=8, rows=4):
+def pack(prompts, slots=8, rows=4, join=False):
   whole = sharding.replicated(sharding.population_mesh(jax.devices()[:1]))
   return pack_queues(
-    prompts, lambda *_: slots, lambda *_: rows, whole, pad_id=9
+    prompts, lambda *_: slots, lambda *_: rows, whole, pad_id=9, join=join
   )
 
 
@@ -63,6 +63,22 @@ def test_a_common_beginning_is_read_once():
   assert shared.prompt_tokens == 1 + 2 + 3 + 4 + 5
   assert all(queue.prefix is None for queue in others)
   found = dict(pair for queue in (shared, *others) for pair in read(queue))
+  assert found == {i: prompt.ids for i, prompt in enumerate(prompts)}
+
+
+@pytest.mark.parametrize(
+  'longer, slots, queues',
+  [(60, 40, 1), (60, 39, 2), (200, 40, 2)],
+  ids=['together', 'too few slots', 'too much padding'],
+)
+def test_buckets_go_together_where_all_prompts_find_slots(
+  longer, slots, queues
+):
+  prompts = [Prompt((1,) * n, 3) for n in [40] * 20 + [longer] * 20]
+  assert len(pack(prompts, slots)) == 2
+  made = pack(prompts, slots, join=True)
+  assert len(made) == queues
+  found = dict(pair for queue in made for pair in read(queue))
   assert found == {i: prompt.ids for i, prompt in enumerate(prompts)}
 
 
