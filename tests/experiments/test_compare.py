@@ -272,6 +272,14 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     "  made.racing.rule = 'paired'\n"
     '  return made\n'
   )
+  apart = tmp_path / 'apart.py'
+  apart.write_text(
+    'from evojax_llm.systems import evomerge as config\n'
+    'def get_config():\n'
+    '  made = config.get_config()\n'
+    "  made.refine.items = 'others'\n"
+    '  return made\n'
+  )
   for bad, more, words in (
     (
       f'{SWARMS}:moco',
@@ -280,7 +288,7 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     ),
     (f'{SWARMS}:moco+step_decay=-1', [], 'step_decay -1.0; expected 0 or more'),
     (config, [], 'sets config.racing'),
-    ('evomerge', ['--dev_limit=200'], 'the search scores all of them: set'),
+    (apart, ['--dev_limit=200'], 'the search scores all of them: set'),
     (good, [], "names 'random_search' twice"),
     (SWARMS, ['--dev_limit=200', '--draws=2'], 'are all the same'),
   ):
