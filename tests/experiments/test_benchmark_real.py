@@ -7,14 +7,20 @@ import pytest
 from evojax_llm.tasks.task import Format
 from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import Task
-from experiments import benchmark_real
 from experiments.benchmarks import tables
+from tests.experiments.running import fresh_program
 
 HAS_TORCH = importlib.util.find_spec('torch') is not None
 
 
+@pytest.fixture
+def benchmark_real():
+  with fresh_program('experiments.benchmark_real') as program:
+    yield program
+
+
 @pytest.mark.filterwarnings('ignore')  # what torch warns of.
-def test_ways_are_timed_and_agree(tiny_gemma_folder):
+def test_ways_are_timed_and_agree(tiny_gemma_folder, benchmark_real):
   choices = ('A', 'one thing'), ('B', 'two of them')
   items = tuple(Item(str(i), f'say {i}', 'A', choices) for i in range(3))
   how = Format(choice='text')
@@ -36,6 +42,6 @@ def test_ways_are_timed_and_agree(tiny_gemma_folder):
   assert len(text.splitlines()[-1].split('|')) == 13
 
 
-def test_hidden_states_are_counted_once():
+def test_hidden_states_are_counted_once(benchmark_real):
   pairs = [((1, 2), (3, 4)), ((1, 2), (3, 5)), ((1, 2), (6,))]
   assert benchmark_real._unembedded(pairs) == 2
