@@ -25,8 +25,6 @@ there.
 from collections.abc import Sequence
 import functools
 import os
-import shlex
-import sys
 import tempfile
 
 from absl import flags
@@ -127,10 +125,7 @@ def main(_: Sequence[str]) -> None:
   heard = accelerator_profile.Compiled()
   result = {
     'note': _NOTE.value,
-    'machine': tables.machine(),
-    'command': shlex.join(
-      ['python', '-m', 'experiments.benchmark_accelerator', *sys.argv[1:]]
-    ),
+    **tables.of_program('benchmark_accelerator'),
     'settings': settings,
   }
 

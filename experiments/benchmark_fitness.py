@@ -29,9 +29,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import importlib.util
-import shlex
 import statistics
-import sys
 
 from absl import flags
 from absl import logging
@@ -346,10 +344,7 @@ def main(_: Sequence[str]) -> None:
   command.use_cores(base, len(experts))
   result = {
     'note': _NOTE.value,
-    'machine': tables.machine(),
-    'command': shlex.join(
-      ['python', '-m', 'experiments.benchmark_fitness', *sys.argv[1:]]
-    ),
+    **tables.of_program('benchmark_fitness'),
     'workloads': [],
   }
   for task in _tasks():

@@ -18,9 +18,7 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
-import shlex
 import statistics
-import sys
 import time
 
 from absl import flags
@@ -201,10 +199,7 @@ def measure() -> dict:
     assert ledger.new_tokens == tokens * _REPEATS.value
   medians = {name: statistics.median(s) for name, s in seconds.items()}
   return {
-    'machine': tables.machine(),
-    'command': shlex.join(
-      ['python', '-m', 'experiments.benchmark_generation', *sys.argv[1:]]
-    ),
+    **tables.of_program('benchmark_generation'),
     'tokens': tokens,
     'ways': result,
     'speedup': medians['static'] / medians['refilled'],

@@ -233,10 +233,7 @@ def main(_: Sequence[str]) -> None:
       raise command.UserError(f'Got {unknown}; expected some of {list(known)}.')
   result = {
     'note': _NOTE.value,
-    'machine': tables.machine(),
-    'command': shlex.join(
-      ['python', '-m', 'experiments.benchmark_merge', *sys.argv[1:]]
-    ),
+    **tables.of_program('benchmark_merge'),
     'dtypes': [],
   }
   kinds = {}

@@ -22,8 +22,6 @@ than --peer_limit for a merge, or fails, loses this row only.
 
 from collections.abc import Sequence
 import importlib.util
-import shlex
-import sys
 
 from absl import flags
 import jax
@@ -69,12 +67,10 @@ def main(_: Sequence[str]) -> None:
   has_peft = all(map(importlib.util.find_spec, ('torch', 'peft')))
   result = {
     'note': _NOTE.value,
-    'machine': tables.machine() | {'device': _device()},
-    'command': shlex.join(
-      ['python', '-m', 'experiments.benchmark_operators', *sys.argv[1:]]
-    ),
+    **tables.of_program('benchmark_operators'),
     'sizes': [],
   }
+  result['machine']['device'] = _device()
   for size in _SIZES.value:
     result['sizes'].append(
       operator_timing.measure(

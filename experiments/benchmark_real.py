@@ -25,8 +25,6 @@ from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import pathlib
-import shlex
-import sys
 import tempfile
 from typing import Any
 
@@ -269,10 +267,7 @@ def main(_: Sequence[str]) -> None:
     logging.warning("Without torch no peer: pip install '.[parity]'")
   result = {
     'note': _NOTE.value,
-    'machine': tables.machine(),
-    'command': shlex.join(
-      ['python', '-m', 'experiments.benchmark_real', *sys.argv[1:]]
-    ),
+    **tables.of_program('benchmark_real'),
     'models': [],
   }
   for name in _MODELS.value:

@@ -19,9 +19,7 @@ from collections.abc import Sequence
 import json
 import os
 import pathlib
-import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
@@ -229,10 +227,7 @@ def markdown(result: dict) -> str:
 def main(_: Sequence[str]) -> None:
   result = {
     'note': _NOTE.value,
-    'machine': tables.machine(),
-    'command': shlex.join(
-      ['python', '-m', 'experiments.benchmark_recipes', *sys.argv[1:]]
-    ),
+    **tables.of_program('benchmark_recipes'),
     'rows': [],
   }
   for row in _measured():

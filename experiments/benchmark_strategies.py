@@ -10,8 +10,6 @@ that its share is that of its training.
 """
 
 from collections.abc import Sequence
-import shlex
-import sys
 import time
 
 from absl import flags
@@ -137,10 +135,7 @@ def main(_: Sequence[str]) -> None:
     rows.append(measure(preset, cache, scoring))
     result = {
       'note': _NOTE.value,
-      'machine': tables.machine(),
-      'command': shlex.join(
-        ['python', '-m', 'experiments.benchmark_strategies', *sys.argv[1:]]
-      ),
+      **tables.of_program('benchmark_strategies'),
       'rows': rows,
     }
     if _OUT.value:  # Each time: a run that is stopped leaves what it has.

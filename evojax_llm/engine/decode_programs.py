@@ -320,8 +320,7 @@ class DecodePrograms:
     """Returns what makes tokens of hidden states of a part."""
     if self._form == 'folded':
       params = self._folded(params, weights)['params']
-    platform = self._runtime.mesh.devices.flat[0].platform
-    return Unembedding.of(self._model.config, params, platform)
+    return Unembedding.of(self._model.config, params, self._runtime.platform)
 
   def _folded(self, params: Any, weights: Any) -> Any:
     """Returns the variables of the one member of a part on this device."""

@@ -180,10 +180,9 @@ def step(
     )
     return y.reshape(q.shape[0], 1, -1), kv
 
-  ropes = ropes_of(c)
-  cos, sin = rope_tables(
-    positions[:, None], [*dict.fromkeys(ropes)], c.head_dim
-  )
+  of_layers = ropes_of(c)
+  ropes = list(dict.fromkeys(of_layers))
+  cos, sin = rope_tables(positions[:, None], ropes, c.head_dim)
   shared = Tokens(cos, sin, None, None, index, None, attend)
   x = Embedder(c, model.dtype).apply(
     {'params': embedder['embedder']}, tokens[:, None]
@@ -195,7 +194,7 @@ def step(
     sliding = c.layer_types[i] == 'sliding_attention'
     kind = LayerKind(
       layer=i,
-      rope=[*dict.fromkeys(ropes)].index(ropes[i]),
+      rope=ropes.index(of_layers[i]),
       window=jnp.int32(c.sliding_window) if sliding else None,
     )
     (x, kv), _ = Layer(c, parent=None).apply(variables, (x, kv), kind, shared)

@@ -130,21 +130,12 @@ class Engine:
       MemoryPlanError: a device is out of memory with the smallest group.
     """
     ids = indices if ids is None else ids
+    asked = space, population, indices, ids, split, answers, progress, added
     start = 0
     while start < len(indices):
       self._runtime.idle_since = time.perf_counter()
       try:
-        for done in self._pass(
-          space,
-          population,
-          indices,
-          ids,
-          start,
-          split,
-          answers,
-          progress,
-          added,
-        ):
+        for done in self._pass(start, *asked):
           start = done
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
@@ -159,11 +150,11 @@ class Engine:
 
   def _pass(
     self,
+    start,
     space,
     population,
     indices,
     ids,
-    start,
     split,
     answers,
     progress,

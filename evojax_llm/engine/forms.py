@@ -160,7 +160,7 @@ def _compile(compile_, runtime, program, form, model, arguments):
       program,
       form,
       model,
-      platform=runtime.mesh.devices.flat[0].platform,
+      platform=runtime.platform,
     ),
     *arguments,
     in_specs=(whole, members, along, whole),

@@ -9,8 +9,12 @@ c and r are log p(text) - log p_reference(text) of the chosen and the rejected
 completion, and KL_c and KL_r their means over the batch, zero at least.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from evojax_llm.engine import unembedding
 
 LOSSES = ('sft', 'dpo', 'kto_pair')
 
@@ -49,3 +53,31 @@ def of_pairs(
   kl_rejected = jnp.maximum(0.0, jnp.mean(rejected))
   parts = [chosen - kl_rejected, kl_chosen - rejected]
   return jnp.mean(1.0 - jax.nn.sigmoid(beta * jnp.concatenate(parts)))
+
+
+def token_logprobs(
+  unembed: Callable, read: jax.Array, target: jax.Array
+) -> jax.Array:
+  """Returns log-probabilities (N,) of targets (N,) behind (N, D).
+
+  Of a long vocabulary a few logits are alive at a time; a gradient computes
+  them again.
+  """
+
+  @jax.checkpoint
+  def at_once(read: jax.Array, target: jax.Array) -> jax.Array:
+    logits = unembed(read)
+    at_target = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+    return at_target - jax.nn.logsumexp(logits, axis=-1)
+
+  reads = len(target)
+  vocab = jax.eval_shape(unembed, read).shape[-1]
+  chunks = -(-reads * vocab // unembedding.LOGITS_AT_ONCE)
+  if chunks <= 1:
+    return at_once(read, target)
+  size = -(-reads // chunks)
+  pad = size * chunks - reads
+  read = jnp.pad(read, ((0, pad), (0, 0))).reshape(chunks, size, -1)
+  target = jnp.pad(target, (0, pad)).reshape(chunks, size)
+  found = jax.lax.map(lambda chunk: at_once(*chunk), (read, target))
+  return found.reshape(-1)[:reads]

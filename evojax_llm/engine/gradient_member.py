@@ -16,7 +16,6 @@ import optax
 from evojax_llm.engine import gradient_losses as losses
 from evojax_llm.engine import gradient_optimizer
 from evojax_llm.engine import gradient_rows
-from evojax_llm.engine import likelihood
 from evojax_llm.engine.gradient_rows import Rows
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.models import expression
@@ -189,11 +188,10 @@ class Learner:
     column, target, counts = gradient_rows.targets(rows, self.reads)
     read = jnp.take_along_axis(hidden, column[..., None], axis=1)
     own = {'params': variables['params']}
-    logprobs = likelihood.token_logprobs(
+    logprobs = losses.token_logprobs(
       lambda hidden: self._model.apply(own, hidden, method='unembed'),
       read.reshape(-1, read.shape[-1]),
       target.reshape(-1),
-      remat=True,
     )
     return logprobs.reshape(target.shape), counts
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from evojax_llm.engine import groups
-from evojax_llm.engine import likelihood
 from evojax_llm.engine import plan as planning
+from evojax_llm.engine import unembedding
 from evojax_llm.engine.gradient_member import HYPER
 from evojax_llm.engine.gradient_member import Learner
 from evojax_llm.engine.gradient_rows import Rows
@@ -85,7 +85,7 @@ def make_plan(
   token += 3 * planning.layer_bytes(config)
   pair = 3 * 4 * config.num_heads * length
   logits = min(
-    texts * learner.reads * config.vocab_size, likelihood.LOGITS_AT_ONCE
+    texts * learner.reads * config.vocab_size, unembedding.LOGITS_AT_ONCE
   )
   member = (
     2 * groups.num_bytes(genome)

@@ -75,6 +75,11 @@ class Runtime:
     # Keyed by identity; what is keyed is kept, so that the identity stays its.
     self._kept: dict[tuple[str, int], tuple[Any, Any]] = {}
 
+  @property
+  def platform(self) -> str:
+    """Of the devices, such as 'cpu' or 'gpu'."""
+    return self.mesh.devices.flat[0].platform
+
   def compiled(
     self,
     name: Hashable,

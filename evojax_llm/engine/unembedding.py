@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.linear import softcap
+from evojax_llm.models.linear import unembed
 
 # Logits that are alive at a time; more are made in blocks.
 LOGITS_AT_ONCE = 1 << 24
@@ -51,7 +52,7 @@ class Unembedding:
 
   def __call__(self, hidden: jax.Array) -> jax.Array:
     """Returns logits (..., V) f32 of hidden states (..., D)."""
-    return self._logits(hidden, self.matrix)
+    return unembed(hidden, self.matrix, self.cap)
 
   def logprobs(
     self,
@@ -77,15 +78,13 @@ class Unembedding:
     used = count * (len(rows) // len(states))
     norm = self._by_rows(self._log_sum, rows, used)
     norm = jnp.moveaxis(norm.reshape(states.shape[:-1]), 0, -1)
-    at_target = self._cap(
-      jnp.einsum(
-        '...qd,qd->...q',
-        hidden[..., source, :],
-        self.matrix[target].astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-      )
+    at_target = jnp.einsum(
+      '...qd,qd->...q',
+      hidden[..., source, :],
+      self.matrix[target].astype(hidden.dtype),
+      preferred_element_type=jnp.float32,
     )
-    return at_target - norm[..., source]
+    return softcap(at_target, self.cap) - norm[..., source]
 
   def likeliest(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the likeliest tokens (...) i32, the first of a tie, and their
@@ -102,18 +101,6 @@ class Unembedding:
   def _is_long(self, hidden: jax.Array) -> bool:
     rows = hidden.size // hidden.shape[-1]
     return rows * self.matrix.shape[0] > LOGITS_AT_ONCE
-
-  def _logits(self, hidden: jax.Array, matrix: jax.Array) -> jax.Array:
-    logits = jnp.einsum(
-      '...d,vd->...v',
-      hidden,
-      matrix.astype(hidden.dtype),
-      preferred_element_type=jnp.float32,
-    )
-    return self._cap(logits)
-
-  def _cap(self, logits: jax.Array) -> jax.Array:
-    return softcap(logits, self.cap)
 
   def _by_rows(
     self, function: Callable, rows: jax.Array, used: jax.Array | int
@@ -155,7 +142,7 @@ class Unembedding:
       # The last one begins earlier, where it would reach over the end.
       first = jnp.minimum(wanted, vocab - size)
       part = jax.lax.dynamic_slice_in_dim(self.matrix, first, size)
-      logits = self._logits(hidden, part)
+      logits = unembed(hidden, part, self.cap)
       if size * count > vocab:
         column = first + jnp.arange(size, dtype=jnp.int32)
         logits = jnp.where(column >= wanted, logits, -jnp.inf)

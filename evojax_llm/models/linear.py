@@ -96,6 +96,22 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def unembed(
+  hidden: jax.Array, matrix: jax.Array, cap: float | None
+) -> jax.Array:
+  """Returns logits (..., V) f32 of hidden states (..., D), soft-capped.
+
+  The matrix is (V, D).
+  """
+  logits = jnp.einsum(
+    '...d,vd->...v',
+    hidden,
+    matrix.astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return softcap(logits, cap)
+
+
 def frequencies(rope: Rope, head_dim: int) -> jax.Array:
   """Returns radians a position, (head_dim / 2,) f32."""
   half = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim

@@ -29,6 +29,7 @@ from evojax_llm.models.linear import RMSNorm
 from evojax_llm.models.linear import rope_tables
 from evojax_llm.models.linear import rotate
 from evojax_llm.models.linear import softcap
+from evojax_llm.models.linear import unembed
 from evojax_llm.models.rope import Rope
 
 # Projections of one input, which a program may hold as one.
@@ -350,7 +351,7 @@ class Transformer(nn.Module):
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Returns logits (..., V) f32 of hidden states (..., D), soft-capped."""
-    return softcap(self.embedder.unembed(hidden), self.config.final_softcap)
+    return self.embedder.unembed(hidden)
 
 
 class Embedder(nn.Module):
@@ -374,14 +375,9 @@ class Embedder(nn.Module):
     return x * jnp.asarray(self.config.embed_dim**0.5, self.dtype)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
-    """Returns logits (..., V) f32 of hidden states, before the soft cap."""
+    """Returns logits (..., V) f32 of hidden states (..., D), soft-capped."""
     matrix = self.embedding if self.config.tied else self.output
-    return jnp.einsum(
-      '...d,vd->...v',
-      hidden,
-      matrix.astype(hidden.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    return unembed(hidden, matrix, self.config.final_softcap)
 
 
 def ropes_of(config: ModelConfig) -> list[Rope]:

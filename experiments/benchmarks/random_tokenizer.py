@@ -5,16 +5,7 @@ from collections.abc import Sequence
 
 from evojax_llm.tasks.task_files import Rules
 from evojax_llm.tasks.task_files import load_task
-
-# In the order of Gemma's ids.
-_SPECIAL = (
-  '<pad>',
-  '<eos>',
-  '<bos>',
-  '<unk>',
-  '<start_of_turn>',
-  '<end_of_turn>',
-)
+from experiments.pocket.tokenizer_files import SPECIAL
 
 
 def train(texts: Sequence[str], vocab_size: int, folder: str) -> None:
@@ -37,7 +28,7 @@ def train(texts: Sequence[str], vocab_size: int, folder: str) -> None:
     lines(),
     trainers.BpeTrainer(
       vocab_size=vocab_size,
-      special_tokens=list(_SPECIAL),
+      special_tokens=list(SPECIAL[:6]),
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
       show_progress=False,
     ),

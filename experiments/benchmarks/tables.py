@@ -5,9 +5,17 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import statistics
+import sys
 
 _PACKAGES = ('jax', 'numpy', 'torch', 'transformers', 'peft')
+
+
+def of_program(name: str) -> dict:
+  """The machine, and the command line of a program experiments.<name>."""
+  words = ['python', '-m', f'experiments.{name}', *sys.argv[1:]]
+  return {'machine': machine(), 'command': shlex.join(words)}
 
 
 def machine() -> dict[str, str]:

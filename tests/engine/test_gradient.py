@@ -9,6 +9,7 @@ import pytest
 from evojax_llm.engine import gradient
 from evojax_llm.engine import gradient_losses
 from evojax_llm.engine import gradient_rows
+from evojax_llm.engine import unembedding
 from evojax_llm.engine.gradient_member import Settings
 from evojax_llm.engine.plan import MemoryPlanError
 from evojax_llm.engine.runtime import Runtime
@@ -241,6 +242,23 @@ def test_an_adapter_learns_as_with_transformers_and_peft(tmp_path):
   model.save_pretrained(tmp_path / 'learnt')
   theirs = load_adapters([tmp_path / 'learnt'], space.model()).factors
   assert_close(learnt, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_a_long_vocabulary_is_unembedded_a_few_reads_at_a_time(monkeypatch):
+  keys = jax.random.split(jax.random.key(0), 2)
+  matrix = jax.random.normal(keys[0], (30, 8))
+  read = jax.random.normal(keys[1], (7, 8))
+  target = jnp.arange(7, dtype=jnp.int32)
+
+  def total(read):
+    found = gradient_losses.token_logprobs(lambda x: x @ matrix.T, read, target)
+    return jnp.sum(jnp.sin(found))
+
+  whole = jax.value_and_grad(total)(read)
+  monkeypatch.setattr(unembedding, 'LOGITS_AT_ONCE', 100)
+  assert 'scan' in str(jax.make_jaxpr(total)(read))
+  for got, expected in zip(jax.value_and_grad(total)(read), whole, strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_losses_of_pairs_are_those_of_trl():
