@@ -14,6 +14,7 @@ import pathlib
 import re
 import shutil
 import socket
+import sys
 from typing import Any
 
 from absl import logging
@@ -67,6 +68,7 @@ class Checkpoints:
       # Orbax and tensorstore report damage through many types, `Exception`
       # itself among them; whatever it was, the next older one is tried.
       except Exception as error:  # pylint: disable=broad-exception-caught
+        _do_not_report_abandoned_reads()
         aside = self.folder.parent / f'damaged_checkpoint_{generation}'
         if aside.exists():
           shutil.rmtree(aside)
@@ -101,6 +103,7 @@ class Checkpoints:
       try:
         return generation, _load(path, ocp.metadata(path).metadata)
       except Exception as error:  # pylint: disable=broad-exception-caught
+        _do_not_report_abandoned_reads()
         logging.warning('Checkpoint %s cannot be read: %r', path, error)
     raise CheckpointError(
       f'There is no readable checkpoint in {self.folder} (of generations '
@@ -169,6 +172,27 @@ def _errors_of_the_disk(folder: pathlib.Path) -> Iterator[None]:
       raise
     number = int(found[1])
     raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def _do_not_report_abandoned_reads() -> None:
+  """Takes what orbax left half read out of what Python reports.
+
+  When one read fails, orbax closes its event loop over all the others. Python
+  ends them whenever their memory is collected, each with an error that it can
+  only print: on the user's screen, minutes later. Other errors are reported as
+  before.
+  """
+  report = sys.unraisablehook
+  if getattr(report, 'skips_abandoned_reads', False):
+    return
+
+  def filtered(args):
+    code = getattr(args.object, 'cr_code', None)
+    if code is None or 'orbax' not in code.co_filename:
+      report(args)
+
+  filtered.skips_abandoned_reads = True
+  sys.unraisablehook = filtered
 
 
 def _load(path: pathlib.Path, abstract: Any) -> Any:

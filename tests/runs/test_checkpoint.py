@@ -1,5 +1,8 @@
 """Checkpoints that are there, damaged, of another run, or locked."""
 
+import asyncio
+import gc
+import itertools
 import pathlib
 import shutil
 import subprocess
@@ -164,6 +167,37 @@ def test_the_damaged_one_is_kept_aside_and_can_be_saved_again(damaged):
     checkpoints.save(2, make_state(2))
     checkpoints.close()
     assert restore(folder)[0] == 2
+
+
+def test_reads_that_were_under_way_are_not_reported(tmp_path, monkeypatch):
+  serialization = pytest.importorskip(
+    'orbax.checkpoint._src.serialization.serialization'
+  )
+  save(tmp_path / 'c', 2)
+  read, reads = serialization._read_shard, itertools.count()
+
+  async def read_shard(*args, **kwargs):
+    number = next(reads)
+    if number == 2:
+      raise OSError('damaged')
+    if number < 2:
+      await asyncio.sleep(60)
+    return await read(*args, **kwargs)
+
+  monkeypatch.setattr(serialization, '_read_shard', read_shard)
+  reported = []
+  monkeypatch.setattr(sys, 'unraisablehook', reported.append)
+  generation, _ = restore(tmp_path / 'c')
+  assert generation == 0
+  gc.collect()
+  assert not reported
+
+  class Other:
+    def __del__(self):
+      raise ValueError('still reported')
+
+  Other()
+  assert len(reported) == 1
 
 
 def test_nothing_readable_is_an_error(tmp_path):
