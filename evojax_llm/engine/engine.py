@@ -28,6 +28,7 @@ from evojax_llm.genomes.space import Expressing
 from evojax_llm.models.expression import Path
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Transformer
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 
@@ -235,7 +236,7 @@ class Engine:
     logprobs, asked = result
     ledger, count = self._runtime.ledger, span.stop - span.start
     with ledger.time('score'):
-      logprobs = np.asarray(logprobs)[:count]
+      logprobs = sharding.to_host(logprobs)[:count]
     ledger.add('prefill', self._runtime.waited(asked))
     ledger.prompt_tokens += job.prompt_tokens * count
     with ledger.time('host'):
