@@ -103,7 +103,7 @@ class Evaluator:
         f'form is {form!r}; expected auto, {", ".join(forms.FORMS)}.'
       )
     self.tokenizer, self.tasks = tokenizer, list(tasks)
-    self.weights = _weights(weights, len(tasks))
+    self.weights = objectives.task_weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
     if not isinstance(limits, Mapping):
       limits = dict.fromkeys(SPLITS, limits)
@@ -401,17 +401,6 @@ def _by_item(encoded: Encoded) -> list[Encoded]:
   """What one item has become, which stands in a row, together."""
   parts = itertools.groupby(encoded, key=lambda entry: id(entry.item))
   return [tuple(part) for _, part in parts]
-
-
-def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
-  """Weights (K,) f32 that sum to one."""
-  w = np.asarray(np.ones(count) if weights is None else weights, np.float64)
-  if w.shape != (count,) or not (w >= 0).all() or not w.sum() > 0:
-    raise ValueError(
-      f'weights are {weights}; expected {count} numbers of at least 0, not '
-      'all 0.'
-    )
-  return (w / w.sum()).astype(np.float32)
 
 
 def _limits(limit: Limit, count: int) -> tuple[int | None, ...]:
