@@ -86,7 +86,7 @@ class Engine:
     def plan(form: str) -> planning.Plan:
       return planning.make_plan(
         model.config,
-        members=members or jax.tree.leaves(population)[0].shape[0],
+        members=members or stack.size(population),
         base_bytes=groups.num_bytes(params),
         member_bytes=member_bytes,
         lengths=lengths,
