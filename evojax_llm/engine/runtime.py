@@ -64,7 +64,7 @@ class Runtime:
     self.mesh = sharding.population_mesh(devices)
     self.dtype, self._base_dtype = dtype, base_dtype
     self.ledger = Ledger() if ledger is None else ledger
-    self.sampling = jax.device_put(
+    self.sampling = sharding.place(
       sampling and sampling.arrays(), sharding.replicated(self.mesh)
     )
     self.idle_since = time.perf_counter()
@@ -186,7 +186,7 @@ class Runtime:
       )
     whole = sharding.replicated(self.mesh)
     return jax.tree.map(
-      lambda leaf: self._once('leaf', leaf, lambda x: jax.device_put(x, whole)),
+      lambda leaf: self._once('leaf', leaf, lambda x: sharding.place(x, whole)),
       params,
     )
 
