@@ -212,9 +212,7 @@ class ExecutionConfig(_Part):
   _path = 'execution.'
 
   dtype: str = option(
-    'float32',
-    'of parameters and activations',
-    choices=('float32', 'bfloat16'),
+    'float32', 'of parameters and activations', choices=('float32', 'bfloat16')
   )
   base_dtype: str | None = option(
     None,
@@ -232,14 +230,15 @@ class ExecutionConfig(_Part):
   memory_budget_gib: float | None = option(
     None, 'memory to use on a device', low=0.0001
   )
+  model_devices: int | None = _count(
+    'devices that hold the base together, each a part; as few as have room'
+  )
   population: str = option(
     'auto',
     "where genomes are; with 'auto' on the host if devices cannot hold them",
     choices=('auto', 'device', 'host'),
   )
-  max_length: int | None = _count(
-    'longest prompt in tokens, new tokens included'
-  )
+  max_length: int | None = _count('longest prompt in tokens, with new tokens')
 
 
 @dataclasses.dataclass(frozen=True)
