@@ -177,7 +177,7 @@ class DecodePrograms:
         `Slots`, and `working`; scalars are there for each device.
     """
     along = sharding.population_sharding(self._mesh)
-    own = jax.device_put(
+    own = sharding.place(
       {
         'active': active,
         'ids': ids,
@@ -205,7 +205,7 @@ class DecodePrograms:
       slots = self._take_slots(queue, len(ids))
       inputs = own
       if stopped is not None:
-        inputs = own | {'stopped': jax.device_put(stopped, along)}
+        inputs = own | {'stopped': sharding.place(stopped, along)}
       orders = {'again': np.bool_(again), 'most_steps': np.int32(most_steps)}
       slots, report = run((slots, weights, inputs, shared | orders))
       self._slots = (_slots_key(queue, len(ids)), slots)

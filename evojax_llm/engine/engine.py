@@ -234,7 +234,7 @@ class Engine:
     logprobs, asked = result
     ledger, count = self._runtime.ledger, span.stop - span.start
     with ledger.time('score'):
-      logprobs = np.asarray(logprobs)[:count]
+      logprobs = sharding.to_host(logprobs)[:count]
     ledger.add('prefill', self._runtime.waited(asked))
     ledger.prompt_tokens += job.prompt_tokens * count
     with ledger.time('host'):

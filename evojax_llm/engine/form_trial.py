@@ -70,9 +70,9 @@ def _speed(
   along = sharding.population_sharding
   arguments = (
     params,
-    jax.device_put(members, along(mesh, axis)),
-    jax.device_put(np.ones(size, bool), along(mesh)),
-    jax.device_put(batch, sharding.replicated(mesh)),
+    sharding.place(members, along(mesh, axis)),
+    sharding.place(np.ones(size, bool), along(mesh)),
+    sharding.place(batch, sharding.replicated(mesh)),
   )
   program = forms.group_program(
     runtime, likelihood.likelihood, plan.form, model, *arguments

@@ -95,8 +95,8 @@ def express(
     if not _is_near(runtime, population):
       to = along(runtime.mesh)
       if held is not None:  # Merges of it are made on one device.
-        to = runtime.mesh.devices.flat[0]
-      group = jax.device_put(_taken(runtime, population, index), to)
+        to = jax.sharding.SingleDeviceSharding(runtime.mesh.local_devices[0])
+      group = sharding.place(_taken(runtime, population, index), to)
       run, arguments = lay_out, (group, held)
       same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
       donate = (0,) if same else ()
@@ -104,8 +104,8 @@ def express(
     program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
     members = program(*arguments)
   return (
-    jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
-    jax.device_put(np.arange(size) < len(chosen), along(runtime.mesh)),
+    sharding.place(members, along(runtime.mesh, forms.member_axis(form))),
+    sharding.place(np.arange(size) < len(chosen), along(runtime.mesh)),
   )
 
 
@@ -175,7 +175,7 @@ def models(
   program = runtime.compiled(
     name, jax.vmap(space.decoded), population, keep=space
   )
-  decoded = jax.device_get(program(population))
+  decoded = sharding.to_host(program(population))
   rows = zip(*jax.tree.leaves(decoded), strict=True)
   parts = (b''.join(leaf.tobytes() for leaf in row) for row in rows)
   names = [hashlib.sha256(part).hexdigest()[:16] for part in parts]
@@ -235,7 +235,7 @@ def distances(
     name = ('distance', id(space))
     program = runtime.compiled(name, run, *given, keep=space)
     found.append(program(*given))
-  return np.asarray(jax.device_get(found), np.float32)
+  return np.asarray(sharding.to_host(found), np.float32)
 
 
 def abstract_member(space: Expressing, population: Any) -> Expression:

@@ -13,6 +13,7 @@ from evojax_llm.engine.plan import Plan
 from evojax_llm.engine.queues import Prompt
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.queues import pack_queues
+from evojax_llm.population.sharding import place
 from evojax_llm.tasks.prompts import EncodedItem
 from evojax_llm.tasks.scorers.options import OptionTable
 from evojax_llm.tasks.task import Item
@@ -165,7 +166,7 @@ def pack(
     attention_doubles_at=plan.attention_doubles_at,
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
-    jobs.append(Job(batch, jax.device_put(arrays, sharding)))
+    jobs.append(Job(batch, place(arrays, sharding)))
   queues = pack_queues(
     to_continue,
     plan.slots,

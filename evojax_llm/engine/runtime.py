@@ -67,7 +67,7 @@ class Runtime:
     self.mesh = sharding.population_mesh(devices, model_devices)
     self.dtype, self._base_dtype = dtype, base_dtype
     self.ledger = Ledger() if ledger is None else ledger
-    self.sampling = jax.device_put(
+    self.sampling = sharding.place(
       sampling and sampling.arrays(), sharding.replicated(self.mesh)
     )
     self.idle_since = time.perf_counter()
@@ -211,7 +211,7 @@ class Runtime:
       )
     return jax.tree.map(
       lambda leaf, where: self._once(
-        'leaf', leaf, lambda x: jax.device_put(x, where)
+        'leaf', leaf, lambda x: sharding.place(x, where)
       ),
       params,
       sharding.model_shardings(self.mesh, params, key_heads),

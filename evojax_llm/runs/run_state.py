@@ -16,6 +16,7 @@ import numpy as np
 
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
 
@@ -45,7 +46,7 @@ class Member:
 def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Member:
   """Returns the best member of all time; `maximise` as in `evolve`."""
   memory = state.strategy.memory
-  known = jax.device_get(memory.replace(best=None, worst=None, personal=None))
+  known = sharding.to_host(memory.replace(best=None, worst=None, personal=None))
   return Member(
     genome=memory.best,
     id=int(known.best_id),

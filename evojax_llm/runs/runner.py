@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
@@ -213,7 +214,7 @@ class _Run:
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
-      monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
+      monitors = sharding.to_host(prepared.strategy.monitors(state.strategy))
       if prepared.strategy.ends_in_front:
         monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
@@ -295,7 +296,7 @@ class _Run:
     self.recipes = []
     numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
     if numbers <= _FEW_NUMBERS * stack.size(population):
-      host = jax.device_get(population)
+      host = sharding.to_host(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
     asked, update = (space, population, members), self.bar.update
     names = self.drawn.models(space, population)
