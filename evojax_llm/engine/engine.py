@@ -49,6 +49,8 @@ class Engine:
     self._runtime, self._tokenizer = runtime, tokenizer
     # By form and identity of the parameters, which a decoder keeps alive.
     self._decoders: dict[tuple, Decoder] = {}
+    # The last parameters, soft tokens of images, and both together.
+    self._with_images: tuple = (None, None, None)
 
   def prepare(
     self,
@@ -58,6 +60,7 @@ class Engine:
     *,
     members: int | None = None,
     form: str = 'auto',
+    soft: jax.Array | None = None,
     **options: Any,
   ) -> planning.Plan:
     """Fixes form, group and batch sizes, and keeps the plan.
@@ -71,6 +74,7 @@ class Engine:
       lengths: (prompt tokens, new tokens) of the longest rows of each kind.
       members: most members that are answered for at a time; P by default.
       form: 'auto', 'batched' or 'folded' (see `forms`).
+      soft: soft tokens of images, which are kept beside the parameters.
       **options: population_bytes, on_host, members_per_group,
         prompts_per_batch, budget, walk and attention of `plan.make_plan`.
 
@@ -90,7 +94,7 @@ class Engine:
       return planning.make_plan(
         model.config,
         members=members or jax.tree.leaves(population)[0].shape[0],
-        base_bytes=sharding.bytes_per_device(params),
+        base_bytes=sharding.bytes_per_device((params, soft)),
         member_bytes=member_bytes,
         lengths=lengths,
         dtype=model.dtype,
@@ -164,7 +168,7 @@ class Engine:
     added,
   ):
     """Yields how many members are done, as calls come in."""
-    model, params = self._model(space), self._runtime.params(space)
+    model, params = self._model(space), self._params(space, split.soft)
     size = self.group_size(stack.size(population))
     per_group = max(1, len(split.jobs) + bool(split.queues))
     to_do = len(indices) - start
@@ -273,6 +277,19 @@ class Engine:
   def _model(self, space: Expressing) -> Transformer:
     shared = space.model()
     return Transformer(shared.config, self._runtime.dtype, hops=shared.hops)
+
+  def _params(self, space: Expressing, soft: jax.Array | None) -> Any:
+    """The shared parameters, and the soft tokens of a split's images."""
+    params = self._runtime.params(space)
+    if soft is None:
+      return params
+    before = self._with_images
+    if not (before[0] is params and before[1] is soft):
+      # Decoders hold those that came before.
+      self._decoders.clear()
+      both = {**params, 'soft_tokens': soft}
+      self._with_images = params, soft, both
+    return self._with_images[2]
 
   def _decoder(self, model: Transformer, params: Any) -> Decoder:
     how = self.plan.form, self._tokenizer, self.plan.walk, self.plan.attention

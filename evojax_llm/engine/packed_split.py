@@ -74,6 +74,7 @@ class PackedSplit:
     items: K lists of encoded items.
     num_options: continuations to be read, by `jobs`.
     num_prompts: prompts to be continued, in `queues`.
+    soft: (n, T, D) soft tokens of their images, or None.
   """
 
   items: list[list[EncodedItem]]
@@ -81,6 +82,7 @@ class PackedSplit:
   num_prompts: int
   jobs: list[Job]
   queues: list[Queue]
+  soft: jax.Array | None = None
 
   @functools.cached_property
   def spans(self) -> list[list[ItemSpan]]:
@@ -139,6 +141,7 @@ def pack(
   plan: Plan,
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
+  soft: jax.Array | None = None,
 ) -> PackedSplit:
   """Packs the items of K tasks into few shapes and puts them on the device."""
   families, continuations, to_continue = [], [], []
@@ -175,4 +178,5 @@ def pack(
     pad_id,
     join=plan.walk == 'unrolled',
   )
-  return PackedSplit(items, len(continuations), len(to_continue), jobs, queues)
+  counts = len(continuations), len(to_continue)
+  return PackedSplit(items, *counts, jobs, queues, soft)
