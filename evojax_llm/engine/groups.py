@@ -94,15 +94,16 @@ def express(
     arguments = population, index, held
     if not _is_near(runtime, population):
       group = _taken(runtime, population, index)
-      to = jax.tree.map(
-        lambda once: (
-          sharding.replicated(runtime.mesh) if once else along(runtime.mesh)
-        ),
-        stack.is_shared(group),
-      )
-      if held is not None:  # Merges of it are made on one device.
+      if held is None:
+        to = along(runtime.mesh), sharding.replicated(runtime.mesh)
+        group = jax.tree.map(
+          lambda leaf, once: sharding.place(leaf, to[once]),
+          group,
+          stack.is_shared(group),
+        )
+      else:  # Merges of it are made on one device.
         to = jax.sharding.SingleDeviceSharding(runtime.mesh.local_devices[0])
-      group = sharding.place(group, to)
+        group = sharding.place(group, to)
       run, arguments = lay_out, (group, held)
       same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
       donate = (0,) if same else ()

@@ -199,9 +199,7 @@ class ExecutionConfig(_Part, path='execution.'):
   """How programs run, which changes no result but for rounding."""
 
   dtype: str = option(
-    'float32',
-    'of parameters and activations',
-    choices=('float32', 'bfloat16'),
+    'float32', 'of parameters and activations', choices=('float32', 'bfloat16')
   )
   base_dtype: str | None = option(
     None,
@@ -219,14 +217,15 @@ class ExecutionConfig(_Part, path='execution.'):
   memory_budget_gib: float | None = option(
     None, 'memory to use on a device', low=0.0001
   )
+  model_devices: int | None = _count(
+    'devices that hold the base together, each a part; as few as have room'
+  )
   population: str = option(
     'auto',
     "where genomes are; with 'auto' on the host if devices cannot hold them",
     choices=('auto', 'device', 'host'),
   )
-  max_length: int | None = _count(
-    'longest prompt in tokens, new tokens included'
-  )
+  max_length: int | None = _count('longest prompt in tokens, with new tokens')
 
 
 @dataclasses.dataclass(frozen=True)
