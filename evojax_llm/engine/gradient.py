@@ -83,7 +83,7 @@ class GradientSteps:
     self._settings, self._pairs = settings, pairs
     self._runtime, self._space = runtime, space
     self._learner = Learner(space, settings, rows.reads, runtime.dtype)
-    self._rows = jax.device_put(rows, sharding.replicated(runtime.mesh))
+    self._rows = sharding.place(rows, sharding.replicated(runtime.mesh))
     self._choices = budget, members_per_group
 
   def prepare(
@@ -175,8 +175,8 @@ class GradientSteps:
       program = runtime.compiled('take', _take, members, index)
       group = program(members, index)
     ids = index.astype(np.int32)
-    group, ids, hyper = jax.device_put((group, ids, hyper), along)
-    key = jax.device_put(key, sharding.replicated(runtime.mesh))
+    group, ids, hyper = sharding.place((group, ids, hyper), along)
+    key = sharding.place(key, sharding.replicated(runtime.mesh))
     arguments = runtime.params(self._space), group, ids, hyper, key, self._rows
     whole, spec = jax.sharding.PartitionSpec(), sharding.population_spec()
     program = runtime.compiled(
@@ -189,9 +189,9 @@ class GradientSteps:
     )
     with ledger.time('gradient'):
       learnt, *found = program(*arguments)
-      found = jax.device_get(found)
+      found = sharding.to_host(found)
     if on_host:
-      learnt = jax.device_get(learnt)
+      learnt = sharding.to_host(learnt)
       there = into < stack.size(members)
       for leaf, new in zip(
         jax.tree.leaves(members), jax.tree.leaves(learnt), strict=True
@@ -307,4 +307,4 @@ def _beside(learnt: jax.Array, member: jax.Array) -> jax.Array:
     return learnt
   if len(target.device_set) > 1:
     target = sharding.replicated(target.mesh)
-  return jax.device_put(learnt, target)
+  return sharding.place(learnt, target)

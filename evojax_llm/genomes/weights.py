@@ -22,6 +22,7 @@ from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.errors import ModelError
 from evojax_llm.population import leaves
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 
@@ -101,14 +102,14 @@ class WeightSpace(space.Space):
       )
     )
     experts = [
-      jax.device_get(fold(model.params, members, n))
+      sharding.to_host(fold(model.params, members, n))
       for n in range(len(adapters.names))
     ]
     return cls(
       (*adapters.names, *names),
       [*experts, *models],
       model,
-      jax.device_get(members.factors),
+      sharding.to_host(members.factors),
     )
 
   @classmethod
@@ -252,7 +253,7 @@ class WeightSpace(space.Space):
     space.check_genome(self, genome)
     return hub.save_checkpoint(
       folder,
-      jax.device_get(genome),
+      sharding.to_host(genome),
       self._model.config,
       like=self._model.folder,
     )

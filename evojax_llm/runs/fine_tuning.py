@@ -252,10 +252,10 @@ class _Training:
       ledger.gradient_tokens += 3 * read
       tokens += 3 * read
       trained = after
-    adapter = self._learner.adapter(jax.device_get(best), self._hyper)
+    adapter = self._learner.adapter(sharding.to_host(best), self._hyper)
     # The last round may go on behind the last step, with a rate of 0.
     best_steps = min(best_steps, self._learner.settings.steps)
-    return jax.device_get(adapter), best_steps, tokens
+    return sharding.to_host(adapter), best_steps, tokens
 
   def _begin(self):
     def begin(hyper):
@@ -290,7 +290,7 @@ class _Training:
     return self._placed(_in_batches(rows, batch)), int(rows.end.sum())
 
   def _placed(self, tree: Any) -> Any:
-    return jax.device_put(tree, sharding.replicated(self._runtime.mesh))
+    return sharding.place(tree, sharding.replicated(self._runtime.mesh))
 
 
 def _in_batches(rows: Rows, batch: int) -> Rows:

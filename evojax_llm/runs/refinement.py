@@ -44,7 +44,7 @@ class Refinement:
 
   def placed(self, population: Any) -> Any:
     """Returns a population where steps leave members: programs compile once."""
-    return jax.device_put(population, self._place)
+    return sharding.place(population, self._place)
 
   def __call__(self, members: Any, which: np.ndarray, key: jax.Array) -> Any:
     """Returns the members (M, ...) with those at `which` refined."""

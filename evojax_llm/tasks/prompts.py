@@ -23,6 +23,7 @@ import dataclasses
 from absl import logging
 
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.image_tokens import ImageReader
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
@@ -155,6 +156,9 @@ def encode_passes(
   Raises:
     TaskError: a continuation alone does not fit in `max_length`.
   """
+  images = [image for shown in (*task.shots, item) for image in shown.images]
+  if images:
+    tokenizer = ImageReader(tokenizer, images)
   scorer = scorer_of(task)
   if scorer.rolls and not item.question:
     return [
@@ -245,6 +249,12 @@ def _fitted(
         'max_new_tokens in the task\'s "format".'
       )
     prompt, truncated = truncate(prompt, room, bos_id)
+    if truncated and any(i.images for i in (*task.shots, item)):
+      raise TaskError(
+        f'{where}: a prompt with images has {len(prompt) + truncated} tokens, '
+        f'{longest} more follow, and there is room for {max_length}; images '
+        'are not cut. Raise the length limit, or show fewer.'
+      )
   return EncodedItem(
     item=item,
     prompt=tuple(prompt),
