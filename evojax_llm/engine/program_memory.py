@@ -71,10 +71,11 @@ class MeasuringRuntime(Runtime):
     in_specs: Any = None,
     out_specs: Any = None,
     donate: tuple[int, ...] = (),
+    cut: bool = False,
     keep: Any = None,
   ) -> Callable:
     """Compiles for shapes; what is returned makes shapes of shapes."""
-    del in_specs, out_specs, keep
+    del in_specs, out_specs, cut, keep
     begun = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
     found = lowered.compile().memory_analysis()

@@ -31,6 +31,7 @@ from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import stages
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import base
+from evojax_llm.strategies import lowered
 from evojax_llm.strategies import registry
 from evojax_llm.tasks import task_files as tasks_lib
 from evojax_llm.tasks.scorers.registry import scorer_of
@@ -309,10 +310,10 @@ def _operators(arranged: _Arranged) -> dict[str, int]:
   scores = base.Scores(f32(), f32(1), f32(_ITEMS))
   if state.tasks is not None:
     scores = scores.replace(tasks=f32(state.tasks.shape[1]))
-  lowered = arranged.strategy.lowered(state, proposed, scores, arranged.params)
+  given = arranged.strategy, state, proposed, scores, arranged.params
   sizes = {}
   known = {'ask': groups.num_bytes(proposed), 'tell': 0}
-  for name, program in lowered.items():
+  for name, program in lowered.lowered(*given).items():
     found = program.compile().memory_analysis()
     more = found.output_size_in_bytes - found.alias_size_in_bytes
     sizes[name] = found.temp_size_in_bytes + max(0, more - known[name])

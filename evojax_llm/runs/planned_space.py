@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.genomes import gates
+from evojax_llm.genomes import seeded
 from evojax_llm.genomes.adapters import AdapterSpace
+from evojax_llm.genomes.seeded_options import SeededOptions
 from evojax_llm.genomes.space import Model
 from evojax_llm.models import adapter_config
 from evojax_llm.models import config_json
@@ -28,7 +30,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 # Of adapters that are not there.
 _EXPERTS = 10
-_SPACES = ('adapters', 'gates', 'weights')
+_SPACES = ('adapters', 'gates', 'seeded', 'weights')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class PlannedSpace:
     member: shapes of one expressed member.
     layers: as that of a space.
     names: of the experts.
+    told: options of the space, or None.
   """
 
   config: ModelConfig
@@ -50,6 +53,7 @@ class PlannedSpace:
   member: Any
   layers: str | None
   names: tuple[str, ...]
+  told: Any = None
 
   def base(self) -> Any:
     """Returns zeros that take no memory."""
@@ -59,6 +63,7 @@ class PlannedSpace:
 
   def bounds(self) -> tuple[Any, Any] | None:
     """Returns those of gates, which alone have some."""
+    # Of their size; no program depends on the numbers.
     return (self.base(), self.base()) if gates.GATES in self.genome else None
 
   def sample(self, key: jax.Array, **_: Any) -> Any:
@@ -112,15 +117,24 @@ def planned_space(config: RunConfig, rank: int) -> PlannedSpace:
   for leaf in names.leaves(model):
     shape = leaf.leaf_shape(model.num_layers)
     put(params, leaf.path, jax.ShapeDtypeStruct(shape, dtype))
-  if config.space == 'weights':
-    return PlannedSpace(model, params, params, Weights(params), 'layers', ())
+  told = inputs_lib.space_options(config)
+  if config.space == 'weights' or told.get('on') == 'weights':
+    genome = params
+    if config.space == 'seeded':
+      genome = jax.eval_shape(_still, params)
+    kind = SeededOptions(**told) if told else None
+    return PlannedSpace(
+      model, params, genome, Weights(params), 'layers', (), kind
+    )
   own = _adapters(config, model, rank)
   if config.execution.base_dtype:
     params = jax.eval_shape(quantize.quantize, params)
-  made = {'adapters': AdapterSpace, 'gates': gates.GateSpace}[config.space]
 
   def of(params, factors):
-    return made(dataclasses.replace(own, factors=factors), Model(model, params))
+    kind = gates.GateSpace if config.space == 'gates' else AdapterSpace
+    adapters = dataclasses.replace(own, factors=factors)
+    space = kind(adapters, Model(model, params))
+    return seeded.SeededSpace(space, **told) if told else space
 
   given = params, own.factors
   genome = jax.eval_shape(lambda *of_: of(*of_).base(), *given)
@@ -129,8 +143,16 @@ def planned_space(config: RunConfig, rank: int) -> PlannedSpace:
     jax.eval_shape(lambda *of_: of(*of_).model().params, *given),
     genome,
     jax.eval_shape(lambda g, *of_: of(*of_).express(g), genome, *given),
-    made.layers,
+    AdapterSpace.layers,
     own.names,
+    SeededOptions(**told) if told else None,
+  )
+
+
+def _still(centre: Any) -> Any:
+  return jax.tree.map(
+    lambda leaf: leaf[0],
+    seeded.still(jax.tree.map(lambda leaf: leaf[None], centre)),
   )
 
 

@@ -289,17 +289,6 @@ class Strategy(abc.ABC):
       )
     )
 
-  def lowered(
-    self, state: Any, population: stack.Population, scores: Scores, params: Any
-  ) -> dict[str, Any]:
-    """Returns the programs of an ask and a tell, lowered for shapes."""
-    own, key = type(self), jax.random.key(0)
-    tell = key, population, scores, state, params
-    return {
-      'ask': own._ask.lower(self, key, state, params),
-      'tell': own._tell.lower(self, *tell),
-    }
-
   def held(self, state: Any) -> tuple[stack.Population, jax.Array]:
     """The genomes (H, ...) whose scores the state holds, alive or remembered.
 
