@@ -25,6 +25,7 @@ from evojax_llm.models import peft
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.safetensors_files import aligned
 from evojax_llm.population import leaves
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 
@@ -82,7 +83,7 @@ class WeightSpace(space.Space):
       if callable(expert):
         expert(own)
       elif _kinds(expert) == expected:
-        jax.tree.map(np.copyto, own, expert)
+        jax.tree.map(np.copyto, own, sharding.to_host(expert))
       else:
         raise ValueError(
           f'Expert {names[i]} differs from the base in structure, shape or '
@@ -110,14 +111,15 @@ class WeightSpace(space.Space):
     )
 
     def write(own: dict[str, Any], n: int) -> None:
-      jax.tree.map(np.copyto, own, fold(model.params, members, n))
+      folded = sharding.to_host(fold(model.params, members, n))
+      jax.tree.map(np.copyto, own, folded)
 
     folded = [functools.partial(write, n=n) for n in range(len(adapters.names))]
     return cls(
       (*adapters.names, *names),
       [*folded, *models],
       model,
-      jax.device_get(members.factors),
+      sharding.to_host(members.factors),
     )
 
   @classmethod
@@ -258,7 +260,7 @@ class WeightSpace(space.Space):
     space.check_genome(self, genome)
     return hub.save_checkpoint(
       folder,
-      jax.device_get(genome),
+      sharding.to_host(genome),
       self._model.config,
       like=self._model.folder,
     )

@@ -63,7 +63,7 @@ def load_config(
   raw = read_json(file)
   known, kind = (*families.FAMILIES, 'gemma3'), raw.get('model_type')
   if path:
-    known = tuple(model_type + PATH for model_type in families.FAMILIES)
+    known = tuple(model_type + PATH for model_type in known)
   if kind not in known:
     hint = ''
     if 'peft_type' in raw:

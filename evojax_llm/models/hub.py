@@ -48,6 +48,8 @@ _KEPT = (
   'special_tokens_map*',
   'added_tokens*',
   'chat_template*',
+  'preprocessor_config*',
+  'processor_config*',
   'additional_chat_templates/*',
   '*.jinja',
   'vocab.*',
@@ -184,7 +186,7 @@ def save_checkpoint(
     config: differs from that of `like` in the number and types of layers at
       most.
     like: the folder whose config.json, generation settings and tokenizer are
-      kept. Of a multimodal Gemma 3 the text model alone is written.
+      kept, and the vision side of a multimodal Gemma 3, bit for bit.
     dtype: of all tensors; None keeps that of each tensor of `like`.
     max_shard_bytes: more than that is written in shards with an index.
 
@@ -205,8 +207,13 @@ def save_checkpoint(
         'numbers; expected finite ones. Nothing is written.'
       )
   dtypes = stored_types(like, config, dtype)
-  with new_folder(folder) as path:
-    raw = _config_json(like, hf_config, base_config, config, dtype)
+  with (
+    open_model(like, base_config) as files,
+    new_folder(folder) as path,
+  ):
+    # One without weights of it is written as a text model.
+    whole = any('vision_tower.' in name for name in files.names)
+    raw = _config_json(like, hf_config, base_config, config, dtype, whole)
     write_json(path / 'config.json', raw)
     _check_same(config, load_config(path)[0], like)
     for file in {file for kept in _KEPT for file in like.glob(kept)}:
@@ -214,7 +221,8 @@ def save_checkpoint(
         to = path / file.relative_to(like)
         to.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, to)
-    write_weights(path, params, config, dtypes, max_shard_bytes)
+    more = files if whole else None
+    write_weights(path, params, config, dtypes, max_shard_bytes, more)
   return pathlib.Path(folder)
 
 
@@ -271,14 +279,20 @@ def _config_json(
   base_config: ModelConfig,
   config: ModelConfig,
   dtype: Any,
+  whole: bool,
 ) -> dict[str, Any]:
-  """Returns config.json for a folder written after `like`."""
-  raw = read_json(like / 'config.json')
+  """Returns config.json for a folder written after `like`.
+
+  With `whole` that of a multimodal model, of which the text part may differ.
+  """
+  raw = outer = read_json(like / 'config.json')
   text = hf_config.get_text_config()
   if text is not hf_config:
-    outer, raw = raw, json.loads(text.to_json_string(use_diff=False))
+    raw = json.loads(text.to_json_string(use_diff=False))
     raw['architectures'] = ['Gemma3ForCausalLM']
     raw.pop('_name_or_path', None)
+    if whole:
+      del raw['architectures']
     for key in (
       *('eos_token_id', 'bos_token_id', 'pad_token_id'),
       *('dtype', 'torch_dtype'),
@@ -294,7 +308,9 @@ def _config_json(
     raw['dtype'] = np.dtype(dtype).name
   if stored := raw.get('dtype') or raw.get('torch_dtype'):
     raw['dtype'] = raw['torch_dtype'] = stored
-  return raw
+    if whole:
+      outer['dtype'] = outer['torch_dtype'] = stored
+  return {**outer, 'text_config': raw} if whole else raw
 
 
 def _check_same(

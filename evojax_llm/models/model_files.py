@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from concurrent import futures
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -216,6 +217,7 @@ def write_weights(
   config: ModelConfig,
   dtypes: dict[tuple[str, ...], np.dtype],
   max_shard_bytes: int,
+  like: ModelFiles | None = None,
 ) -> None:
   """Writes the parameters of a model; see `write_tensors`.
 
@@ -225,8 +227,19 @@ def write_weights(
     config: the model's configuration.
     dtypes: type of the tensors of each leaf, by its path.
     max_shard_bytes: of one file, unless a single tensor has more.
+    like: files of a multimodal model, whose names are taken, and whose tensors
+      beside the text model are written through.
   """
-  write_tensors(folder, _tensors(params, config, dtypes), max_shard_bytes)
+  prefix, others = 'model.', []
+  if like is not None:
+    first = 'embed_tokens.weight'
+    prefix = like.stored[first].removesuffix(first)
+    others = [name for name in like.names if names.is_other_part(name)]
+  tensors = itertools.chain(
+    _tensors(params, config, dtypes, prefix),
+    ((name, like.read(name)) for name in others),
+  )
+  write_tensors(folder, tensors, max_shard_bytes)
 
 
 def write_tensors(
@@ -274,6 +287,7 @@ def _tensors(
   params: dict[str, Any],
   config: ModelConfig,
   dtypes: dict[tuple[str, ...], np.dtype],
+  prefix: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields stored names and tensors, with one leaf on the host at a time."""
   for leaf in names.leaves(config):
@@ -283,4 +297,4 @@ def _tensors(
       # A copy, not a view of the leaf, which is dropped before the next.
       tensor = np.empty(leaf.shape, dtypes[leaf.path])
       _write(tensor, values, leaf)
-      yield name if name == names.LM_HEAD else f'model.{name}', tensor
+      yield name if name == names.LM_HEAD else prefix + name, tensor
