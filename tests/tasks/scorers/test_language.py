@@ -89,7 +89,7 @@ def test_gate_by_the_gold_answer():
   gated = make_scorer('rouge_l', options | {'tokenize': 'characters'})
   for gold, said, value in (
     ('\u306d\u3053', '\u306d\u3053', 1.0),
-    ('\u306d\u3053 AB', 'AB', 0.0),
+    ('\u306d\u3053\u3060 A', 'A', 0.0),
     ('AB', 'AB', 1.0),
   ):
     item = Item('0', 'q', gold)
