@@ -87,12 +87,14 @@ class Engine:
       # Models are the genomes themselves; of others there is a copy.
       member_bytes += groups.num_bytes(population) // stack.size(population)
     model, params = self._model(space), self._runtime.params(space)
+    if self._runtime.model_devices > 1:  # A kernel does not cut heads.
+      options['attention'] = options.get('attention') or 'plain'
 
     def plan(form: str) -> planning.Plan:
       return planning.make_plan(
         model.config,
-        members=members or jax.tree.leaves(population)[0].shape[0],
-        base_bytes=groups.num_bytes((params, soft)),
+        members=members or stack.size(population),
+        base_bytes=sharding.bytes_per_device((params, soft)),
         member_bytes=member_bytes,
         lengths=lengths,
         dtype=model.dtype,
@@ -150,7 +152,7 @@ class Engine:
 
   def group_size(self, slots: int) -> int:
     """Returns members of a program call, a multiple of the devices."""
-    devices = self._runtime.mesh.size
+    devices = self._runtime.shards
     return -(-min(self.plan.members_per_group, slots) // devices) * devices
 
   def _pass(
@@ -190,7 +192,7 @@ class Engine:
     for first in range(start, len(indices), size):
       chosen, slots = indices[first : first + size], size
       if self.plan.form == 'batched':  # It computes a slot that is idle.
-        slots = groups.size_for(len(chosen), size, self._runtime.mesh.size)
+        slots = groups.size_for(len(chosen), size, self._runtime.shards)
       members, active = groups.express(
         self._runtime, space, population, chosen, slots, self.plan.form
       )
@@ -255,7 +257,7 @@ class Engine:
 
   def _halve(self, error: Exception) -> None:
     """Goes on with groups of half the members."""
-    group, devices = self.plan.members_per_group, self._runtime.mesh.size
+    group, devices = self.plan.members_per_group, self._runtime.shards
     if group <= devices:
       raise planning.MemoryPlanError(
         f'Out of memory on {self.plan.device} with one member a device: '

@@ -45,7 +45,7 @@ def _speed(
 ) -> float:
   """Returns tokens a second of the likelihood program in a plan's form."""
   mesh, axis = runtime.mesh, forms.member_axis(plan.form)
-  size = -(-plan.members_per_group // mesh.size) * mesh.size
+  size = -(-plan.members_per_group // runtime.shards) * runtime.shards
   rows = plan.rows(_LENGTH)
   shape = (_BATCHES, rows, _LENGTH)
   reads = np.zeros((_BATCHES, rows), np.int32)

@@ -49,23 +49,22 @@ class Evaluator:
   Args:
     tokenizer: of the models; encodes prompts and decodes answers.
     tasks: K tasks with distinct names.
-    weights: (K,) weights of the tasks in the fitness; equal by default.
-    objective: makes fitness of the tasks' scores: a name of `objectives`.
+    weights: (K,) of the tasks in the fitness; equal by default.
+    objective: makes fitness of their scores: a name of `objectives`.
     chat: put prompts through the chat template.
-    limits: items of each task to use, by split or for both: one number for all
-      tasks, or one for each; None for all items.
-    draw: seed of the choice of items where there is a limit.
+    limits: items to use, by split or for both: one number for all tasks, or one
+      for each; None for all items.
+    draw: seed of that choice of items.
     dtype: type of activations and cache.
-    base_dtype: 'int8' for a base with kernels of eight bits (see
-      `models.quantize`); None to take the parameters as they are.
+    base_dtype: see `Runtime`.
     form: 'auto', 'batched' or 'folded' (see `forms`).
     members_per_group: members of one program call; chosen by default.
     prompts_per_batch: most prompts of a program call; chosen by default.
     memory_budget: bytes to use on a device; asked from it by default.
-    max_length: longest prompt in tokens, new ones included; by default the
-      context that the model was made for.
+    max_length: longest prompt in tokens, with new ones; the context by default.
     sampling: how tokens of generated answers are chosen; greedy by default.
-    devices: devices to spread the members over; all by default.
+    devices: to spread the members over; all by default.
+    model_devices: see `Runtime`.
 
   Raises:
     ValueError: no tasks, repeated names, bad weights, limits or objective.
@@ -90,6 +89,7 @@ class Evaluator:
     max_length: int | None = None,
     sampling: Sampling | None = None,
     devices: Sequence[jax.Device] | None = None,
+    model_devices: int = 1,
   ):
     if isinstance(tasks, Task):
       raise ValueError(
@@ -111,9 +111,9 @@ class Evaluator:
       split: _limits(limit, len(tasks)) for split, limit in limits.items()
     }
     self._max_length = max_length
-    self._runtime = Runtime(
-      devices=devices, dtype=dtype, base_dtype=base_dtype, sampling=sampling
-    )
+    kinds = {'dtype': dtype, 'base_dtype': base_dtype, 'sampling': sampling}
+    where = {'devices': devices, 'model_devices': model_devices}
+    self._runtime = Runtime(**kinds, **where)
     self._choices = dict(
       form=form,
       members_per_group=members_per_group,
@@ -121,7 +121,7 @@ class Evaluator:
       budget=memory_budget,
     )
     self._engine = Engine(self._runtime, tokenizer)
-    self._tables = ImageTables(self._runtime, tokenizer)
+    self.image_tables = ImageTables(self._runtime, tokenizer)
     # By split and longest prompt, and of splits by the choice of items too.
     self._items: dict[tuple, tuple] = {}
     self._splits: dict[tuple, packed_split.PackedSplit] = {}
@@ -369,7 +369,7 @@ class Evaluator:
         prompts.encode_items(task, items, *how)
         for task, items in zip(self.tasks, self.items(split), strict=True)
       ]
-      self._items[key] = self._tables.take(encoded)
+      self._items[key] = self.image_tables.take(encoded)
       self.ledger.truncated += sum(
         item.truncated > 0 for task in encoded for item in task
       )
