@@ -103,8 +103,13 @@ def _dry_run(config: RunConfig) -> int:
 
 def _of_workdir() -> str | None:
   """The settings of the run in --workdir, where --config names no others."""
-  workdir = flags.FLAGS.workdir
-  if not workdir or flags.FLAGS['config'].present:
+  if not (workdir := flags.FLAGS.workdir):
     return None
-  path = pathlib.Path(os.path.expanduser(workdir)) / 'config.json'
-  return str(path) if path.is_file() else None
+  path = pathlib.Path(os.path.expanduser(workdir))
+  if path.exists() and not path.is_dir():
+    raise command.UserError(
+      f'--workdir={workdir} is a file; expected a run folder, or a new one.'
+    )
+  path /= 'config.json'
+  given = flags.FLAGS['config'].present
+  return str(path) if path.is_file() and not given else None
