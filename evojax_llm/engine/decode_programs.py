@@ -61,6 +61,7 @@ class DecodePrograms:
     self._runtime, self._mesh = runtime, runtime.mesh
     self._model, self._params, self._form = model, params, form
     self._stop_ids, self._attention = stop_ids, attention
+    self._unembeds = runtime.platform, runtime.model_devices
     # Every hop of a path goes through another layer.
     self._unrolled = walk == 'unrolled' and not model.hops
     self._slots: tuple[tuple, Slots] | None = None
@@ -72,7 +73,7 @@ class DecodePrograms:
     if self._form == 'batched':
       return [np.arange(len(active))]
     # A device holds members in a row, and works on one of them at a time.
-    parts = np.arange(len(active)).reshape(self._mesh.size, -1).T
+    parts = np.arange(len(active)).reshape(self._runtime.shards, -1).T
     return [part for part in parts if active[part].any()]
 
   def weights(self, members: Expression, part: np.ndarray) -> Any:
@@ -98,6 +99,7 @@ class DecodePrograms:
       folded,
       (self._params, members, np.int32(part[0])),
       (_WHOLE, _ALONG, _WHOLE),
+      cut=True,
     )
 
   def layers(self, weights: Any) -> tuple[Any, Any]:
@@ -126,6 +128,7 @@ class DecodePrograms:
       weights,
       in_specs=(_WHOLE, self._members_spec),
       out_specs=(_WHOLE, _ALONG),
+      cut=True,
     )
     return program(self._params, weights)
 
@@ -133,7 +136,7 @@ class DecodePrograms:
     """Returns keys and values of a queue's common beginning, by member."""
 
     def read(params, weights, inputs):
-      local = members // self._mesh.size
+      local = members // self._runtime.shards
       tokens, positions = inputs['tokens'], inputs['positions']
       shape = (local, *tokens.shape)
       _, cache = self._forward(params, weights, None)(
@@ -150,6 +153,7 @@ class DecodePrograms:
       read,
       (self._params, weights, queue.prefix),
       (_WHOLE, self._members_spec, _WHOLE),
+      cut=True,
     )
 
   def calls(
@@ -173,7 +177,7 @@ class DecodePrograms:
         `Slots`, and `working`; scalars are there for each device.
     """
     along = sharding.population_sharding(self._mesh)
-    own = jax.device_put(
+    own = sharding.place(
       {
         'active': active,
         'ids': ids,
@@ -201,7 +205,7 @@ class DecodePrograms:
       slots = self._take_slots(queue, len(ids))
       inputs = own
       if stopped is not None:
-        inputs = own | {'stopped': jax.device_put(stopped, along)}
+        inputs = own | {'stopped': sharding.place(stopped, along)}
       orders = {'again': np.bool_(again), 'most_steps': np.int32(most_steps)}
       slots, report = run((slots, weights, inputs, shared | orders))
       self._slots = (_slots_key(queue, len(ids)), slots)
@@ -322,7 +326,7 @@ class DecodePrograms:
     """Returns what makes tokens of hidden states of a part."""
     if self._form == 'folded':
       params = self._folded(params, weights)['params']
-    return Unembedding.of(self._model.config, params, self._runtime.platform)
+    return Unembedding.of(self._model.config, params, *self._unembeds)
 
   def _folded(self, params: Any, weights: Any) -> Any:
     """Returns the variables of the one member of a part on this device."""
@@ -362,13 +366,13 @@ class DecodePrograms:
         len(queue.owner),
         queue.new,
       )
-      devices = self._mesh.size
+      devices = self._runtime.shards
       return _scalars(slots, lambda leaf: jnp.broadcast_to(leaf, (devices,)))
 
     return make
 
   def _run(
-    self, name, function, arguments, in_specs=None, donate=(), ahead=False
+    self, name, function, arguments, in_specs=None, ahead=False, **options
   ):
     """Runs the compiled program of a function; results go along P.
 
@@ -381,7 +385,7 @@ class DecodePrograms:
       *arguments,
       in_specs=in_specs,
       out_specs=_ALONG,
-      donate=donate,
+      **options,
     )
     return None if ahead else program(*arguments)
 

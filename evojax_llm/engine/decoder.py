@@ -15,6 +15,7 @@ from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.transformer import Transformer
+from evojax_llm.population import sharding
 from evojax_llm.tasks import stop_strings as stops_lib
 
 # Where texts may end at a stop string, the host reads them this often; other
@@ -263,7 +264,7 @@ class Decoder:
   def _fetch(self, call: '_Call') -> dict[str, Any]:
     """Waits for a report; adds the `seconds` of the device."""
     with self._ledger.time('score'):
-      report = jax.device_get(call.report)
+      report = sharding.to_host(call.report)
     return {**report, 'seconds': self._runtime.waited(call.asked)}
 
   def _count(

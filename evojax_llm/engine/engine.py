@@ -28,6 +28,7 @@ from evojax_llm.genomes.space import Expressing
 from evojax_llm.models.expression import Path
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Transformer
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 
@@ -48,6 +49,8 @@ class Engine:
     self._runtime, self._tokenizer = runtime, tokenizer
     # By form and identity of the parameters, which a decoder keeps alive.
     self._decoders: dict[tuple, Decoder] = {}
+    # The last parameters, soft tokens of images, and both together.
+    self._with_images: tuple = (None, None, None)
 
   def prepare(
     self,
@@ -57,6 +60,7 @@ class Engine:
     *,
     members: int | None = None,
     form: str = 'auto',
+    soft: jax.Array | None = None,
     **options: Any,
   ) -> planning.Plan:
     """Fixes form, group and batch sizes, and keeps the plan.
@@ -70,6 +74,7 @@ class Engine:
       lengths: (prompt tokens, new tokens) of the longest rows of each kind.
       members: most members that are answered for at a time; P by default.
       form: 'auto', 'batched' or 'folded' (see `forms`).
+      soft: soft tokens of images, which are kept beside the parameters.
       **options: population_bytes, on_host, members_per_group,
         prompts_per_batch, budget, walk and attention of `plan.make_plan`.
 
@@ -82,12 +87,14 @@ class Engine:
       # Models are the genomes themselves; of others there is a copy.
       member_bytes += groups.num_bytes(population) // stack.size(population)
     model, params = self._model(space), self._runtime.params(space)
+    if self._runtime.model_devices > 1:  # A kernel does not cut heads.
+      options['attention'] = options.get('attention') or 'plain'
 
     def plan(form: str) -> planning.Plan:
       return planning.make_plan(
         model.config,
-        members=members or jax.tree.leaves(population)[0].shape[0],
-        base_bytes=groups.num_bytes(params),
+        members=members or stack.size(population),
+        base_bytes=sharding.bytes_per_device((params, soft)),
         member_bytes=member_bytes,
         lengths=lengths,
         dtype=model.dtype,
@@ -145,7 +152,7 @@ class Engine:
 
   def group_size(self, slots: int) -> int:
     """Returns members of a program call, a multiple of the devices."""
-    devices = self._runtime.mesh.size
+    devices = self._runtime.shards
     return -(-min(self.plan.members_per_group, slots) // devices) * devices
 
   def _pass(
@@ -161,7 +168,7 @@ class Engine:
     added,
   ):
     """Yields how many members are done, as calls come in."""
-    model, params = self._model(space), self._runtime.params(space)
+    model, params = self._model(space), self._params(space, split.soft)
     size = self.group_size(stack.size(population))
     per_group = max(1, len(split.jobs) + bool(split.queues))
     to_do = len(indices) - start
@@ -185,7 +192,7 @@ class Engine:
     for first in range(start, len(indices), size):
       chosen, slots = indices[first : first + size], size
       if self.plan.form == 'batched':  # It computes a slot that is idle.
-        slots = groups.size_for(len(chosen), size, self._runtime.mesh.size)
+        slots = groups.size_for(len(chosen), size, self._runtime.shards)
       members, active = groups.express(
         self._runtime, space, population, chosen, slots, self.plan.form
       )
@@ -231,7 +238,7 @@ class Engine:
     logprobs, asked = result
     ledger, count = self._runtime.ledger, span.stop - span.start
     with ledger.time('score'):
-      logprobs = np.asarray(logprobs)[:count]
+      logprobs = sharding.to_host(logprobs)[:count]
     ledger.add('prefill', self._runtime.waited(asked))
     ledger.prompt_tokens += job.prompt_tokens * count
     with ledger.time('host'):
@@ -250,7 +257,7 @@ class Engine:
 
   def _halve(self, error: Exception) -> None:
     """Goes on with groups of half the members."""
-    group, devices = self.plan.members_per_group, self._runtime.mesh.size
+    group, devices = self.plan.members_per_group, self._runtime.shards
     if group <= devices:
       raise planning.MemoryPlanError(
         f'Out of memory on {self.plan.device} with one member a device: '
@@ -270,6 +277,19 @@ class Engine:
   def _model(self, space: Expressing) -> Transformer:
     shared = space.model()
     return Transformer(shared.config, self._runtime.dtype, hops=shared.hops)
+
+  def _params(self, space: Expressing, soft: jax.Array | None) -> Any:
+    """The shared parameters, and the soft tokens of a split's images."""
+    params = self._runtime.params(space)
+    if soft is None:
+      return params
+    before = self._with_images
+    if not (before[0] is params and before[1] is soft):
+      # Decoders hold those that came before.
+      self._decoders.clear()
+      both = {**params, 'soft_tokens': soft}
+      self._with_images = params, soft, both
+    return self._with_images[2]
 
   def _decoder(self, model: Transformer, params: Any) -> Decoder:
     how = self.plan.form, self._tokenizer, self.plan.walk, self.plan.attention

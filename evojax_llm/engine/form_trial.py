@@ -45,7 +45,7 @@ def _speed(
 ) -> float:
   """Returns tokens a second of the likelihood program in a plan's form."""
   mesh, axis = runtime.mesh, forms.member_axis(plan.form)
-  size = -(-plan.members_per_group // mesh.size) * mesh.size
+  size = -(-plan.members_per_group // runtime.shards) * runtime.shards
   rows = plan.rows(_LENGTH)
   shape = (_BATCHES, rows, _LENGTH)
   reads = np.zeros((_BATCHES, rows), np.int32)
@@ -70,9 +70,9 @@ def _speed(
   along = sharding.population_sharding
   arguments = (
     params,
-    jax.device_put(members, along(mesh, axis)),
-    jax.device_put(np.ones(size, bool), along(mesh)),
-    jax.device_put(batch, sharding.replicated(mesh)),
+    sharding.place(members, along(mesh, axis)),
+    sharding.place(np.ones(size, bool), along(mesh)),
+    sharding.place(batch, sharding.replicated(mesh)),
   )
   program = forms.group_program(
     runtime, likelihood.likelihood, plan.form, model, *arguments

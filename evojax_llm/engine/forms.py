@@ -61,6 +61,7 @@ def run_group(
   batch: dict[str, jax.Array],
   *,
   platform: str,
+  model_devices: int = 1,
 ) -> dict[str, jax.Array]:
   """Runs a program of (forward, unembed, batch) for a group of P members.
 
@@ -70,7 +71,7 @@ def run_group(
   """
 
   def unembed_with(params):
-    return Unembedding.of(model.config, params, platform)
+    return Unembedding.of(model.config, params, platform, model_devices)
 
   if form == 'batched':
     forward = batched_forward(model, params, members, active.shape[0])
@@ -161,6 +162,7 @@ def _compile(compile_, runtime, program, form, model, arguments):
       form,
       model,
       platform=runtime.platform,
+      model_devices=runtime.model_devices,
     ),
     *arguments,
     in_specs=(whole, members, along, whole),

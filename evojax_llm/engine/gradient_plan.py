@@ -71,7 +71,7 @@ def make_plan(
     MemoryPlanError: they do not fit.
   """
   config = learner.config
-  device, devices = runtime.mesh.devices.flat[0], runtime.mesh.size
+  device, devices = runtime.mesh.devices.flat[0], runtime.shards
   budget = planning.budget_of(budget, device)
   hyper = {name: jnp.float32(1) for name in HYPER}
   trained = jax.eval_shape(learner.begin, genome, jax.random.key(0), hyper)

@@ -80,11 +80,11 @@ def express(
 
   def lay_out(group, held):
     own = () if held is None else (held,)
-    members = jax.vmap(lambda genome: space.express(genome, *own))(group)
+    members = stack.mapped(lambda genome: space.express(genome, *own), group)
     return forms.lay_out(form, members)
 
   def take_and_lay_out(population, index, held):
-    return lay_out(_take(population, index), held)
+    return lay_out(stack.pick(population, index), held)
 
   if space.streams:
     members = _streamed(runtime, space, population, index)
@@ -93,10 +93,17 @@ def express(
     run, donate = take_and_lay_out, ()
     arguments = population, index, held
     if not _is_near(runtime, population):
-      to = along(runtime.mesh)
-      if held is not None:  # Merges of it are made on one device.
-        to = runtime.mesh.devices.flat[0]
-      group = jax.device_put(_taken(runtime, population, index), to)
+      group = _taken(runtime, population, index)
+      if held is None:
+        to = along(runtime.mesh), sharding.replicated(runtime.mesh)
+        group = jax.tree.map(
+          lambda leaf, once: sharding.place(leaf, to[once]),
+          group,
+          stack.is_shared(group),
+        )
+      else:  # Merges of it are made on one device.
+        to = jax.sharding.SingleDeviceSharding(runtime.mesh.local_devices[0])
+        group = sharding.place(group, to)
       run, arguments = lay_out, (group, held)
       same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
       donate = (0,) if same else ()
@@ -104,13 +111,9 @@ def express(
     program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
     members = program(*arguments)
   return (
-    jax.device_put(members, along(runtime.mesh, forms.member_axis(form))),
-    jax.device_put(np.arange(size) < len(chosen), along(runtime.mesh)),
+    sharding.place(members, along(runtime.mesh, forms.member_axis(form))),
+    sharding.place(np.arange(size) < len(chosen), along(runtime.mesh)),
   )
-
-
-def _take(population, index):
-  return jax.tree.map(lambda leaf: leaf[index], population)
 
 
 def _is_near(runtime: Runtime, population: Any) -> bool:
@@ -125,9 +128,9 @@ def _taken(runtime: Runtime, population: Any, index: np.ndarray) -> Any:
   """Members of a population that is elsewhere, taken where it is."""
   leaf = jax.tree.leaves(population)[0]
   if not isinstance(leaf, jax.Array):
-    return _take(population, index)
+    return stack.pick(population, index)
   with jax.default_device(next(iter(leaf.sharding.device_set))):
-    program = runtime.compiled('take', _take, population, index)
+    program = runtime.compiled('take', stack.pick, population, index)
     return program(population, index)
 
 
@@ -175,7 +178,7 @@ def models(
   program = runtime.compiled(
     name, jax.vmap(space.decoded), population, keep=space
   )
-  decoded = jax.device_get(program(population))
+  decoded = sharding.to_host(program(population))
   rows = zip(*jax.tree.leaves(decoded), strict=True)
   parts = (b''.join(leaf.tobytes() for leaf in row) for row in rows)
   names = [hashlib.sha256(part).hexdigest()[:16] for part in parts]
@@ -217,16 +220,13 @@ def distances(
   held = space.held
 
   def run(population, index, params, held):
-    genome = jax.tree.map(lambda leaf: leaf[index], population)
+    genome = stack.pick(population, index)
     own = () if held is None else (held,)
     return expression_lib.distance(space.express(genome, *own), params)
 
   params, zero = space.model().params, jnp.int32(0)
   if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(population)):
-    rows = (
-      (jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], population), zero)
-      for i in indices
-    )
+    rows = ((stack.pick(population, np.asarray([i])), zero) for i in indices)
   else:
     rows = ((population, jnp.int32(i)) for i in indices)
   found = []
@@ -235,7 +235,7 @@ def distances(
     name = ('distance', id(space))
     program = runtime.compiled(name, run, *given, keep=space)
     found.append(program(*given))
-  return np.asarray(jax.device_get(found), np.float32)
+  return np.asarray(sharding.to_host(found), np.float32)
 
 
 def abstract_member(space: Expressing, population: Any) -> Expression:

@@ -13,6 +13,7 @@ from evojax_llm.engine.plan import Plan
 from evojax_llm.engine.queues import Prompt
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.queues import pack_queues
+from evojax_llm.population.sharding import place
 from evojax_llm.tasks.prompts import EncodedItem
 from evojax_llm.tasks.scorers.options import OptionTable
 from evojax_llm.tasks.task import Item
@@ -73,6 +74,7 @@ class PackedSplit:
     items: K lists of encoded items.
     num_options: continuations to be read, by `jobs`.
     num_prompts: prompts to be continued, in `queues`.
+    soft: (n, T, D) soft tokens of their images, or None.
   """
 
   items: list[list[EncodedItem]]
@@ -80,6 +82,7 @@ class PackedSplit:
   num_prompts: int
   jobs: list[Job]
   queues: list[Queue]
+  soft: jax.Array | None = None
 
   @functools.cached_property
   def spans(self) -> list[list[ItemSpan]]:
@@ -138,6 +141,7 @@ def pack(
   plan: Plan,
   sharding: jax.sharding.Sharding,
   pad_id: int = 0,
+  soft: jax.Array | None = None,
 ) -> PackedSplit:
   """Packs the items of K tasks into few shapes and puts them on the device."""
   families, continuations, to_continue = [], [], []
@@ -165,7 +169,7 @@ def pack(
     attention_doubles_at=plan.attention_doubles_at,
   ):
     arrays = {name: getattr(batch, name) for name in _INPUTS}
-    jobs.append(Job(batch, jax.device_put(arrays, sharding)))
+    jobs.append(Job(batch, place(arrays, sharding)))
   queues = pack_queues(
     to_continue,
     plan.slots,
@@ -174,4 +178,5 @@ def pack(
     pad_id,
     join=plan.walk == 'unrolled',
   )
-  return PackedSplit(items, len(continuations), len(to_continue), jobs, queues)
+  counts = len(continuations), len(to_continue)
+  return PackedSplit(items, *counts, jobs, queues, soft)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from evojax_llm.engine.batches import by_bucket
+from evojax_llm.population.sharding import place
 from evojax_llm.tasks.tokens import common_start
 
 # A common beginning has a program of its own from this length on.
@@ -155,7 +156,7 @@ def pack_queues(
       refill=_even(share, rows(top, new)),
       columns=top + new,
       new=new,
-      inputs=jax.device_put(inputs, sharding),
+      inputs=place(inputs, sharding),
       prefix=prefix,
       prompt_tokens=sum(map(len, own)),
       prefix_tokens=shared,
@@ -165,7 +166,7 @@ def pack_queues(
   for indices, shared in _groups(prompts):
     prefix = None
     if shared:
-      prefix = jax.device_put(
+      prefix = place(
         _prefix(prompts[indices[0]].ids[:shared], pad_id), sharding
       )
     lengths = [len(prompts[i].ids) - shared for i in indices]

@@ -27,6 +27,7 @@ class Runtime:
 
   Args:
     devices: those to spread members over; all by default.
+    model_devices: over so many of them the shared parameters are cut.
     dtype: type of activations and cache.
     base_dtype: 'int8' for shared kernels of eight bits (see `models.quantize`);
       None to take the parameters as they are.
@@ -34,19 +35,21 @@ class Runtime:
     ledger: counts; a new one by default.
 
   Attributes:
-    mesh: devices that members are spread over.
+    mesh: devices; see `sharding.population_mesh`.
     sampling: arrays of the sampling on all devices; None for greedy.
     idle_since: when the devices had last done all that they were asked for, in
       seconds of `time.perf_counter`.
 
   Raises:
-    ValueError: base_dtype is unknown, or jax computes in 64 bits.
+    ValueError: base_dtype is unknown, jax computes in 64 bits, or the devices
+      are no multiple of model_devices.
   """
 
   def __init__(
     self,
     *,
     devices: Sequence[jax.Device] | None = None,
+    model_devices: int = 1,
     dtype: Any = jnp.float32,
     base_dtype: str | None = None,
     sampling: Sampling | None = None,
@@ -61,10 +64,10 @@ class Runtime:
         'Got jax_enable_x64 (JAX_ENABLE_X64) for programs of 32 bits; expected '
         'it to be off. Unset it.'
       )
-    self.mesh = sharding.population_mesh(devices)
+    self.mesh = sharding.population_mesh(devices, model_devices)
     self.dtype, self._base_dtype = dtype, base_dtype
     self.ledger = Ledger() if ledger is None else ledger
-    self.sampling = jax.device_put(
+    self.sampling = sharding.place(
       sampling and sampling.arrays(), sharding.replicated(self.mesh)
     )
     self.idle_since = time.perf_counter()
@@ -74,6 +77,16 @@ class Runtime:
     self._threads = futures.ThreadPoolExecutor(_MOST_THREADS)
     # Keyed by identity; what is keyed is kept, so that the identity stays its.
     self._kept: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+  @property
+  def shards(self) -> int:
+    """Parts that the members of a group are spread in."""
+    return self.mesh.shape[sharding.POPULATION]
+
+  @property
+  def model_devices(self) -> int:
+    """Devices that the shared parameters are cut over."""
+    return self.mesh.shape[sharding.MODEL]
 
   @property
   def platform(self) -> str:
@@ -88,6 +101,7 @@ class Runtime:
     in_specs: Any = None,
     out_specs: Any = None,
     donate: tuple[int, ...] = (),
+    cut: bool = False,
     keep: Any = None,
   ) -> Callable:
     """Returns the program of a function for arguments of these shapes.
@@ -103,12 +117,13 @@ class Runtime:
         own part of them; None to leave it to the compiler.
       out_specs: of the results, likewise.
       donate: indices of arguments whose memory the results take.
+      cut: whether results may be cut over 'model', as the compiler likes.
       keep: kept with the program, for an object whose `id` is in the name.
     """
     key = _key(name, arguments)
     found = self._programs.get(key)
     if found is None or isinstance(found[0], futures.Future):
-      work = function, arguments, in_specs, out_specs, donate
+      work = function, arguments, in_specs, out_specs, donate, cut
       # One that fails beside others is tried again alone.
       self._programs.pop(key, None)
       program = None
@@ -132,6 +147,7 @@ class Runtime:
     in_specs: Any = None,
     out_specs: Any = None,
     donate: tuple[int, ...] = (),
+    cut: bool = False,
   ) -> None:
     """Begins to compile what `compiled` will be asked for, in another thread.
 
@@ -139,23 +155,27 @@ class Runtime:
     """
     key = _key(name, arguments)
     if key not in self._programs:
-      work = function, arguments, in_specs, out_specs, donate
+      work = function, arguments, in_specs, out_specs, donate, cut
       self._programs[key] = (self._threads.submit(self._compile, *work), None)
 
-  def _compile(self, function, arguments, in_specs, out_specs, donate):
+  def _compile(self, function, arguments, in_specs, out_specs, donate, cut):
     """Returns the program of a function."""
     run = function
-    if in_specs is not None and self.mesh.size > 1:
+    if in_specs is not None and self.shards > 1:
+      # Inside a row of the mesh the compiler cuts the work as its parameters
+      # are cut.
+      axes = {sharding.POPULATION} if self.model_devices > 1 else set()
       run = jax.shard_map(
         run,
         mesh=self.mesh,
         in_specs=in_specs,
         out_specs=out_specs,
+        axis_names=axes,
         check_vma=False,
       )
     # On one device a specification says no more than which one it is.
     where = None
-    if out_specs is not None:
+    if out_specs is not None and not (cut and self.model_devices > 1):
       where = jax.tree.map(
         lambda spec: jax.sharding.NamedSharding(self.mesh, spec), out_specs
       )
@@ -177,17 +197,24 @@ class Runtime:
 
     Every array is placed once, whatever spaces it is part of.
     """
-    return self._once('tree', space.model().params, self._place)
+    shared = space.model()
+    return self._once(
+      'tree',
+      shared.params,
+      lambda params: self._place(params, shared.config.key_heads),
+    )
 
-  def _place(self, params: Any) -> Any:
+  def _place(self, params: Any, key_heads: int) -> Any:
     if self._base_dtype == 'int8':
       params = quantize.quantize(
         params, lambda kernel: self._once('int8', kernel, self._rounded)
       )
-    whole = sharding.replicated(self.mesh)
     return jax.tree.map(
-      lambda leaf: self._once('leaf', leaf, lambda x: jax.device_put(x, whole)),
+      lambda leaf, where: self._once(
+        'leaf', leaf, lambda x: sharding.place(x, where)
+      ),
       params,
+      sharding.model_shardings(self.mesh, params, key_heads),
     )
 
   def _rounded(self, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -36,19 +36,26 @@ class Unembedding:
     matrix: (V, D).
     cap: of the soft cap of logits, or None.
     platform: of the devices that it is used on.
+    parts: in which these hold the matrix, cut over V; a block has some of each.
   """
 
   matrix: jax.Array
   cap: float | None
   platform: str
+  parts: int = 1
 
   @classmethod
   def of(
-    cls, config: ModelConfig, params: dict[str, Any], platform: str
+    cls,
+    config: ModelConfig,
+    params: dict[str, Any],
+    platform: str,
+    model_devices: int = 1,
   ) -> 'Unembedding':
-    """Takes it out of the parameters of a model."""
-    name = 'embedding' if config.tied else 'output'
-    return cls(params['embedder'][name], config.final_softcap, platform)
+    """Takes it out of the parameters of a model, cut over `model_devices`."""
+    matrix = params['embedder']['embedding' if config.tied else 'output']
+    parts = 1 if len(matrix) % model_devices else model_devices
+    return cls(matrix, config.final_softcap, platform, parts)
 
   def __call__(self, hidden: jax.Array) -> jax.Array:
     """Returns logits (..., V) f32 of hidden states (..., D)."""
@@ -131,8 +138,11 @@ class Unembedding:
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[: len(rows)], found)
 
   def _fold(self, step: Callable, state: Any, hidden: jax.Array) -> Any:
-    """Folds step(state, logits (rows, C), index of the first) over blocks."""
-    vocab, rows = len(self.matrix), len(hidden)
+    """Folds step(state, logits (rows, C), tokens (C,)) over blocks."""
+    # Of a part: nothing of the matrix leaves the device that holds it.
+    vocab, rows = len(self.matrix) // self.parts, len(hidden)
+    matrix = self.matrix.reshape(self.parts, vocab, -1)
+    begins = vocab * jnp.arange(self.parts, dtype=jnp.int32)[:, None]
     most = _BLOCK.get(self.platform, _BLOCK_ELSEWHERE) // rows
     count = -(-vocab // min(max(most, 128), _LONGEST_BLOCK, vocab))
     size = -(-vocab // count)
@@ -141,12 +151,13 @@ class Unembedding:
       wanted = number * size
       # The last one begins earlier, where it would reach over the end.
       first = jnp.minimum(wanted, vocab - size)
-      part = jax.lax.dynamic_slice_in_dim(self.matrix, first, size)
-      logits = unembed(hidden, part, self.cap)
+      part = jax.lax.dynamic_slice_in_dim(matrix, first, size, axis=1)
+      logits = unembed(hidden, part.reshape(-1, part.shape[-1]), self.cap)
+      column = first + jnp.arange(size, dtype=jnp.int32)
       if size * count > vocab:
-        column = first + jnp.arange(size, dtype=jnp.int32)
-        logits = jnp.where(column >= wanted, logits, -jnp.inf)
-      return step(state, logits, first)
+        new = jnp.tile(column >= wanted, self.parts)
+        logits = jnp.where(new, logits, -jnp.inf)
+      return step(state, logits, (begins + column).reshape(-1))
 
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), block, state)
 
@@ -166,14 +177,14 @@ class Unembedding:
   def _first_of_best(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns `likeliest` of hidden states (rows, D)."""
 
-    def step(state, logits, first):
+    def step(state, logits, tokens):
       token, best = state
       top = jnp.max(logits, axis=-1)
       # Two passes that are vector instructions, which an argmax is not.
-      column = jnp.arange(logits.shape[-1], dtype=jnp.int32)
       none = jnp.iinfo(jnp.int32).max
-      at = jnp.min(jnp.where(logits == top[:, None], column, none), axis=-1)
-      return jnp.where(top > best, first + at, token), jnp.maximum(best, top)
+      at = jnp.min(jnp.where(logits == top[:, None], tokens, none), axis=-1)
+      better = (top > best) | ((top == best) & (at < token))
+      return jnp.where(better, at, token), jnp.maximum(best, top)
 
     start = jnp.full(len(hidden), -jnp.inf, jnp.float32)
     token = jnp.zeros(len(hidden), jnp.int32)

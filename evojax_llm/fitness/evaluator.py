@@ -22,6 +22,7 @@ from evojax_llm.engine import packed_split
 from evojax_llm.engine import plan as planning
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.engine import Engine
+from evojax_llm.engine.image_table import ImageTables
 from evojax_llm.engine.ledger import Ledger
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
@@ -48,23 +49,22 @@ class Evaluator:
   Args:
     tokenizer: of the models; encodes prompts and decodes answers.
     tasks: K tasks with distinct names.
-    weights: (K,) weights of the tasks in the fitness; equal by default.
-    objective: makes fitness of the tasks' scores: a name of `objectives`.
+    weights: (K,) of the tasks in the fitness; equal by default.
+    objective: makes fitness of their scores: a name of `objectives`.
     chat: put prompts through the chat template.
-    limits: items of each task to use, by split or for both: one number for all
-      tasks, or one for each; None for all items.
-    draw: seed of the choice of items where there is a limit.
+    limits: items to use, by split or for both: one number for all tasks, or one
+      for each; None for all items.
+    draw: seed of that choice of items.
     dtype: type of activations and cache.
-    base_dtype: 'int8' for a base with kernels of eight bits (see
-      `models.quantize`); None to take the parameters as they are.
+    base_dtype: see `Runtime`.
     form: 'auto', 'batched' or 'folded' (see `forms`).
     members_per_group: members of one program call; chosen by default.
     prompts_per_batch: most prompts of a program call; chosen by default.
     memory_budget: bytes to use on a device; asked from it by default.
-    max_length: longest prompt in tokens, new ones included; by default the
-      context that the model was made for.
+    max_length: longest prompt in tokens, with new ones; the context by default.
     sampling: how tokens of generated answers are chosen; greedy by default.
-    devices: devices to spread the members over; all by default.
+    devices: to spread the members over; all by default.
+    model_devices: see `Runtime`.
 
   Raises:
     ValueError: no tasks, repeated names, bad weights, limits or objective.
@@ -89,6 +89,7 @@ class Evaluator:
     max_length: int | None = None,
     sampling: Sampling | None = None,
     devices: Sequence[jax.Device] | None = None,
+    model_devices: int = 1,
   ):
     if isinstance(tasks, Task):
       raise ValueError(
@@ -102,7 +103,7 @@ class Evaluator:
         f'form is {form!r}; expected auto, {", ".join(forms.FORMS)}.'
       )
     self.tokenizer, self.tasks = tokenizer, list(tasks)
-    self.weights = _weights(weights, len(tasks))
+    self.weights = objectives.task_weights(weights, len(tasks))
     self.chat, self.draw = chat, draw
     if not isinstance(limits, Mapping):
       limits = dict.fromkeys(SPLITS, limits)
@@ -110,9 +111,9 @@ class Evaluator:
       split: _limits(limit, len(tasks)) for split, limit in limits.items()
     }
     self._max_length = max_length
-    self._runtime = Runtime(
-      devices=devices, dtype=dtype, base_dtype=base_dtype, sampling=sampling
-    )
+    kinds = {'dtype': dtype, 'base_dtype': base_dtype, 'sampling': sampling}
+    where = {'devices': devices, 'model_devices': model_devices}
+    self._runtime = Runtime(**kinds, **where)
     self._choices = dict(
       form=form,
       members_per_group=members_per_group,
@@ -120,8 +121,9 @@ class Evaluator:
       budget=memory_budget,
     )
     self._engine = Engine(self._runtime, tokenizer)
+    self.image_tables = ImageTables(self._runtime, tokenizer)
     # By split and longest prompt, and of splits by the choice of items too.
-    self._items: dict[tuple, list] = {}
+    self._items: dict[tuple, tuple] = {}
     self._splits: dict[tuple, packed_split.PackedSplit] = {}
     metrics = [scorer_of(task) for task in self.tasks]
     made = objectives.make_objective(objective, self.weights, metrics)
@@ -183,11 +185,13 @@ class Evaluator:
 
     Called by the first `evaluate`, or earlier, to print the plan.
     """
+    encoded, soft = self._encoded('dev', self.max_length(space))
     return self._engine.prepare(
       space,
       population,
-      packed_split.longest_rows(self._encoded('dev', self.max_length(space))),
+      packed_split.longest_rows(encoded),
       members=members,
+      soft=soft,
       **sizes,
       **self._choices,
     )
@@ -273,7 +277,7 @@ class Evaluator:
     members = np.asarray(members)
     lengths = [
       [sum(len(part.prompt) for part in item) for item in _by_item(task)]
-      for task in self._encoded('dev', self.max_length(space))
+      for task in self._encoded('dev', self.max_length(space))[0]
     ]
     blocks = racing.draw_blocks(lengths, 2 ** (rules.rounds - 1), seed_key)
     said = [np.full((len(members), len(task)), None) for task in lengths]
@@ -356,16 +360,18 @@ class Evaluator:
     )
     return other
 
-  def _encoded(self, split: str, max_length: int) -> list[Encoded]:
+  def _encoded(self, split: str, max_length: int) -> tuple[list[Encoded], Any]:
+    """The items of each task, and the soft tokens of their images."""
     key = (split, max_length)
     if key not in self._items:
       how = (self.tokenizer, self.chat, max_length)
-      self._items[key] = [
+      encoded = [
         prompts.encode_items(task, items, *how)
         for task, items in zip(self.tasks, self.items(split), strict=True)
       ]
+      self._items[key] = self.image_tables.take(encoded)
       self.ledger.truncated += sum(
-        item.truncated > 0 for task in self._items[key] for item in task
+        item.truncated > 0 for task in encoded for item in task
       )
     return self._items[key]
 
@@ -373,7 +379,7 @@ class Evaluator:
     chosen = items and tuple(tuple(map(int, task)) for task in items)
     key = (split, max_length, chosen)
     if key not in self._splits:
-      encoded = self._encoded(split, max_length)
+      encoded, soft = self._encoded(split, max_length)
       with self.ledger.time('host'):
         if chosen:
           by_item = [_by_item(task) for task in encoded]
@@ -386,6 +392,7 @@ class Evaluator:
           self.plan,
           sharding.replicated(self._runtime.mesh),
           self.tokenizer.pad_id,
+          soft,
         )
     return self._splits[key]
 
@@ -394,17 +401,6 @@ def _by_item(encoded: Encoded) -> list[Encoded]:
   """What one item has become, which stands in a row, together."""
   parts = itertools.groupby(encoded, key=lambda entry: id(entry.item))
   return [tuple(part) for _, part in parts]
-
-
-def _weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
-  """Weights (K,) f32 that sum to one."""
-  w = np.ones(count) if weights is None else np.asarray(weights, np.float64)
-  if w.shape != (count,) or not (w >= 0).all() or not w.sum() > 0:
-    raise ValueError(
-      f'weights are {weights}; expected {count} numbers of at least 0, not '
-      'all 0.'
-    )
-  return (w / w.sum()).astype(np.float32)
 
 
 def _limits(limit: Limit, count: int) -> tuple[int | None, ...]:

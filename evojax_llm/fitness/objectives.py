@@ -185,3 +185,14 @@ def front(scores: np.ndarray, maximise: Sequence[bool]) -> np.ndarray:
   own = scores[alive]
   beats = (own[:, None] >= own).all(axis=2) & (own[:, None] > own).any(axis=2)
   return alive[~beats.any(axis=0)]
+
+
+def task_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
+  """Returns weights (K,) f32 that sum to one; equal ones by default."""
+  w = np.asarray(np.ones(count) if weights is None else weights, np.float64)
+  if w.shape != (count,) or not (w >= 0).all() or not w.sum() > 0:
+    raise ValueError(
+      f'weights are {weights}; expected {count} numbers of at least 0, not '
+      'all 0.'
+    )
+  return (w / w.sum()).astype(np.float32)

@@ -17,6 +17,7 @@ from evojax_llm.models import peft
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.expression import of_one_rank
 from evojax_llm.population import leaves
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 
@@ -102,7 +103,7 @@ class AdapterSpace(space.Space):
       experts.factors,
       own.factors,
     )
-    together = jax.device_get(scaled(together, self._adapters.scale))
+    together = sharding.to_host(scaled(together, self._adapters.scale))
     pairs = jax.tree.leaves(together, is_leaf=leaves.is_factors)
     blocks = (
       (pair['a'][:, layer], pair['b'][:, layer])
@@ -126,7 +127,7 @@ def save(
   if '/' not in name and name:  # Not of the hub: a path is what PEFT finds.
     name = os.fspath(model.folder)
   return peft.save_adapter(
-    folder, jax.device_get(factors), scale, model.config, name, model.folder
+    folder, sharding.to_host(factors), scale, model.config, name, model.folder
   )
 
 

@@ -24,6 +24,7 @@ from evojax_llm.models import folders
 from evojax_llm.models import path_files
 from evojax_llm.models import peft
 from evojax_llm.models.errors import ModelError
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 INDICATOR, SCALES = 'indicator', 'scales'
@@ -308,7 +309,7 @@ class LayerPathSpace(space.Space):
     """Returns (P,) f32 that fitness is less for long paths; None for none."""
     if not self.told.penalty:
       return None
-    hops = jax.device_get(jax.vmap(self._hops)(population[INDICATOR]))
+    hops = sharding.to_host(jax.vmap(self._hops)(population[INDICATOR]))
     beyond = np.maximum((hops >= 0).sum(axis=1) - self._each, 0)
     return (self.told.penalty * beyond).astype(np.float32)
 
@@ -337,7 +338,7 @@ class LayerPathSpace(space.Space):
 
   def _path(self, genome):
     """Returns the hops of a genome and their scales, without what is behind."""
-    path = jax.device_get(self._decode(genome))
+    path = sharding.to_host(self._decode(genome))
     there = path.hops >= 0
     return path.hops[there], path.scales[there]
 

@@ -20,6 +20,7 @@ from evojax_llm.genomes.merged_options import MergedOptions
 from evojax_llm.operators.merges import lift
 from evojax_llm.operators.operator import Merge
 from evojax_llm.population import leaves
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 
@@ -151,11 +152,11 @@ class RecipeSpace(space.Space):
     order; `seed` where something is drawn; the static `options`; what it is
     merged `on`; and `components`. What is not finite is None.
     """
-    decoded = jax.device_get(self._decode(genome))
+    decoded = sharding.to_host(self._decode(genome))
     merge = self.genes.merges[int(decoded[METHOD])]
     given = self.genes.given(merge, decoded['values'])
     values, which = merged_genes.ordered(merge, given, len(self.names))
-    values = {**_defaults(merge), **jax.device_get(values)}
+    values = {**_defaults(merge), **sharding.to_host(values)}
     found = {
       'method': merge.name,
       **self._weights(merge, given),

@@ -5,6 +5,7 @@ Flax modules. What the forward pass does not have is refused.
 """
 
 import dataclasses
+import math
 
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.rope import Rope
@@ -184,6 +185,11 @@ class ModelConfig:
       for i, layer in enumerate(layers)
     }
     return [found[layer] for layer in range(self.num_layers)]
+
+  @property
+  def key_heads(self) -> int:
+    """What divides the number of key heads of every layer."""
+    return math.gcd(*(c.num_kv_heads for _, _, c in self.parts()))
 
   @property
   def embedding_params(self) -> int:

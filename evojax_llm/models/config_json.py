@@ -69,7 +69,7 @@ def load_config(
   known = (*families.FAMILIES, *families.MULTIMODAL)
   kind = raw.get('model_type')
   if path:
-    known = tuple(model_type + PATH for model_type in families.FAMILIES)
+    known = tuple(model_type + PATH for model_type in known)
   if kind not in known:
     hint = ''
     if 'peft_type' in raw:

@@ -104,7 +104,9 @@ def variables(
       named = jax.tree.map(lambda gate: {'gate': gate}, gates)
       return {'params': params, 'gates': named}
     case Weights(own):
-      return {'params': own}
+      # Soft tokens of images are no part of a model.
+      shared = {k: v for k, v in params.items() if k == 'soft_tokens'}
+      return {'params': {**own, **shared}}
     case Path(hops, scales):
       count = longest(expression) if count is None else count
       path = {'hops': hops, 'scales': scales, 'count': count}

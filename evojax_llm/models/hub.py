@@ -49,6 +49,8 @@ _KEPT = (
   'special_tokens_map*',
   'added_tokens*',
   'chat_template*',
+  'preprocessor_config*',
+  'processor_config*',
   'additional_chat_templates/*',
   '*.jinja',
   'vocab.*',
@@ -101,6 +103,7 @@ def load_checkpoint(
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
+  into: dict[str, Any] | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Loads configuration and parameters of a model folder.
 
@@ -112,6 +115,8 @@ def load_checkpoint(
       beside what `place` returns.
     head: whether the folder may be that of a classification model, whose head
       is left out; `classifier.load_classifier` reads both.
+    into: parameter tree of numpy arrays that the leaves are read into, cast to
+      their types, so that no second copy is made of what is gathered.
 
   Returns:
     The configuration and the parameter tree.
@@ -122,7 +127,7 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
-  return config, load_params(folder, config, dtype, place, head)
+  return config, load_params(folder, config, dtype, place, head, into)
 
 
 def load_params(
@@ -131,6 +136,7 @@ def load_params(
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
+  into: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Loads the parameters of a configuration; see `load_checkpoint`."""
   params: dict[str, Any] = {}
@@ -142,7 +148,7 @@ def load_params(
 
     def read(leaf: names.Leaf) -> Callable[[], np.ndarray]:
       stored = [files.stored[n] for n in leaf.names()]
-      return read_leaf(files, leaf, stored, dtype, pool)
+      return read_leaf(files, leaf, stored, dtype, pool, get(into, leaf.path))
 
     def finish(leaf: names.Leaf, wait: Callable[[], np.ndarray]) -> None:
       array = wait()
@@ -181,7 +187,7 @@ def save_checkpoint(
     config: differs from that of `like` in the number and types of layers at
       most.
     like: the folder whose config.json, generation settings and tokenizer are
-      kept. Of a multimodal Gemma 3 the text model alone is written.
+      kept, and the vision side of a multimodal Gemma 3, bit for bit.
     dtype: of all tensors; None keeps that of each tensor of `like`.
     max_shard_bytes: more than that is written in shards with an index.
 
@@ -202,8 +208,13 @@ def save_checkpoint(
         'numbers; expected finite ones. Nothing is written.'
       )
   dtypes = stored_types(like, config, dtype)
-  with new_folder(folder) as path:
-    raw = _config_json(like, hf_config, base_config, config, dtype)
+  with (
+    open_model(like, base_config) as files,
+    new_folder(folder) as path,
+  ):
+    # One without weights of it is written as a text model.
+    whole = any('vision_tower.' in name for name in files.names)
+    raw = _config_json(like, hf_config, base_config, config, dtype, whole)
     write_json(path / 'config.json', raw)
     _check_same(config, load_config(path)[0], like)
     for file in {file for kept in _KEPT for file in like.glob(kept)}:
@@ -211,7 +222,8 @@ def save_checkpoint(
         to = path / file.relative_to(like)
         to.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, to)
-    write_weights(path, params, config, dtypes, max_shard_bytes)
+    more = files if whole else None
+    write_weights(path, params, config, dtypes, max_shard_bytes, more)
   return pathlib.Path(folder)
 
 
@@ -268,14 +280,20 @@ def _config_json(
   base_config: ModelConfig,
   config: ModelConfig,
   dtype: Any,
+  whole: bool,
 ) -> dict[str, Any]:
-  """Returns config.json for a folder written after `like`."""
-  raw = read_json(like / 'config.json')
+  """Returns config.json for a folder written after `like`.
+
+  With `whole` that of a multimodal model, of which the text part may differ.
+  """
+  raw = outer = read_json(like / 'config.json')
   text = hf_config.get_text_config()
   if text is not hf_config:
-    outer, raw = raw, json.loads(text.to_json_string(use_diff=False))
+    raw = json.loads(text.to_json_string(use_diff=False))
     raw['architectures'] = [families.FAMILIES[text.model_type].architecture]
     raw.pop('_name_or_path', None)
+    if whole:
+      del raw['architectures']
     for key in (
       *('eos_token_id', 'bos_token_id', 'pad_token_id'),
       *('dtype', 'torch_dtype'),
@@ -291,7 +309,9 @@ def _config_json(
     raw['dtype'] = np.dtype(dtype).name
   if stored := raw.get('dtype') or raw.get('torch_dtype'):
     raw['dtype'] = raw['torch_dtype'] = stored
-  return raw
+    if whole:
+      outer['dtype'] = outer['torch_dtype'] = stored
+  return {**outer, 'text_config': raw} if whole else raw
 
 
 def _check_same(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from concurrent import futures
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -19,6 +20,7 @@ from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
 from evojax_llm.models.folders import write_json
+from evojax_llm.models.safetensors_files import aligned
 
 
 class ModelFiles(TensorFiles):
@@ -111,8 +113,11 @@ def read_leaf(
   stored: list[str],
   dtype: Any,
   pool: futures.Executor,
+  out: np.ndarray | None = None,
 ) -> Callable[[], np.ndarray]:
   """Begins to read one leaf, cast and stacked on L, in the threads of a pool.
+
+  It is read into `out` where that is given, whatever the `dtype`.
 
   Returns:
     What waits for the leaf and returns it.
@@ -121,7 +126,8 @@ def read_leaf(
     kinds = {files.dtype(name) for name in stored}
     # Layers share an array; where their types differ, f32 holds all of them.
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
-  out = np.empty(leaf.leaf_shape(), dtype)
+  if out is None:
+    out = aligned(leaf.leaf_shape(), dtype)
   layers = out[None] if leaf.layers is None else out
 
   def read(name: str, layer: np.ndarray, start: int, part: Callable) -> None:
@@ -211,6 +217,7 @@ def write_weights(
   config: ModelConfig,
   dtypes: dict[tuple[str, ...], np.dtype],
   max_shard_bytes: int,
+  like: ModelFiles | None = None,
 ) -> None:
   """Writes the parameters of a model; see `write_tensors`.
 
@@ -220,8 +227,19 @@ def write_weights(
     config: the model's configuration.
     dtypes: type of the tensors of each leaf, by its path.
     max_shard_bytes: of one file, unless a single tensor has more.
+    like: files of a multimodal model, whose names are taken, and whose tensors
+      beside the text model are written through.
   """
-  write_tensors(folder, _tensors(params, config, dtypes), max_shard_bytes)
+  prefix, others = 'model.', []
+  if like is not None:
+    first = 'embed_tokens.weight'
+    prefix = like.stored[first].removesuffix(first)
+    others = [name for name in like.names if names.is_other_part(name)]
+  tensors = itertools.chain(
+    _tensors(params, config, dtypes, prefix),
+    ((name, like.read(name)) for name in others),
+  )
+  write_tensors(folder, tensors, max_shard_bytes)
 
 
 def write_tensors(
@@ -269,6 +287,7 @@ def _tensors(
   params: dict[str, Any],
   config: ModelConfig,
   dtypes: dict[tuple[str, ...], np.dtype],
+  prefix: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields stored names and tensors, with one leaf on the host at a time."""
   for leaf in names.leaves(config):
@@ -278,4 +297,4 @@ def _tensors(
       # A copy, not a view of the leaf, which is dropped before the next.
       tensor = np.empty(leaf.shape, dtypes[leaf.path])
       _write(tensor, values, leaf)
-      yield name if name == names.LM_HEAD else f'model.{name}', tensor
+      yield name if name == names.LM_HEAD else prefix + name, tensor

@@ -15,6 +15,7 @@ from evojax_llm.models.errors import ModelError
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import import_transformers
 from evojax_llm.models.folders import read_json
+from evojax_llm.models.image_tokens import ImageTokens
 
 # End a turn of the chat templates of Gemma, before 4 and since.
 ENDS_OF_TURN = ('<end_of_turn>', '<turn|>')
@@ -33,6 +34,7 @@ class Tokenizer:
     pad_id: fills rows; any valid id.
     vocab_size: V, rows of the model's embedding; without a config.json the
       number of tokens.
+    images: how prompts have images; None for a model that reads text alone.
   """
 
   backend: Any
@@ -41,6 +43,7 @@ class Tokenizer:
   stop_ids: tuple[int, ...]
   pad_id: int
   vocab_size: int
+  images: ImageTokens | None = None
 
   @classmethod
   def from_folder(cls, folder: str | os.PathLike) -> 'Tokenizer':
@@ -52,7 +55,7 @@ class Tokenizer:
     """
     path = existing_folder(folder, 'a model folder with its tokenizer')
     # Also first, so that its faults are not taken for the tokenizer's.
-    config, read = None, {}
+    config, hf_config, read = None, None, {}
     if (path / 'config.json').exists():
       of_path = (path / 'path.safetensors').exists()
       config, hf_config = load_config(path, path=of_path)
@@ -78,6 +81,7 @@ class Tokenizer:
       # What fills rows is never read, but is looked up in the embedding.
       pad_id=0 if pad_id is None or pad_id >= vocab_size else pad_id,
       vocab_size=vocab_size,
+      images=ImageTokens.of(hf_config, backend, vocab_size),
     )
     if bos_id is not None:
       tokenizer._known([bos_id])
@@ -107,6 +111,24 @@ class Tokenizer:
       ModelError: the folder has no chat template, or it refuses the messages;
         as `encode`.
     """
+    ids = self._apply_template(
+      messages,
+      add_generation_prompt=reply,
+      tokenize=True,
+      return_dict=False,
+      tokenizer_kwargs={'verbose': False},
+    )
+    self._known(ids)
+    return ids
+
+  def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+    """Returns the text of a conversation that `encode_chat` would encode."""
+    return self._apply_template(
+      messages, add_generation_prompt=True, tokenize=False
+    )
+
+  def _apply_template(self, messages: Sequence[dict[str, str]], **how) -> Any:
+    """Puts messages through the chat template."""
     if not self.backend.chat_template:
       raise ModelError(
         f'{self.path}: the tokenizer has no chat template; expected '
@@ -114,19 +136,11 @@ class Tokenizer:
         'model without chat, or copy the template into its folder.'
       )
     try:
-      ids = self.backend.apply_chat_template(
-        list(messages),
-        add_generation_prompt=reply,
-        tokenize=True,
-        return_dict=False,
-        tokenizer_kwargs={'verbose': False},
-      )
+      return self.backend.apply_chat_template(list(messages), **how)
     except Exception as error:
       raise ModelError(
         f'{self.path}: the chat template refuses {list(messages)!r}: {error}'
       ) from error
-    self._known(ids)
-    return ids
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of token ids, special tokens left out."""

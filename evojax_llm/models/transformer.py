@@ -17,6 +17,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.models import soft_tokens
 from evojax_llm.models import stacked_layers
 from evojax_llm.models.cache import Cache
 from evojax_llm.models.cache import Prefix
@@ -118,8 +119,12 @@ class Transformer(nn.Module):
       column = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
       visible = column <= column[:, None]
       visible = visible & (column[:, None] < until[:, None, :])
-    shared = Tokens(cos, sin, visible, distance, index, prefix)
     x = self.embedder(tokens)
+    if self.has_variable('params', 'soft_tokens'):
+      soft = self.get_variable('params', 'soft_tokens')
+      own = visible.shape[-1] - key_positions.shape[-1] + index
+      x, visible = soft_tokens.put(soft, x, tokens, visible, c.vocab_size, own)
+    shared = Tokens(cos, sin, visible, distance, index, prefix)
     if c.stacks:
       inputs = self.embedder.inputs_of(tokens, x) if c.input_dim else None
       x, kv = stacked_layers.walk(

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from evojax_llm.population import sharding
 from evojax_llm.runs.errors import CheckpointError
 from evojax_llm.runs.errors import InUseError
 
@@ -249,7 +250,7 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 def _checksums(state: Any) -> dict[str, int]:
   """A number for each leaf, by name, computed where the leaf lives."""
-  sums = jax.device_get(_checksum_all(dict(_named_leaves(state))))
+  sums = sharding.to_host(_checksum_all(dict(_named_leaves(state))))
   return {name: int(value) for name, value in sums.items()}
 
 

@@ -30,6 +30,7 @@ from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.options import Option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
 from evojax_llm.runs import run_state
@@ -269,7 +270,7 @@ class _Loop(NamedTuple):
           scored.models,
         )
       del population  # the strategy has its own copy
-      first = jax.device_get(lineage.empty_proposal(len(which)))
+      first = sharding.to_host(lineage.empty_proposal(len(which)))
       first = first.replace(ids=which)
       yield state, self._generation(state, first, which, scored)
 
@@ -286,7 +287,7 @@ class _Loop(NamedTuple):
         members, inner = self.strategy.ask(
           key('ask'), state.strategy, self.params
         )
-        proposal = jax.device_get(inner.proposal)
+        proposal = sharding.to_host(inner.proposal)
         # Empty slots cost nothing; what lives on is not proposed again.
         which = np.flatnonzero(proposal.ids >= 0)
         left = self.limits.left(state)
@@ -368,7 +369,7 @@ class _Loop(NamedTuple):
 
   def _generation(self, state, proposal, which, scored) -> Generation:
     memory = state.strategy.memory.replace(best=None, worst=None, personal=None)
-    memory, alive = jax.device_get((memory, state.strategy.fitness))
+    memory, alive = sharding.to_host((memory, state.strategy.fitness))
     alive = alive[np.isfinite(alive)]
     return Generation(
       number=int(state.generation),

@@ -18,6 +18,7 @@ from evojax_llm.models import folders
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.operators import lora_algebra
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.recipes import yaml_out
 from evojax_llm.runs import errors
@@ -171,11 +172,11 @@ def _narrow(
     loaded.scale,
   )
   narrow, lost = jax.jit(lora_algebra.compress, static_argnums=1)(member, rank)
-  lost = np.concatenate(jax.tree.leaves(jax.device_get(lost)))
+  lost = np.concatenate(jax.tree.leaves(sharding.to_host(lost)))
   known = folders.read_json(adapter / 'adapter_config.json')
   peft.save_adapter(
     out,
-    jax.device_get(narrow),
+    sharding.to_host(narrow),
     jax.tree.map(np.ones_like, loaded.scale),
     config,
     known['base_model_name_or_path'],

@@ -18,6 +18,7 @@ from evojax_llm.fitness import evaluation
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import baselines as baselines_lib
 from evojax_llm.runs import errors
@@ -337,7 +338,7 @@ def _low_rank(space: Space, population: Any) -> expression.LowRank:
 def _models(space: Space, population: Any) -> expression.Weights:
   """Members as models, on the host one by one."""
   models = [
-    jax.device_get(space.express(stack.take(population, jnp.int32(i))))
+    sharding.to_host(space.express(stack.take(population, jnp.int32(i))))
     for i in range(stack.size(population))
   ]
   return jax.tree.map(lambda *leaves: np.stack(leaves), *models)

@@ -194,15 +194,19 @@ class _Training:
     self._runtime = runtime = prepared.evaluator.runtime
     self._learner = learner
     pad_id = prepared.evaluator.tokenizer.pad_id
+    found = prepared.evaluator.image_tables.take([rows, held])
+    (rows, held), soft = found
     both = gradient_rows.pack([*rows, *held], pad_id)
     space = prepared.setup.experts
     self._params = runtime.params(space)
+    if soft is not None:
+      self._params = {**self._params, 'soft_tokens': soft}
     plan = gradient_plan.make_plan(
       learner,
       runtime,
       LowRank({}),
       both,
-      fixed=groups.num_bytes(space.model().params),
+      fixed=groups.num_bytes((space.model().params, soft)),
       members=1,
       budget=setup_lib.memory_budget(prepared.config),
     )
@@ -253,10 +257,10 @@ class _Training:
       ledger.gradient_tokens += 3 * read
       tokens += 3 * read
       trained = after
-    adapter = self._learner.adapter(jax.device_get(best), self._hyper)
+    adapter = self._learner.adapter(sharding.to_host(best), self._hyper)
     # The last round may go on behind the last step, with a rate of 0.
     best_steps = min(best_steps, self._learner.settings.steps)
-    return jax.device_get(adapter), best_steps, tokens
+    return sharding.to_host(adapter), best_steps, tokens
 
   def _begin(self):
     def begin(hyper):
@@ -291,7 +295,7 @@ class _Training:
     return self._placed(_in_batches(rows, batch)), int(rows.end.sum())
 
   def _placed(self, tree: Any) -> Any:
-    return jax.device_put(tree, sharding.replicated(self._runtime.mesh))
+    return sharding.place(tree, sharding.replicated(self._runtime.mesh))
 
 
 def _in_batches(rows: Rows, batch: int) -> Rows:

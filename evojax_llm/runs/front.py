@@ -24,13 +24,13 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 
 from evojax_llm import lookup
 from evojax_llm.fitness import further
 from evojax_llm.fitness import objectives
 from evojax_llm.operators import pareto
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
 from evojax_llm.runs import plots
@@ -92,7 +92,7 @@ class Goals:
     return dict(zip(self.names, point, strict=True))
 
   def _reference(self, state):
-    worst = np.asarray(jax.device_get(state.strategy.reference))
+    worst = np.asarray(sharding.to_host(state.strategy.reference))
     return np.where(self.shares, np.float32(0.0), worst)
 
   def monitors(self, state: Any) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def find(state: run_state.RunState, prepared: Any) -> Front:
   kept = objectives.front(scores, goals.maximise)
   ids, fitness = (
     np.asarray(x)[kept]
-    for x in jax.device_get((state.strategy.ids, state.strategy.fitness))
+    for x in sharding.to_host((state.strategy.ids, state.strategy.fitness))
   )
   population, scores = stack.take(state.strategy.population, kept), scores[kept]
   if prepared.config.resample or prepared.estimate:
@@ -347,7 +347,7 @@ def of_members(goals: Goals, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def _scores(state: Any, maximise: np.ndarray) -> np.ndarray:
   """Scores (P, K + E) of those that are alive, NaN where one failed."""
-  tasks, fitness = jax.device_get(
+  tasks, fitness = sharding.to_host(
     (state.strategy.tasks, state.strategy.fitness)
   )
   known = np.where(np.isfinite(fitness)[:, None], tasks, np.float32('nan'))

@@ -38,18 +38,25 @@ def check_population(prepared: Any) -> None:
   """Refuses a population that is too large; see `Evaluator`."""
   strategy, space = prepared.strategy, prepared.setup.space
   members = max(strategy.capacity, strategy.num_proposals)
+  if strategy.shares_centre:  # Of an ask, the genome is there once.
+    stack.check_size(members, MemoryPlanError)
+    members = strategy.capacity
   if prepared.host is None:
     prepared.evaluator.check_population(space, members)
+
+
+def proposed_by(strategy: Any, state: Any, params: Any) -> Any:
+  """Returns shapes of the members of an ask, of those of a search's state."""
+  return jax.eval_shape(
+    lambda state: strategy.ask(jax.random.key(0), state, params)[0], state
+  )
 
 
 def _plan(prepared: Any) -> Any:
   """Plans the memory of a run, for the longest prompts that it will read."""
   evaluator, setup = prepared.evaluator, prepared.setup
   strategy, abstract = prepared.strategy, prepared.abstract
-  proposed = jax.eval_shape(
-    lambda state: strategy.ask(jax.random.key(0), state, prepared.params)[0],
-    abstract.strategy,
-  )
+  proposed = proposed_by(strategy, abstract.strategy, prepared.params)
   genomes = groups.num_bytes(abstract) + groups.num_bytes(proposed)
   if prepared.host is not None:
     host_memory.check(genomes, prepared.host)

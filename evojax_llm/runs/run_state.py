@@ -16,6 +16,7 @@ import numpy as np
 
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
 
@@ -45,7 +46,7 @@ class Member:
 def best_of(state: RunState, maximise: Sequence[bool] | None = None) -> Member:
   """Returns the best member of all time; `maximise` as in `evolve`."""
   memory = state.strategy.memory
-  known = jax.device_get(memory.replace(best=None, worst=None, personal=None))
+  known = sharding.to_host(memory.replace(best=None, worst=None, personal=None))
   return Member(
     genome=memory.best,
     id=int(known.best_id),
@@ -159,7 +160,7 @@ def best_members(
   ranked = sorted(held, key=lambda id_: (id_ != chosen, -held[id_][0], id_))
   ranked = ranked[:count]
   genomes = [
-    jax.tree.map(lambda leaf, row=row: leaf[row], population)
+    stack.pick(population, row)
     for population, row in (held[member][1] for member in ranked)
   ]
   fitness = np.asarray([held[member][0] for member in ranked], np.float32)

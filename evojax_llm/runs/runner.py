@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import base_and_adapters
 from evojax_llm.runs import baselines as baselines_lib
@@ -68,7 +70,8 @@ def opened(
   Raises:
     UserError: the folder is in use or of another run.
   """
-  with errors.as_user_error(OSError, what=f'run folder {workdir}'):
+  what = f'The run folder {workdir} cannot be made'
+  with errors.as_user_error(OSError, what=what):
     folder = record.RunFolder(
       workdir,
       prepared.config.to_dict(),
@@ -213,7 +216,7 @@ class _Run:
     for state, done in rounds:
       if not done.number:
         self.look_for_signal()
-      monitors = jax.device_get(prepared.strategy.monitors(state.strategy))
+      monitors = sharding.to_host(prepared.strategy.monitors(state.strategy))
       if prepared.strategy.ends_in_front:
         monitors |= goals.monitors(state)
       # Records first: a checkpoint stands for the lines up to its own.
@@ -293,9 +296,8 @@ class _Run:
     self.bar.begin(len(members))
     space, racing = self.prepared.setup.space, self.prepared.racing
     self.recipes = []
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
-    if numbers <= _FEW_NUMBERS * stack.size(population):
-      host = jax.device_get(population)
+    if _numbers(population) <= _FEW_NUMBERS:
+      host = sharding.to_host(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
     asked, update = (space, population, members), self.bar.update
     names = self.drawn.models(space, population)
@@ -325,6 +327,11 @@ class _Run:
       fitness = self.scored.fitness - penalties[np.asarray(members)]
       self.scored = dataclasses.replace(self.scored, fitness=fitness)
     return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
+
+
+def _numbers(population: Any) -> int:
+  """How many numbers a genome of a population has."""
+  return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(population))
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

@@ -12,10 +12,12 @@ from typing import Any
 from typing import NamedTuple
 
 from absl import logging
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm import files as files_lib
+from evojax_llm.engine import plan
 from evojax_llm.engine.gradient_member import Settings
 from evojax_llm.fitness import estimates
 from evojax_llm.fitness import intervals
@@ -25,6 +27,7 @@ from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
 from evojax_llm.runs import host_memory
@@ -35,6 +38,8 @@ from evojax_llm.tasks import task_files as tasks_lib
 from evojax_llm.tasks.scorers.registry import scorer_of
 
 _GIB = 1 << 30
+# Of a device's memory, what the base may take before it is cut.
+_BASE_SHARE = 0.7
 # Below this many items one standard error is over 5.5 points.
 _FEW_ITEMS = 80
 # Of a fine-tuned adapter, where the experts are no adapters.
@@ -185,10 +190,42 @@ def memory_budget(config: RunConfig) -> int | None:
   return None if budget is None else int(budget * _GIB)
 
 
+def model_devices(
+  config: RunConfig, space: Space, devices: Sequence[jax.Device] | None = None
+) -> int:
+  """Returns how many devices hold the base together.
+
+  What the configuration says, or the fewest on which it leaves a part of their
+  memory free.
+  """
+  if config.execution.model_devices:
+    return config.execution.model_devices
+  devices = jax.devices() if devices is None else devices
+  model = space.model()
+  budget = memory_budget(config) or plan.device_budget(devices[0])
+
+  def takes(count):
+    mesh = sharding.population_mesh(devices, count)
+    return sharding.bytes_per_device(
+      jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=where
+        ),
+        model.params,
+        sharding.model_shardings(mesh, model.params, model.config.key_heads),
+      )
+    )
+
+  counts = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+  fit = [count for count in counts if takes(count) < _BASE_SHARE * budget]
+  return (fit or [1])[0]
+
+
 def _evaluator(config: RunConfig, setup: Setup) -> Any:
   execution = dataclasses.asdict(config.execution)
   del execution['memory_budget_gib']
   devices = host_memory.engine_devices(execution.pop('population'))
+  execution['model_devices'] = model_devices(config, setup.space, devices)
   execution['dtype'] = jnp.dtype(execution['dtype'])
   with errors.as_user_error(ValueError, TypeError, what='config'):
     return Evaluator(

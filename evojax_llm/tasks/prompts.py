@@ -19,10 +19,12 @@ begin the model's turn.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from absl import logging
 
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.image_tokens import ImageReader
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
@@ -139,6 +141,12 @@ def _parted(texts: Sequence[str], prompt: str) -> list[str]:
   return [text if close else f' {text}' for text in texts]
 
 
+def reader(task: Task, item: Item, tokenizer: Tokenizer) -> Any:
+  """Returns what encodes texts about an item: its images have their places."""
+  images = [image for shown in (*task.shots, item) for image in shown.images]
+  return ImageReader(tokenizer, images) if images else tokenizer
+
+
 def encode_passes(
   task: Task,
   item: Item,
@@ -155,7 +163,7 @@ def encode_passes(
   Raises:
     TaskError: a continuation alone does not fit in `max_length`.
   """
-  scorer = scorer_of(task)
+  scorer, tokenizer = scorer_of(task), reader(task, item, tokenizer)
   if scorer.rolls and not item.question:
     return [
       _fitted(task, item, prompt, [window], 0)
@@ -245,6 +253,12 @@ def _fitted(
         'max_new_tokens in the task\'s "format".'
       )
     prompt, truncated = truncate(prompt, room, bos_id)
+    if truncated and any(i.images for i in (*task.shots, item)):
+      raise TaskError(
+        f'{where}: a prompt with images has {len(prompt) + truncated} tokens, '
+        f'{longest} more follow, and there is room for {max_length}; images '
+        'are not cut. Raise the length limit, or show fewer.'
+      )
   return EncodedItem(
     item=item,
     prompt=tuple(prompt),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 import itertools
+import os
 import string
 import sys
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from absl import logging
 
 from evojax_llm.files import is_text
+from evojax_llm.models.image_tokens import MARK
+from evojax_llm.models.images import Image
+from evojax_llm.models.images import ImageError
 from evojax_llm.tasks.scorers.base import Scorer
 from evojax_llm.tasks.tables import Unread
 from evojax_llm.tasks.task import Item
@@ -168,8 +172,45 @@ def _answers(row: Mapping[str, Any], where: str, scorer: Any) -> list[str]:
   return texts
 
 
+def _images(
+  row: Mapping[str, Any], folder: str, where: str
+) -> tuple[Image, ...]:
+  """Returns the images that a row names, beside its file."""
+  names = [name for name in ('image', 'images') if row.get(name) is not None]
+  if not names:
+    return ()
+  value = row[names[0]]
+  listed = value if isinstance(value, list) else [value]
+  right = listed and all(isinstance(path, str) and path for path in listed)
+  if len(names) > 1 or not right or (names[0] == 'image' and listed is value):
+    given = ', '.join(f'{name}: {shown(row[name])}' for name in names)
+    raise TaskError(
+      f"{where}: expected a file name as 'image', or a list of them as "
+      f"'images', got {given}."
+    )
+  found = []
+  for path in listed:
+    try:
+      path = os.path.join(folder, os.path.expanduser(path))
+      found.append(Image.from_file(path))
+    except ImageError as error:
+      raise TaskError(f"{where}, field '{names[0]}': {error}") from error
+  return tuple(found)
+
+
+def _marked(question: str, images: Sequence[Image], where: str) -> str:
+  """Returns a question with the place of each image; in front by default."""
+  marks = question.count(MARK)
+  if images and marks not in (0, len(images)):
+    raise TaskError(
+      f'{where}: {len(images)} images, and the question has {MARK} {marks} '
+      'times; expected one for each, or none for images in front.'
+    )
+  return question if marks else MARK * len(images) + question
+
+
 def _item(
-  row: Any, index: int, where: str, scorer: Any, id_is_key: bool
+  row: Any, index: int, where: str, scorer: Any, id_is_key: bool, folder: str
 ) -> Item:
   if isinstance(row, Unread):
     raise TaskError(row.message)
@@ -180,6 +221,8 @@ def _item(
   question = ''
   if scorer.question or any(name in row for name in _QUESTIONS):
     question = _field(row, _QUESTIONS, where)
+  images = _images(row, folder, where)
+  question = _marked(question, images, where)
   answer, *also = _answers(row, where, scorer)
   choices = None
   if row.get('choices') is not None:
@@ -198,6 +241,8 @@ def _item(
       advice = f" Write its key, '{meant[0]}'." if meant else ''
       if not meant and answer.isdecimal():
         advice = ' Only a list of options takes an index, from 0.'
+        if isinstance(row['choices'], list):
+          advice = f' As an index, from 0, it is {len(choices) - 1} at most.'
       raise TaskError(
         f"{where}, field 'answer': expected one of the keys "
         f'{", ".join(key for key, _ in choices[:20])}, got {shown(answer)}.'
@@ -209,7 +254,7 @@ def _item(
       f"{where}, field 'id': expected text or a number, got {shown(name)}."
     )
   name = str(index) if name is None else str(name)
-  return Item(name, question, answer, choices, tuple(also))
+  return Item(name, question, answer, choices, tuple(also), images)
 
 
 def _unique_ids(items: list[Item], where: str) -> tuple[Item, ...]:
@@ -292,11 +337,11 @@ def read_items(
     isinstance(row, Mapping) and row.get('answer') == 'id' for row in rows
   )
   items: list[Item] = []
-  bad = []
+  bad, folder = [], os.path.dirname(os.path.expanduser(path))
   for index, row in enumerate(rows):
     place = f'{where} row {index}'
     try:
-      item = _item(row, index, place, scorer, id_is_key)
+      item = _item(row, index, place, scorer, id_is_key, folder)
       if items and (item.choices is None) != (items[0].choices is None):
         has = 'no' if item.choices is None else 'a'
         raise TaskError(

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from evojax_llm import lookup
+from evojax_llm.models.images import Image
 from evojax_llm.options import option
 
 SPLITS = ('dev', 'test')
@@ -79,6 +80,7 @@ class Item:
       '' where a kind needs none, such as a judge.
     choices: ((key, text), ...) in file order, or None.
     also: other gold answers, of which any is as good as the first.
+    images: those that the marks in the question stand for, in their order.
   """
 
   id: str
@@ -86,6 +88,8 @@ class Item:
   answer: str
   choices: tuple[tuple[str, str], ...] | None = None
   also: tuple[str, ...] = ()
+  # Not in what it is shown as, which tells items without images apart.
+  images: tuple[Image, ...] = dataclasses.field(default=(), repr=False)
 
   @property
   def golds(self) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ class Item:
 
   @property
   def identity(self) -> tuple[str, tuple[str, ...]]:
-    """What makes two items the same: the question and its options' texts.
+    """What makes two items the same: question, images and options' texts.
 
     Order and keys of the options do not count, nor does the gold answer: a
     shuffled copy is the same item. Items with one question and other options
@@ -103,7 +107,8 @@ class Item:
     """
     texts = [normalise(text) for _, text in self.choices or ()]
     text = self.question if self.question.strip() else self.answer
-    return normalise(text), tuple(sorted(texts))
+    text = '\0'.join([normalise(text), *(i.digest for i in self.images)])
+    return text, tuple(sorted(texts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +193,9 @@ class Task:
       if field.name not in ('source', 'scorer', 'left_out')
     ]
     digest = hashlib.sha256(repr(fields).encode())
+    for item in (*self.dev, *self.test, *self.shots):
+      for image in item.images:
+        digest.update(f'{item.id}\0{image.digest}\0'.encode())
     for path in (self.source, self.kind.rpartition(':')[0]):
       if path.endswith('.py'):
         digest.update(pathlib.Path(os.path.expanduser(path)).read_bytes())

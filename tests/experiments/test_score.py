@@ -296,7 +296,7 @@ def test_a_mistake_answers_without_jax_from_a_clone(tmp_path):
     env={**os.environ, 'JAX_PLATFORMS': 'no_such_platform'},
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=600,
   )
   assert done.returncode == 1 and 'Traceback' not in done.stderr
   assert 'absent.json' in done.stderr.splitlines()[-1]

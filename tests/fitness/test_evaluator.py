@@ -60,7 +60,7 @@ def one_by_one(config, params, member, evaluator):
     positions[0] = np.where(np.arange(32) < len(ids), np.arange(32), -1)
     return np.asarray(apply(tokens, positions))[0, : len(ids)]
 
-  choice, exact = evaluator._encoded('dev', 128)
+  (choice, exact), _ = evaluator._encoded('dev', 128)
   values, texts = [], []
   for item in choice:
     per_option = []
@@ -224,7 +224,7 @@ def test_long_answers_are_told_of_and_are_the_same(
 def test_tokens_are_counted(space, population, tasks):
   evaluator = make(tasks)
   evaluator.evaluate(space, population, [1, 2])
-  choice, exact = evaluator._encoded('dev', 128)
+  (choice, exact), _ = evaluator._encoded('dev', 128)
   exact = sum(len(e.prompt) for e in exact)
   # Prompts are read once, and what all of them begin with once a row.
   pairs = [[(e.prompt, option) for option in e.options] for e in choice]

@@ -92,7 +92,7 @@ def test_mutated_files(name, folder, tmp_path):
   for _ in range(_FILES[name]):
     data = _mutated(good, rng)
     file.write_bytes(data)
-    start = time.monotonic()
+    start = time.process_time()
     try:
       if name.startswith('adapter'):
         load_adapters([copy / 'adapter'], config)
@@ -103,7 +103,7 @@ def test_mutated_files(name, folder, tmp_path):
       message = str(error)
       message.encode()
       assert str(copy) in message and len(message) < 2000, message
-    assert time.monotonic() - start < 10, data
+    assert time.process_time() - start < 10, data
     known[file] = data
     for path, before in known.items():
       assert path.read_bytes() == before, path

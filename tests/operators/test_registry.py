@@ -174,7 +174,7 @@ def test_members_over_devices_are_a_loop(case):
   together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
   assert_close(made(case), together, facts.tolerance(case.operator))
   for leaf in jax.tree.leaves(made(case)):
-    assert leaf.sharding.spec[0] == sharding.POP
+    assert leaf.sharding.spec[0] == sharding.POPULATION
 
 
 @over(MAKERS)

@@ -81,13 +81,13 @@ def test_mutated_records(finished, tmp_path, capsys, name):
   for _ in range(150):
     data = _mutated(good, rng)
     (folder / name).write_bytes(data)
-    start = time.monotonic()
+    start = time.process_time()
     try:
       _READERS[name](folder)
     except (errors.UserError, ModelError, FileError) as error:
       refused += 1
       assert len(str(error)) < 3000
-    assert time.monotonic() - start < 10, data
+    assert time.process_time() - start < 10, data
     assert (folder / name).read_bytes() == data
     capsys.readouterr()
   assert refused > 15 or name == 'members.jsonl'

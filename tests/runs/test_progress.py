@@ -13,6 +13,7 @@ from tests.terminal import terminal
 
 
 def test_compilation_is_taken_out_of_the_phase_that_caused_it():
+  start = time.monotonic()
   with progress.Stopwatch() as watch:
     with watch.phase('score'):
       # Never compiled before: the constant is in the program.
@@ -20,8 +21,8 @@ def test_compilation_is_taken_out_of_the_phase_that_caused_it():
       jax.jit(lambda x: jnp.sin(x) @ x * constant)(jnp.ones((8, 8)))
       time.sleep(0.05)
     seconds = watch.take()
-  assert seconds['compile'] > 0
-  assert 0.05 <= seconds['score'] < 0.05 + 2
+  assert seconds['compile'] > 0 and seconds['score'] >= 0.05
+  assert sum(seconds.values()) <= time.monotonic() - start + 0.01
   assert watch.take() == {'compile': 0.0}
 
 

@@ -189,7 +189,7 @@ def test_sharded_is_unsharded():
   one = problems.last(whole, problems.start(whole), 5)
   two = problems.last(split, problems.start(split), 5)
   leaf = jax.tree.leaves(two.population)[0]
-  assert leaf.sharding.spec[0] == sharding.POP
+  assert leaf.sharding.spec[0] == sharding.POPULATION
   np.testing.assert_array_equal(one.ids, two.ids)
   for field in dataclasses.fields(one):
     jax.tree.map(

@@ -210,7 +210,7 @@ def test_sharded_is_unsharded():
   found = [[*play(s, start(s), 3)] for s in (make('no split'), apart)]
   compiled, spread = (rounds[-1][-1] for rounds in found)
   leaf = jax.tree.leaves(spread.population)[0]
-  assert leaf.sharding.spec[0] == sharding.POP
+  assert leaf.sharding.spec[0] == sharding.POPULATION
   np.testing.assert_array_equal(compiled.ids, spread.ids)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),

@@ -128,7 +128,7 @@ def test_mutations_end_in_one_error_or_are_read(tmp_path, name):
     packed = number % 10 == 0
     path = tmp_path / (f'{name}.gz' if packed else name)
     path.write_bytes(gzip.compress(data) if packed else data)
-    before, start = path.read_bytes(), time.monotonic()
+    before, start = path.read_bytes(), time.process_time()
     rules = Rules(skip_bad_rows=number % 2 == 0, drop_overlap=number % 3 == 0)
     try:
       task = load_task(path, rules)
@@ -145,7 +145,7 @@ def test_mutations_end_in_one_error_or_are_read(tmp_path, name):
       str(error).encode()
     except Exception as error:
       raise AssertionError(f'mutation {number}: {data!r}') from error
-    assert time.monotonic() - start < 10, data
+    assert time.process_time() - start < 10, data
     assert path.read_bytes() == before
     path.unlink()
   assert read > 10, 'next to nothing is read: the seed is not a task'

@@ -25,6 +25,7 @@ from evojax_llm.operators.merges import lift
 from evojax_llm.options import option
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.strategies import base
 from evojax_llm.strategies.evomerge import curves
@@ -212,7 +213,7 @@ class EvoMerge(base.Strategy):
     known = state.mutated, state.forced, state.curves, state.proposal.operator
     rows = []
     for mutated, forced, drawn, operator in zip(
-      *jax.device_get(known), strict=True
+      *sharding.to_host(known), strict=True
     ):
       note = {}
       if operator >= 0 and not OPERATORS[operator] == 'mutation':

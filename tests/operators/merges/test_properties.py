@@ -182,7 +182,7 @@ def assert_like(made, like):
 def test_keeps_shapes_types_and_sharding(merge):
   assert_like(children(merge), population(P))
   for leaf in jax.tree.leaves(children(merge)):
-    assert leaf.sharding.spec[0] == sharding.POP
+    assert leaf.sharding.spec[0] == sharding.POPULATION
 
 
 @merges

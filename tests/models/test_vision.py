@@ -1,0 +1,161 @@
+"""Images against transformers: soft tokens, likelihoods and answers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.genomes.space import make_space
+from evojax_llm.models import hub
+from evojax_llm.models import images
+from evojax_llm.models import vision
+from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.population import stack
+from evojax_llm.tasks import task_files
+from tests import multimodal
+
+torch = pytest.importorskip('torch')
+
+OPTIONS = ['red', 'blue thing']
+ROWS = [
+  {'id': 'one', 'image': 'a.png', 'question': 'what is it'},
+  {
+    'id': 'two',
+    'images': ['a.png', 'b.jpg'],
+    'question': 'see <start_of_image> or <start_of_image> then',
+  },
+  {'id': 'other', 'image': 'b.jpg', 'question': 'what is it'},
+  {'id': 'text', 'question': 'what is it'},
+  {'id': 'again', 'images': ['a.png', 'a.png'], 'question': 'alike'},
+]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A folder with a model, images, and tasks on them."""
+  root = tmp_path_factory.mktemp('images')
+  multimodal.write_model(root / 'model')
+  multimodal.write_image(root / 'a.png', 1)
+  multimodal.write_image(root / 'b.jpg', 2, (17, 40))
+  choice = [{**row, 'choices': OPTIONS, 'answer': 'A'} for row in ROWS]
+  text = [{**row, 'answer': 'red'} for row in ROWS]
+  for name, rows, options in (
+    ('choice', choice, {'choice': 'text'}),
+    ('text', text, {'max_new_tokens': 8}),
+  ):
+    task = {'name': name, 'dev': rows, 'format': options}
+    (root / f'{name}.json').write_text(json.dumps(task))
+  return root
+
+
+@pytest.fixture(scope='module')
+def oracle(folder):
+  """The model and its processor in transformers."""
+  import transformers
+
+  model = transformers.Gemma3ForConditionalGeneration.from_pretrained(
+    folder / 'model', attn_implementation='eager'
+  ).eval()
+  return model, transformers.AutoProcessor.from_pretrained(folder / 'model')
+
+
+def _inputs(processor, folder, row, more=''):
+  from PIL import Image
+
+  names = row.get('images') or [row[k] for k in row if k == 'image']
+  pictures = [Image.open(folder / name) for name in names]
+  text = row['question'] + more
+  if pictures and '<start_of_image>' not in text:
+    text = '<start_of_image>' * len(pictures) + text
+  return processor(
+    text=text, images=[pictures] if pictures else None, return_tensors='pt'
+  )
+
+
+def test_soft_tokens(folder, oracle):
+  model, processor = oracle
+  config, how = vision.load_vision_config(folder / 'model')
+  params = vision.load_vision(folder / 'model', config)
+  found = [images.Image.from_file(folder / n) for n in ('a.png', 'b.jpg')]
+  pixels = np.stack([images.pixels(image, how) for image in found])
+  given = _inputs(processor, folder, ROWS[1])
+  np.testing.assert_allclose(
+    pixels, given['pixel_values'].numpy().transpose(0, 2, 3, 1), atol=1e-6
+  )
+  soft = vision.Vision(config).apply({'params': params}, pixels)
+  with torch.no_grad():
+    expected = model.model.get_image_features(given['pixel_values'])
+  expected = expected.pooler_output.numpy()
+  assert np.abs(expected[0] - expected[1]).max() > 0.1
+  np.testing.assert_allclose(soft, expected, atol=2e-5)
+
+
+def _evaluate(folder, model, space, population):
+  tasks = task_files.load_tasks([folder / 'choice.json', folder / 'text.json'])
+  evaluator = Evaluator(Tokenizer.from_folder(model), tasks)
+  return evaluator.evaluate(space, population).tasks
+
+
+def _check(scores, model, processor, folder):
+  choice, text = scores
+  for i, row in enumerate(ROWS):
+    asked = {**row, 'question': f'Question: {row["question"]}\nAnswer:'}
+    if '<start_of_image>' not in row['question']:
+      marks = '<start_of_image>' * (
+        len(row.get('images', ())) or int('image' in row)
+      )
+      asked['question'] = f'Question: {marks}{row["question"]}\nAnswer:'
+    for key, option in zip('AB', OPTIONS, strict=True):
+      start = _inputs(processor, folder, asked)['input_ids'].shape[1]
+      given = _inputs(processor, folder, asked, f' {option}')
+      with torch.no_grad():
+        logits = model(**given).logits[0].log_softmax(-1)
+      ids = given['input_ids'][0]
+      expected = sum(logits[t - 1, ids[t]] for t in range(start, len(ids)))
+      np.testing.assert_allclose(
+        choice.loglikelihoods[0][i][key], expected, atol=2e-4
+      )
+    given = _inputs(processor, folder, row)
+    out = model.generate(**given, do_sample=False, max_new_tokens=8)
+    out = out[0, given['input_ids'].shape[1] :]
+    said = processor.tokenizer.decode(out, skip_special_tokens=True)
+    assert text.predictions[0][i] == said
+
+
+def test_answers(folder, oracle):
+  space = make_space('weights', folder / 'model')
+  scores = _evaluate(
+    folder, folder / 'model', space, stack.stack([space.base()])
+  )
+  _check(scores, *oracle, folder)
+
+
+def test_exports_answer_as_here(folder, oracle, tmp_path):
+  """The language side evolves; the vision side is written through."""
+  import transformers
+
+  model = folder / 'model'
+  config, params = hub.load_checkpoint(model)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: x * rng.uniform(0.7, 1.3, x.shape).astype(x.dtype),
+    jax.device_get(params),
+  )
+  out = hub.save_checkpoint(tmp_path / 'out', params, config, model)
+  given, written = (
+    load_file(where / 'model.safetensors') for where in (model, out)
+  )
+  assert given.keys() == written.keys()
+  for name, tensor in given.items():
+    same = np.array_equal(tensor, written[name])
+    assert same == (not name.startswith('language_model')), name
+  changed, info = transformers.Gemma3ForConditionalGeneration.from_pretrained(
+    out, attn_implementation='eager', output_loading_info=True
+  )
+  assert not info['missing_keys'] and not info['unexpected_keys']
+  space = make_space('weights', out)
+  scores = _evaluate(folder, out, space, stack.stack([space.base()]))
+  _check(scores, changed.eval(), oracle[1], folder)
