@@ -175,6 +175,8 @@ def _parse(argv: Sequence[str]) -> None:
     missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
     if not missing:
       said = ' '.join(str(error).split()).rstrip('.')
+      said = re.sub(r'invalid literal for int.*?:', 'no whole number:', said)
+      said = said.replace('could not convert string to float:', 'no number:')
       raise UserError(f'{said}. See --help.') from error
     said = f'--{missing[1]} is missing: {known[missing[1]].help}'
     raise UserError(f'{said} See --help.') from error

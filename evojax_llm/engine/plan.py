@@ -76,6 +76,7 @@ class Plan:
     walk: how a step of decoding goes through the layers: 'scan', over stacks,
       or 'unrolled', over separate layers (see `decode_step`).
     attention: of such a step, an implementation of `decode_attention`.
+    dtype: of activations and cache.
   """
 
   form: str
@@ -98,6 +99,7 @@ class Plan:
   attention_doubles_at: int = ATTENTION_DOUBLES_AT
   walk: str = 'scan'
   attention: str = 'plain'
+  dtype: str = 'float32'
 
   def row_bytes(self, length: int) -> int:
     """Bytes that one prompt of one member takes while it is read."""
@@ -349,6 +351,7 @@ def make_plan(
     on_host=on_host,
     attention_doubles_at=_attention_doubles_at(config, device.platform),
     attention=attention or ('pallas' if device.platform == 'gpu' else 'plain'),
+    dtype=jnp.dtype(dtype).name,
   )
   resident = base_bytes + (0 if on_host else population_bytes)
 

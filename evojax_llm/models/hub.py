@@ -102,6 +102,7 @@ def load_checkpoint(
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
+  into: dict[str, Any] | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Loads configuration and parameters of a model folder.
 
@@ -113,6 +114,8 @@ def load_checkpoint(
       beside what `place` returns.
     head: whether the folder may be that of a classification model, whose head
       is left out; `classifier.load_classifier` reads both.
+    into: parameter tree of numpy arrays that the leaves are read into, cast to
+      their types, so that no second copy is made of what is gathered.
 
   Returns:
     The configuration and the parameter tree.
@@ -123,7 +126,7 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
-  return config, load_params(folder, config, dtype, place, head)
+  return config, load_params(folder, config, dtype, place, head, into)
 
 
 def load_params(
@@ -132,6 +135,7 @@ def load_params(
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
+  into: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Loads the parameters of a configuration; see `load_checkpoint`."""
   params: dict[str, Any] = {}
@@ -143,7 +147,7 @@ def load_params(
 
     def read(leaf: names.Leaf) -> Callable[[], np.ndarray]:
       stored = [files.stored[n] for n in leaf.names(config.num_layers)]
-      return read_leaf(files, leaf, stored, dtype, pool)
+      return read_leaf(files, leaf, stored, dtype, pool, get(into, leaf.path))
 
     def finish(leaf: names.Leaf, wait: Callable[[], np.ndarray]) -> None:
       array = wait()

@@ -20,6 +20,7 @@ from evojax_llm.models.folders import TensorFiles
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import listing
 from evojax_llm.models.folders import write_json
+from evojax_llm.models.safetensors_files import aligned
 
 
 class ModelFiles(TensorFiles):
@@ -112,8 +113,11 @@ def read_leaf(
   stored: list[str],
   dtype: Any,
   pool: futures.Executor,
+  out: np.ndarray | None = None,
 ) -> Callable[[], np.ndarray]:
   """Begins to read one leaf, cast and stacked on L, in the threads of a pool.
+
+  It is read into `out` where that is given, whatever the `dtype`.
 
   Returns:
     What waits for the leaf and returns it.
@@ -122,7 +126,8 @@ def read_leaf(
     kinds = {files.dtype(name) for name in stored}
     # Layers share an array; where their types differ, f32 holds all of them.
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
-  out = np.empty(leaf.leaf_shape(len(stored)), dtype)
+  if out is None:
+    out = aligned(leaf.leaf_shape(len(stored)), dtype)
   layers = out if leaf.stacked else out[None]
 
   def read(name: str, layer: np.ndarray, start: int, part: Callable) -> None:

@@ -193,15 +193,19 @@ class _Training:
     self._runtime = runtime = prepared.evaluator.runtime
     self._learner = learner
     pad_id = prepared.evaluator.tokenizer.pad_id
+    found = prepared.evaluator.image_tables.take([rows, held])
+    (rows, held), soft = found
     both = gradient_rows.pack([*rows, *held], pad_id)
     space = prepared.setup.experts
     self._params = runtime.params(space)
+    if soft is not None:
+      self._params = {**self._params, 'soft_tokens': soft}
     plan = gradient_plan.make_plan(
       learner,
       runtime,
       LowRank({}),
       both,
-      fixed=groups.num_bytes(space.model().params),
+      fixed=groups.num_bytes((space.model().params, soft)),
       members=1,
       budget=setup_lib.memory_budget(prepared.config),
     )

@@ -358,6 +358,11 @@ def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
     CheckpointError: there is none, or it is damaged.
   """
   kept = read_json(run / 'config.json')
+  if isinstance(kept, dict) and not {'config', 'inputs'} & kept.keys():
+    raise CheckpointError(
+      f'{run / "config.json"} is not that of a run; expected a folder that a '
+      'run has made.'
+    )
   with damaged(run / 'config.json', 'Begin again in a new workdir.'):
     halves = [kept['config'], kept['inputs'], kept.get('files', {})]
     if not all(isinstance(half, dict) for half in halves):
