@@ -13,6 +13,7 @@ from evojax_llm.engine.batches import ATTENTION_DOUBLES_AT
 from evojax_llm.engine.batches import BATCHES_PER_CALL
 from evojax_llm.models.cache import bytes_per_token
 from evojax_llm.models.config import ModelConfig
+from evojax_llm.population import hosts
 from evojax_llm.population import stack
 
 # Tokens of one program call: enough to keep the matrix units busy, few enough
@@ -165,8 +166,15 @@ class Plan:
 def device_budget(device: jax.Device) -> int:
   """Bytes that may be used on a device: four fifths of what it has.
 
-  A CPU is asked for the memory that is free now; without an answer, 4 GiB.
+  A CPU is asked for the memory that is free now; without an answer, 4 GiB. Of
+  several hosts the first is asked.
   """
+  return hosts.agreed(_budget_here(device if hosts.is_first() else None))
+
+
+def _budget_here(device: jax.Device | None) -> int:
+  if device is None:  # The first host answers.
+    return 0
   stats = None
   if device.platform != 'cpu':
     stats = device.memory_stats()
@@ -175,7 +183,7 @@ def device_budget(device: jax.Device) -> int:
   try:
     pages, size = os.sysconf('SC_AVPHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
     # CPU devices are parts of one machine and share its memory.
-    return int(_SHARE_OF_MEMORY * pages * size / device.client.device_count())
+    return int(_SHARE_OF_MEMORY * pages * size / jax.local_device_count())
   except (ValueError, OSError):
     return 4 << 30
 
