@@ -239,7 +239,7 @@ def _is_int8(params: Any) -> bool:
 def _measured(arranged: _Arranged) -> dict[str, Any]:
   """Returns what the engine's programs take: work, cache, layers apart."""
   config, plan = arranged.space.config, arranged.plan
-  if plan.walk == 'scan':
+  if plan.walk == 'scan' or config.stacks:
     return _at_depth(arranged, config.num_layers)
   # Programs of separate layers grow with them; scanned ones do not.
   few, more = (_at_depth(arranged, depth) for depth in _DEPTHS)
@@ -261,7 +261,8 @@ def _at_depth(arranged: _Arranged, depth: int) -> dict[str, Any]:
   whole = space.config.num_layers
 
   def cut(path, leaf):
-    stacked = any(getattr(key, 'key', None) == 'layers' for key in path)
+    layered = any(getattr(key, 'key', None) == 'layers' for key in path)
+    stacked = layered and not config.stacks
     shape = (depth, *leaf.shape[1:]) if stacked else leaf.shape
     assert not stacked or leaf.shape[0] == whole
     # A CPU's compiler keeps copies of what is bfloat16 in f32, which others

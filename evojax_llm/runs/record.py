@@ -33,6 +33,7 @@ import numpy as np
 
 from evojax_llm import files as files_lib
 from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.population import hosts
 from evojax_llm.runs import differences
 from evojax_llm.runs import errors
 from evojax_llm.runs.checkpoint import Checkpoints
@@ -98,7 +99,7 @@ class RunFolder:
     except BaseException:
       self._lock.release()
       raise
-    self.checkpoints = Checkpoints(self.path / 'checkpoints')
+    self.checkpoints = Checkpoints(hosts.shared(self.path / 'checkpoints'))
     self.metrics = JsonLines(
       self.path / 'metrics.jsonl',
       ('scored', 'failed', 'tokens', 'seconds', 'best_fitness', 'mean_fitness'),
