@@ -29,7 +29,9 @@ _PICK_ITEMS = 20
 def get_config(name: str = 'randopt') -> config_dict.ConfigDict:
   """Returns a preset; see `presets.of_preset` for changes of it."""
   config = presets.of_preset(name, PRESETS)
-  config.space, config.ensemble.size = 'seeded', _KEEP
+  config.space = 'seeded'
+  # Ranked and voting on the same few items, one would seem to be enough.
+  config.ensemble.size, config.ensemble.fixed = _KEEP, True
   if name.startswith('corp'):
     config.pick_items = _PICK_ITEMS
   return config
