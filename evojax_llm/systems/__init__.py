@@ -21,7 +21,7 @@ from evojax_llm.runs.run_config import RunConfig
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
 _NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm', 'sakana')
-_NAMES += ('evomerge', 'm2n2', 'pareto')
+_NAMES += ('evomerge', 'm2n2', 'pareto', 'randopt')
 
 
 @functools.cache
@@ -102,5 +102,8 @@ def _of_run(name: str) -> config_dict.ConfigDict:
   """The configuration that a run has left in its folder."""
   read = files.read_object(pathlib.Path(os.path.expanduser(name)), UserError)
   if not isinstance(read.get('config'), dict):
-    raise UserError(f'{name} is not the config.json of a run.')
+    raise UserError(
+      f'{name} is not the config.json of a run. Name a new folder, or one that '
+      'a run has made.'
+    )
   return RunConfig.from_config(read['config']).to_config()

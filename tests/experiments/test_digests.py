@@ -42,6 +42,8 @@ CHOSEN = {
   'pso_merging': ('pso_merging',),
   'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
   'lorahub': ('lorahub',),
+  'low_rank_es': ('low_rank_es',),
+  'randopt': (),
   'evogm': ('evogm',),
   'm2n2': ('m2n2',),
   'pareto': ('nsga2',),
