@@ -47,6 +47,7 @@ from evojax_llm.runs.run_config import RunConfig
 
 settings.define()
 flags.DEFINE_string('workdir', None, 'Run folder, new or to go on with.')
+command.define_hosts()
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Say what it takes of memory, and end.'
 )
@@ -72,13 +73,18 @@ def main(_: Sequence[str]) -> int | None:
   searches = stages.split(config)
   largest = max(one.config.strategy.population for one in searches)
   command.use_cores(files.model, largest)
+  with command.joined():
+    return _run(config, files)
 
+
+def _run(config: RunConfig, files: inputs_lib.Files) -> int | None:
   # Only now, so that --help and misspelt names are answered at once.
   from evojax_llm.runs import final_table
   from evojax_llm.runs import launch
   from evojax_llm.runs import sweep_changes
   from evojax_llm.runs import sweeps
 
+  _check_hosts(config)
   if config.seeds > 1:
     trials = sweep_changes.trials(config)
     return sweeps.sweep(
@@ -88,6 +94,22 @@ def main(_: Sequence[str]) -> int | None:
   workdir = command.new_workdir(prepared.name)
   final_table.show(launch.run_prepared(prepared, workdir))
   return None
+
+
+def _check_hosts(config: RunConfig) -> None:
+  """Refuses what several hosts cannot do together."""
+  from evojax_llm.population import hosts
+
+  if not hosts.several():
+    return
+  for name, value, wanted in (
+    ('seeds', config.seeds, 1),
+    ('execution.population', config.execution.population, 'device'),
+  ):
+    if value not in (wanted, 'auto'):
+      raise command.UserError(
+        f'Got config.{name} {value} on several hosts; expected {wanted}.'
+      )
 
 
 def _dry_run(config: RunConfig) -> int:
