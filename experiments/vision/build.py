@@ -275,4 +275,5 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   jax.config.update('jax_numpy_dtype_promotion', 'strict')
+  logging.set_verbosity(logging.INFO)
   command.launch(main, quiet=False)
