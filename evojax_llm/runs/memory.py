@@ -9,6 +9,7 @@ import jax
 from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.engine.plan import MemoryPlanError
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import host_memory
 from evojax_llm.runs import setup as setup_lib
@@ -39,7 +40,8 @@ def check_population(prepared: Any) -> None:
   strategy, space = prepared.strategy, prepared.setup.space
   members = max(strategy.capacity, strategy.num_proposals)
   if prepared.host is None:
-    prepared.evaluator.check_population(space, members)
+    devices = 1 if prepared.mesh is None else prepared.mesh.size
+    prepared.evaluator.check_population(space, members, devices)
 
 
 def _plan(prepared: Any) -> Any:
@@ -50,7 +52,15 @@ def _plan(prepared: Any) -> Any:
     lambda state: strategy.ask(jax.random.key(0), state, prepared.params)[0],
     abstract.strategy,
   )
-  genomes = groups.num_bytes(abstract) + groups.num_bytes(proposed)
+  genomes = sum(
+    sharding.bytes_per_device(
+      tree if where is None else sharding.abstract(tree, where)
+    )
+    for tree, where in (
+      (abstract, prepared.where(abstract, strategy.capacity)),
+      (proposed, prepared.where(proposed, strategy.num_proposals)),
+    )
+  )
   if prepared.host is not None:
     host_memory.check(genomes, prepared.host)
   plan = evaluator.prepare(

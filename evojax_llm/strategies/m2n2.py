@@ -105,7 +105,6 @@ class M2N2(base.Strategy):
     population_size: int,
     *,
     capacities: Any = None,
-    sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
     """Makes the strategy; options are the fields of `Params` and `Options`.
@@ -117,7 +116,7 @@ class M2N2(base.Strategy):
     self._capacities = capacities
     slots = self.options.archive or population_size
     super().__init__(
-      population_size, self.options.children, OPERATORS, sharding, slots
+      population_size, self.options.children, OPERATORS, slots
     )
     self.static = M2N2, self.options
 

@@ -158,7 +158,6 @@ class EvoMerge(base.Strategy):
     self,
     population_size: int,
     *,
-    sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
     """Makes the strategy; options are the fields of `Params` and `Options`.
@@ -196,7 +195,7 @@ class EvoMerge(base.Strategy):
     )
     slots = max(most, population_size)
     super().__init__(
-      population_size, most - own.keep_top_k, OPERATORS, sharding, slots
+      population_size, most - own.keep_top_k, OPERATORS, slots
     )
     self.static = EvoMerge, own
     self.needs_refine = own.mutation == 'gradient'
@@ -356,7 +355,9 @@ class EvoMerge(base.Strategy):
     alive = alive[order]
     fitness = jnp.concatenate([state.fitness, scores.fitness])[order]
     return state.replace(
-      population=stack.take_of_both(state.population, population, order),
+      population=stack.take_of_both(
+        state.population, population, order, mesh=self.mesh
+      ),
       fitness=jnp.where(alive, fitness, jnp.nan),
       ids=jnp.where(alive, ids[order], lineage.NO_MEMBER),
     )
