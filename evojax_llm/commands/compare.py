@@ -202,7 +202,15 @@ def _trial(
   """A search on the data of the first configuration."""
   config = first.copy_and_resolve_references()
   config.tasks = ','.join(stage.split('+'))
-  fields = 'space', 'merged', 'layer_path', 'pareto', 'initial', 'refine'
+  fields = (
+    'space',
+    'merged',
+    'layer_path',
+    'seeded',
+    'pareto',
+    'initial',
+    'refine',
+  )
   for field in fields:
     config[field] = arm[field]
   config.name = name

@@ -93,7 +93,7 @@ class Engine:
     def plan(form: str) -> planning.Plan:
       return planning.make_plan(
         model.config,
-        members=members or jax.tree.leaves(population)[0].shape[0],
+        members=members or stack.size(population),
         base_bytes=sharding.bytes_per_device((params, soft)),
         member_bytes=member_bytes,
         lengths=lengths,

@@ -80,11 +80,11 @@ def express(
 
   def lay_out(group, held):
     own = () if held is None else (held,)
-    members = jax.vmap(lambda genome: space.express(genome, *own))(group)
+    members = stack.mapped(lambda genome: space.express(genome, *own), group)
     return forms.lay_out(form, members)
 
   def take_and_lay_out(population, index, held):
-    return lay_out(_take(population, index), held)
+    return lay_out(stack.pick(population, index), held)
 
   if space.streams:
     members = _streamed(runtime, space, population, index)
@@ -95,10 +95,17 @@ def express(
     if sharding.is_over(runtime.mesh, population):  # Each deals out its part.
       spec = sharding.population_spec(forms.member_axis(form))
     elif not _is_near(runtime, population):
-      to = along(runtime.mesh)
-      if held is not None:  # Merges of it are made on one device.
+      group = _taken(runtime, population, index)
+      if held is None:
+        to = along(runtime.mesh), sharding.replicated(runtime.mesh)
+        group = jax.tree.map(
+          lambda leaf, once: sharding.place(leaf, to[once]),
+          group,
+          stack.is_shared(group),
+        )
+      else:  # Merges of it are made on one device.
         to = jax.sharding.SingleDeviceSharding(runtime.mesh.local_devices[0])
-      group = sharding.place(_taken(runtime, population, index), to)
+        group = sharding.place(group, to)
       run, arguments = lay_out, (group, held)
       same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
       donate = (0,) if same else ()
@@ -113,10 +120,6 @@ def express(
   )
 
 
-def _take(population, index):
-  return jax.tree.map(lambda leaf: leaf[index], population)
-
-
 def _is_near(runtime: Runtime, population: Any) -> bool:
   """Whether a population is on devices of the engine."""
   leaf = jax.tree.leaves(population)[0]
@@ -129,9 +132,9 @@ def _taken(runtime: Runtime, population: Any, index: np.ndarray) -> Any:
   """Members of a population that is elsewhere, taken where it is."""
   leaf = jax.tree.leaves(population)[0]
   if not isinstance(leaf, jax.Array):
-    return _take(population, index)
+    return stack.pick(population, index)
   with jax.default_device(next(iter(leaf.sharding.device_set))):
-    program = runtime.compiled('take', _take, population, index)
+    program = runtime.compiled('take', stack.pick, population, index)
     return program(population, index)
 
 
@@ -221,16 +224,13 @@ def distances(
   held = space.held
 
   def run(population, index, params, held):
-    genome = jax.tree.map(lambda leaf: leaf[index], population)
+    genome = stack.pick(population, index)
     own = () if held is None else (held,)
     return expression_lib.distance(space.express(genome, *own), params)
 
   params, zero = space.model().params, jnp.int32(0)
   if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(population)):
-    rows = (
-      (jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], population), zero)
-      for i in indices
-    )
+    rows = ((stack.pick(population, np.asarray([i])), zero) for i in indices)
   else:
     rows = ((population, jnp.int32(i)) for i in indices)
   found = []

@@ -38,6 +38,8 @@ SPACES: dict[str, Any] = {
   'gates': 'evojax_llm.genomes.gates:GateSpace',
   'layer_path': 'evojax_llm.genomes.layer_path:LayerPathSpace',
   'merged': 'evojax_llm.genomes.merged:MergedSpace',
+  'seeded': 'evojax_llm.genomes.seeded:SeededSpace',
+  'singular': 'evojax_llm.genomes.singular:SingularSpace',
   'sparsified_gates': (
     'evojax_llm.genomes.sparsified_gates:SparsifiedGateSpace'
   ),

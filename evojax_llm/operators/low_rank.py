@@ -21,6 +21,8 @@ from evojax_llm.population import stack
 
 # Products of so small a rank are written out as sums.
 _UNROLLED = 8
+# Members whose noise is there at a time in an update.
+CHUNK = 256
 
 
 @flax.struct.dataclass
@@ -124,27 +126,42 @@ def update(
 ) -> stack.Genome:
   """Returns sum_p w_p E_p of keys and weights (P,), f32, no member formed.
 
-  For a matrix it is one product (in, P r) (P r, out). With weights alpha f_p /
-  (P sigma), f the shaped fitness, it is the step of an evolution strategy. Only
-  the shapes of `genome` matter.
+  For a matrix it is one product (in, C r) (C r, out) for each CHUNK of members,
+  summed in their order. With weights alpha f_p / (P sigma), f the shaped
+  fitness, it is the step of an evolution strategy. Only the shapes of `genome`
+  matter.
   """
-  members = jax.vmap(lambda key: factors(key, genome, rank, layers=layers))(
-    keys
-  )
 
-  def contract(made):
-    if not _is_noise(made):
+  def part(keys, weights):
+    def contract(made):
+      if not _is_noise(made):
+        return jnp.einsum(
+          'p,p...->...', weights, made, precision=jax.lax.Precision.HIGHEST
+        )
       return jnp.einsum(
-        'p,p...->...', weights, made, precision=jax.lax.Precision.HIGHEST
+        'p...ir,p...ro->...io',
+        made.a,
+        made.b * weights.reshape(weights.shape + (1,) * (made.b.ndim - 1)),
+        precision=jax.lax.Precision.HIGHEST,
       )
-    return jnp.einsum(
-      'p...ir,p...ro->...io',
-      made.a,
-      made.b * weights.reshape(weights.shape + (1,) * (made.b.ndim - 1)),
-      precision=jax.lax.Precision.HIGHEST,
-    )
 
-  return jax.tree.map(contract, members, is_leaf=_is_noise)
+    members = jax.vmap(lambda key: factors(key, genome, rank, layers=layers))(
+      keys
+    )
+    return jax.tree.map(contract, members, is_leaf=_is_noise)
+
+  if len(keys) <= CHUNK:
+    return part(keys, weights)
+  # What fills up the last chunk weighs nothing.
+  slots = jnp.arange(-(-len(keys) // CHUNK) * CHUNK).reshape(-1, CHUNK)
+  weights = jnp.pad(weights, (0, slots.size - len(keys)))
+
+  def add(total, at):
+    more = part(keys[jnp.minimum(at, len(keys) - 1)], weights[at])
+    return jax.tree.map(jnp.add, total, more), None
+
+  zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), genome)
+  return jax.lax.scan(add, zero, slots)[0]
 
 
 def move(

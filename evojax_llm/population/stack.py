@@ -1,9 +1,11 @@
 """Members on a leading axis P: stack, size, take, concatenate, select, pad.
 
 A population is a pytree whose leaves all have the leading axis P; a genome is
-the same tree without it. Every function keeps the type of every leaf.
+the same tree without it. A leaf with a leading axis of one is the same for all
+members, which keep it once. Every function keeps the type of every leaf.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import math
 from typing import Any
@@ -32,6 +34,8 @@ def size(population: Population) -> int:
   if not leaves:
     raise ValueError('Got a population without leaves; expected at least one.')
   sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+  if len(sizes) > 1:
+    sizes.discard(1)
   if len(sizes) != 1 or None in sizes:
     shapes = [tuple(leaf.shape) for leaf in leaves]
     raise ValueError(
@@ -39,6 +43,24 @@ def size(population: Population) -> int:
       'Stack genomes with stack() first.'
     )
   return sizes.pop()
+
+
+def is_shared(population: Population) -> Any:
+  """Returns for each leaf whether all members, two or more, share it."""
+  members = size(population)
+  return jax.tree.map(lambda leaf: leaf.shape[0] == 1 < members, population)
+
+
+def mapped(
+  function: Callable[[Genome], Any], population: Population
+) -> Population:
+  """Returns function(genome) of all members, with shared leaves not mapped."""
+  shared = is_shared(population)
+  axes = jax.tree.map(lambda once: None if once else 0, shared)
+  members = jax.tree.map(
+    lambda leaf, once: leaf[0] if once else leaf, population, shared
+  )
+  return jax.vmap(function, in_axes=(axes,))(members)
 
 
 def check_size(members: int, error: type[ValueError] = ValueError) -> None:
@@ -93,14 +115,33 @@ def take(population: Population, index: Any) -> Population:
   return _take(population, index)
 
 
-@jax.jit
-def _take(population, index):
-  return jax.tree.map(lambda leaf: leaf[index], population)
+def pick(population: Population, index: Any) -> Population:
+  """Returns what `take` does, unchecked and not compiled."""
+
+  def leaf_pick(leaf, once):
+    if not once:
+      return leaf[index]
+    return leaf if jnp.ndim(index) else leaf[0]
+
+  return jax.tree.map(leaf_pick, population, is_shared(population))
+
+
+_take = jax.jit(pick)
 
 
 def concatenate(*populations: Population) -> Population:
-  """Joins populations along P."""
-  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *populations)
+  """Joins populations along P; what members share is repeated for each."""
+
+  def whole(population):
+    members = size(population)
+    return jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape[1:])),
+      population,
+    )
+
+  return jax.tree.map(
+    lambda *leaves: jnp.concatenate(leaves), *map(whole, populations)
+  )
 
 
 def take_of_both(
@@ -171,7 +212,9 @@ def select(
 def pad(population: Population, size_after: int) -> Population:
   """Appends members of zeros until there are `size_after`."""
   missing = size_after - size(population)
-  return jax.tree.map(
-    lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)),
-    population,
-  )
+
+  def leaf_pad(leaf, once):
+    width = [(0, 0 if once else missing)] + [(0, 0)] * (leaf.ndim - 1)
+    return jnp.pad(leaf, width)
+
+  return jax.tree.map(leaf_pad, population, is_shared(population))

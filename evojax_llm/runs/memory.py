@@ -39,6 +39,9 @@ def check_population(prepared: Any) -> None:
   """Refuses a population that is too large; see `Evaluator`."""
   strategy, space = prepared.strategy, prepared.setup.space
   members = max(strategy.capacity, strategy.num_proposals)
+  if strategy.shares_centre:  # Of an ask, the genome is there once.
+    stack.check_size(members, MemoryPlanError)
+    members = strategy.capacity
   if prepared.host is None:
     devices = 1 if prepared.mesh is None else prepared.mesh.size
     prepared.evaluator.check_population(space, members, devices)

@@ -35,7 +35,7 @@ from evojax_llm.runs.run_config import RunConfig
 # What neither the baselines nor the data in memory depend on.
 _OF_SEARCH = ('name', 'seed', 'seeds', 'initial', 'strategy', 'ensemble')
 _OF_SEARCH += ('racing', 'resample', 'warm_start', 'test_experts')
-_OF_SEARCH += ('merged', 'layer_path', 'pareto', 'require_signal')
+_OF_SEARCH += ('merged', 'layer_path', 'seeded', 'pareto', 'require_signal')
 _OF_SEARCH += ('checkpoint_every', 'estimate', 'stages', 'begin', 'refine')
 
 

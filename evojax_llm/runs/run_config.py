@@ -18,6 +18,7 @@ from evojax_llm import lookup
 from evojax_llm import options as options_lib
 from evojax_llm.genomes.layer_path_options import LayerPathOptions
 from evojax_llm.genomes.merged_options import MergedOptions
+from evojax_llm.genomes.seeded_options import SeededOptions
 from evojax_llm.options import option
 from evojax_llm.runs import errors
 from evojax_llm.runs import stages as stages_lib
@@ -37,6 +38,9 @@ class _Part:
   """A part of a configuration, whose values are checked when it is made."""
 
   _path: ClassVar[str] = ''
+
+  def __init_subclass__(cls, path: str = ''):
+    cls._path = path
 
   def __post_init__(self):
     for name, known in options_lib.declared(type(self)).items():
@@ -62,10 +66,8 @@ class _Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class StrategyConfig(_Part):
+class StrategyConfig(_Part, path='strategy.'):
   """The search, and when it ends: at the first end that is reached."""
-
-  _path = 'strategy.'
 
   name: str = option('genome_plus', 'the search')
   population: int = option(10, 'members of the initial population', low=1)
@@ -84,10 +86,8 @@ class StrategyConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class FormatConfig(_Part):
+class FormatConfig(_Part, path='format.'):
   """Keys of every task's `format`; see `tasks.task.Format`."""
-
-  _path = 'format.'
 
   kind: str | None = _text('how answers are scored')
   prompt: str | None = _text('template with {question} and {choices}')
@@ -102,10 +102,8 @@ class FormatConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class EnsembleConfig(_Part):
+class EnsembleConfig(_Part, path='ensemble.'):
   """The vote of the best members at the end."""
-
-  _path = 'ensemble.'
 
   size: int = option(
     5, 'members at most, dev says how many; 0 for no vote', low=0
@@ -114,10 +112,8 @@ class EnsembleConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class RacingConfig(_Part):
+class RacingConfig(_Part, path='racing.'):
   """Stops members that can no longer matter; see `fitness.racing`."""
-
-  _path = 'racing.'
 
   rule: str = option(
     '', "'' scores all on everything", choices=('', 'paired', 'halving')
@@ -128,10 +124,8 @@ class RacingConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTuningConfig(_Part):
+class FineTuningConfig(_Part, path='fine_tuning.'):
   """The baseline that learns by gradients; see `runs.fine_tuning`."""
-
-  _path = 'fine_tuning.'
 
   steps: int = option(100, 'most steps; 0 leaves the baseline out', low=0)
   rank: int | None = _count("of its adapter; the experts', or 8")
@@ -144,10 +138,8 @@ class FineTuningConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class EstimateConfig(_Part):
+class EstimateConfig(_Part, path='estimate.'):
   """Fitness from few dev items; see `fitness.estimates`."""
-
-  _path = 'estimate.'
 
   rule: str = option('', "'' asks all dev items", choices=_ESTIMATES)
   anchors: float = option(
@@ -170,10 +162,8 @@ class EstimateConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class ParetoConfig(_Part):
+class ParetoConfig(_Part, path='pareto.'):
   """The front that a search of several objectives ends with; `runs.front`."""
-
-  _path = 'pareto.'
 
   objectives: str = option(
     '', "objectives beside the tasks: 'length' of answers, 'distance' from base"
@@ -185,31 +175,28 @@ class ParetoConfig(_Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class MergedConfig(_Part, MergedOptions):
+class MergedConfig(_Part, MergedOptions, path='merged.'):
   """The space `merged`, in which recipes of a merge evolve."""
 
-  _path = 'merged.'
-
 
 @dataclasses.dataclass(frozen=True)
-class RefineConfig(_Part, RefineOptions):
+class RefineConfig(_Part, RefineOptions, path='refine.'):
   """Gradient steps that members take before they are scored."""
 
-  _path = 'refine.'
-
 
 @dataclasses.dataclass(frozen=True)
-class LayerPathConfig(_Part, LayerPathOptions):
+class LayerPathConfig(_Part, LayerPathOptions, path='layer_path.'):
   """The space `layer_path`, in which paths through layers evolve."""
 
-  _path = 'layer_path.'
+
+@dataclasses.dataclass(frozen=True)
+class SeededConfig(_Part, SeededOptions, path='seeded.'):
+  """The space `seeded`, in which members are seeds around a centre."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ExecutionConfig(_Part):
+class ExecutionConfig(_Part, path='execution.'):
   """How programs run, which changes no result but for rounding."""
-
-  _path = 'execution.'
 
   dtype: str = option(
     'float32', 'of parameters and activations', choices=('float32', 'bfloat16')
@@ -327,6 +314,7 @@ class RunConfig(_Part):
   fine_tuning: FineTuningConfig = FineTuningConfig()
   refine: RefineConfig = RefineConfig()
   layer_path: LayerPathConfig = LayerPathConfig()
+  seeded: SeededConfig = SeededConfig()
   pareto: ParetoConfig = ParetoConfig()
   execution: ExecutionConfig = ExecutionConfig()
 

@@ -160,7 +160,7 @@ def best_members(
   ranked = sorted(held, key=lambda id_: (id_ != chosen, -held[id_][0], id_))
   ranked = ranked[:count]
   genomes = [
-    jax.tree.map(lambda leaf, row=row: leaf[row], population)
+    stack.pick(population, row)
     for population, row in (held[member][1] for member in ranked)
   ]
   fitness = np.asarray([held[member][0] for member in ranked], np.float32)

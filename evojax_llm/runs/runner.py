@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from typing import Any
@@ -294,8 +295,7 @@ class _Run:
     self.bar.begin(len(members))
     space, racing = self.prepared.setup.space, self.prepared.racing
     self.recipes = []
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(population))
-    if numbers <= _FEW_NUMBERS * stack.size(population):
+    if _numbers(population) <= _FEW_NUMBERS:
       host = sharding.to_host(population)
       self.recipes = [space.recipe(stack.take(host, i)) for i in members]
     asked, update = (space, population, members), self.bar.update
@@ -326,6 +326,11 @@ class _Run:
       fitness = self.scored.fitness - penalties[np.asarray(members)]
       self.scored = dataclasses.replace(self.scored, fitness=fitness)
     return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
+
+
+def _numbers(population: Any) -> int:
+  """How many numbers a genome of a population has."""
+  return sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(population))
 
 
 def _origins(initial: Any, experts: Sequence[str]) -> list[dict[str, Any]]:

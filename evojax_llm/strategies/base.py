@@ -104,20 +104,20 @@ class Strategy(abc.ABC):
     needs_refine: whether members that it proposes must be refined.
     sees: which of the scores it needs, one of SEES.
     ends_in_front: whether a run ends with a front, above `state.reference`.
+    shares_centre: whether an ask is seeds around one centre.
     population_size: members of the initial population.
-    capacity: P, slots for members; at first some are empty if it may grow.
+    capacity: P, slots for members; some are empty if it may grow.
     num_proposals: M, members of one ask; constant, so that nothing recompiles.
     operator_names: what `state.proposal.operator` counts.
     layers: the space's key of a genome below which leaves have the axis L.
-    mesh: devices that genomes are cut over (see `sharding.cut`); None to leave
-      them where they are.
-    static: the class and what its programs are made from, hashable. Equal
-      ones share programs; one whose class is not named, as a subclass, none.
+    mesh: devices that genomes are cut over (see `sharding.cut`), or None.
+    static: class and what its programs are made from, hashable. Equal ones
+      share programs; one whose class is not named, as a subclass, none.
   """
 
   declared: tuple[type, ...] = ()
   options: Any = None
-  personal = ends_in_front = False
+  personal = ends_in_front = shares_centre = False
   can_rescore = True
   needs_refine = False
   sees = 'fitness'
@@ -214,8 +214,7 @@ class Strategy(abc.ABC):
 
   @functools.partial(jax.jit, static_argnames=('self',))
   def _begin(self, key, population, scores, params):
-    # Copies: the state owns its buffers, because `tell` gives them up. Empty
-    # slots stand behind the members.
+    # Copies, as `tell` gives buffers up; empty slots stand behind the members.
     population = jax.tree.map(jnp.copy, stack.pad(population, self.capacity))
     slots = jnp.arange(self.capacity, dtype=jnp.int32)
     ids = jnp.where(slots < self.population_size, slots, lineage.NO_MEMBER)

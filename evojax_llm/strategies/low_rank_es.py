@@ -11,7 +11,9 @@ with w the shaped fitness and s the root mean square of the matrix, by which
 sigma and the learning rate are relative (or one). E_p follows from the member's
 key: nothing of it is kept, and g is one product of the members' factors for
 each matrix, in which no member is formed. Vectors have full noise. In the space
-of adapters a member's noise is of rank r in each factor A and B. See
+of adapters a member's noise is of rank r in each factor A and B. In the space
+`seeded` an ask is keys and scales around x, and members are formed as they are
+scored; in other spaces they are formed as they are proposed. See
 experiments/low_rank_es/README.md for departures from the paper.
 """
 
@@ -24,6 +26,8 @@ import jax.numpy as jnp
 import optax
 
 from evojax_llm import options as options_lib
+from evojax_llm.genomes import seeded
+from evojax_llm.genomes.seeded_options import SeededOptions
 from evojax_llm.operators import low_rank
 from evojax_llm.operators import noise
 from evojax_llm.options import option
@@ -74,6 +78,12 @@ class Options:
   )
   shaping: str = option(
     'centered_rank', 'of fitness to weights', choices=SHAPINGS
+  )
+  centring: str = option(
+    'fitness',
+    "what is shaped: the 'fitness', or the mean over 'items' of how many "
+    'deviations a member is above the mean of all on each',
+    choices=('fitness', 'items'),
   )
   optimizer: str = option(
     'adam', 'of optax; the momentum is 0.9', choices=tuple(_OPTIMIZERS)
@@ -134,19 +144,37 @@ class LowRankES(base.Strategy):
         f'Got sigma {self._values["sigma"]}; expected more than 0, as the step '
         'is divided by it.'
       )
+    if self.options.centring == 'items':
+      self.sees = 'items'
     super().__init__(population_size, members + 1, OPERATORS)
     self.static = LowRankES, self.options
     self.optimizer = _OPTIMIZERS[self.options.optimizer]()
 
+  @classmethod
+  def for_space(
+    cls, population_size: int, space: Any, genome: Any, **options: Any
+  ) -> 'LowRankES':
+    strategy = super().for_space(population_size, space, genome, **options)
+    check_noise(space, strategy.options.rank, strategy.options.relative_sigma)
+    return strategy
+
+  def check_genome(self, genome: stack.Genome) -> None:
+    self.shares_centre = seeded.is_seeded(genome)
+
   def _start(self, key, state, scores, params):
     del scores, params
     memory = state.memory
-    centre = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), memory.best)
+    centre = memory.best
+    if self.shares_centre:
+      how = self.options.rank, self.options.relative_sigma, self.layers
+      centre = seeded.formed(memory.best, *how)
+    centre = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), centre)
     with jax.numpy_dtype_promotion('standard'):
       optimizer = self.optimizer.init(centre)
     one = state.replace(
       population=_alone(memory.best),
       fitness=memory.best_fitness[None],
+      tasks=None,
       ids=memory.best_id[None],
     )
     return State(
@@ -177,8 +205,14 @@ class LowRankES(base.Strategy):
     signs = [jnp.ones((len(pairs),), jnp.float32)]
     if self.options.mirrored:
       signs, pairs = [signs[0], -signs[0]], jnp.concatenate([pairs, pairs])
-    sampled = jax.vmap(sample)(pairs, jnp.concatenate(signs))
-    centre = _alone(self._as_member(state.centre, state))
+    signs, centre = jnp.concatenate(signs), self._as_member(state.centre, state)
+    if self.shares_centre:
+      # The centre is the last one, without noise.
+      ends = jnp.concatenate([pairs, pairs[:1]]), jnp.append(signs, 0.0)
+      members = seeded.around(centre, ends[0], ends[1] * sigma)
+    else:
+      sampled = jax.vmap(sample)(pairs, signs)
+      members = stack.concatenate(sampled, _alone(centre))
 
     slots = jnp.arange(self.num_proposals)
     operator = jnp.where(slots < self.members, 0, OPERATORS.index('centre'))
@@ -191,7 +225,7 @@ class LowRankES(base.Strategy):
       jnp.broadcast_to(state.ids[0], slots.shape),
       operator,
     )
-    return stack.concatenate(sampled, centre), {
+    return members, {
       'proposal': proposal,
       'noise_key': noise_key,
     }
@@ -199,6 +233,8 @@ class LowRankES(base.Strategy):
   def _succeed(self, key, population, scores, state, params):
     del key
     fitness, mirrored = scores.fitness, self.options.mirrored
+    if self.options.centring == 'items':
+      fitness = by_item(scores.items[: self.members], fitness[: self.members])
     weights = shaped(fitness[: self.members], self.options.shaping, mirrored)
     if mirrored:
       weights = weights[: self.members // 2] - weights[self.members // 2 :]
@@ -235,7 +271,7 @@ class LowRankES(base.Strategy):
       population=stack.select(
         seen, _alone(stack.take(population, self.members)), state.population
       ),
-      fitness=jnp.where(seen, fitness[-1:], state.fitness),
+      fitness=jnp.where(seen, scores.fitness[-1:], state.fitness),
       ids=jnp.where(seen, state.proposal.ids[-1:], state.ids),
       centre=centre,
       # Not scored again as long as it stays.
@@ -261,9 +297,10 @@ class LowRankES(base.Strategy):
 
   def _as_member(self, genome, state):
     """In the types of the population."""
-    return jax.tree.map(
-      lambda x, kind: x.astype(kind.dtype), genome, state.population
-    )
+    like = state.population
+    if self.shares_centre:
+      like = like[seeded.CENTRE]
+    return jax.tree.map(lambda x, kind: x.astype(kind.dtype), genome, like)
 
 
 def shaped(fitness: jax.Array, shaping: str, mirrored: bool) -> jax.Array:
@@ -299,6 +336,44 @@ def shaped(fitness: jax.Array, shaping: str, mirrored: bool) -> jax.Array:
     known, where=alive, initial=-jnp.inf
   )
   return jnp.where(alive & ~equal, weights, 0.0)
+
+
+def by_item(items: jax.Array, fitness: jax.Array) -> jax.Array:
+  """Returns (M,) f32, the mean over items (M, I) of their z-scores.
+
+  An item on which all members are equal counts for nothing, and neither does an
+  item on which a member has no score; a member that failed by its fitness (M,)
+  stays so.
+  """
+  known = jnp.isfinite(items) & jnp.isfinite(fitness)[:, None]
+  count = jnp.sum(known, axis=0, keepdims=True, dtype=jnp.float32)
+  count = jnp.maximum(count, 1.0)
+  mean = jnp.sum(items, axis=0, where=known, keepdims=True) / count
+  apart = jnp.where(known, items - mean, 0.0)
+  spread = jnp.sqrt(jnp.sum(apart**2, axis=0, keepdims=True) / count)
+  z = apart / jnp.where(spread > 0.0, spread, 1.0)
+  return jnp.where(jnp.isfinite(fitness), jnp.mean(z, axis=1), jnp.nan)
+
+
+def check_noise(space: Any, rank: int, relative: bool) -> None:
+  """Refuses a space `seeded` that makes other noise than a strategy asks for.
+
+  Raises:
+    ValueError: naming the option.
+  """
+  told = getattr(space, 'told', None)
+  if not isinstance(told, SeededOptions):
+    return
+  for name, own, there in (
+    ('rank', rank, told.rank),
+    ('relative_sigma', relative, told.relative),
+  ):
+    if own != there:
+      of_space = name.removesuffix('_sigma')
+      raise ValueError(
+        f'Got {name} {own!r} for members whose space has {of_space} {there!r}; '
+        f'expected the same. Set config.seeded.{of_space} as well.'
+      )
 
 
 def _alone(genome):

@@ -115,9 +115,7 @@ class M2N2(base.Strategy):
     self.take(options)
     self._capacities = capacities
     slots = self.options.archive or population_size
-    super().__init__(
-      population_size, self.options.children, OPERATORS, slots
-    )
+    super().__init__(population_size, self.options.children, OPERATORS, slots)
     self.static = M2N2, self.options
 
   @property

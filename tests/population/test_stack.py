@@ -69,6 +69,19 @@ def test_a_population_that_is_given_up_is_written_over(monkeypatch):
   assert used.temp_size_in_bytes < first['x'].size
 
 
+def test_what_members_share_is_kept_once():
+  three = {'w': jnp.ones((1, 2)), 'n': jnp.arange(3.0)}
+  assert stack.size(three) == 3
+  one, two = stack.take(three, 1), stack.take(three, jnp.asarray([2, 0]))
+  assert one['w'].shape == (2,) and one['n'] == 1
+  assert two['w'].shape == (1, 2) and two['n'].tolist() == [2, 0]
+  assert stack.pad(three, 4)['w'].shape == (1, 2)
+  joined = stack.concatenate(three, {'w': jnp.zeros((1, 2)), 'n': jnp.ones(1)})
+  np.testing.assert_array_equal(joined['w'][:, 0], [1, 1, 1, 0])
+  found = stack.mapped(lambda genome: genome['w'] + genome['n'], three)
+  np.testing.assert_array_equal(found[:, 0], [1, 2, 3])
+
+
 def test_what_is_no_population_is_refused():
   with pytest.raises(ValueError, match='without leaves'):
     stack.size({})

@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.genomes import gates
+from evojax_llm.genomes import seeded
 from evojax_llm.operators import low_rank
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
 from evojax_llm.population import stack
 from evojax_llm.strategies import low_rank_es
+from evojax_llm.strategies import registry
+from tests.genomes import experts
 from tests.operators import layered
 from tests.strategies import problems
 
@@ -183,6 +187,73 @@ def test_genomes_keep_their_type_around_a_centre_in_f32():
     assert kinds == {jnp.dtype(jnp.bfloat16)}
     assert after.population['layers']['mlp']['a'].dtype == jnp.bfloat16
     assert after.centre['layers']['mlp']['a'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize('mirrored', (True, False))
+def test_seeds_around_a_centre_are_the_same_search(mirrored):
+  options = dict(mirrored=mirrored, optimizer='sgd')
+  formed, seeds = make(**options), make.__wrapped__(**options)
+  members = seeded.still(problems.population())
+  state = problems.start(formed)
+  given = problems.scores(problems.population())
+  params = formed.default_params
+  other = seeds.init(problems.KEY, members, given, params)
+  assert seeds.shares_centre
+  plays = problems.play(formed, state, 3)
+  for wanted, fitness, _, after in plays:
+    asked, other = seeds.ask(problems.KEY, other, params)
+    # An ask is a centre, and five numbers a member.
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(asked))
+    assert numbers == 5 * (M + 1) + sum(
+      leaf.size for leaf in jax.tree.leaves(other.centre)
+    )
+    found = stack.mapped(
+      lambda one: seeded.formed(one, 1, True, leaves.LAYERS), asked
+    )
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, wanted
+    )
+    scores = problems.seen(seeds, jnp.asarray(fitness))
+    other = seeds.tell(problems.KEY, asked, scores, other, params)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+      other.centre,
+      after.centre,
+    )
+  best = seeded.formed(other.memory.best, 1, True, leaves.LAYERS)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+    best,
+    after.memory.best,
+  )
+
+
+def test_items_are_centred_one_by_one():
+  items = np.array(
+    [[1, 0, 5, 1], [0, 0, 1, 1], [0, 1, 3, 1], [1, 1, 9, 1]], 'f4'
+  )
+  failed = np.array([0.2, 0.1, 0.3, np.nan], 'f4')
+  found = low_rank_es.by_item(jnp.asarray(items), jnp.asarray(failed))
+  alive = items[:3]
+  z = (alive - alive.mean(axis=0)) / np.maximum(alive.std(axis=0), 1e-9)
+  np.testing.assert_allclose(found[:3], z.mean(axis=1), rtol=1e-5)
+  assert np.isnan(found[3])
+  strategy = make(centring='items')
+  assert strategy.sees == 'items'
+  *_, after = problems.play(strategy, problems.start(strategy), 1)
+  assert bool(after[-1].centre_moved)
+
+
+def test_noise_of_another_space_is_refused():
+  space = seeded.SeededSpace(
+    gates.GateSpace(experts.adapter_set(3), experts.base()), rank=2
+  )
+  for options, message in (
+    ({}, 'Got rank 1 .* Set config.seeded.rank'),
+    ({'rank': 2, 'relative_sigma': False}, 'config.seeded.relative as well'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      registry.make_strategy('low_rank_es', P, space, **options)
 
 
 @pytest.mark.parametrize(
