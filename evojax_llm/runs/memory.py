@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.engine.plan import MemoryPlanError
 from evojax_llm.population import sharding

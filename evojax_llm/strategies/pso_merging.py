@@ -77,12 +77,7 @@ class PSOMerging(succession_round.Moving):
   declared = (Params, Options)
   personal = True
 
-  def __init__(
-    self,
-    population_size: int,
-    *,
-    **options: Any,
-  ):
+  def __init__(self, population_size: int, **options: Any):
     """Makes the strategy; options are the fields of `Params` and `Options`."""
     self.take(options)
     super().__init__(population_size, population_size, OPERATORS)

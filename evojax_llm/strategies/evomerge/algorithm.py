@@ -154,12 +154,7 @@ class EvoMerge(base.Strategy):
 
   declared = (Params, Options)
 
-  def __init__(
-    self,
-    population_size: int,
-    *,
-    **options: Any,
-  ):
+  def __init__(self, population_size: int, **options: Any):
     """Makes the strategy; options are the fields of `Params` and `Options`.
 
     Raises:
@@ -194,9 +189,7 @@ class EvoMerge(base.Strategy):
       population_size, most, least, own.expand_steps, target
     )
     slots = max(most, population_size)
-    super().__init__(
-      population_size, most - own.keep_top_k, OPERATORS, slots
-    )
+    super().__init__(population_size, most - own.keep_top_k, OPERATORS, slots)
     self.static = EvoMerge, own
     self.needs_refine = own.mutation == 'gradient'
 
