@@ -231,7 +231,13 @@ def prepare(
     lambda: memory.place(prepared),
   )
   prepared = dataclasses.replace(prepared, host=host)
-  strategy.mesh = prepared.mesh
+  if prepared.mesh is not None:
+    strategy = _kept(
+      cache,
+      ('cut', key, _static(config, params)),
+      lambda: strategy.cut_over(prepared.mesh),
+    )
+    prepared = dataclasses.replace(prepared, strategy=strategy)
   memory.check_population(prepared)
   made = prepared.initial().population
   if _kinds(made) != _kinds(likely):

@@ -9,6 +9,7 @@ maximised everywhere. An algorithm written for a cost is wrapped by
 import abc
 from collections.abc import Mapping
 from collections.abc import Sequence
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -150,6 +151,12 @@ class Strategy(abc.ABC):
     """Checks and keeps the options and hyperparameters of a constructor."""
     self.options, self._values = options_lib.split(self.declared[-1], options)
     options_lib.check(self._values, *self.declared)
+
+  def cut_over(self, mesh: jax.sharding.Mesh) -> 'Strategy':
+    """Returns the same for genomes that are cut over a mesh."""
+    other = copy.copy(self)
+    other.mesh = mesh
+    return other
 
   @property
   def keep_best(self) -> bool:

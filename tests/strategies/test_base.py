@@ -178,8 +178,8 @@ def test_wrong_sizes_are_refused():
 
 def test_genomes_that_are_cut_evolve_as_whole_ones(monkeypatch):
   monkeypatch.setattr(sharding, '_FEW', 1)
-  split, whole = make(), make()
-  split.mesh = sharding.population_mesh()
+  whole = make()
+  split = whole.cut_over(sharding.population_mesh())
   one = problems.last(whole, problems.start(whole), 5)
   two = problems.last(split, problems.start(split), 5)
   # Of (P, 2, 2, 4) the last axis alone can be cut for four devices.

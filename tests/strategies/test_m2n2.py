@@ -206,8 +206,8 @@ def test_failed_members_go_first_and_errors_count_as_scores():
 
 def test_genomes_that_are_cut_evolve_as_whole_ones(monkeypatch):
   monkeypatch.setattr(sharding, '_FEW', 1)
-  apart = make('no split')
-  apart.mesh = sharding.population_mesh(jax.devices()[:2])
+  mesh = sharding.population_mesh(jax.devices()[:2])
+  apart = make('no split').cut_over(mesh)
   found = [[*play(s, start(s), 3)] for s in (make('no split'), apart)]
   compiled, spread = (rounds[-1][-1] for rounds in found)
   leaf = jax.tree.leaves(spread.population)[0]
