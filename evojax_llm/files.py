@@ -7,6 +7,7 @@ error that names the file and, where there is one, the key.
 """
 
 import collections
+import contextlib
 import errno
 import gzip
 import json
@@ -17,6 +18,8 @@ import re
 import stat
 from typing import Any
 import zlib
+
+from evojax_llm import lookup
 
 MAX_BYTES = 2**30
 MAX_DEPTH = 100
@@ -48,19 +51,28 @@ def check_regular(path: str | os.PathLike, error: Error = FileError) -> None:
   try:
     mode = os.stat(path).st_mode
   except OSError as e:
-    why = 'no such file' if e.errno == errno.ENOENT else e.strerror.lower()
+    why, hint = e.strerror.lower(), ''
+    if e.errno == errno.ENOENT:
+      why, hint = 'no such file', _meant(pathlib.Path(path))
     if e.errno == errno.ELOOP:
       why = f'a link to {os.readlink(path)} that leads back to itself; put the '
       why += 'file there'
     elif os.path.islink(path):
       why = f'a link to {os.readlink(path)}, which is not there; put the file '
       why += 'there, or fetch it again'
-    raise error(f'{path}: {why}.') from None
+    raise error(f'{path}: {why}.{hint}') from None
   except ValueError as e:  # A null character, or half a surrogate pair.
     raise error(f'{os.fspath(path)!r}: no name of a file: {e}.') from None
   if not stat.S_ISREG(mode):
     kind = _KINDS.get(stat.S_IFMT(mode), 'something else')
     raise error(f'{path}: is {kind}; expected a regular file.')
+
+
+def _meant(path: pathlib.Path) -> str:
+  """Returns a hint at a file beside one that is not there, or ''."""
+  with contextlib.suppress(OSError):
+    return lookup.did_you_mean(path.name, os.listdir(path.parent))
+  return ''
 
 
 def check_lfs(

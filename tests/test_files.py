@@ -48,6 +48,8 @@ def test_texts(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_bytes(b'\xef\xbb\xbfna\xc3\xafve\n')
   assert files.read_text(path) == 'naïve\n'
+  with pytest.raises(files.FileError, match="file. Did you mean 'a.txt'?"):
+    files.read_text(tmp_path / 'aa.txt')
   packed = tmp_path / 'b.jsonl.gz'
   packed.write_bytes(gzip.compress(b'{"a": "b"}\n'))
   assert files.read_text(packed) == '{"a": "b"}\n'

@@ -84,15 +84,18 @@ def going_on(argv: Sequence[str]) -> str:
 
 def new_workdir(name: str) -> str:
   """Returns --workdir, or makes a folder below runs/ and says which."""
+  from evojax_llm.population import hosts
+
   if flags.FLAGS.workdir is None:
     from evojax_llm.runs import record
 
-    workdir = flags.FLAGS.workdir = str(record.new_workdir('runs', name))
+    made = str(record.new_workdir('runs', name)) if hosts.is_first() else None
+    workdir = flags.FLAGS.workdir = hosts.agreed(made)
     say(
       f'new folder {workdir}: a run that is stopped goes on when the same '
       f'command is given with --workdir={workdir}'
     )
-  return flags.FLAGS.workdir
+  return str(hosts.own_workdir(flags.FLAGS.workdir))
 
 
 def run(main: Main, argv: Sequence[str], quiet: bool = True) -> int | None:
@@ -172,6 +175,8 @@ def _parse(argv: Sequence[str]) -> None:
     missing = re.match(r'flag --(\w+)=None: .* other than None', str(error))
     if not missing:
       said = ' '.join(str(error).split()).rstrip('.')
+      said = re.sub(r'invalid literal for int.*?:', 'no whole number:', said)
+      said = said.replace('could not convert string to float:', 'no number:')
       raise UserError(f'{said}. See --help.') from error
     said = f'--{missing[1]} is missing: {known[missing[1]].help}'
     raise UserError(f'{said} See --help.') from error
@@ -216,12 +221,13 @@ def _user_errors() -> tuple[type[ValueError], ...]:
   from evojax_llm.engine.plan import MemoryPlanError
   from evojax_llm.files import FileError
   from evojax_llm.models.errors import ModelError
+  from evojax_llm.population.hosts import HostError
   from evojax_llm.tasks.scorers.judge import JudgeError
   from evojax_llm.tasks.scorers.sandbox import SandboxError
   from evojax_llm.tasks.task import TaskError
 
   ours = UserError, FileError, TaskError, MemoryPlanError, ModelError
-  return *ours, JudgeError, SandboxError
+  return *ours, HostError, JudgeError, SandboxError
 
 
 def use_cores(model: str | os.PathLike, members: int) -> None:
@@ -248,6 +254,43 @@ def use_cores(model: str | os.PathLike, members: int) -> None:
   # Where jax has started already its devices stay as they are.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', max(1, min(cores, members)))
+
+
+def define_hosts() -> None:
+  """Defines the flags of `joined`."""
+  flags.DEFINE_string(
+    'coordinator',
+    os.environ.get('JAX_COORDINATOR_ADDRESS'),
+    'HOST:PORT of the first of several hosts that are given the same command; '
+    'auto on Slurm, Kubernetes, Open MPI and TPU pods, which tell the rest.',
+  )
+  flags.DEFINE_integer(
+    'processes', None, 'How many hosts there are.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'process', None, 'Number of this host, from 0.', lower_bound=0
+  )
+
+
+def joined() -> Any:
+  """Returns a context in which this process works with other hosts, if any.
+
+  Raises:
+    UserError: the flags do not say which.
+  """
+  from evojax_llm.population import hosts
+
+  given = flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process
+  if given[0] is None and given[1:] != (None, None):
+    raise UserError(
+      'Got --processes or --process without --coordinator=HOST:PORT, the '
+      'address of the first host.'
+    )
+  return hosts.joined(
+    *given,
+    'This one ends, too. Give the same command again on all hosts, or on fewer '
+    'of them: a run goes on after its last checkpoint.',
+  )
 
 
 def define_out() -> None:

@@ -123,7 +123,8 @@ def main(_: Sequence[str]) -> None:
 
 def _read_prompts(path: str) -> list[str | list[dict[str, str]]]:
   """A JSON list of texts and of lists of chat messages."""
-  value = files.read_json(path, command.UserError)
+  advice = 'Expected a JSON list of texts, such as ["Hello"].'
+  value = files.read_json(path, command.UserError, advice)
   if not isinstance(value, list) or not value:
     raise command.UserError(
       f'--prompts={path}: expected a JSON list with at least one prompt.'

@@ -15,6 +15,7 @@ from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.expression import Expression
 from evojax_llm.models.transformer import Transformer
+from evojax_llm.population import hosts
 from evojax_llm.population import sharding
 from evojax_llm.tasks import stop_strings as stops_lib
 
@@ -93,7 +94,7 @@ class Decoder:
     """
     if self._open is not None:
       self._open.wait()
-    active = np.asarray(active)
+    active = sharding.to_host(active)
     ids = np.arange(len(active)) if ids is None else np.asarray(ids)
     work = self._work(list(queues), members, active, ids.astype(np.int32))
     self._open = Decoding(work)
@@ -222,7 +223,8 @@ class Decoder:
       yield ahead, seen['seconds'], float(share)
       done = max(1, int(seen['steps'].max()) - steps)
       steps += done
-      wanted = round(done * _SECONDS_BETWEEN_LOOKS[stops] / seen['seconds'])
+      seconds = hosts.agreed(seen['seconds'])
+      wanted = round(done * _SECONDS_BETWEEN_LOOKS[stops] / seconds)
       look[stops] = int(np.clip(wanted, _FEWEST_STEPS, _MOST_STEPS[stops]))
       if stops:
         with self._ledger.time('host'):

@@ -28,6 +28,7 @@ from evojax_llm.genomes.space import Expressing
 from evojax_llm.models.expression import Path
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Transformer
+from evojax_llm.population import hosts
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
@@ -258,10 +259,11 @@ class Engine:
   def _halve(self, error: Exception) -> None:
     """Goes on with groups of half the members."""
     group, devices = self.plan.members_per_group, self._runtime.shards
-    if group <= devices:
+    if group <= devices or hosts.several():  # Others may have had room.
       raise planning.MemoryPlanError(
-        f'Out of memory on {self.plan.device} with one member a device: '
-        f'{error}. Set a memory budget below {self.plan.budget >> 20} MiB, or '
+        f'Out of memory on {self.plan.device} with {group} members on '
+        f'{devices} devices: {error}. Set a memory budget below '
+        f'{self.plan.budget >> 20} MiB, or '
         'lower prompts_per_batch or the length of the prompts.'
       ) from error
     self.plan = dataclasses.replace(self.plan, members_per_group=group // 2)

@@ -13,6 +13,7 @@ from evojax_llm.engine import likelihood
 from evojax_llm.engine.plan import Plan
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.models.transformer import Transformer
+from evojax_llm.population import hosts
 from evojax_llm.population import sharding
 
 # A row that all models can read, long enough to be like the work to come.
@@ -35,6 +36,7 @@ def choose(
   speeds = {
     plan.form: _speed(plan, runtime, model, params, member) for plan in plans
   }
+  speeds = hosts.agreed(speeds)
   best = max(plans, key=lambda plan: speeds[plan.form])
   shown = ', '.join(f'{form} {v:,.0f}' for form, v in speeds.items())
   return dataclasses.replace(best, reason=f'measured tokens/s: {shown}')

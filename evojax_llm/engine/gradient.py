@@ -47,6 +47,7 @@ class GradientSteps:
     *,
     budget: float | None = None,
     members_per_group: int | None = None,
+    soft: jax.Array | None = None,
   ):
     """Makes the steps; nothing is compiled.
 
@@ -57,6 +58,7 @@ class GradientSteps:
       settings: how members learn.
       budget: bytes on one device, or None to ask the device.
       members_per_group: fixed by the user, or None.
+      soft: soft tokens of images in the rows; see `engine.image_table`.
 
     Raises:
       ValueError: the rows are not of the kind that the loss needs, or members
@@ -84,7 +86,7 @@ class GradientSteps:
     self._runtime, self._space = runtime, space
     self._learner = Learner(space, settings, rows.reads, runtime.dtype)
     self._rows = sharding.place(rows, sharding.replicated(runtime.mesh))
-    self._choices = budget, members_per_group
+    self._choices, self._soft = (budget, members_per_group), soft
 
   def prepare(
     self, population: Any, members: int | None = None
@@ -108,7 +110,9 @@ class GradientSteps:
         population,
       ),
       self._rows,
-      fixed=groups.num_bytes((self._space.model().params, population)),
+      fixed=groups.num_bytes(
+        (self._space.model().params, self._soft, population)
+      ),
       members=min(asked or size, members or size, size),
       fewer=not asked,
       budget=budget,
@@ -177,7 +181,10 @@ class GradientSteps:
     ids = index.astype(np.int32)
     group, ids, hyper = sharding.place((group, ids, hyper), along)
     key = sharding.place(key, sharding.replicated(runtime.mesh))
-    arguments = runtime.params(self._space), group, ids, hyper, key, self._rows
+    params = runtime.params(self._space)
+    if self._soft is not None:
+      params = {**params, 'soft_tokens': self._soft}
+    arguments = params, group, ids, hyper, key, self._rows
     whole, spec = jax.sharding.PartitionSpec(), sharding.population_spec()
     program = runtime.compiled(
       ('gradient', id(self._learner)),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,13 @@ from evojax_llm.models.images import Image
 from evojax_llm.models.images import pixels
 from evojax_llm.population import sharding
 from evojax_llm.tasks.prompts import EncodedItem
+from evojax_llm.tasks.training_data import EncodedRow
 
 # Bytes at most of the attention weights of the images that are read together.
 _ATTENTION_BYTES = 1 << 28
 _MOST_TOGETHER = 32
+# What has a `prompt` of token ids.
+_Encoded = TypeVar('_Encoded', EncodedItem, EncodedRow)
 
 
 class ImageTables:
@@ -33,9 +37,9 @@ class ImageTables:
     self._read: dict[str, np.ndarray] = {}
 
   def take(
-    self, encoded: Sequence[Sequence[EncodedItem]]
-  ) -> tuple[list[tuple[EncodedItem, ...]], jax.Array | None]:
-    """Makes the table of the images of some encoded items.
+    self, encoded: Sequence[Sequence[_Encoded]]
+  ) -> tuple[list[tuple[_Encoded, ...]], jax.Array | None]:
+    """Makes the table of the images of some lists of items.
 
     Returns:
       The items, whose soft tokens are rows of the table, and the table

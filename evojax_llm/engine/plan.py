@@ -13,6 +13,7 @@ from evojax_llm.engine.batches import ATTENTION_DOUBLES_AT
 from evojax_llm.engine.batches import BATCHES_PER_CALL
 from evojax_llm.models.cache import bytes_per_token
 from evojax_llm.models.config import ModelConfig
+from evojax_llm.population import hosts
 from evojax_llm.population import stack
 
 # Tokens of one program call: enough to keep the matrix units busy, few enough
@@ -75,6 +76,7 @@ class Plan:
     walk: how a step of decoding goes through the layers: 'scan', over stacks,
       or 'unrolled', over separate layers (see `decode_step`).
     attention: of such a step, an implementation of `decode_attention`.
+    dtype: of activations and cache.
   """
 
   form: str
@@ -97,6 +99,7 @@ class Plan:
   attention_doubles_at: int = ATTENTION_DOUBLES_AT
   walk: str = 'scan'
   attention: str = 'plain'
+  dtype: str = 'float32'
 
   def row_bytes(self, length: int) -> int:
     """Bytes that one prompt of one member takes while it is read."""
@@ -163,8 +166,15 @@ class Plan:
 def device_budget(device: jax.Device) -> int:
   """Bytes that may be used on a device: four fifths of what it has.
 
-  A CPU is asked for the memory that is free now; without an answer, 4 GiB.
+  A CPU is asked for the memory that is free now; without an answer, 4 GiB. Of
+  several hosts the first is asked.
   """
+  return hosts.agreed(_budget_here(device if hosts.is_first() else None))
+
+
+def _budget_here(device: jax.Device | None) -> int:
+  if device is None:  # The first host answers.
+    return 0
   stats = None
   if device.platform != 'cpu':
     stats = device.memory_stats()
@@ -173,7 +183,7 @@ def device_budget(device: jax.Device) -> int:
   try:
     pages, size = os.sysconf('SC_AVPHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
     # CPU devices are parts of one machine and share its memory.
-    return int(_SHARE_OF_MEMORY * pages * size / device.client.device_count())
+    return int(_SHARE_OF_MEMORY * pages * size / jax.local_device_count())
   except (ValueError, OSError):
     return 4 << 30
 
@@ -230,8 +240,7 @@ def choose_form(
   costs little. A model beyond a CPU's caches is read once a step of decoding:
   better for all members than for the few answers of one.
   """
-  matrices = 1 if config.tied else 2
-  layers = config.num_params - matrices * config.vocab_size * config.embed_dim
+  layers = config.num_params - config.embedding_params
   if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:
     return 'batched', True
   if layers * itemsize <= _FOLD_AT_MOST_BYTES:
@@ -244,9 +253,16 @@ def layer_bytes(config: ModelConfig) -> int:
 
   Products accumulate in f32, whatever the type of the activations.
   """
-  heads = config.num_heads + 2 * config.num_kv_heads
-  widest = 4 * config.embed_dim + 3 * config.ffn_dim
-  return 4 * (widest + 2 * heads * config.head_dim)
+  inputs = 4 * config.num_layers * config.input_dim
+  return inputs + max(
+    4
+    * (
+      4 * c.embed_dim
+      + 3 * c.ffn_dim
+      + 2 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    )
+    for _, _, c in config.parts()
+  )
 
 
 def _attention_doubles_at(config: ModelConfig, platform: str) -> int:
@@ -254,7 +270,8 @@ def _attention_doubles_at(config: ModelConfig, platform: str) -> int:
 
   On an accelerator attention costs the bytes that it moves.
   """
-  weights = sum(i * o for i, o in config.linear_shapes().values())
+  shapes = config.parts()[0][2].linear_shapes()
+  weights = sum(i * o for i, o in shapes.values())
   moved = config.num_heads * _BYTES_A_SCORE * _PRODUCTS_A_BYTE
   if platform == 'cpu':
     moved = _PRODUCTS_A_KEY * config.num_heads * config.head_dim
@@ -346,6 +363,7 @@ def make_plan(
     on_host=on_host,
     attention_doubles_at=_attention_doubles_at(config, device.platform),
     attention=attention or ('pallas' if device.platform == 'gpu' else 'plain'),
+    dtype=jnp.dtype(dtype).name,
   )
   resident = base_bytes + (0 if on_host else population_bytes)
 

@@ -201,7 +201,7 @@ class Runtime:
     return self._once(
       'tree',
       shared.params,
-      lambda params: self._place(params, shared.config.num_kv_heads),
+      lambda params: self._place(params, shared.config.key_heads),
     )
 
   def _place(self, params: Any, key_heads: int) -> Any:

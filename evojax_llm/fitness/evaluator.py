@@ -121,7 +121,7 @@ class Evaluator:
       budget=memory_budget,
     )
     self._engine = Engine(self._runtime, tokenizer)
-    self._tables = ImageTables(self._runtime, tokenizer)
+    self.image_tables = ImageTables(self._runtime, tokenizer)
     # By split and longest prompt, and of splits by the choice of items too.
     self._items: dict[tuple, tuple] = {}
     self._splits: dict[tuple, packed_split.PackedSplit] = {}
@@ -371,7 +371,7 @@ class Evaluator:
         prompts.encode_items(task, items, *how)
         for task, items in zip(self.tasks, self.items(split), strict=True)
       ]
-      self._items[key] = self._tables.take(encoded)
+      self._items[key] = self.image_tables.take(encoded)
       self.ledger.truncated += sum(
         item.truncated > 0 for task in encoded for item in task
       )

@@ -138,7 +138,9 @@ class GateSpace(space.Space):
 def _side_by_side(path: tuple[Any, ...], leaf: np.ndarray) -> np.ndarray:
   """Joins the factors (N, ...) of the experts on their rank."""
   axis = -2 if leaves.is_second_factor(path) else -1
-  moved = np.moveaxis(np.asarray(leaf), 0, axis - 1)
+  # Shapes alone are traced.
+  join = np if isinstance(leaf, np.ndarray) else jnp
+  moved = join.moveaxis(leaf, 0, axis - 1)
   shape = list(leaf.shape[1:])
   shape[axis] *= len(leaf)
   return moved.reshape(shape)

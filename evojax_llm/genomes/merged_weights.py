@@ -57,7 +57,8 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
     if self.streams:
       self._host = jax.tree.map(np.asarray, (experts, base))
     else:
-      self.held = jax.tree.map(jnp.asarray, (experts, base))
+      # A CPU takes the space's own arrays, where `asarray` would copy them.
+      self.held = jax.device_put((experts, base))
     self._settle(plain.names, given, base)
 
   def _change(self, path, leaf):

@@ -1,7 +1,9 @@
 """Whole weights: a genome is a full set of parameters of a model."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -21,6 +23,7 @@ from evojax_llm.models import folders as folders_lib
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.safetensors_files import aligned
 from evojax_llm.population import leaves
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -45,7 +48,7 @@ class WeightSpace(space.Space):
   def __init__(
     self,
     names: Sequence[str],
-    experts: Sequence[dict[str, Any]],
+    experts: Sequence[dict[str, Any] | Callable[[dict[str, Any]], Any]],
     model: Model,
     factors: dict[str, Any] | None = None,
   ):
@@ -53,7 +56,8 @@ class WeightSpace(space.Space):
 
     Args:
       names: of the experts.
-      experts: their parameters.
+      experts: their parameters, or what writes these into arrays: all experts
+        are held once, side by side.
       model: the base.
       factors: of those experts that are adapters, which come first: a tree of
         {'a': (M, L, in, R), 'b': (M, L, R, out)} f32, b scaled.
@@ -66,21 +70,25 @@ class WeightSpace(space.Space):
         f'Got {len(names)} names for {len(experts)} experts; expected as many.'
       )
     self.names, self._model = tuple(names), model
-    expected = _kinds(model.params)
-    for name, expert in zip(names, experts, strict=True):
-      if _kinds(expert) != expected:
-        raise ValueError(
-          f'Expert {name} differs from the base in structure, shape or type; '
-          'expected models of one configuration, loaded in one type.'
-        )
     self._factors = factors
     self.num_adapters = len(jax.tree.leaves(factors)[0]) if factors else 0
-    # The base is the last one.
+    expected = _kinds(model.params)
     self._models = jax.tree.map(
-      lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]),
-      *experts,
+      lambda leaf: aligned((len(names) + 1, *leaf.shape), leaf.dtype),
       model.params,
     )
+    # The base is the last one.
+    for i, expert in enumerate([*experts, model.params]):
+      own = jax.tree.map(lambda leaf, i=i: leaf[i, ...], self._models)
+      if callable(expert):
+        expert(own)
+      elif _kinds(expert) == expected:
+        jax.tree.map(np.copyto, own, sharding.to_host(expert))
+      else:
+        raise ValueError(
+          f'Expert {names[i]} differs from the base in structure, shape or '
+          'type; expected models of one configuration, loaded in one type.'
+        )
 
   @classmethod
   def of_adapters(
@@ -88,11 +96,11 @@ class WeightSpace(space.Space):
     adapters: peft.AdapterSet,
     model: Model,
     names: Sequence[str] = (),
-    models: Sequence[dict[str, Any]] = (),
+    models: Sequence[dict[str, Any] | Callable[[dict[str, Any]], Any]] = (),
   ) -> 'WeightSpace':
     """Makes the space of a base with each of M adapters folded into it.
 
-    Named parameter trees of models, if any, are experts beside them.
+    Named models, if any, are experts beside them.
     """
     low_rank = adapter_genomes.AdapterSpace(adapters, model)
     members = jax.vmap(low_rank.express)(low_rank.experts())
@@ -101,13 +109,15 @@ class WeightSpace(space.Space):
         params, jax.tree.map(lambda leaf: leaf[n], members)
       )
     )
-    experts = [
-      sharding.to_host(fold(model.params, members, n))
-      for n in range(len(adapters.names))
-    ]
+
+    def write(own: dict[str, Any], n: int) -> None:
+      folded = sharding.to_host(fold(model.params, members, n))
+      jax.tree.map(np.copyto, own, folded)
+
+    folded = [functools.partial(write, n=n) for n in range(len(adapters.names))]
     return cls(
       (*adapters.names, *names),
-      [*experts, *models],
+      [*folded, *models],
       model,
       sharding.to_host(members.factors),
     )
@@ -134,10 +144,7 @@ class WeightSpace(space.Space):
     if dtype is None:
       return cls((), (), model)
     names = folders_lib.expert_names([*adapters, *models])
-    experts = [
-      hub.load_checkpoint(other, dtype, place=lambda leaf: leaf)[1]
-      for other in models
-    ]
+    experts = [functools.partial(_read, other, dtype) for other in models]
     if not loaded:
       return cls(names, experts, model)
     count = len(adapters)
@@ -292,6 +299,11 @@ def _check_config(folder: str | os.PathLike, expected: Any) -> None:
         f'{folder}/config.json: {field.name} is {theirs}, and {own} in the '
         'base; expected a model that was tuned from it.'
       )
+
+
+def _read(folder: str | os.PathLike, dtype: Any, own: dict[str, Any]) -> None:
+  """Reads the parameters of a model folder into arrays."""
+  hub.load_checkpoint(folder, dtype, place=lambda leaf: leaf, into=own)
 
 
 def _kinds(params: dict[str, Any]) -> Any:

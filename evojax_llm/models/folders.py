@@ -83,6 +83,11 @@ def existing_folder(folder: str | os.PathLike, what: str) -> pathlib.Path:
   path = pathlib.Path(os.path.expanduser(folder))
   # Of os, since those of pathlib raise on names that are too long.
   if os.path.isdir(path):
+    adapter = os.path.lexists(path / 'adapter_config.json')
+    if what.startswith('a model') and adapter > os.path.lexists(
+      path / 'config.json'
+    ):
+      raise ModelError(f'{path}: is an adapter folder; expected {what}.')
     return path
   if path.suffix == '.gguf' and os.path.isfile(path):
     # Other models are read without what reads these.

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.models import families
 from evojax_llm.models import names
 from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import ModelConfig
@@ -102,6 +103,7 @@ def load_checkpoint(
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
+  into: dict[str, Any] | None = None,
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Loads configuration and parameters of a model folder.
 
@@ -113,6 +115,8 @@ def load_checkpoint(
       beside what `place` returns.
     head: whether the folder may be that of a classification model, whose head
       is left out; `classifier.load_classifier` reads both.
+    into: parameter tree of numpy arrays that the leaves are read into, cast to
+      their types, so that no second copy is made of what is gathered.
 
   Returns:
     The configuration and the parameter tree.
@@ -123,7 +127,7 @@ def load_checkpoint(
       an output matrix that is not the embedding.
   """
   config, _ = load_config(folder)
-  return config, load_params(folder, config, dtype, place, head)
+  return config, load_params(folder, config, dtype, place, head, into)
 
 
 def load_params(
@@ -132,6 +136,7 @@ def load_params(
   dtype: Any = jnp.float32,
   place: Callable[[np.ndarray], Any] = jax.device_put,
   head: bool = False,
+  into: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Loads the parameters of a configuration; see `load_checkpoint`."""
   params: dict[str, Any] = {}
@@ -142,8 +147,8 @@ def load_params(
   ):
 
     def read(leaf: names.Leaf) -> Callable[[], np.ndarray]:
-      stored = [files.stored[n] for n in leaf.names(config.num_layers)]
-      return read_leaf(files, leaf, stored, dtype, pool)
+      stored = [files.stored[n] for n in leaf.names()]
+      return read_leaf(files, leaf, stored, dtype, pool, get(into, leaf.path))
 
     def finish(leaf: names.Leaf, wait: Callable[[], np.ndarray]) -> None:
       array = wait()
@@ -228,7 +233,7 @@ def stored_types(
   """Returns the type that `save_checkpoint` gives each leaf, by its path."""
   with open_model(like, load_config(like)[0]) as files:
     return {
-      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
+      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names()[0]]))
       for leaf in names.leaves(config)
     }
 
@@ -285,7 +290,7 @@ def _config_json(
   text = hf_config.get_text_config()
   if text is not hf_config:
     raw = json.loads(text.to_json_string(use_diff=False))
-    raw['architectures'] = ['Gemma3ForCausalLM']
+    raw['architectures'] = [families.FAMILIES[text.model_type].architecture]
     raw.pop('_name_or_path', None)
     if whole:
       del raw['architectures']

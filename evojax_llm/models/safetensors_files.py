@@ -1,5 +1,6 @@
 """A safetensors file, read a few rows at a time and by many threads at once."""
 
+from collections.abc import Sequence
 import json
 import math
 import os
@@ -18,6 +19,18 @@ _TYPES = {
   'F16': np.dtype('<f2'),
   'BF16': np.dtype(ml_dtypes.bfloat16),
 }
+
+
+# Where XLA begins a buffer.
+_ALIGNMENT = 64
+
+
+def aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+  """Returns memory that a CPU device takes as it is, in place of a copy."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class SafetensorsFile:

@@ -21,6 +21,7 @@ from evojax_llm.models import adapter_config
 from evojax_llm.models import folders
 from evojax_llm.models import names
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.safetensors_files import aligned
 
 # Types that are merged, by their names in safetensors; others are copied.
 FLOATS = {
@@ -41,7 +42,6 @@ _EMBEDDING = re.compile(
   r'(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)'
   r'\.weight$'
 )
-_ALIGNMENT = 64
 # Where config.json says how many layers there are.
 LAYER_COUNTS = ('num_hidden_layers', 'n_layer', 'n_layers', 'num_layers')
 
@@ -87,10 +87,7 @@ def stored_tensors(files: folders.TensorFiles) -> dict[str, Stored]:
 
 def read(stored: Stored) -> np.ndarray:
   """Reads a float tensor, in its stored type."""
-  # Where XLA begins a buffer it takes this one, in place of a copy.
-  data = np.empty(stored.size + _ALIGNMENT, np.uint8)
-  start = -data.ctypes.data % _ALIGNMENT
-  data = data[start : start + stored.size]
+  data = aligned((stored.size,), np.uint8)
   with stored.file.open('rb', buffering=0) as f:
     f.seek(stored.offset)
     got = 0

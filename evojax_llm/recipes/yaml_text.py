@@ -50,9 +50,8 @@ def parse(
   try:
     value = yaml.load(text, _Loader)
   except yaml.YAMLError as e:
-    raise error(
-      f'{where}: not valid YAML: {" ".join(str(e).split())}.'
-    ) from None
+    said = ' '.join(str(e).split()).replace('in "<unicode string>", ', 'in ')
+    raise error(f'{where}: not valid YAML: {said}.') from None
   except RecursionError:
     raise error(_too_deep(where)) from None
   except (ValueError, OverflowError) as e:  # Of dates and endless numbers.

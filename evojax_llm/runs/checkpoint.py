@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from evojax_llm.population import hosts
 from evojax_llm.population import sharding
 from evojax_llm.runs.errors import CheckpointError
 from evojax_llm.runs.errors import InUseError
@@ -59,27 +60,30 @@ class Checkpoints:
       CheckpointError: the state has other leaves, shapes or dtypes, or none of
         the checkpoints can be read.
     """
-    generations = self.generations()
+    generations = hosts.agreed(self.generations())
     for generation in reversed(generations):
-      path = self.folder / str(generation)
+      path, state, reason = self.folder / str(generation), None, ''
       try:
-        return generation, _load(path, abstract)
+        state = _load(path, abstract)
       except CheckpointError:
         raise
       # Orbax and tensorstore report damage through many types, `Exception`
       # itself among them; whatever it was, the next older one is tried.
       except Exception as error:  # pylint: disable=broad-exception-caught
         _do_not_report_abandoned_reads()
-        aside = self.folder.parent / f'damaged_checkpoint_{generation}'
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+      reason = next(filter(None, hosts.gathered(reason)), '')
+      if not reason:
+        return generation, state
+      aside = self.folder.parent / f'damaged_checkpoint_{generation}'
+      if hosts.is_first():
         if aside.exists():
           shutil.rmtree(aside)
         os.replace(path, aside)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logging.warning(
-          f'The checkpoint of generation {generation} is damaged '
-          f'({reason[:160]}). It was moved to {aside}; the one before it is '
-          'used.'
-        )
+      logging.warning(
+        f'The checkpoint of generation {generation} is damaged '
+        f'({reason[:160]}). It was moved to {aside}; the one before it is used.'
+      )
     if generations:
       raise CheckpointError(
         f'None of the checkpoints in {self.folder} can be read (generations '
@@ -90,7 +94,9 @@ class Checkpoints:
 
   def drop(self, generation: int) -> None:
     """Deletes a checkpoint."""
-    shutil.rmtree(self.folder / str(generation))
+    if hosts.is_first():
+      shutil.rmtree(self.folder / str(generation))
+    hosts.gathered(None)  # None goes on before it is gone.
 
   def read(self) -> tuple[int, dict[str, Any]]:
     """Reads the newest checkpoint as nested dicts, while the run may go on.
@@ -129,7 +135,7 @@ class Checkpoints:
     with _errors_of_the_disk(self.folder):
       self._writer().save_async(
         generation,
-        state,
+        _known_to_all(state),
         force=True,
         overwrite=True,
         custom_metadata={'checksums': _checksums(state)},
@@ -201,17 +207,38 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
   if not jax.tree.leaves(stored.metadata):
     raise OSError('its metadata cannot be read')
   _check_same_leaves(path, stored.metadata, abstract)
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  if hosts.several():
+    here = hosts.copies()
 
   def placed(leaf):
     told = isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding
-    where = told or device
+    where = told or here
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
   state = ocp.load(path, jax.tree.map(placed, abstract))
+  if hosts.several():
+    state = jax.tree.map(
+      lambda leaf: leaf.addressable_data(0) if leaf.sharding == here else leaf,
+      state,
+    )
   if (stored.custom_metadata or {}).get('checksums') != _checksums(state):
     raise OSError('the values do not have the checksums they were saved with')
   return state
+
+
+def _known_to_all(state: Any) -> Any:
+  """What each of several hosts holds, as copies of the same arrays."""
+  if not hosts.several():
+    return state
+  return jax.tree.map(
+    lambda leaf: (
+      sharding.place(leaf, hosts.copies())
+      if leaf.is_fully_addressable
+      else leaf
+    ),
+    state,
+  )
 
 
 def _check_same_leaves(path: pathlib.Path, stored: Any, abstract: Any) -> None:

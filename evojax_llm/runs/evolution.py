@@ -28,6 +28,7 @@ import numpy as np
 
 from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.options import Option
+from evojax_llm.population import hosts
 from evojax_llm.population import keys
 from evojax_llm.population import lineage
 from evojax_llm.population import sharding
@@ -231,8 +232,8 @@ class _Limits:
     }
     for name, most in self._most.items():
       if most is not None and now[name] >= most:
-        return name
-    return None
+        return hosts.agreed(name)
+    return hosts.agreed(None)
 
 
 class _Loop(NamedTuple):

@@ -154,13 +154,14 @@ def _rows(
   return rows, held, without
 
 
-def _modules(space: Space) -> dict[tuple[str, str], tuple[int, int]] | None:
+def _modules(space: Space) -> dict[tuple[str, ...], tuple[int, int]] | None:
   """The linear maps that the experts are adapters of; None for all."""
-  blocks = jax.eval_shape(space.base).get('layers', {})
+  found = jax.tree.leaves_with_path(
+    jax.eval_shape(space.base).get('layers', {}), is_leaf=leaves.is_factors
+  )
   return {
-    (block, name): (node['a'].shape[-2], node['b'].shape[-1])
-    for block, nodes in blocks.items()
-    for name, node in nodes.items()
+    tuple(key.key for key in path): (node['a'].shape[-2], node['b'].shape[-1])
+    for path, node in found
     if leaves.is_factors(node)
   } or None
 
@@ -193,15 +194,19 @@ class _Training:
     self._runtime = runtime = prepared.evaluator.runtime
     self._learner = learner
     pad_id = prepared.evaluator.tokenizer.pad_id
+    found = prepared.evaluator.image_tables.take([rows, held])
+    (rows, held), soft = found
     both = gradient_rows.pack([*rows, *held], pad_id)
     space = prepared.setup.experts
     self._params = runtime.params(space)
+    if soft is not None:
+      self._params = {**self._params, 'soft_tokens': soft}
     plan = gradient_plan.make_plan(
       learner,
       runtime,
       LowRank({}),
       both,
-      fixed=groups.num_bytes(space.model().params),
+      fixed=groups.num_bytes((space.model().params, soft)),
       members=1,
       budget=setup_lib.memory_budget(prepared.config),
     )

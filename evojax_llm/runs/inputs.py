@@ -85,8 +85,8 @@ def locate(config: RunConfig) -> Files:
       f'of config.space={config.space} share nothing: leave it off.'
     )
   given = {
-    'adapters': _given(config.adapters, 'adapters'),
-    'experts': _given(config.experts, 'experts'),
+    'adapters': given_experts(config.adapters, 'adapters'),
+    'experts': given_experts(config.experts, 'experts'),
   }
   others = sum(given.values(), [])
   others = [name for name in others if not name.startswith('pocket:')]
@@ -132,8 +132,8 @@ def locate(config: RunConfig) -> Files:
   return Files(name, model, tasks=tasks, heldout=heldout, **experts)
 
 
-def _given(value: str, kind: str) -> list[str]:
-  """Names of experts; 'pocket' stands for all of the pocket's of a kind."""
+def given_experts(value: str, kind: str) -> list[str]:
+  """Returns names of experts; 'pocket' is all of the pocket's of a kind."""
   embedded = {'adapters': pocket.expert_names, 'experts': pocket.dense_names}
   found = []
   for name in names(value):

@@ -46,14 +46,18 @@ def check_population(prepared: Any) -> None:
     prepared.evaluator.check_population(space, members, devices)
 
 
+def proposed_by(strategy: Any, state: Any, params: Any) -> Any:
+  """Returns shapes of the members of an ask, of those of a search's state."""
+  return jax.eval_shape(
+    lambda state: strategy.ask(jax.random.key(0), state, params)[0], state
+  )
+
+
 def _plan(prepared: Any) -> Any:
   """Plans the memory of a run, for the longest prompts that it will read."""
   evaluator, setup = prepared.evaluator, prepared.setup
   strategy, abstract = prepared.strategy, prepared.abstract
-  proposed = jax.eval_shape(
-    lambda state: strategy.ask(jax.random.key(0), state, prepared.params)[0],
-    abstract.strategy,
-  )
+  proposed = proposed_by(strategy, abstract.strategy, prepared.params)
   genomes = sum(
     sharding.bytes_per_device(
       tree if where is None else sharding.abstract(tree, where)

@@ -33,6 +33,7 @@ import numpy as np
 
 from evojax_llm import files as files_lib
 from evojax_llm.fitness.item_log import ItemLog
+from evojax_llm.population import hosts
 from evojax_llm.runs import errors
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
@@ -97,7 +98,7 @@ class RunFolder:
     except BaseException:
       self._lock.release()
       raise
-    self.checkpoints = Checkpoints(self.path / 'checkpoints')
+    self.checkpoints = Checkpoints(hosts.shared(self.path / 'checkpoints'))
     self.metrics = JsonLines(
       self.path / 'metrics.jsonl',
       ('scored', 'failed', 'tokens', 'seconds', 'best_fitness', 'mean_fitness'),
@@ -357,6 +358,11 @@ def read_config(run: pathlib.Path) -> dict[str, dict[str, Any]]:
     CheckpointError: there is none, or it is damaged.
   """
   kept = read_json(run / 'config.json')
+  if isinstance(kept, dict) and not {'config', 'inputs'} & kept.keys():
+    raise CheckpointError(
+      f'{run / "config.json"} is not that of a run; expected a folder that a '
+      'run has made.'
+    )
   with damaged(run / 'config.json', 'Begin again in a new workdir.'):
     halves = [kept['config'], kept['inputs'], kept.get('files', {})]
     if not all(isinstance(half, dict) for half in halves):

@@ -93,7 +93,7 @@ def make(config: Any, setup: Any, evaluator: Any) -> Refinement | None:
     for name, value in given.items()
     if name in declared(Settings) and name not in DRAWN
   }
-  rows = _rows(config, setup, evaluator)
+  (rows,), soft = evaluator.image_tables.take([_rows(config, setup, evaluator)])
   gib = config.execution.memory_budget_gib
   with errors.as_user_error(ValueError, what='config.refine'):
     steps = GradientSteps(
@@ -107,6 +107,7 @@ def make(config: Any, setup: Any, evaluator: Any) -> Refinement | None:
       ),
       budget=None if gib is None else int(gib * _GIB),
       members_per_group=options.members_per_group,
+      soft=soft,
     )
   used = ['lr']
   used += ['beta'] if gradient_losses.is_of_pairs(options.loss) else []

@@ -70,7 +70,8 @@ def opened(
   Raises:
     UserError: the folder is in use or of another run.
   """
-  with errors.as_user_error(OSError, what=f'run folder {workdir}'):
+  what = f'The run folder {workdir} cannot be made'
+  with errors.as_user_error(OSError, what=what):
     folder = record.RunFolder(
       workdir,
       prepared.config.to_dict(),

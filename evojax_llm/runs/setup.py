@@ -206,7 +206,7 @@ def model_devices(
 
   def takes(count):
     mesh = sharding.population_mesh(devices, count)
-    heads = model.config.num_kv_heads
+    heads = model.config.key_heads
     where = sharding.model_shardings(mesh, model.params, heads)
     return sharding.bytes_per_device(sharding.abstract(model.params, where))
 

@@ -102,5 +102,8 @@ def _of_run(name: str) -> config_dict.ConfigDict:
   """The configuration that a run has left in its folder."""
   read = files.read_object(pathlib.Path(os.path.expanduser(name)), UserError)
   if not isinstance(read.get('config'), dict):
-    raise UserError(f'{name} is not the config.json of a run.')
+    raise UserError(
+      f'{name} is not the config.json of a run. Name a new folder, or one that '
+      'a run has made.'
+    )
   return RunConfig.from_config(read['config']).to_config()

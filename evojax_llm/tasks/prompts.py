@@ -19,6 +19,7 @@ begin the model's turn.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from absl import logging
 
@@ -140,6 +141,12 @@ def _parted(texts: Sequence[str], prompt: str) -> list[str]:
   return [text if close else f' {text}' for text in texts]
 
 
+def reader(task: Task, item: Item, tokenizer: Tokenizer) -> Any:
+  """Returns what encodes texts about an item: its images have their places."""
+  images = [image for shown in (*task.shots, item) for image in shown.images]
+  return ImageReader(tokenizer, images) if images else tokenizer
+
+
 def encode_passes(
   task: Task,
   item: Item,
@@ -156,10 +163,7 @@ def encode_passes(
   Raises:
     TaskError: a continuation alone does not fit in `max_length`.
   """
-  images = [image for shown in (*task.shots, item) for image in shown.images]
-  if images:
-    tokenizer = ImageReader(tokenizer, images)
-  scorer = scorer_of(task)
+  scorer, tokenizer = scorer_of(task), reader(task, item, tokenizer)
   if scorer.rolls and not item.question:
     return [
       _fitted(task, item, prompt, [window], 0)

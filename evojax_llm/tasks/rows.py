@@ -241,6 +241,8 @@ def _item(
       advice = f" Write its key, '{meant[0]}'." if meant else ''
       if not meant and answer.isdecimal():
         advice = ' Only a list of options takes an index, from 0.'
+        if isinstance(row['choices'], list):
+          advice = f' As an index, from 0, it is {len(choices) - 1} at most.'
       raise TaskError(
         f"{where}, field 'answer': expected one of the keys "
         f'{", ".join(key for key, _ in choices[:20])}, got {shown(answer)}.'

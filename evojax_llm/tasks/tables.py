@@ -64,6 +64,10 @@ def read(path: pathlib.Path) -> Any:
   kind = ending(path)
   head: dict[str, Any] = {}
   if kind not in ENDINGS:
+    if path.is_dir():
+      inside = sorted(p.name for p in path.glob('*') if ending(p) in ENDINGS)
+      there = f'it has {", ".join(inside[:8])}' if inside else 'it has none'
+      raise TaskError(f'{path}: is a folder; expected a task file: {there}.')
     raise TaskError(
       f'{path}: expected a file that ends in {", ".join(ENDINGS)}, or in '
       'one of these and .gz. Write rows of other tables as an object a line.'

@@ -172,6 +172,7 @@ def _of_item(
       return None
     return EncodedRow(entry.prompt, (entry.options[gold],))
   answer = _as_scored(task, item)
+  tokenizer = prompts.reader(task, item, tokenizer)
   if chat:
     prompt, text = list(entry.prompt), tokenizer.encode(answer, bos=False)
   else:

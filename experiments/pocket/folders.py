@@ -87,8 +87,8 @@ def finish_base(
     for key in leaf.path:
       array = array[key]
     array = np.asarray(array).astype(ml_dtypes.bfloat16)
-    layers = array if leaf.stacked else array[None]
-    for name, values in zip(leaf.names(config.num_layers), layers, strict=True):
+    layers = array[None] if leaf.layers is None else array
+    for name, values in zip(leaf.names(), layers, strict=True):
       values = values.T if leaf.transposed else values
       tensors[f'model.{name}'] = np.ascontiguousarray(values)
   path = folder / 'model.safetensors'

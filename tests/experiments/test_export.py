@@ -385,6 +385,7 @@ def test_a_base_that_has_changed_is_noticed(run_folder, tmp_path, capsys):
   [
     (lambda run: shutil.rmtree(run), 'no config.json'),
     (lambda run: (run / 'config.json').write_text('{'), 'not valid JSON'),
+    (lambda run: (run / 'config.json').write_text('{}'), 'not that of a run'),
     (lambda run: shutil.rmtree(run / 'checkpoints'), 'no readable checkpoint'),
   ],
 )

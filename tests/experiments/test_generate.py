@@ -144,7 +144,7 @@ def test_a_failed_member_is_shown_and_not_fatal(tmp_path, base, capsys):
 @pytest.mark.parametrize(
   ('prompts', 'word'),
   [
-    ('{', 'not valid JSON'),
+    ('a text', 'Expected a JSON list of texts, such as'),
     ([], 'at least one'),
     ({'a': 1}, 'a JSON list'),
     (['a', 3], 'prompt 1: expected a text'),

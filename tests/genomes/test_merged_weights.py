@@ -100,6 +100,21 @@ def test_experts_are_streamed_where_a_device_has_no_room(
   assert merged_weights._streams('yes', held)
 
 
+def test_a_cpu_merges_the_arrays_that_were_read(tiny_gemma_folder):
+  folder = tiny_gemma_folder()
+  space = merged_weights.MergedWeightSpace.from_files(
+    folder, models=[folder, folder], method='ties', on='weights'
+  )
+  for held, own in zip(
+    jax.tree.leaves(space.held[0]),
+    jax.tree.leaves(space.plain.experts()),
+    strict=True,
+  ):
+    (shard,) = held.addressable_shards
+    assert shard.data.unsafe_buffer_pointer() == own.ctypes.data
+  check_equal(stack.take(space.held[0], 1), space.plain.base())
+
+
 def test_changes_of_adapters_are_merged_before_they_are_added():
   # So small that sums with the base, in its type, would lose them.
   base = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), experts.dense(0))

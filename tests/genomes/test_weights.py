@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evojax_llm.genomes import initial
+from evojax_llm.genomes import weights as weights_lib
 from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.space import Model
 from evojax_llm.genomes.space import load_base
@@ -143,6 +144,30 @@ def test_adapters_and_models_are_experts_of_one_space(
   np.testing.assert_array_equal(
     kernel(space.experts())[2], kernel(space.base())
   )
+
+
+def test_models_are_read_into_the_arrays_that_hold_all(
+  tiny_gemma_folder, monkeypatch
+):
+  folder, read = tiny_gemma_folder(), []
+  load = weights_lib.hub.load_checkpoint
+
+  def watched(*given, **options):
+    config, params = load(*given, **options)
+    read.append(params)
+    return config, params
+
+  base = load_base(folder)
+  monkeypatch.setattr(weights_lib.hub, 'load_checkpoint', watched)
+  space = WeightSpace.from_files(base, models=[folder] * 2)
+  for n, params in enumerate(read):
+    own = stack.take(space.experts(), n)
+    jax.tree.map(np.testing.assert_array_equal, own, params)
+    for array in jax.tree.leaves(params):
+      assert any(
+        np.shares_memory(array, leaf) for leaf in jax.tree.leaves(space._models)
+      )
+  assert len(read) == 2
 
 
 def test_models_of_two_kinds_are_refused(models):

@@ -260,6 +260,8 @@ def test_no_config(folder, config):
   outer = folder.parent / 'outer'
   shutil.copytree(folder, outer / 'default')
   _refused(outer, config, 'no such file', f'Did you mean {outer / "default"}')
+  with pytest.raises(ModelError, match='is an adapter folder; expected'):
+    hub.load_config(folder)
   (folder / 'adapter_config.json').write_text('{')
   _refused(folder, config, folder / 'adapter_config.json', 'not valid JSON')
 

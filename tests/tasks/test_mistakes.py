@@ -57,7 +57,7 @@ def with_row(**changes):
     ('a.json', with_row(answer=True), ['row 1', 'got True', 'in quotes']),
     ('a.json', with_row(choices='a, b'), ['an object', 'or a list of 26']),
     ('a.json', with_row(choices=['x'] * 27), ['or a list of 26']),
-    ('a.json', with_row(choices=['a', 'b'], answer=2), ["B, got '2'"]),
+    ('a.json', with_row(choices=['a', 'b'], answer=2), ['is 1 at most']),
     ('a.json', with_row(choices=['a', 'b'], answer=-1), ["B, got '-1'"]),
     (
       'a.json',

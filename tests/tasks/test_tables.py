@@ -90,3 +90,5 @@ def test_a_name_that_is_nearly_right(tmp_path):
     load_task(tmp_path / 'a.json')
   with pytest.raises(TaskError, match='no such file.$'):
     load_task(tmp_path / 'tasks.json')
+  with pytest.raises(TaskError, match='is a folder; .* it has scores.json, wo'):
+    load_task(tmp_path)

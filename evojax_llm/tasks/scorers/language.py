@@ -1,10 +1,11 @@
 """A language gate: an answer in another language is wrong.
 
 Sakana's MGSM multiplies correctness by whether fastText takes the output for
-Japanese (arXiv 2403.13187); so does MERGE3. `Gated` wraps any scorer of text.
-A detector is a function (text, language) -> probability in [0, 1]; the default
-looks at the scripts of the letters, needs no model, and tells languages apart
-only where they are written differently.
+Japanese (arXiv 2403.13187); so does MERGE3. Its ROUGE-L on images does so only
+where the gold answer is Japanese as well (gate 'gold'). `Gated` wraps any
+scorer of text. A detector is a function (text, language) -> probability in
+[0, 1]; the default looks at the scripts of the letters, needs no model, and
+tells languages apart only where they are written differently.
 """
 
 from collections.abc import Sequence
@@ -69,12 +70,15 @@ class Gated:
     language: such as 'ja'.
     detector: 'script', or 'module:function' of (text, language) -> probability.
     threshold: the probability that the language must exceed.
+    gate: 'all' answers, or those of items whose 'gold' answer is in the
+      language.
   """
 
   scorer: Scorer
   language: str
   detector: str = 'script'
   threshold: float = 0.5
+  gate: str = 'all'
 
   def __post_init__(self):
     for field in dataclasses.fields(self)[1:]:
@@ -83,6 +87,8 @@ class Gated:
       if not isinstance(value, kinds) or isinstance(value, bool):
         expected = f'expected {field.type.__name__}, got {shown(value)}'
         raise TaskError(f'{field.name}: {expected}.')
+    if self.gate not in ('all', 'gold'):
+      raise TaskError(f"gate: expected 'all' or 'gold', got {self.gate!r}.")
     if self.scorer.reads != 'text':
       raise TaskError(
         f'language: expected a kind that generates text, and this one reads '
@@ -107,10 +113,15 @@ class Gated:
   def score_all(self, pairs: Sequence[tuple[Item, Answer]]) -> list[Verdict]:
     """Scores many answers; 0 in another language."""
     verdicts = self.scorer.score_all(pairs)
-    for i, (_, answer) in enumerate(pairs):
-      if not self._probability(answer.text) > self.threshold:
+    for i, (item, answer) in enumerate(pairs):
+      golds = item.golds if self.gate == 'gold' else ()
+      gated = not golds or any(map(self._is_in_language, golds))
+      if gated and not self._is_in_language(answer.text):
         verdicts[i] = dataclasses.replace(verdicts[i], value=0.0)
     return verdicts
+
+  def _is_in_language(self, text: str) -> bool:
+    return self._probability(text) > self.threshold
 
   def _probability(self, text: str) -> float:
     if self.detector == 'script':

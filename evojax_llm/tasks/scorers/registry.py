@@ -32,7 +32,7 @@ SCORERS: dict[str, str] = {
   'judge': f'{_HERE}.judge:Judge',
 }
 # Options of the language gate, which any scorer of text takes.
-GATE_OPTIONS = ('language', 'detector', 'threshold')
+GATE_OPTIONS = ('language', 'detector', 'threshold', 'gate')
 # What a task file may only set where the user allows it: code, a secret, and a
 # file that is written.
 CODE_OPTIONS = ('kind', 'function', 'detector', 'key', 'cache')

@@ -4,6 +4,7 @@ from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.base import Verdicts
 from evojax_llm.tasks.scorers.language import by_script
 from evojax_llm.tasks.scorers.registry import make_scorer
+from evojax_llm.tasks.task import Item
 from evojax_llm.tasks.task import TaskError
 from tests.tasks.scorers.judging import judge
 from tests.tasks.scorers.judging import text_item
@@ -75,8 +76,21 @@ def test_a_detector_of_ones_own():
     ('exact_match', {'language': 'x', 'detector': 'os:rename'}, 'two argument'),
     ('exact_match', {'language': {}}, 'language: expected str, got {}'),
     ('exact_match', {'language': 'ja', 'threshold': 'x'}, 'expected float'),
+    ('exact_match', {'language': 'ja', 'gate': 'x'}, "'all' or 'gold'"),
   ],
 )
 def test_gates_that_cannot_be_are_refused(kind, options, words):
   with pytest.raises(TaskError, match=words):
     make_scorer(kind, options)
+
+
+def test_gate_by_the_gold_answer():
+  options = {'language': 'ja', 'gate': 'gold'}
+  gated = make_scorer('rouge_l', options | {'tokenize': 'characters'})
+  for gold, said, value in (
+    ('\u306d\u3053', '\u306d\u3053', 1.0),
+    ('\u306d\u3053\u3060 A', 'A', 0.0),
+    ('AB', 'AB', 1.0),
+  ):
+    item = Item('0', 'q', gold)
+    assert gated.score(item, Answer(texts=(said,))).value == value
