@@ -21,6 +21,7 @@ def test_a_search_goes_on_with_other_devices(
   config.adapters = ','.join(map(str, folders))
   config.tasks = str(runs.write_task(tmp_path / 'a.json', dev=8, test=2))
   config.execution.population = 'cut'
+  monkeypatch.setattr(host_memory, 'candidates', lambda _: [None])
   # No multiple of the devices.
   config.strategy.population = 5
 
