@@ -299,8 +299,7 @@ def write_rows(
     return jnp.roll(leaf, start, axis)
 
   fresh = (
-    around(rows.k, 3, 0),
-    around(rows.v, 3, 0),
+    *(jax.tree.map(lambda x: around(x, 3, 0), kv) for kv in (rows.k, rows.v)),
     around(rows.positions, 2, -1),
   )
 
@@ -323,7 +322,7 @@ def write_rows(
       return jax.lax.dynamic_update_slice(old, value, target)
 
     return tuple(
-      one(*pair, axis)
+      jax.tree.map(lambda *pair, axis=axis: one(*pair, axis), *pair)
       for *pair, axis in zip(old, fresh, (2, 2, 1), strict=True)
     )
 
@@ -348,15 +347,18 @@ def write_columns(
   own = jnp.arange(length, dtype=jnp.int32)
   own = (cache.index - length + own) % columns
 
-  def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
-    return old.at[lanes, where, :, own].set(
-      fresh.astype(old.dtype), mode='drop', unique_indices=True
+  def put(fresh: jax.Array, layers: tuple[jax.Array, ...]) -> tuple:
+    return tuple(
+      old.at[lanes, where, :, own].set(
+        fresh[:, i].astype(old.dtype), mode='drop', unique_indices=True
+      )
+      for i, old in enumerate(layers)
     )
 
   empty = jnp.full((members, count, columns), -1, jnp.int32)
   return cache.replace(
-    k=tuple(put(old, rows.k[:, i]) for i, old in enumerate(cache.k)),
-    v=tuple(put(old, rows.v[:, i]) for i, old in enumerate(cache.v)),
+    k=jax.tree.map(put, rows.k, cache.k),
+    v=jax.tree.map(put, rows.v, cache.v),
     positions=cache.positions.at[lanes[..., 0], where[..., 0]].set(
       empty.at[..., own].set(rows.positions), mode='drop', unique_indices=True
     ),

@@ -286,10 +286,12 @@ class DecodePrograms:
     params = shared['params']
     prefix = own['prefix']
     if prefix is not None:
-      # L arrays (P, Kv, T, h).
-      k, v = (
-        tuple(leaf[:, i].swapaxes(1, 2) for i in range(leaf.shape[1]))
-        for leaf in (prefix.k, prefix.v)
+      # Arrays (P, Kv, T, h).
+      k, v = jax.tree.map(
+        lambda leaf: tuple(
+          leaf[:, i].swapaxes(1, 2) for i in range(leaf.shape[1])
+        ),
+        (prefix.k, prefix.v),
       )
       prefix = Prefix(k, v, prefix.positions)
     run = functools.partial(decode_step.step, self._model, self._attention)

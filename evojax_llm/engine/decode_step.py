@@ -17,13 +17,13 @@ from evojax_llm.engine.decode_attention import decode_attention
 from evojax_llm.models.cache import Cache
 from evojax_llm.models.cache import Prefix
 from evojax_llm.models.config import ModelConfig
+from evojax_llm.models.layer import FUSED
+from evojax_llm.models.layer import Layer
+from evojax_llm.models.layer import LayerKind
+from evojax_llm.models.layer import Tokens
 from evojax_llm.models.linear import RMSNorm
 from evojax_llm.models.linear import rope_tables
-from evojax_llm.models.transformer import FUSED
 from evojax_llm.models.transformer import Embedder
-from evojax_llm.models.transformer import Layer
-from evojax_llm.models.transformer import LayerKind
-from evojax_llm.models.transformer import Tokens
 from evojax_llm.models.transformer import Transformer
 from evojax_llm.models.transformer import ropes_of
 
@@ -41,10 +41,14 @@ def separate_layers(
   stacks = {
     name: tree['layers'] for name, tree in variables.items() if 'layers' in tree
   }
-  return [
-    _fuse(model.config, jax.tree.map(lambda leaf, i=i: leaf[i], stacks), model)
-    for i in range(model.config.num_layers)
-  ]
+  layers = []
+  for keys, i, part in model.config.places():
+    own = dict(stacks)
+    for key in keys:
+      own = {name: tree[key] for name, tree in own.items() if key in tree}
+    layer = jax.tree.map(lambda leaf, i=i: leaf[i], own)
+    layers.append(_fuse(part, layer, model))
+  return layers
 
 
 def _fuse(c: ModelConfig, layer: dict, model: Transformer) -> dict:
@@ -53,8 +57,12 @@ def _fuse(c: ModelConfig, layer: dict, model: Transformer) -> dict:
   for collection, blocks in layer.items():
     fused[collection] = {}
     for block, nodes in blocks.items():
+      if not isinstance(nodes, dict):  # A number of the layer.
+        fused[collection][block] = nodes
+        continue
       nodes = dict(nodes)
       for (of, name), parts in FUSED.items():
+        parts = [part for part in parts if part not in c.absent]
         if of == block and any(part in nodes for part in parts):
           base = layer.get('params', {}).get(block, {})
           nodes[name] = _beside(
@@ -139,8 +147,8 @@ def step(
     layers: variables of the L layers, see `separate_layers`.
     tokens: (B,) i32.
     positions: (B,) i32; -1 for a slot without work.
-    cache: of L arrays, see `cache.init_ring`.
-    prefix: of L arrays, or None.
+    cache: see `cache.init_ring`.
+    prefix: arrays as the cache has, or None.
 
   Returns:
     hidden (B, D) after the final norm, and the cache with these tokens in it.
@@ -155,24 +163,26 @@ def step(
   def attend(q, k, v, kv, kind, _):
     # A slot without work computes anything; its keys stay finite, since a
     # masked value that is not would spoil what is read beside it.
-    kv = tuple(
-      jax.lax.dynamic_update_slice(
-        old,
-        jnp.where(busy[:, None, None, None], new.swapaxes(1, 2), 0).astype(
-          old.dtype
-        ),
-        (0, 0, index, 0),
+    if k is not None:
+      kv = tuple(
+        jax.lax.dynamic_update_slice(
+          old,
+          jnp.where(busy[:, None, None, None], new.swapaxes(1, 2), 0).astype(
+            old.dtype
+          ),
+          (0, 0, index, 0),
+        )
+        for old, new in zip(kv, (k, v), strict=True)
       )
-      for old, new in zip(kv, (k, v), strict=True)
-    )
-    at = kind.layer
-    heads = (q.shape[0], c.num_kv_heads, -1, c.head_dim)
+    place = kind.layer
+    heads = (q.shape[0], kv[0].shape[1], -1, q.shape[-1])
     y = decode_attention(
       q.reshape(heads),
       *kv,
       seen,
       positions,
-      prefix=prefix and (prefix.k[at], prefix.v[at], prefix.positions),
+      prefix=prefix
+      and (_at(prefix.k, place), _at(prefix.v, place), prefix.positions),
       window=kind.window,
       softcap=c.attn_softcap,
       scale=c.query_pre_attn_scalar**-0.5,
@@ -180,27 +190,48 @@ def step(
     )
     return y.reshape(q.shape[0], 1, -1), kv
 
-  of_layers = ropes_of(c)
-  ropes = list(dict.fromkeys(of_layers))
-  cos, sin = rope_tables(positions[:, None], ropes, c.head_dim)
-  shared = Tokens(cos, sin, None, None, index, None, attend)
-  x = Embedder(c, model.dtype).apply(
-    {'params': embedder['embedder']}, tokens[:, None]
-  )
-  kept = []
-  for i, (variables, kv) in enumerate(
-    zip(layers, zip(cache.k, cache.v, strict=True), strict=True)
+  of_layers, places, keys = ropes_of(c), c.places(), c.key_layers()
+  # Heads are of one width, or of one each for two kinds of layers.
+  ropes: dict[int, dict] = {}
+  for rope, (_, _, part) in zip(of_layers, places, strict=True):
+    ropes.setdefault(part.head_dim, {})[rope] = None
+  shared = {}
+  for head_dim, of_width in ropes.items():
+    cos, sin = rope_tables(positions[:, None], list(of_width), head_dim)
+    shared[head_dim] = Tokens(cos, sin, None, None, index, None, attend)
+  embed, own = Embedder(c, model.dtype), {'params': embedder['embedder']}
+  x, inputs = embed.apply(own, tokens[:, None]), None
+  if c.input_dim:
+    inputs = embed.apply(own, tokens[:, None], x, method='inputs_of')
+  # A layer writes to its own keys, or reads those of another one.
+  at = [(*places[key][0], places[key][1]) for key in keys]
+  kept = {place: (_at(cache.k, place), _at(cache.v, place)) for place in at}
+  for i, (variables, (_, _, part)) in enumerate(
+    zip(layers, places, strict=True)
   ):
     sliding = c.layer_types[i] == 'sliding_attention'
     kind = LayerKind(
-      layer=i,
-      rope=ropes.index(of_layers[i]),
+      layer=at[i],
+      rope=list(ropes[part.head_dim]).index(of_layers[i]),
       window=jnp.int32(c.sliding_window) if sliding else None,
+      input=None if inputs is None else inputs[i],
     )
-    (x, kv), _ = Layer(c, parent=None).apply(variables, (x, kv), kind, shared)
-    kept.append(kv)
+    (x, kept[at[i]]), _ = Layer(part, parent=None).apply(
+      variables, (x, kept[at[i]]), kind, shared[part.head_dim]
+    )
   hidden = RMSNorm(c.norm_eps, c.norm_offset).apply(
     {'params': embedder['final_norm']}, x[:, 0]
   )
-  k, v = zip(*kept, strict=True)
+  structure = jax.tree.structure(cache.k)
+  # Dictionaries are in the order of their keys, tuples in that of layers.
+  k, v = (
+    jax.tree.unflatten(structure, [kept[place][i] for place in sorted(kept)])
+    for i in (0, 1)
+  )
   return hidden, Cache(k, v, seen, (index + 1) % length)
+
+
+def _at(tree: Any, place: tuple) -> Any:
+  for key in place:
+    tree = tree[key]
+  return tree

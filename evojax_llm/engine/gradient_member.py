@@ -19,6 +19,7 @@ from evojax_llm.engine import gradient_rows
 from evojax_llm.engine.gradient_rows import Rows
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.models import expression
+from evojax_llm.models.model_files import put
 from evojax_llm.models.transformer import Transformer
 from evojax_llm.options import declared
 from evojax_llm.options import option
@@ -130,18 +131,20 @@ class Learner:
     column = jnp.arange(widest).astype(jnp.float32)
     used = (column < hyper['rank']).astype(jnp.float32)
     factors: dict[str, Any] = {}
-    for number, ((block, name), shape) in enumerate(self._modules.items()):
+    for number, (module, shape) in enumerate(self._modules.items()):
+      layers = len(self.config.module_layers(module))
       first = jax.random.uniform(
         jax.random.fold_in(key, number),
-        (self.config.num_layers, shape[0], widest),
+        (layers, shape[0], widest),
         jnp.float32,
         -1.0,
         1.0,
       )
-      factors.setdefault(block, {})[name] = {
+      factors_of = {
         'a': first * used / jnp.sqrt(jnp.float32(shape[0])),
-        'b': jnp.zeros((self.config.num_layers, widest, shape[1]), jnp.float32),
+        'b': jnp.zeros((layers, widest, shape[1]), jnp.float32),
       }
+      put(factors, module, factors_of)
     return {'layers': factors}
 
   def finish(self, genome: Any, trained: Any, hyper: Any) -> Any:

@@ -235,8 +235,7 @@ def choose_form(
   costs little. A model beyond a CPU's caches is read once a step of decoding:
   better for all members than for the few answers of one.
   """
-  matrices = 1 if config.tied else 2
-  layers = config.num_params - matrices * config.vocab_size * config.embed_dim
+  layers = config.num_params - config.embedding_params
   if platform != 'cpu' or layers * itemsize > _FOLD_NEVER_BYTES:
     return 'batched', True
   if layers * itemsize <= _FOLD_AT_MOST_BYTES:
@@ -249,9 +248,16 @@ def layer_bytes(config: ModelConfig) -> int:
 
   Products accumulate in f32, whatever the type of the activations.
   """
-  heads = config.num_heads + 2 * config.num_kv_heads
-  widest = 4 * config.embed_dim + 3 * config.ffn_dim
-  return 4 * (widest + 2 * heads * config.head_dim)
+  inputs = 4 * config.num_layers * config.input_dim
+  return inputs + max(
+    4
+    * (
+      4 * c.embed_dim
+      + 3 * c.ffn_dim
+      + 2 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    )
+    for _, _, c in config.parts()
+  )
 
 
 def _attention_doubles_at(config: ModelConfig, platform: str) -> int:
@@ -259,7 +265,8 @@ def _attention_doubles_at(config: ModelConfig, platform: str) -> int:
 
   On an accelerator attention costs the bytes that it moves.
   """
-  weights = sum(i * o for i, o in config.linear_shapes().values())
+  shapes = config.parts()[0][2].linear_shapes()
+  weights = sum(i * o for i, o in shapes.values())
   moved = config.num_heads * _BYTES_A_SCORE * _PRODUCTS_A_BYTE
   if platform == 'cpu':
     moved = _PRODUCTS_A_KEY * config.num_heads * config.head_dim

@@ -70,6 +70,12 @@ class LayerPathSpace(space.Space):
     self.names = tuple(
       name for name in self.sources if name != layer_path_options.BASE
     )
+    if base.config.stacks:
+      raise ValueError(
+        f'Got paths through layers of a {base.config.model_type} model, whose '
+        'layers differ in shape; expected one whose layers are alike, or '
+        'another space, such as adapters, gates, merged or weights.'
+      )
     each, depth = base.config.num_layers, len(self.sources)
     if self.told.pinned and each < 2:
       raise ValueError(

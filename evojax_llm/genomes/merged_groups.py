@@ -67,6 +67,13 @@ def make(text: str, layers: int, tree: Any) -> Groups:
     layered = leaves.is_layered(path, leaves.LAYERS)
     names[leaves.name(path)] = leaf.shape[:1] if layered else ()
   check_depth(depth, layers)
+  if depth != 'model' and {shape for shape in names.values() if shape} - {
+    (layers,)
+  }:
+    raise ValueError(
+      f'Got groups {depth!r} for a model whose layers differ in shape; '
+      "expected 'model', 'class' or 'filters:A/B'."
+    )
   of_depth, positions = _by_depth(depth, layers)
   of_module, place = _by_module(module, list(names))
   width = len(of_module)
@@ -79,6 +86,8 @@ def make(text: str, layers: int, tree: Any) -> Groups:
     at = positions[which]
     if not names[leaf]:
       at = at[last if 'final' in leaf else 0]
+    elif names[leaf] != (layers,):  # Of a stack; all are in one group.
+      at = at[: names[leaf][0]]
     return np.asarray(at * width + place[leaf], np.int32)
 
   return Groups(
@@ -90,7 +99,9 @@ def make(text: str, layers: int, tree: Any) -> Groups:
     {leaf: group(leaf, 0) for leaf in names},
     {leaf: group(leaf, 1) for leaf in names},
     {
-      leaf: np.asarray(positions[2] if names[leaf] else 0.0, np.float32)
+      leaf: np.asarray(
+        positions[2][: names[leaf][0]] if names[leaf] else 0.0, np.float32
+      )
       for leaf in names
     },
   )

@@ -68,7 +68,7 @@ def read_adapter(
     for module, pair in stored.items():
       names, layer = modules[module]
       rank, alpha = numbers[module]
-      shape = config.linear_shapes()[names]
+      shape = config.places()[layer][2].linear_shapes()[names]
       _check_shapes(files, peft, module, pair, rank, shape)
       arrays = {}
       for factor, name in pair.items():
@@ -150,10 +150,11 @@ def _parse(
   """(block, projection) and layer of a module's name."""
   match = _MODULE.match(module)
   names = (match['block'], match['projection']) if match else None
-  if names not in config.linear_shapes():
+  known = dict.fromkeys(path[-2:] for path in config.linear_shapes())
+  if names not in known:
     raise ModelError(
       f'{files.path}: LoRA on {module}; expected only linear modules of the '
-      f'layers: {", ".join(p for _, p in config.linear_shapes())}.'
+      f'layers: {", ".join(p for _, p in known)}.'
     )
   layer = int(match['layer'])
   if layer >= config.num_layers:
@@ -161,6 +162,13 @@ def _parse(
       f'{files.path}: {module} is of layer {layer}; the base has '
       f'{config.num_layers} layers, 0 to {config.num_layers - 1}. The adapter '
       'belongs to another base.'
+    )
+  here = config.places()[layer][2].linear_shapes()
+  if names not in here:
+    raise ModelError(
+      f'{files.path}: LoRA on {module}, which the base does not have: layer '
+      f'{layer} has only {", ".join(p for _, p in here)}. The adapter belongs '
+      'to another base.'
     )
   return names, layer
 
@@ -180,8 +188,8 @@ def _check_modules(
   prefix = prefixes.pop()
   targets = peft.targets(
     f'{prefix}layers.{layer}.{block}.{projection}'
-    for layer in range(config.num_layers)
-    for block, projection in config.linear_shapes()
+    for layer, (_, _, part) in enumerate(config.places())
+    for block, projection in part.linear_shapes()
   )
   if targets is None:
     return

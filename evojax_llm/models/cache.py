@@ -1,10 +1,16 @@
 """Key and value cache of one member."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from evojax_llm.models.config import ModelConfig
+
+_Stack = jax.Array | tuple[jax.Array, ...]
+Keys = _Stack | dict[str, _Stack]
 
 
 @flax.struct.dataclass
@@ -17,21 +23,24 @@ class Cache:
 
   Attributes:
     k: (L, B, S, Kv, h) keys, rotated; L is that of hops where members are
-      paths. In a ring of `init_ring`, L arrays (B, Kv, S, h).
+      paths. Where layers differ an array for each stack of layers that have
+      keys, by its name. In a ring of `init_ring`, a tuple of L arrays (B, Kv,
+      S, h) in place of each array.
     v: values, as the keys.
     positions: (B, S) i32 position of the token in each slot; -1 if empty.
     index: () i32 next slot to be written.
   """
 
-  k: jax.Array | tuple[jax.Array, ...]
-  v: jax.Array | tuple[jax.Array, ...]
+  k: Keys
+  v: Keys
   positions: jax.Array
   index: jax.Array
 
   @property
   def separate(self) -> bool:
     """Whether it has an array a layer."""
-    return isinstance(self.k, tuple)
+    k = next(iter(self.k.values())) if isinstance(self.k, dict) else self.k
+    return isinstance(k, tuple)
 
 
 @flax.struct.dataclass
@@ -39,13 +48,14 @@ class Prefix:
   """Keys and values of T tokens that all rows begin with.
 
   Attributes:
-    k: (L, T, Kv, h) keys, rotated; L arrays (Kv, T, h) beside such a ring.
+    k: (L, T, Kv, h) keys, rotated, or such arrays by stack; tuples of L arrays
+      (Kv, T, h) beside a ring.
     v: values, as the keys.
     positions: (T,) i32 position of each token; -1 if padding.
   """
 
-  k: jax.Array | tuple[jax.Array, ...]
-  v: jax.Array | tuple[jax.Array, ...]
+  k: Keys
+  v: Keys
   positions: jax.Array
 
 
@@ -60,14 +70,17 @@ def init_cache(
 
   `hops` is of paths; without it there is one entry a layer.
   """
-  c = config
-  shape = (hops or c.num_layers, batch, length, c.num_kv_heads, c.head_dim)
-  return Cache(
-    k=jnp.zeros(shape, dtype),
-    v=jnp.zeros(shape, dtype),
-    positions=jnp.full((batch, length), -1, jnp.int32),
-    index=jnp.zeros((), jnp.int32),
-  )
+
+  def empty() -> Keys:
+    return _by_stack(
+      config,
+      lambda layers, c: jnp.zeros(
+        (hops or layers, batch, length, c.num_kv_heads, c.head_dim), dtype
+      ),
+    )
+
+  positions = jnp.full((batch, length), -1, jnp.int32)
+  return Cache(empty(), empty(), positions, jnp.zeros((), jnp.int32))
 
 
 def init_ring(
@@ -78,23 +91,43 @@ def init_ring(
   Products of attention take them as they are, and a layer is no slice of a
   stack that would have to be copied.
   """
-  c = config
-  shape = (batch, c.num_kv_heads, length, c.head_dim)
-  k, v = (
-    tuple(jnp.zeros(shape, dtype) for _ in range(c.num_layers)) for _ in 'kv'
-  )
+
+  def empty() -> Keys:
+    return _by_stack(
+      config,
+      lambda layers, c: tuple(
+        jnp.zeros((batch, c.num_kv_heads, length, c.head_dim), dtype)
+        for _ in range(layers)
+      ),
+    )
+
   positions = jnp.full((batch, length), -1, jnp.int32)
-  return Cache(k, v, positions, jnp.zeros((), jnp.int32))
+  return Cache(empty(), empty(), positions, jnp.zeros((), jnp.int32))
 
 
 def bytes_per_token(
   config: ModelConfig, dtype=jnp.float32, hops: int | None = None
 ) -> int:
   """Returns the bytes that one token of one row takes in the cache."""
-  width = config.num_kv_heads * config.head_dim
-  return 2 * (hops or config.num_layers) * width * jnp.dtype(dtype).itemsize
+  numbers = _by_stack(
+    config, lambda layers, c: (hops or layers) * c.num_kv_heads * c.head_dim
+  )
+  return 2 * sum(jax.tree.leaves(numbers)) * jnp.dtype(dtype).itemsize
 
 
 def as_prefix(cache: Cache) -> Prefix:
   """Returns the first row of a cache as a prefix of other rows."""
-  return Prefix(cache.k[:, 0], cache.v[:, 0], cache.positions[0])
+  k, v = jax.tree.map(lambda leaf: leaf[:, 0], (cache.k, cache.v))
+  return Prefix(k, v, cache.positions[0])
+
+
+def _by_stack(config: ModelConfig, make: Callable) -> Any:
+  """make(layers, config of them) of the layers that have keys, by stack."""
+  found = {
+    stack: make(len(layers), part)
+    for stack, layers, part in config.parts()
+    if 'k_proj' not in part.absent
+  }
+  if not config.stacks:
+    return found[()]
+  return {name: made for (name,), made in found.items()}

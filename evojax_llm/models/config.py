@@ -5,6 +5,7 @@ Flax modules. What the forward pass does not have is refused.
 """
 
 import dataclasses
+import math
 
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.rope import Rope
@@ -23,6 +24,31 @@ ACTIVATIONS = {
 # Projections of a layer.
 ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 MLP = ('gate_proj', 'up_proj', 'down_proj')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """The layers of one shape, in a model whose layers differ (Gemma 4).
+
+  Attributes:
+    name: key below 'layers' in trees of parameters and factors.
+    layers: indices in the model, ascending.
+    layer_type: of LAYER_TYPES.
+    head_dim: width of one head.
+    num_kv_heads: key and value heads.
+    ffn_dim: F.
+    absent: projections that the layers lack. Without v_proj values are the
+      projected keys; without k_proj the layers have no keys of their own, and
+      see those of the last layer before them that has the type and has keys.
+  """
+
+  name: str
+  layers: tuple[int, ...]
+  layer_type: str
+  head_dim: int
+  num_kv_heads: int
+  ffn_dim: int
+  absent: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +80,14 @@ class ModelConfig:
     scale_embedding: whether embeddings are multiplied by sqrt(D).
     tied: whether the output matrix is the embedding.
     biases: projections that have one.
+    absent: projections that layers lack; see `Stack`.
+    stacks: of the layers, where these differ in shape; else (). Then head_dim,
+      num_kv_heads, ffn_dim and absent are those of `parts` alone.
+    v_norm: whether value heads are divided by their root mean square.
+    layer_scalar: whether a number multiplies what leaves a layer.
+    input_dim: width of the embedding of a token that each layer adds; 0 for
+      none.
+    input_vocab_size: tokens that have one.
   """
 
   model_type: str
@@ -80,6 +114,12 @@ class ModelConfig:
   scale_embedding: bool = True
   tied: bool = True
   biases: tuple[str, ...] = ()
+  absent: tuple[str, ...] = ()
+  stacks: tuple[Stack, ...] = ()
+  v_norm: bool = False
+  layer_scalar: bool = False
+  input_dim: int = 0
+  input_vocab_size: int = 0
 
   def __post_init__(self):
     if len(self.layer_types) != self.num_layers:
@@ -106,24 +146,91 @@ class ModelConfig:
       raise ModelError(
         f'head_dim is {self.head_dim}; rotary embedding needs an even one.'
       )
+    if self.stacks:
+      self.parts()  # Each is checked.
+
+  def parts(
+    self,
+  ) -> tuple[tuple[tuple[str, ...], tuple[int, ...], 'ModelConfig'], ...]:
+    """Returns the stacks of layers, one of a model whose layers are alike.
+
+    Of each the keys below 'layers' in trees, the indices of its layers, and a
+    configuration of these alone.
+    """
+    if not self.stacks:
+      return (((), tuple(range(self.num_layers)), self),)
+    return tuple(
+      (
+        (stack.name,),
+        stack.layers,
+        dataclasses.replace(
+          self,
+          stacks=(),
+          num_layers=len(stack.layers),
+          layer_types=(stack.layer_type,) * len(stack.layers),
+          head_dim=stack.head_dim,
+          num_kv_heads=stack.num_kv_heads,
+          ffn_dim=stack.ffn_dim,
+          absent=stack.absent,
+        ),
+      )
+      for stack in self.stacks
+    )
+
+  def places(self) -> list[tuple[tuple[str, ...], int, 'ModelConfig']]:
+    """Returns stack, index in it and its configuration, of each of L layers."""
+    found = {
+      layer: (stack, i, part)
+      for stack, layers, part in self.parts()
+      for i, layer in enumerate(layers)
+    }
+    return [found[layer] for layer in range(self.num_layers)]
+
+  @property
+  def key_heads(self) -> int:
+    """What divides the number of key heads of every layer."""
+    return math.gcd(*(c.num_kv_heads for _, _, c in self.parts()))
+
+  @property
+  def embedding_params(self) -> int:
+    """Number of parameters that tokens choose from; a tied output once."""
+    inputs = self.num_layers * self.input_dim * self.input_vocab_size
+    matrices = 1 if self.tied else 2
+    return matrices * self.vocab_size * self.embed_dim + inputs
 
   @property
   def num_params(self) -> int:
     """Number of parameters of the text model; a tied output counts once."""
-    d, h = self.embed_dim, self.head_dim
-    norms = (4 if self.post_norms else 2) * d + (2 * h if self.qk_norm else 0)
-    layer = norms + sum(
-      d_in * d_out + d_out * (name in self.biases)
-      for (_, name), (d_in, d_out) in self.linear_shapes().items()
-    )
-    matrices = 1 if self.tied else 2
-    return matrices * self.vocab_size * d + self.num_layers * layer + d
+    d, p = self.embed_dim, self.input_dim
+    total = self.embedding_params + d
+    if p:
+      total += self.num_layers * p * d + p
+    for _, layers, c in self.parts():
+      norms = (4 if c.post_norms else 2) * d
+      if c.qk_norm:
+        norms += (2 - ('k_proj' in c.absent)) * c.head_dim
+      layer = norms + c.layer_scalar + (2 * p * d + d if p else 0)
+      layer += sum(
+        d_in * d_out + d_out * (name in self.biases)
+        for (_, name), (d_in, d_out) in c.linear_shapes().items()
+      )
+      total += len(layers) * layer
+    return total
 
-  def linear_shapes(self) -> dict[tuple[str, str], tuple[int, int]]:
-    """Returns (in, out) of each linear map, by (block, projection)."""
+  def linear_shapes(self) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Returns (in, out) of each linear map, by (block, projection).
+
+    Of a model with stacks by (stack, block, projection).
+    """
+    if self.stacks:
+      return {
+        (*stack, *module): shape
+        for stack, _, c in self.parts()
+        for module, shape in c.linear_shapes().items()
+      }
     d, f = self.embed_dim, self.ffn_dim
     q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-    return {
+    shapes = {
       ('self_attn', 'q_proj'): (d, q),
       ('self_attn', 'k_proj'): (d, kv),
       ('self_attn', 'v_proj'): (d, kv),
@@ -132,3 +239,19 @@ class ModelConfig:
       ('mlp', 'up_proj'): (d, f),
       ('mlp', 'down_proj'): (f, d),
     }
+    return {m: s for m, s in shapes.items() if m[1] not in self.absent}
+
+  def module_layers(self, module: tuple[str, ...]) -> tuple[int, ...]:
+    """Returns the layers that have a linear map, by index in the model."""
+    return next(
+      layers for stack, layers, _ in self.parts() if stack == module[:-2]
+    )
+
+  def key_layers(self) -> tuple[int, ...]:
+    """Returns of each of L layers the one whose keys and values it sees."""
+    own, of = {}, {}
+    lacks = {i for s in self.stacks for i in s.layers if 'k_proj' in s.absent}
+    for layer, kind in enumerate(self.layer_types):
+      own[kind] = own.get(kind, layer) if layer in lacks else layer
+      of[layer] = own[kind]
+    return tuple(of.values())

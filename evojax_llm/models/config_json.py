@@ -25,6 +25,8 @@ _NUMBERS = {
   'num_attention_heads': (int, 1, _INT32),
   'num_key_value_heads': (int, 1, _INT32),
   'head_dim': (int, 2, _INT32),
+  'global_head_dim': (int, 2, _INT32),
+  'num_kv_shared_layers': (int, 0, 10_000),
   'max_position_embeddings': (int, 1, _INT32),
   'num_labels': (int, 0, 1_000_000),
   'query_pre_attn_scalar': (float, 1e-6, 1e9),
@@ -32,6 +34,10 @@ _NUMBERS = {
 }
 _NUMBERS_OR_NULL = {
   'sliding_window': (int, 1, _INT32),
+  'num_global_key_value_heads': (int, 1, _INT32),
+  'hidden_size_per_layer_input': (int, 0, _INT32),
+  'vocab_size_per_layer_input': (int, 1, _INT32),
+  'partial_rotary_factor': (float, 0, 1),
   'sliding_window_pattern': (int, 1, _INT32),
   '_sliding_window_pattern': (int, 1, _INT32),
   'attn_logit_softcapping': (float, 1e-6, 1e9),
@@ -48,8 +54,7 @@ def load_config(
   """Reads config.json through transformers' AutoConfig.
 
   Args:
-    folder: a folder of a family; of a multimodal Gemma 3 the text part is
-      read.
+    folder: a folder of a family; of a multimodal model the text part is read.
     path: whether it is a folder of `path_files`, of whose layers the model is.
 
   Returns:
@@ -61,7 +66,8 @@ def load_config(
   """
   file = existing_folder(folder, MODEL_FOLDER) / 'config.json'
   raw = read_json(file)
-  known, kind = (*families.FAMILIES, 'gemma3'), raw.get('model_type')
+  known = (*families.FAMILIES, *families.MULTIMODAL)
+  kind = raw.get('model_type')
   if path:
     known = tuple(model_type + PATH for model_type in known)
   if kind not in known:
@@ -140,6 +146,8 @@ def rope_fields(parameters: dict[str, Any]) -> dict[str, Any]:
   """
   sliding = parameters.get('sliding_attention')
   full = parameters.get('full_attention') or sliding or parameters
+  if full.get('rope_type') == 'proportional':  # Of no model that 4 knows.
+    return {'rope_parameters': parameters}
   scaled = full.get('rope_type', 'default') != 'default'
   rest = {k: v for k, v in full.items() if k != 'rope_theta'}
   fields = {

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.models import families
 from evojax_llm.models import names
 from evojax_llm.models.config import MODEL_FOLDER
 from evojax_llm.models.config import ModelConfig
@@ -146,7 +147,7 @@ def load_params(
   ):
 
     def read(leaf: names.Leaf) -> Callable[[], np.ndarray]:
-      stored = [files.stored[n] for n in leaf.names(config.num_layers)]
+      stored = [files.stored[n] for n in leaf.names()]
       return read_leaf(files, leaf, stored, dtype, pool, get(into, leaf.path))
 
     def finish(leaf: names.Leaf, wait: Callable[[], np.ndarray]) -> None:
@@ -232,7 +233,7 @@ def stored_types(
   """Returns the type that `save_checkpoint` gives each leaf, by its path."""
   with open_model(like, load_config(like)[0]) as files:
     return {
-      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names(1)[0]]))
+      leaf.path: np.dtype(dtype or files.dtype(files.stored[leaf.names()[0]]))
       for leaf in names.leaves(config)
     }
 
@@ -289,7 +290,7 @@ def _config_json(
   text = hf_config.get_text_config()
   if text is not hf_config:
     raw = json.loads(text.to_json_string(use_diff=False))
-    raw['architectures'] = ['Gemma3ForCausalLM']
+    raw['architectures'] = [families.FAMILIES[text.model_type].architecture]
     raw.pop('_name_or_path', None)
     if whole:
       del raw['architectures']

@@ -85,10 +85,15 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     start = nn.initializers.constant(1.0 - self.offset)
     scale = self.param('scale', start, (x.shape[-1],), jnp.float32)
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    y = over_rms(x, self.eps)
     scale = scale.astype(jnp.float32)
     return (y * (self.offset + scale if self.offset else scale)).astype(x.dtype)
+
+
+def over_rms(x: jax.Array, eps: float) -> jax.Array:
+  """Returns x / rms(x) over the last axis, in f32."""
+  y = x.astype(jnp.float32)
+  return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -118,6 +123,10 @@ def frequencies(rope: Rope, head_dim: int) -> jax.Array:
   plain = 1.0 / (rope.base**half)
   if rope.kind == 'linear':
     return plain / rope.factor
+  if rope.kind == 'proportional':
+    turning = int(rope.share * head_dim // 2)
+    still = jnp.zeros(head_dim // 2 - turning, jnp.float32)
+    return jnp.concatenate([plain[:turning] / rope.factor, still])
   low, high = rope.bounds
   if rope.kind == 'llama3':
     turns = rope.original * plain / (2 * math.pi)

@@ -78,9 +78,7 @@ def _stored_names(files: TensorFiles, head: bool) -> dict[str, str]:
 def _check_tensors(files: ModelFiles, config: ModelConfig) -> None:
   """Refuses missing, extra and misshapen tensors."""
   shapes = {
-    name: leaf.shape
-    for leaf in names.leaves(config)
-    for name in leaf.names(config.num_layers)
+    name: leaf.shape for leaf in names.leaves(config) for name in leaf.names()
   }
   missing = [n for n in shapes if n not in files.stored]
   if missing:
@@ -90,6 +88,8 @@ def _check_tensors(files: ModelFiles, config: ModelConfig) -> None:
       'config.json is that of another model.'
     )
   shapes[names.LM_HEAD] = shapes['embed_tokens.weight']
+  for name in names.unused(config) & set(files.stored):
+    del files.stored[name]
   extra = [s for n, s in files.stored.items() if n not in shapes]
   if extra:
     raise ModelError(
@@ -127,8 +127,8 @@ def read_leaf(
     # Layers share an array; where their types differ, f32 holds all of them.
     dtype = kinds.pop() if len(kinds) == 1 else np.float32
   if out is None:
-    out = aligned(leaf.leaf_shape(len(stored)), dtype)
-  layers = out if leaf.stacked else out[None]
+    out = aligned(leaf.leaf_shape(), dtype)
+  layers = out[None] if leaf.layers is None else out
 
   def read(name: str, layer: np.ndarray, start: int, part: Callable) -> None:
     # What is beyond the type becomes infinity, and is refused with it.
@@ -203,7 +203,7 @@ def check_params(params: dict[str, Any], config: ModelConfig) -> None:
   for leaf in names.leaves(config):
     array = get(params, leaf.path)
     shape = None if array is None else tuple(array.shape)
-    expected = leaf.leaf_shape(config.num_layers)
+    expected = leaf.leaf_shape()
     if shape != expected:
       raise ModelError(
         f'params[{"/".join(leaf.path)}] has shape {shape}; the configuration '
@@ -292,8 +292,8 @@ def _tensors(
   """Yields stored names and tensors, with one leaf on the host at a time."""
   for leaf in names.leaves(config):
     array = np.asarray(get(params, leaf.path))
-    layers = array if leaf.stacked else array[None]
-    for name, values in zip(leaf.names(config.num_layers), layers, strict=True):
+    layers = array[None] if leaf.layers is None else array
+    for name, values in zip(leaf.names(), layers, strict=True):
       # A copy, not a view of the leaf, which is dropped before the next.
       tensor = np.empty(leaf.shape, dtypes[leaf.path])
       _write(tensor, values, leaf)

@@ -7,6 +7,7 @@ A stored adapter adds scale * lora_B lora_A to a weight (out, in), with `lora_A`
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import hashlib
@@ -22,12 +23,15 @@ from evojax_llm.models.adapter_files import Module
 from evojax_llm.models.adapter_files import read_adapter
 from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.errors import ModelError
+from evojax_llm.models.families import MULTIMODAL
 from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import expert_names
 from evojax_llm.models.folders import new_folder
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.folders import write_json
 from evojax_llm.models.hub import Model
+from evojax_llm.models.model_files import get
+from evojax_llm.models.model_files import put
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,32 +94,32 @@ def load_adapters(
   rank = max(f.a.shape[0] for e in experts for f in e.values())
   factors: dict[str, Any] = {}
   scales: dict[str, Any] = {}
-  for module, (d_in, d_out) in config.linear_shapes().items():
-    if not any(m == module for e in experts for m, _ in e):
+  for path, (d_in, d_out) in config.linear_shapes().items():
+    module, layers = path[-2:], config.module_layers(path)
+    if not any((module, layer) in e for e in experts for layer in layers):
       continue
-    scale = _common_scale(experts, module, config.num_layers)
-    a = np.zeros((len(experts), config.num_layers, d_in, rank), np.float32)
-    b = np.zeros((len(experts), config.num_layers, rank, d_out), np.float32)
+    scale = _common_scale(experts, module, layers)
+    a = np.zeros((len(experts), len(layers), d_in, rank), np.float32)
+    b = np.zeros((len(experts), len(layers), rank, d_out), np.float32)
     for n, expert in enumerate(experts):
-      for layer in range(config.num_layers):
+      for i, layer in enumerate(layers):
         f = expert.get((module, layer))
         if f is None:
           continue
         r = f.a.shape[0]
-        a[n, layer, :, :r] = f.a.T
-        b[n, layer, :r] = f.b.T
-        if f.scale != scale[layer]:
+        a[n, i, :, :r] = f.a.T
+        b[n, i, :r] = f.b.T
+        if f.scale != scale[i]:
           with np.errstate(over='ignore', invalid='ignore'):
-            b[n, layer] *= np.float32(f.scale / scale[layer])
-          if not np.isfinite(b[n, layer]).all():
+            b[n, i] *= np.float32(f.scale / scale[i])
+          if not np.isfinite(b[n, i]).all():
             raise ModelError(
               f'{folders[n]}: its scale {f.scale:g} and that of another '
-              f'adapter ({scale[layer]:g}) are too far apart for float32; '
+              f'adapter ({scale[i]:g}) are too far apart for float32; '
               'expected lora_alpha / r of about 1 in both.'
             )
-    block, projection = module
-    factors.setdefault(block, {})[projection] = {'a': a, 'b': b}
-    scales.setdefault(block, {})[projection] = scale.astype(np.float32)
+    put(factors, path, {'a': a, 'b': b})
+    put(scales, path, scale.astype(np.float32))
   return AdapterSet(
     names=names,
     factors={'layers': factors},
@@ -125,18 +129,18 @@ def load_adapters(
 
 
 def _common_scale(
-  experts: list[dict], module: Module, num_layers: int
+  experts: list[dict], module: Module, layers: Sequence[int]
 ) -> np.ndarray:
   """(L,) f64 scale of the first expert that has the module in a layer.
 
   A scale of 0 cannot be carried by a ratio: the first other one counts. A
   layer that no expert adapts gets the scale of the first layer that has one.
   """
-  scale = np.zeros(num_layers, np.float64)
-  for layer in range(num_layers):
+  scale = np.zeros(len(layers), np.float64)
+  for i, layer in enumerate(layers):
     for expert in experts:
-      if scale[layer] == 0 and (module, layer) in expert:
-        scale[layer] = expert[module, layer].scale
+      if scale[i] == 0 and (module, layer) in expert:
+        scale[i] = expert[module, layer].scale
   given = scale[scale != 0]
   return np.where(scale == 0, given[0], scale) if given.size else scale
 
@@ -175,7 +179,7 @@ def save_adapter(
   prefix = 'model.'
   if base_folder is not None:
     path = existing_folder(base_folder, 'the folder of the base')
-    if read_json(path / 'config.json').get('model_type') == 'gemma3':
+    if read_json(path / 'config.json').get('model_type') in MULTIMODAL:
       prefix = 'model.language_model.'
   kept = _least_factors(factors, scale, config)
   if not kept:
@@ -218,27 +222,41 @@ def _least_factors(
   R is what is left of the rank without products of zero.
   """
   kept = {}
-  for block, projections in factors['layers'].items():
-    for projection, pair in projections.items():
-      a, b = (np.asarray(pair[x], np.float32) for x in 'ab')
-      module = block, projection
-      _check_factors(config, module, a, b)
-      scales = np.broadcast_to(
-        np.asarray(scale['layers'][block][projection], np.float64),
-        (config.num_layers,),
+  for path, pair in _pairs(factors['layers']):
+    a, b = (np.asarray(pair[x], np.float32) for x in 'ab')
+    _check_factors(config, path, a, b)
+    layers = config.module_layers(path)
+    scales = np.broadcast_to(
+      np.asarray(get(scale['layers'], path), np.float64), (len(layers),)
+    )
+    for i, layer in enumerate(layers):
+      used = a[i].any(axis=0) & b[i].any(axis=1)
+      kept[path[-2:], layer] = a[i].T[used], b[i][used], float(scales[i])
+  # PEFT chooses modules by name: it expects them of all layers that have them.
+  projections = {module[-1] for module, _ in kept}
+  for path, (d_in, d_out) in config.linear_shapes().items():
+    for layer in config.module_layers(path) if path[-1] in projections else ():
+      nothing = (
+        np.zeros((0, d_in), np.float32),
+        np.zeros((0, d_out), np.float32),
       )
-      for layer in range(config.num_layers):
-        used = a[layer].any(axis=0) & b[layer].any(axis=1)
-        kept[module, layer] = (
-          a[layer].T[used],
-          b[layer][used],
-          float(scales[layer]),
-        )
+      kept.setdefault((path[-2:], layer), (*nothing, 1.0))
   return kept
 
 
+def _pairs(
+  tree: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+  """Yields module and factors of an adapter tree."""
+  if 'a' in tree:
+    yield path, tree
+  else:
+    for name, node in tree.items():
+      yield from _pairs(node, (*path, name))
+
+
 def _check_factors(
-  config: ModelConfig, module: Module, a: np.ndarray, b: np.ndarray
+  config: ModelConfig, module: tuple[str, ...], a: np.ndarray, b: np.ndarray
 ) -> None:
   """Refuses factors of a module that do not fit the base."""
   name = '.'.join(module)
@@ -250,7 +268,8 @@ def _check_factors(
     )
   d_in, d_out = shapes[module]
   rank = a.shape[-1]
-  expected = (config.num_layers, d_in, rank), (config.num_layers, rank, d_out)
+  count = len(config.module_layers(module))
+  expected = (count, d_in, rank), (count, rank, d_out)
   if (a.shape, b.shape) != expected:
     raise ModelError(
       f'The factors of {name} have shapes {a.shape} and {b.shape}; the base '

@@ -7,7 +7,7 @@ from typing import Any
 
 from evojax_llm.models.errors import ModelError
 
-KINDS = ('linear', 'llama3', 'yarn')
+KINDS = ('linear', 'proportional', 'llama3', 'yarn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Rope:
     base: wavelength base (`rope_theta`).
     factor: divides frequencies; 1 for none.
     kind: one of KINDS, which frequencies the factor divides: all of them
-      ('linear'), or the low ones (Llama 3; YaRN, arXiv 2309.00071).
+      ('linear', and 'proportional' of Gemma 4, where the low ones are 0), or
+      the low ones (Llama 3; YaRN, arXiv 2309.00071).
     bounds: number of turns within the original context below which frequencies
       are low, and above which they are high; see `kind`.
     original: context that the model was made for before it was scaled.
     magnitude: multiplies cosines and sines.
     whole: of YaRN, whether the bounds are at whole dimensions.
+    share: of a head that turns, where the kind is 'proportional'.
   """
 
   base: float = 10_000.0
@@ -33,6 +35,7 @@ class Rope:
   original: int = 8192
   magnitude: float = 1.0
   whole: bool = True
+  share: float = 1.0
 
 
 def from_parameters(parameters: Mapping[str, Any], context: int) -> Rope:
@@ -49,11 +52,15 @@ def from_parameters(parameters: Mapping[str, Any], context: int) -> Rope:
   known = 'default', *KINDS
   if kind not in known:
     raise ModelError(f'rope_type is {kind!r}; expected one of {known}.')
-  if (parameters.get('partial_rotary_factor') or 1.0) != 1.0:
+  base = float(parameters['rope_theta'])
+  share = float(parameters.get('partial_rotary_factor') or 1.0)
+  if kind == 'proportional':
+    factor = float(parameters.get('factor') or 1.0)
+    return Rope(base, factor, kind, share=share)
+  if share != 1.0:
     raise ModelError(
       'partial_rotary_factor is not 1; expected heads that rotate whole.'
     )
-  base = float(parameters['rope_theta'])
   if kind == 'default':
     return Rope(base)
   factor = float(parameters['factor'])

@@ -17,8 +17,8 @@ from evojax_llm.models.folders import import_transformers
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.image_tokens import ImageTokens
 
-# Ends a turn of Gemma's chat template.
-END_OF_TURN = '<end_of_turn>'
+# End a turn of the chat templates of Gemma, before 4 and since.
+ENDS_OF_TURN = ('<end_of_turn>', '<turn|>')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +63,8 @@ class Tokenizer:
       read = {'config': hf_config} if of_path else {}
     backend = _load(path, **read)
     vocab_size = config.vocab_size if config else len(backend)
-    ids = [backend.eos_token_id, backend.get_vocab().get(END_OF_TURN)]
+    vocab = backend.get_vocab()
+    ids = [backend.eos_token_id, *(vocab.get(end) for end in ENDS_OF_TURN)]
     # A token that the model cannot write ends nothing.
     ends = [i for i in ids if i is not None and i < vocab_size]
     ends[1:1] = _named_ends(path, vocab_size)

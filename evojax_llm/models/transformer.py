@@ -11,221 +11,25 @@ Sources: Transformer (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118), Gemma 3
 Qwen 2.5 (arXiv 2412.15115), Qwen 3 (arXiv 2505.09388).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from evojax_llm.models import soft_tokens
+from evojax_llm.models import stacked_layers
 from evojax_llm.models.cache import Cache
 from evojax_llm.models.cache import Prefix
-from evojax_llm.models.config import ATTENTION
-from evojax_llm.models.config import MLP
 from evojax_llm.models.config import ModelConfig
+from evojax_llm.models.layer import Layer
+from evojax_llm.models.layer import LayerKind
+from evojax_llm.models.layer import Tokens
 from evojax_llm.models.linear import Linear
 from evojax_llm.models.linear import RMSNorm
 from evojax_llm.models.linear import rope_tables
-from evojax_llm.models.linear import rotate
-from evojax_llm.models.linear import softcap
 from evojax_llm.models.linear import unembed
 from evojax_llm.models.rope import Rope
-
-# Projections of one input, which a program may hold as one.
-FUSED = {
-  ('self_attn', 'qkv_proj'): ATTENTION[:3],
-  ('mlp', 'gate_up_proj'): MLP[:2],
-}
-# Finite, so that a row that sees no key (padding) stays finite.
-_MASKED = -1e30
-
-
-@flax.struct.dataclass
-class Tokens:
-  """What all layers share: positions of the tokens, and the keys they see.
-
-  Attributes:
-    cos: (S, B, T, 1, h / 2) f32 for each of the S rotary embeddings.
-    sin: likewise.
-    visible: (B, T, keys) bool, the keys that a query sees; a prefix's first.
-    distance: (B, T, keys) i32, query position minus key position.
-    index: () i32 first cache slot of these tokens; 0 without a cache.
-    prefix: keys and values that all rows begin with, or None.
-    attend: used in place of `Attention.attend`, for another layout of keys.
-  """
-
-  cos: jax.Array
-  sin: jax.Array
-  visible: jax.Array | None
-  distance: jax.Array | None
-  index: jax.Array
-  prefix: Prefix | None
-  attend: Callable | None = flax.struct.field(pytree_node=False, default=None)
-
-
-@flax.struct.dataclass
-class LayerKind:
-  """How layers differ beside their parameters; leaves are scanned over L.
-
-  Attributes:
-    layer: i32 index of the layer.
-    rope: i32 index of its rotary embedding.
-    window: i32 number of keys that a query sees, its own included.
-  """
-
-  layer: jax.Array
-  rope: jax.Array
-  window: jax.Array
-
-
-class Attention(nn.Module):
-  """Grouped-query attention with rotary embedding and optional soft cap."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(
-    self, x: jax.Array, kv: tuple | None, kind: LayerKind, tokens: Tokens
-  ) -> tuple[jax.Array, tuple | None]:
-    c = self.config
-    batch, length, _ = x.shape
-
-    def heads(name: str, count: int, bias: bool) -> jax.Array:
-      y = Linear(count * c.head_dim, bias, name=name)(x)
-      return y.reshape(batch, length, count, c.head_dim)
-
-    names, counts = ATTENTION[:3], (c.num_heads, *[c.num_kv_heads] * 2)
-    biases = [name in c.biases for name in names]
-    if self.has_variable('params', 'qkv_proj'):
-      together = heads('qkv_proj', sum(counts), any(biases))
-      borders = counts[0], counts[0] + counts[1]
-      q, k, v = jnp.split(together, borders, axis=2)
-    else:
-      q, k, v = map(heads, names, counts, biases)
-    if c.qk_norm:
-      q = RMSNorm(c.norm_eps, c.norm_offset, name='q_norm')(q)
-      k = RMSNorm(c.norm_eps, c.norm_offset, name='k_norm')(k)
-    cos, sin = tokens.cos[kind.rope], tokens.sin[kind.rope]
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    y, kv = (tokens.attend or self.attend)(q, k, v, kv, kind, tokens)
-    return Linear(c.embed_dim, 'o_proj' in c.biases, name='o_proj')(y), kv
-
-  def attend(
-    self,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    kv: tuple | None,
-    kind: LayerKind,
-    tokens: Tokens,
-  ) -> tuple[jax.Array, tuple | None]:
-    """Returns what queries (B, T, H, h) read, (B, T, H h), and the cache."""
-    c = self.config
-    batch, length = q.shape[:2]
-    groups = c.num_heads // c.num_kv_heads
-
-    def of_layer(leaf: jax.Array) -> jax.Array:
-      layer = jax.lax.dynamic_index_in_dim(leaf, kind.layer, keepdims=False)
-      return layer.astype(q.dtype)
-
-    if kv is not None:
-      start = (kind.layer, 0, tokens.index, 0, 0)
-      kv = tuple(
-        jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
-        for old, new in zip(kv, (k, v), strict=True)
-      )
-      k, v = (of_layer(leaf) for leaf in kv)
-    # The query heads of a key head go to the token axis, so that there is one
-    # plain matrix product per row and key head.
-    q = q.reshape(batch, length, c.num_kv_heads, groups, c.head_dim)
-    q = q.swapaxes(1, 2).reshape(batch, c.num_kv_heads, -1, c.head_dim)
-    parts = [('bskh', k, v)]
-    if tokens.prefix is not None:
-      # Read once for all rows, and not copied into them.
-      shared = of_layer(tokens.prefix.k), of_layer(tokens.prefix.v)
-      parts.insert(0, ('skh', *shared))
-    scores = [
-      jnp.einsum(
-        f'bkqh,{axes}->bkqs', q, keys, preferred_element_type=jnp.float32
-      )
-      for axes, keys, _ in parts
-    ]
-    scores = jnp.concatenate(scores, axis=-1)
-    scores = softcap(scores * c.query_pre_attn_scalar**-0.5, c.attn_softcap)
-    visible = tokens.visible
-    if 'sliding_attention' in c.layer_types:
-      visible = visible & (tokens.distance < kind.window)
-    visible = jnp.repeat(visible, groups, axis=1)[:, None]
-    scores = jnp.where(visible, scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    border = weights.shape[-1] - k.shape[1]
-    weights = [weights[..., border:]] + [weights[..., :border]] * (border > 0)
-    y = sum(
-      jnp.einsum(
-        f'bkqs,{axes}->bkqh', part, values, preferred_element_type=jnp.float32
-      )
-      for part, (axes, _, values) in zip(weights, parts[::-1], strict=True)
-    ).astype(q.dtype)
-    y = y.reshape(batch, c.num_kv_heads, length, -1).swapaxes(1, 2)
-    return y.reshape(batch, length, c.num_heads * c.head_dim), kv
-
-
-class FeedForward(nn.Module):
-  """down(act(gate(x)) * up(x))."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    c = self.config
-
-    def linear(name: str, features: int, x: jax.Array) -> jax.Array:
-      return Linear(features, name in c.biases, name=name)(x)
-
-    if self.has_variable('params', 'gate_up_proj'):
-      bias = any(name in c.biases for name in MLP[:2])
-      together = Linear(2 * c.ffn_dim, bias, name='gate_up_proj')(x)
-      gate, up = jnp.split(together, 2, axis=-1)
-    else:
-      gate = linear('gate_proj', c.ffn_dim, x)
-      up = linear('up_proj', c.ffn_dim, x)
-    if c.activation == 'silu':
-      gate = jax.nn.silu(gate)
-    else:
-      gate = jax.nn.gelu(gate, approximate=c.activation == 'gelu_tanh')
-    return linear('down_proj', c.embed_dim, gate * up)
-
-
-class Layer(nn.Module):
-  """One layer; the carry is (hidden, keys and values of the cache)."""
-
-  config: ModelConfig
-
-  @nn.compact
-  def __call__(
-    self, carry: tuple, kind: LayerKind, tokens: Tokens
-  ) -> tuple[tuple, None]:
-    c = self.config
-    x, kv = carry
-
-    def norm(name: str, y: jax.Array) -> jax.Array:
-      return RMSNorm(c.norm_eps, c.norm_offset, name=name)(y)
-
-    y, kv = Attention(c, name='self_attn')(
-      norm('input_layernorm', x), kv, kind, tokens
-    )
-    if c.post_norms:
-      x = x + norm('post_attention_layernorm', y)
-      y = FeedForward(c, name='mlp')(norm('pre_feedforward_layernorm', x))
-      x = x + norm('post_feedforward_layernorm', y)
-    else:
-      # With two norms a layer this is the one before the feed-forward block.
-      x = x + y
-      y = FeedForward(c, name='mlp')(norm('post_attention_layernorm', x))
-      x = x + y
-    return (x, kv), None
 
 
 class Transformer(nn.Module):
@@ -251,6 +55,9 @@ class Transformer(nn.Module):
   def setup(self):
     c = self.config
     self.embedder = Embedder(c, self.dtype)
+    self.final_norm = RMSNorm(c.norm_eps, c.norm_offset)
+    if c.stacks:
+      return  # Goes through the leaves; see `stacked_layers`.
     self.layers = nn.scan(
       nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
       variable_axes={'params': 0, 'lora': 0, 'gates': 0},
@@ -259,7 +66,6 @@ class Transformer(nn.Module):
       length=c.num_layers,
       unroll=self.unroll,
     )(c)
-    self.final_norm = RMSNorm(c.norm_eps, c.norm_offset)
 
   def __call__(
     self,
@@ -290,8 +96,10 @@ class Transformer(nn.Module):
       tokens in it, or None.
     """
     c = self.config
-    ropes, kinds = _layer_kinds(c)
-    cos, sin = rope_tables(positions, ropes, c.head_dim)
+    ropes, kinds = layer_kinds(c)
+    cos = sin = None  # There are those of each stack.
+    if not c.stacks:
+      cos, sin = rope_tables(positions, ropes, c.head_dim)
     key_positions, index, kv = positions, jnp.zeros((), jnp.int32), None
     if cache is not None:
       index = cache.index
@@ -317,7 +125,12 @@ class Transformer(nn.Module):
       own = visible.shape[-1] - key_positions.shape[-1] + index
       x, visible = soft_tokens.put(soft, x, tokens, visible, c.vocab_size, own)
     shared = Tokens(cos, sin, visible, distance, index, prefix)
-    if self.has_variable('path', 'hops'):
+    if c.stacks:
+      inputs = self.embedder.inputs_of(tokens, x) if c.input_dim else None
+      x, kv = stacked_layers.walk(
+        c, self.variables, (x, kv), shared, positions, inputs, self.remat
+      )
+    elif self.has_variable('path', 'hops'):
       x, kv = self._walk((x, kv), kinds, shared)
     else:
       (x, kv), _ = self.layers((x, kv), kinds, shared)
@@ -371,6 +184,14 @@ class Embedder(nn.Module):
     self.embedding = self.param('embedding', start, shape, jnp.float32)
     if not self.config.tied:
       self.output = self.param('output', start, shape, jnp.float32)
+    c = self.config
+    if c.input_dim:
+      width = c.num_layers * c.input_dim
+      self.inputs = self.param(
+        'inputs', start, (c.input_vocab_size, width), jnp.float32
+      )
+      self.input_proj = Linear(width)
+      self.input_norm = RMSNorm(c.norm_eps, c.norm_offset)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
@@ -378,6 +199,22 @@ class Embedder(nn.Module):
       return x
     # Gemma was trained with the factor rounded to the activations' type.
     return x * jnp.asarray(self.config.embed_dim**0.5, self.dtype)
+
+  def inputs_of(self, tokens: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns what each layer adds of each token, (L, B, T, p).
+
+    Args:
+      tokens: (B, T) i32.
+      x: (B, T, D) their embeddings.
+    """
+    c = self.config
+    scale = jnp.asarray(c.input_dim**0.5, self.dtype)
+    own = jnp.take(self.inputs, tokens, axis=0).astype(self.dtype) * scale
+    seen = self.input_proj(x).astype(jnp.float32) * c.embed_dim**-0.5
+    shape = (*tokens.shape, c.num_layers, c.input_dim)
+    both = self.input_norm(seen.reshape(shape))
+    both = (both + own.reshape(shape).astype(jnp.float32)) * 2**-0.5
+    return jnp.moveaxis(both.astype(self.dtype), 2, 0)
 
   def unembed(self, hidden: jax.Array) -> jax.Array:
     """Returns logits (..., V) f32 of hidden states (..., D), soft-capped."""
@@ -394,7 +231,7 @@ def ropes_of(config: ModelConfig) -> list[Rope]:
   return [of_type[kind] for kind in config.layer_types]
 
 
-def _layer_kinds(config: ModelConfig) -> tuple[tuple, LayerKind]:
+def layer_kinds(config: ModelConfig) -> tuple[tuple, LayerKind]:
   """Returns the distinct rotary embeddings, and the kinds of the L layers."""
   of_layers = ropes_of(config)
   ropes = tuple(dict.fromkeys(of_layers))
@@ -412,7 +249,9 @@ def _layer_kinds(config: ModelConfig) -> tuple[tuple, LayerKind]:
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
-  """Draws f32 parameters: normal(0, 0.02) weights and zero norms."""
+  """Draws f32 parameters: normal(0, 0.02) weights and norms of 1."""
+  if config.stacks:
+    return stacked_layers.init_params(config, key)
   tokens = jnp.zeros((1, 2), jnp.int32)
   positions = jnp.arange(2, dtype=jnp.int32)[None]
   return jax.jit(Transformer(config).init)(key, tokens, positions)['params']

@@ -59,9 +59,9 @@ def _leaves(plan: Plan) -> dict[str, tuple[str, int | None, bool]]:
 
   config, _ = hub.load_config(plan.like.path)
   known = {
-    stored: ('/'.join(leaf.path), layer if leaf.stacked else None, leaf)
+    stored: ('/'.join(leaf.path), layer if leaf.layers else None, leaf)
     for leaf in names.leaves(config)
-    for layer, stored in enumerate(leaf.names(config.num_layers))
+    for layer, stored in enumerate(leaf.names())
   }
   found = {}
   for output in plan.outputs:

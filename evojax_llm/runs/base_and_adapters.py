@@ -29,6 +29,7 @@ from evojax_llm.models import peft
 from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.expression import LowRank
 from evojax_llm.models.folders import model_name
+from evojax_llm.models.model_files import put
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
@@ -151,11 +152,14 @@ def _exported_vote(path: pathlib.Path, dtype: Any) -> tuple[Members, rows.Vote]:
 
 def alone(config: ModelConfig) -> LowRank:
   """Returns the base as a population of one, with an adapter of zeros."""
-  zero = {
-    'a': jnp.zeros((1, config.num_layers, config.embed_dim, 1)),
-    'b': jnp.zeros((1, config.num_layers, 1, config.ffn_dim)),
-  }
-  return LowRank({'layers': {'mlp': {'up_proj': zero}}})
+  factors: dict[str, Any] = {}
+  for keys, layers, part in config.parts():
+    zero = {
+      'a': jnp.zeros((1, len(layers), config.embed_dim, 1)),
+      'b': jnp.zeros((1, len(layers), 1, part.ffn_dim)),
+    }
+    put(factors, ('layers', *keys, 'mlp', 'up_proj'), zero)
+  return LowRank(factors)
 
 
 def int8_difference(whole: Any, eight: Any, model: Model) -> dict[str, dict]:

@@ -154,13 +154,14 @@ def _rows(
   return rows, held, without
 
 
-def _modules(space: Space) -> dict[tuple[str, str], tuple[int, int]] | None:
+def _modules(space: Space) -> dict[tuple[str, ...], tuple[int, int]] | None:
   """The linear maps that the experts are adapters of; None for all."""
-  blocks = jax.eval_shape(space.base).get('layers', {})
+  found = jax.tree.leaves_with_path(
+    jax.eval_shape(space.base).get('layers', {}), is_leaf=leaves.is_factors
+  )
   return {
-    (block, name): (node['a'].shape[-2], node['b'].shape[-1])
-    for block, nodes in blocks.items()
-    for name, node in nodes.items()
+    tuple(key.key for key in path): (node['a'].shape[-2], node['b'].shape[-1])
+    for path, node in found
     if leaves.is_factors(node)
   } or None
 

@@ -115,7 +115,7 @@ def planned_space(config: RunConfig, rank: int) -> PlannedSpace:
   model, dtype = model_config(config), jnp.dtype(config.execution.dtype)
   params: dict[str, Any] = {}
   for leaf in names.leaves(model):
-    shape = leaf.leaf_shape(model.num_layers)
+    shape = leaf.leaf_shape()
     put(params, leaf.path, jax.ShapeDtypeStruct(shape, dtype))
   told = inputs_lib.space_options(config)
   if config.space == 'weights' or told.get('on') == 'weights':
@@ -170,9 +170,9 @@ def _adapters(config: RunConfig, model: ModelConfig, rank: int) -> AdapterSet:
   for folder in folders:
     peft = adapter_config.read_config(folder)
     paths = {
-      f'model.layers.{i}.{".".join(module)}': module
+      f'model.layers.{i}.{".".join(module[-2:])}': module
       for module in shapes
-      for i in range(model.num_layers)
+      for i in model.module_layers(module)
     }
     for path in sorted(peft.targets(paths) or paths):
       modules[paths[path]] = None
@@ -181,15 +181,14 @@ def _adapters(config: RunConfig, model: ModelConfig, rank: int) -> AdapterSet:
   count = len(folders) or _EXPERTS
   factors: dict[str, Any] = {}
   scale: dict[str, Any] = {}
-  for block, projection in shapes:
-    if (block, projection) not in modules:
+  for module, (d_in, d_out) in shapes.items():
+    if module not in modules:
       continue
-    d_in, d_out = shapes[block, projection]
-    lead = count, model.num_layers
+    lead = count, len(model.module_layers(module))
     pair = {'a': (*lead, d_in, rank), 'b': (*lead, rank, d_out)}
-    at = 'layers', block, projection
+    at = 'layers', *module
     put(factors, at, {k: _f32(*shape) for k, shape in pair.items()})
-    put(scale, at, np.ones(model.num_layers, np.float32))
+    put(scale, at, np.ones(lead[1], np.float32))
   expert_names: Sequence[str] = [f'expert{i}' for i in range(count)]
   return AdapterSet(tuple(expert_names), factors, scale, rank)
 

@@ -212,7 +212,7 @@ def model_devices(
           leaf.shape, leaf.dtype, sharding=where
         ),
         model.params,
-        sharding.model_shardings(mesh, model.params, model.config.num_kv_heads),
+        sharding.model_shardings(mesh, model.params, model.config.key_heads),
       )
     )
 

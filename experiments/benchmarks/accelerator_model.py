@@ -51,7 +51,7 @@ def random_model(config: ModelConfig, dtype: Any) -> Model:
   # Of this generator drawing costs next to nothing, in code and in time.
   key = jax.random.key(0, impl='rbg')
   for i, leaf in enumerate(names.leaves(config)):
-    shape = leaf.leaf_shape(config.num_layers)
+    shape = leaf.leaf_shape()
     if leaf.path[-1] == 'scale':
       value = jnp.zeros(shape, dtype)
     else:

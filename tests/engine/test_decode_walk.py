@@ -172,7 +172,10 @@ def test_no_step_copies_weights_or_cache(models, prompts, runtimes, walk):
 
 
 def test_refills_write_only_their_columns():
-  config = types.SimpleNamespace(num_layers=1, num_kv_heads=2, head_dim=4)
+  config = types.SimpleNamespace(
+    num_kv_heads=2, head_dim=4, absent=(), stacks=()
+  )
+  config.parts = lambda: (((), (0,), config),)
   ring = jax.tree.map(
     lambda leaf: jnp.ones((1, *leaf.shape), leaf.dtype), init_ring(config, 3, 6)
   ).replace(index=jnp.int32(1))

@@ -47,6 +47,11 @@ def make_case(name: str, model_type: str, seed: int, **options) -> Case:
   return Case(name, model_type, seed, options)
 
 
+GEMMA4_ROPES = {
+  FULL: make_rope(1000.0)
+  | {'rope_type': 'proportional', 'partial_rotary_factor': 0.5},
+  SLIDING: make_rope(100.0),
+}
 CASES = (
   make_case('gemma_mqa', 'gemma', 1, num_key_value_heads=1, head_dim=16),
   make_case(
@@ -193,6 +198,49 @@ CASES = (
       truncate=False,
     ),
   ),
+  make_case(
+    'gemma4_31b',
+    'gemma4_text',
+    31,
+    num_hidden_layers=6,
+    layer_types=[SLIDING, SLIDING, FULL] * 2,
+    sliding_window=4,
+    attention_k_eq_v=True,
+    global_head_dim=16,
+    num_global_key_value_heads=1,
+    hidden_size_per_layer_input=0,
+    final_logit_softcapping=3.0,
+    rope_parameters=GEMMA4_ROPES,
+  ),
+  make_case(
+    'gemma4_12b',
+    'gemma4_unified_text',
+    32,
+    num_hidden_layers=4,
+    layer_types=[SLIDING, FULL, SLIDING, FULL],
+    sliding_window=5,
+    attention_k_eq_v=True,
+    global_head_dim=12,
+    num_global_key_value_heads=None,
+    rope_parameters=GEMMA4_ROPES,
+    rms_norm_eps=1e-3,
+  ),
+  make_case(
+    'gemma4_e2b',
+    'gemma4_text',
+    34,
+    num_hidden_layers=7,
+    layer_types=[SLIDING, SLIDING, FULL, SLIDING, FULL, SLIDING, FULL],
+    sliding_window=4,
+    num_key_value_heads=1,
+    global_head_dim=12,
+    num_kv_shared_layers=4,
+    use_double_wide_mlp=True,
+    hidden_size_per_layer_input=6,
+    vocab_size_per_layer_input=61,
+    final_logit_softcapping=3.0,
+    rope_parameters=GEMMA4_ROPES,
+  ),
 )
 # Those that are compared in bf16 as well, one of each family.
-BF16 = tuple(CASES[i] for i in (0, 2, 4, 6, 7, 9, 11, 13))
+BF16 = tuple(CASES[i] for i in (0, 2, 4, 6, 7, 9, 11, 13, 15, 17))

@@ -82,13 +82,43 @@ def random_case(model_type: str, seed: int) -> Case:
       sliding_window=draw(1, 2, 6),
       layer_types=[draw(FULL, SLIDING) for _ in range(layers)],
     )
-    if model_type == 'gemma2':
+    if model_type.startswith('gemma4'):
+      options |= _of_gemma4(draw, model_type, layers, rope)
+    elif model_type == 'gemma2':
       options |= dict(
         attn_logit_softcapping=draw(None, 0.5, 50.0), rope_parameters=rope[0]
       )
     else:
       options['rope_parameters'] = {FULL: rope[0], SLIDING: rope[1]}
   return make_case(f'{model_type}_random{seed}', model_type, seed, **options)
+
+
+def _of_gemma4(
+  draw: Any, model_type: str, layers: int, rope: list
+) -> dict[str, Any]:
+  """Options that these families have beside those of all."""
+  rope[0] = make_rope(rope[0]['rope_theta']) | {
+    'rope_type': 'proportional',
+    'partial_rotary_factor': draw(0.25, 0.6, 1.0),
+  }
+  types = [draw(FULL, SLIDING) for _ in range(layers - 1)] + [FULL]
+  options = dict(
+    layer_types=types,
+    rope_parameters={FULL: rope[0], SLIDING: rope[1]},
+    attention_k_eq_v=draw(False, True),
+    global_head_dim=draw(8, 12, 20),
+    num_global_key_value_heads=draw(None, 1),
+    use_double_wide_mlp=draw(False, True),
+  )
+  most = max(i for i in range(layers) if set(types[: layers - i]) == set(types))
+  options['num_kv_shared_layers'] = draw(0, most)
+  if model_type == 'gemma4_text':
+    # transformers knows no shared keys without this.
+    width = 5 if options['num_kv_shared_layers'] else draw(0, 5)
+    options |= dict(
+      hidden_size_per_layer_input=width, vocab_size_per_layer_input=64
+    )
+  return options
 
 
 def _of_llama(draw: Any, model_type: str, layers: int) -> dict[str, Any]:
@@ -115,6 +145,8 @@ _CLASSES = {
   'gemma': 'Gemma',
   'gemma2': 'Gemma2',
   'gemma3_text': 'Gemma3Text',
+  'gemma4_text': 'Gemma4Text',
+  'gemma4_unified_text': 'Gemma4UnifiedText',
   'llama': 'Llama',
   'mistral': 'Mistral',
   'qwen2': 'Qwen2',
@@ -162,13 +194,34 @@ def _biases(case: Case) -> list[str]:
   ] * o.get('mlp_bias', False)
 
 
-def linear_shapes(case: Case) -> dict[str, tuple[int, int]]:
-  """(out, in) of each linear weight."""
+def is_full(case: Case, layer: int) -> bool:
+  """Whether a layer of a Gemma 4 sees all keys."""
+  kinds = case.options.get('layer_types')
+  return case.model_type.startswith('gemma4') and kinds[layer] == FULL
+
+
+def shares_keys(case: Case, layer: int) -> bool:
+  """Whether a layer sees the keys of another one."""
+  o = case.options
+  return layer >= o['num_hidden_layers'] - o.get('num_kv_shared_layers', 0)
+
+
+def linear_shapes(case: Case, layer: int = 0) -> dict[str, tuple[int, int]]:
+  """(out, in) of each linear weight of a layer."""
   o = case.options
   d, f, head = o['hidden_size'], o['intermediate_size'], head_dim(case)
-  q = o['num_attention_heads'] * head
-  kv = o['num_key_value_heads'] * head
-  return {
+  kv = o['num_key_value_heads']
+  absent = []
+  if is_full(case, layer):
+    head = o['global_head_dim']
+    if o.get('attention_k_eq_v'):
+      absent = ['v_proj']
+      kv = o['num_global_key_value_heads'] or kv
+  if shares_keys(case, layer):
+    absent = ['k_proj', 'v_proj']
+    f *= 1 + o.get('use_double_wide_mlp', False)
+  q, kv = o['num_attention_heads'] * head, kv * head
+  shapes = {
     'q_proj': (q, d),
     'k_proj': (kv, d),
     'v_proj': (kv, d),
@@ -177,6 +230,7 @@ def linear_shapes(case: Case) -> dict[str, tuple[int, int]]:
     'up_proj': (f, d),
     'down_proj': (d, f),
   }
+  return {name: s for name, s in shapes.items() if name not in absent}
 
 
 def tensors(case: Case) -> dict[str, np.ndarray]:
@@ -188,31 +242,47 @@ def tensors(case: Case) -> dict[str, np.ndarray]:
   o = case.options
   d = o['hidden_size']
   gemma = case.model_type.startswith('gemma')
+  offset = gemma and not case.model_type.startswith('gemma4')
   norms = ['input_layernorm', 'post_attention_layernorm']
   if gemma and case.model_type != 'gemma':
     norms += ['pre_feedforward_layernorm', 'post_feedforward_layernorm']
   shapes = {'embed_tokens': (o['vocab_size'], d), 'norm': (d,)}
   for layer in range(o['num_hidden_layers']):
-    for name, shape in linear_shapes(case).items():
+    for name, shape in linear_shapes(case, layer).items():
       shapes[f'layers.{layer}.{LINEAR[name]}.{name}'] = shape
     for name in norms:
       shapes[f'layers.{layer}.{name}'] = (d,)
-    if case.model_type.startswith(('gemma3', 'qwen3')):
-      for name in ('q_norm', 'k_norm'):
-        shapes[f'layers.{layer}.self_attn.{name}'] = (head_dim(case),)
+    if case.model_type.startswith(('gemma3', 'gemma4', 'qwen3')):
+      for name in ('q_norm', 'k_norm')[: 2 - shares_keys(case, layer)]:
+        width = o['global_head_dim'] if is_full(case, layer) else head_dim(case)
+        shapes[f'layers.{layer}.self_attn.{name}'] = (width,)
+    if p := o.get('hidden_size_per_layer_input'):
+      shapes[f'layers.{layer}.per_layer_input_gate'] = (p, d)
+      shapes[f'layers.{layer}.per_layer_projection'] = (d, p)
+      shapes[f'layers.{layer}.post_per_layer_input_norm'] = (d,)
+  if p:
+    inputs = o['num_hidden_layers'] * p
+    shapes['embed_tokens_per_layer'] = (o['vocab_size_per_layer_input'], inputs)
+    shapes['per_layer_model_projection'] = (inputs, d)
+    shapes['per_layer_projection_norm'] = (p,)
   out = {}
   for name, shape in shapes.items():
-    if name == 'embed_tokens':
+    if name.startswith('embed_tokens'):
       sigma = 0.4
     else:
       sigma = 1.5 / shape[1] ** 0.5 if len(shape) == 2 else 0.3
     draw = rng.standard_normal(shape) * sigma
     # Gemma's norms are stored around 0, those of others around 1.
-    draw += len(shape) == 1 and not gemma
+    # Gemma 4 does as others.
+    draw += len(shape) == 1 and not offset
     out[f'{name}.weight'] = draw.astype(np.float32)
   if not (gemma or o.get('tie_word_embeddings')):
     draw = rng.standard_normal((o['vocab_size'], d)) * 0.4
     out['lm_head.weight'] = draw.astype(np.float32)
+  if case.model_type.startswith('gemma4'):
+    for layer in range(o['num_hidden_layers']):
+      scalar = 1 + rng.standard_normal(1) * 0.2
+      out[f'layers.{layer}.layer_scalar'] = scalar.astype(np.float32)
   for layer in range(o['num_hidden_layers']):
     for name in _biases(case):
       draw = rng.standard_normal(linear_shapes(case)[name][0]) * 0.3
@@ -281,7 +351,9 @@ def write_adapter(
   stored = {}
   for layer in range(case.options['num_hidden_layers']):
     for name in raw['target_modules']:
-      d_out, d_in = linear_shapes(case)[name]
+      if name not in linear_shapes(case, layer):
+        continue
+      d_out, d_in = linear_shapes(case, layer)[name]
       rank = raw['rank_pattern'].get(name, raw['r'])
       key = (
         f'base_model.model.model.{prefix}layers.{layer}.{LINEAR[name]}.{name}'

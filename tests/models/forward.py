@@ -87,15 +87,6 @@ def member(adapters, n: int) -> dict[str, Any]:
 
 def scaled(factors: dict[str, Any], scale: dict[str, Any]) -> dict[str, Any]:
   """An adapter genome with b multiplied by the scale of each layer."""
-  return {
-    'layers': {
-      block: {
-        name: {
-          'a': pair['a'],
-          'b': pair['b'] * scale['layers'][block][name][:, None, None],
-        }
-        for name, pair in modules.items()
-      }
-      for block, modules in factors['layers'].items()
-    }
-  }
+  if not isinstance(scale, dict):
+    return {'a': factors['a'], 'b': factors['b'] * scale[:, None, None]}
+  return {name: scaled(node, scale[name]) for name, node in factors.items()}

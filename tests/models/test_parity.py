@@ -17,6 +17,8 @@ DRAWN = tuple(
   cases.random_case(model_type, seed)
   for seed in (11, 12, 13)
   for model_type in FAMILIES
+  # Those of Gemma 4 take as long as all others.
+  if seed == 11 or not model_type.startswith('gemma4')
 )
 ALL = (*cases.CASES, *DRAWN)
 TOLERANCE = 1e-4
@@ -62,7 +64,12 @@ def test_padded_logits(case, side, built):
 
 
 @pytest.mark.parametrize(
-  'case', (*cases.CASES, *DRAWN[: len(FAMILIES)]), ids=str
+  'case',
+  (
+    *cases.CASES,
+    *[c for c in DRAWN if c.seed == 11 and 'gemma4' not in c.name],
+  ),
+  ids=str,
 )
 def test_greedy_tokens(case, built):
   model, config, params = built(case)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
 from evojax_llm.models import hub
+from evojax_llm.models import layer
 from evojax_llm.models import linear
 from evojax_llm.models import path_files
 from evojax_llm.models import transformer
@@ -168,9 +169,9 @@ def test_a_scale_multiplies_what_enters_its_hop_alone(two):
   hops, scales = [0, 3, 2], [1.0, 0.5, 1.0]
   model = Transformer(config)
   positions = forward.positions(np.ones_like(TOKENS))
-  ropes, kinds = transformer._layer_kinds(config)
+  ropes, kinds = transformer.layer_kinds(config)
   distance = positions[:, :, None] - positions[:, None, :]
-  tokens = transformer.Tokens(
+  tokens = layer.Tokens(
     *linear.rope_tables(positions, ropes, config.head_dim),
     visible=jnp.asarray(distance >= 0),
     distance=jnp.asarray(distance),
@@ -180,7 +181,7 @@ def test_a_scale_multiplies_what_enters_its_hop_alone(two):
   x = model.bind({'params': params}).embedder(TOKENS)
   for index, scale in zip(hops, scales, strict=True):
     own, kind = jax.tree.map(lambda x, i=index: x[i], (params['layers'], kinds))
-    (x, _), _ = jax.jit(transformer.Layer(config).apply)(
+    (x, _), _ = jax.jit(layer.Layer(config).apply)(
       {'params': own}, (x * scale, None), kind, tokens
     )
   hidden = model.bind({'params': params}).final_norm(x)
