@@ -109,6 +109,9 @@ class EnsembleConfig(_Part, path='ensemble.'):
     5, 'members at most, dev says how many; 0 for no vote', low=0
   )
   rule: str = option('auto', 'how they decide')
+  fixed: bool = option(
+    False, 'whether so many evolved members vote, whatever dev says'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
