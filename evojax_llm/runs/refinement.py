@@ -93,7 +93,9 @@ def make(config: Any, setup: Any, evaluator: Any) -> Refinement | None:
     for name, value in given.items()
     if name in declared(Settings) and name not in DRAWN
   }
-  (rows,), soft = evaluator.image_tables.take([_rows(config, setup, evaluator)])
+  rows, soft = _rows(config, setup, evaluator), None
+  if setup.tokenizer.images is not None:
+    (rows,), soft = evaluator.image_tables.take([rows])
   gib = config.execution.memory_budget_gib
   with errors.as_user_error(ValueError, what='config.refine'):
     steps = GradientSteps(
