@@ -110,6 +110,17 @@ def _axes(names: tuple[str, ...], ndim: int) -> tuple[int, ...]:
   return ()
 
 
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Returns shapes and types of a tree of arrays, with their shardings."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    tree,
+    shardings,
+  )
+
+
 def bytes_per_device(tree: Any) -> int:
   """Returns bytes of arrays, or of their shapes, on the device with the most.
 
