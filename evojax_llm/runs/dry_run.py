@@ -7,6 +7,7 @@ take. Nothing of the size of a model is made.
 """
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -17,6 +18,7 @@ from evojax_llm.engine import forms
 from evojax_llm.engine import groups
 from evojax_llm.engine import program_memory
 from evojax_llm.engine.plan import MemoryPlanError
+from evojax_llm.engine.plan import Plan
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import stack
@@ -94,34 +96,43 @@ def _fitted(
   """
   arranged = first = arrange(config, machine)
   budget, how = first.plan.budget, ''
-  rows = first_rows = _rows(arranged, machine)
+  rows = first_rows = _rows(arranged)
   for _ in range(_TRIES):
     missing = sum(rows.values()) - budget
     if missing <= 0:
       return arranged, rows, {'budget': budget, 'how': how}
-    less = (arranged.plan.budget - missing) / (1 << 30)
-    if less <= 0:
+    smaller = _smaller(config, machine, arranged.plan, missing)
+    if smaller is None:
       break
-    less = float(f'{less:.2f}')
-    execution = dataclasses.replace(config.execution, memory_budget_gib=less)
-    how = f'--config.execution.memory_budget_gib={less}'
-    try:
-      told = dataclasses.replace(config, execution=execution)
-      arranged = arrange(told, machine)
-    except MemoryPlanError:
-      break
-    rows = _rows(arranged, machine)
+    how, arranged = smaller
+    rows = _rows(arranged)
   if sum(rows.values()) <= budget:
     return arranged, rows, {'budget': budget, 'how': how}
   return first, first_rows, {'budget': budget, 'how': ''}
 
 
-def _rows(arranged: Arranged, machine: Machine) -> dict[str, int]:
+def _smaller(
+  config: RunConfig, machine: Machine, plan: Plan, missing: int
+) -> tuple[str, Arranged] | None:
+  """Returns the setting of a smaller budget and its plan, if there is one."""
+  for share in (1, 2, 4, 8, 16):
+    less = round((plan.budget - missing / share) / (1 << 30), 2)
+    if less <= 0:
+      continue
+    execution = dataclasses.replace(config.execution, memory_budget_gib=less)
+    told = dataclasses.replace(config, execution=execution)
+    with contextlib.suppress(MemoryPlanError):
+      how = f'--config.execution.memory_budget_gib={less}'
+      return how, arrange(told, machine)
+  return None
+
+
+def _rows(arranged: Arranged) -> dict[str, int]:
   """Returns bytes on each device, by what they hold."""
-  state, plan, devices = arranged.state.strategy, arranged.plan, machine.devices
-  population = groups.num_bytes(state.population)
-  remembered = groups.num_bytes(state.memory)
-  rest = arranged.genomes - population - remembered
+  state, plan = arranged.state.strategy, arranged.plan
+  population = arranged.bytes_of(state.population)
+  remembered = arranged.bytes_of(state.memory)
+  rest = plan.population - population - remembered
   size = groups.num_bytes(arranged.space.genome)
   held = {
     f'population, {stack.size(state.population)} members of '
@@ -129,12 +140,12 @@ def _rows(arranged: Arranged, machine: Machine) -> dict[str, int]:
     'memory: best, worst and personal best particles': remembered,
     'proposed members, velocities and the like': rest,
   }
-  held = {k: -(-v // devices) * (not plan.on_host) for k, v in held.items()}
+  held = {name: size * (not plan.on_host) for name, size in held.items()}
   found = _measured(arranged)
   work = found['work'] | {'express': _expressing(arranged)}
   if not plan.on_host:
     for name, size in _operators(arranged).items():
-      work[name] = -(-size // devices)
+      work[name] = -(-size // arranged.cut_over)
   largest = max(work, key=work.get)
   copied = groups.num_bytes(arranged.space.genome) * plan.members_per_group
   if not plan.on_host or isinstance(arranged.space.member, Weights):

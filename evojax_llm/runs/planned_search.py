@@ -58,11 +58,25 @@ class Arranged:
   proposed: Any
   lengths: list[tuple[int, int]]
   plan: planning.Plan
+  cut_over: int  # devices that genomes are cut over
 
   @property
   def genomes(self) -> int:
     """Bytes of all genomes, those of an ask among them."""
     return groups.num_bytes(self.state) + groups.num_bytes(self.proposed)
+
+  def bytes_of(self, tree: Any) -> int:
+    """Returns what one device has of a tree of the search's state."""
+    members = stack.size(self.state.strategy.population)
+    return _held(tree, members, self.cut_over)
+
+
+def _held(tree: Any, members: int, devices: int) -> int:
+  """Returns bytes on a device of genomes cut over so many."""
+  axes = (sharding.POPULATION, sharding.MODEL)
+  mesh = jax.sharding.AbstractMesh((devices, 1), axes)
+  where = sharding.cut(mesh, tree, members)
+  return sharding.bytes_per_device(sharding.abstract(tree, where))
 
 
 def arrange(config: RunConfig, machine: Machine) -> Arranged:
@@ -109,13 +123,17 @@ def _arrange(config: RunConfig, machine: Machine, on_host: bool) -> Arranged:
   if on_host and not whole:
     member += groups.num_bytes(space.genome)
   members = min(search.population, stack.size(proposed))
-  genomes = groups.num_bytes(state) + groups.num_bytes(proposed)
+  accelerators = platform != 'cpu' and execution.population == 'auto'
+  is_cut = execution.population == 'cut' or accelerators
+  cut_over = machine.devices if is_cut and not on_host else 1
+  genomes = _held(state, strategy.capacity, cut_over)
+  genomes += _held(proposed, stack.size(proposed), cut_over)
   plan = planning.make_plan(
     space.config,
     members=-(-members // shards),
     base_bytes=base_bytes,
     member_bytes=member,
-    population_bytes=-(-genomes // machine.devices),
+    population_bytes=genomes,
     on_host=on_host,
     lengths=lengths,
     dtype=jnp.dtype(execution.dtype),
@@ -125,7 +143,8 @@ def _arrange(config: RunConfig, machine: Machine, on_host: bool) -> Arranged:
     prompts_per_batch=execution.prompts_per_batch,
     budget=budget,
   )
-  return Arranged(space, strategy, params, state, proposed, lengths, plan)
+  search = space, strategy, params, state, proposed
+  return Arranged(*search, lengths, plan, cut_over)
 
 
 def _base(
