@@ -199,6 +199,26 @@ class SeededWeightSpace(SeededSpace):
   on = 'weights'
 
 
+def check_noise(space_: Any, options: Any) -> None:
+  """Refuses a strategy's `rank` and `relative_sigma` that a space makes unlike.
+
+  Raises:
+    ValueError: naming the option.
+  """
+  if not isinstance(space_, SeededSpace):
+    return
+  for name, there in (
+    ('rank', space_.told.rank),
+    ('relative_sigma', space_.told.relative),
+  ):
+    if getattr(options, name) != there:
+      of_space = f'config.seeded.{name.removesuffix("_sigma")}'
+      raise ValueError(
+        f'Got {name} {getattr(options, name)!r} for the space seeded, whose is '
+        f'{there!r}; expected the same. Set {of_space} as well.'
+      )
+
+
 def _checked(given: dict[str, Any]) -> SeededOptions:
   options.check(given, SeededOptions)
   return SeededOptions(**given)

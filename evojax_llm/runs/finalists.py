@@ -127,7 +127,7 @@ def choose(
 
   Args:
     evaluator: of the tasks.
-    options: `size` and `rule` of the configuration.
+    options: `size`, `rule` and, of members, `fixed` of the configuration.
     ids: of members, or indices of experts.
     task_scores: (M, K) f32 on dev.
     answers: returns what those at some indices did on the dev items, by task.
@@ -146,6 +146,7 @@ def choose(
     options.rule, group, scorers, evaluator.items('dev'), evaluator.objective
   )
   if population is not None:
+    size = len(order) if options.fixed else size
     population = stack.take(population, np.asarray(order[:size], np.int32))
   return Ensemble(
     rule=options.rule,

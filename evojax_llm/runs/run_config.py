@@ -109,6 +109,9 @@ class EnsembleConfig(_Part, path='ensemble.'):
     5, 'members at most, dev says how many; 0 for no vote', low=0
   )
   rule: str = option('auto', 'how they decide')
+  fixed: bool = option(
+    False, 'whether so many evolved members vote, whatever dev says'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +225,8 @@ class ExecutionConfig(_Part, path='execution.'):
   )
   population: str = option(
     'auto',
-    "where genomes are; with 'auto' on the host if devices cannot hold them",
-    choices=('auto', 'device', 'host'),
+    "where genomes are: one 'device', 'cut' over all, the 'host' if need be",
+    choices=('auto', 'device', 'cut', 'host'),
   )
   max_length: int | None = _count('longest prompt in tokens, with new tokens')
 

@@ -206,15 +206,9 @@ def model_devices(
 
   def takes(count):
     mesh = sharding.population_mesh(devices, count)
-    return sharding.bytes_per_device(
-      jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=where
-        ),
-        model.params,
-        sharding.model_shardings(mesh, model.params, model.config.key_heads),
-      )
-    )
+    heads = model.config.key_heads
+    where = sharding.model_shardings(mesh, model.params, heads)
+    return sharding.bytes_per_device(sharding.abstract(model.params, where))
 
   counts = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
   fit = [count for count in counts if takes(count) < _BASE_SHARE * budget]

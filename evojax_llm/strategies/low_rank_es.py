@@ -27,7 +27,6 @@ import optax
 
 from evojax_llm import options as options_lib
 from evojax_llm.genomes import seeded
-from evojax_llm.genomes.seeded_options import SeededOptions
 from evojax_llm.operators import low_rank
 from evojax_llm.operators import noise
 from evojax_llm.options import option
@@ -155,7 +154,7 @@ class LowRankES(base.Strategy):
     cls, population_size: int, space: Any, genome: Any, **options: Any
   ) -> 'LowRankES':
     strategy = super().for_space(population_size, space, genome, **options)
-    check_noise(space, strategy.options.rank, strategy.options.relative_sigma)
+    seeded.check_noise(space, strategy.options)
     return strategy
 
   def check_genome(self, genome: stack.Genome) -> None:
@@ -353,27 +352,6 @@ def by_item(items: jax.Array, fitness: jax.Array) -> jax.Array:
   spread = jnp.sqrt(jnp.sum(apart**2, axis=0, keepdims=True) / count)
   z = apart / jnp.where(spread > 0.0, spread, 1.0)
   return jnp.where(jnp.isfinite(fitness), jnp.mean(z, axis=1), jnp.nan)
-
-
-def check_noise(space: Any, rank: int, relative: bool) -> None:
-  """Refuses a space `seeded` that makes other noise than a strategy asks for.
-
-  Raises:
-    ValueError: naming the option.
-  """
-  told = getattr(space, 'told', None)
-  if not isinstance(told, SeededOptions):
-    return
-  for name, own, there in (
-    ('rank', rank, told.rank),
-    ('relative_sigma', relative, told.relative),
-  ):
-    if own != there:
-      of_space = name.removesuffix('_sigma')
-      raise ValueError(
-        f'Got {name} {own!r} for members whose space has {of_space} {there!r}; '
-        f'expected the same. Set config.seeded.{of_space} as well.'
-      )
 
 
 def _alone(genome):

@@ -21,6 +21,7 @@ STRATEGIES: Mapping[str, str] = {
   'genome_plus': f'{_HERE}.genome.algorithm:Genome',
   'model_swarms': f'{_HERE}.model_swarms:ModelSwarms',
   'low_rank_es': f'{_HERE}.low_rank_es:LowRankES',
+  'randopt': f'{_HERE}.randopt:RandOpt',
   'pso_merging': f'{_HERE}.pso_merging:PSOMerging',
   'nsga2': f'{_HERE}.nsga2:NSGA2',
   'evomerge': f'{_HERE}.evomerge.algorithm:EvoMerge',

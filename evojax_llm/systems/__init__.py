@@ -21,7 +21,7 @@ from evojax_llm.runs.run_config import RunConfig
 DEFAULT = 'pocket'
 _NAMES = (DEFAULT, 'genome', 'model_swarms', 'low_rank_es', 'coefficients')
 _NAMES += ('evosax_algorithms', 'pso_merging', 'lorahub', 'evogm', 'sakana')
-_NAMES += ('evomerge', 'm2n2', 'pareto')
+_NAMES += ('evomerge', 'm2n2', 'pareto', 'randopt')
 
 
 @functools.cache

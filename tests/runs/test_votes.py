@@ -114,3 +114,31 @@ def test_a_rule_that_is_not_there_is_refused(settings, tmp_path, capsys):
   assert runs.evolve(settings, tmp_path / 'run', flag) == 1
   assert "rule 'mean'" in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()
+
+
+def test_seeds_vote_and_items_held_back_pick_from_them_and_their_means(
+  settings, tmp_path
+):
+  runs.evolve(
+    ['--config=experiments/randopt/config.py:corp', *settings[1:]],
+    tmp_path / 'run',
+    '--config.strategy.population=4',
+    '--config.strategy.generations=3',
+    '--config.strategy.options.members=12',
+    '--config.strategy.options.keep=5',
+    '--config.strategy.options.means=2',
+    '--config.ensemble.size=4',
+    '--config.pick_items=6',
+  )
+  summary = runs.summary(tmp_path / 'run')
+  rows = runs.lines(tmp_path / 'run' / 'members.jsonl')
+  made = [row['operator'] for row in rows if row['generation']]
+  assert made == ['noise'] * 12 + ['gated mean'] * 2
+  # Four vote, whatever dev says; each is one of those that were scored best.
+  voters = summary['ensembles'][EVOLVED]['members']
+  fitness = {row['id']: row['fitness'] for row in rows}
+  assert len(voters) == 4
+  assert sorted(fitness.values())[-1] == fitness[voters[0]]
+  assert runs.row(summary, EVOLVED)['detail'] == 'vote of 4'
+  # Scored, and asked again on the items held back.
+  assert summary['evaluations'] > 4 + 14

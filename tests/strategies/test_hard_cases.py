@@ -125,6 +125,7 @@ ONE_EXPERT = {
   'genome_plus_as_published': _PAIRS,
   'genome_plus_as_published_cli': _FEW,
   'low_rank_es': None,
+  'seeded_es': None,
   'm2n2': None,
   'm2n2_ga': None,
   'm2n2_as_published': _FEW,

@@ -25,6 +25,7 @@ def test_the_tables_of_options_are_up_to_date(page):
     'genome_plus',
     'model_swarms',
     'low_rank_es',
+    'randopt',
     'pso_merging',
     'evogm',
     'm2n2',

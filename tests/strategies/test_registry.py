@@ -113,7 +113,7 @@ def test_stock_names_are_evosax_names():
   own |= {'random_search', 'cma_es', 'pso_merging', 'lorahub', 'grid'}
   own |= {'nsga2', 'evogm', 'evomerge', 'ipop_cma_es', 'bipop_cma_es'}
   own |= {'mixed_cma_es'}
-  own |= {'m2n2'}
+  own |= {'m2n2', 'randopt'}
   assert set(registry.strategy_names()) - own <= known
 
 
