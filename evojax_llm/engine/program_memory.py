@@ -50,13 +50,13 @@ class MeasuringRuntime(Runtime):
   """A runtime of one device whose programs are compiled and never run.
 
   Attributes:
-    programs: what was compiled, in order.
+    sizes: of what was compiled, in order.
   """
 
   def __init__(self, dtype: Any, platform: str):
     super().__init__(devices=jax.devices()[:1], dtype=dtype)
     self._platform = platform
-    self.programs: list[Compiled] = []
+    self.sizes: list[Compiled] = []
 
   @property
   def platform(self) -> str:
@@ -81,7 +81,7 @@ class MeasuringRuntime(Runtime):
     found = lowered.compile().memory_analysis()
     while isinstance(name, tuple):
       name = name[0]
-    self.programs.append(
+    self.sizes.append(
       Compiled(
         str(name),
         found.temp_size_in_bytes,

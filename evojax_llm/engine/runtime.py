@@ -139,6 +139,13 @@ class Runtime:
       self.idle_since = time.perf_counter()
     return self._programs[key][0]
 
+  @property
+  def programs(self) -> list[tuple[str, Any]]:
+    """Names and programs of all that is compiled."""
+    return [
+      (str(key[0]), program) for key, (program, _) in self._programs.items()
+    ]
+
   def ahead(
     self,
     name: Hashable,

@@ -110,7 +110,8 @@ def convert(
   """
   path, dtype = pathlib.Path(os.path.expanduser(path)), np.dtype(dtype)
   if not path.is_file():
-    raise ModelError(f'{path}: no such file; expected a GGUF file.')
+    why = 'is a folder' if path.is_dir() else 'no such file'
+    raise ModelError(f'{path}: {why}; expected a GGUF file.')
   with GgufTensors(path.absolute()) as tensors, new_folder(folder) as new:
     sizes = {
       name: math.prod(tensors.get_slice(name).get_shape()) * dtype.itemsize

@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -44,6 +45,7 @@ class _Joined:
     from jax._src import distributed
 
     self.client = distributed.global_state.client
+    self._address = distributed.global_state.coordinator_address
     self.index, self.count = jax.process_index(), jax.process_count()
     self.numbers = itertools.count()
     self.folders: tuple[pathlib.Path, pathlib.Path] | None = None
@@ -51,6 +53,10 @@ class _Joined:
     self._stderr = sys.stderr
     self.watch = threading.Thread(target=self._watch, daemon=True)
     self.watch.start()
+    # Closed by the system when a process dies, and so known at once.
+    self._links: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # Signs of life tell, but later.
+      self._link()
 
   def say(self, what: str) -> None:
     """Tells the others: a sign of life, or why this host ends."""
@@ -58,10 +64,45 @@ class _Joined:
       f'{_NAME}/life/{self.index}', what, allow_overwrite=True
     )
 
+  def _link(self) -> None:
+    """Connects the first host with each of the others."""
+    key = f'{_NAME}/port'
+    if self.index:
+      port = int(self.client.blocking_key_value_get(key, _EVER))
+      host = self._address.rpartition(':')[0].strip('[]')
+      link = socket.create_connection((host, port), timeout=10)
+      link.settimeout(None)
+      link.sendall(self.index.to_bytes(4))
+      self._hold(link, 0)
+      return
+    server = socket.create_server(('', 0), backlog=self.count)
+    self.client.key_value_set(key, str(server.getsockname()[1]))
+
+    def accept():
+      for _ in range(1, self.count):
+        link, _ = server.accept()
+        self._hold(link, int.from_bytes(link.recv(4)))
+
+    threading.Thread(target=accept, daemon=True).start()
+
+  def _hold(self, link: socket.socket, host: int) -> None:
+    self._links.append(link)
+
+    def wait():
+      with contextlib.suppress(OSError):
+        if link.recv(1):  # It leaves as agreed.
+          return
+      self._end(f'host {host} is gone')
+
+    threading.Thread(target=wait, daemon=True).start()
+
   def leave(self) -> None:
     """Waits for the others, and leaves; the first one last."""
     self.client.wait_at_barrier(f'{_NAME}/end', _EVER)
     self.stop.set()
+    for link in self._links:
+      with contextlib.suppress(OSError):
+        link.sendall(b'.')
     self.watch.join()
     others = list(range(1, self.count))
     end = time.monotonic() + 10 * _BEAT
@@ -97,9 +138,17 @@ class _Joined:
         return
 
   def _end(self, why: str) -> None:
-    if not self.stop.is_set():
-      print(f'error: {why}. {self._advice}', file=self._stderr, flush=True)
-      os._exit(1)
+    if self.stop.is_set():
+      return
+    self.stop.set()
+    print(f'error: {why}. {self._advice}', file=self._stderr, flush=True)
+    if not self.index:  # The others hear it while the first host lives.
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        self.say(f'ended: {why}')
+      time.sleep(2 * _BEAT)
+    if self.folders:
+      shutil.rmtree(self.folders[0], ignore_errors=True)
+    os._exit(1)
 
 
 _joined: _Joined | None = None

@@ -71,32 +71,6 @@ def extract(
   if not weights:
     raise ModelError(f'{start.path}: has no layers with matrices to adapt.')
   rank = min(rank, max(min(shapes[name]) for name in weights))
-  tensors, residuals, lost, total = {}, {}, 0.0, 0.0
-  for i, name in enumerate(weights):
-    change = _change(tuned, start, name)
-    left, sizes, right = np.linalg.svd(change, full_matrices=False)
-    kept = min(rank, len(sizes))
-    roots = np.sqrt(sizes[:kept])
-    a = np.zeros((rank, change.shape[1]), np.float32)
-    b = np.zeros((change.shape[0], rank), np.float32)
-    a[:kept] = roots[:, None] * right[:kept]
-    b[:, :kept] = left[:, :kept] * roots
-    module = f'base_model.model.{name.removesuffix(".weight")}'
-    tensors[f'{module}.lora_A.weight'] = a
-    tensors[f'{module}.lora_B.weight'] = b
-    # Not of the singular values: what rounding costs counts as well.
-    missing = float(np.square(change - b @ a, dtype=np.float64).sum())
-    own = float(np.square(change, dtype=np.float64).sum())
-    residuals[name] = (missing / own) ** 0.5 if own else 0.0
-    lost, total = lost + missing, total + own
-    progress((i + 1) / len(weights))
-  left_out = {}
-  for name in sorted(set(shapes).difference(weights)):
-    if start.dtype(name) in FLOATS and name in tuned.tensors:
-      change = _change(tuned, start, name)
-      if change.any():
-        length = float(np.linalg.norm(start.read(name).astype(np.float32)))
-        left_out[name] = float(np.linalg.norm(change)) / max(length, 1e-30)
   projections = dict.fromkeys(n.split('.')[-2] for n in weights)
   prefix = f'{start.stack.rpartition(".")[0]}.'
   name = folders.model_name(start.path)
@@ -104,6 +78,32 @@ def extract(
     name = str(start.path.absolute())
   config = peft.adapter_json(rank, rank, projections, name, prefix)
   with folders.new_folder(pathlib.Path(out)) as folder:
+    tensors, residuals, lost, total = {}, {}, 0.0, 0.0
+    for i, name in enumerate(weights):
+      change = _change(tuned, start, name)
+      left, sizes, right = np.linalg.svd(change, full_matrices=False)
+      kept = min(rank, len(sizes))
+      roots = np.sqrt(sizes[:kept])
+      a = np.zeros((rank, change.shape[1]), np.float32)
+      b = np.zeros((change.shape[0], rank), np.float32)
+      a[:kept] = roots[:, None] * right[:kept]
+      b[:, :kept] = left[:, :kept] * roots
+      module = f'base_model.model.{name.removesuffix(".weight")}'
+      tensors[f'{module}.lora_A.weight'] = a
+      tensors[f'{module}.lora_B.weight'] = b
+      # Not of the singular values: what rounding costs counts as well.
+      missing = float(np.square(change - b @ a, dtype=np.float64).sum())
+      own = float(np.square(change, dtype=np.float64).sum())
+      residuals[name] = (missing / own) ** 0.5 if own else 0.0
+      lost, total = lost + missing, total + own
+      progress((i + 1) / len(weights))
+    left_out = {}
+    for name in sorted(set(shapes).difference(weights)):
+      if start.dtype(name) in FLOATS and name in tuned.tensors:
+        change = _change(tuned, start, name)
+        if change.any():
+          length = float(np.linalg.norm(start.read(name).astype(np.float32)))
+          left_out[name] = float(np.linalg.norm(change)) / max(length, 1e-30)
     save_file(
       tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'}
     )

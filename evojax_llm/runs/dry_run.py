@@ -94,7 +94,7 @@ def dry_run(config: Any, machine: Machine) -> tuple[str, bool]:
       '--config.execution.memory_budget_gib.'
     )
   try:
-    arranged = _arrange_anywhere(config, machine)
+    arranged = arrange(config, machine)
   except MemoryPlanError as error:
     lines = [f'not possible: {error}', *_changes(config, machine)]
     return '\n'.join(lines), False
@@ -123,7 +123,7 @@ def dry_run(config: Any, machine: Machine) -> tuple[str, bool]:
   return '\n'.join(lines), True
 
 
-def _arrange_anywhere(config: RunConfig, machine: Machine) -> _Arranged:
+def arrange(config: RunConfig, machine: Machine) -> _Arranged:
   """Plans genomes on the devices or on the host, as `memory.place` does."""
   choice = config.execution.population
   if choice != 'auto':
@@ -288,7 +288,7 @@ def _at_depth(arranged: _Arranged, depth: int) -> dict[str, Any]:
     slots, beside = program_memory.make(*given, length, new)
     cache, apart = max(cache, slots), max(apart, beside)
   work: dict[str, int] = {}
-  for program in runtime.programs:
+  for program in runtime.sizes:
     if program.name in ('likelihood', 'advance', 'fold', 'layers'):
       work[program.name] = max(work.get(program.name, 0), program.workspace)
   share = depth / whole
@@ -344,43 +344,48 @@ def _what(config: RunConfig, arranged: _Arranged, machine: Machine) -> str:
 
 
 def _changes(config: RunConfig, machine: Machine) -> Iterator[str]:
-  """Yields changes that a plan would fit with."""
+  """Yields changes that a plan would fit with, one of each kind."""
   found = False
-  for text, other, where in _candidates(config, machine):
-    try:
-      _arrange_anywhere(other, where)
-    except (MemoryPlanError, errors.UserError):
-      continue
-    found = True
-    yield f'  it fits by plan with {text}'
+  for kind in _candidates(config, machine):
+    for text, other, where in kind:
+      try:
+        arrange(other, where)
+      except (MemoryPlanError, errors.UserError):
+        continue
+      found = True
+      yield f'  it fits by plan with {text}'
+      break
   if not found:
     yield '  no single change makes it fit: take a smaller model'
 
 
 def _candidates(config: RunConfig, machine: Machine) -> Iterator[Any]:
-  """Yields (what to say, configuration, machine)."""
+  """Yields kinds of changes, least first: (what to say, config, machine)."""
+  own, size = config.execution, config.strategy.population
 
   def execution(**changes):
     text = ' '.join(f'--config.execution.{k}={v}' for k, v in changes.items())
-    changed = dataclasses.replace(config.execution, **changes)
+    changed = dataclasses.replace(own, **changes)
     return text, dataclasses.replace(config, execution=changed), machine
 
-  own = config.execution
-  if own.population == 'device':
-    yield execution(population='host')
-  if own.dtype == 'float32':
-    yield execution(dtype='bfloat16')
-  if config.space != 'weights' and own.base_dtype is None:
-    yield execution(base_dtype='int8')
-  if (own.members_per_group or 2) > 1:
-    yield execution(members_per_group=1)
-  yield execution(max_length=(own.max_length or _TOKENS) // 2)
-  size = config.strategy.population
-  while size > 1:
-    size //= 2
+  def population(size):
     search = dataclasses.replace(config.strategy, population=size)
-    text = f'--config.strategy.population={size}'
-    yield text, dataclasses.replace(config, strategy=search), machine
-  for count in (2, 4, 8):
-    more = dataclasses.replace(machine, devices=count * machine.devices)
-    yield f'--devices={more.devices}', config, more
+    changed = dataclasses.replace(config, strategy=search)
+    return f'--config.strategy.population={size}', changed, machine
+
+  def devices(count):
+    more = dataclasses.replace(machine, devices=count)
+    return f'--devices={count}', config, more
+
+  if own.population == 'device':
+    yield [execution(population='host')]
+  if own.dtype == 'float32':
+    yield [execution(dtype='bfloat16')]
+  if config.space in ('adapters', 'gates') and own.base_dtype is None:
+    yield [execution(base_dtype='int8')]
+  if (own.members_per_group or 2) > 1:
+    yield [execution(members_per_group=1)]
+  yield [execution(max_length=max(1, (own.max_length or _TOKENS) // 2))]
+  halves = [size >> i for i in range(1, size.bit_length())]
+  yield map(population, halves)
+  yield map(devices, (n * machine.devices for n in (2, 4, 8)))

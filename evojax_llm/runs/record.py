@@ -34,6 +34,7 @@ import numpy as np
 from evojax_llm import files as files_lib
 from evojax_llm.fitness.item_log import ItemLog
 from evojax_llm.population import hosts
+from evojax_llm.runs import differences
 from evojax_llm.runs import errors
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.checkpoint import WorkdirLock
@@ -164,18 +165,19 @@ class RunFolder:
       write_json(path, wanted)
       return
     kept = read_config(self.path)
-    settings = [
-      {k: v for k, v in half['config'].items() if k not in _CHANGES_NOTHING}
-      for half in (kept, wanted)
-    ]
+    settings = [differences.filled(half['config']) for half in (kept, wanted)]
+    for half, name in itertools.product(settings, _CHANGES_NOTHING):
+      del half[name]
     if later := self._later_ends(*settings):
       settings[0]['strategy'] = {**settings[0]['strategy'], **later}
-    differences = compare(*settings)
-    differences += _changed(kept['inputs'], wanted['inputs'], wanted['files'])
-    if differences:
-      shown, hint = '\n  '.join(differences[:12]), ''
+    found = differences.compare(*settings)
+    found += differences.inputs(
+      kept['inputs'], wanted['inputs'], wanted['files']
+    )
+    if found:
+      shown, hint = '\n  '.join(found[:12]), ''
       fixed = [f'strategy.{name}:' for name in ('population', *_ENDS)]
-      if any(line.startswith(tuple(fixed)) for line in differences):
+      if any(line.startswith(tuple(fixed)) for line in found):
         hint = (
           ' A population does not grow or shrink within a run, and a run can '
           f'be given more {", ".join(_ENDS)} but not less: begin another one '
@@ -254,46 +256,6 @@ class JsonLines:
         if whole and line.endswith(b'\n') and type(row['generation']) is int:
           rows.append((row, line))
     return rows
-
-
-def compare(old: Any, new: Any, name: str = '') -> list[str]:
-  """Lists 'strategy.population: 10 there, 20 here' for all that differs."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    inner = f'{name}.' if name else ''
-    return [
-      line
-      for key in sorted(old.keys() | new.keys())
-      for line in compare(old.get(key), new.get(key), f'{inner}{key}')
-    ]
-  both = (old, new)
-  if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in both):
-    # Stages, by their numbers.
-    return compare(
-      *({str(i): one for i, one in enumerate(v, 1)} for v in both), name
-    )
-  return [] if old == new else [f'{name}: {old!r} there, {new!r} here']
-
-
-def _changed(
-  old: Mapping[str, Any], new: Mapping[str, Any], files: Mapping[str, Any]
-) -> list[str]:
-  """Lists the inputs whose fingerprints differ, by path where it is known."""
-  lines = []
-  for kind in sorted(old.keys() | new.keys()):
-    there, here, path = old.get(kind), new.get(kind), files.get(kind)
-    if there == here:
-      continue
-    if isinstance(here, str) and isinstance(path, str):
-      there, here, path = [there], [here], [path]
-    if not path or not there or len(there) != len(here):
-      lines += compare(there, here, f'inputs.{kind}')
-      continue
-    lines += [
-      f'{name}: not what the run has read of it ({kind})'
-      for a, b, name in zip(there, here, path, strict=True)
-      if a != b
-    ]
-  return lines
 
 
 def new_workdir(root: str | os.PathLike, name: str) -> pathlib.Path:

@@ -25,6 +25,7 @@ import traceback
 from typing import Any
 
 from evojax_llm.runs import checkpoint
+from evojax_llm.runs import differences
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import launch
@@ -144,7 +145,7 @@ class Folder:
     try:
       if index.exists():
         there, self.trials = _read(self.path)
-        self._refuse(record.compare(there, self._settings))
+        self._refuse(differences.compare(there, self._settings))
       for trial in trials:
         other = self.trials.setdefault(trial.name, trial)
         self._refuse(sweep_changes.conflicts(other, trial))

@@ -78,10 +78,19 @@ def start_base(folder: pathlib.Path, config: dict[str, Any]) -> ModelConfig:
 
 
 def finish_base(
-  folder: pathlib.Path, params: dict[str, Any], config: ModelConfig
+  folder: pathlib.Path,
+  params: dict[str, Any],
+  config: ModelConfig,
+  prefix: str = 'model.',
+  others: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-  """Writes the weights in bfloat16; returns them as they were rounded."""
-  tensors = {}
+  """Writes the weights in bfloat16; returns them as they were rounded.
+
+  `others` are tensors of a model that is more than its decoder.
+  """
+  tensors = {
+    name: x.astype(ml_dtypes.bfloat16) for name, x in (others or {}).items()
+  }
   for leaf in names.leaves(config):
     array = params
     for key in leaf.path:
@@ -90,7 +99,7 @@ def finish_base(
     layers = array[None] if leaf.layers is None else array
     for name, values in zip(leaf.names(), layers, strict=True):
       values = values.T if leaf.transposed else values
-      tensors[f'model.{name}'] = np.ascontiguousarray(values)
+      tensors[prefix + name] = np.ascontiguousarray(values)
   path = folder / 'model.safetensors'
   save_file(tensors, path, metadata={'format': 'pt'})
   return hub.load_checkpoint(folder)[1]

@@ -40,8 +40,13 @@ def _byte_symbols() -> list[str]:
   return [chr(b if b in shown else next(hidden)) for b in range(256)]
 
 
-def write(folder: pathlib.Path) -> None:
-  """Writes tokenizer.json and tokenizer_config.json."""
+def write(folder: pathlib.Path, more: tuple[str, ...] = ()) -> None:
+  """Writes tokenizer.json and tokenizer_config.json.
+
+  More special tokens come behind all others.
+  """
+  ids = {token: i for i, token in enumerate(SPECIAL)}
+  ids |= {token: VOCAB_SIZE + i for i, token in enumerate(more)}
   special = [
     {
       'id': i,
@@ -52,9 +57,9 @@ def write(folder: pathlib.Path) -> None:
       'normalized': False,
       'special': True,
     }
-    for i, token in enumerate(SPECIAL)
+    for token, i in ids.items()
   ]
-  vocab = {token: i for i, token in enumerate(SPECIAL)}
+  vocab = dict(ids)
   for byte, symbol in enumerate(_byte_symbols()):
     vocab[symbol] = len(SPECIAL) + byte
   byte_level = {

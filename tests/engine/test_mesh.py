@@ -1,40 +1,16 @@
 """Groups of members over the devices of a mesh (population, model)."""
 
-import collections
 import dataclasses
-import re
 
 import jax
 import numpy as np
 import pytest
 
+from evojax_llm.engine.collectives import collectives
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Model
 from evojax_llm.models.transformer import init_params
 from tests.fitness import setting
-
-_COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'all-to-all',
-  'collective-permute',
-  'reduce-scatter',
-)
-
-
-def collectives(program):
-  """How many of each kind a compiled program has."""
-  kinds = '|'.join(_COLLECTIVES)
-  found = re.findall(rf' ({kinds})(?:-start)?\(', program.as_text())
-  return collections.Counter(found)
-
-
-def programs(evaluator):
-  """Name -> compiled program of all that the engine has compiled."""
-  return {
-    str(key[0]): program
-    for key, (program, _) in evaluator.runtime._programs.items()
-  }
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +52,7 @@ def assert_same(found, whole):
 def test_scoring_members_needs_no_communication(score, whole):
   evaluator, found = score(4)
   assert_same(found, whole)
-  seen = programs(evaluator)
+  seen = dict(evaluator.runtime.programs)
   assert any('likelihood' in name for name in seen)
   assert any('advance' in name for name in seen)
   for name, program in seen.items():
@@ -88,9 +64,9 @@ def test_a_base_that_is_cut_gives_the_same_answers(score, whole, form):
   evaluator, found = score(4, model_devices=2, form=form)
   assert_same(found, whole)
   cut = 0
-  for name, program in programs(evaluator).items():
+  for name, program in evaluator.runtime.programs:
     # Rows of the mesh do not wait for each other: members differ in what they
     # have left to do, and a permutation is of all devices.
-    assert not collectives(program)['collective-permute'], name
-    cut += collectives(program)['all-reduce']
+    assert 'collective-permute' not in collectives(program), name
+    cut += 'all-reduce' in collectives(program)
   assert cut

@@ -125,14 +125,6 @@ def _check(scores, model, processor, folder):
     assert text.predictions[0][i] == said
 
 
-def test_answers(folder, oracle):
-  space = make_space('weights', folder / 'model')
-  scores = _evaluate(
-    folder, folder / 'model', space, stack.stack([space.base()])
-  )
-  _check(scores, *oracle, folder)
-
-
 def test_exports_answer_as_here(folder, oracle, tmp_path):
   """The language side evolves; the vision side is written through."""
   import transformers

@@ -46,3 +46,10 @@ def test_models_of_different_kinds_are_refused(pair, tmp_path):
   with pytest.raises(ModelError, match='lacks tensors'):
     extract.extract(str(other), str(base), tmp_path / 'a', 2)
   assert not (tmp_path / 'a').exists()
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_any_work(pair, tmp_path):
+  base, tuned = map(str, pair)
+  (tmp_path / 'file').touch()
+  with pytest.raises(ModelError, match='exists and is not empty'):
+    extract.extract(tuned, base, tmp_path, 2, lambda share: pytest.fail())

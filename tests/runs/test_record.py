@@ -39,6 +39,14 @@ def test_the_same_settings_find_their_run_again(tmp_path):
   run.close()
 
 
+def test_settings_that_came_later_were_the_defaults(tmp_path):
+  record.RunFolder(tmp_path / 'r', CONFIG, {}).close()
+  config = {**CONFIG, 'racing': {'rounds': 3}, 'test_experts': False}
+  record.RunFolder(tmp_path / 'r', config, {}).close()
+  with pytest.raises(CheckpointError, match='racing.rounds: 3 there, 4 here'):
+    record.RunFolder(tmp_path / 'r', {**config, 'racing': {'rounds': 4}}, {})
+
+
 @pytest.mark.parametrize(
   'config, inputs, message',
   [
@@ -47,7 +55,7 @@ def test_the_same_settings_find_their_run_again(tmp_path):
       {'x': '1'},
       r'  strategy\.population: 10 there, 20 here',
     ),
-    ({'name': 'a'}, {'x': '1'}, r'strategy: .* there, None here'),
+    ({'name': 'a'}, {'x': '1'}, r'strategy\.rates: .* there, None here'),
     (CONFIG, {'x': '2'}, r"  inputs\.x: '1' there, '2' here"),
     (CONFIG, {'x': '1', 'y': ['5']}, r"  inputs\.y: None there, \['5'\] here"),
   ],

@@ -153,6 +153,28 @@ def test_alpha_zero_without_the_matchmaker_is_the_genetic_algorithm():
     problems.assert_same(after.population, expected)
 
 
+def test_an_archive_covers_no_fewer_items_than_a_genetic_algorithm():
+  """Of items that no member can have together, at equal evaluations."""
+
+  def items(members):
+    x, y, z = jnp.moveaxis(
+      members['layers']['mlp']['b'].reshape(-1, 16)[:, :3], 1, 0
+    )
+    solved = x > 0.3, x < -0.3, y > 0.3, y < -0.3, z > 0.0
+    return jnp.stack(solved, axis=1).astype(jnp.float32)
+
+  covered = {}
+  for variant in ('m2n2', 'ga'):
+    covered[variant] = []
+    for seed in range(4):
+      members = problems.population(members=P, seed=seed)
+      state = start(make(variant), members, items)
+      *_, (_, _, state) = play(make(variant), state, 40, items)
+      solved = items(state.population).max(axis=0).sum()
+      covered[variant].append(float(solved))
+  assert np.mean(covered['m2n2']) > np.mean(covered['ga']) + 0.5
+
+
 def test_the_ends_of_a_split_are_plain_slerp():
   members = problems.population(members=2)
   x, y = (
