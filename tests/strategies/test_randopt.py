@@ -45,10 +45,8 @@ def played(**options):
     problems.KEY, members, problems.scores(problems.population()), params
   )
   start = jax.tree.map(np.array, state.memory.best[seeded.CENTRE])
-  rounds = [
-    (*others, jax.tree.map(np.array, after))
-    for *others, after in problems.play(strategy, state, MEANS + 2, score=fitness)
-  ]
+  plays = problems.play(strategy, state, MEANS + 2, score=fitness)
+  rounds = [(*row, jax.tree.map(np.array, after)) for *row, after in plays]
   return start, rounds
 
 
