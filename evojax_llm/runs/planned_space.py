@@ -88,8 +88,9 @@ def model_config(config: RunConfig) -> ModelConfig:
     UserError, ModelError: there is neither, or the folder is none of a model.
   """
   name = config.model or 'pocket'
-  if name.lower() in published.NAMES and not os.path.isdir(name):
-    return published.published_config(name.lower())
+  known = None if os.path.isdir(name) else published.known(name)
+  if known:
+    return published.published_config(known)
   if name != 'pocket' and not os.path.exists(name) and '/' not in name:
     raise errors.UserError(
       f'Got config.model={name}; expected a folder with config.json, or one of '

@@ -59,6 +59,17 @@ def test_published_shapes_have_the_published_parameters(name, parameters):
   assert published.published_config(name).num_params == parameters
 
 
+def test_a_model_is_known_by_its_name_in_the_hub():
+  for name, known in (
+    ('google/gemma-2-2b-it', 'gemma-2-2b'),
+    ('mistralai/Mistral-7B-Instruct-v0.3', 'mistral-7b'),
+    ('meta-llama/Meta-Llama-3.1-8B', 'llama-3.1-8b'),
+    ('mistralai/Mistral-7B-v0.1', None),
+    ('models/gemma-2-2b-tuned', None),
+  ):
+    assert published.known(name) == known
+
+
 def test_a_folder_without_weights_is_planned(tmp_path, monkeypatch):
   base = pocket.base_folder()
   (tmp_path / 'base').mkdir()
