@@ -35,8 +35,6 @@ from evojax_llm.strategies import base
 from evojax_llm.strategies import lowered
 
 _MIB = 1 << 20
-# Programs of separate layers are compiled for so many, and grow by a layer.
-_DEPTHS = 2, 3
 # Plans of smaller budgets.
 _TRIES = 3
 
@@ -141,7 +139,7 @@ def _rows(arranged: Arranged) -> dict[str, int]:
     'proposed members, velocities and the like': rest,
   }
   held = {name: size * (not plan.on_host) for name, size in held.items()}
-  found = _measured(arranged)
+  found = _at_depth(arranged, arranged.space.config.num_layers)
   work = found['work'] | {'express': _expressing(arranged)}
   if not plan.on_host:
     for name, size in _operators(arranged).items():
@@ -163,21 +161,6 @@ def _rows(arranged: Arranged) -> dict[str, int]:
 
 def _is_int8(params: Any) -> bool:
   return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
-
-
-def _measured(arranged: Arranged) -> dict[str, Any]:
-  """Returns what the engine's programs take: work, cache, layers apart."""
-  config, plan = arranged.space.config, arranged.plan
-  if plan.walk == 'scan' or config.stacks:
-    return _at_depth(arranged, config.num_layers)
-  # Programs of separate layers grow with them; scanned ones do not.
-  few, more = (_at_depth(arranged, depth) for depth in _DEPTHS)
-  steps = config.num_layers - _DEPTHS[0]
-
-  def extended(low: int, high: int) -> int:
-    return low + steps * (high - low) // (_DEPTHS[1] - _DEPTHS[0])
-
-  return jax.tree.map(extended, few, more)
 
 
 def _at_depth(arranged: Arranged, depth: int) -> dict[str, Any]:
