@@ -90,9 +90,11 @@ def express(
     members = _streamed(runtime, space, population, index)
     members = forms.lay_out(form, members)
   else:
-    run, donate = take_and_lay_out, ()
+    run, donate, spec = take_and_lay_out, (), None
     arguments = population, index, held
-    if not _is_near(runtime, population):
+    if sharding.is_over(runtime.mesh, population):  # Each deals out its part.
+      spec = sharding.population_spec(forms.member_axis(form))
+    elif not _is_near(runtime, population):
       group = _taken(runtime, population, index)
       if held is None:
         to = along(runtime.mesh), sharding.replicated(runtime.mesh)
@@ -108,7 +110,9 @@ def express(
       same = _kinds(jax.eval_shape(lay_out, *arguments)) == _kinds(group)
       donate = (0,) if same else ()
     name = ('express', form, id(space))
-    program = runtime.compiled(name, run, *arguments, donate=donate, keep=space)
+    program = runtime.compiled(
+      name, run, *arguments, out_specs=spec, donate=donate, keep=space
+    )
     members = program(*arguments)
   return (
     sharding.place(members, along(runtime.mesh, forms.member_axis(form))),

@@ -189,7 +189,11 @@ def _budget_here(device: jax.Device | None) -> int:
 
 
 def check_population(
-  members: int, genome_bytes: int, budget: float | None, device: jax.Device
+  members: int,
+  genome_bytes: int,
+  budget: float | None,
+  device: jax.Device,
+  devices: int = 1,
 ) -> None:
   """Refuses a population before it is made.
 
@@ -198,11 +202,12 @@ def check_population(
     genome_bytes: bytes of one genome.
     budget: bytes on one device, or None to ask the device.
     device: one of the devices.
+    devices: that hold it together.
 
   Raises:
     MemoryPlanError: it is too large, or the budget is no number of bytes.
   """
-  budget = budget_of(budget, device)
+  budget = devices * budget_of(budget, device)
   stack.check_size(members, MemoryPlanError)
   if members * genome_bytes > budget:
     raise MemoryPlanError(

@@ -163,8 +163,10 @@ class Evaluator:
       for task, limit in zip(self.tasks, limits, strict=True)
     ]
 
-  def check_population(self, space: Expressing, members: int) -> None:
-    """Refuses a population of a space that no plan can hold, before it is made.
+  def check_population(
+    self, space: Expressing, members: int, devices: int = 1
+  ) -> None:
+    """Refuses a population that so many devices cannot hold, before it is made.
 
     Raises:
       MemoryPlanError: saying how large it would be.
@@ -172,7 +174,7 @@ class Evaluator:
     genome_bytes = groups.num_bytes(jax.eval_shape(space.base))
     device = self._runtime.mesh.devices.flat[0]
     budget = self._choices['budget']
-    planning.check_population(members, genome_bytes, budget, device)
+    planning.check_population(members, genome_bytes, budget, device, devices)
 
   def prepare(
     self,

@@ -19,6 +19,8 @@ MODEL = 'model'
 _COLUMNS = ('q_proj', 'k_proj', 'v_proj', 'gate_proj', 'up_proj')
 _ROWS = ('o_proj', 'down_proj')
 _ATTENTION = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+# Numbers of a member in a leaf that is not worth cutting.
+_FEW = 256
 
 
 def population_mesh(
@@ -108,6 +110,53 @@ def _axes(names: tuple[str, ...], ndim: int) -> tuple[int, ...]:
   if module in _ROWS and name in ('kernel', 'a'):
     return (-2,)
   return ()
+
+
+def cut(mesh: jax.sharding.Mesh, tree: Any, members: int) -> Any:
+  """Returns shardings of genomes cut over all devices, each member in parts.
+
+  Every device holds the same part of all members, so that operators on them
+  need no parent from elsewhere;
+  whole ones are dealt out where they are scored. A leaf is cut
+  along the first axis behind P that the devices divide, in most of them L,
+  along which each matrix stays in one place. What has no such axis, or few
+  numbers, is whole on every device.
+
+  Args:
+    mesh: of `population_mesh`.
+    tree: arrays, or shapes and types: (P, ...) where the first axis is of
+      `members`, else of one genome.
+    members: P.
+  """
+
+  def place(leaf):
+    first = 1 if leaf.shape[:1] == (members,) else 0
+    fit = [i for i in range(first, leaf.ndim) if leaf.shape[i] % mesh.size == 0]
+    if not fit or math.prod(leaf.shape[first:]) < _FEW:
+      return replicated(mesh)
+    axes = [None] * fit[0] + [mesh.axis_names]
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+  return jax.tree.map(place, tree)
+
+
+def is_over(mesh: jax.sharding.Mesh, tree: Any) -> bool:
+  """Whether arrays are on all devices of a mesh of more than one."""
+  leaf = jax.tree.leaves(tree)[0]
+  if mesh.size == 1 or not isinstance(leaf, jax.Array):
+    return False
+  return leaf.sharding.device_set == set(mesh.devices.flat)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Returns shapes and types of a tree of arrays, with their shardings."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    tree,
+    shardings,
+  )
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.population import sharding
+
 Genome = Any
 Population = Any
 # The host keeps lists with an entry for each member, and makes them one by one.
@@ -143,17 +145,32 @@ def concatenate(*populations: Population) -> Population:
 
 
 def take_of_both(
-  first: Population, second: Population, index: jax.Array
+  first: Population,
+  second: Population,
+  index: jax.Array,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Population:
   """Returns `take` (M,) of both joined along P, which are never joined.
 
   Where as many are taken as are in the first, and a jitted function gives the
   first up, large leaves are written over it part by part: whole models are not
-  there twice.
+  there twice. Of populations that are cut over a mesh every device takes its
+  part.
   """
   members = size(first)
   if not size(second):
     return take(first, index)
+  if mesh is not None:
+    where = sharding.cut(mesh, first, members)
+    where = jax.tree.map(lambda sharding: sharding.spec, where)
+    return jax.shard_map(
+      take_of_both,
+      mesh=mesh,
+      in_specs=(where, where, jax.sharding.PartitionSpec()),
+      out_specs=where,
+      check_vma=False,
+    )(first, second, index)
   is_first = index < members
   here = jnp.clip(index, max=members - 1)
   there = jnp.clip(index - members, min=0)
@@ -163,7 +180,8 @@ def take_of_both(
 
   def leaf(one, two):
     parts = math.gcd(one[0].size, _PARTS)
-    if len(index) != members or one.nbytes < _PARTS_ABOVE or parts == 1:
+    small = one.nbytes < _PARTS_ABOVE or parts == 1
+    if small or len(index) != members:
       return taken(one, two)
     split = [x.reshape(len(x), parts, -1) for x in (one, two)]
 

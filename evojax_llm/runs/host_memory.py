@@ -1,10 +1,13 @@
 """Where the genomes of a search live: on the devices, or in host memory.
 
-In host memory they are arrays of a CPU device, on which the strategy computes
-too, in place; the engine copies a group at a time from there to its devices.
+On several accelerators every one of them has a part of each genome, and the
+strategy works on all parts; see `sharding.cut`. In host memory genomes are
+arrays of a CPU device, on which the strategy computes too, in place; the engine
+copies a group at a time from there to its devices.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -50,6 +53,16 @@ def candidates(choice: str) -> list[jax.Device | None]:
       'add it to JAX_PLATFORMS, as in JAX_PLATFORMS=cuda,cpu.'
     ) from error
   return [host] if choice == 'host' else [None, host]
+
+
+def is_cut(choice: str, mesh: jax.sharding.Mesh, space: Any) -> bool:
+  """Whether genomes that live on the devices are cut over all of a mesh.
+
+  Recipes are small, and merged on one device.
+  """
+  whole = mesh.size == 1 or space.held is not None or space.streams
+  accelerators = mesh.devices.flat[0].platform != 'cpu'
+  return not whole and (choice == 'cut' or choice == 'auto' and accelerators)
 
 
 def check(population_bytes: int, host: jax.Device) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.engine.plan import MemoryPlanError
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import host_memory
 from evojax_llm.runs import setup as setup_lib
@@ -42,7 +42,8 @@ def check_population(prepared: Any) -> None:
     stack.check_size(members, MemoryPlanError)
     members = strategy.capacity
   if prepared.host is None:
-    prepared.evaluator.check_population(space, members)
+    devices = 1 if prepared.mesh is None else prepared.mesh.size
+    prepared.evaluator.check_population(space, members, devices)
 
 
 def proposed_by(strategy: Any, state: Any, params: Any) -> Any:
@@ -57,7 +58,15 @@ def _plan(prepared: Any) -> Any:
   evaluator, setup = prepared.evaluator, prepared.setup
   strategy, abstract = prepared.strategy, prepared.abstract
   proposed = proposed_by(strategy, abstract.strategy, prepared.params)
-  genomes = groups.num_bytes(abstract) + groups.num_bytes(proposed)
+  genomes = sum(
+    sharding.bytes_per_device(
+      tree if where is None else sharding.abstract(tree, where)
+    )
+    for tree, where in (
+      (abstract, prepared.where(abstract, strategy.capacity)),
+      (proposed, prepared.where(proposed, strategy.num_proposals)),
+    )
+  )
   if prepared.host is not None:
     host_memory.check(genomes, prepared.host)
   plan = evaluator.prepare(

@@ -17,10 +17,12 @@ import numpy as np
 from evojax_llm.fitness import ensembles
 from evojax_llm.genomes import initial
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import front
+from evojax_llm.runs import host_memory
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import memory
 from evojax_llm.runs import record
@@ -91,6 +93,23 @@ class Prepared:
     """Name of the run folder where none is given."""
     return f'{self.files.name}_{self.config.name or self.config.strategy.name}'
 
+  @property
+  def mesh(self) -> jax.sharding.Mesh | None:
+    """Devices that genomes are cut over; None where each is whole."""
+    mesh, choice = self.evaluator.runtime.mesh, self.config.execution.population
+    whole = self.host is not None or self.config.refine.loss
+    cut = not whole and host_memory.is_cut(choice, mesh, self.setup.space)
+    return mesh if cut else None
+
+  def where(self, tree: Any, members: int) -> Any:
+    """Returns shardings of a tree of (P, ...); None for the default device."""
+    if self.mesh is not None:
+      return sharding.cut(self.mesh, tree, members)
+    if self.host is None:
+      return None
+    there = jax.sharding.SingleDeviceSharding(self.host)
+    return jax.tree.map(lambda _: there, tree)
+
   def initial(self) -> Any:
     """Makes the initial population."""
     with self.at_home():
@@ -101,9 +120,10 @@ class Prepared:
           jax.random.key(self.config.seed),
         )
       made = made if self.warm is None else self.warm.before(made)
-    if self.host is not None:
+    where = self.where(made.population, self.config.strategy.population)
+    if where is not None:
       # What is computed from it is there too.
-      placed = jax.device_put(made.population, self.host)
+      placed = jax.tree.map(sharding.place, made.population, where)
     elif self.refinement is not None:
       placed = self.refinement.placed(made.population)
     else:
@@ -211,15 +231,20 @@ def prepare(
     lambda: memory.place(prepared),
   )
   prepared = dataclasses.replace(prepared, host=host)
+  if prepared.mesh is not None:
+    strategy = _kept(
+      cache,
+      ('cut', key, _static(config, params)),
+      lambda: strategy.cut_over(prepared.mesh),
+    )
+    prepared = dataclasses.replace(prepared, strategy=strategy)
   memory.check_population(prepared)
   made = prepared.initial().population
   if _kinds(made) != _kinds(likely):
     abstract = run_state.abstract_state(strategy, params, made, *sizes)
-  if host is not None:
-    there = jax.sharding.SingleDeviceSharding(host)
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), abstract
-    )
+  where = prepared.where(abstract, strategy.capacity)
+  if where is not None:
+    abstract = sharding.abstract(abstract, where)
   prepared = dataclasses.replace(
     prepared, abstract=abstract, refinement=refinement
   )

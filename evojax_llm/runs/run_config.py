@@ -225,8 +225,8 @@ class ExecutionConfig(_Part, path='execution.'):
   )
   population: str = option(
     'auto',
-    "where genomes are; with 'auto' on the host if devices cannot hold them",
-    choices=('auto', 'device', 'host'),
+    "where genomes are: one 'device', 'cut' over all, the 'host' if need be",
+    choices=('auto', 'device', 'cut', 'host'),
   )
   max_length: int | None = _count('longest prompt in tokens, with new tokens')
 

@@ -9,6 +9,7 @@ maximised everywhere. An algorithm written for a cost is wrapped by
 import abc
 from collections.abc import Mapping
 from collections.abc import Sequence
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -21,6 +22,7 @@ from evojax_llm import options as options_lib
 from evojax_llm.operators import succession
 from evojax_llm.options import option
 from evojax_llm.population import lineage
+from evojax_llm.population import sharding
 from evojax_llm.population import stack
 
 SEES = ('fitness', 'tasks', 'items')
@@ -106,11 +108,10 @@ class Strategy(abc.ABC):
     shares_centre: whether an ask is seeds around one centre.
     population_size: members of the initial population.
     capacity: P, slots for members; some are empty if it may grow.
-    num_proposals: M, members of one ask; constant, so that nothing recompiles,
-      and a multiple of the devices of `sharding`.
+    num_proposals: M, members of one ask; constant, so that nothing recompiles.
     operator_names: what `state.proposal.operator` counts.
     layers: the space's key of a genome below which leaves have the axis L.
-    sharding: of population leaves, or None to leave it to the compiler.
+    mesh: devices that genomes are cut over (see `sharding.cut`), or None.
     static: class and what its programs are made from, hashable. Equal ones
       share programs; one whose class is not named, as a subclass, none.
   """
@@ -122,6 +123,7 @@ class Strategy(abc.ABC):
   needs_refine = False
   sees = 'fitness'
   layers: str | None = None
+  mesh: jax.sharding.Mesh | None = None
   static: tuple[Any, ...] = ()
 
   def __init__(
@@ -129,35 +131,32 @@ class Strategy(abc.ABC):
     population_size: int,
     num_proposals: int,
     operator_names: tuple[str, ...],
-    sharding: jax.sharding.Sharding | None = None,
     capacity: int | None = None,
   ):
     if population_size < 1:
       raise ValueError(
         f'Got population_size {population_size}; expected at least 1.'
       )
-    devices = 1 if sharding is None else sharding.num_devices
     capacity = population_size if capacity is None else capacity
     if capacity < population_size:
       raise ValueError(
         f'Got slots for {capacity} members and population_size '
         f'{population_size}; expected no fewer slots.'
       )
-    if capacity % devices:
-      raise ValueError(
-        f'Got a population of {capacity} on {devices} devices; expected a '
-        'multiple. Change the size or use fewer devices.'
-      )
     self.population_size, self.capacity = population_size, capacity
-    # Whole shards: slots that fill up the last one stay empty.
-    self.num_proposals = -(-num_proposals // devices) * devices
+    self.num_proposals = num_proposals
     self.operator_names = operator_names
-    self.sharding = sharding
 
   def take(self, options: Mapping[str, Any]) -> None:
     """Checks and keeps the options and hyperparameters of a constructor."""
     self.options, self._values = options_lib.split(self.declared[-1], options)
     options_lib.check(self._values, *self.declared)
+
+  def cut_over(self, mesh: jax.sharding.Mesh) -> 'Strategy':
+    """Returns the same for genomes that are cut over a mesh."""
+    other = copy.copy(self)
+    other.mesh = mesh
+    return other
 
   @property
   def keep_best(self) -> bool:
@@ -168,7 +167,7 @@ class Strategy(abc.ABC):
     if self.static[:1] != (type(self),):
       return id(self)
     sizes = self.population_size, self.capacity, self.num_proposals
-    return self.static, sizes, self.sharding, self.layers
+    return self.static, sizes, self.mesh, self.layers
 
   def __eq__(self, other: Any) -> bool:
     own = self._made_from()
@@ -239,7 +238,8 @@ class Strategy(abc.ABC):
       ),
       proposal=lineage.empty_proposal(self.num_proposals),
     )
-    return self._constrain(self._start(key, state, scores, params))
+    state = self._start(key, state, scores, params)
+    return self._constrain(state, self.capacity)
 
   def ask(
     self, key: jax.Array, state: Any, params: Any
@@ -255,7 +255,8 @@ class Strategy(abc.ABC):
   def _ask(self, key, state, params):
     # Only what changes comes out: a jitted function copies what it passes on.
     proposals, changes = self._propose(key, state, params)
-    return self._constrain_population(proposals), changes
+    changes = self._constrain(changes, self.capacity)
+    return self._constrain(proposals, self.num_proposals), changes
 
   def tell(
     self,
@@ -283,11 +284,9 @@ class Strategy(abc.ABC):
     memory = succession.remember_extremes(state.memory, population, *known)
     state = state.replace(memory=memory)
     state = self._succeed(key, population, scores, state, params)
-    return self._constrain(
-      state.replace(
-        generation=generation, next_id=state.next_id + self.num_proposals
-      )
-    )
+    next_id = state.next_id + self.num_proposals
+    state = state.replace(generation=generation, next_id=next_id)
+    return self._constrain(state, self.capacity)
 
   def held(self, state: Any) -> tuple[stack.Population, jax.Array]:
     """The genomes (H, ...) whose scores the state holds, alive or remembered.
@@ -340,13 +339,12 @@ class Strategy(abc.ABC):
       worst_id=ids[worst],
       **changes,
     )
-    return self._constrain(
-      state.replace(
-        fitness=fitness[:alive],
-        tasks=None if state.tasks is None else scores.tasks[:alive],
-        memory=memory,
-      )
+    state = state.replace(
+      fitness=fitness[:alive],
+      tasks=None if state.tasks is None else scores.tasks[:alive],
+      memory=memory,
     )
+    return self._constrain(state, self.capacity)
 
   def refines(self, state: Any) -> jax.Array | None:
     """(M,) bool, members of the ask to refine before scoring; None for all."""
@@ -387,17 +385,12 @@ class Strategy(abc.ABC):
         f'{self.sees!r}; expected {", ".join(needed)} in init and tell.'
       )
 
-  def _constrain_population(self, population):
-    if self.sharding is None:
-      return population
-    return jax.lax.with_sharding_constraint(population, self.sharding)
-
-  def _constrain(self, state):
-    """Keeps the population of a state, and all like it, sharded."""
-    held = state.population, state.memory.personal
-    population, personal = self._constrain_population(held)
-    memory = state.memory.replace(personal=personal)
-    return state.replace(population=population, memory=memory)
+  def _constrain(self, tree, members):
+    """Keeps genomes cut over the devices, of so many members or of one."""
+    if self.mesh is None:
+      return tree
+    where = sharding.cut(self.mesh, tree, members)
+    return jax.lax.with_sharding_constraint(tree, where)
 
 
 def make_params(kind: type, values: Mapping[str, float], **others: Any) -> Any:

@@ -105,7 +105,6 @@ class M2N2(base.Strategy):
     population_size: int,
     *,
     capacities: Any = None,
-    sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
     """Makes the strategy; options are the fields of `Params` and `Options`.
@@ -116,9 +115,7 @@ class M2N2(base.Strategy):
     self.take(options)
     self._capacities = capacities
     slots = self.options.archive or population_size
-    super().__init__(
-      population_size, self.options.children, OPERATORS, sharding, slots
-    )
+    super().__init__(population_size, self.options.children, OPERATORS, slots)
     self.static = M2N2, self.options
 
   @property

@@ -97,16 +97,10 @@ class ModelSwarms(succession_round.Moving):
   declared = (Params, Options)
   personal = True
 
-  def __init__(
-    self,
-    population_size: int,
-    *,
-    sharding: jax.sharding.Sharding | None = None,
-    **options: Any,
-  ):
+  def __init__(self, population_size: int, **options: Any):
     """Makes the strategy; options are the fields of `Params` and `Options`."""
     self.take(options)
-    super().__init__(population_size, population_size, OPERATORS, sharding)
+    super().__init__(population_size, population_size, OPERATORS)
     self.static = ModelSwarms, self.options
     self.restart = self.options.restart
     self.succession, _ = options_lib.split(
@@ -145,7 +139,6 @@ class ModelSwarms(succession_round.Moving):
       restarted.astype(jnp.int32),
       self.num_proposals,
     )
-    changes['velocity'] = self._constrain_population(changes['velocity'])
     return members, changes | {'proposal': proposal, 'patience': patience}
 
   def _scores(self, key, state, params):

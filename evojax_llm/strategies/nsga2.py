@@ -134,7 +134,6 @@ class NSGA2(base.Strategy):
     *,
     bounds: tuple[stack.Genome, stack.Genome] | None = None,
     merge_base: stack.Genome | None = None,
-    sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
     """Makes the strategy.
@@ -165,7 +164,7 @@ class NSGA2(base.Strategy):
     self._base = None
     if self.crossover.method.needs_base:
       self._base = jax.tree.map(jnp.asarray, merge_base)
-    super().__init__(population_size, population_size, OPERATORS, sharding)
+    super().__init__(population_size, population_size, OPERATORS)
     kind = self.within_bounds, self.crossover.method
     self.static = NSGA2, kind, repr(own)
 
@@ -313,7 +312,9 @@ class NSGA2(base.Strategy):
     order = jnp.where(ids < 0, jnp.iinfo(jnp.int32).max, ids)
     chosen = pareto.ranking(_known(fitness, tasks), order)[: self.capacity]
     return state.replace(
-      population=stack.take_of_both(state.population, population, chosen),
+      population=stack.take_of_both(
+        state.population, population, chosen, mesh=self.mesh
+      ),
       fitness=fitness[chosen],
       tasks=tasks[chosen],
       ids=ids[chosen],

@@ -77,16 +77,10 @@ class PSOMerging(succession_round.Moving):
   declared = (Params, Options)
   personal = True
 
-  def __init__(
-    self,
-    population_size: int,
-    *,
-    sharding: jax.sharding.Sharding | None = None,
-    **options: Any,
-  ):
+  def __init__(self, population_size: int, **options: Any):
     """Makes the strategy; options are the fields of `Params` and `Options`."""
     self.take(options)
-    super().__init__(population_size, population_size, OPERATORS, sharding)
+    super().__init__(population_size, population_size, OPERATORS)
     self.static = PSOMerging, self.options
 
   def _start(self, key, state, scores, params):
@@ -136,7 +130,6 @@ class PSOMerging(succession_round.Moving):
       failed.astype(jnp.int32),
       self.num_proposals,
     )
-    velocity = self._constrain_population(velocity)
     return members, {'velocity': velocity, 'proposal': proposal}
 
   def _succeed(self, key, population, scores, state, params):

@@ -67,10 +67,6 @@ class State(base.State):
 class Moving(base.Strategy):
   """Base of strategies whose members move."""
 
-  def _constrain(self, state):
-    state = super()._constrain(state)
-    return state.replace(velocity=self._constrain_population(state.velocity))
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:

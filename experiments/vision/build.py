@@ -32,8 +32,8 @@ from experiments.vision import pictures
 
 _OUT = flags.DEFINE_string('out', None, 'A new folder.', required=True)
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of all data and weights.')
-_STEPS = flags.DEFINE_integer('steps', 1500, 'Steps of the base.')
-_EXPERT_STEPS = flags.DEFINE_integer('expert_steps', 300, 'Steps, each.')
+_STEPS = flags.DEFINE_integer('steps', 700, 'Steps of the base.')
+_EXPERT_STEPS = flags.DEFINE_integer('expert_steps', 150, 'Steps, each.')
 _BATCH = flags.DEFINE_integer('batch', 64, 'Pictures a step.')
 _NUM_DEV = flags.DEFINE_integer('num_dev', 100, 'Dev items a task.')
 _NUM_TEST = flags.DEFINE_integer('num_test', 300, 'Test items a task.')

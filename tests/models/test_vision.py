@@ -31,6 +31,11 @@ ROWS = [
   {'id': 'text', 'question': 'what is it'},
   {'id': 'again', 'images': ['a.png', 'a.png'], 'question': 'alike'},
 ]
+# They share a beginning with an image, which is read once.
+ALIKE = [
+  {'id': end, 'image': 'a.png', 'question': f'a question of all, and {end}'}
+  for end in ('one', 'two more')
+]
 
 
 @pytest.fixture(scope='module')
@@ -41,10 +46,13 @@ def folder(tmp_path_factory):
   multimodal.write_image(root / 'a.png', 1)
   multimodal.write_image(root / 'b.jpg', 2, (17, 40))
   choice = [{**row, 'choices': OPTIONS, 'answer': 'A'} for row in ROWS]
-  text = [{**row, 'answer': 'red'} for row in ROWS]
+  text, alike = (
+    [{**row, 'answer': 'red'} for row in rows] for rows in (ROWS, ALIKE)
+  )
   for name, rows, options in (
     ('choice', choice, {'choice': 'text'}),
     ('text', text, {'max_new_tokens': 8}),
+    ('alike', alike, {'max_new_tokens': 8}),
   ):
     task = {'name': name, 'dev': rows, 'format': options}
     (root / f'{name}.json').write_text(json.dumps(task))
@@ -94,13 +102,14 @@ def test_soft_tokens(folder, oracle):
 
 
 def _evaluate(folder, model, space, population):
-  tasks = task_files.load_tasks([folder / 'choice.json', folder / 'text.json'])
+  names = 'choice', 'text', 'alike'
+  tasks = task_files.load_tasks([folder / f'{name}.json' for name in names])
   evaluator = Evaluator(Tokenizer.from_folder(model), tasks)
   return evaluator.evaluate(space, population).tasks
 
 
 def _check(scores, model, processor, folder):
-  choice, text = scores
+  choice, *texts = scores
   for i, row in enumerate(ROWS):
     asked = {**row, 'question': f'Question: {row["question"]}\nAnswer:'}
     if '<start_of_image>' not in row['question']:
@@ -118,11 +127,12 @@ def _check(scores, model, processor, folder):
       np.testing.assert_allclose(
         choice.loglikelihoods[0][i][key], expected, atol=2e-4
       )
-    given = _inputs(processor, folder, row)
-    out = model.generate(**given, do_sample=False, max_new_tokens=8)
-    out = out[0, given['input_ids'].shape[1] :]
-    said = processor.tokenizer.decode(out, skip_special_tokens=True)
-    assert text.predictions[0][i] == said
+  for rows, text in zip((ROWS, ALIKE), texts, strict=True):
+    for row, found in zip(rows, text.predictions[0], strict=True):
+      given = _inputs(processor, folder, row)
+      out = model.generate(**given, do_sample=False, max_new_tokens=8)
+      out = out[0, given['input_ids'].shape[1] :]
+      assert found == processor.tokenizer.decode(out, skip_special_tokens=True)
 
 
 def test_exports_answer_as_here(folder, oracle, tmp_path):

@@ -174,22 +174,17 @@ def test_wrong_sizes_are_refused():
     )
   with pytest.raises(ValueError, match='population_size 0'):
     algorithm.Genome(0)
-  four = sharding.population_sharding(sharding.population_mesh())
-  with pytest.raises(ValueError, match='6 on 4 devices'):
-    algorithm.Genome(6, sharding=four)
 
 
-def test_sharded_is_unsharded():
-  mesh = sharding.population_mesh()
-  split = algorithm.Genome(
-    problems.P, sharding=sharding.population_sharding(mesh)
-  )
+def test_genomes_that_are_cut_evolve_as_whole_ones(monkeypatch):
+  monkeypatch.setattr(sharding, '_FEW', 1)
   whole = make()
-  assert split.num_proposals % 4 == 0
+  split = whole.cut_over(sharding.population_mesh())
   one = problems.last(whole, problems.start(whole), 5)
   two = problems.last(split, problems.start(split), 5)
-  leaf = jax.tree.leaves(two.population)[0]
-  assert leaf.sharding.spec[0] == sharding.POPULATION
+  # Of (P, 2, 2, 4) the last axis alone can be cut for four devices.
+  leaf = jax.tree.leaves(two.population)[1]
+  assert leaf.sharding.shard_shape(leaf.shape) == (problems.P, 2, 2, 1)
   np.testing.assert_array_equal(one.ids, two.ids)
   for field in dataclasses.fields(one):
     jax.tree.map(

@@ -226,13 +226,14 @@ def test_failed_members_go_first_and_errors_count_as_scores():
   ]
 
 
-def test_sharded_is_unsharded():
-  devices = sharding.population_sharding(sharding.population_mesh())
-  apart = m2n2.M2N2(P, sharding=devices, **VARIANTS['no split'])
+def test_genomes_that_are_cut_evolve_as_whole_ones(monkeypatch):
+  monkeypatch.setattr(sharding, '_FEW', 1)
+  mesh = sharding.population_mesh(jax.devices()[:2])
+  apart = make('no split').cut_over(mesh)
   found = [[*play(s, start(s), 3)] for s in (make('no split'), apart)]
   compiled, spread = (rounds[-1][-1] for rounds in found)
   leaf = jax.tree.leaves(spread.population)[0]
-  assert leaf.sharding.spec[0] == sharding.POPULATION
+  assert not leaf.sharding.is_fully_replicated
   np.testing.assert_array_equal(compiled.ids, spread.ids)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),

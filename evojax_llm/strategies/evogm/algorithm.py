@@ -297,7 +297,9 @@ class EvoGM(base.Strategy):
     both = stack.concatenate(old, new)
     best = both.ranking[: self.population_size]
     return state.replace(
-      population=stack.take_of_both(state.population, population, best),
+      population=stack.take_of_both(
+        state.population, population, best, mesh=self.mesh
+      ),
       fitness=both.fitness[best],
       ids=both.ids[best],
       rows=both.rows[best],

@@ -154,13 +154,7 @@ class EvoMerge(base.Strategy):
 
   declared = (Params, Options)
 
-  def __init__(
-    self,
-    population_size: int,
-    *,
-    sharding: jax.sharding.Sharding | None = None,
-    **options: Any,
-  ):
+  def __init__(self, population_size: int, **options: Any):
     """Makes the strategy; options are the fields of `Params` and `Options`.
 
     Raises:
@@ -195,9 +189,7 @@ class EvoMerge(base.Strategy):
       population_size, most, least, own.expand_steps, target
     )
     slots = max(most, population_size)
-    super().__init__(
-      population_size, most - own.keep_top_k, OPERATORS, sharding, slots
-    )
+    super().__init__(population_size, most - own.keep_top_k, OPERATORS, slots)
     self.static = EvoMerge, own
     self.needs_refine = own.mutation == 'gradient'
 
@@ -356,7 +348,9 @@ class EvoMerge(base.Strategy):
     alive = alive[order]
     fitness = jnp.concatenate([state.fitness, scores.fitness])[order]
     return state.replace(
-      population=stack.take_of_both(state.population, population, order),
+      population=stack.take_of_both(
+        state.population, population, order, mesh=self.mesh
+      ),
       fitness=jnp.where(alive, fitness, jnp.nan),
       ids=jnp.where(alive, ids[order], lineage.NO_MEMBER),
     )

@@ -121,7 +121,6 @@ class Genome(succession_round.Moving):
     *,
     with_succession: bool = True,
     merge_base: stack.Genome | None = None,
-    sharding: jax.sharding.Sharding | None = None,
     **options: Any,
   ):
     """Makes the strategy.
@@ -154,7 +153,7 @@ class Genome(succession_round.Moving):
       )
     varied = self.num_children + self.num_mutants
     num_proposals = max(varied, slots) if with_succession else varied
-    super().__init__(population_size, num_proposals, OPERATORS, sharding, slots)
+    super().__init__(population_size, num_proposals, OPERATORS, slots)
     self.with_succession = self.personal = with_succession
     self.spare_elites = own.spare_elites
     kind = with_succession, own.spare_elites, self.num_mutants
@@ -226,8 +225,7 @@ class Genome(succession_round.Moving):
       jnp.full(state.ids.shape, OPERATORS.index('succession'), jnp.int32),
       self.num_proposals,
     )
-    velocity = self._constrain_population(changes['velocity'])
-    return members, changes | {'velocity': velocity, 'proposal': proposal}
+    return members, changes | {'proposal': proposal}
 
   def _elites(self, state, params):
     """(P,) bool, the best, which a selection would keep in any case."""

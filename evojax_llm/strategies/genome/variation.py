@@ -129,7 +129,7 @@ def propose(
 
   mutants = jax.vmap(mutate)(
     keys.keys_for(key, generation, sources, 'mutation'),
-    stack.take_of_both(state.population, children, order),
+    stack.take_of_both(state.population, children, order, mesh=strategy.mesh),
   )
   mutants, mutant_scaled = _scale(
     scale_chance[order], mass[order], mutants, params
@@ -190,7 +190,9 @@ def select(
     options.entrants,
   )
   state = state.replace(
-    population=stack.take_of_both(state.population, population, chosen),
+    population=stack.take_of_both(
+      state.population, population, chosen, mesh=strategy.mesh
+    ),
     fitness=fitness[chosen],
     ids=ids[chosen],
     tasks=None if tasks is None else tasks[chosen],
