@@ -293,6 +293,18 @@ def joined() -> Any:
   )
 
 
+def check_hosts(tasks: Iterable[Any]) -> None:
+  """Refuses tasks whose scores may differ from host to host."""
+  from evojax_llm.population import hosts
+
+  for task in tasks:
+    if hosts.several() and task.kind in ('code', 'judge'):
+      raise UserError(
+        f'{task.name} is of the kind {task.kind}, whose scores may differ from '
+        'host to host. Score it on one host, without --coordinator.'
+      )
+
+
 def define_out() -> None:
   """Defines the flags of `check_out`."""
   flags.DEFINE_string('out', None, 'JSON file to write, if any.')
@@ -327,7 +339,9 @@ def check_out(inputs: Iterable[str | os.PathLike]) -> pathlib.Path | None:
 
 def write_json(path: pathlib.Path | None, value: Any) -> None:
   """Writes a file that is there whole or not at all, if one is asked for."""
-  if path is None:
+  from evojax_llm.population import hosts
+
+  if path is None or not hosts.is_first():
     return
   partial = path.with_name(path.name + '.partial')
   text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)

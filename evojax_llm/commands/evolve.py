@@ -34,6 +34,7 @@ for the best member by dev and for the baselines.
 """
 
 from collections.abc import Sequence
+import json
 import os
 import pathlib
 
@@ -91,6 +92,7 @@ def _run(config: RunConfig, files: inputs_lib.Files) -> int | None:
       trials, command.new_workdir(sweeps.name_of(trials))
     ).show()
   prepared = launch.prepare(config, files)
+  command.check_hosts((*prepared.setup.tasks, *prepared.setup.heldout))
   workdir = command.new_workdir(prepared.name)
   final_table.show(launch.run_prepared(prepared, workdir))
   return None
@@ -102,6 +104,12 @@ def _check_hosts(config: RunConfig) -> None:
 
   if not hosts.several():
     return
+  given = json.loads(json.dumps(config.to_dict()))
+  if any(other != given for other in hosts.gathered(given)):
+    raise command.UserError(
+      'The hosts were given different settings. Give the same command on each, '
+      'but for --process.'
+    )
   for name, value, wanted in (
     ('seeds', config.seeds, 1),
     ('execution.population', config.execution.population, 'device'),

@@ -81,6 +81,7 @@ _BASE_DTYPE = flags.DEFINE_enum(
   'Eight-bit kernels of the base; what it changes is told and written.',
 )
 command.define_out()
+command.define_hosts()
 # Settings of a run, and the flags that change them.
 _SETTINGS = settings.define_own(
   *('chat', 'shots', 'shots_seed', 'system'),
@@ -106,7 +107,13 @@ def main(_: Sequence[str]) -> None:
     command.use_cores(run.files.model, 1 + max(1, run.config.ensemble.size))
   elif source.named is None:  # An exported vote says later which model.
     command.use_cores(source.folder, 1 + len(source.adapters))
+  with command.joined():
+    _score(source, config, tasks, out)
 
+
+def _score(source: Any, config: RunConfig, tasks: list[Any], out: Any) -> None:
+  """Scores, on this host and others, what was read."""
+  command.check_hosts(tasks)
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp
 

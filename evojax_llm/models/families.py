@@ -186,6 +186,11 @@ def _of_gemma4(text: Any) -> dict[str, Any]:
       '31B.'
     )
   width = getattr(text, 'hidden_size_per_layer_input', 0) or 0
+  if width and text.vocab_size_per_layer_input < text.vocab_size:
+    raise ModelError(
+      f'vocab_size_per_layer_input is {text.vocab_size_per_layer_input}; '
+      f'expected vocab_size, {text.vocab_size}, at least.'
+    )
   return {
     'stacks': _stacks(text),
     'v_norm': True,

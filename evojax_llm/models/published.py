@@ -4,6 +4,7 @@ Numbers are those of each model's config.json; what is not said is the default
 of transformers' configuration of the family.
 """
 
+import re
 from typing import Any
 
 from evojax_llm.models import families
@@ -81,6 +82,13 @@ _PUBLISHED: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
   ),
 }
 NAMES = tuple(_PUBLISHED)
+
+
+def known(name: str) -> str | None:
+  """Returns which of NAMES is meant, as by google/gemma-2-2b-it; or None."""
+  shown = re.sub(r'-(it|pt|base|instruct|v0\.3)\b', '', name.lower())
+  shown = shown.rpartition('/')[2].removeprefix('meta-')
+  return shown if shown in _PUBLISHED else None
 
 
 def published_config(name: str) -> ModelConfig:

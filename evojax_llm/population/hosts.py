@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import contextlib
 import itertools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -104,10 +105,9 @@ class _Joined:
       with contextlib.suppress(OSError):
         link.sendall(b'.')
     self.watch.join()
-    others = list(range(1, self.count))
-    end = time.monotonic() + 10 * _BEAT
+    every, end = list(range(self.count)), time.monotonic() + 10 * _BEAT
     while not self.index and time.monotonic() < end:
-      if not self.client.get_live_nodes(others):
+      if len(self.client.get_live_nodes(every)) == 1:
         break
       time.sleep(0.1)
     jax.distributed.shutdown()
@@ -198,6 +198,8 @@ def joined(
   try:
     with contextlib.ExitStack() as stack:
       if _joined.index:
+        logging.disable(logging.WARNING)
+        stack.callback(logging.disable, logging.NOTSET)
         nowhere = stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
         stack.enter_context(contextlib.redirect_stdout(nowhere))
         stack.enter_context(contextlib.redirect_stderr(nowhere))

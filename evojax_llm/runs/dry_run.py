@@ -7,8 +7,8 @@ take. Nothing of the size of a model is made.
 """
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
-import types
 from typing import Any
 
 import jax
@@ -16,66 +16,27 @@ import jax.numpy as jnp
 
 from evojax_llm.engine import forms
 from evojax_llm.engine import groups
-from evojax_llm.engine import plan as planning
 from evojax_llm.engine import program_memory
 from evojax_llm.engine.plan import MemoryPlanError
+from evojax_llm.engine.plan import Plan
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Transformer
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
-from evojax_llm.runs import inputs as inputs_lib
-from evojax_llm.runs import memory
-from evojax_llm.runs import planned_space
-from evojax_llm.runs import run_state
-from evojax_llm.runs import setup as setup_lib
 from evojax_llm.runs import stages
+from evojax_llm.runs.planned_search import ITEMS
+from evojax_llm.runs.planned_search import TOKENS
+from evojax_llm.runs.planned_search import Arranged
+from evojax_llm.runs.planned_search import Machine
+from evojax_llm.runs.planned_search import arrange
+from evojax_llm.runs.planned_search import many
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.strategies import base
 from evojax_llm.strategies import lowered
-from evojax_llm.strategies import registry
-from evojax_llm.tasks import task_files as tasks_lib
-from evojax_llm.tasks.scorers.registry import scorer_of
 
 _MIB = 1 << 20
-# Of a sequence where config.execution.max_length does not say.
-_TOKENS = 512
-# Programs of separate layers are compiled for so many, and grow by a layer.
-_DEPTHS = 2, 3
-_ITEMS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-  """What a dry run is for.
-
-  Attributes:
-    devices: that members are spread over.
-    platform: of them, 'cpu', 'gpu' or 'tpu'; None for that of jax here.
-    rank: of adapters that are not there.
-    host_bytes: memory of the host; None to leave what it holds unchecked.
-  """
-
-  devices: int = 1
-  platform: str | None = None
-  rank: int = 8
-  host_bytes: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Arranged:
-  """A search as shapes, and its plan."""
-
-  space: planned_space.PlannedSpace
-  strategy: Any
-  params: Any
-  state: Any
-  proposed: Any
-  lengths: list[tuple[int, int]]
-  plan: planning.Plan
-
-  @property
-  def genomes(self) -> int:
-    return groups.num_bytes(self.state) + groups.num_bytes(self.proposed)
+# Plans of smaller budgets.
+_TRIES = 3
 
 
 def dry_run(config: Any, machine: Machine) -> tuple[str, bool]:
@@ -94,116 +55,82 @@ def dry_run(config: Any, machine: Machine) -> tuple[str, bool]:
       '--config.execution.memory_budget_gib.'
     )
   try:
-    arranged = arrange(config, machine)
+    arranged, rows, told = _fitted(config, machine)
   except MemoryPlanError as error:
     lines = [f'not possible: {error}', *_changes(config, machine)]
     return '\n'.join(lines), False
-  rows = _rows(arranged, machine)
-  total, budget = sum(rows.values()), arranged.plan.budget
-  lines = [arranged.plan.describe(), _what(config, arranged, machine), '']
-  width = max(map(len, rows))
-  for name, size in (rows | {'in all': total, 'budget': budget}).items():
+  total, budget = sum(rows.values()), told['budget']
+  lines = [arranged.plan.describe(), _what(arranged, machine), '']
+  shown = rows | {'in all': total, 'budget': budget}
+  held = arranged.genomes if arranged.plan.on_host else 0
+  if held:
+    shown['genomes on the host'] = held
+  width = max(map(len, shown))
+  for name, size in shown.items():
     lines.append(f'{name:{width}}  {size / _MIB:12,.1f} MiB')
-  if arranged.plan.on_host:
-    held = arranged.genomes
-    lines.append(f'{"host: genomes":{width}}  {held / _MIB:12,.1f} MiB')
-    if machine.host_bytes is not None and 2 * held > machine.host_bytes:
-      lines.append(
-        f'not possible: genomes take {2 * held / _MIB:,.0f} MiB of the host '
-        f'while a checkpoint is written; it has '
-        f'{machine.host_bytes / _MIB:,.0f} MiB.'
-      )
-      return '\n'.join([*lines, *_changes(config, machine)]), False
+  wrong = ''
   if total > budget:
-    lines.append(
-      f'not possible: {(total - budget) / _MIB:,.0f} MiB are missing.'
+    wrong = f'{(total - budget) / _MIB:,.0f} MiB are missing on each device'
+  elif machine.host_bytes is not None and 2 * held > machine.host_bytes:
+    wrong = (
+      f'genomes take {2 * held / _MIB:,.0f} MiB of the host while a checkpoint '
+      f'is written, and it has {machine.host_bytes / _MIB:,.0f} MiB'
     )
-    return '\n'.join([*lines, *_changes(config, machine)]), False
-  lines.append(f'possible: {(budget - total) / _MIB:,.0f} MiB are left.')
+  if wrong:
+    lines += [f'not possible: {wrong}', *_changes(config, machine)]
+    return '\n'.join(lines), False
+  how = f' with {told["how"]}' if told['how'] else ''
+  lines.append(f'possible{how}: {(budget - total) / _MIB:,.0f} MiB are left')
   return '\n'.join(lines), True
 
 
-def arrange(config: RunConfig, machine: Machine) -> _Arranged:
-  """Plans genomes on the devices or on the host, as `memory.place` does."""
-  choice = config.execution.population
-  if choice != 'auto':
-    return _arrange(config, machine, choice == 'host')
-  try:
-    return _arrange(config, machine, False)
-  except MemoryPlanError:
-    return _arrange(config, machine, True)
+def _fitted(
+  config: RunConfig, machine: Machine
+) -> tuple[Arranged, dict[str, int], dict[str, Any]]:
+  """Returns a plan whose programs fit, if there is one, and what they take.
+
+  Where the compiler takes more than the plan reckoned with, a run is to be told
+  of a smaller budget.
+  """
+  arranged = first = arrange(config, machine)
+  budget, how = first.plan.budget, ''
+  rows = first_rows = _rows(arranged)
+  for _ in range(_TRIES):
+    missing = sum(rows.values()) - budget
+    if missing <= 0:
+      return arranged, rows, {'budget': budget, 'how': how}
+    smaller = _smaller(config, machine, arranged.plan, missing)
+    if smaller is None:
+      break
+    how, arranged = smaller
+    rows = _rows(arranged)
+  if sum(rows.values()) <= budget:
+    return arranged, rows, {'budget': budget, 'how': how}
+  return first, first_rows, {'budget': budget, 'how': ''}
 
 
-def _arrange(config: RunConfig, machine: Machine, on_host: bool) -> _Arranged:
-  space = planned_space.planned_space(config, machine.rank)
-  search, execution = config.strategy, config.execution
-  tasks = tasks_lib.load_tasks(
-    inputs_lib.task_files(inputs_lib.names(config.tasks)),
-    inputs_lib.rules(config),
-  )
-  with errors.as_user_error(TypeError, ValueError, what='config.strategy'):
-    strategy = registry.make_strategy(
-      search.name,
-      search.population,
-      space,
-      genome=space.genome,
-      **search.options,
-    )
-  params = strategy.default_params
-  population = _many(space.genome, search.population)
-  state = run_state.abstract_state(
-    strategy, params, population, len(tasks), _ITEMS
-  )
-  proposed = memory.proposed_by(strategy, state.strategy, params)
-  lengths = _lengths(config, space, tasks)
-  platform = machine.platform or jax.default_backend()
-  device = jax.devices()[0]
-  if machine.platform not in (None, device.platform):
-    device = types.SimpleNamespace(platform=platform)
-  member = groups.num_bytes(space.member)
-  whole = isinstance(space.member, Weights)
-  if on_host and not whole:
-    member += groups.num_bytes(space.genome)
-  members = min(search.population, stack.size(proposed))
-  genomes = groups.num_bytes(state) + groups.num_bytes(proposed)
-  plan = planning.make_plan(
-    space.config,
-    members=-(-members // machine.devices),
-    base_bytes=groups.num_bytes(space.params),
-    member_bytes=member,
-    population_bytes=-(-genomes // machine.devices),
-    on_host=on_host,
-    lengths=lengths,
-    dtype=jnp.dtype(execution.dtype),
-    device=device,
-    form='folded' if whole else execution.form,
-    members_per_group=execution.members_per_group,
-    prompts_per_batch=execution.prompts_per_batch,
-    budget=setup_lib.memory_budget(config),
-  )
-  return _Arranged(space, strategy, params, state, proposed, lengths, plan)
+def _smaller(
+  config: RunConfig, machine: Machine, plan: Plan, missing: int
+) -> tuple[str, Arranged] | None:
+  """Returns the setting of a smaller budget and its plan, if there is one."""
+  for share in (1, 2, 4, 8, 16):
+    less = round((plan.budget - missing / share) / (1 << 30), 2)
+    if less <= 0:
+      continue
+    execution = dataclasses.replace(config.execution, memory_budget_gib=less)
+    told = dataclasses.replace(config, execution=execution)
+    with contextlib.suppress(MemoryPlanError):
+      how = f'--config.execution.memory_budget_gib={less}'
+      return how, arrange(told, machine)
+  return None
 
 
-def _lengths(config: RunConfig, space: Any, tasks: Any) -> list:
-  """Returns (tokens, new tokens) of the longest rows of each kind."""
-  context = space.config.max_position_embeddings
-  most = config.execution.max_length or min(_TOKENS, context)
-  # Of those that generate, the one that keeps the most.
-  new = [
-    min(task.format.max_new_tokens, max(1, most // 2))
-    for task in tasks
-    if scorer_of(task).reads != 'options'
-  ]
-  new = max(new, default=0)
-  return [(most, 0)] + [(most - new, new)] * bool(new)
-
-
-def _rows(arranged: _Arranged, machine: Machine) -> dict[str, int]:
+def _rows(arranged: Arranged) -> dict[str, int]:
   """Returns bytes on each device, by what they hold."""
-  state, plan, devices = arranged.state.strategy, arranged.plan, machine.devices
-  population = groups.num_bytes(state.population)
-  remembered = groups.num_bytes(state.memory)
-  rest = arranged.genomes - population - remembered
+  state, plan = arranged.state.strategy, arranged.plan
+  population = arranged.bytes_of(state.population)
+  remembered = arranged.bytes_of(state.memory)
+  rest = plan.population - population - remembered
   size = groups.num_bytes(arranged.space.genome)
   held = {
     f'population, {stack.size(state.population)} members of '
@@ -211,12 +138,12 @@ def _rows(arranged: _Arranged, machine: Machine) -> dict[str, int]:
     'memory: best, worst and personal best particles': remembered,
     'proposed members, velocities and the like': rest,
   }
-  held = {k: -(-v // devices) * (not plan.on_host) for k, v in held.items()}
-  found = _measured(arranged)
-  work = dict(found['work'])
+  held = {name: size * (not plan.on_host) for name, size in held.items()}
+  found = _at_depth(arranged, arranged.space.config.num_layers)
+  work = found['work'] | {'express': _expressing(arranged)}
   if not plan.on_host:
     for name, size in _operators(arranged).items():
-      work[name] = -(-size // devices)
+      work[name] = -(-size // arranged.cut_over)
   largest = max(work, key=work.get)
   copied = groups.num_bytes(arranged.space.genome) * plan.members_per_group
   if not plan.on_host or isinstance(arranged.space.member, Weights):
@@ -236,22 +163,7 @@ def _is_int8(params: Any) -> bool:
   return any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
 
 
-def _measured(arranged: _Arranged) -> dict[str, Any]:
-  """Returns what the engine's programs take: work, cache, layers apart."""
-  config, plan = arranged.space.config, arranged.plan
-  if plan.walk == 'scan' or config.stacks:
-    return _at_depth(arranged, config.num_layers)
-  # Programs of separate layers grow with them; scanned ones do not.
-  few, more = (_at_depth(arranged, depth) for depth in _DEPTHS)
-  steps = config.num_layers - _DEPTHS[0]
-
-  def extended(low: int, high: int) -> int:
-    return low + steps * (high - low) // (_DEPTHS[1] - _DEPTHS[0])
-
-  return jax.tree.map(extended, few, more)
-
-
-def _at_depth(arranged: _Arranged, depth: int) -> dict[str, Any]:
+def _at_depth(arranged: Arranged, depth: int) -> dict[str, Any]:
   """Compiles the engine's programs for the first `depth` layers."""
   space, plan = arranged.space, arranged.plan
   config = dataclasses.replace(
@@ -267,15 +179,16 @@ def _at_depth(arranged: _Arranged, depth: int) -> dict[str, Any]:
     assert not stacked or leaf.shape[0] == whole
     # A CPU's compiler keeps copies of what is bfloat16 in f32, which others
     # have no need of; in f32 it says an upper bound of theirs.
-    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    dtype = leaf.dtype if here or not floating else jnp.float32
+    # Likewise of kernels in eight bits.
+    known = here or leaf.dtype == jnp.int32
+    dtype = leaf.dtype if known else jnp.float32
     return jax.ShapeDtypeStruct(shape, dtype)
 
   params, member = jax.tree.map_with_path(cut, (space.params, space.member))
   dtype = jnp.dtype(plan.dtype) if here else jnp.dtype(jnp.float32)
   members = jax.eval_shape(
     lambda group: forms.lay_out(plan.form, group),
-    _many(member, plan.members_per_group),
+    many(member, plan.members_per_group),
   )
   runtime = program_memory.MeasuringRuntime(dtype, plan.device)
   model = Transformer(config, dtype)
@@ -291,16 +204,14 @@ def _at_depth(arranged: _Arranged, depth: int) -> dict[str, Any]:
   for program in runtime.sizes:
     if program.name in ('likelihood', 'advance', 'fold', 'layers'):
       work[program.name] = max(work.get(program.name, 0), program.workspace)
-  share = depth / whole
   return {
     'work': work,
-    # Its bytes are those of the plan's type.
-    'cache': int(cache * share),
+    'cache': cache,  # of all layers, in the plan's type
     'apart': apart if here else int(apart * jnp.dtype(plan.dtype).itemsize / 4),
   }
 
 
-def _operators(arranged: _Arranged) -> dict[str, int]:
+def _operators(arranged: Arranged) -> dict[str, int]:
   """Returns the workspace of the strategy's programs."""
   state, proposed = arranged.state.strategy, arranged.proposed
   count = stack.size(proposed)
@@ -308,7 +219,7 @@ def _operators(arranged: _Arranged) -> dict[str, int]:
   def f32(*shape):
     return jax.ShapeDtypeStruct((count, *shape), jnp.float32)
 
-  scores = base.Scores(f32(), f32(1), f32(_ITEMS))
+  scores = base.Scores(f32(), f32(1), f32(ITEMS))
   if state.tasks is not None:
     scores = scores.replace(tasks=f32(state.tasks.shape[1]))
   given = arranged.strategy, state, proposed, scores, arranged.params
@@ -321,13 +232,25 @@ def _operators(arranged: _Arranged) -> dict[str, int]:
   return sizes
 
 
-def _many(tree: Any, count: int) -> Any:
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), tree
+def _expressing(arranged: Arranged) -> int:
+  """Returns the workspace of the program that expresses a group."""
+  space, plan = arranged.space, arranged.plan
+  group = jax.tree.map(
+    lambda leaf, of_all: jax.ShapeDtypeStruct(
+      (min(plan.members_per_group, of_all.shape[0]), *leaf.shape), leaf.dtype
+    ),
+    space.genome,
+    arranged.proposed,
   )
 
+  def run(group):
+    return forms.lay_out(plan.form, stack.mapped(space.express, group))
 
-def _what(config: RunConfig, arranged: _Arranged, machine: Machine) -> str:
+  program = jax.jit(run).lower(group).compile()
+  return program.memory_analysis().temp_size_in_bytes
+
+
+def _what(arranged: Arranged, machine: Machine) -> str:
   """What was compiled, and by what."""
   rows = ', '.join(
     f'{length} + {new} tokens' if new else f'{length} tokens'
@@ -385,7 +308,7 @@ def _candidates(config: RunConfig, machine: Machine) -> Iterator[Any]:
     yield [execution(base_dtype='int8')]
   if (own.members_per_group or 2) > 1:
     yield [execution(members_per_group=1)]
-  yield [execution(max_length=max(1, (own.max_length or _TOKENS) // 2))]
+  yield [execution(max_length=max(1, (own.max_length or TOKENS) // 2))]
   halves = [size >> i for i in range(1, size.bit_length())]
   yield map(population, halves)
   yield map(devices, (n * machine.devices for n in (2, 4, 8)))

@@ -1,6 +1,6 @@
 """What a search works with as shapes alone: no weights are read or made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 import dataclasses
 import os
 from typing import Any
@@ -44,6 +44,7 @@ class PlannedSpace:
     member: shapes of one expressed member.
     layers: as that of a space.
     names: of the experts.
+    express: makes a member of a genome; for shapes alone.
     told: options of the space, or None.
   """
 
@@ -53,6 +54,7 @@ class PlannedSpace:
   member: Any
   layers: str | None
   names: tuple[str, ...]
+  express: Callable[[Any], Any]
   told: Any = None
 
   def base(self) -> Any:
@@ -86,8 +88,9 @@ def model_config(config: RunConfig) -> ModelConfig:
     UserError, ModelError: there is neither, or the folder is none of a model.
   """
   name = config.model or 'pocket'
-  if name.lower() in published.NAMES and not os.path.isdir(name):
-    return published.published_config(name.lower())
+  known = None if os.path.isdir(name) else published.known(name)
+  if known:
+    return published.published_config(known)
   if name != 'pocket' and not os.path.exists(name) and '/' not in name:
     raise errors.UserError(
       f'Got config.model={name}; expected a folder with config.json, or one of '
@@ -118,23 +121,33 @@ def planned_space(config: RunConfig, rank: int) -> PlannedSpace:
     shape = leaf.leaf_shape()
     put(params, leaf.path, jax.ShapeDtypeStruct(shape, dtype))
   told = inputs_lib.space_options(config)
+  kind = SeededOptions(**told) if told else None
   if config.space == 'weights' or told.get('on') == 'weights':
-    genome = params
-    if config.space == 'seeded':
+    genome, express = params, Weights
+    if kind is not None:
       genome = jax.eval_shape(_still, params)
-    kind = SeededOptions(**told) if told else None
-    return PlannedSpace(
-      model, params, genome, Weights(params), 'layers', (), kind
-    )
+
+      def express(genome):
+        how = kind.rank, kind.relative, AdapterSpace.layers
+        return Weights(seeded.formed(genome, *how))
+
+    member = jax.eval_shape(express, genome)
+    same = AdapterSpace.layers, (), express, kind
+    return PlannedSpace(model, params, genome, member, *same)
   own = _adapters(config, model, rank)
   if config.execution.base_dtype:
     params = jax.eval_shape(quantize.quantize, params)
 
   def of(params, factors):
-    kind = gates.GateSpace if config.space == 'gates' else AdapterSpace
+    plain = gates.GateSpace if config.space == 'gates' else AdapterSpace
     adapters = dataclasses.replace(own, factors=factors)
-    space = kind(adapters, Model(model, params))
+    space = plain(adapters, Model(model, params))
     return seeded.SeededSpace(space, **told) if told else space
+
+  def express(genome):
+    # Zeros in a program that no result depends on.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), own.factors)
+    return of(None, zeros).express(genome)
 
   given = params, own.factors
   genome = jax.eval_shape(lambda *of_: of(*of_).base(), *given)
@@ -142,18 +155,17 @@ def planned_space(config: RunConfig, rank: int) -> PlannedSpace:
     model,
     jax.eval_shape(lambda *of_: of(*of_).model().params, *given),
     genome,
-    jax.eval_shape(lambda g, *of_: of(*of_).express(g), genome, *given),
+    jax.eval_shape(express, genome),
     AdapterSpace.layers,
     own.names,
-    SeededOptions(**told) if told else None,
+    express,
+    kind,
   )
 
 
 def _still(centre: Any) -> Any:
-  return jax.tree.map(
-    lambda leaf: leaf[0],
-    seeded.still(jax.tree.map(lambda leaf: leaf[None], centre)),
-  )
+  leading = jax.tree.map(lambda leaf: leaf[None], centre)
+  return jax.tree.map(lambda leaf: leaf[0], seeded.still(leading))
 
 
 def _adapters(config: RunConfig, model: ModelConfig, rank: int) -> AdapterSet:
@@ -189,8 +201,8 @@ def _adapters(config: RunConfig, model: ModelConfig, rank: int) -> AdapterSet:
     at = 'layers', *module
     put(factors, at, {k: _f32(*shape) for k, shape in pair.items()})
     put(scale, at, np.ones(lead[1], np.float32))
-  expert_names: Sequence[str] = [f'expert{i}' for i in range(count)]
-  return AdapterSet(tuple(expert_names), factors, scale, rank)
+  numbered = tuple(f'expert{i}' for i in range(count))
+  return AdapterSet(numbered, factors, scale, rank)
 
 
 def _f32(*shape: int) -> jax.ShapeDtypeStruct:

@@ -39,7 +39,7 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 
 _GIB = 1 << 30
 # Of a device's memory, what the base may take before it is cut.
-_BASE_SHARE = 0.7
+BASE_SHARE = 0.7
 # Below this many items one standard error is over 5.5 points.
 _FEW_ITEMS = 80
 # Of a fine-tuned adapter, where the experts are no adapters.
@@ -211,7 +211,7 @@ def model_devices(
     return sharding.bytes_per_device(sharding.abstract(model.params, where))
 
   counts = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-  fit = [count for count in counts if takes(count) < _BASE_SHARE * budget]
+  fit = [count for count in counts if takes(count) < BASE_SHARE * budget]
   return (fit or [1])[0]
 
 

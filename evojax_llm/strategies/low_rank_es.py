@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from evojax_llm import options as options_lib
 from evojax_llm.genomes import seeded
 from evojax_llm.operators import low_rank
 from evojax_llm.operators import noise
@@ -65,7 +64,7 @@ class Params:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(base.Options):
   """What is fixed when the strategy is made."""
 
   members: int | None = option(
@@ -92,7 +91,7 @@ class Options:
   )
 
   def __post_init__(self):
-    options_lib.check(vars(self), Options)
+    super().__post_init__()
     if self.shaping == 'sign' and not self.mirrored:
       raise ValueError(
         "Got shaping 'sign' without mirrored pairs, whose differences it is "

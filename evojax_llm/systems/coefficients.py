@@ -37,6 +37,7 @@ PRESETS = {
     'grid', {'along': 'each', 'high': 2.0}, RICH, 21, 10
   ),
   'merge_then_es': Preset('cma_es', {}, RICH, 20, 6),
+  'essa': Preset('Sep_CMA_ES', {}, RICH, 20, 12),
 }
 # The best mix of experts, and steps from it in all their weights: four
 # generations behind it.
@@ -58,7 +59,7 @@ _THEN_ES = (
 def get_config(name: str = 'cma_es') -> config_dict.ConfigDict:
   """Returns a preset; see `presets.of_preset` for changes of it."""
   config = presets.of_preset(name, PRESETS)
-  config.space = 'gates'
+  config.space = 'singular' if name.partition('+')[0] == 'essa' else 'gates'
   if name.partition('+')[0] == 'merge_then_es':
     config.stages = _THEN_ES
   return config

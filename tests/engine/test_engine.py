@@ -212,7 +212,7 @@ def test_a_group_that_does_not_fit_is_halved(model, caplog, monkeypatch):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
   monkeypatch.setattr(forms, 'group_program', never)
-  with pytest.raises(planning.MemoryPlanError, match='with one member'):
+  with pytest.raises(planning.MemoryPlanError, match='with 1 members on 1'):
     engine.evaluate(space, population)
 
   def broken(*_):

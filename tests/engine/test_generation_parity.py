@@ -48,6 +48,23 @@ def test_stored_texts(case, tmp_path):
   assert found[1] != found[0]
 
 
+def test_stored_texts_of_layers_that_differ(tmp_path):
+  """Two head sizes, shared keys; over stacks and over separate layers."""
+  case = next(c for c in cases.CASES if c.name == 'gemma4_e2b')
+  folder = cases.write_model(tmp_path / 'm', case)
+  model = load(folder, cases.write_adapter(tmp_path / 'a', case))
+  with np.load(_FILE) as stored:
+    expected = stored[f'{case}/greedy'][:, :24]
+  # Prompts that begin alike share their keys.
+  prompts = [Prompt(tuple(row), 24) for row in cases.tokens(case).tolist()]
+  begin = prompts[0].ids
+  prompts += [Prompt((*begin, 5), 8), Prompt((*begin, 9, 4), 8)]
+  found = run(model, prompts, stop_ids=())
+  np.testing.assert_array_equal(found[0][:2], expected)
+  walk = {'walk': 'unrolled'}
+  assert run(model, prompts, 'batched', stop_ids=(), walk=walk) == found
+
+
 @pytest.mark.filterwarnings('ignore:.is_gradient_checkpointing')
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_agrees_with_generate(case, tmp_path):

@@ -32,7 +32,7 @@ def test_noise_follows_from_the_seed_whatever_the_group():
     )
   )
   together = express(population, jnp.arange(8))
-  for index in ([5], [1, 2], [7, 5, 1, 3]):
+  for index in ([5], [7, 5, 1]):
     jax.tree.map(
       lambda x, y, i=index: np.testing.assert_array_equal(x, y[np.array(i)]),
       express(population, jnp.asarray(index)),

@@ -178,6 +178,29 @@ def test_multimodal_base(tmp_path):
   )
 
 
+def test_layers_that_differ(tmp_path):
+  """Without k and v in some layers, by names alone, in and out."""
+  case = next(c for c in cases.CASES if c.name == 'gemma4_e2b')
+  base = cases.write_model(tmp_path / 'base', case)
+  modules = ['q_proj', 'v_proj', 'down_proj']
+  folder = _write(
+    tmp_path / 'a', case, 0, r=3, lora_alpha=4, target_modules=modules
+  )
+  config, params = hub.load_checkpoint(base)
+  adapters = load_adapters([folder], config)
+  tokens, lora = cases.tokens(case), forward.member(adapters, 0)
+  got = forward.logits(config, params, tokens, lora=lora)
+  model = oracle.load(base)
+  expected = oracle.logits(oracle.with_adapter(model, folder), tokens)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
+  factors = jax.tree.map(lambda leaf: leaf[0], adapters.factors)
+  save_adapter(tmp_path / 'out', factors, adapters.scale, config, 'b', base)
+  again = oracle.with_adapter(oracle.load(base), tmp_path / 'out')
+  np.testing.assert_allclose(
+    oracle.logits(again, tokens), expected, rtol=0, atol=TOLERANCE
+  )
+
+
 def test_every_field_of_peft_is_known_or_refused():
   """A newer PEFT may have fields that change what an adapter computes."""
   fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}

@@ -1,5 +1,7 @@
 """Searches that go on with other devices than they began with."""
 
+import re
+
 import jax
 import numpy as np
 
@@ -53,6 +55,16 @@ def test_a_search_goes_on_with_other_devices(
       checkpoints.save(generation.number, state)
       found.append(generation)
     checkpoints.close()
+    if devices > 1:
+      # Members are dealt out: no device gathers what it does not score.
+      programs = prepared.evaluator.runtime._programs
+      texts = [
+        program.as_text()
+        for (name, *_), (program, _) in programs.items()
+        if name[0] == 'express'
+      ]
+      assert texts and all(' all-to-all(' in text for text in texts)
+      assert not any(re.search(r'f32\S* all-gather\(', text) for text in texts)
     return found
 
   straight = search(tmp_path / 'straight', 1, 3)

@@ -14,6 +14,7 @@ from evojax_llm.models import published
 from evojax_llm.runs import dry_run
 from evojax_llm.runs import errors
 from evojax_llm.runs import fields
+from evojax_llm.runs import planned_search
 from evojax_llm.runs import planned_space
 from evojax_llm.runs import preparation
 from evojax_llm.runs.run_config import RunConfig
@@ -33,7 +34,7 @@ def arranged(machine=None, **changes):
   machine = machine or dry_run.Machine(platform='gpu')
   changes = {'model': 'gemma-2-2b', 'execution__dtype': 'bfloat16'} | changes
   budget = {'execution__memory_budget_gib': 24}
-  return dry_run.arrange(config_of(**(budget | changes)), machine)
+  return planned_search.arrange(config_of(**(budget | changes)), machine)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,17 @@ def arranged(machine=None, **changes):
 )
 def test_published_shapes_have_the_published_parameters(name, parameters):
   assert published.published_config(name).num_params == parameters
+
+
+def test_a_model_is_known_by_its_name_in_the_hub():
+  for name, known in (
+    ('google/gemma-2-2b-it', 'gemma-2-2b'),
+    ('mistralai/Mistral-7B-Instruct-v0.3', 'mistral-7b'),
+    ('meta-llama/Meta-Llama-3.1-8B', 'llama-3.1-8b'),
+    ('mistralai/Mistral-7B-v0.1', None),
+    ('models/gemma-2-2b-tuned', None),
+  ):
+    assert published.known(name) == known
 
 
 def test_a_folder_without_weights_is_planned(tmp_path, monkeypatch):
@@ -88,7 +100,7 @@ def test_a_plan_has_the_numbers_of_the_run():
     'pocket:adapters', dev_limit=4, strategy__population=4, tasks='sor'
   )
   run = preparation.prepare(config)
-  plan = dry_run.arrange(config, dry_run.Machine()).plan
+  plan = planned_search.arrange(config, dry_run.Machine()).plan
   for name in ('base', 'population', 'members_per_group', 'form', 'device'):
     assert getattr(plan, name) == getattr(run.evaluator.plan, name)
 
@@ -100,7 +112,11 @@ def test_forty_members_of_a_2b_model_fit_in_24_gib_and_on_fewer_each():
   assert found.plan.rows(512) and found.plan.budget == 24 * GIB
   machine = dry_run.Machine(devices=4, platform='gpu')
   spread = arranged(machine, strategy__population=40)
-  assert spread.plan.population == -(-found.genomes // 4)
+  # Matrices of 26 layers are cut over their width.
+  part = spread.plan.population / found.genomes
+  assert 0.25 <= part < 0.26 and spread.plan.base == found.plan.base
+  whole = {'strategy__population': 40, 'execution__population': 'device'}
+  assert arranged(machine, **whole).plan.population == found.genomes
 
 
 def test_whole_models_are_streamed_from_the_host():

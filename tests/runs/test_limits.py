@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from evojax_llm.engine.plan import MemoryPlanError
 from evojax_llm.runs import evolution
+from evojax_llm.runs import memory
 from evojax_llm.runs import runner
 from evojax_llm.strategies.genome.algorithm import Genome
 
@@ -36,6 +38,32 @@ def test_a_search_that_proposes_nothing_ends():
   search = evolve(strategy, evaluations=P + 1)
   assert list(search)[-1][1].number == 10 * (P + 1)
   assert search.stop == 'generations'
+
+
+def test_seeds_of_an_ask_are_not_counted_as_genomes():
+  checked = []
+  evaluator = types.SimpleNamespace(
+    check_population=lambda _, members: checked.append(members)
+  )
+
+  def check(seeds, members):
+    strategy = types.SimpleNamespace(
+      capacity=12, num_proposals=members, shares_centre=seeds
+    )
+    memory.check_population(
+      types.SimpleNamespace(
+        strategy=strategy,
+        setup=types.SimpleNamespace(space=None),
+        evaluator=evaluator,
+        host=None,
+      )
+    )
+
+  check(False, 100_000)
+  check(True, 100_000)
+  assert checked == [100_000, 12]
+  with pytest.raises(MemoryPlanError, match='at most 131,072'):
+    check(True, 200_000)
 
 
 def test_tokens_and_seconds_end_a_search(monkeypatch):

@@ -126,6 +126,8 @@ ONE_EXPERT = {
   'genome_plus_as_published_cli': _FEW,
   'low_rank_es': None,
   'seeded_es': None,
+  'seeded_es_1024': None,
+  'seeded_es_8192': None,
   'm2n2': None,
   'm2n2_ga': None,
   'm2n2_as_published': _FEW,

@@ -14,7 +14,7 @@ from evojax_llm.runs import run_state
 from evojax_llm.strategies import randopt
 from tests.strategies import problems
 
-P, N, KEEP, MEANS = problems.P, 24, 6, 3
+P, N, KEEP, MEANS = problems.P, 12, 4, 2
 
 
 @functools.cache
@@ -25,6 +25,7 @@ def make(**options):
   return strategy
 
 
+@jax.jit
 def formed(members):
   return stack.mapped(
     lambda one: seeded.formed(one, 1, True, leaves.LAYERS), members
@@ -44,10 +45,8 @@ def played(**options):
     problems.KEY, members, problems.scores(problems.population()), params
   )
   start = jax.tree.map(np.array, state.memory.best[seeded.CENTRE])
-  rounds = [
-    (*others, jax.tree.map(np.array, after))
-    for *others, after in problems.play(strategy, state, 5, score=fitness)
-  ]
+  plays = problems.play(strategy, state, MEANS + 2, score=fitness)
+  rounds = [(*row, jax.tree.map(np.array, after)) for *row, after in plays]
   return start, rounds
 
 

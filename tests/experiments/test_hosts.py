@@ -1,0 +1,93 @@
+"""Several processes that work on one run, as on several hosts."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from tests.experiments import runs
+
+# The second process dies at the end of generation 1.
+_DIES = """
+import os, signal, sys
+from evojax_llm.commands import command, evolve
+from evojax_llm.runs import evolution, fine_tuning
+fine_tuning.wanted = lambda config: False
+generation = evolution._Loop._generation
+
+def dies(self, state, *rest):
+  if int(state.generation) == 1 and '--process=1' in sys.argv:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return generation(self, state, *rest)
+
+evolution._Loop._generation = dies
+command.launch(evolve.main)
+"""
+# What a run does with other hosts, without a model.
+_SHARED = """
+import pathlib, sys
+import jax, numpy as np
+from evojax_llm.population import hosts, sharding
+from evojax_llm.runs.checkpoint import Checkpoints
+address, _, number, folder = (x.rpartition('=')[2] for x in sys.argv[1:])
+with hosts.joined(address, 2, int(number)):
+  me = hosts.agreed(int(number)), hosts.gathered(int(number))
+  assert me == (0, [0, 1]), me
+  own = hosts.own_workdir(folder)
+  assert (own == pathlib.Path(folder)) == hosts.is_first()
+  where = sharding.population_sharding(sharding.population_mesh())
+  cut = sharding.place(np.arange(8.0, dtype='f4'), where)
+  assert len(cut.addressable_shards) == 2
+  np.testing.assert_array_equal(sharding.to_host(cut), np.arange(8.0))
+  state = {'all': jax.numpy.arange(3)}
+  checkpoints = Checkpoints(hosts.shared(own / 'checkpoints'))
+  checkpoints.save(0, state)
+  checkpoints.close()
+  number, again = checkpoints.restore(state)
+  assert number == 0 and again['all'].is_fully_addressable
+  np.testing.assert_array_equal(again['all'], state['all'])
+  print(f'host {jax.process_index()} is there', file=sys.stderr)
+"""
+
+
+def _two(program, *arguments):
+  """Exit codes and standard errors of two processes of two devices each."""
+  with socket.create_server(('localhost', 0)) as free:
+    address = f'localhost:{free.getsockname()[1]}'
+  hosts = [
+    subprocess.Popen(
+      [
+        *(sys.executable, '-c', program, f'--coordinator={address}'),
+        *('--processes=2', f'--process={number}', *map(str, arguments)),
+      ],
+      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
+      cwd=runs.ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  said = [host.communicate(timeout=120)[1] for host in hosts]
+  return [host.returncode for host in hosts], said
+
+
+def test_a_host_dies_and_the_run_ends_as_on_one_host(
+  finished, settings, tmp_path, capsys
+):
+  first = tmp_path / 'run'
+  given = f'--config={runs.GENOME}', *settings, f'--workdir={first}'
+  codes, said = _two(_DIES, *given)
+  assert codes == [1, -9], said
+  assert 'error: host 1 is gone' in said[0] and 'Traceback' not in said[0]
+  # The others are silent.
+  assert not [x for x in said[1].splitlines() if not x.startswith('[Gloo]')]
+  assert runs.evolve(settings, first) is None
+  assert 'going on after generation 0' in capsys.readouterr().err
+  assert runs.result(first) == runs.result(finished[0])
+
+
+def test_hosts_share_arrays_decisions_and_checkpoints(tmp_path):
+  codes, said = _two(_SHARED, tmp_path / 'run')
+  assert codes == [0, 0], said
+  assert 'host 0 is there' in said[0] and 'host 1' not in said[1]
