@@ -116,11 +116,10 @@ def cut(mesh: jax.sharding.Mesh, tree: Any, members: int) -> Any:
   """Returns shardings of genomes cut over all devices, each member in parts.
 
   Every device holds the same part of all members, so that operators on them
-  need no parent from elsewhere;
-  whole ones are dealt out where they are scored. A leaf is cut
-  along the first axis behind P that the devices divide, in most of them L,
-  along which each matrix stays in one place. What has no such axis, or few
-  numbers, is whole on every device.
+  need no parent from elsewhere; whole members are dealt out where they are
+  scored. A leaf is cut along the first axis behind P that the devices divide,
+  in most of them L, along which each matrix stays in one place. What has no
+  such axis, or few numbers, is whole on every device.
 
   Args:
     mesh: of `population_mesh`.

@@ -13,6 +13,7 @@ import jax
 
 from evojax_llm.engine.plan import MemoryPlanError
 from evojax_llm.engine.plan import device_budget
+from evojax_llm.population import hosts
 from evojax_llm.runs import errors
 
 _MIB = 1 << 20
@@ -58,11 +59,13 @@ def candidates(choice: str) -> list[jax.Device | None]:
 def is_cut(choice: str, mesh: jax.sharding.Mesh, space: Any) -> bool:
   """Whether genomes that live on the devices are cut over all of a mesh.
 
-  Recipes are small, and merged on one device.
+  Recipes are small, and merged on one device. On several hosts genomes are
+  whole on every device.
   """
   whole = mesh.size == 1 or space.held is not None or space.streams
   accelerators = mesh.devices.flat[0].platform != 'cpu'
-  return not whole and (choice == 'cut' or choice == 'auto' and accelerators)
+  chosen = choice == 'auto' and accelerators and not hosts.several()
+  return not whole and (choice == 'cut' or chosen)
 
 
 def check(population_bytes: int, host: jax.Device) -> None:

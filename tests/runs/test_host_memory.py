@@ -8,6 +8,7 @@ import pytest
 
 from evojax_llm import systems
 from evojax_llm.engine.plan import MemoryPlanError
+from evojax_llm.population import hosts
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import evolution
@@ -92,3 +93,24 @@ def test_a_population_too_large_for_the_host_is_refused():
   host_memory.check(1 << 10, device)
   with pytest.raises(MemoryPlanError, match='as much again while a checkpoint'):
     host_memory.check(1 << 50, device)
+
+
+@pytest.mark.parametrize(
+  ('choice', 'platform', 'devices', 'several', 'expected'),
+  [
+    ('auto', 'gpu', 4, False, True),
+    ('auto', 'gpu', 1, False, False),
+    ('auto', 'cpu', 4, False, False),
+    ('auto', 'gpu', 4, True, False),
+    ('cut', 'cpu', 4, False, True),
+    ('device', 'gpu', 4, False, False),
+  ],
+)
+def test_where_genomes_are_cut(
+  monkeypatch, choice, platform, devices, several, expected
+):
+  monkeypatch.setattr(hosts, 'several', lambda: several)
+  device = types.SimpleNamespace(platform=platform)
+  mesh = types.SimpleNamespace(size=devices, devices=np.array([device]))
+  space = types.SimpleNamespace(held=None, streams=False)
+  assert host_memory.is_cut(choice, mesh, space) == expected
