@@ -120,7 +120,8 @@ def test_written_folder_reads_back(case, built, tmp_path):
   hub.save_checkpoint(tmp_path / 'out', params, config, source)
   again, missing, unexpected = oracle.load_reporting(tmp_path / 'out')
   assert not missing and not unexpected
-  assert 'ForCausalLM' in type(again).__name__
+  # With what reads images, where that was there.
+  assert type(again) is type(model) or 'ForCausalLM' in type(again).__name__
   tokens = cases.tokens(case)
   np.testing.assert_array_equal(
     oracle.logits(again, tokens), oracle.logits(model, tokens)

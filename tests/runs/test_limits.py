@@ -43,7 +43,7 @@ def test_a_search_that_proposes_nothing_ends():
 def test_seeds_of_an_ask_are_not_counted_as_genomes():
   checked = []
   evaluator = types.SimpleNamespace(
-    check_population=lambda _, members: checked.append(members)
+    check_population=lambda _, members, devices: checked.append(members)
   )
 
   def check(seeds, members):
@@ -56,6 +56,7 @@ def test_seeds_of_an_ask_are_not_counted_as_genomes():
         setup=types.SimpleNamespace(space=None),
         evaluator=evaluator,
         host=None,
+        mesh=None,
       )
     )
 
