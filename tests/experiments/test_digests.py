@@ -28,7 +28,6 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from evojax_llm import runs as library
 from evojax_llm import systems
 from evojax_llm.engine import runtime
 from evojax_llm.runs import preparation
@@ -48,7 +47,7 @@ CHOSEN = {
   'm2n2': ('m2n2',),
   'pareto': ('nsga2',),
   'evomerge': ('evomerge',),
-  'sakana': ('parameter_space', 'data_flow', 'hybrid'),
+  'sakana': ('parameter_space', 'data_flow'),
 }
 # After the first round the covariance of 20 genes is one of 12 members: most of
 # its axes are as good as any others, and the last bit of it chooses them.
@@ -90,34 +89,8 @@ def shared():
   return {}, {}
 
 
-def run_stages(
-  preset: str, folder: pathlib.Path, settings: list[str]
-) -> pathlib.Path:
-  """Makes a short run of all stages of a preset on a tiny random model.
-
-  Returns:
-    The folder of the last one, which begins with what the others left.
-  """
-  config = systems.load(preset)
-  for setting in settings[1:4]:  # Model, adapters and tasks.
-    name, _, value = setting.removeprefix('--config.').partition('=')
-    config[name] = value.partition(',')[0] if name == 'tasks' else value
-  config.dev_limit, config.test_limit, config.ensemble.size = 5, 4, 0
-  config.fine_tuning.steps = 0
-  short = {'population': 3, 'generations': 1}
-  config.strategy.update(short)
-  config.stages = tuple(
-    stage | {'strategy': stage['strategy'] | short}
-    if 'strategy' in stage
-    else stage
-    for stage in map(dict, config.stages)
-  )
-  library.run(library.RunConfig.from_config(config), folder)
-  return sorted((folder / 'stages').iterdir())[-1]
-
-
 def run(preset: str, folder: pathlib.Path, shared) -> None:
-  """Makes a short run of a preset without stages.
+  """Makes a short run of a preset.
 
   Args:
     preset: system:name.
@@ -262,9 +235,7 @@ def first_difference(
 
 
 @pytest.mark.parametrize('preset', PRESETS)
-def test_a_preset_leaves_the_members_of_before(
-  preset, shared, settings, tmp_path
-):
+def test_a_preset_leaves_the_members_of_before(preset, shared, tmp_path):
   how = (
     f'If that is meant: {RECORD}=1 pytest -n0 '
     f"tests/experiments/{pathlib.Path(__file__).name} -k '[{preset}]'"
@@ -274,10 +245,7 @@ def test_a_preset_leaves_the_members_of_before(
   if known is None and not recording:
     pytest.fail(f'{preset} has no digest. {how}', pytrace=False)
   folder = tmp_path / 'run'
-  if systems.load(preset).stages:
-    folder = run_stages(preset, folder, settings)
-  else:
-    run(preset, folder, shared)
+  run(preset, folder, shared)
   found = digest(folder)
   if recording:
     record(preset, found)
