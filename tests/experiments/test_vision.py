@@ -13,12 +13,18 @@ from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.prompts import encode_items
 from evojax_llm.tasks.task_files import load_task
 from experiments.pocket import folders
-from experiments.vision import build
 from experiments.vision import pictures
+from tests.experiments import running
 
 
 @pytest.fixture(scope='module')
-def base(tmp_path_factory):
+def build():
+  with running.fresh_program('experiments.vision.build') as program:
+    yield program
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory, build):
   """A base with random numbers, and them."""
   folder = tmp_path_factory.mktemp('vision') / 'base'
   config, of_tower = build.start(folder)
@@ -43,7 +49,7 @@ def base(tmp_path_factory):
   return folder, of_tower, tower
 
 
-def test_the_vision_side_is_read_as_written(base):
+def test_the_vision_side_is_read_as_written(base, build):
   folder, of_tower, tower = base
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float32)),
@@ -52,7 +58,7 @@ def test_the_vision_side_is_read_as_written(base):
   )
 
 
-def test_rows_to_learn_from_are_the_prompts_of_tasks(base, tmp_path):
+def test_rows_to_learn_from_are_the_prompts_of_tasks(base, build, tmp_path):
   folder, *_ = base
   build.write_tasks(tmp_path / 'tasks', 3, 2, seed=0)
   rng = np.random.default_rng([0, 1])
