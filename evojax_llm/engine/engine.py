@@ -25,6 +25,7 @@ from evojax_llm.engine.decoder import Decoder
 from evojax_llm.engine.packed_split import PackedSplit
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
+from evojax_llm.models import soft_tokens
 from evojax_llm.models.expression import Path
 from evojax_llm.models.expression import Weights
 from evojax_llm.models.transformer import Transformer
@@ -289,8 +290,7 @@ class Engine:
     if not (before[0] is params and before[1] is soft):
       # Decoders hold those that came before.
       self._decoders.clear()
-      both = {**params, 'soft_tokens': soft}
-      self._with_images = params, soft, both
+      self._with_images = params, soft, soft_tokens.beside(params, soft)
     return self._with_images[2]
 
   def _decoder(self, model: Transformer, params: Any) -> Decoder:

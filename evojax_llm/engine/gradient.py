@@ -25,6 +25,7 @@ from evojax_llm.engine.gradient_rows import Rows
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.models import expression
+from evojax_llm.models import soft_tokens
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.tasks.training_data import EncodedRow
@@ -181,9 +182,7 @@ class GradientSteps:
     ids = index.astype(np.int32)
     group, ids, hyper = sharding.place((group, ids, hyper), along)
     key = sharding.place(key, sharding.replicated(runtime.mesh))
-    params = runtime.params(self._space)
-    if self._soft is not None:
-      params = {**params, 'soft_tokens': self._soft}
+    params = soft_tokens.beside(runtime.params(self._space), self._soft)
     arguments = params, group, ids, hyper, key, self._rows
     whole, spec = jax.sharding.PartitionSpec(), sharding.population_spec()
     program = runtime.compiled(

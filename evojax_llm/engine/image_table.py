@@ -77,7 +77,7 @@ class ImageTables:
     rest = np.zeros((-len(table) % step, *table.shape[1:]), table.dtype)
     table = jnp.asarray(np.concatenate([table, rest]), self._runtime.dtype)
     whole = sharding.replicated(self._runtime.mesh)
-    return items, jax.device_put(table, whole)
+    return items, sharding.place(table, whole)
 
   def _soft_tokens(self, images: Sequence[Image]) -> np.ndarray:
     """Returns the soft tokens (n, T, D) f32 of images."""
@@ -95,7 +95,7 @@ class ImageTables:
         program = self._runtime.compiled(
           ('vision', config), _read(config), params, batch
         )
-        soft = np.asarray(program(params, batch))[: len(part)]
+        soft = sharding.to_host(program(params, batch))[: len(part)]
         self._read |= zip((image.digest for image in part), soft, strict=True)
     return np.stack([self._read[image.digest] for image in images])
 

@@ -23,6 +23,7 @@ from evojax_llm.engine.decode_programs import DecodePrograms
 from evojax_llm.engine.plan import Plan
 from evojax_llm.engine.queues import Queue
 from evojax_llm.engine.runtime import Runtime
+from evojax_llm.engine.runtime import word_of
 from evojax_llm.models.transformer import Transformer
 
 # Of the tokens of a row, those of options, whose logits are read.
@@ -68,22 +69,16 @@ class MeasuringRuntime(Runtime):
     name: Hashable,
     function: Callable,
     *arguments: Any,
-    in_specs: Any = None,
-    out_specs: Any = None,
     donate: tuple[int, ...] = (),
-    cut: bool = False,
-    keep: Any = None,
+    **_: Any,
   ) -> Callable:
     """Compiles for shapes; what is returned makes shapes of shapes."""
-    del in_specs, out_specs, cut, keep
     begun = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
     found = lowered.compile().memory_analysis()
-    while isinstance(name, tuple):
-      name = name[0]
     self.sizes.append(
       Compiled(
-        str(name),
+        word_of(name),
         found.temp_size_in_bytes,
         found.output_size_in_bytes - found.alias_size_in_bytes,
         time.perf_counter() - begun,

@@ -141,9 +141,9 @@ class Runtime:
 
   @property
   def programs(self) -> list[tuple[str, Any]]:
-    """Names and programs of all that is compiled."""
+    """What each program does, in a word, and the program, of all compiled."""
     return [
-      (str(key[0]), program) for key, (program, _) in self._programs.items()
+      (word_of(key[0]), program) for key, (program, _) in self._programs.items()
     ]
 
   def ahead(
@@ -232,6 +232,13 @@ class Runtime:
     if (what, id(key)) not in self._kept:
       self._kept[what, id(key)] = (key, make(key))
     return self._kept[what, id(key)][1]
+
+
+def word_of(name: Hashable) -> str:
+  """Returns the first word of what a program is named by."""
+  while isinstance(name, tuple):
+    name = name[0]
+  return str(name)
 
 
 def _key(name: Hashable, arguments: tuple) -> tuple:

@@ -15,6 +15,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from evojax_llm.models import soft_tokens
+
 
 @flax.struct.dataclass
 class LowRank:
@@ -105,7 +107,7 @@ def variables(
       return {'params': params, 'gates': named}
     case Weights(own):
       # Soft tokens of images are no part of a model.
-      shared = {k: v for k, v in params.items() if k == 'soft_tokens'}
+      shared = {k: v for k, v in params.items() if k == soft_tokens.NAME}
       return {'params': {**own, **shared}}
     case Path(hops, scales):
       count = longest(expression) if count is None else count

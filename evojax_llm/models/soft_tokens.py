@@ -1,7 +1,17 @@
 """Soft tokens of images among the embeddings of a text."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+# In parameter trees, beside those of the model.
+NAME = 'soft_tokens'
+
+
+def beside(params: dict[str, Any], soft: jax.Array | None) -> dict[str, Any]:
+  """Returns parameters with soft tokens (n, S, D) beside them, if any."""
+  return params if soft is None else {**params, NAME: soft}
 
 
 def put(

@@ -120,8 +120,8 @@ class Transformer(nn.Module):
       visible = column <= column[:, None]
       visible = visible & (column[:, None] < until[:, None, :])
     x = self.embedder(tokens)
-    if self.has_variable('params', 'soft_tokens'):
-      soft = self.get_variable('params', 'soft_tokens')
+    if self.has_variable('params', soft_tokens.NAME):
+      soft = self.get_variable('params', soft_tokens.NAME)
       own = visible.shape[-1] - key_positions.shape[-1] + index
       x, visible = soft_tokens.put(soft, x, tokens, visible, c.vocab_size, own)
     shared = Tokens(cos, sin, visible, distance, index, prefix)

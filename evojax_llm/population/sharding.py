@@ -51,6 +51,14 @@ def population_mesh(
   )
 
 
+def abstract_mesh(
+  devices: int, model_devices: int = 1
+) -> jax.sharding.AbstractMesh:
+  """Returns such a mesh of devices that need not be there, to count bytes."""
+  shape = devices // model_devices, model_devices
+  return jax.sharding.AbstractMesh(shape, (POPULATION, MODEL))
+
+
 def population_spec(axis: int = 0) -> jax.sharding.PartitionSpec:
   """Returns the spec that splits P, at `axis`, and nothing else."""
   return jax.sharding.PartitionSpec(*[None] * axis, POPULATION)
@@ -170,6 +178,15 @@ def bytes_per_device(tree: Any) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
   return sum(map(count, jax.tree.leaves(tree)))
+
+
+def model_bytes(
+  devices: int, model_devices: int, params: Any, key_heads: int
+) -> int:
+  """Returns bytes of shared parameters on each device, cut over 'model'."""
+  mesh = abstract_mesh(devices, model_devices)
+  where = model_shardings(mesh, params, key_heads)
+  return bytes_per_device(abstract(params, where))
 
 
 def place(tree: Any, where: jax.sharding.Sharding) -> Any:

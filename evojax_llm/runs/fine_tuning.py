@@ -29,6 +29,7 @@ from evojax_llm.genomes import adapters as adapter_genomes
 from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import peft
+from evojax_llm.models import soft_tokens
 from evojax_llm.models.expression import LowRank
 from evojax_llm.population import leaves
 from evojax_llm.population import sharding
@@ -198,9 +199,7 @@ class _Training:
     (rows, held), soft = found
     both = gradient_rows.pack([*rows, *held], pad_id)
     space = prepared.setup.experts
-    self._params = runtime.params(space)
-    if soft is not None:
-      self._params = {**self._params, 'soft_tokens': soft}
+    self._params = soft_tokens.beside(runtime.params(space), soft)
     plan = gradient_plan.make_plan(
       learner,
       runtime,

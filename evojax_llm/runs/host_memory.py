@@ -56,15 +56,14 @@ def candidates(choice: str) -> list[jax.Device | None]:
   return [host] if choice == 'host' else [None, host]
 
 
-def is_cut(choice: str, mesh: jax.sharding.Mesh, space: Any) -> bool:
-  """Whether genomes that live on the devices are cut over all of a mesh.
+def is_cut(choice: str, platform: str, devices: int, space: Any) -> bool:
+  """Whether genomes that live on so many devices are cut over all of them.
 
   Recipes are small, and merged on one device. On several hosts genomes are
   whole on every device.
   """
-  whole = mesh.size == 1 or space.held is not None or space.streams
-  accelerators = mesh.devices.flat[0].platform != 'cpu'
-  chosen = choice == 'auto' and accelerators and not hosts.several()
+  whole = devices == 1 or space.held is not None or space.streams
+  chosen = choice == 'auto' and platform != 'cpu' and not hosts.several()
   return not whole and (choice == 'cut' or chosen)
 
 

@@ -14,6 +14,7 @@ from evojax_llm.models.expression import Weights
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
 from evojax_llm.runs import errors
+from evojax_llm.runs import host_memory
 from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import memory
 from evojax_llm.runs import planned_space
@@ -73,8 +74,7 @@ class Arranged:
 
 def _held(tree: Any, members: int, devices: int) -> int:
   """Returns bytes on a device of genomes cut over so many."""
-  axes = (sharding.POPULATION, sharding.MODEL)
-  mesh = jax.sharding.AbstractMesh((devices, 1), axes)
+  mesh = sharding.abstract_mesh(devices)
   where = sharding.cut(mesh, tree, members)
   return sharding.bytes_per_device(sharding.abstract(tree, where))
 
@@ -123,9 +123,10 @@ def _arrange(config: RunConfig, machine: Machine, on_host: bool) -> Arranged:
   if on_host and not whole:
     member += groups.num_bytes(space.genome)
   members = min(search.population, stack.size(proposed))
-  accelerators = platform != 'cpu' and execution.population == 'auto'
-  is_cut = execution.population == 'cut' or accelerators
-  cut_over = machine.devices if is_cut and not on_host else 1
+  is_cut = not on_host and host_memory.is_cut(
+    execution.population, platform, machine.devices, space
+  )
+  cut_over = machine.devices if is_cut else 1
   genomes = _held(state, strategy.capacity, cut_over)
   genomes += _held(proposed, stack.size(proposed), cut_over)
   plan = planning.make_plan(
@@ -154,24 +155,17 @@ def _base(
 
   The base is cut over as few devices as a run would take.
   """
-  devices, axes = machine.devices, (sharding.POPULATION, sharding.MODEL)
-  fits = [n for n in range(1, devices + 1) if devices % n == 0]
-  if asked := config.execution.model_devices:
-    if devices % asked:
-      raise errors.UserError(
-        f'Got config.execution.model_devices={asked} of --devices={devices}; '
-        'expected a number that divides them.'
-      )
-    fits = [asked]
-  for count in fits:
-    mesh = jax.sharding.AbstractMesh((devices // count, count), axes)
-    heads = space.config.key_heads
-    where = sharding.model_shardings(mesh, space.params, heads)
-    size = sharding.bytes_per_device(sharding.abstract(space.params, where))
-    if size < setup_lib.BASE_SHARE * budget or len(fits) == 1:
-      return devices // count, size
-  # A run takes whole bases then, and says that they do not fit.
-  return devices, groups.num_bytes(space.params)
+  devices, model = machine.devices, space.config
+  count = config.execution.model_devices
+  if count is None:
+    count = setup_lib.fewest_devices(devices, space.params, model, budget)
+  elif devices % count:
+    raise errors.UserError(
+      f'Got config.execution.model_devices={count} of --devices={devices}; '
+      'expected a number that divides them.'
+    )
+  given = devices, count, space.params, model.key_heads
+  return devices // count, sharding.model_bytes(*given)
 
 
 def _lengths(config: RunConfig, space: Any, tasks: Any) -> list:

@@ -46,6 +46,7 @@ class PlannedSpace:
     names: of the experts.
     express: makes a member of a genome; for shapes alone.
     told: options of the space, or None.
+    held, streams: as those of a space; none of these merges as it is scored.
   """
 
   config: ModelConfig
@@ -56,6 +57,8 @@ class PlannedSpace:
   names: tuple[str, ...]
   express: Callable[[Any], Any]
   told: Any = None
+  held: Any = None
+  streams: bool = False
 
   def base(self) -> Any:
     """Returns zeros that take no memory."""

@@ -96,10 +96,11 @@ class Prepared:
   @property
   def mesh(self) -> jax.sharding.Mesh | None:
     """Devices that genomes are cut over; None where each is whole."""
-    mesh, choice = self.evaluator.runtime.mesh, self.config.execution.population
+    runtime, choice = self.evaluator.runtime, self.config.execution.population
+    where = runtime.platform, runtime.mesh.size
     whole = self.host is not None or self.config.refine.loss
-    cut = not whole and host_memory.is_cut(choice, mesh, self.setup.space)
-    return mesh if cut else None
+    cut = not whole and host_memory.is_cut(choice, *where, self.setup.space)
+    return runtime.mesh if cut else None
 
   def where(self, tree: Any, members: int) -> Any:
     """Returns shardings of a tree of (P, ...); None for the default device."""

@@ -25,6 +25,7 @@ from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
+from evojax_llm.models.config import ModelConfig
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import sharding
@@ -39,7 +40,7 @@ from evojax_llm.tasks.scorers.registry import scorer_of
 
 _GIB = 1 << 30
 # Of a device's memory, what the base may take before it is cut.
-BASE_SHARE = 0.7
+_BASE_SHARE = 0.7
 # Below this many items one standard error is over 5.5 points.
 _FEW_ITEMS = 80
 # Of a fine-tuned adapter, where the experts are no adapters.
@@ -203,16 +204,26 @@ def model_devices(
   devices = jax.devices() if devices is None else devices
   model = space.model()
   budget = memory_budget(config) or plan.device_budget(devices[0])
+  return fewest_devices(len(devices), model.params, model.config, budget)
 
-  def takes(count):
-    mesh = sharding.population_mesh(devices, count)
-    heads = model.config.key_heads
-    where = sharding.model_shardings(mesh, model.params, heads)
-    return sharding.bytes_per_device(sharding.abstract(model.params, where))
 
-  counts = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-  fit = [count for count in counts if takes(count) < BASE_SHARE * budget]
-  return (fit or [1])[0]
+def fewest_devices(
+  devices: int, params: Any, model: ModelConfig, budget: float
+) -> int:
+  """Returns on how many of the devices a base leaves memory free; 1 if none.
+
+  Args:
+    devices: there are, of which a divisor holds the base.
+    params: of the base, or their shapes.
+    model: its configuration.
+    budget: bytes on one device.
+  """
+  counts = [n for n in range(1, devices + 1) if devices % n == 0]
+  for count in counts:
+    size = sharding.model_bytes(devices, count, params, model.key_heads)
+    if size < _BASE_SHARE * budget:
+      return count
+  return 1
 
 
 def _evaluator(config: RunConfig, setup: Setup) -> Any:

@@ -108,8 +108,6 @@ def _sent(prepared: Any, state: Any) -> dict[str, Any]:
   ]
   found: dict[str, Any] = {}
   for name, program in programs:
-    if name.startswith('('):  # ('express', 'folded', which space)
-      name = name.split("'")[1]
     sends = collectives(program)
     # Of length buckets the one that sends the most.
     known = found.get(name, {})

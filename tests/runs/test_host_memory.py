@@ -110,7 +110,5 @@ def test_where_genomes_are_cut(
   monkeypatch, choice, platform, devices, several, expected
 ):
   monkeypatch.setattr(hosts, 'several', lambda: several)
-  device = types.SimpleNamespace(platform=platform)
-  mesh = types.SimpleNamespace(size=devices, devices=np.array([device]))
   space = types.SimpleNamespace(held=None, streams=False)
-  assert host_memory.is_cut(choice, mesh, space) == expected
+  assert host_memory.is_cut(choice, platform, devices, space) == expected
