@@ -91,7 +91,7 @@ class State(succession_round.State):
   scored: jax.Array
 
 
-class ModelSwarms(succession_round.Moving):
+class ModelSwarms(base.Strategy):
   """A swarm of P particles; every ask moves all of them."""
 
   declared = (Params, Options)

@@ -71,7 +71,7 @@ class State(base.State):
   velocity: Any
 
 
-class PSOMerging(succession_round.Moving):
+class PSOMerging(base.Strategy):
   """A swarm of P particles; every ask moves all of them."""
 
   declared = (Params, Options)

@@ -64,10 +64,6 @@ class State(base.State):
   run_blend: jax.Array | None
 
 
-class Moving(base.Strategy):
-  """Base of strategies whose members move."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
   """How a step is made; the defaults are the papers' algorithms."""

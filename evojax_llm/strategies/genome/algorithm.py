@@ -103,7 +103,7 @@ class Options(base.Options):
   )
 
 
-class Genome(succession_round.Moving):
+class Genome(base.Strategy):
   """GENOME, with succession GENOME+.
 
   Slots of one ask: P // 2 children, then the mutated copies of members and
