@@ -16,6 +16,7 @@ from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
 from evojax_llm.tasks import task_files
 from tests import multimodal
+from tests.experiments.running import run_program
 
 torch = pytest.importorskip('torch')
 
@@ -129,10 +130,7 @@ def _check(scores, model, processor, folder):
       )
   for rows, text in zip((ROWS, ALIKE), texts, strict=True):
     for row, found in zip(rows, text.predictions[0], strict=True):
-      given = _inputs(processor, folder, row)
-      out = model.generate(**given, do_sample=False, max_new_tokens=8)
-      out = out[0, given['input_ids'].shape[1] :]
-      assert found == processor.tokenizer.decode(out, skip_special_tokens=True)
+      assert found == _answer(model, processor, folder, row)
 
 
 def test_exports_answer_as_here(folder, oracle, tmp_path):
@@ -161,3 +159,38 @@ def test_exports_answer_as_here(folder, oracle, tmp_path):
   space = make_space('weights', out)
   scores = _evaluate(folder, out, space, stack.stack([space.base()]))
   _check(scores, changed.eval(), oracle[1], folder)
+
+
+def test_prompts_with_images(folder, oracle, tmp_path):
+  """A row as task files have them, and messages as transformers has them."""
+  model, processor = oracle
+  parts = [
+    {'type': 'image', 'path': 'b.jpg'},
+    {'type': 'text', 'text': 'what is it '},
+  ]
+  chat = [{'role': 'user', 'content': parts}]
+  rows = [ROWS[1], chat, 'only text']
+  (folder / 'prompts.json').write_text(json.dumps(rows))
+  code = run_program(
+    'generate',
+    f'--model={folder / "model"}',
+    f'--prompts={folder / "prompts.json"}',
+    '--max_new_tokens=8',
+    f'--out={tmp_path / "texts.json"}',
+  )
+  assert code is None
+  (member,) = json.loads((tmp_path / 'texts.json').read_text())['members']
+  written = Tokenizer.from_folder(folder / 'model').render_chat(
+    [{'role': 'user', 'content': '<start_of_image>what is it'}]
+  )
+  chat = {'image': 'b.jpg', 'question': written.removeprefix('<bos>')}
+  asked = [ROWS[1], chat, {'question': rows[2]}]
+  for row, text in zip(asked, member['outputs'], strict=True):
+    assert text == _answer(model, processor, folder, row)
+
+
+def _answer(model, processor, folder, row):
+  given = _inputs(processor, folder, row)
+  out = model.generate(**given, do_sample=False, max_new_tokens=8)
+  out = out[0, given['input_ids'].shape[1] :]
+  return processor.tokenizer.decode(out, skip_special_tokens=True)
