@@ -274,7 +274,7 @@ def kernels(
     for variant, options in variants.items()
   }
   for label, (kind, options) in (
-    ways | {'likelihood': ('multiple_choice', {})}
+    {'likelihood': ('multiple_choice', {})} | ways
   ).items():
     if not clock.fits(0):
       clock.skip(f'kernels: {label}', 'no time is left')
