@@ -20,7 +20,7 @@ from evojax_llm.operators.merges import brackets
 from evojax_llm.operators.merges import tensors
 
 _COUNTED = 16
-_LEAST, _MOST = 4, 8
+_LEAST, _MOST = 4, 16
 _SAMPLE = 128
 _ENOUGH = 2
 
