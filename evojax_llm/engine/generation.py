@@ -18,7 +18,7 @@ from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.genomes.space import Expressing
 from evojax_llm.models.errors import ModelError
-from evojax_llm.models.image_tokens import ImageReader
+from evojax_llm.models.image_tokens import reader
 from evojax_llm.population import sharding
 from evojax_llm.tasks.given_prompts import GivenPrompt
 from evojax_llm.tasks.given_prompts import read_prompt
@@ -129,10 +129,8 @@ def _encode(prompts, tokenizer, max_new_tokens, context, stop):
     where = f'Prompt {index}'
     if not isinstance(prompt, GivenPrompt):
       prompt = read_prompt(prompt, where)
-    images = prompt.images
     try:
-      reads = ImageReader(tokenizer, images) if images else tokenizer
-      ids = tuple(encode_prompt(prompt.text, reads))
+      ids = encode_prompt(prompt.text, reader(tokenizer, prompt.images))
     except ModelError as error:
       raise TaskError(f'{where}: {error}') from error
     if not ids:
@@ -147,5 +145,7 @@ def _encode(prompts, tokenizer, max_new_tokens, context, stop):
         'model was made for. Shorten it, or generate fewer tokens.'
       )
     item = Item(id=str(index), question='', answer='')
-    encoded.append(EncodedItem(item, ids, None, max_new_tokens, tuple(stop)))
+    encoded.append(
+      EncodedItem(item, tuple(ids), None, max_new_tokens, tuple(stop))
+    )
   return encoded

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from evojax_llm.engine.gradient import GradientSteps
+from evojax_llm.engine.gradient_member import Settings
+from evojax_llm.engine.image_table import ImageTables
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
@@ -15,6 +19,7 @@ from evojax_llm.models import vision
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
 from evojax_llm.tasks import task_files
+from evojax_llm.tasks import training_data
 from tests import multimodal
 from tests.experiments.running import run_program
 
@@ -187,6 +192,27 @@ def test_prompts_with_images(folder, oracle, tmp_path):
   asked = [ROWS[1], chat, {'question': rows[2]}]
   for row, text in zip(asked, member['outputs'], strict=True):
     assert text == _answer(model, processor, folder, row)
+
+
+def test_what_is_learnt_of_images(folder, oracle):
+  model, processor = oracle
+  tokenizer, runtime = Tokenizer.from_folder(folder / 'model'), Runtime()
+  (task,) = task_files.load_tasks([folder / 'text.json'])
+  rows = training_data.encode_task(task, task.dev[1:2], tokenizer)
+  (rows,), soft = ImageTables(runtime, tokenizer).take([rows])
+  space = make_space('weights', folder / 'model')
+  how = Settings(steps=2, batch=1, lr=0.01)
+  steps = GradientSteps(runtime, space, rows, how, soft=soft)
+  steps.steps(stack.stack([space.base()]), [0], jax.random.key(0))
+  start = _inputs(processor, folder, ROWS[1])['input_ids'].shape[1]
+  given = _inputs(processor, folder, ROWS[1], ' red')
+  with torch.no_grad():
+    logits = model(**given).logits[0].log_softmax(-1)
+  ids = [*given['input_ids'][0].tolist(), tokenizer.stop_ids[0]]
+  expected = [-logits[t - 1, ids[t]] for t in range(start, len(ids))]
+  first, second = steps.losses[0]
+  np.testing.assert_allclose(first, np.mean(expected), atol=2e-4)
+  assert second < first
 
 
 def _answer(model, processor, folder, row):
