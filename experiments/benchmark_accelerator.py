@@ -43,7 +43,7 @@ from experiments.benchmarks.accelerator_clock import Clock
 
 # Of the time; in the order in which they run.
 _SHARES = {
-  'peer': 6,
+  'peer': 8,
   'limits': 1,
   'likelihood': 3,
   'generation': 9,

@@ -13,10 +13,17 @@ vote the text that stands is one member more.
 
 --prompts is a JSON list. A string is continued as it is; a list of messages,
 [{"role": "user", "content": "Hello"}], goes through the model's chat template,
-and the reply is generated. The base and all adapters generate together, as one
-population; `base` is the model without an adapter. The likeliest token is taken
-always, or with --temperature one is drawn; what is drawn depends on --seed and
-on the places of member and prompt in their lists, and on nothing beside them.
+and the reply is generated. --prompt=TEXT is one text. A multimodal model reads
+images: a row {"prompt": "What is it?", "image": "a.png"} (or "images", a list)
+as task files have them, the content of a message as in transformers,
+[{"type": "image", "path": "a.png"}, {"type": "text", "text": "What is it?"}],
+or an --image=FILE for each image of --prompt. Images stand in front of a text,
+unless it has a <start_of_image> for each.
+
+The base and all adapters generate together, as one population; `base` is the
+model without an adapter. The likeliest token is taken always, or with
+--temperature one is drawn; what is drawn depends on --seed and on the places of
+member and prompt in their lists, and on nothing beside them.
 --out=FILE takes all of them, and the screen the first three of a member:
 
   {"members": [{"name": "base", "outputs": ["text of the first prompt", ...]}]}
@@ -24,7 +31,7 @@ on the places of member and prompt in their lists, and on nothing beside them.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import json
+import os
 from typing import Any
 
 from absl import flags
@@ -35,7 +42,11 @@ from evojax_llm.commands import source as source_lib
 
 source_lib.define()
 _PROMPTS = flags.DEFINE_string(
-  'prompts', None, 'JSON list of texts or of message lists.', required=True
+  'prompts', None, 'JSON list of texts, message lists, or rows with images.'
+)
+_PROMPT = flags.DEFINE_string('prompt', None, 'One text, in their place.')
+_IMAGE = flags.DEFINE_multi_string(
+  'image', [], 'An image of --prompt; may be repeated.'
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
   'max_new_tokens', 64, 'Tokens to generate at most.', lower_bound=1
@@ -61,8 +72,10 @@ command.define_out()
 
 def main(_: Sequence[str]) -> None:
   source = source_lib.read()
-  prompts = _read_prompts(_PROMPTS.value)
-  out = command.check_out([_PROMPTS.value, *source.reads])
+  prompts = _read_prompts()
+  reads = [image.path for prompt in prompts for image in prompt.images]
+  reads += [_PROMPTS.value] if _PROMPTS.value else []
+  out = command.check_out([*reads, *source.reads])
   sampling = {
     'temperature': _TEMPERATURE.value,
     'top_p': _TOP_P.value,
@@ -121,34 +134,30 @@ def main(_: Sequence[str]) -> None:
       print(f'{result["name"]}, prompt {index}: {text!r}')
 
 
-def _read_prompts(path: str) -> list[str | list[dict[str, str]]]:
-  """A JSON list of texts and of lists of chat messages."""
+def _read_prompts() -> list[Any]:
+  """The prompts that the flags give, as `GivenPrompt`."""
+  from evojax_llm.tasks.given_prompts import read_prompt
+
+  path, text, images = _PROMPTS.value, _PROMPT.value, _IMAGE.value
+  if (path is None) == (text is None) or (images and text is None):
+    raise command.UserError(
+      'Expected --prompts=FILE, or --prompt=TEXT with an --image=FILE for each '
+      f'image; got --prompts={path}, --prompt={text}, --image={images}.'
+    )
+  if path is None:
+    row = {'prompt': text, 'images': images} if images else text
+    return [read_prompt(row, f'--prompt={text}')]
   advice = 'Expected a JSON list of texts, such as ["Hello"].'
   value = files.read_json(path, command.UserError, advice)
   if not isinstance(value, list) or not value:
     raise command.UserError(
       f'--prompts={path}: expected a JSON list with at least one prompt.'
     )
-  for index, prompt in enumerate(value):
-    is_chat = (
-      prompt and isinstance(prompt, list) and all(map(_is_message, prompt))
-    )
-    if not is_chat and not isinstance(prompt, str):
-      raise command.UserError(
-        f'--prompts={path}, prompt {index}: expected a text, or a list of '
-        'messages {"role": "user" or "assistant", "content": text}, got '
-        f'{json.dumps(prompt)[:80]}.'
-      )
-  return value
-
-
-def _is_message(value: Any) -> bool:
-  return (
-    isinstance(value, dict)
-    and set(value) == {'role', 'content'}
-    and value['role'] in ('user', 'assistant', 'system')
-    and isinstance(value['content'], str)
-  )
+  folder = os.path.dirname(os.path.expanduser(path))
+  return [
+    read_prompt(prompt, f'--prompts={path}, prompt {index}', folder)
+    for index, prompt in enumerate(value)
+  ]
 
 
 def _decided(

@@ -13,10 +13,15 @@ from evojax_llm.engine import groups
 from evojax_llm.engine import packed_split
 from evojax_llm.engine.answers import Answers
 from evojax_llm.engine.engine import Engine
+from evojax_llm.engine.image_table import ImageTables
 from evojax_llm.engine.runtime import Runtime
 from evojax_llm.engine.sampling import Sampling
 from evojax_llm.genomes.space import Expressing
+from evojax_llm.models.errors import ModelError
+from evojax_llm.models.image_tokens import reader
 from evojax_llm.population import sharding
+from evojax_llm.tasks.given_prompts import GivenPrompt
+from evojax_llm.tasks.given_prompts import read_prompt
 from evojax_llm.tasks.prompts import EncodedItem
 from evojax_llm.tasks.scorers.answers import cut_at_stop
 from evojax_llm.tasks.task import Item
@@ -37,7 +42,7 @@ def generate_texts(
   space: Expressing,
   population: Any,
   tokenizer: Any,
-  prompts: Sequence[str | Sequence[dict[str, str]]],
+  prompts: Sequence[Any],
   max_new_tokens: int,
   *,
   members: Sequence[int] | None = None,
@@ -55,8 +60,8 @@ def generate_texts(
     space: of the population; `space.Expressed` for expressed members.
     population: genomes, leaves (P, ...).
     tokenizer: of the model.
-    prompts: texts, which are read as they are, or lists of chat messages, which
-      go through the chat template.
+    prompts: texts, which are read as they are; lists of chat messages, which go
+      through the chat template; rows with images; see `read_prompt`.
     max_new_tokens: at most; an end token ends a text before.
     members: indices of the M members that are asked; all P by default.
     stop: strings that end a text and are not part of it.
@@ -78,7 +83,8 @@ def generate_texts(
     ValueError: an index is of no member, the population is not of the space,
       or a text is given for a list of them.
     TaskError: a prompt does not fit in the context with its new tokens, or has
-      no tokens; an empty text is the token that begins one.
+      no tokens; an empty text is the token that begins one. Or it has an image,
+      which cannot be read, or which the model cannot.
     MemoryPlanError: not even one prompt of one member fits in the memory.
   """
   for name in plan_options:
@@ -88,6 +94,7 @@ def generate_texts(
   items = _encode(prompts, tokenizer, max_new_tokens, context, stop)
   if runtime is None:
     runtime = Runtime(devices=devices, dtype=dtype, sampling=sampling)
+  (items,), soft = ImageTables(runtime, tokenizer).take([items])
   engine = Engine(runtime, tokenizer)
   lengths = packed_split.longest_rows([items])
   plan = engine.prepare(space, population, lengths, **plan_options)
@@ -96,6 +103,7 @@ def generate_texts(
     plan,
     sharding.replicated(runtime.mesh),
     tokenizer.pad_id,
+    soft,
   )
   answers = Answers(work, len(indices))
   engine.answer(space, population, indices, work, answers, progress)
@@ -118,18 +126,26 @@ def _encode(prompts, tokenizer, max_new_tokens, context, stop):
   room = context - max_new_tokens
   encoded = []
   for index, prompt in enumerate(prompts):
-    ids = tuple(encode_prompt(prompt, tokenizer))
+    where = f'Prompt {index}'
+    if not isinstance(prompt, GivenPrompt):
+      prompt = read_prompt(prompt, where)
+    try:
+      ids = encode_prompt(prompt.text, reader(tokenizer, prompt.images))
+    except ModelError as error:
+      raise TaskError(f'{where}: {error}') from error
     if not ids:
       raise TaskError(
-        f'Prompt {index} has no tokens, and the tokenizer has none that begins '
+        f'{where} has no tokens, and the tokenizer has none that begins '
         'a text. Write something.'
       )
     if len(ids) > room:
       raise TaskError(
-        f'Prompt {index} has {len(ids)} tokens; with {max_new_tokens} new ones '
+        f'{where} has {len(ids)} tokens; with {max_new_tokens} new ones '
         f'that is more than the {context} that the '
         'model was made for. Shorten it, or generate fewer tokens.'
       )
     item = Item(id=str(index), question='', answer='')
-    encoded.append(EncodedItem(item, ids, None, max_new_tokens, tuple(stop)))
+    encoded.append(
+      EncodedItem(item, tuple(ids), None, max_new_tokens, tuple(stop))
+    )
   return encoded

@@ -113,3 +113,8 @@ class ImageReader:
   def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
     """Does what `Tokenizer.encode_chat` does."""
     return self.encode(self._tokenizer.render_chat(messages), bos=False)
+
+
+def reader(tokenizer: Any, images: Sequence[Image]) -> Any:
+  """Returns what encodes texts: the tokenizer where there are no images."""
+  return ImageReader(tokenizer, images) if images else tokenizer

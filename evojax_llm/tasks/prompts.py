@@ -24,7 +24,7 @@ from typing import Any
 from absl import logging
 
 from evojax_llm.models.errors import ModelError
-from evojax_llm.models.image_tokens import ImageReader
+from evojax_llm.models.image_tokens import reader
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
@@ -141,10 +141,10 @@ def _parted(texts: Sequence[str], prompt: str) -> list[str]:
   return [text if close else f' {text}' for text in texts]
 
 
-def reader(task: Task, item: Item, tokenizer: Tokenizer) -> Any:
+def reader_of(task: Task, item: Item, tokenizer: Tokenizer) -> Any:
   """Returns what encodes texts about an item: its images have their places."""
   images = [image for shown in (*task.shots, item) for image in shown.images]
-  return ImageReader(tokenizer, images) if images else tokenizer
+  return reader(tokenizer, images)
 
 
 def encode_passes(
@@ -163,7 +163,7 @@ def encode_passes(
   Raises:
     TaskError: a continuation alone does not fit in `max_length`.
   """
-  scorer, tokenizer = scorer_of(task), reader(task, item, tokenizer)
+  scorer, tokenizer = scorer_of(task), reader_of(task, item, tokenizer)
   if scorer.rolls and not item.question:
     return [
       _fitted(task, item, prompt, [window], 0)

@@ -23,7 +23,7 @@ from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task import shown
 from evojax_llm.tasks.task import typed
 
-_QUESTIONS = ('question', 'input', 'prompt')
+QUESTIONS = ('question', 'input', 'prompt')
 _ANSWERS = ('answer', 'output')
 # Of code tasks, whose gold answers are tests.
 _TESTS = ('test', 'test_code')
@@ -56,7 +56,7 @@ def _filled(value: Any) -> str | None:
   return text if text and text.strip() else None
 
 
-def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+def field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
   """Returns the one field of `names` that a row has, as non-empty text."""
   present = [name for name in names if name in row]
   wanted = ' or '.join(f"'{name}'" for name in names)
@@ -161,7 +161,7 @@ def _answers(row: Mapping[str, Any], where: str, scorer: Any) -> list[str]:
   if not scorer.gold and not names:
     return ['']
   if len(names) != 1 or not isinstance(row[names[0]], list):
-    return [_field(row, fields if names else _ANSWERS, where)]
+    return [field(row, fields if names else _ANSWERS, where)]
   values = row[names[0]]
   texts = [_filled(value) for value in values]
   if not texts or None in texts:
@@ -172,7 +172,7 @@ def _answers(row: Mapping[str, Any], where: str, scorer: Any) -> list[str]:
   return texts
 
 
-def _images(
+def read_images(
   row: Mapping[str, Any], folder: str, where: str
 ) -> tuple[Image, ...]:
   """Returns the images that a row names, beside its file."""
@@ -198,7 +198,7 @@ def _images(
   return tuple(found)
 
 
-def _marked(question: str, images: Sequence[Image], where: str) -> str:
+def marked(question: str, images: Sequence[Image], where: str) -> str:
   """Returns a question with the place of each image; in front by default."""
   marks = question.count(MARK)
   if images and marks not in (0, len(images)):
@@ -219,10 +219,10 @@ def _item(
   if _labels(row.get('choices')) and 'answerKey' in row:
     row = {'answer': row['answerKey'], **row}
   question = ''
-  if scorer.question or any(name in row for name in _QUESTIONS):
-    question = _field(row, _QUESTIONS, where)
-  images = _images(row, folder, where)
-  question = _marked(question, images, where)
+  if scorer.question or any(name in row for name in QUESTIONS):
+    question = field(row, QUESTIONS, where)
+  images = read_images(row, folder, where)
+  question = marked(question, images, where)
   answer, *also = _answers(row, where, scorer)
   choices = None
   if row.get('choices') is not None:

@@ -2,9 +2,9 @@
 
 A file is JSONL. Texts are rows {"prompt", "completion"}, pairs are rows
 {"prompt", "chosen", "rejected"}; a completion follows its prompt as it stands,
-white space included. Of a task, a row is an item's prompt and its gold answer,
-as the task puts them to a model: an option whose likelihood is scored, or a
-text that the end of a text follows.
+white space included. A row may have images, as those of task files. Of a task,
+a row is an item's prompt and its gold answer, as the task puts them to a model:
+an option whose likelihood is scored, or a text that the end of a text follows.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,12 @@ import pathlib
 from typing import Any
 
 from evojax_llm import files
+from evojax_llm.models.image_tokens import reader
+from evojax_llm.models.images import Image
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks import prompts
+from evojax_llm.tasks.rows import marked
+from evojax_llm.tasks.rows import read_images
 from evojax_llm.tasks.scorers.base import Answer
 from evojax_llm.tasks.scorers.registry import scorer_of
 from evojax_llm.tasks.task import Item
@@ -37,6 +41,7 @@ class TrainingRow:
 
   prompt: str
   completions: tuple[str, ...]
+  images: tuple[Image, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,10 @@ def read(
         f'{where}: {" and ".join(map(repr, keys))} are the same text; expected '
         'one that is better. Leave such rows out.'
       )
-    rows.append(TrainingRow(row['prompt'], texts))
+    images = read_images(row, path.parent, where)
+    rows.append(
+      TrainingRow(marked(row['prompt'], images, where), texts, images)
+    )
   if not rows:
     raise TaskError(f'{path}: the file has no rows.')
   return rows
@@ -110,12 +118,13 @@ def encode(
   """
   found = []
   for row in rows:
+    reads = reader(tokenizer, row.images)
     if chat:
       turns = [{'role': 'user', 'content': row.prompt}]
-      prompt = prompts.encode_prompt(turns, tokenizer)
+      prompt = prompts.encode_prompt(turns, reads)
       texts = [tokenizer.encode(c, bos=False) for c in row.completions]
     else:
-      prompt, texts = encode_options(row.prompt, row.completions, tokenizer)
+      prompt, texts = encode_options(row.prompt, row.completions, reads)
     ends = _end(tokenizer, chat)
     made = EncodedRow(tuple(prompt), tuple((*text, *ends) for text in texts))
     longest = len(made.prompt) + max(map(len, made.completions))
@@ -172,7 +181,7 @@ def _of_item(
       return None
     return EncodedRow(entry.prompt, (entry.options[gold],))
   answer = _as_scored(task, item)
-  tokenizer = prompts.reader(task, item, tokenizer)
+  tokenizer = prompts.reader_of(task, item, tokenizer)
   if chat:
     prompt, text = list(entry.prompt), tokenizer.encode(answer, bos=False)
   else:

@@ -12,7 +12,6 @@ import numpy as np
 
 from evojax_llm.engine import decode_attention
 from evojax_llm.engine import decode_kernel
-from evojax_llm.engine.decode_kernel import Blocks
 from evojax_llm.models.linear import matmul
 from experiments.benchmarks.accelerator_clock import Clock
 
@@ -20,8 +19,8 @@ from experiments.benchmarks.accelerator_clock import Clock
 _SHORTEST = 0.25
 # Tokens of the products.
 _TOKENS = 1 << 15
-# Results are numbers of about 1.
-_TOLERANCE = {'bfloat16': 0.05, 'float32': 1e-3}
+# Results are numbers of about 1, the largest above 8.
+_TOLERANCE = {'bfloat16': 0.1, 'float32': 1e-3}
 _REPEATS, _CALLS = 5, 10
 # Seconds that a case may take, compiling included.
 _SECONDS = 5.0
@@ -38,9 +37,11 @@ def layer(bench: Any, clock: Clock, found: dict[str, Any]) -> None:
     clock: has the time, and keeps errors of a kernel that does not compile.
     found: rows by name.
   """
+  products = 2 * _tokens(bench) * bench.config.embed_dim * _out(bench)
   for cases, moved, computed in (
     (_attention, *_cost_of_attention(bench)),
-    (_product, 0, 2 * _tokens(bench) * bench.config.embed_dim * _out(bench)),
+    (_product, 0, products),
+    (_alone, 0, products),
   ):
     expected = None
     for name, function, given in cases(bench):
@@ -111,7 +112,7 @@ def _attention(bench: Any) -> Iterator[_Case]:
   positions = jnp.asarray(np.where(column < held[..., None], column, -1))
   given = q, k, v, positions, jnp.asarray(held - 1, jnp.int32)
 
-  def case(name: str, implementation: str, blocks: Blocks | None) -> _Case:
+  def case(name: str, implementation: str, blocks: Any = None) -> _Case:
     attend = functools.partial(
       decode_attention.decode_attention,
       scale=c.query_pre_attn_scalar**-0.5,
@@ -121,23 +122,12 @@ def _attention(bench: Any) -> Iterator[_Case]:
     )
     return name, jax.vmap(attend), given
 
-  yield case('attention, plain', 'plain', None)
+  yield case('attention, plain', 'plain')
   on_gpu = jax.default_backend() == 'gpu'
   chosen = decode_kernel.default_blocks(c.head_dim, dtype)
-  n = chosen.columns
-  others = (
-    Blocks(n, exact=False),
-    Blocks(n, stages=2),
-    Blocks(n, warps=2),
-    Blocks(2 * n, stages=2),
-    Blocks(2 * n, warps=8, exact=False),
-    Blocks(max(16, n // 2), stages=4),
-    Blocks(max(16, n // 2), warps=2),
-  )
-  for blocks in (chosen, *others) if on_gpu else (chosen,):
-    name = f'attention, {blocks.columns} columns, {blocks.warps} warps, '
-    name += f'{blocks.stages} stages' + ', exact' * blocks.exact
-    yield case(name, 'pallas' if on_gpu else 'interpreted', blocks)
+  name = f'attention, {chosen.columns} columns, {chosen.warps} warps, '
+  name += f'{chosen.stages} stages' + ', exact' * chosen.exact
+  yield case(name, 'pallas' if on_gpu else 'interpreted', chosen)
 
 
 def _tokens(bench: Any) -> int:
@@ -185,6 +175,22 @@ def _product(bench: Any) -> Iterator[_Case]:
       jnp.concatenate([w, b.reshape(-1, b.shape[-1])]),
     )
 
+  def beside(w, x, a, b):
+    """One product a member, with its factors behind a copy of the weights."""
+
+    def one(w, x, a, b):
+      low = jnp.concatenate([x, matmul(x, a)], axis=-1)
+      return matmul(low, jnp.concatenate([w, b]))
+
+    return jax.vmap(one, in_axes=(None, 0, 0, 0))(w, x, a, b)
+
   yield 'product and low rank', added(matmul), (w, x, a, b)
   yield 'the same, f32 between', added(rounded), (w, x, a, b)
   yield 'the same, in one product', together, (w, x, a, b)
+  yield 'the same, in one product a member', beside, (w, x, a, b)
+
+
+def _alone(bench: Any) -> Iterator[_Case]:
+  """The projection without what members add."""
+  w, x, *_ = next(_product(bench))[-1]
+  yield 'product alone', lambda w, x: matmul(x, w), (w, x)

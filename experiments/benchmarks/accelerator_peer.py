@@ -182,9 +182,9 @@ def measure(settings: dict[str, Any]) -> None:
     rows = [e.prompt for e in choice]
     size = _BATCH['likelihood']
     timed('likelihood, a row an item', lambda: read(rows, size), 3)
-    timed('likelihood, a row an option', lambda: read_apart(choice, size), 2)
     open_ended = [e.prompt for e in encoded('numeric_match')]
     timed('generation', lambda: write(open_ended, _BATCH['generation']), 1)
+    timed('likelihood, a row an option', lambda: read_apart(choice, size), 2)
 
 
 def say(row: dict[str, Any]) -> None:

@@ -68,7 +68,9 @@ def answer_loss(
   logits = model.apply(
     {'params': variables['params']}, hidden[:, :-1], method='unembed'
   )
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+  # Soft tokens of images are beyond the vocabulary, and would give NaN.
+  labels = jnp.where(batch['answer'] > 0, tokens[:, 1:], 0)
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return jnp.sum(loss * batch['answer']) / jnp.sum(batch['answer'])
 
 

@@ -1,8 +1,10 @@
 import json
+import re
 
 import pytest
 
 from evojax_llm.models.tokenizer import Tokenizer
+from tests import multimodal
 from tests import tiny
 from tests.experiments.running import run_program
 
@@ -149,8 +151,18 @@ def test_a_failed_member_is_shown_and_not_fatal(tmp_path, base, capsys):
     ({'a': 1}, 'a JSON list'),
     (['a', 3], 'prompt 1: expected a text'),
     ([[]], 'prompt 0'),
-    ([[{'role': 'robot', 'content': 'x'}]], 'prompt 0'),
-    ([[{'role': 'user'}]], 'prompt 0'),
+    ([[{'role': 'robot', 'content': 'x'}]], 'prompt 0, message 0: expected'),
+    ([[{'role': 'user'}]], 'prompt 0, message 0: expected'),
+    (
+      [[{'role': 'user', 'content': [{'type': 'text'}]}]],
+      "prompt 0, message 0, field 'content', part 0: expected a text",
+    ),
+    (
+      [[{'role': 'user', 'content': [{'type': 'image', 'url': 'no.png'}]}]],
+      "part 0, field 'image'",
+    ),
+    ([{'prompt': 'a', 'image': 'no.png'}], "prompt 0, field 'image': "),
+    ([{'images': ['no.png']}], "no field 'question' or 'input' or 'prompt'"),
     (['a', 'x' * 250], 'Prompt 1 has 251 tokens; with 7 new ones'),
   ],
 )
@@ -164,3 +176,16 @@ def test_wrong_prompts_are_refused(tmp_path, capsys, base, prompts, word):
 def test_unexpected_arguments_are_refused(tmp_path, capsys, base):
   assert run(tmp_path, base, ['a'], 'prompt')[0] == 1
   assert "Unexpected argument 'prompt'" in capsys.readouterr().err
+
+
+def test_a_prompt_without_a_file(tmp_path, capsys, base):
+  image = multimodal.write_image(tmp_path / 'a.png', 1)
+  flags = [f'--model={base}', f'--image={tmp_path / image}']
+  for given, said in (
+    ([], 'error: Expected --prompts=FILE, or --prompt=TEXT with an --image'),
+    (['--prompt=a', '--prompts=x'], 'error: Expected --prompts=FILE, or'),
+    (['--prompt=a'], 'error: Prompt 0: .*this model reads text alone.*a.png'),
+    (['--prompt=a', '--image=no.png'], "error: --prompt=a, field 'images': no"),
+  ):
+    assert run_program('generate', *flags, *given) == 1
+    assert re.search(said, capsys.readouterr().err.replace('\n', ' '))

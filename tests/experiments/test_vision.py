@@ -5,6 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from evojax_llm.models import hub
 from evojax_llm.models import transformer
 from evojax_llm.models import vision
 from evojax_llm.models.images import Image
@@ -13,6 +14,7 @@ from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.tasks.prompts import encode_items
 from evojax_llm.tasks.task_files import load_task
 from experiments.pocket import folders
+from experiments.pocket import train
 from experiments.vision import pictures
 from tests.experiments import running
 
@@ -79,3 +81,19 @@ def test_rows_to_learn_from_are_the_prompts_of_tasks(base, build, tmp_path):
   given = pixels(Image.from_file(image.path), how)
   expected = drawn.pixels.astype(np.float32) / 127.5 - 1
   np.testing.assert_allclose(given, expected, atol=1e-6)
+
+
+def test_a_base_learns(base, build):
+  """What stands for an image is no token, and nothing that is learnt."""
+  folder, of_tower, tower = base
+  config, params = hub.load_checkpoint(folder)
+  batch = build.rows_of(np.random.default_rng(0), {'both': 1.0}, 2)
+
+  @jax.jit
+  def loss(params, tower, batch):
+    soft = vision.Vision(of_tower).apply({'params': tower}, batch['pixels'])
+    params = {'params': {**params, 'soft_tokens': soft}}
+    return train.answer_loss(transformer.Transformer(config), params, batch)
+
+  tower = jax.tree.map(lambda leaf: leaf.astype(np.float32), tower)
+  assert np.isfinite(loss(params, tower, batch))

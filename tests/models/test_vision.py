@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from evojax_llm.engine.gradient import GradientSteps
+from evojax_llm.engine.gradient_member import Settings
+from evojax_llm.engine.image_table import ImageTables
+from evojax_llm.engine.runtime import Runtime
 from evojax_llm.fitness.evaluator import Evaluator
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
@@ -15,7 +19,9 @@ from evojax_llm.models import vision
 from evojax_llm.models.tokenizer import Tokenizer
 from evojax_llm.population import stack
 from evojax_llm.tasks import task_files
+from evojax_llm.tasks import training_data
 from tests import multimodal
+from tests.experiments.running import run_program
 
 torch = pytest.importorskip('torch')
 
@@ -129,10 +135,7 @@ def _check(scores, model, processor, folder):
       )
   for rows, text in zip((ROWS, ALIKE), texts, strict=True):
     for row, found in zip(rows, text.predictions[0], strict=True):
-      given = _inputs(processor, folder, row)
-      out = model.generate(**given, do_sample=False, max_new_tokens=8)
-      out = out[0, given['input_ids'].shape[1] :]
-      assert found == processor.tokenizer.decode(out, skip_special_tokens=True)
+      assert found == _answer(model, processor, folder, row)
 
 
 def test_exports_answer_as_here(folder, oracle, tmp_path):
@@ -161,3 +164,59 @@ def test_exports_answer_as_here(folder, oracle, tmp_path):
   space = make_space('weights', out)
   scores = _evaluate(folder, out, space, stack.stack([space.base()]))
   _check(scores, changed.eval(), oracle[1], folder)
+
+
+def test_prompts_with_images(folder, oracle, tmp_path):
+  """A row as task files have them, and messages as transformers has them."""
+  model, processor = oracle
+  parts = [
+    {'type': 'image', 'path': 'b.jpg'},
+    {'type': 'text', 'text': 'what is it '},
+  ]
+  chat = [{'role': 'user', 'content': parts}]
+  rows = [ROWS[1], chat, 'only text']
+  (folder / 'prompts.json').write_text(json.dumps(rows))
+  code = run_program(
+    'generate',
+    f'--model={folder / "model"}',
+    f'--prompts={folder / "prompts.json"}',
+    '--max_new_tokens=8',
+    f'--out={tmp_path / "texts.json"}',
+  )
+  assert code is None
+  (member,) = json.loads((tmp_path / 'texts.json').read_text())['members']
+  written = Tokenizer.from_folder(folder / 'model').render_chat(
+    [{'role': 'user', 'content': '<start_of_image>what is it'}]
+  )
+  chat = {'image': 'b.jpg', 'question': written.removeprefix('<bos>')}
+  asked = [ROWS[1], chat, {'question': rows[2]}]
+  for row, text in zip(asked, member['outputs'], strict=True):
+    assert text == _answer(model, processor, folder, row)
+
+
+def test_what_is_learnt_of_images(folder, oracle):
+  model, processor = oracle
+  tokenizer, runtime = Tokenizer.from_folder(folder / 'model'), Runtime()
+  (task,) = task_files.load_tasks([folder / 'text.json'])
+  rows = training_data.encode_task(task, task.dev[1:2], tokenizer)
+  (rows,), soft = ImageTables(runtime, tokenizer).take([rows])
+  space = make_space('weights', folder / 'model')
+  how = Settings(steps=2, batch=1, lr=0.01)
+  steps = GradientSteps(runtime, space, rows, how, soft=soft)
+  steps.steps(stack.stack([space.base()]), [0], jax.random.key(0))
+  start = _inputs(processor, folder, ROWS[1])['input_ids'].shape[1]
+  given = _inputs(processor, folder, ROWS[1], ' red')
+  with torch.no_grad():
+    logits = model(**given).logits[0].log_softmax(-1)
+  ids = [*given['input_ids'][0].tolist(), tokenizer.stop_ids[0]]
+  expected = [-logits[t - 1, ids[t]] for t in range(start, len(ids))]
+  first, second = steps.losses[0]
+  np.testing.assert_allclose(first, np.mean(expected), atol=2e-4)
+  assert second < first
+
+
+def _answer(model, processor, folder, row):
+  given = _inputs(processor, folder, row)
+  out = model.generate(**given, do_sample=False, max_new_tokens=8)
+  out = out[0, given['input_ids'].shape[1] :]
+  return processor.tokenizer.decode(out, skip_special_tokens=True)

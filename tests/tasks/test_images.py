@@ -7,6 +7,7 @@ import pytest
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.image_tokens import MARK
 from evojax_llm.models.tokenizer import Tokenizer
+from evojax_llm.tasks import training_data
 from evojax_llm.tasks.prompts import encode_items
 from evojax_llm.tasks.task import TaskError
 from evojax_llm.tasks.task_files import load_task
@@ -126,6 +127,23 @@ def test_prompts_that_are_refused(load, model, tiny_gemma_folder):
   hidden = load({'image': 'a.png', 'question': tokenizer.images.soft})
   with pytest.raises(TaskError, match="item '0'.*1 times <image_soft_token>"):
     _ids(hidden, tokenizer)
+
+
+def test_rows_to_learn_from(load, model, tmp_path):
+  load({})
+  path = tmp_path / 'rows.jsonl'
+  row = {'prompt': 'q', 'completion': 'x', 'image': 'a.png'}
+  path.write_text(json.dumps(row))
+  tokenizer = Tokenizer.from_folder(model)
+  for chat in (False, True):
+    (found,) = training_data.encode(
+      training_data.read(path), tokenizer, chat=chat
+    )
+    size = tokenizer.vocab_size
+    assert len([i for i in found.prompt if i >= size]) == multimodal.SOFT
+  path.write_text(json.dumps({**row, 'image': 'none.png'}))
+  with pytest.raises(TaskError, match="line 1, field 'image': .*none.png"):
+    training_data.read(path)
 
 
 def test_shots_show_their_images(load, model):
