@@ -95,11 +95,12 @@ def _fitted(
   arranged = first = arrange(config, machine)
   budget, how = first.plan.budget, ''
   rows = first_rows = _rows(arranged)
-  for _ in range(_TRIES):
+  for i in range(_TRIES):
     missing = sum(rows.values()) - budget
     if missing <= 0:
       return arranged, rows, {'budget': budget, 'how': how}
-    smaller = _smaller(config, machine, arranged.plan, missing)
+    # In larger steps: a slot, or layers beside the stacks, is given up whole.
+    smaller = _smaller(config, machine, arranged.plan, missing * 4**i)
     if smaller is None:
       break
     how, arranged = smaller
