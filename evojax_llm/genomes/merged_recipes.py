@@ -43,14 +43,15 @@ class RecipeSpace(space.Space):
       ValueError: the options do not suit the experts.
     """
     self.names, self._told = names, MergedOptions(**given)
+    config = self.model().config  # None of a space that has no model.
+    stacks = config.stacks if config else ()
     layers = {
       leaf.shape[0]
       for path, leaf in jax.tree.leaves_with_path(tensors)
       if leaves.is_layered(path, leaves.LAYERS)
     }
-    groups = merged_groups.make(
-      self._told.groups, max(layers, default=0), tensors
-    )
+    count = config.num_layers if stacks else max(layers, default=0)
+    groups = merged_groups.make(self._told.groups, count, tensors, stacks)
     self.genes = merged_genes.Genes(self._told, len(names), groups)
     self._decode = jax.jit(self.genes.decode)
 
