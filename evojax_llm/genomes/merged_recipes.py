@@ -30,7 +30,11 @@ class RecipeSpace(space.Space):
   options, decodes, learns = MergedOptions, True, False
 
   def _settle(
-    self, names: tuple[str, ...], given: Mapping[str, Any], tensors: Any
+    self,
+    names: tuple[str, ...],
+    given: Mapping[str, Any],
+    tensors: Any,
+    config: Any,
   ) -> None:
     """Fixes the genes.
 
@@ -38,12 +42,12 @@ class RecipeSpace(space.Space):
       names: (N,) of the experts.
       given: values of `MergedOptions` by name.
       tensors: what is merged of one expert, or shapes.
+      config: of the model, if there is one.
 
     Raises:
       ValueError: the options do not suit the experts.
     """
     self.names, self._told = names, MergedOptions(**given)
-    config = self.model().config  # None of a space that has no model.
     stacks = config.stacks if config else ()
     layers = {
       leaf.shape[0]
