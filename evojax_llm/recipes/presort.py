@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_llm.operators.merges import brackets
 from evojax_llm.operators.merges import sparsify
 from evojax_llm.operators.merges import tensors
-from evojax_llm.operators.merges import thresholds
 from evojax_llm.operators.operator import Merge
 
 _NONE = np.int32(0x7FFFFFFF)
@@ -120,13 +120,13 @@ def _size_bits(parent, base):
 
 @jax.jit
 def _deltas_bits(parent, base):
-  return thresholds.size_bits(*tensors.deltas(parent[None], base))
+  return brackets.size_bits(*tensors.deltas(parent[None], base))
 
 
 def _cuts(bits, ranks):
   """The cut of each of some ranks in [0, size]."""
   flat, ranks = bits.reshape(-1), [int(rank) for rank in ranks]
-  ordered, found = flat.copy(), {0: thresholds.Cut(_NONE, _NONE)}
+  ordered, found = flat.copy(), {0: brackets.Cut(_NONE, _NONE)}
   # One by one: a partition at several places is many times as slow.
   for rank in sorted({*ranks} - {0}, reverse=True):
     ordered.partition(ordered.size - rank)
@@ -134,7 +134,7 @@ def _cuts(bits, ranks):
     # Of its equals in the tensor those that come first are kept.
     kept = np.count_nonzero(largest == largest[0])
     last = _nth(flat, largest[0], kept)
-    found[rank] = thresholds.Cut(largest[0], np.int32(flat.size - last))
+    found[rank] = brackets.Cut(largest[0], np.int32(flat.size - last))
     ordered = largest
   return [found[rank] for rank in ranks]
 

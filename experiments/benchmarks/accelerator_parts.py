@@ -300,7 +300,7 @@ def _profiled(bench, clock, kind, options):
   unit = {'unit': name, 'unit_ms': 1e3 * spent / count}
   # In the middle, where answers are being made.
   seen = accelerator_profile.profile(run, 0.4 * spent, min(1.0, spent / 4))
-  if not seen['kernels']:  # The window was beside the work.
+  if seen['busy'] < seen['window'] / 4:  # It was beside the work.
     seen = accelerator_profile.profile(run, 0.0, 2 * spent)
   busy = max(seen['busy'], 1e-9)
   most = list(seen['kernels'].items())[:_KERNELS]

@@ -49,16 +49,6 @@ def assert_same(found, whole):
   np.testing.assert_allclose(values, expected, atol=1e-4)
 
 
-def test_scoring_members_needs_no_communication(score, whole):
-  evaluator, found = score(4)
-  assert_same(found, whole)
-  seen = evaluator.runtime.programs
-  assert any('likelihood' in name for name, _ in seen)
-  assert any('advance' in name for name, _ in seen)
-  for name, program in seen:
-    assert not collectives(program), name
-
-
 @pytest.mark.parametrize('form', ['folded', 'batched'])
 def test_a_base_that_is_cut_gives_the_same_answers(score, whole, form):
   evaluator, found = score(4, model_devices=2, form=form)

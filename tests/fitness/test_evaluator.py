@@ -9,6 +9,7 @@ import pytest
 from evojax_llm.engine import batches
 from evojax_llm.engine import decoder
 from evojax_llm.engine import prefix_tree
+from evojax_llm.engine.collectives import collectives
 from evojax_llm.models import expression
 from evojax_llm.models.transformer import Transformer
 from evojax_llm.tasks.task import Format
@@ -129,14 +130,18 @@ def test_result_depends_neither_on_neighbours_nor_on_grouping(
   assert said == [predictions[m] for m in order]
 
 
-def test_devices_share_the_members(space, population, tasks):
+def test_devices_share_the_members_and_say_nothing(space, population, tasks):
   alone = make(tasks).evaluate(space, population)
   for form in ('batched', 'folded'):
-    spread = make(tasks, form=form, devices=jax.devices()).evaluate(
-      space, population
-    )
+    evaluator = make(tasks, form=form, devices=jax.devices())
+    spread = evaluator.evaluate(space, population)
     np.testing.assert_allclose(raw(spread)[0], raw(alone)[0], atol=1e-4)
     assert raw(spread)[1] == raw(alone)[1]
+    seen = evaluator.runtime.programs
+    assert any('likelihood' in name for name, _ in seen)
+    assert any('advance' in name for name, _ in seen)
+    for name, program in seen:
+      assert not collectives(program), name
 
 
 def test_nothing_compiles_twice(space, population, tasks):

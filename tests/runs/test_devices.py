@@ -1,9 +1,14 @@
 """Searches that go on with other devices than they began with."""
 
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
+import pytest
 
 from evojax_llm import systems
 from evojax_llm.runs import checkpoint
@@ -12,31 +17,55 @@ from evojax_llm.runs import host_memory
 from evojax_llm.runs import preparation
 from tests import tiny
 from tests.experiments import runs
+from tests.fitness import setting
 
 
 def test_a_search_goes_on_with_other_devices(
-  tiny_gemma_folder, tiny_adapter_folders, tmp_path, monkeypatch
+  tiny_gemma_folder, tiny_adapter_folders, tmp_path
 ):
-  config = systems.load('genome')
-  config.model = str(tiny_gemma_folder('gemma2'))
   folders = tiny_adapter_folders(3, modules=tiny.FEW_MODULES)
-  config.adapters = ','.join(map(str, folders))
-  config.tasks = str(runs.write_task(tmp_path / 'a.json', dev=8, test=2))
+  runs.write_task(tmp_path / 'a.json', dev=8, test=2)
+  # More devices than the tests of this process have.
+  found = subprocess.run(
+    [
+      *(sys.executable, '-m', __name__, tmp_path),
+      *(tiny_gemma_folder('gemma2'), ','.join(map(str, folders))),
+    ],
+    env={**os.environ, 'JAX_NUM_CPU_DEVICES': '8'},
+    cwd=runs.ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert not found.returncode, found.stderr
+
+
+def main(folder: str, model: str, adapters: str) -> None:
+  """Compares searches on 1, 2, 4 and 8 devices."""
+  root, config = pathlib.Path(folder), systems.load('genome')
+  config.model, config.adapters = model, adapters
+  config.tasks = str(root / 'a.json')
   config.execution.population = 'cut'
-  monkeypatch.setattr(host_memory, 'candidates', lambda _: [None])
   # No multiple of the devices.
   config.strategy.population = 5
+  made = {}
 
-  def search(folder, devices, generations):
+  def prepared_for(devices):
+    if devices not in made:
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_memory, 'candidates', lambda _: [None])
+        patch.setattr(
+          host_memory, 'engine_devices', lambda _: jax.devices()[:devices]
+        )
+        made[devices] = preparation.prepare(config)
+    return made[devices]
+
+  def search(name, devices, generations):
     """What each generation did, from where the folder's last one ended."""
-    monkeypatch.setattr(
-      host_memory, 'engine_devices', lambda _: jax.devices()[:devices]
-    )
-    prepared = preparation.prepare(config)
+    prepared, found = prepared_for(devices), []
     assert (prepared.mesh is not None) == (devices > 1)
-    checkpoints = checkpoint.Checkpoints(folder)
+    checkpoints = checkpoint.Checkpoints(root / name)
     restored = checkpoints.restore(prepared.abstract)
-    found = []
+
     for state, generation in evolution.evolve(
       prepared.strategy,
       prepared.setup.space,
@@ -53,29 +82,46 @@ def test_a_search_goes_on_with_other_devices(
       part = leaf.sharding.shard_shape(leaf.shape)
       assert np.prod(part) == leaf.size / devices
       checkpoints.save(generation.number, state)
-      found.append(generation)
+      found.append((generation, np.array(state.strategy.ids)))
     checkpoints.close()
     if devices > 1:
       # Members are dealt out: no device gathers what it does not score.
-      texts = [
+      express = [
         program.as_text()
         for name, program in prepared.evaluator.runtime.programs
         if name == 'express'
       ]
-      assert texts and all(' all-to-all(' in text for text in texts)
-      assert not any(re.search(r'f32\S* all-gather\(', text) for text in texts)
+      assert express and all(' all-to-all(' in text for text in express)
+      assert not any(re.search(r'f32\S* all-gather\(', x) for x in express)
     return found
 
-  straight = search(tmp_path / 'straight', 1, 3)
+  straight = search('straight', 1, 4)
+  assert any(generation.ids for generation, _ in straight[1:])
+
   parts = [
     generation
-    for devices, generations in ((4, 1), (2, 2), (1, 3))
-    for generation in search(tmp_path / 'parts', devices, generations)
+    for devices, generations in ((2, 1), (4, 2), (8, 3), (1, 4))
+    for generation in search('parts', devices, generations)
   ]
-  assert [one.number for one in parts] == [0, 1, 2, 3]
-  assert any(one.ids for one in parts[1:])
-  for one, other in zip(parts, straight, strict=True):
+  assert len(straight) == 5
+  for (one, survivors), (other, alive) in zip(parts, straight, strict=True):
+    assert one.number == other.number
     assert (one.ids, one.parents) == (other.ids, other.parents)
+    np.testing.assert_array_equal(survivors, alive)
     np.testing.assert_array_equal(one.fitness, other.fitness)
     assert one.best_id == other.best_id
     assert one.mean_fitness == other.mean_fitness
+  # On 2 and 4 devices tests of the engine compare texts.
+  task, population = setting.tiny_tasks()[1], setting.population_of(5)
+  alone, spread = (
+    setting.make([task], devices=jax.devices()[:n])
+    .evaluate(setting.tiny_space(), population)
+    .tasks[0]
+    .predictions
+    for n in (1, 8)
+  )
+  assert spread == alone and len({text for row in alone for text in row}) > 5
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

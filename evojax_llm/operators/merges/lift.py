@@ -20,6 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.operators.merges import check
+from evojax_llm.operators.merges import small
+from evojax_llm.operators.merges import sparsify
+from evojax_llm.operators.merges import thresholds
 from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -70,8 +73,11 @@ def genome(
   }
   if merge.whole and options.pop('span', 'tensor') == 'genome':
     return merge.whole(parents, **given)
+  cuts = {}
+  if 'cuts' in merge.signature:
+    cuts = _shared_cuts(given, layers, parents, base)
   merge_leaf = functools.partial(
-    _merge_leaf, merge, options, key, given, layers, first
+    _merge_leaf, merge, options, key, given, cuts, layers, first
   )
   if base is None:
     return leaves.map_indexed(merge_leaf, parents)
@@ -181,15 +187,66 @@ def _by_child(value, children):
   return value
 
 
+def _shared_cuts(parameters, layers, parents, base):
+  """The cuts of `sparsify` by leaf, of all small tensors in one search."""
+  groups, shapes = {}, {}
+
+  def add(index, path, parents, base):
+    del index
+    layered = leaves.is_layered(path, layers)
+    inputs = [*parents, base] if layered else [*parents[:, None], base[None]]
+    size = inputs[0][0].size
+    if size >= thresholds.LARGE:
+      return
+    name = leaves.name(path)
+    values, over_layers = _of_leaf(parameters, name)
+
+    def ranks(values):
+      gamma = values.get('gamma')
+      return sparsify.ranks(len(parents), size, values['density'], gamma)
+
+    # Numbers of a leaf with no layers count for the one that it is here.
+    over_layers = over_layers if layered else dict.fromkeys(over_layers)
+    mapped = jax.vmap(ranks, (over_layers,), axis_size=len(inputs[0]))(values)
+    groups[name] = sparsify.group(inputs, mapped)
+    shapes[name] = layered
+
+  leaves.map_indexed(add, parents, base)
+  if not groups:
+    return {}
+  found = dict(zip(groups, small.top(list(groups.values())), strict=True))
+  return {
+    name: cuts if shapes[name] else jax.tree.map(lambda x: x[0], cuts)
+    for name, cuts in found.items()
+  }
+
+
+def _of_leaf(parameters, name):
+  """The parameters of a leaf, and which axis is the layers' where it has it."""
+  by_leaf = {n for n, v in parameters.items() if isinstance(v, Mapping)}
+  values = {n: v[name] if n in by_leaf else v for n, v in parameters.items()}
+  return values, {n: 0 if n in by_leaf else None for n in values}
+
+
 def _merge_leaf(
-  merge, options, key, parameters, layers, first, index, path, parents, *base
+  merge,
+  options,
+  key,
+  parameters,
+  cuts,
+  layers,
+  first,
+  index,
+  path,
+  parents,
+  *base,
 ):
   del index
   layered = leaves.is_layered(path, layers)
   name = leaves.name(path)
-  by_leaf = {n for n, v in parameters.items() if isinstance(v, Mapping)}
-  values = {n: v[name] if n in by_leaf else v for n, v in parameters.items()}
-  over_layers = {n: 0 if n in by_leaf else None for n in values}
+  values, over_layers = _of_leaf(parameters, name)
+  if name in cuts:
+    values['cuts'], over_layers['cuts'] = cuts[name], 0
   if merge.by_row:
     rank = parents.ndim - 1 - layered
     options = {**options, 'axis': leaves.row_axis(path, rank)}

@@ -17,14 +17,16 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import brackets
 from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import small
 from evojax_llm.operators.merges import tensors
 from evojax_llm.operators.merges import thresholds
 
 RESCALES = ('l1', 'density', 'none')
 _PER_WORD = 8
 # Where the largest of each of k deltas end, one cut or two.
-Cuts = Sequence[Sequence[thresholds.Cut]]
+Cuts = Sequence[Sequence[brackets.Cut]]
 
 
 def magnitude(
@@ -178,7 +180,7 @@ def rank_masks(
   numbers = draws.decisions(key, base.shape, len(parents), start)
   # Stored with rows side by side in memory, as they are made.
   sizes = [
-    thresholds.size_bits(_rows(delta, axis))
+    brackets.size_bits(_rows(delta, axis))
     for delta in tensors.deltas(parents, base)
   ]
   if ordered is None:
@@ -199,13 +201,20 @@ def rank_masks(
   return [jnp.moveaxis(m, -1, axis).reshape(base.shape) for m in masks]
 
 
+def group(
+  inputs: Sequence[jax.Array], ranks: Sequence[Sequence[jax.Array]]
+) -> small.Group:
+  """Deltas to be searched with others, of parents (L, ...) and their base."""
+  return small.Group(_of, inputs, ranks)
+
+
+def _of(*inputs):
+  return tensors.deltas(inputs[:-1], inputs[-1])
+
+
 def _cuts(parents, base, ranks):
   """Where the largest of the deltas end, which are stored nowhere."""
-  return thresholds.top(
-    lambda *given: tensors.deltas(given[:-1], given[-1]),
-    [*parents, base],
-    ranks,
-  )
+  return thresholds.top(_of, [*parents, base], ranks)
 
 
 def _stored(masks):
@@ -257,7 +266,7 @@ def keep_chances(
   would have, and n = 1 counts as the middle. Chances are cut to [0, 1]; at
   density 0 and 1 all are 0 or 1 whatever the epsilon.
   """
-  sizes = thresholds.size_bits(_rows(delta, axis))
+  sizes = brackets.size_bits(_rows(delta, axis))
   ordered = lax.sort(sizes, is_stable=False)
   ends = [
     jnp.vectorize(

@@ -98,8 +98,13 @@ def counts(masks: list[jax.Array]) -> jax.Array:
 
 def row_counts(masks: list[jax.Array], row: int) -> tuple[jax.Array, jax.Array]:
   """As `counts`, and by rows of the flattened masks: (m, size / row) i32."""
-  rows = _added([mask.astype(jnp.int32).reshape(-1, row) for mask in masks])
+  rows = row_sums([mask.reshape(-1, row) for mask in masks])
   return jnp.stack(_sums(rows, _INTEGERS)), jnp.stack(rows)
+
+
+def row_sums(masks: list[jax.Array]) -> list[jax.Array]:
+  """How many are true in each row of each of m masks (n, row); (n,) i32."""
+  return _added([mask.astype(jnp.int32) for mask in masks])
 
 
 def _sums(terms, row):

@@ -1,18 +1,13 @@
 """The k largest of a tensor by a few counting passes, without a sort.
 
-A float that is not negative orders as its bits do, so the search is one over
-whole numbers. All searches in the tensors of one merge share their passes, and
-the tensors are computed in the loop that counts:
+Small tensors are searched as in `small`. Of a large one:
 
   a sample tells where to begin,
   two passes, each over all elements, leave some dozen candidates of millions,
   and how many of them each row holds tells where they are.
 
-A pass narrows a bracket, two thresholds and what is at or above each, to two
-neighbours among the thresholds where it counts. They are placed where linear
-interpolation expects the k-th largest, and as far around as such a guess is
-off: about the root of n numbers spread at random. Where numbers are so uneven
-that this fails, every fourth pass divides the bracket evenly.
+All searches in the tensors of one merge share their passes, and the tensors are
+computed in the loop that counts.
 
 Of equal values at the threshold those of lowest index are kept, so that
 exactly k are.
@@ -20,13 +15,14 @@ exactly k are.
 
 from collections.abc import Callable
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from evojax_llm.operators.merges import brackets
 from evojax_llm.operators.merges import draws
+from evojax_llm.operators.merges import small
 from evojax_llm.operators.merges import tensors
 
 # Tensors of more elements are sampled twice: by single elements, which are
@@ -40,28 +36,6 @@ _COUNTED = 16
 _LEAST, _MOST = 4, 8
 # The most candidates that are looked at one by one.
 _CANDIDATES = 256
-# A wider bracket of bits holds several powers of two, and no line.
-_WIDE = 1 << 24
-_TOP = 0x7FFFFFFF
-
-
-class Cut(NamedTuple):
-  """Where the k largest end: bits () i32 above `value`, or equal and early.
-
-  An element equal to `value` is in if there are at least `rest` () i32 elements
-  from it to the end of the tensor.
-  """
-
-  value: jax.Array
-  rest: jax.Array
-
-
-def size_bits(values: jax.Array) -> jax.Array:
-  """I32 that orders as the sizes of f32 values; NaN is above infinity.
-
-  Compared and sorted faster than floats, of which two zeros and NaN differ.
-  """
-  return lax.bitcast_convert_type(jnp.abs(values), jnp.int32)
 
 
 def share(density: jax.Array, count: jax.Array | int) -> jax.Array:
@@ -84,7 +58,7 @@ def top(
   of: Callable[..., list[jax.Array]],
   inputs: Sequence[jax.Array],
   ranks: Sequence[Sequence[jax.Array]],
-) -> list[list[Cut]]:
+) -> list[list[brackets.Cut]]:
   """Finds where the k largest by size end, of several tensors and k.
 
   Args:
@@ -95,19 +69,26 @@ def top(
   Returns:
     For each tensor the cut of each k; `inside` tells the k elements.
   """
+  if inputs[0].size < LARGE:
+    (cuts,) = small.top([small.Group(of, _layer(inputs), ranks)])
+    return cuts
   k = jnp.stack([k for some in ranks for k in some])
   value, index, bracket = _find(_Tensors(of, inputs, ranks), k, exact=False)
   # A threshold that leaves exactly k cuts before all that equal it.
   whole = bracket.low_count == k
   rest = jnp.where(whole, 1, inputs[0].size - index)
   value = jnp.where(whole, bracket.low, value)
-  cuts = map(Cut, jnp.where(k > 0, value, _TOP), jnp.where(k > 0, rest, _TOP))
+  cuts = map(
+    brackets.Cut,
+    jnp.where(k > 0, value, brackets.TOP),
+    jnp.where(k > 0, rest, brackets.TOP),
+  )
   return [[next(cuts) for _ in some] for some in ranks]
 
 
-def inside(values: jax.Array, cut: Cut) -> jax.Array:
+def inside(values: jax.Array, cut: brackets.Cut) -> jax.Array:
   """Whether each element is among the k largest; bool as `values`."""
-  size = size_bits(values)
+  size = brackets.size_bits(values)
   rest = values.size - draws.flat_indices(values.shape, jnp.int32)
   tied = (size == cut.value) & (rest >= cut.rest)
   return (size > cut.value) | tied
@@ -118,29 +99,13 @@ def kth_largest(
 ) -> list[jax.Array]:
   """The k-th largest sizes of (...) f32 for some k in [1, size]; () f32."""
   k = jnp.stack([jnp.asarray(rank, jnp.int32) for rank in ranks])
+  if values.size < LARGE:
+    group = small.Group(lambda x: [x], _layer([values]), [list(k)])
+    found = small.kth_largest([group])
+    return list(lax.bitcast_convert_type(found, jnp.float32))
   everything = _Tensors(lambda x: [x], [values], [list(k)])
   found, _, _ = _find(everything, k, exact=True)
   return list(lax.bitcast_convert_type(found, jnp.float32))
-
-
-class _Bracket(NamedTuple):
-  """At least k bits are at or above low, fewer at or above high; (s,) i32.
-
-  The counts are of what is at or above either, in all and in each of the rows,
-  (s, rows) i32.
-  """
-
-  low: jax.Array
-  low_count: jax.Array
-  low_rows: jax.Array
-  high: jax.Array
-  high_count: jax.Array
-  high_rows: jax.Array
-
-  @property
-  def within(self) -> jax.Array:
-    """Elements from low to below high, (s,) i32."""
-    return self.low_count - self.high_count
 
 
 class _Tensors:
@@ -158,7 +123,7 @@ class _Tensors:
     self._inputs = list(lax.optimization_barrier(tuple(inputs)))
     self._owners = [i for i, some in enumerate(ranks) for _ in some]
     self.size = self._inputs[0].size
-    self.row = 128 if self.size >= LARGE else 64
+    self.row = 128
     self.rows = max(-(-self.size // self.row), 1)  # Of nothing, an empty one.
 
   def count(self, at):
@@ -181,9 +146,7 @@ class _Tensors:
     stride = max((self.size // few - 1) | 1, 1)
     picked = [x.reshape(-1)[: few * stride : stride] for x in self._inputs]
     bits = lax.sort(jnp.stack(self._bits(picked)), is_stable=False)
-    if self.size < LARGE:
-      return _about(bits, k, self.size, _spread(_thresholds(k)))
-    at = _about(bits, k, self.size, jnp.linspace(-4.0, 4.0, _MOST))
+    at = brackets.about(bits, k, self.size, jnp.linspace(-4.0, 4.0, _MOST))
     sample = min(_SAMPLE, self.size // 4) // _BLOCK * _BLOCK
     blocks = sample // _BLOCK
     stride = _BLOCK * ((self.size // sample - 1) | 1)
@@ -202,7 +165,9 @@ class _Tensors:
       for i in (1, 0)
     )
     rank = more.astype(jnp.float32) - rank
-    return _around(low, high, more - less, rank, deviation, _thresholds(k))
+    return brackets.around(
+      low, high, more - less, rank, deviation, _thresholds(k)
+    )
 
   def nth(self, bracket, nth):
     """Bits and indices of the nth (s, j) in the bracket, by their indices."""
@@ -220,7 +185,7 @@ class _Tensors:
         until,
         precision=lax.Precision.HIGHEST,
       ).astype(jnp.int32)
-      place, nth = _place(jax.vmap(_taken)(running, index), nth)
+      place, nth = _place(jax.vmap(brackets.taken)(running, index), nth)
       # There are no more rows, whatever the nth is.
       index = jnp.minimum(index * self.row + place, level.shape[1] - 1)
     missing = self.rows * self.row - self.size
@@ -230,7 +195,7 @@ class _Tensors:
     ]
     bits = jnp.stack(
       [
-        self._bits([_taken(x, own) for x in rows])[i]
+        self._bits([brackets.taken(x, own) for x in rows])[i]
         for i, own in enumerate(index)
       ]
     )
@@ -243,7 +208,7 @@ class _Tensors:
 
   def _bits(self, inputs):
     """What is counted for each search."""
-    sizes = [size_bits(tensor) for tensor in self._of(*inputs)]
+    sizes = [brackets.size_bits(tensor) for tensor in self._of(*inputs)]
     return [sizes[owner] for owner in self._owners]
 
 
@@ -258,11 +223,19 @@ def _find(tensors_, k, exact):
   full = full.at[-1].set(size - (rows - 1) * tensors_.row)
   nothing = jnp.zeros((len(k), rows), jnp.int32)
   zero = jnp.zeros_like(k)
-  bracket = _Bracket(
-    zero, zero + size, nothing + full, zero + _TOP, zero, nothing
+  bracket = brackets.Bracket(
+    zero, zero + size, nothing + full, zero + brackets.TOP, zero, nothing
   )
   if size > most:
-    bracket = _search(tensors_, k, bracket, most, exact)
+    bracket = brackets.search(
+      tensors_.count,
+      k,
+      bracket,
+      most,
+      _thresholds(k),
+      first=tensors_.sampled(k),
+      exact=exact,
+    )
   # Of more than can be looked at all are equal, and the one wanted is told.
   wanted = k - bracket.high_count
   few = bracket.within <= most
@@ -282,84 +255,9 @@ def _find(tensors_, k, exact):
   return bits, index, bracket
 
 
-def _search(tensors_, k, bracket, enough, exact):
-  """Narrows the bracket until `enough` are within, or equals."""
-  m = _thresholds(k)
-  first = tensors_.sampled(k)
-
-  def is_open(b):
-    found = (k <= 0) | (b.high - b.low <= 1) | (b.within <= enough)
-    return ~(found if exact else found | (b.low_count == k))
-
-  def step(state):
-    passes, b = state
-    part = (b.high - b.low) // (m + 1)
-    evenly = b.low[:, None] + part[:, None] * jnp.arange(1, m + 1)
-    divide = (b.high - b.low > _WIDE) | (passes % 4 == 3)
-    inside = jnp.maximum(b.within, 1).astype(jnp.float32)
-    rank = (b.low_count - k).astype(jnp.float32)
-    deviation = jnp.sqrt(jnp.maximum(rank * (1.0 - rank / inside), 0.25))
-    # Between the k-th largest and the next.
-    line = _around(b.low, b.high, b.within, rank + 0.5, deviation, m)
-    at = jnp.where(divide[:, None], evenly, line)
-    at = jnp.where(passes == 0, first, at)
-    at = jnp.clip(at, b.low[:, None] + 1, b.high[:, None] - 1)
-    # A search that has ended keeps its bracket.
-    return passes + 1, _narrowed(b, k, at, *tensors_.count(at), is_open(b))
-
-  return lax.while_loop(
-    lambda state: jnp.any(is_open(state[1])), step, (jnp.int32(0), bracket)
-  )[1]
-
-
-def _narrowed(bracket, k, at, counts, rows, still):
-  """The tightest bracket that counts at thresholds (s, m) give."""
-  # Thresholds increase, so that the first few leave k or more.
-  below = jnp.sum(counts >= k[:, None], axis=1)
-
-  def picked(old, each, at):
-    known = still & (at >= 0) & (at < each.shape[1])
-    known = known.reshape(known.shape + (1,) * (old.ndim - 1))
-    found = jax.vmap(_taken)(each, jnp.clip(at, 0, each.shape[1] - 1))
-    return jnp.where(known, found, old)
-
-  each = at, counts, rows
-  return _Bracket(
-    *(picked(o, e, below - 1) for o, e in zip(bracket[:3], each, strict=True)),
-    *(picked(o, e, below) for o, e in zip(bracket[3:], each, strict=True)),
-  )
-
-
-def _about(ordered, k, size, spread):
-  """Elements of a sorted sample (s, n) about the k-th largest of `size`.
-
-  `spread` (m,) says how many deviations of its rank apart.
-  """
-  count = ordered.shape[1]
-  rank = jnp.clip(k.astype(jnp.float32) * (count / size), 0.5, count - 0.5)
-  deviation = jnp.sqrt(rank * (1.0 - rank / count)) + 0.5
-  place = (count - rank)[:, None] + deviation[:, None] * spread
-  place = jnp.clip(jnp.round(place).astype(jnp.int32), 0, count - 1)
-  return jnp.take_along_axis(ordered, place, axis=1)
-
-
-def _around(low, high, within, rank, deviation, m):
-  """Thresholds (s, m) i32 about a rank (s,) f32, if sizes lie on a line.
-
-  The rank is from low on, and `within` (s,) i32 are below high; `deviation`
-  (s,) f32 is by how many numbers the guess is off. Sizes, as their bits bend
-  at each power of two.
-  """
-  low, high = (lax.bitcast_convert_type(x, jnp.float32) for x in (low, high))
-  step = (high - low) / (within.astype(jnp.float32) + 1.0)
-  points = rank[:, None] + deviation[:, None] * _spread(m)
-  return size_bits(jnp.maximum(low[:, None] + step[:, None] * points, 0.0))
-
-
-def _spread(m):
-  """(m,) deviations, close to zero and up to three or more."""
-  x = [(2 * j + 1 - m) / m for j in range(m)]
-  return jnp.asarray([2.4 * y / (1.0 - 0.45 * y * y) for y in x], jnp.float32)
+def _layer(inputs):
+  """The inputs, of one layer."""
+  return [x[None] for x in inputs]
 
 
 def _thresholds(k):
@@ -379,10 +277,6 @@ def _grouped(counts, row):
   """Groups (s, g, row) of (s, n), with zeros at the end."""
   counts = jnp.pad(counts, ((0, 0), (0, -counts.shape[1] % row)))
   return counts.reshape(counts.shape[0], -1, row)
-
-
-def _taken(rows, index):
-  return rows.at[index].get(mode='promise_in_bounds')
 
 
 def _place(running, nth):

@@ -303,3 +303,37 @@ def test_what_is_no_merge_is_refused():
     layered.genome(f'{__name__}:pull', genomes.population(2))
   with pytest.raises(ValueError, match="'tt'.* declared for pull; .*'t'"):
     Merge('pull', pull, '', (Parameter('tt', 0.5, 'how far'),))
+
+
+def test_all_small_tensors_are_searched_in_one_loop():
+  draw = np.random.default_rng(3).normal
+  shapes = {'layers': {'a': (3, 6, 5), 'b': (3, 40, 9)}, 'scale': (7,)}
+
+  def tree(*lead):
+    return jax.tree.map(
+      # In halves, so that many are equal.
+      lambda shape: np.float32(np.round(2 * draw(size=(*lead, *shape))) / 2),
+      shapes,
+      is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+  parents, base = tree(2), tree()
+  density = {
+    'layers/a': np.float32([0.2, 0.5, 0.9]),
+    'layers/b': np.float32([[0.1, 0.3], [0.0, 1.0], [0.5, 0.7]]),
+    'scale': np.float32([0.4, 0.6]),
+  }
+  merged = functools.partial(
+    lift.genome, 'ties', parameters={'density': density}, layers='layers'
+  )
+  assert str(jax.make_jaxpr(merged)(parents, base)).count(' while[') == 2
+  child = jax.jit(merged)(parents, base)
+  alone = jax.jit(registry.MERGES['ties'])
+  ours, theirs, start = child['scale'], parents['scale'], base['scale']
+  tensors = [(ours, theirs, start, density['scale'])]
+  for name in shapes['layers']:
+    ours, theirs, start = (t['layers'][name] for t in (child, parents, base))
+    own = density[f'layers/{name}']
+    tensors += zip(ours, theirs.swapaxes(0, 1), start, own, strict=True)
+  for found, theirs, start, own in tensors:
+    np.testing.assert_array_equal(found, alone(theirs, start, density=own))
