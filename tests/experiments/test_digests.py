@@ -104,6 +104,8 @@ def run(preset: str, folder: pathlib.Path, shared) -> None:
   # once, and not again for the test and for other populations.
   config.dev_limit = config.test_limit = 10
   config.execution.members_per_group = 4
+  # Runs that go on have tests of their own.
+  config.checkpoint_every = 10
   strategy = config.strategy
   strategy.generations = ROUNDS.get(preset, 2)
   strategy.population = min(strategy.population, MOST_MEMBERS)

@@ -1,5 +1,6 @@
 """What may happen to a run, and that nothing is lost by it."""
 
+import contextlib
 import errno
 import itertools
 import os
@@ -20,67 +21,79 @@ from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import plots
 from evojax_llm.runs import preparation
+from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from tests import tiny
 from tests.experiments import runs
 
-# Starts the same run again and again, each time in a process of its own that
-# ends, as a pulled plug would, behind the n-th part of a name. What is imported
-# is so once; the device is first asked for in those processes.
+# A run in a process of its own that ends, as a pulled plug would, while
+# generation 2 is being saved.
 _DYING = """
 import contextlib, os, sys
 from experiments import evolve
 from evojax_llm.commands import command
-from evojax_llm.runs import final_table, fine_tuning, preparation
-from evojax_llm.runs import progress, runner
+from evojax_llm.runs import fine_tuning, progress
 
 # As in the tests: the run beside which it stands has no such row.
 fine_tuning.wanted = lambda config: False
 
-phase = progress.Stopwatch.phase
+phase, left = progress.Stopwatch.phase, 2
 
-def die_after(part, left):
+@contextlib.contextmanager
+def dying(self, name):
+  global left
+  with phase(self, name):
+    yield
+  left -= name == 'checkpoint'
+  if not left:
+    os._exit(9)
+
+progress.Stopwatch.phase = dying
+command.run(evolve.main, sys.argv)
+"""
+
+
+class Killed(BaseException):
+  pass
+
+
+def _killed_after(monkeypatch, part, left):
+  """Runs of this process end behind the n-th part of a name."""
+  phase = progress.Stopwatch.phase
+
   @contextlib.contextmanager
   def dying(self, name):
     nonlocal left
     with phase(self, name):
       yield
-    if name == part:
-      left -= 1
-      if not left:
-        os._exit(9)
+    left -= name == part
+    if not left:
+      raise Killed
 
-  progress.Stopwatch.phase = dying
-  os._exit(command.run(evolve.main, sys.argv) or 0)
-
-for part, count in ENDS:
-  child = os.fork()
-  if not child:
-    die_after(part, count)
-  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+  monkeypatch.setattr(progress.Stopwatch, 'phase', dying)
 
 
 def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
-  finished, settings, tmp_path, capsys, caplog
+  finished, settings, tmp_path, monkeypatch, capsys, caplog
 ):
   folder = tmp_path / 'run'
-  ends = (
+  _share_what_is_read(monkeypatch)
+  for part, count in (
     ('operators', 2),  # generation 1 was asked for, not scored
     ('score', 1),  # scored, not told
     ('operators', 2),  # told, neither written nor saved
-    ('checkpoint', 2),  # generation 2 is being saved
-  )
-  code = _DYING.replace('ENDS', repr(ends))
+  ):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+      _killed_after(patch, part, count)
+      runs.evolve(settings, folder)
   killed = subprocess.run(
-    [sys.executable, '-c', code, *settings, f'--workdir={folder}'],
+    [sys.executable, '-c', _DYING, *settings, f'--workdir={folder}'],
     cwd=runs.ROOT,
     capture_output=True,
     text=True,
-    check=True,
     timeout=900,
   )
-  assert killed.stdout.split() == ['9'] * len(ends), killed.stderr
+  assert killed.returncode == 9, killed.stderr
   assert not (folder / 'summary.json').exists()
   *_, before, newest = checkpoint.Checkpoints(
     folder / 'checkpoints'
@@ -91,6 +104,16 @@ def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
   assert f'generation {newest} is damaged' in caplog.text
   assert f'going on after generation {before}' in capsys.readouterr().err
   assert runs.result(folder) == runs.result(finished[0])
+
+
+def _share_what_is_read(monkeypatch):
+  """Runs of this process read and compile once."""
+  prepare, cache = preparation.prepare, {}
+  monkeypatch.setattr(
+    preparation,
+    'prepare',
+    lambda config, files, _: prepare(config, files, cache),
+  )
 
 
 _FAULTS = itertools.cycle((errno.ENOSPC, errno.EIO))
@@ -125,13 +148,7 @@ def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
   finished, settings, tmp_path, monkeypatch, capsys
 ):
   folder = tmp_path / 'run'
-  # Read and compiled once; a run that goes on in another process is above.
-  prepare, cache = preparation.prepare, {}
-  monkeypatch.setattr(
-    preparation,
-    'prepare',
-    lambda config, files, _: prepare(config, files, cache),
-  )
+  _share_what_is_read(monkeypatch)
 
   def write_text(path, text):
     _full(path.with_name(path.name + '.part'))

@@ -219,7 +219,8 @@ def test_workers_and_jobs_give_the_same(
 ):
   if slurm:
     pytest.importorskip('submitit')
-  trials = changes.trials(config, [{SIGMA: 0.1, 'seed': n} for n in (0, 1)])
+  found = [{SIGMA: 0.1, 'seed': n} for n in range(workers)]
+  trials = changes.trials(config, found)
   result = sweeps.sweep(trials, tmp_path / 'out', workers=workers, slurm=slurm)
   assert result.finished
   for trial in trials:
