@@ -286,11 +286,61 @@ def joined() -> Any:
       'Got --processes or --process without --coordinator=HOST:PORT, the '
       'address of the first host.'
     )
+  address, count, number = given
+  if address not in (None, 'auto') and not re.fullmatch(r'.+:\d+', address):
+    raise UserError(
+      f'Got --coordinator={address}; expected HOST:PORT, the address of the '
+      'first host and a free port of it, or auto.'
+    )
+  if count is not None and number is not None and number >= count:
+    raise UserError(
+      f'Got --process={number} of --processes={count}; expected 0 to '
+      f'{count - 1}, each on one host.'
+    )
   return hosts.joined(
     *given,
     'This one ends, too. Give the same command again on all hosts, or on fewer '
     'of them: a run goes on after its last checkpoint.',
   )
+
+
+def check_same(settings: Any, read: Iterable[str | os.PathLike]) -> None:
+  """Refuses hosts that were given, or have, other things than the first one.
+
+  Args:
+    settings: what this host was told, of JSON types.
+    read: files and folders of the run, or names of what is embedded.
+  """
+  from evojax_llm.population import hosts
+  from evojax_llm.runs.recorded_inputs import fingerprint
+
+  if not hosts.several():
+    return
+  import jax
+
+  import evojax_llm
+
+  code = pathlib.Path(evojax_llm.__file__).parent
+  own = {
+    'settings': json.loads(json.dumps(settings)),
+    'code': [jax.__version__, fingerprint(code, ('.py',))],
+    **{
+      str(path): fingerprint(path) if os.path.exists(path) else ''
+      for path in read
+    },
+  }
+  remedy = {
+    'settings': 'Give the same command on each, but for --process.',
+    'code': 'Install the same versions of evojax_llm and jax on each.',
+  }
+  for host, other in enumerate(hosts.gathered(own)):
+    for name in own:
+      if other.get(name) != own[name]:
+        what = name if name in remedy else f'contents of {name}'
+        raise UserError(
+          f'Host {host} has other {what} than this one. '
+          + remedy.get(name, 'Copy the same files to the same path of each.')
+        )
 
 
 def check_hosts(tasks: Iterable[Any]) -> None:

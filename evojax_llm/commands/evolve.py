@@ -34,7 +34,6 @@ for the best member by dev and for the baselines.
 """
 
 from collections.abc import Sequence
-import json
 import os
 import pathlib
 
@@ -85,7 +84,7 @@ def _run(config: RunConfig, files: inputs_lib.Files) -> int | None:
   from evojax_llm.runs import sweep_changes
   from evojax_llm.runs import sweeps
 
-  _check_hosts(config)
+  _check_hosts(config, files)
   if config.seeds > 1:
     trials = sweep_changes.trials(config)
     return sweeps.sweep(
@@ -98,25 +97,22 @@ def _run(config: RunConfig, files: inputs_lib.Files) -> int | None:
   return None
 
 
-def _check_hosts(config: RunConfig) -> None:
+def _check_hosts(config: RunConfig, files: inputs_lib.Files) -> None:
   """Refuses what several hosts cannot do together."""
   from evojax_llm.population import hosts
 
   if not hosts.several():
     return
-  given = json.loads(json.dumps(config.to_dict()))
-  if any(other != given for other in hosts.gathered(given)):
-    raise command.UserError(
-      'The hosts were given different settings. Give the same command on each, '
-      'but for --process.'
-    )
+  read = files.model, *files.adapters, *files.experts
+  command.check_same(config.to_dict(), [*read, *files.tasks, *files.heldout])
   for name, value, wanted in (
     ('seeds', config.seeds, 1),
     ('execution.population', config.execution.population, 'device'),
   ):
     if value not in (wanted, 'auto'):
       raise command.UserError(
-        f'Got config.{name} {value} on several hosts; expected {wanted}.'
+        f'Got config.{name} {value} on several hosts; expected {wanted}. Leave '
+        f'out --config.{name}, or --coordinator to search on one host.'
       )
 
 

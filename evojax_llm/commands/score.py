@@ -113,6 +113,12 @@ def main(_: Sequence[str]) -> None:
 
 def _score(source: Any, config: RunConfig, tasks: list[Any], out: Any) -> None:
   """Scores, on this host and others, what was read."""
+  told = {
+    name: str(flag.value)
+    for name, flag in command.own_flags().items()
+    if name != 'process'
+  }
+  command.check_same(told, [*source.reads, *(_TASKS.value or ())])
   command.check_hosts(tasks)
   # Only now, so that --help and wrong task files are answered at once.
   import jax.numpy as jnp

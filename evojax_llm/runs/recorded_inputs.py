@@ -26,7 +26,9 @@ _WHOLE = 1 << 28
 _SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
 
-def fingerprint(path: str | os.PathLike) -> str:
+def fingerprint(
+  path: str | os.PathLike, suffixes: Sequence[str] = _READ
+) -> str:
   """Returns a digest of a file, or of a model's or an adapter's folder.
 
   Of files above 256 MiB it holds name, size and 256 parts of 64 KiB each.
@@ -34,7 +36,7 @@ def fingerprint(path: str | os.PathLike) -> str:
   path = pathlib.Path(path)
   digest = hashlib.sha256()
   for file in [path] if path.is_file() else sorted(path.rglob('*')):
-    if not file.is_file() or (file != path and file.suffix not in _READ):
+    if not file.is_file() or (file != path and file.suffix not in suffixes):
       continue
     size = file.stat().st_size
     digest.update(f'{file.name}\0{size}\0'.encode())

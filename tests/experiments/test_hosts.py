@@ -4,7 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import types
 
+import pytest
+
+from evojax_llm.commands import command
+from evojax_llm.population import hosts
+from evojax_llm.runs.errors import UserError
+from tests.experiments import running
 from tests.experiments import runs
 
 # The second process dies at the end of generation 1.
@@ -54,7 +61,7 @@ def _two(program, *arguments):
   """Exit codes and standard errors of two processes of two devices each."""
   with socket.create_server(('localhost', 0)) as free:
     address = f'localhost:{free.getsockname()[1]}'
-  hosts = [
+  processes = [
     subprocess.Popen(
       [
         *(sys.executable, '-c', program, f'--coordinator={address}'),
@@ -68,8 +75,8 @@ def _two(program, *arguments):
     )
     for number in range(2)
   ]
-  said = [host.communicate(timeout=120)[1] for host in hosts]
-  return [host.returncode for host in hosts], said
+  said = [host.communicate(timeout=120)[1] for host in processes]
+  return [host.returncode for host in processes], said
 
 
 def test_a_host_dies_and_the_run_ends_as_on_one_host(
@@ -91,3 +98,52 @@ def test_hosts_share_arrays_decisions_and_checkpoints(tmp_path):
   codes, said = _two(_SHARED, tmp_path / 'run')
   assert codes == [0, 0], said
   assert 'host 0 is there' in said[0] and 'host 1' not in said[1]
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ('--processes=2', 'without --coordinator=HOST:PORT'),
+    ('--coordinator=host0', 'Got --coordinator=host0; expected HOST:PORT'),
+    (
+      '--coordinator=host0:1 --processes=2 --process=2',
+      'Got --process=2 of --processes=2; expected 0 to 1',
+    ),
+    ('--config.seeds=2', 'expected 1. Leave out --config.seeds, or'),
+    (
+      '--config.execution.population=cut',
+      'Leave out --config.execution.population, or --coordinator to search',
+    ),
+  ],
+)
+def test_what_hosts_cannot_do_is_refused(monkeypatch, capsys, given, message):
+  monkeypatch.setattr(hosts, 'several', lambda: True)
+  monkeypatch.setattr(hosts, 'gathered', lambda value: [value, value])
+  assert running.run_program('evolve', *given.split()) == 1
+  said = capsys.readouterr().err
+  assert said.startswith('error: ') and message in said
+
+
+def test_hosts_that_differ_are_refused(monkeypatch, tmp_path):
+  file, name = tmp_path / 'task.json', 'main'
+  file.write_text('{}')
+  monkeypatch.setattr(hosts, 'several', lambda: True)
+  for key, message in (
+    ('settings', 'Host 1 has other settings than this one. Give the same'),
+    ('code', 'Host 1 has other code than this one. Install the same'),
+    (str(file), f'other contents of {file} than this one. Copy the same'),
+    (None, ''),
+  ):
+    monkeypatch.setattr(
+      hosts,
+      'gathered',
+      lambda own, key=key: [own, {**own, key: 'other'} if key else own],
+    )
+    if key is None:
+      command.check_same({'seed': 1}, [file, name])
+      continue
+    with pytest.raises(UserError) as error:
+      command.check_same({'seed': 1}, [file, name])
+    assert message in str(error.value)
+  with pytest.raises(UserError, match='Score it on one host, without --coord'):
+    command.check_hosts([types.SimpleNamespace(name='a', kind='judge')])
