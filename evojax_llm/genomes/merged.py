@@ -46,7 +46,8 @@ class MergedSpace(merged_recipes.RecipeSpace):
     self.held = merged_recipes.components(
       told.components, self._plain.experts()
     )
-    self._settle(adapters.names, given, stack.take(self.held, 0))
+    tensors = stack.take(self.held, 0)
+    self._settle(adapters.names, given, tensors, model.config)
 
   @classmethod
   def configured(cls, **given: Any) -> type[merged_recipes.RecipeSpace]:

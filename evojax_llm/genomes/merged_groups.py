@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.genomes import merged_options
+from evojax_llm.models.config import Stack
 from evojax_llm.population import leaves
 
 OTHER = 'other'
@@ -47,7 +48,9 @@ class Groups:
     return jnp.where(share > 0.0, mixed, numbers[low])
 
 
-def make(text: str, layers: int, tree: Any) -> Groups:
+def make(
+  text: str, layers: int, tree: Any, stacks: Sequence[Stack] = ()
+) -> Groups:
   """Makes the groups of a text.
 
   Args:
@@ -57,23 +60,22 @@ def make(text: str, layers: int, tree: Any) -> Groups:
       the text A, with B, the others), and a comma between the two.
     layers: L.
     tree: one genome of tensors, of which the names count.
+    stacks: those of the model, where layers differ in shape.
 
   Raises:
     ValueError: a part is unknown or does not suit the model.
   """
   depth, module = parts(text)
-  names = {}
-  for path, leaf in jax.tree.leaves_with_path(tree):
-    layered = leaves.is_layered(path, leaves.LAYERS)
-    names[leaves.name(path)] = leaf.shape[:1] if layered else ()
+  of_stack = {stack.name: stack.layers for stack in stacks}
+  # By leaf, the layers that it has; None of a leaf without the axis L.
+  names: dict[str, np.ndarray | None] = {}
+  for path, _ in jax.tree.leaves_with_path(tree):
+    name, own = leaves.name(path), None
+    if leaves.is_layered(path, leaves.LAYERS):
+      stack = name.partition(f'{leaves.LAYERS}/')[2].partition('/')[0]
+      own = np.array(of_stack.get(stack, range(layers)))
+    names[name] = own
   check_depth(depth, layers)
-  if depth != 'model' and {shape for shape in names.values() if shape} - {
-    (layers,)
-  }:
-    raise ValueError(
-      f'Got groups {depth!r} for a model whose layers differ in shape; '
-      "expected 'model', 'class' or 'filters:A/B'."
-    )
   of_depth, positions = _by_depth(depth, layers)
   of_module, place = _by_module(module, list(names))
   width = len(of_module)
@@ -83,12 +85,10 @@ def make(text: str, layers: int, tree: Any) -> Groups:
   last = 0 if depth.startswith('knots') else -1
 
   def group(leaf: str, which: int) -> np.ndarray:
-    at = positions[which]
-    if not names[leaf]:
-      at = at[last if 'final' in leaf else 0]
-    elif names[leaf] != (layers,):  # Of a stack; all are in one group.
-      at = at[: names[leaf][0]]
-    return np.asarray(at * width + place[leaf], np.int32)
+    own = names[leaf]
+    if own is None:
+      own = last if 'final' in leaf else 0
+    return np.asarray(positions[which][own] * width + place[leaf], np.int32)
 
   return Groups(
     tuple(
@@ -99,10 +99,8 @@ def make(text: str, layers: int, tree: Any) -> Groups:
     {leaf: group(leaf, 0) for leaf in names},
     {leaf: group(leaf, 1) for leaf in names},
     {
-      leaf: np.asarray(
-        positions[2][: names[leaf][0]] if names[leaf] else 0.0, np.float32
-      )
-      for leaf in names
+      leaf: np.asarray(0.0 if own is None else positions[2][own], np.float32)
+      for leaf, own in names.items()
     },
   )
 

@@ -30,7 +30,11 @@ class RecipeSpace(space.Space):
   options, decodes, learns = MergedOptions, True, False
 
   def _settle(
-    self, names: tuple[str, ...], given: Mapping[str, Any], tensors: Any
+    self,
+    names: tuple[str, ...],
+    given: Mapping[str, Any],
+    tensors: Any,
+    config: Any,
   ) -> None:
     """Fixes the genes.
 
@@ -38,19 +42,20 @@ class RecipeSpace(space.Space):
       names: (N,) of the experts.
       given: values of `MergedOptions` by name.
       tensors: what is merged of one expert, or shapes.
+      config: of the model, if there is one.
 
     Raises:
       ValueError: the options do not suit the experts.
     """
     self.names, self._told = names, MergedOptions(**given)
+    stacks = config.stacks if config else ()
     layers = {
       leaf.shape[0]
       for path, leaf in jax.tree.leaves_with_path(tensors)
       if leaves.is_layered(path, leaves.LAYERS)
     }
-    groups = merged_groups.make(
-      self._told.groups, max(layers, default=0), tensors
-    )
+    count = config.num_layers if stacks else max(layers, default=0)
+    groups = merged_groups.make(self._told.groups, count, tensors, stacks)
     self.genes = merged_genes.Genes(self._told, len(names), groups)
     self._decode = jax.jit(self.genes.decode)
 

@@ -59,7 +59,7 @@ class MergedWeightSpace(merged_recipes.RecipeSpace):
     else:
       # A CPU takes the space's own arrays, where `asarray` would copy them.
       self.held = jax.device_put((experts, base))
-    self._settle(plain.names, given, base)
+    self._settle(plain.names, given, base, self._model.config)
 
   def _change(self, path, leaf):
     """The changes (N, ...) of a leaf, or None."""

@@ -25,7 +25,7 @@ from evojax_llm.models.names import is_other_part
 
 _MODULE = re.compile(
   r'^(?P<prefix>(?:(?:language_model|model|text_model)\.)*)'
-  r'layers\.(?P<layer>\d{1,9})\.(?P<block>\w+)\.(?P<projection>\w+)$'
+  r'layers\.(?P<layer>\d{1,9})\.(?P<module>\w+(?:\.\w+)?)$'
 )
 _WRAPPER = r'^(?:base_model\.model\.)?'
 _FACTOR = re.compile(
@@ -33,8 +33,8 @@ _FACTOR = re.compile(
   r'\.weight$'
 )
 
-# (block, projection), as ('self_attn', 'q_proj').
-Module = tuple[str, str]
+# (block, projection), as ('self_attn', 'q_proj'); (name,) in no block.
+Module = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_adapter(
     for module, pair in stored.items():
       names, layer = modules[module]
       rank, alpha = numbers[module]
-      shape = config.places()[layer][2].linear_shapes()[names]
+      shape = config.places()[layer][2].linear_shapes(inputs=True)[names]
       _check_shapes(files, peft, module, pair, rank, shape)
       arrays = {}
       for factor, name in pair.items():
@@ -147,14 +147,15 @@ def _stored_factors(
 def _parse(
   files: TensorFiles, module: str, config: ModelConfig
 ) -> tuple[Module, int]:
-  """(block, projection) and layer of a module's name."""
+  """The keys in a layer, and the layer, of a module's name."""
   match = _MODULE.match(module)
-  names = (match['block'], match['projection']) if match else None
-  known = dict.fromkeys(path[-2:] for path in config.linear_shapes())
+  names = tuple(match['module'].split('.')) if match else None
+  shapes = config.linear_shapes(inputs=True)
+  known = dict.fromkeys(map(config.within_layer, shapes))
   if names not in known:
     raise ModelError(
       f'{files.path}: LoRA on {module}; expected only linear modules of the '
-      f'layers: {", ".join(p for _, p in known)}.'
+      f'layers: {", ".join(m[-1] for m in known)}.'
     )
   layer = int(match['layer'])
   if layer >= config.num_layers:
@@ -163,11 +164,11 @@ def _parse(
       f'{config.num_layers} layers, 0 to {config.num_layers - 1}. The adapter '
       'belongs to another base.'
     )
-  here = config.places()[layer][2].linear_shapes()
+  here = config.places()[layer][2].linear_shapes(inputs=True)
   if names not in here:
     raise ModelError(
       f'{files.path}: LoRA on {module}, which the base does not have: layer '
-      f'{layer} has only {", ".join(p for _, p in here)}. The adapter belongs '
+      f'{layer} has only {", ".join(m[-1] for m in here)}. The adapter belongs '
       'to another base.'
     )
   return names, layer
@@ -187,9 +188,9 @@ def _check_modules(
     )
   prefix = prefixes.pop()
   targets = peft.targets(
-    f'{prefix}layers.{layer}.{block}.{projection}'
+    f'{prefix}layers.{layer}.{".".join(module)}'
     for layer, (_, _, part) in enumerate(config.places())
-    for block, projection in part.linear_shapes()
+    for module in part.linear_shapes(inputs=True)
   )
   if targets is None:
     return

@@ -217,16 +217,20 @@ class ModelConfig:
       total += len(layers) * layer
     return total
 
-  def linear_shapes(self) -> dict[tuple[str, ...], tuple[int, int]]:
+  def linear_shapes(
+    self, inputs: bool = False
+  ) -> dict[tuple[str, ...], tuple[int, int]]:
     """Returns (in, out) of each linear map, by (block, projection).
 
-    Of a model with stacks by (stack, block, projection).
+    Of a model with stacks by (stack, block, projection). With `inputs` also the
+    two maps in no block, by (name,): between a layer and what it adds of each
+    token. Adapters that are read may have them, those made here do not.
     """
     if self.stacks:
       return {
         (*stack, *module): shape
         for stack, _, c in self.parts()
-        for module, shape in c.linear_shapes().items()
+        for module, shape in c.linear_shapes(inputs).items()
       }
     d, f = self.embed_dim, self.ffn_dim
     q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -239,12 +243,22 @@ class ModelConfig:
       ('mlp', 'up_proj'): (d, f),
       ('mlp', 'down_proj'): (f, d),
     }
-    return {m: s for m, s in shapes.items() if m[1] not in self.absent}
+    shapes = {m: s for m, s in shapes.items() if m[1] not in self.absent}
+    if inputs and self.input_dim:
+      shapes['per_layer_input_gate',] = d, self.input_dim
+      shapes['per_layer_projection',] = self.input_dim, d
+    return shapes
+
+  def within_layer(self, module: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a key of `linear_shapes` without its stack, if it has one."""
+    return module[1:] if self.stacks else module
 
   def module_layers(self, module: tuple[str, ...]) -> tuple[int, ...]:
     """Returns the layers that have a linear map, by index in the model."""
     return next(
-      layers for stack, layers, _ in self.parts() if stack == module[:-2]
+      layers
+      for stack, layers, _ in self.parts()
+      if stack == module[: len(stack)]
     )
 
   def key_layers(self) -> tuple[int, ...]:

@@ -94,8 +94,8 @@ def load_adapters(
   rank = max(f.a.shape[0] for e in experts for f in e.values())
   factors: dict[str, Any] = {}
   scales: dict[str, Any] = {}
-  for path, (d_in, d_out) in config.linear_shapes().items():
-    module, layers = path[-2:], config.module_layers(path)
+  for path, (d_in, d_out) in config.linear_shapes(inputs=True).items():
+    module, layers = config.within_layer(path), config.module_layers(path)
     if not any((module, layer) in e for e in experts for layer in layers):
       continue
     scale = _common_scale(experts, module, layers)
@@ -193,18 +193,19 @@ def save_adapter(
   if in_b:
     alpha = rank
   tensors = {}
-  for ((block, projection), layer), (a, b, s) in kept.items():
-    key = f'base_model.model.{prefix}layers.{layer}.{block}.{projection}'
+  for (module, layer), (a, b, s) in kept.items():
+    name = '.'.join(module)
+    key = f'base_model.model.{prefix}layers.{layer}.{name}'
     missing = ((0, rank - len(b)), (0, 0))
     b = b * np.float32(s) if in_b else b
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
       raise ModelError(
-        f'The factors of {block}.{projection} of layer {layer} have NaN or '
+        f'The factors of {name} of layer {layer} have NaN or '
         'infinite numbers; expected finite ones. Nothing is written.'
       )
     tensors[f'{key}.lora_A.weight'] = np.pad(a, missing)
     tensors[f'{key}.lora_B.weight'] = np.ascontiguousarray(np.pad(b, missing).T)
-  projections = dict.fromkeys(p for (_, p), _ in kept)
+  projections = dict.fromkeys(module[-1] for module, _ in kept)
   raw = adapter_json(rank, alpha, projections, base_model_name, prefix)
   with new_folder(folder) as path:
     save_file(
@@ -229,18 +230,19 @@ def _least_factors(
     scales = np.broadcast_to(
       np.asarray(get(scale['layers'], path), np.float64), (len(layers),)
     )
+    module = config.within_layer(path)
     for i, layer in enumerate(layers):
       used = a[i].any(axis=0) & b[i].any(axis=1)
-      kept[path[-2:], layer] = a[i].T[used], b[i][used], float(scales[i])
+      kept[module, layer] = a[i].T[used], b[i][used], float(scales[i])
   # PEFT chooses modules by name: it expects them of all layers that have them.
   projections = {module[-1] for module, _ in kept}
-  for path, (d_in, d_out) in config.linear_shapes().items():
+  for path, (d_in, d_out) in config.linear_shapes(inputs=True).items():
     for layer in config.module_layers(path) if path[-1] in projections else ():
       nothing = (
         np.zeros((0, d_in), np.float32),
         np.zeros((0, d_out), np.float32),
       )
-      kept.setdefault((path[-2:], layer), (*nothing, 1.0))
+      kept.setdefault((config.within_layer(path), layer), (*nothing, 1.0))
   return kept
 
 
@@ -260,7 +262,7 @@ def _check_factors(
 ) -> None:
   """Refuses factors of a module that do not fit the base."""
   name = '.'.join(module)
-  shapes = config.linear_shapes()
+  shapes = config.linear_shapes(inputs=True)
   if module not in shapes:
     raise ModelError(
       f'The adapter has factors of {name}; the base has only '

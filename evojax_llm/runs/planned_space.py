@@ -180,12 +180,12 @@ def _adapters(config: RunConfig, model: ModelConfig, rank: int) -> AdapterSet:
     existing_folder(name, 'a PEFT adapter folder')
     for name in inputs_lib.given_experts(','.join(folders), 'adapters')
   ]
-  shapes, ranks = model.linear_shapes(), []
+  shapes, ranks = model.linear_shapes(inputs=bool(folders)), []
   modules = dict.fromkeys(shapes) if not folders else {}
   for folder in folders:
     peft = adapter_config.read_config(folder)
     paths = {
-      f'model.layers.{i}.{".".join(module[-2:])}': module
+      f'model.layers.{i}.{".".join(model.within_layer(module))}': module
       for module in shapes
       for i in model.module_layers(module)
     }

@@ -244,3 +244,21 @@ CASES = (
 )
 # Those that are compared in bf16 as well, one of each family.
 BF16 = tuple(CASES[i] for i in (0, 2, 4, 6, 7, 9, 11, 13, 15, 17))
+# As E2B with two key heads, five windows to a layer that sees all, and blocks
+# of one width; half of the layers share keys.
+E4B = make_case(
+  'gemma4_e4b',
+  'gemma4_text',
+  36,
+  num_hidden_layers=12,
+  layer_types=([SLIDING] * 5 + [FULL]) * 2,
+  sliding_window=4,
+  num_attention_heads=8,
+  head_dim=4,
+  global_head_dim=8,
+  num_kv_shared_layers=6,
+  hidden_size_per_layer_input=6,
+  vocab_size_per_layer_input=61,
+  final_logit_softcapping=3.0,
+  rope_parameters=GEMMA4_ROPES,
+)

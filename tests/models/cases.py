@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from tests.models.case_table import BF16 as BF16
 from tests.models.case_table import CASES as CASES
+from tests.models.case_table import E4B as E4B
 from tests.models.case_table import FULL
 from tests.models.case_table import SLIDING
 from tests.models.case_table import Case

@@ -182,7 +182,8 @@ def test_layers_that_differ(tmp_path):
   """Without k and v in some layers, by names alone, in and out."""
   case = next(c for c in cases.CASES if c.name == 'gemma4_e2b')
   base = cases.write_model(tmp_path / 'base', case)
-  modules = ['q_proj', 'v_proj', 'down_proj']
+  inputs = ['per_layer_input_gate', 'per_layer_projection']
+  modules = ['q_proj', 'v_proj', 'down_proj', *inputs]
   folder = _write(
     tmp_path / 'a', case, 0, r=3, lora_alpha=4, target_modules=modules
   )

@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
-from evojax_llm.genomes import merged_groups
+from evojax_llm.genomes.adapters import AdapterSpace
 from evojax_llm.genomes.layer_path import LayerPathSpace
+from evojax_llm.genomes.space import make_space
 from evojax_llm.models import hub
 from evojax_llm.models import stacked_layers
 from evojax_llm.models.config_json import load_config
@@ -202,14 +203,23 @@ def test_what_needs_layers_that_are_alike(folder):
 
   with pytest.raises(ValueError, match='gemma4_text model, whose'):
     LayerPathSpace(Plain())
-  tree = {
-    'layers': {
-      'full': {'q_proj': jnp.ones((1, 2))},
-      'sliding': {'q_proj': jnp.ones((3, 2))},
-    }
-  }
-  with pytest.raises(ValueError, match="Got groups 'layer' for a model whose"):
-    merged_groups.make('layer', 3, tree)
-  groups = merged_groups.make('class', 3, tree)
-  spread = groups.spread(jnp.ones((1, 2)))
-  assert [x.shape for x in spread.values()] == [(1, 2), (3, 2)]
+
+
+def test_groups_of_layers_in_stacks(folder, tmp_path):
+  """A gene of a layer is that of its place in the model."""
+  config, _ = load_config(folder)
+  adapter = cases.write_adapter(tmp_path / 'a', E2B)
+  how = dict(groups='layer', method='task_arithmetic', evolve='weights')
+  space = make_space('merged', folder, [adapter], **how)
+  weights = jnp.linspace(0.2, 0.8, config.num_layers)
+  genome = space.genes.genome({'weights': weights[:, None]})
+  found = space.express(genome).factors['layers']
+  one = AdapterSpace(load_adapters([adapter], config), space.model())
+  given = jax.tree.map(lambda leaf: leaf[0], one.experts())
+  given = one.express(given).factors['layers']
+  for stack in config.stacks:
+    mixed, own = (
+      tree[stack.name]['mlp']['down_proj'] for tree in (found, given)
+    )
+    each = weights[np.array(stack.layers)][:, None, None]
+    np.testing.assert_allclose(mixed['a'], own['a'] * each, rtol=1e-5)

@@ -42,7 +42,9 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  'case', (*OTHERS, *[c for c in DRAWN if c not in OTHERS]), ids=str
+  'case',
+  (*OTHERS, *[c for c in DRAWN if c not in OTHERS], cases.E4B),
+  ids=str,
 )
 def test_logits(case, built):
   model, config, params = built(case)

@@ -181,7 +181,7 @@ def _first(groups, inputs, k, sizes, m):
     samples.append(jnp.stack(_bits(group, picked), 1).reshape(-1, _SAMPLE))
   ordered = lax.sort(jnp.concatenate(samples), is_stable=False)
   return brackets.about(
-    ordered, k, sizes.astype(np.float32), brackets.spread(m)
+    ordered, k, np.maximum(sizes, 1).astype(np.float32), brackets.spread(m)
   )
 
 
