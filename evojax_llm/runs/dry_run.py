@@ -95,12 +95,11 @@ def _fitted(
   arranged = first = arrange(config, machine)
   budget, how = first.plan.budget, ''
   rows = first_rows = _rows(arranged)
-  for i in range(_TRIES):
+  for _ in range(_TRIES):
     missing = sum(rows.values()) - budget
     if missing <= 0:
       return arranged, rows, {'budget': budget, 'how': how}
-    # In larger steps: a slot, or layers beside the stacks, is given up whole.
-    smaller = _smaller(config, machine, arranged.plan, missing * 4**i)
+    smaller = _smaller(config, machine, arranged.plan, missing)
     if smaller is None:
       break
     how, arranged = smaller

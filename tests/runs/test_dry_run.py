@@ -1,7 +1,6 @@
 """What a run takes of memory, by name or by config.json alone."""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -134,27 +133,6 @@ def test_seeds_are_kept_once():
     preset='seeded_es', adapters='', strategy__options__members=100_000
   )
   assert found.genomes < 0.5 * GIB
-
-
-def test_a_smaller_budget_is_found_where_memory_is_taken_in_large_parts(
-  monkeypatch,
-):
-  def arrange(config, machine):
-    del machine
-    budget = int((config.execution.memory_budget_gib or 24) * GIB)
-    plan = types.SimpleNamespace(budget=budget)
-    return types.SimpleNamespace(plan=plan)
-
-  # One part of 2 GiB after another, and a tenth of one too many.
-  def rows(arranged):
-    parts = -(-arranged.plan.budget // (2 * GIB))
-    return {'all': parts * 2 * GIB + GIB // 10}
-
-  monkeypatch.setattr(dry_run, 'arrange', arrange)
-  monkeypatch.setattr(dry_run, '_rows', rows)
-  _, found, told = dry_run._fitted(config_of(), dry_run.Machine())
-  assert sum(found.values()) <= told['budget'] == 24 * GIB
-  assert told['how'].startswith('--config.execution.memory_budget_gib=')
 
 
 def test_what_does_not_fit_says_what_would(capsys):
