@@ -47,8 +47,8 @@ def test_smoke_measures_every_part(tmp_path, capsys):
   assert way['tokens'] == 2 * 3 * 8
   kernels = parts['kernels']['plain']['kernels'].values()
   assert 0.5 < sum(row['share'] for row in kernels) <= 1.0001
-  # Two ways of attention, three of a product, and the seconds.
-  assert len(parts['layer']) == 6
+  # Two ways of attention, five of a product, and the seconds.
+  assert len(parts['layer']) == 8
   assert parts['operators']['linear']['copy_share'] > 0
   assert any('advance' in name for name in found['compiled'])
   text = out.with_suffix('.md').read_text()
@@ -119,10 +119,10 @@ def test_peer_reads_and_writes(capsys, monkeypatch):
   rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
   assert [row['name'].split(',')[0] for row in rows] == [
     'likelihood',
-    'likelihood',
     'generation',
+    'likelihood',
   ]
-  assert rows[-1]['tokens'] == 3 * 8
+  assert rows[1]['tokens'] == 3 * 8
 
 
 def test_table_sets_ways_beside_each_other():
