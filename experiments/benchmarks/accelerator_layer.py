@@ -112,7 +112,9 @@ def _attention(bench: Any) -> Iterator[_Case]:
   positions = jnp.asarray(np.where(column < held[..., None], column, -1))
   given = q, k, v, positions, jnp.asarray(held - 1, jnp.int32)
 
-  def case(name: str, implementation: str, blocks: Any = None) -> _Case:
+  def case(
+    name: str, implementation: str, blocks: decode_kernel.Blocks | None = None
+  ) -> _Case:
     attend = functools.partial(
       decode_attention.decode_attention,
       scale=c.query_pre_attn_scalar**-0.5,

@@ -25,8 +25,9 @@ from evojax_llm.operators.merges import draws
 from evojax_llm.operators.merges import small
 from evojax_llm.operators.merges import tensors
 
-# Tensors of more elements are sampled twice: by single elements, which are
-# sorted, and by blocks of a cache line, which are counted.
+# Tensors of as many elements or more are searched here, and sampled twice: by
+# single elements, which are sorted, and by blocks of a cache line, which are
+# counted.
 LARGE = 1 << 20
 _SORTED = 1024
 _SAMPLE = 1 << 18
@@ -36,6 +37,7 @@ _COUNTED = 16
 _LEAST, _MOST = 4, 8
 # The most candidates that are looked at one by one.
 _CANDIDATES = 256
+_ROW = 128
 
 
 def share(density: jax.Array, count: jax.Array | int) -> jax.Array:
@@ -109,12 +111,11 @@ def kth_largest(
 
 
 class _Tensors:
-  """The bits of some tensors by rows, computed anew in each pass.
+  """The bits of some large tensors by rows, computed anew in each pass.
 
   Attributes:
     size: elements of a tensor.
-    row: elements of a row.
-    rows: their number; the last may be short.
+    rows: number of rows; the last may be short.
   """
 
   def __init__(self, of, inputs, ranks):
@@ -123,8 +124,7 @@ class _Tensors:
     self._inputs = list(lax.optimization_barrier(tuple(inputs)))
     self._owners = [i for i, some in enumerate(ranks) for _ in some]
     self.size = self._inputs[0].size
-    self.row = 128
-    self.rows = max(-(-self.size // self.row), 1)  # Of nothing, an empty one.
+    self.rows = -(-self.size // _ROW)
 
   def count(self, at):
     """How many are at or above each of (s, m) thresholds.
@@ -134,17 +134,16 @@ class _Tensors:
     # Held back from being computed before the loop, and stored.
     inputs = lax.optimization_barrier((at, self._inputs))[1]
     bits = self._bits([x.reshape(-1) for x in inputs])
-    missing = self.rows * self.row - self.size
+    missing = self.rows * _ROW - self.size
     if missing:
       bits = [jnp.pad(x, (0, missing), constant_values=-1) for x in bits]
-    return _counted(bits, at, self.row)
+    return _counted(bits, at, _ROW)
 
   def sampled(self, k):
     """Thresholds (s, m) about the k-th largest, from a sample."""
-    few = min(_SORTED, max(self.size // 128, 64))
     # Odd, so that it does not stay in some columns.
-    stride = max((self.size // few - 1) | 1, 1)
-    picked = [x.reshape(-1)[: few * stride : stride] for x in self._inputs]
+    stride = (self.size // _SORTED - 1) | 1
+    picked = [x.reshape(-1)[: _SORTED * stride : stride] for x in self._inputs]
     bits = lax.sort(jnp.stack(self._bits(picked)), is_stable=False)
     at = brackets.about(bits, k, self.size, jnp.linspace(-4.0, 4.0, _MOST))
     sample = min(_SAMPLE, self.size // 4) // _BLOCK * _BLOCK
@@ -172,25 +171,25 @@ class _Tensors:
   def nth(self, bracket, nth):
     """Bits and indices of the nth (s, j) in the bracket, by their indices."""
     levels = [bracket.low_rows - bracket.high_rows]
-    while levels[-1].shape[1] > self.row:
-      levels.append(jnp.sum(_grouped(levels[-1], self.row), axis=2))
+    while levels[-1].shape[1] > _ROW:
+      levels.append(jnp.sum(_grouped(levels[-1], _ROW), axis=2))
     last = levels.pop()
     until = jnp.tril(jnp.ones((last.shape[1],) * 2, jnp.int32))
     index, nth = _place(jnp.sum(last[:, None] * until, axis=2)[:, None], nth)
     # Products of whole numbers that f32 holds exactly.
-    until = jnp.triu(jnp.ones((self.row,) * 2, jnp.float32))
+    until = jnp.triu(jnp.ones((_ROW,) * 2, jnp.float32))
     for level in reversed(levels):
       running = jnp.dot(
-        _grouped(level, self.row).astype(jnp.float32),
+        _grouped(level, _ROW).astype(jnp.float32),
         until,
         precision=lax.Precision.HIGHEST,
       ).astype(jnp.int32)
       place, nth = _place(jax.vmap(brackets.taken)(running, index), nth)
       # There are no more rows, whatever the nth is.
-      index = jnp.minimum(index * self.row + place, level.shape[1] - 1)
-    missing = self.rows * self.row - self.size
+      index = jnp.minimum(index * _ROW + place, level.shape[1] - 1)
+    missing = self.rows * _ROW - self.size
     rows = [
-      jnp.pad(x.reshape(-1), (0, missing)).reshape(-1, self.row)
+      jnp.pad(x.reshape(-1), (0, missing)).reshape(-1, _ROW)
       for x in self._inputs
     ]
     bits = jnp.stack(
@@ -199,12 +198,12 @@ class _Tensors:
         for i, own in enumerate(index)
       ]
     )
-    place = index[..., None] * self.row + jnp.arange(self.row, dtype=jnp.int32)
+    place = index[..., None] * _ROW + jnp.arange(_ROW, dtype=jnp.int32)
     low, high = bracket.low[:, None, None], bracket.high[:, None, None]
     there = (bits >= low) & (bits < high) & (place < self.size)
     column, _ = _place(_running(there), nth)
     found = jnp.take_along_axis(bits, column[..., None], 2)[..., 0]
-    return found, index * self.row + column
+    return found, index * _ROW + column
 
   def _bits(self, inputs):
     """What is counted for each search."""
@@ -218,28 +217,26 @@ def _find(tensors_, k, exact):
   Neither is told where the bracket's low leaves exactly k, unless `exact`.
   """
   size, rows = tensors_.size, tensors_.rows
-  most = min(max(size // 512, 32), _CANDIDATES)
-  full = jnp.full((rows,), tensors_.row, jnp.int32)
-  full = full.at[-1].set(size - (rows - 1) * tensors_.row)
+  full = jnp.full((rows,), _ROW, jnp.int32)
+  full = full.at[-1].set(size - (rows - 1) * _ROW)
   nothing = jnp.zeros((len(k), rows), jnp.int32)
   zero = jnp.zeros_like(k)
   bracket = brackets.Bracket(
     zero, zero + size, nothing + full, zero + brackets.TOP, zero, nothing
   )
-  if size > most:
-    bracket = brackets.search(
-      tensors_.count,
-      k,
-      bracket,
-      most,
-      _thresholds(k),
-      first=tensors_.sampled(k),
-      exact=exact,
-    )
+  bracket = brackets.search(
+    tensors_.count,
+    k,
+    bracket,
+    _CANDIDATES,
+    _thresholds(k),
+    first=tensors_.sampled(k),
+    exact=exact,
+  )
   # Of more than can be looked at all are equal, and the one wanted is told.
   wanted = k - bracket.high_count
-  few = bracket.within <= most
-  lane = jnp.arange(most, dtype=jnp.int32)
+  few = bracket.within <= _CANDIDATES
+  lane = jnp.arange(_CANDIDATES, dtype=jnp.int32)
   nth = jnp.where(few[:, None], lane + 1, wanted[:, None])
   bits, index = tensors_.nth(bracket, nth)
   bits = jnp.where(few[:, None] & (lane >= bracket.within[:, None]), -1, bits)
