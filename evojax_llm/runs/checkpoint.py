@@ -70,7 +70,6 @@ class Checkpoints:
       # Orbax and tensorstore report damage through many types, `Exception`
       # itself among them; whatever it was, the next older one is tried.
       except Exception as error:  # pylint: disable=broad-exception-caught
-        _do_not_report_abandoned_reads()
         reason = (str(error).splitlines() or [type(error).__name__])[0]
       reason = next(filter(None, hosts.gathered(reason)), '')
       if not reason:
@@ -110,7 +109,6 @@ class Checkpoints:
       try:
         return generation, _load(path, ocp.metadata(path).metadata)
       except Exception as error:  # pylint: disable=broad-exception-caught
-        _do_not_report_abandoned_reads()
         logging.warning('Checkpoint %s cannot be read: %r', path, error)
     raise CheckpointError(
       f'There is no readable checkpoint in {self.folder} (of generations '
@@ -185,9 +183,9 @@ def _do_not_report_abandoned_reads() -> None:
   """Takes what orbax left half read out of what Python reports.
 
   When one read fails, orbax closes its event loop over all the others. Python
-  ends them whenever their memory is collected, each with an error that it can
-  only print: on the user's screen, minutes later. Other errors are reported as
-  before.
+  ends them whenever their memory is collected, and tensorstore tells the closed
+  loop when a file has been read: each with an error that can only be printed,
+  on the user's screen, minutes later. Other errors are reported as before.
   """
   report = sys.unraisablehook
   if getattr(report, 'skips_abandoned_reads', False):
@@ -195,7 +193,10 @@ def _do_not_report_abandoned_reads() -> None:
 
   def filtered(args):
     code = getattr(args.object, 'cr_code', None)
-    if code is None or 'orbax' not in code.co_filename:
+    abandoned = code is not None and 'orbax' in code.co_filename
+    # Native code names no object.
+    told_late = args.object is None and 'loop is closed' in str(args.exc_value)
+    if not abandoned and not told_late:
       report(args)
 
   filtered.skips_abandoned_reads = True
@@ -203,6 +204,7 @@ def _do_not_report_abandoned_reads() -> None:
 
 
 def _load(path: pathlib.Path, abstract: Any) -> Any:
+  _do_not_report_abandoned_reads()  # A read may end before another has failed.
   stored = ocp.metadata(path)
   if not jax.tree.leaves(stored.metadata):
     raise OSError('its metadata cannot be read')

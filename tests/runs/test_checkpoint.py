@@ -173,14 +173,18 @@ def test_reads_that_were_under_way_are_not_reported(tmp_path, monkeypatch):
   serialization = pytest.importorskip(
     'orbax.checkpoint._src.serialization.serialization'
   )
+  tensorstore = pytest.importorskip('tensorstore')
   save(tmp_path / 'c', 2)
   read, reads = serialization._read_shard, itertools.count()
+  late, of_native_code = tensorstore.Promise.new()
 
   async def read_shard(*args, **kwargs):
     number = next(reads)
     if number == 2:
       raise OSError('damaged')
-    if number < 2:
+    if number == 1:
+      await of_native_code
+    if number == 0:
       await asyncio.sleep(60)
     return await read(*args, **kwargs)
 
@@ -189,6 +193,7 @@ def test_reads_that_were_under_way_are_not_reported(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'unraisablehook', reported.append)
   generation, _ = restore(tmp_path / 'c')
   assert generation == 0
+  late.set_result(None)
   gc.collect()
   assert not reported
 
