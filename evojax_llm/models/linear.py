@@ -1,5 +1,6 @@
 """Linear map and norm of a layer, with an optional low-rank adapter."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import math
 
@@ -31,6 +32,19 @@ def matmul(
   return (y if step is None else y * step).astype(x.dtype)
 
 
+def parameter(
+  module: nn.Module, name: str, start: Callable, shape: tuple[int, ...]
+) -> jax.Array:
+  """Returns a parameter of a module; `start(key, shape, f32)` makes a new one.
+
+  Of one that is there, `nn.Module.param` traces `start` to compare shapes: a
+  fifth of all tracing. Those of files are compared by `hub`.
+  """
+  if module.has_variable('params', name):
+    return module.get_variable('params', name)
+  return module.param(name, start, shape, jnp.float32)
+
+
 class Linear(nn.Module):
   """y = x W, with a member's low rank added where it has one.
 
@@ -49,16 +63,13 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(0.02),
-      (x.shape[-1], self.features),
-      jnp.float32,
-    )
+    start = nn.initializers.normal(0.02)
+    shape = x.shape[-1], self.features
+    kernel = parameter(self, 'kernel', start, shape)
     y = matmul(x, kernel, self.get_variable('params', 'step'))
     if self.use_bias:
       zeros = nn.initializers.zeros_init()
-      bias = self.param('bias', zeros, (self.features,), jnp.float32)
+      bias = parameter(self, 'bias', zeros, (self.features,))
       y = y + bias.astype(y.dtype)
     if self.has_variable('lora', 'a'):
       a = self.get_variable('lora', 'a')
@@ -84,7 +95,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     start = nn.initializers.constant(1.0 - self.offset)
-    scale = self.param('scale', start, (x.shape[-1],), jnp.float32)
+    scale = parameter(self, 'scale', start, (x.shape[-1],))
     y = over_rms(x, self.eps)
     scale = scale.astype(jnp.float32)
     return (y * (self.offset + scale if self.offset else scale)).astype(x.dtype)

@@ -65,6 +65,8 @@ class Transformer(nn.Module):
       in_axes=(0, nn.broadcast),
       length=c.num_layers,
       unroll=self.unroll,
+      # They would trace the layer a second time, for outputs common to layers.
+      check_constancy_invariants=False,
     )(c)
 
   def __call__(

@@ -142,6 +142,7 @@ class Vision(nn.Module):
       variable_axes={'params': 0},
       split_rngs={'params': True},
       length=c.num_layers,
+      check_constancy_invariants=False,
     )
     x, _ = layers(c, name='layers')(x, None)
     x = _layer_norm(c.norm_eps, 'post_layernorm')(x)
