@@ -210,6 +210,7 @@ def _trial(
     'pareto',
     'initial',
     'refine',
+    'checkpoint_every',
   )
   for field in fields:
     config[field] = arm[field]

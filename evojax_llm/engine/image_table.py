@@ -1,4 +1,8 @@
-"""The soft tokens of a split's images, read once and kept on the devices."""
+"""Tables of the soft tokens of images, on the devices.
+
+What is read of an image, and of the vision side of a model, is kept on the host
+with the tokenizer of the model: all engines of a loaded model read it once.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -25,7 +29,7 @@ _Encoded = TypeVar('_Encoded', EncodedItem, EncodedRow)
 
 
 class ImageTables:
-  """Makes tables of soft tokens; what is read of an image is kept on the host.
+  """Makes tables of soft tokens.
 
   Args:
     runtime: devices and programs.
@@ -34,7 +38,6 @@ class ImageTables:
 
   def __init__(self, runtime: Runtime, tokenizer: Any):
     self._runtime, self._tokenizer = runtime, tokenizer
-    self._read: dict[str, np.ndarray] = {}
 
   def take(
     self, encoded: Sequence[Sequence[_Encoded]]
@@ -81,23 +84,25 @@ class ImageTables:
 
   def _soft_tokens(self, images: Sequence[Image]) -> np.ndarray:
     """Returns the soft tokens (n, T, D) f32 of images."""
-    new = [image for image in images if image.digest not in self._read]
+    known = self._tokenizer.images.read
+    new = [image for image in images if image.digest not in known]
     if new:
-      folder = self._tokenizer.path
-      config, how = vision.load_vision_config(folder)
-      params = vision.load_vision(folder, config)
+      side = self._tokenizer.vision
+      config = side.config
+      # On the devices as long as they read.
+      params = jax.tree.map(jnp.asarray, side.params)
       together = _ATTENTION_BYTES // (4 * config.num_heads * config.grid**4)
       together = int(np.clip(together, 1, _MOST_TOGETHER))
       for start in range(0, len(new), together):
         part = new[start : start + together]
-        batch = np.stack([pixels(image, how) for image in part])
+        batch = np.stack([pixels(image, side.how) for image in part])
         batch = np.resize(batch, (together, *batch.shape[1:]))
         program = self._runtime.compiled(
           ('vision', config), _read(config), params, batch
         )
         soft = sharding.to_host(program(params, batch))[: len(part)]
-        self._read |= zip((image.digest for image in part), soft, strict=True)
-    return np.stack([self._read[image.digest] for image in images])
+        known |= zip((image.digest for image in part), soft, strict=True)
+    return np.stack([known[image.digest] for image in images])
 
 
 def _read(config: vision.VisionConfig):

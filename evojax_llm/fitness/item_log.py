@@ -132,7 +132,7 @@ class ItemLog:
       arrays[f'texts{k}'] = np.frombuffer(b''.join(encoded), np.uint8)
       arrays[f'lengths{k}'] = np.array([len(t) for t in encoded], np.int32)
     self.folder.mkdir(parents=True, exist_ok=True)
-    path = self.folder / f'{number:05}.npz'
+    path = self._path(number)
     part = path.with_suffix('.part')
     with open(part, 'wb') as file:
       np.savez_compressed(file, **arrays)
@@ -159,9 +159,11 @@ class ItemLog:
     Raises:
       ValueError: a file is damaged.
     """
-    for path in self._files():
-      if number not in (None, int(path.stem)):
-        continue
+    if number is None:
+      paths = self._files()
+    else:
+      paths = [path for path in [self._path(number)] if path.exists()]
+    for path in paths:
       try:
         with (
           open(path, 'rb') as file,
@@ -191,6 +193,9 @@ class ItemLog:
     values = [[row.get(i, np.nan) for i in ids] for row in known.values()]
     values = np.array(values, np.float32).reshape(len(known), len(ids))
     return np.array(list(known), np.int32), list(ids), values
+
+  def _path(self, number: int) -> pathlib.Path:
+    return self.folder / f'{number:05}.npz'
 
   def _files(self) -> list[pathlib.Path]:
     return sorted(self.folder.glob('[0-9]*.npz'), key=lambda p: int(p.stem))

@@ -245,7 +245,8 @@ class Space(Expressing, Protocol):
   def recipe(self, genome: stack.Genome) -> dict[str, Any]:
     """Returns what one member is in the terms of the space, as JSON holds it.
 
-    A space says here what it can, such as weights by the experts' names.
+    A space says here what it can, such as weights by the experts' names, and
+    the same of members that are equal in what it has `decoded`.
     """
     return recipe_lib.numbers(genome)
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from evojax_llm.models.errors import ModelError
 from evojax_llm.models.images import Image
 
@@ -27,7 +29,9 @@ class ImageTokens:
     end: token behind the soft tokens.
     count: T, soft tokens of an image.
     vocab_size: V.
-    found: number of each image, by its digest, and the images.
+    numbers: number of each image, by its digest.
+    found: the images.
+    read: soft tokens (T, D) f32 of those that were read, by digest.
   """
 
   begin: str
@@ -38,6 +42,7 @@ class ImageTokens:
   vocab_size: int
   numbers: dict[str, int] = dataclasses.field(default_factory=dict)
   found: list[Image] = dataclasses.field(default_factory=list)
+  read: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def of(

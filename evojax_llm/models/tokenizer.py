@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -16,6 +17,7 @@ from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import import_transformers
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.image_tokens import ImageTokens
+from evojax_llm.models.vision import VisionSide
 
 # End a turn of the chat templates of Gemma, before 4 and since.
 ENDS_OF_TURN = ('<end_of_turn>', '<turn|>')
@@ -86,6 +88,15 @@ class Tokenizer:
     if bos_id is not None:
       tokenizer._known([bos_id])
     return tokenizer
+
+  @functools.cached_property
+  def vision(self) -> VisionSide:
+    """The vision side of the model's folder, read when it is first asked for.
+
+    Raises:
+      ModelError: there is none, or it cannot be used.
+    """
+    return VisionSide.from_folder(self.path)
 
   def encode(self, text: str, bos: bool = True) -> list[int]:
     """Returns the token ids of a text, `bos_id` first if `bos`.

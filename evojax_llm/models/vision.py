@@ -14,7 +14,6 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.models.config import ACTIVATIONS
@@ -153,6 +152,27 @@ class Vision(nn.Module):
     return Linear(c.embed_dim, name='projection')(x)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class VisionSide:
+  """The vision side of a model folder, in the memory of the host.
+
+  Attributes:
+    config: its shape.
+    how: images are prepared, the fields that `images.pixels` takes.
+    params: of `Vision`, numpy arrays in f32.
+  """
+
+  config: VisionConfig
+  how: dict[str, Any]
+  params: dict[str, Any]
+
+  @classmethod
+  def from_folder(cls, folder: str | os.PathLike) -> 'VisionSide':
+    """Reads it; raises what `load_vision_config` and `load_vision` do."""
+    config, how = load_vision_config(folder)
+    return cls(config, how, load_vision(folder, config))
+
+
 def load_vision_config(
   folder: str | os.PathLike,
 ) -> tuple[VisionConfig, dict[str, Any]]:
@@ -229,7 +249,10 @@ def _processor(path: Any, config: VisionConfig) -> dict[str, Any]:
 def load_vision(
   folder: str | os.PathLike, config: VisionConfig
 ) -> dict[str, Any]:
-  """Loads the parameters of `Vision` from a model folder, in f32.
+  """Loads the parameters of `Vision` from a model folder.
+
+  Returns:
+    Numpy arrays in f32.
 
   Raises:
     ModelError: a tensor that is missing, misshapen, not finite or no float.
@@ -293,4 +316,4 @@ def load_vision(
         f'{files.path}: {jax.tree_util.keystr(path)} of the vision side has '
         f'shape {leaf.shape}; config.json expects {expected.shape}.'
       )
-  return jax.tree.map(jnp.asarray, params)
+  return params

@@ -1,9 +1,9 @@
 """Checkpoints of a run: one pytree, saved without stopping the loop.
 
-The only file that knows orbax. Every generation is saved and the two newest are
-kept. A checkpoint is complete or absent. What is read back is checked: shapes
-and dtypes before anything is loaded, a checksum of every leaf after. A damaged
-newest checkpoint gives way to the one before it, with a warning.
+The only file that knows orbax. The two newest are kept. A checkpoint is
+complete or absent. What is read back is checked: shapes and dtypes before
+anything is loaded, a checksum of every leaf after. A damaged newest checkpoint
+gives way to the one before it, with a warning.
 """
 
 from collections.abc import Iterator

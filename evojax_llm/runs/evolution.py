@@ -59,6 +59,9 @@ _LEAST = {
   'seconds': 0.0,
 }
 
+# Folded in one by one, a key takes longer than a small generation.
+_key_for = jax.jit(keys.key_for, static_argnames='purpose')
+
 # score(population, which) returns the fitness of the members at the indices
 # `which` into P, (M,), or a fitness.evaluation.Evaluation of them.
 Score = Callable[[Any, np.ndarray], Any]
@@ -277,8 +280,8 @@ class _Loop(NamedTuple):
 
     seed_key = jax.random.key(state.seed)
     while not (stop := self.limits.reached(state)):
-      number = state.generation + jnp.int32(1)
-      key = functools.partial(keys.key_for, seed_key, number, lineage.NO_MEMBER)
+      number = state.generation + np.int32(1)
+      key = functools.partial(_key_for, seed_key, number, lineage.NO_MEMBER)
       if self.redraw is not None:
         with self.phase('score'):
           state = self._rescored(state, int(number))
@@ -311,7 +314,7 @@ class _Loop(NamedTuple):
           strategy=inner,
           seed=state.seed,
           generation=number,
-          evaluations=state.evaluations + jnp.int32(scored.models),
+          evaluations=state.evaluations + np.int32(scored.models),
         )
         generation = self._generation(state, proposal, which, scored)
       yield state, generation

@@ -14,6 +14,9 @@ from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.runs import evolution
 from evojax_llm.runs import record
 
+# Results of so many models are kept in memory, or of all in one generation.
+_KEPT = 64
+
 
 class KnownModels:
   """Has members that are the same model scored once in a run.
@@ -27,14 +30,21 @@ class KnownModels:
     self._items = folder.items
     # By the model, the line of the first member that was it.
     self._lines: dict[str, Mapping[str, Any]] = {}
+    # Those that were asked for last: a search that settles proposes them again.
+    self._kept: dict[str, Evaluation] = {}
     there = set(self._items.generations())
     self.add(row for row in folder.members.read() if row['generation'] in there)
 
   def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
     """Takes in lines of members.jsonl whose items are in the log."""
     for line in lines:
-      if line.get('model') and line.get('reason') != evolution.SPENT:
-        self._lines.setdefault(line['model'], record.plain(line))
+      name, spent = line.get('model'), line.get('reason') == evolution.SPENT
+      if name and not spent and name not in self._lines:
+        self._lines[name] = record.plain(line)
+
+  def recipe(self, name: str) -> dict[str, Any] | None:
+    """Returns what the records say that a model is, if they know it."""
+    return self._lines.get(name, {}).get('recipe')
 
   def evaluate(
     self,
@@ -57,10 +67,14 @@ class KnownModels:
     known, members = {}, [int(m) for m in members]
     for name in {names[m]: None for m in members} if names else ():
       line = self._lines.get(name)
-      if recalled := line and self._recalled(line, objective):
-        known[name] = recalled
+      if recalled := line and (self._kept.get(name) or self._recalled(line)):
+        fitness = objective(recalled.task_scores)
+        known[name] = dataclasses.replace(recalled, fitness=fitness)
     if not known:
       return evaluate(members)
+    others = {n: e for n, e in self._kept.items() if n not in known}
+    latest = [*others.items(), *known.items()][-max(_KEPT, len(known)) :]
+    self._kept = dict(latest)
     new = [m for m in members if names[m] not in known]
     scored = [evaluate(new)] if new else []
     order = [*new, *known]  # As the rows of `parts` are.
@@ -71,8 +85,11 @@ class KnownModels:
       found, distinct=len(new) if distinct is None else distinct
     )
 
-  def _recalled(self, line, objective):
-    """The scores of the member of a line; None where they are damaged."""
+  def _recalled(self, line):
+    """The scores of the member of a line; None where they are damaged.
+
+    Fitness is left to the objective.
+    """
     try:
       (logged,) = self._items.read(line['generation'])
       slot = logged.members.tolist().index(line['id'])
@@ -81,12 +98,11 @@ class KnownModels:
       tasks = np.asarray([tasks], np.float32)
     except (ValueError, TypeError, LookupError, AttributeError):
       return None
-    return Evaluation(
-      objective(tasks),
-      tasks,
-      [item_log.take(task, [slot]) for task in logged.tasks],
-      [line.get('reason')],
-    )
+    items = [item_log.take(task, [slot]) for task in logged.tasks]
+    for task in items:  # Copies, which do not keep the whole generation.
+      task.predictions = [list(said) for said in task.predictions]
+    nothing = np.full(1, np.nan, np.float32)
+    return Evaluation(nothing, tasks, items, [line.get('reason')])
 
 
 def _concatenated(parts: Sequence[Evaluation]) -> Evaluation:

@@ -8,11 +8,13 @@ import functools
 import math
 import os
 import pathlib
+import time
 from typing import Any
 
 import jax
 import numpy as np
 
+from evojax_llm.population import hosts
 from evojax_llm.population import lineage
 from evojax_llm.population import sharding
 from evojax_llm.population import stack
@@ -35,6 +37,9 @@ from evojax_llm.runs import report
 
 # A genome of so many numbers at most is written down in members.jsonl.
 _FEW_NUMBERS = 256
+# A run that goes on may have to do the work of so many seconds again, where it
+# was none of the engine's.
+_MOST_REPEATED = 60.0
 
 
 def run_prepared(
@@ -207,7 +212,9 @@ class _Run:
     )
     del initial  # its memory is wanted for the search
     before = self.ledger.tokens, self.ledger.gradient_tokens
-    kept = True
+    kept, saved = True, time.monotonic()
+    # How much the engine had done for what is saved.
+    work = None if state is None else (int(state.evaluations), before[1])
 
     def keep():
       with watch.phase('checkpoint'):
@@ -248,8 +255,14 @@ class _Run:
       )
       folder.metrics.append([row])
       before = spent
-      if kept := done.number % config.checkpoint_every == 0:
+      # A generation that scored nothing new is cheaper made again than saved.
+      now = done.evaluations, spent[1]
+      kept = done.number % config.checkpoint_every == 0
+      if kept and now == work:
+        kept = hosts.agreed(time.monotonic() - saved > _MOST_REPEATED)
+      if kept:
         keep()
+        work, saved = now, time.monotonic()
       self.bar.generation(
         done.number,
         done.best_fitness,
@@ -295,13 +308,10 @@ class _Run:
     self.number += 1
     self.bar.begin(len(members))
     space, racing = self.prepared.setup.space, self.prepared.racing
-    self.recipes = []
-    if _numbers(population) <= _FEW_NUMBERS:
-      host = sharding.to_host(population)
-      self.recipes = [space.recipe(stack.take(host, i)) for i in members]
     asked, update = (space, population, members), self.bar.update
     names = self.drawn.models(space, population)
     self.models = names and [names[m] for m in members]
+    self.recipes = self.recipes_of(population, members)
     if racing:
       key = jax.random.key(self.config.seed)
       self.scored = self.evaluator.race(
@@ -327,6 +337,19 @@ class _Run:
       fitness = self.scored.fitness - penalties[np.asarray(members)]
       self.scored = dataclasses.replace(self.scored, fitness=fitness)
     return self.prepared.goals.extend(self.scored, self.evaluator, *asked)
+
+  def recipes_of(self, population: Any, members: Any) -> list[Any]:
+    """What members are in the terms of the space, where that is short."""
+    space, noted = self.prepared.setup.space, [None] * len(members)
+    if _numbers(population) > _FEW_NUMBERS:
+      return []
+    if self.known and self.models and space.decodes:
+      noted = [self.known.recipe(name) for name in self.models]
+    host = None if all(noted) else sharding.to_host(population)
+    return [
+      recipe or space.recipe(stack.take(host, i))
+      for i, recipe in zip(members, noted, strict=True)
+    ]
 
 
 def _numbers(population: Any) -> int:

@@ -12,6 +12,7 @@ import pytest
 from evojax_llm import pocket
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import comparison_table
+from evojax_llm.runs import errors
 from evojax_llm.runs import report
 from evojax_llm.runs import rows
 from evojax_llm.runs import sweeps
@@ -298,6 +299,19 @@ def test_what_an_arm_cannot_be_is_said_before_any_other_runs(
     assert words in message and 'Traceback' not in message
     # So what is corrected may be given the same folder.
     assert not (tmp_path / 'out' / 'sweep.json').exists()
+
+
+def test_arms_are_kept_as_often_as_their_presets_say(tmp_path, monkeypatch):
+  every = {}
+
+  def folder(path, trials, fixed):
+    every.update({t.changes['arm']: t.config.checkpoint_every for t in trials})
+    raise errors.UserError('seen')
+
+  monkeypatch.setattr(sweeps, 'Folder', folder)
+  given = '--configs=cma_es,m2n2', '--seeds=1', '--draws=1'
+  assert compare(tmp_path / 'out', *given) == 1
+  assert every == {'cma_es': 1, 'm2n2': 10}
 
 
 def test_one_process_at_a_time(comparison, capsys):

@@ -1,6 +1,8 @@
 """Several processes that work on one run, as on several hosts."""
 
+import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -147,3 +149,39 @@ def test_hosts_that_differ_are_refused(monkeypatch, tmp_path):
     assert message in str(error.value)
   with pytest.raises(UserError, match='Score it on one host, without --coord'):
     command.check_hosts([types.SimpleNamespace(name='a', kind='judge')])
+
+
+def test_score_compares_all_that_it_is_given(
+  settings, monkeypatch, tmp_path, capsys
+):
+  model, adapters, tasks = (flag.partition('=')[2] for flag in settings[1:4])
+  adapter, task = adapters.split(',')[0], tmp_path / 'task.json'
+  shutil.copyfile(tasks.split(',')[0], task)
+  others, own = [], []
+
+  def gathered(value):
+    own.append(value)
+    return [*others, value]
+
+  def compared(_):
+    raise UserError('compared')
+
+  monkeypatch.setattr(hosts, 'several', lambda: True)
+  monkeypatch.setattr(hosts, 'gathered', gathered)
+  monkeypatch.setattr(command, 'joined', contextlib.nullcontext)
+  monkeypatch.setattr(command, 'check_hosts', compared)
+
+  def said(*more):
+    files = f'--model={model}', f'--adapters={adapter}', f'--tasks={task}'
+    assert running.run_program('score', *files, '--limit=2', *more) == 1
+    return capsys.readouterr().err.splitlines()[-1]
+
+  assert said('--process=0') == 'error: compared'
+  assert own[0].keys() == {'settings', 'code', model, adapter, str(task)}
+  others.append(own[0])
+  # Hosts differ in their numbers.
+  assert said('--process=1') == 'error: compared'
+  for more in ('--limit=3', '--split=test', '--dtype=bfloat16', '--shots=1'):
+    assert 'Host 0 has other settings than this one' in said(more)
+  task.write_text(task.read_text() + '\n')
+  assert f'Host 0 has other contents of {task} than this one' in said()

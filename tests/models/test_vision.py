@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from evojax_llm.engine import image_table
+from evojax_llm.engine.engine import Engine
+from evojax_llm.engine.generation import generate_texts
 from evojax_llm.engine.gradient import GradientSteps
 from evojax_llm.engine.gradient_member import Settings
 from evojax_llm.engine.image_table import ImageTables
@@ -192,6 +195,32 @@ def test_prompts_with_images(folder, oracle, tmp_path):
   asked = [ROWS[1], chat, {'question': rows[2]}]
   for row, text in zip(asked, member['outputs'], strict=True):
     assert text == _answer(model, processor, folder, row)
+
+
+def test_a_folder_and_its_images_are_read_once(folder, monkeypatch):
+  """Whatever engines a loaded model has."""
+  read = []
+
+  def counted(owner, name, what):
+    function = getattr(owner, name)
+
+    def call(*given):
+      read.append(what(*given))
+      return function(*given)
+
+    monkeypatch.setattr(owner, name, call)
+
+  counted(vision, 'load_vision', lambda *_: 'model')
+  counted(image_table, 'pixels', lambda image, _: image.path[-5:])
+  tokenizer = Tokenizer.from_folder(folder / 'model')
+  space = make_space('weights', folder / 'model')
+  population = stack.stack([space.base()])
+  # What is said of them is compared above, and takes long to compile.
+  monkeypatch.setattr(Engine, 'answer', lambda *_: None)
+  for name in ('a.png', 'b.jpg', 'a.png'):
+    row = {'prompt': 'see', 'image': str(folder / name)}
+    generate_texts(space, population, tokenizer, [row], 1)
+  assert read == ['model', 'a.png', 'b.jpg']
 
 
 def test_what_is_learnt_of_images(folder, oracle):

@@ -1,6 +1,7 @@
 """Members that are the same model are scored once in a run."""
 
 import contextlib
+import itertools
 import types
 
 import jax
@@ -28,7 +29,15 @@ MODELS, SIZE = 3, 4
 class Space(space_lib.Space):
   """A genome is one number, which stands for one of a few models."""
 
-  names = ('x',)
+  names, decodes = ('x',), True
+
+  def __init__(self):
+    self.told = 0
+
+  def recipe(self, genome):
+    """Counts how often a member is told."""
+    self.told += 1
+    return {'third': int(min(genome['x'][0] * MODELS, MODELS - 1))}
 
   def base(self):
     return {'x': jnp.zeros(1)}
@@ -116,6 +125,13 @@ def opened(folder, **given):
   with contextlib.closing(record.RunFolder(folder, {})) as run_folder:
     run = runner._Run(prepared, run_folder)
     run.look_for_signal = lambda: None
+    save, run.saved = run_folder.checkpoints.save, []
+
+    def noted(number, state):
+      run.saved.append(number)
+      save(number, state)
+
+    run_folder.checkpoints.save = noted
     yield run, engine
 
 
@@ -125,14 +141,23 @@ def lines(run):
 
 def test_a_model_is_scored_once_however_a_run_is_cut(tmp_path):
   with opened(tmp_path / 'whole') as (run, engine):
-    state = run.search(None)
+    state = jax.device_get(run.search(None))
     whole, metrics = lines(run), run.folder.metrics.read()
+    told, saved = run.prepared.setup.space.told, run.saved
+  new, counts = [], [0, *(row['evaluations'] for row in metrics)]
+  for number, (before, after) in enumerate(itertools.pairwise(counts)):
+    new += [number] if after > before else []
+  # What scored nothing new is not saved, but for the end.
+  assert saved == [*new, 4] and new[-1] < 3
+  # Nor is it told again what a known model is.
+  assert told <= SIZE * len(new)
   assert sorted(engine.scored) == ['0', '1', '2']
   assert int(state.evaluations) == MODELS
   assert len(whole) == 5 * SIZE
   for row in whole:
     number = int(row['model'])
     assert row['fitness'] == row['tasks']['t'] == (None, 0.5, 1)[number]
+    assert row['recipe'] == {'third': number}
     assert (row['reason'] == 'it is bad') == (number == 0)
   for generation in run.folder.items.read():
     models = {row['id']: row['model'] for row in whole}
@@ -147,7 +172,7 @@ def test_a_model_is_scored_once_however_a_run_is_cut(tmp_path):
     kept = run.folder.metrics.append
 
     def append(rows):
-      if rows[0]['generation'] == 3:
+      if rows[0]['generation'] == 4:
         raise Killed
       kept(rows)
 
@@ -155,17 +180,21 @@ def test_a_model_is_scored_once_however_a_run_is_cut(tmp_path):
     with pytest.raises(Killed):
       run.search(None)
   with opened(tmp_path / 'cut') as (run, engine):
-    number, state = run.folder.checkpoints.restore(
-      jax.eval_shape(lambda: state)
-    )
+    abstract = jax.eval_shape(lambda: state)
+    number, found = run.folder.checkpoints.restore(abstract)
     run.folder.rewind(number)
     run.number = number
-    run.search(state)
-    assert number == 2 and lines(run) == whole
+    again = jax.device_get(run.search(found))
+    assert number == max(new) and lines(run) == whole and run.saved == [4]
     assert [row['evaluations'] for row in run.folder.metrics.read()] == [
       row['evaluations'] for row in metrics
     ]
-  assert set(engine.scored) < {'0', '1', '2'}
+  assert not engine.scored
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+  for path in (tmp_path / 'whole' / 'items').iterdir():
+    assert (tmp_path / 'cut' / 'items' / path.name).read_bytes() == (
+      path.read_bytes()
+    )
 
 
 def test_other_items_are_other_scores(tmp_path):
@@ -190,6 +219,10 @@ def test_what_is_damaged_or_beyond_the_budget_is_not_known(tmp_path):
     assert not engine.scored
     for path in run.folder.items.folder.iterdir():
       path.write_bytes(b'')
+    # What was asked for last is in memory, and read by another process.
+    assert known.evaluate(['2'], [0], score, engine.objective).fitness == 1
+    assert not engine.scored
+    known = known_models.KnownModels(run.folder)
     assert known.evaluate(['2'], [0], score, engine.objective).fitness == 1
     assert engine.scored == ['2']
     known.add([{'model': 'new', 'reason': evolution.SPENT}])
