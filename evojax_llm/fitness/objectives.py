@@ -76,7 +76,9 @@ class Objective:
     if self.needs_experts:
       raise ValueError(f'{self.name} needs the scores of the experts first.')
     with np.errstate(all='ignore'):
-      fitness = _function(self.name)(np.asarray(scores), self)
+      # In f64, as the last bit of a sum in f32 depends on the machine and on
+      # how many members are scored at once, and would tell equal ones apart.
+      fitness = _function(self.name)(np.asarray(scores, np.float64), self)
       fitness = np.asarray(fitness).astype(np.float32)
     return np.where(np.isfinite(fitness), fitness, np.float32('nan'))
 

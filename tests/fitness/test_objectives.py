@@ -43,6 +43,16 @@ def test_by_hand(name, expected):
   np.testing.assert_allclose(fitness, [*expected, np.nan], rtol=1e-5)
 
 
+def test_equal_means_are_equal_whatever_is_scored_beside():
+  grid = np.array([(i, 40 - i, j, 40 - j) for i in range(41) for j in (3, 8)])
+  scores, quarters = (grid / 40).astype(np.float32), (0.25,) * 4
+  objective = make('weighted_mean', quarters, (True,) * 4, None)
+  assert set(objective(scores)) == {np.float32(0.5)}
+  uneven = np.random.default_rng(0).random((64, 4), np.float32)
+  alone = [objective(row[None])[0] for row in uneven]
+  np.testing.assert_array_equal(objective(uneven), alone)
+
+
 def test_weights():
   np.testing.assert_allclose(
     make('harmonic_mean', (0.25, 0.75))(SCORES[:1]),
