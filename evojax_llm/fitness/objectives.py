@@ -65,7 +65,7 @@ class Objective:
     return dataclasses.replace(self, experts=experts)
 
   def __call__(self, scores: np.ndarray) -> np.ndarray:
-    """Returns fitness (M,) f32, maximised, of task scores (M, K).
+    """Returns fitness (M,) f32, maximised, `rounded`, of task scores (M, K).
 
     NaN where it is not finite, as of a perplexity beyond a double: such a
     member cannot be compared.
@@ -76,10 +76,8 @@ class Objective:
     if self.needs_experts:
       raise ValueError(f'{self.name} needs the scores of the experts first.')
     with np.errstate(all='ignore'):
-      # In f64, as the last bit of a sum in f32 depends on the machine and on
-      # how many members are scored at once, and would tell equal ones apart.
       fitness = _function(self.name)(np.asarray(scores, np.float64), self)
-      fitness = np.asarray(fitness).astype(np.float32)
+      fitness = rounded(fitness).astype(np.float32)
     return np.where(np.isfinite(fitness), fitness, np.float32('nan'))
 
 
@@ -110,6 +108,15 @@ def make_objective(
     )
   percent &= not getattr(function, 'needs_experts', False)
   return Objective(name, weights, maximise, percent)
+
+
+def rounded(fitness: np.ndarray) -> np.ndarray:
+  """Returns fitness (M,) to six significant digits, as f64.
+
+  Scores are f32: the last bit of a mean of some depends on the machine and on
+  how many members are scored at once, and would tell equal members apart.
+  """
+  return np.array([float(f'{value:.6g}') for value in np.ravel(fitness)])
 
 
 def _oriented(scores: np.ndarray, objective: Objective) -> np.ndarray:

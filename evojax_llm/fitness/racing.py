@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from evojax_llm.fitness import objectives
 from evojax_llm.fitness.evaluation import Evaluation
 from evojax_llm.population import keys
 
@@ -153,7 +154,7 @@ def race(
       break
   seen = np.sum([np.isfinite(v).sum(axis=1) for v in values], axis=0)
   task_scores = np.stack([*map(_mean, values)], axis=1)
-  fitness = task_scores @ weights
+  fitness = objectives.rounded(task_scores @ weights)
   if len(running):
     stopped = np.setdiff1d(np.arange(members), running)
     worst = fitness[running].min()

@@ -44,10 +44,18 @@ def test_by_hand(name, expected):
 
 
 def test_equal_means_are_equal_whatever_is_scored_beside():
-  grid = np.array([(i, 40 - i, j, 40 - j) for i in range(41) for j in (3, 8)])
-  scores, quarters = (grid / 40).astype(np.float32), (0.25,) * 4
-  objective = make('weighted_mean', quarters, (True,) * 4, None)
-  assert set(objective(scores)) == {np.float32(0.5)}
+  tenths = [(2, 10, 6, 3), (5, 8, 6, 2), (3, 6, 7, 5), (9, 9, 1, 2)]
+  thirds = [
+    (1, 2, 3, 0),
+    (2, 2, 2, 0),
+    (1, 1, 1, 3),
+    (0, 0, 3, 3),
+    (1, 1, 2, 2),
+  ]
+  objective = make('weighted_mean', (0.25,) * 4, (True,) * 4, None)
+  for counts, of, mean in ((tenths, 10, 0.525), (thirds, 3, 0.5)):
+    scores = (np.array(counts) / of).astype(np.float32)
+    assert set(objective(scores)) == {np.float32(mean)}
   uneven = np.random.default_rng(0).random((64, 4), np.float32)
   alone = [objective(row[None])[0] for row in uneven]
   np.testing.assert_array_equal(objective(uneven), alone)
