@@ -24,7 +24,7 @@ os.environ['XLA_FLAGS'] = '--xla_cpu_parallel_codegen_split_count=1'
 if metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 # Tracing makes so many objects that looking for cycles among them took a fifth
-# of the time. What is left of a file is looked through at its end.
+# of the time. All of it is looked through where programs are given up.
 gc.set_threshold(100_000, 20, 10)
 # No test may reach for the network.
 os.environ['HF_HUB_OFFLINE'] = '1'
@@ -39,6 +39,9 @@ import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
 
+# Compiled in this process since it last gave up all, and how many it may keep.
+_programs, _MOST_PROGRAMS = 0, 500
+
 # Only in this process: a program started by a test sees one device, as it does
 # on a user's machine.
 jax.config.update('jax_num_cpu_devices', 4)
@@ -50,12 +53,26 @@ def pytest_collection_finish():
   gc.freeze()
 
 
+def _count_programs(event, seconds, **_):
+  global _programs
+  _programs += event == '/jax/core/compile/backend_compile_duration'
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_programs)
+
+
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs():
-  """Compiled programs of a file end with it: thousands of them fill memory."""
+  """Gives up what was compiled once that fills memory, a megabyte a program.
+
+  Until then it serves the files that follow, which have much in common.
+  """
+  global _programs
   yield
-  jax.clear_caches()
-  gc.collect()
+  if _programs > _MOST_PROGRAMS:
+    jax.clear_caches()
+    gc.collect()
+    _programs = 0
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -167,6 +184,16 @@ def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):
     '--config.strategy.population=5',
     '--config.strategy.generations=4',
   ]
+
+
+@pytest.fixture(scope='module')
+def shared_reading():
+  """Runs of a file read and compile once what they have in common."""
+  from tests.experiments import runs
+
+  with pytest.MonkeyPatch.context() as patch:
+    runs.share_what_is_read(patch)
+    yield
 
 
 @pytest.fixture(scope='session')

@@ -6,6 +6,7 @@ import string
 
 import numpy as np
 
+from evojax_llm.runs import preparation
 from evojax_llm.runs.checkpoint import Checkpoints
 from tests.experiments import running
 
@@ -47,6 +48,16 @@ def evolve(settings, folder: pathlib.Path, *more: str):
   if not arguments[0].startswith('--config='):
     arguments.insert(0, f'--config={GENOME}')
   return running.run_program('evolve', *arguments)
+
+
+def share_what_is_read(monkeypatch) -> None:
+  """Has runs of this process read and compile once what they have in common."""
+  prepare, cache = preparation.prepare, {}
+
+  def shared(config, files=None, _=None, warm=''):
+    return prepare(config, files, cache, warm)
+
+  monkeypatch.setattr(preparation, 'prepare', shared)
 
 
 def lines(path: pathlib.Path) -> list[dict]:

@@ -28,7 +28,7 @@ def compare(out, *more):
   return running.run_program(
     'compare',
     '--configs=experiments/coefficients/config.py:random_search',
-    '--evaluations=25',
+    '--evaluations=13',
     f'--stages={STAGE}',
     f'--heldout={pocket.stage("prompt")[0]}',
     '--dev_limit=6',
@@ -47,14 +47,14 @@ def comparison(tmp_path_factory):
   out = tmp_path_factory.mktemp('compare') / 'out'
   said = io.StringIO()
   with contextlib.redirect_stderr(said):
-    assert not compare(out, '--seeds=2', '--draws=1', '--populations=10,20')
+    assert not compare(out, '--seeds=2', '--draws=1', '--populations=5,10')
   (out.parent / 'said').write_text(said.getvalue())
   return out
 
 
 def test_how_many_runs_are_to_come_and_how_long_is_said(comparison):
   said = (comparison.parent / 'said').read_text()
-  assert '2 searches x 1 stages x 1 draws x 2 seeds: 4 runs of 25' in said
+  assert '2 searches x 1 stages x 1 draws x 2 seeds: 4 runs of 13' in said
   assert [
     int(count)
     for count in re.findall(r'^(\d+) runs to come, about \d+:\d\d$', said, re.M)
@@ -67,14 +67,14 @@ def test_differences_and_curves_are_in_the_report(comparison):
   others = [cell.strip() for cell in line.split('|')[2:-1]]
   assert others == [
     *('best expert', 'soup', 'scaled average', 'ensemble of experts'),
-    *('random_search P=10', 'random_search P=20'),
+    *('random_search P=5', 'random_search P=10'),
   ]
   assert '![best fitness by evaluations](curves.png)' in text
   assert (comparison / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_a_search_of_it_is_exported_and_loaded(comparison, tmp_path, capsys):
-  name = 'random_search P=10'
+  name = 'random_search P=5'
   dev = {
     row['seed']: row['dev'] for row in read(comparison) if row['name'] == name
   }
@@ -98,7 +98,7 @@ def test_every_part_is_there_with_as_many_evaluations(comparison):
   assert {(row['stage'], row['name'], row['seed']) for row in searches} == set(
     itertools.product(
       [STAGE],
-      ['random_search P=10', 'random_search P=20'],
+      ['random_search P=5', 'random_search P=10'],
       [0, 1],
     )
   )
@@ -106,8 +106,8 @@ def test_every_part_is_there_with_as_many_evaluations(comparison):
     arm = row['name'].replace(' ', '_')
     folder = comparison / STAGE / 'draw_0' / arm / f'seed_{row["seed"]}'
     summary = json.loads((folder / 'summary.json').read_text())
-    assert summary['evaluations'] == row['evaluations'] == 25
-    assert row['items'] == 25 * 6 * len(row['test_by_task'])
+    assert summary['evaluations'] == row['evaluations'] == 13
+    assert row['items'] == 13 * 6 * len(row['test_by_task'])
   # Shares of eight items.
   assert all((8 * row['heldout']) % 1 < 1e-6 for row in rows)
 
@@ -138,8 +138,8 @@ def test_the_table_has_a_line_for_each_search_and_baseline(comparison):
     'soup',
     'scaled average',
     'ensemble of experts',
-    'random_search P=10',
-    'random_search P=20, vote',
+    'random_search P=5',
+    'random_search P=10, vote',
   ):
     assert len(re.findall(rf'\| {name} +\| +\d+ \|', text)) == 1
 
@@ -196,7 +196,7 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   shutil.copytree(comparison, out)
   # Killed before the end of a run, and a seed more is asked for.
-  arm = out / STAGE / 'draw_0' / 'random_search_P=20'
+  arm = out / STAGE / 'draw_0' / 'random_search_P=10'
   (arm / 'seed_1' / 'summary.json').unlink()
   ran, shared = [], []
   run, share = sweeps._run, sweeps.launch.run_prepared
@@ -211,7 +211,7 @@ def test_a_stopped_comparison_goes_on(comparison, tmp_path, monkeypatch):
 
   monkeypatch.setattr(sweeps, '_run', spy)
   monkeypatch.setattr(sweeps.launch, 'run_prepared', spy_share)
-  options = '--seeds=3', '--draws=1', '--populations=20'
+  options = '--seeds=3', '--draws=1', '--populations=10'
   assert not compare(out, *options)
   assert ran == [1, 2]
   # Its own baselines are there, and those of the stage and draw.
@@ -233,7 +233,7 @@ def test_runs_are_shared_among_processes(comparison, tmp_path, monkeypatch):
   shutil.copytree(comparison, out)
   shares = []
   monkeypatch.setattr(sweeps, '_start', lambda _, found: shares.append(found))
-  options = '--seeds=3', '--draws=1', '--populations=10,20'
+  options = '--seeds=3', '--draws=1', '--populations=5,10'
   assert not compare(out, *options, '--workers=4')
   assert [len(share) for share in shares[0]] == [1, 1]
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_is_refused(comparison, tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   for arguments, words in (
     ([tmp_path], 'is not empty and not the folder of a sweep'),
-    ([comparison, '--evaluations=26'], 'evaluations: 25 there, 26 here'),
+    ([comparison, '--evaluations=14'], 'evaluations: 13 there, 14 here'),
     ([tmp_path, '--populations=10,many'], "'many'"),
     ([tmp_path, '--config.seed=3'], 'expected --seeds'),
     ([tmp_path, '--config.modell=x'], "Got unknown field 'modell'"),
@@ -316,7 +316,7 @@ def test_arms_are_kept_as_often_as_their_presets_say(tmp_path, monkeypatch):
 
 def test_one_process_at_a_time(comparison, capsys):
   lock = checkpoint.WorkdirLock(comparison)
-  options = '--seeds=2', '--draws=1', '--populations=10,20'
+  options = '--seeds=2', '--draws=1', '--populations=5,10'
   assert compare(comparison, *options) == 1
   assert 'Another process' in capsys.readouterr().err
   lock.release()

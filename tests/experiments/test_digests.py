@@ -35,9 +35,25 @@ from evojax_llm.runs import runner
 
 STORED = pathlib.Path(__file__).with_name('digests.json')
 RECORD = 'EVOJAX_LLM_RECORD_DIGESTS'
-# Of systems whose presets differ in names or numbers alone, those that are run.
+# Of systems whose presets differ in names or numbers alone, those that are run:
+# those that propose most members, of GENOME and Model Swarms.
 CHOSEN = {
-  'evosax_algorithms': ('SimpleGA', 'PSO', 'SNES'),
+  # `adapters` is genome_plus under another name.
+  'pocket': ('gates',),
+  'genome': (
+    'genome',
+    'genome_plus',
+    'genome_as_published_cli',
+    'genome_plus_as_published_cli',
+  ),
+  'model_swarms': (
+    'model_swarms',
+    'model_swarms_as_published',
+    'model_swarms_as_published_light',
+    'model_swarms_by_genome',
+  ),
+  # One that keeps a population, and one that keeps a mean.
+  'evosax_algorithms': ('SimpleGA', 'SNES'),
   'pso_merging': ('pso_merging',),
   'coefficients': ('cma_es', 'random_search', 'ga_sbx'),
   'lorahub': ('lorahub',),
@@ -266,6 +282,25 @@ def test_a_preset_leaves_the_members_of_before(preset, shared, tmp_path):
   for name in ('fitness', 'lines', 'sha256', 'tokens'):
     assert found[name] == known[name], how
   assert found['best'] == pytest.approx(known['best'], rel=1e-4, abs=1e-4), how
+
+
+@pytest.mark.parametrize('system', ['genome', 'model_swarms'])
+def test_presets_that_are_not_run_differ_in_numbers_alone(system):
+  module = systems.systems()[system]
+
+  def ways(name):
+    options = module.get_config(name).strategy.options.to_dict().items()
+    return {k: v for k, v in options if isinstance(v, str | bool)}
+
+  run = [ways(name) for name in CHOSEN[system]]
+  assert all(ways(name) in run for name in module.PRESETS)
+
+
+def test_the_adapters_of_the_pocket_are_genome_plus():
+  of_pocket, plain = map(systems.load, ('pocket:adapters', 'genome_plus'))
+  for name in ('name', 'tasks', 'dev_limit', 'test_limit'):
+    of_pocket[name] = plain[name]
+  assert of_pocket == plain
 
 
 def test_every_digest_is_of_a_preset():

@@ -10,6 +10,8 @@ from tests import tiny
 from tests.experiments import running
 from tests.experiments import runs
 
+pytestmark = pytest.mark.usefixtures('shared_reading')
+
 
 @pytest.fixture(scope='module')
 def several(settings, tmp_path_factory):

@@ -69,7 +69,7 @@ def test_a_search_over_dense_experts_exports_what_it_scored(settings, tmp_path):
     '--config.experts=pocket',
     '--config.initial=experts,extrapolants',
     '--config.strategy.population=5',
-    '--config.strategy.generations=2',
+    '--config.strategy.generations=1',
     '--config.ensemble.size=0',
     '--config.tasks=max,cmp',
     '--config.dev_limit=10',

@@ -17,6 +17,8 @@ from tests import tiny
 from tests.experiments import running
 from tests.experiments import runs
 
+pytestmark = pytest.mark.usefixtures('shared_reading')
+
 
 @pytest.fixture(scope='module')
 def settings(tmp_path_factory, tiny_gemma_folder, tiny_adapter_folders):

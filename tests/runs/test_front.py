@@ -16,6 +16,7 @@ from evojax_llm.runs import rows
 from tests.experiments import runs
 from tests.experiments.running import run_program
 
+pytestmark = pytest.mark.usefixtures('shared_reading')
 SCORES = np.float32(
   [[0.0, 1.0, 0.2], [0.7, 0.7, 0.2], [1.0, 0.2, 0.2], [0.4, 0.8, 0.2]]
 )

@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 from tests.experiments import running
 from tests.experiments import runs
+
+pytestmark = pytest.mark.usefixtures('shared_reading')
 
 
 def test_an_ended_run_goes_on_as_if_it_had_had_more(

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -20,12 +21,12 @@ from evojax_llm.models import peft
 from evojax_llm.runs import checkpoint
 from evojax_llm.runs import errors
 from evojax_llm.runs import plots
-from evojax_llm.runs import preparation
 from evojax_llm.runs import progress
 from evojax_llm.runs import record
 from tests import tiny
 from tests.experiments import runs
 
+pytestmark = pytest.mark.usefixtures('shared_reading')
 # A run in a process of its own that ends, as a pulled plug would, while
 # generation 2 is being saved.
 _DYING = """
@@ -77,7 +78,6 @@ def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
   finished, settings, tmp_path, monkeypatch, capsys, caplog
 ):
   folder = tmp_path / 'run'
-  _share_what_is_read(monkeypatch)
   for part, count in (
     ('operators', 2),  # generation 1 was asked for, not scored
     ('score', 1),  # scored, not told
@@ -89,6 +89,8 @@ def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
   killed = subprocess.run(
     [sys.executable, '-c', _DYING, *settings, f'--workdir={folder}'],
     cwd=runs.ROOT,
+    # As many as here, so that it finds what is compiled.
+    env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(jax.device_count())},
     capture_output=True,
     text=True,
     timeout=900,
@@ -104,16 +106,6 @@ def test_killed_in_every_phase_and_damaged_a_run_ends_the_same(
   assert f'generation {newest} is damaged' in caplog.text
   assert f'going on after generation {before}' in capsys.readouterr().err
   assert runs.result(folder) == runs.result(finished[0])
-
-
-def _share_what_is_read(monkeypatch):
-  """Runs of this process read and compile once."""
-  prepare, cache = preparation.prepare, {}
-  monkeypatch.setattr(
-    preparation,
-    'prepare',
-    lambda config, files, _: prepare(config, files, cache),
-  )
 
 
 _FAULTS = itertools.cycle((errno.ENOSPC, errno.EIO))
@@ -148,7 +140,6 @@ def test_with_a_full_disk_at_every_write_a_run_ends_the_same(
   finished, settings, tmp_path, monkeypatch, capsys
 ):
   folder = tmp_path / 'run'
-  _share_what_is_read(monkeypatch)
 
   def write_text(path, text):
     _full(path.with_name(path.name + '.part'))

@@ -215,10 +215,12 @@ def test_what_does_not_belong_together_is_refused(swept, config):
   'workers, slurm', [(2, None), (1, {'cluster': 'local'})]
 )
 def test_workers_and_jobs_give_the_same(
-  swept, config, tmp_path, workers, slurm
+  swept, config, tmp_path, monkeypatch, workers, slurm
 ):
   if slurm:
     pytest.importorskip('submitit')
+  # As many as here, so that they find what is compiled.
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', str(jax.device_count()))
   found = [{SIGMA: 0.1, 'seed': n} for n in range(workers)]
   trials = changes.trials(config, found)
   result = sweeps.sweep(trials, tmp_path / 'out', workers=workers, slurm=slurm)
