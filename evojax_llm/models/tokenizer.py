@@ -17,7 +17,6 @@ from evojax_llm.models.folders import existing_folder
 from evojax_llm.models.folders import import_transformers
 from evojax_llm.models.folders import read_json
 from evojax_llm.models.image_tokens import ImageTokens
-from evojax_llm.models.vision import VisionSide
 
 # End a turn of the chat templates of Gemma, before 4 and since.
 ENDS_OF_TURN = ('<end_of_turn>', '<turn|>')
@@ -90,12 +89,15 @@ class Tokenizer:
     return tokenizer
 
   @functools.cached_property
-  def vision(self) -> VisionSide:
-    """The vision side of the model's folder, read when it is first asked for.
+  def vision(self) -> Any:
+    """The `VisionSide` of the model's folder, read when it is first asked for.
 
     Raises:
       ModelError: there is none, or it cannot be used.
     """
+    # Only now, as texts are encoded without jax.
+    from evojax_llm.models.vision import VisionSide
+
     return VisionSide.from_folder(self.path)
 
   def encode(self, text: str, bos: bool = True) -> list[int]:

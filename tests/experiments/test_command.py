@@ -273,6 +273,8 @@ def test_a_stopped_run_says_how_it_goes_on(
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(command.logging, 'use_absl_handler', lambda: None)
   before = signal.getsignal(signal.SIGTERM)
+  # A shell starts what is in its background with interrupts ignored.
+  ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
   for more in ([], ['--workdir=runs/mine']):
     given = ['--config.system=a b', *more]
     monkeypatch.setattr(sys, 'argv', ['evolve', *given])
@@ -293,6 +295,7 @@ def test_a_stopped_run_says_how_it_goes_on(
   handler = command.logging.get_absl_handler()
   assert handler.format(record) == 'warning: 3 rows'
   signal.signal(signal.SIGTERM, before)
+  signal.signal(signal.SIGINT, ignored)
 
 
 def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
