@@ -56,15 +56,16 @@ def of_pairs(
 
 
 def token_logprobs(
-  unembed: Callable, read: jax.Array, target: jax.Array
+  unembed: Callable, read: jax.Array, target: jax.Array, counts: jax.Array
 ) -> jax.Array:
-  """Returns log-probabilities (N,) of targets (N,) behind (N, D).
+  """Log-probabilities (N,) of targets (N,) behind (N, D).
 
-  Of a long vocabulary a few logits are alive at a time; a gradient computes
-  them again.
+  They mean something where `counts` (N,) bool. Of a long vocabulary a few
+  logits are alive at a time, and a gradient computes them again. Those that
+  count come first there, and what is behind them costs nothing: most texts are
+  shorter than the longest, and the output matrix is the most of a small model.
   """
 
-  @jax.checkpoint
   def at_once(read: jax.Array, target: jax.Array) -> jax.Array:
     logits = unembed(read)
     at_target = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
@@ -74,10 +75,26 @@ def token_logprobs(
   vocab = jax.eval_shape(unembed, read).shape[-1]
   chunks = -(-reads * vocab // unembedding.LOGITS_AT_ONCE)
   if chunks <= 1:
-    return at_once(read, target)
+    return jax.checkpoint(at_once)(read, target)
   size = -(-reads // chunks)
-  pad = size * chunks - reads
-  read = jnp.pad(read, ((0, pad), (0, 0))).reshape(chunks, size, -1)
-  target = jnp.pad(target, (0, pad)).reshape(chunks, size)
-  found = jax.lax.map(lambda chunk: at_once(*chunk), (read, target))
-  return found.reshape(-1)[:reads]
+  order = jnp.argsort(~counts, stable=True)
+  ordered = jnp.pad(order, (0, size * chunks - reads))
+  starts = size * jnp.arange(chunks, dtype=jnp.int32)
+
+  # Around the condition, whose branches would keep the output matrix else.
+  @jax.checkpoint
+  def chunk(counted, read, target):
+    def none(read, target):
+      return jnp.zeros(target.shape, jnp.float32)
+
+    return jax.lax.cond(counted, at_once, none, read, target)
+
+  found = jax.lax.map(
+    lambda arguments: chunk(*arguments),
+    (
+      starts < jnp.sum(counts, dtype=jnp.int32),
+      read[ordered].reshape(chunks, size, -1),
+      target[ordered].reshape(chunks, size),
+    ),
+  ).reshape(-1)[:reads]
+  return jnp.zeros_like(found).at[order].set(found, unique_indices=True)

@@ -195,6 +195,7 @@ class Learner:
       lambda hidden: self._model.apply(own, hidden, method='unembed'),
       read.reshape(-1, read.shape[-1]),
       target.reshape(-1),
+      counts.reshape(-1),
     )
     return logprobs.reshape(target.shape), counts
 

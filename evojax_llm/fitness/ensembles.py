@@ -188,8 +188,7 @@ def choose_size(
   by_size = np.stack(
     [decide(rule, group.take(range(n)), scorers, items) for n in sizes]
   )
-  # Rounded, so that sums in another order cannot decide.
-  fitness = np.round(np.nan_to_num(objective(by_size), nan=-np.inf), 6)
+  fitness = np.nan_to_num(objective(by_size), nan=-np.inf)
   return int(np.argmax(fitness)) + 1, by_size
 
 

@@ -249,16 +249,26 @@ def test_a_long_vocabulary_is_unembedded_a_few_reads_at_a_time(monkeypatch):
   matrix = jax.random.normal(keys[0], (30, 8))
   read = jax.random.normal(keys[1], (7, 8))
   target = jnp.arange(7, dtype=jnp.int32)
+  counts = jnp.asarray([True, False, True, True, False, False, True])
 
-  def total(read):
-    found = gradient_losses.token_logprobs(lambda x: x @ matrix.T, read, target)
-    return jnp.sum(jnp.sin(found))
+  def total(read, matrix, counts=counts):
+    found = gradient_losses.token_logprobs(
+      lambda x: x @ matrix.T, read, target, counts
+    )
+    return jnp.sum(jnp.where(counts, jnp.sin(found), 0.0))
 
-  whole = jax.value_and_grad(total)(read)
+  gradient = jax.value_and_grad(total, (0, 1))
+  whole = jax.tree.leaves(gradient(read, matrix))
   monkeypatch.setattr(unembedding, 'LOGITS_AT_ONCE', 100)
-  assert 'scan' in str(jax.make_jaxpr(total)(read))
-  for got, expected in zip(jax.value_and_grad(total)(read), whole, strict=True):
+  assert 'scan' in str(jax.make_jaxpr(total)(read, matrix))
+  found = jax.tree.leaves(gradient(read, matrix))
+  for got, expected in zip(found, whole, strict=True):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+  # No block is made of what does not count alone, however it is told.
+  few = jnp.arange(7) < 3
+  spoilt = jnp.where(few[:, None], read, jnp.nan)
+  for got in jax.tree.leaves(jax.jit(gradient)(spoilt, matrix, few)):
+    assert np.isfinite(got).all()
 
 
 def test_losses_of_pairs_are_those_of_trl():
