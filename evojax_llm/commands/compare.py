@@ -30,6 +30,7 @@ again; more seeds, draws, sizes, stages or configurations may be asked for then.
 
 from collections.abc import Sequence
 import contextlib
+import pathlib
 import re
 import statistics
 import sys
@@ -120,9 +121,9 @@ def main(_: Sequence[str]) -> int | None:
       arms[name] = config.copy_and_resolve_references()
       arms[name].strategy.population = int(size)
   trials: dict[str, list[Any]] = {}
-  for stage in _STAGES.value or [configs[0].tasks]:
+  for stage, tasks in _stages(configs[0]).items():
     trials[stage] = [
-      _trial(configs[0], stage, draw, name, arm, seed)
+      _trial(configs[0], tasks, stage, draw, name, arm, seed)
       for draw in range(_DRAWS.value)
       for name, arm in arms.items()
       for seed in range(_SEEDS.value)
@@ -196,12 +197,28 @@ class _Outlook:
     )
 
 
+def _stages(first: Any) -> dict[str, str]:
+  """Tasks of every stage by its name, in which files are without folders."""
+  given = [tasks.split('+') for tasks in _STAGES.value or ()]
+  given = given or [first.tasks.split(',')]
+
+  def name(task: str) -> str:
+    return pathlib.PurePath(task).name.removesuffix('.json')
+
+  names = ['+'.join(map(name, tasks)) for tasks in given]
+  if len({*names}) < len(names):  # Of files in several folders.
+    names = ['+'.join(tasks) for tasks in given]
+  return {
+    name: ','.join(tasks) for name, tasks in zip(names, given, strict=True)
+  }
+
+
 def _trial(
-  first: Any, stage: str, draw: int, name: str, arm: Any, seed: int
+  first: Any, tasks: str, stage: str, draw: int, name: str, arm: Any, seed: int
 ) -> Any:
   """A search on the data of the first configuration."""
   config = first.copy_and_resolve_references()
-  config.tasks = ','.join(stage.split('+'))
+  config.tasks = tasks
   fields = (
     'space',
     'merged',

@@ -21,7 +21,8 @@ from tests.experiments import running
 pytestmark = pytest.mark.skipif(
   not pocket.base_folder().is_dir(), reason='no pocket population'
 )
-STAGE = '+'.join(pocket.stage('main')[:2])
+TASKS = pocket.stage('main')[:2]
+STAGE = '+'.join(TASKS)
 
 
 def compare(out, *more):
@@ -29,7 +30,7 @@ def compare(out, *more):
     'compare',
     '--configs=experiments/coefficients/config.py:random_search',
     '--evaluations=13',
-    f'--stages={STAGE}',
+    f'--stages={pocket.task_file(TASKS[0])}+{TASKS[1]}',
     f'--heldout={pocket.stage("prompt")[0]}',
     '--dev_limit=6',
     '--test_limit=8',
