@@ -47,6 +47,7 @@ from evojax_llm.runs import inputs as inputs_lib
 from evojax_llm.runs import run_config
 from evojax_llm.runs import stages as stages_lib
 from evojax_llm.runs import sweep_changes
+from evojax_llm.tasks import tables
 
 _ROUNDS = 10
 # Settings that a comparison has flags for.
@@ -200,17 +201,14 @@ class _Outlook:
 def _stages(first: Any) -> dict[str, str]:
   """Tasks of every stage by its name, in which files are without folders."""
   given = [tasks.split('+') for tasks in _STAGES.value or ()]
-  given = given or [first.tasks.split(',')]
-
-  def name(task: str) -> str:
-    return pathlib.PurePath(task).name.removesuffix('.json')
-
-  names = ['+'.join(map(name, tasks)) for tasks in given]
+  given = given or [inputs_lib.names(first.tasks)]
+  names = [
+    '+'.join(tables.stem(pathlib.Path(task)) for task in tasks)
+    for tasks in given
+  ]
   if len({*names}) < len(names):  # Of files in several folders.
     names = ['+'.join(tasks) for tasks in given]
-  return {
-    name: ','.join(tasks) for name, tasks in zip(names, given, strict=True)
-  }
+  return dict(zip(names, map(','.join, given), strict=True))
 
 
 def _trial(

@@ -19,8 +19,8 @@ from evojax_llm.population import sharding
 # A row that all models can read, long enough to be like the work to come.
 _LENGTH = 128
 _BATCHES = 2
-# A pass that takes longer is told apart from others by one of them.
-_LONG_SECONDS = 1.0
+# Passes are timed, three at most, until they have taken so long together.
+_ENOUGH_SECONDS = 1.0
 
 
 def choose(
@@ -32,9 +32,9 @@ def choose(
 ) -> Plan:
   """Returns the plan whose form reads the most tokens a second.
 
-  Each form reads a few rows of zeros for its group of members, of which one a
-  device is enough where they are read one after another; values do not change
-  the time. `member` holds shapes and types of one expressed member.
+  Each form reads a few rows of zeros for the members that it computes together,
+  one a device in the folded form; values do not change the time. `member` holds
+  shapes and types of one expressed member.
   """
   speeds = {
     plan.form: _speed(plan, runtime, model, params, member) for plan in plans
@@ -50,9 +50,7 @@ def _speed(
 ) -> float:
   """Returns tokens a second of the likelihood program in a plan's form."""
   mesh, axis = runtime.mesh, forms.member_axis(plan.form)
-  size = runtime.shards
-  if plan.form == 'batched':
-    size *= -(-plan.members_per_group // runtime.shards)
+  size = -(-plan.members_at_once // runtime.shards) * runtime.shards
   rows = plan.rows(_LENGTH)
   shape = (_BATCHES, rows, _LENGTH)
   reads = np.zeros((_BATCHES, rows), np.int32)
@@ -85,7 +83,7 @@ def _speed(
     runtime, likelihood.likelihood, plan.form, model, *arguments
   )
   seconds = []
-  while len(seconds) < 3 and sum(seconds) < _LONG_SECONDS:
+  while len(seconds) < 3 and sum(seconds) < _ENOUGH_SECONDS:
     start = time.perf_counter()
     jax.block_until_ready(program(*arguments))
     seconds.append(time.perf_counter() - start)

@@ -58,12 +58,13 @@ def of_pairs(
 def token_logprobs(
   unembed: Callable, read: jax.Array, target: jax.Array, counts: jax.Array
 ) -> jax.Array:
-  """Log-probabilities (N,) of targets (N,) behind (N, D).
+  """Returns log-probabilities (N,) of targets (N,) behind (N, D).
 
-  They mean something where `counts` (N,) bool. Of a long vocabulary a few
-  logits are alive at a time, and a gradient computes them again. Those that
-  count come first there, and what is behind them costs nothing: most texts are
-  shorter than the longest, and the output matrix is the most of a small model.
+  Those that do not count, by `counts` (N,) bool, are of no meaning. Of a long
+  vocabulary a few logits are alive at a time, and a gradient computes them
+  again. They are made in blocks, those that count first, and blocks without any
+  cost nothing: most texts are shorter than the longest, and most of the numbers
+  of a small model are in its output matrix.
   """
 
   def at_once(read: jax.Array, target: jax.Array) -> jax.Array:
@@ -81,7 +82,8 @@ def token_logprobs(
   ordered = jnp.pad(order, (0, size * chunks - reads))
   starts = size * jnp.arange(chunks, dtype=jnp.int32)
 
-  # Around the condition, whose branches would keep the output matrix else.
+  # The checkpoint is around the condition: inside, each turn of the loop would
+  # keep the output matrix for the gradient.
   @jax.checkpoint
   def chunk(counted, read, target):
     def none(read, target):

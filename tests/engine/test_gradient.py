@@ -264,7 +264,7 @@ def test_a_long_vocabulary_is_unembedded_a_few_reads_at_a_time(monkeypatch):
   found = jax.tree.leaves(gradient(read, matrix))
   for got, expected in zip(found, whole, strict=True):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-  # No block is made of what does not count alone, however it is told.
+  # Blocks in which nothing counts are not computed, so they may be NaN.
   few = jnp.arange(7) < 3
   spoilt = jnp.where(few[:, None], read, jnp.nan)
   for got in jax.tree.leaves(jax.jit(gradient)(spoilt, matrix, few)):
