@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+# Start and end in nanoseconds, and name.
+_Event = tuple[float, float, str]
 _NUMBER = re.compile(r'(?:[._]\d+)+$')
 _STAGES = {
   '/jax/core/compile/jaxpr_to_mlir_module_duration': 'lower',
@@ -59,8 +61,8 @@ def profile(
     seconds: of the window, less where the work ends before.
 
   Returns:
-    `window` seconds, `busy` seconds of the device, and `kernels`: name ->
-    (seconds, count), the longest first.
+    `window` seconds, `busy` seconds in which the device did something, and
+    `kernels`: name -> (seconds, count), the longest first.
   """
   failed: list[BaseException] = []
 
@@ -87,31 +89,52 @@ def profile(
     thread.join()
     if failed:
       raise failed[0]
-    kernels = read_trace(pathlib.Path(folder) / 'own')
-  busy = sum(spent for spent, _ in kernels.values())
+    kernels, busy = read_trace(pathlib.Path(folder) / 'own')
   return {'window': window, 'busy': busy, 'kernels': kernels}
 
 
-def read_trace(folder: pathlib.Path) -> dict[str, tuple[float, int]]:
-  """Returns seconds and count of the kernels in a trace, longest first.
+def read_trace(
+  folder: pathlib.Path,
+) -> tuple[dict[str, tuple[float, int]], float]:
+  """Returns the kernels in a trace, as `profile` has them, and seconds busy.
 
   Kernels that differ in a number alone are one. What runs inside of another,
-  as a loop's body does, counts for itself alone.
+  as a loop's body does, counts for itself alone; kernels of a GPU that overlap
+  run side by side, and count whole.
   """
   totals: dict[str, list[float]] = {}
+  events: list[_Event] = []
   for file in folder.rglob('*.xplane.pb'):
     data = jax.profiler.ProfileData.from_file(str(file))
-    for line in _device_lines(data):
-      for name, spent in _own_times(line):
+    for line, is_stream in _device_lines(data):
+      events += line
+      times = _whole_times(line) if is_stream else _own_times(line)
+      for name, spent in times:
         entry = totals.setdefault(_NUMBER.sub('', name), [0.0, 0])
         entry[0] += spent
         entry[1] += 1
   longest = sorted(totals.items(), key=lambda item: -item[1][0])
-  return {name: (spent, int(count)) for name, (spent, count) in longest}
+  kernels = {name: (spent, int(count)) for name, (spent, count) in longest}
+  return kernels, _covered(events)
 
 
-def _device_lines(data: Any) -> list[list[tuple[float, float, str]]]:
-  """(start, end, name) of what devices did, by stream or thread."""
+def _covered(events: list[_Event]) -> float:
+  """Seconds in which at least one of the events goes on."""
+  covered, until = 0.0, 0.0
+  for start, end, _ in sorted(events):
+    covered += max(0.0, end - max(start, until))
+    until = max(until, end)
+  return covered / 1e9
+
+
+def _whole_times(events: list[_Event]) -> Iterator[tuple[str, float]]:
+  """Yields names and seconds."""
+  for start, end, name in events:
+    yield name, (end - start) / 1e9
+
+
+def _device_lines(data: Any) -> list[tuple[list[_Event], bool]]:
+  """What devices did, by stream or thread; whether it is a GPU's stream."""
   lines, on_host = [], []
   for plane in data.planes:
     if plane.name.startswith('/device:'):
@@ -119,13 +142,14 @@ def _device_lines(data: Any) -> list[list[tuple[float, float, str]]]:
       # GPUs have streams; TPUs a line of operations among others.
       names = [n for n in own if n.startswith('Stream')]
       for name in names or [n for n in own if n == 'XLA Ops']:
-        lines.append([(e.start_ns, e.end_ns, e.name) for e in own[name].events])
+        events = [(e.start_ns, e.end_ns, e.name) for e in own[name].events]
+        lines.append((events, bool(names)))
     elif plane.name == '/host:CPU':
       on_host += [line for line in plane.lines if 'XLA' in line.name]
-  if any(lines):
+  if any(events for events, _ in lines):
     return lines
   return [
-    [(e.start_ns, e.end_ns, e.name) for e in line.events if _is_op(e)]
+    ([(e.start_ns, e.end_ns, e.name) for e in line.events if _is_op(e)], False)
     for line in on_host
   ]
 
@@ -136,9 +160,7 @@ def _is_op(event: Any) -> bool:
   return False
 
 
-def _own_times(
-  events: list[tuple[float, float, str]],
-) -> Iterator[tuple[str, float]]:
+def _own_times(events: list[_Event]) -> Iterator[tuple[str, float]]:
   """Yields names and seconds, without those of events inside."""
   open_: list[list] = []  # [end, name, seconds of its own]
   for start, end, name in sorted(events, key=lambda e: (e[0], -e[1])):

@@ -89,6 +89,11 @@ def test_time_inside_of_an_event_counts_once():
   assert spent == {'while': 5.0, 'dot.1': 3.0, 'dot.2': 2.0}
 
 
+def test_a_device_is_busy_once_however_many_kernels_run():
+  events = [(1e9, 4e9, 'a'), (2e9, 3e9, 'b'), (3e9, 5e9, 'a'), (7e9, 8e9, 'c')]
+  assert accelerator_profile._covered(events) == 5.0
+
+
 @pytest.mark.parametrize('kind', ['multiple_choice', 'numeric_match'])
 def test_items_are_made_up_or_of_files(kind, data_folder):
   own = accelerator_model.task(kind, 5, 7, None)

@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 
 # A wider bracket of bits holds several powers of two, and no line.
-_WIDE = 1 << 24
+WIDE = 1 << 24
 # Above all bits of numbers.
 TOP = 0x7FFFFFFF
 
@@ -61,7 +61,7 @@ class Bracket(NamedTuple):
 
 
 def search(
-  count: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+  count: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
   k: jax.Array,
   bracket: Bracket,
   enough: int,
@@ -73,7 +73,8 @@ def search(
   """Narrows brackets until `enough` are within, or equals.
 
   Args:
-    count: how many are at or above thresholds (s, m), as a bracket has it.
+    count: how many are at or above thresholds (s, m), as a bracket has it; is
+      told which searches (s,) go on.
     k: (s,) i32.
     bracket: to begin with.
     enough: elements within, at most.
@@ -92,7 +93,7 @@ def search(
     part = jnp.maximum((b.high - b.low) // (m + 1), 1)
     at = b.low[:, None] + part[:, None] * jnp.arange(1, m + 1)
     if first is not None:
-      divide = (b.high - b.low > _WIDE) | (passes % 4 == 3)
+      divide = (b.high - b.low > WIDE) | (passes % 4 == 3)
       inside = jnp.maximum(b.within, 1).astype(jnp.float32)
       rank = (b.low_count - k).astype(jnp.float32)
       deviation = jnp.sqrt(jnp.maximum(rank * (1.0 - rank / inside), 0.25))
@@ -102,7 +103,8 @@ def search(
       at = jnp.where(passes == 0, first, at)
     at = jnp.clip(at, b.low[:, None] + 1, b.high[:, None] - 1)
     # A search that has ended keeps its bracket.
-    return passes + 1, _narrowed(b, k, at, *count(at), is_open(b))
+    still = is_open(b)
+    return passes + 1, _narrowed(b, k, at, *count(at, still), still)
 
   return lax.while_loop(
     lambda state: jnp.any(is_open(state[1])), step, (jnp.int32(0), bracket)
@@ -165,10 +167,15 @@ def around(
   return size_bits(jnp.maximum(low[:, None] + step[:, None] * points, 0.0))
 
 
-def spread(m: int) -> jax.Array:
-  """(m,) deviations, close to zero and up to three or more."""
+def spread_numbers(m: int) -> list[float]:
+  """M deviations, close to zero and up to three or more."""
   x = [(2 * j + 1 - m) / m for j in range(m)]
-  return jnp.asarray([2.4 * y / (1.0 - 0.45 * y * y) for y in x], jnp.float32)
+  return [2.4 * y / (1.0 - 0.45 * y * y) for y in x]
+
+
+def spread(m: int) -> jax.Array:
+  """(m,) f32 of `spread_numbers`."""
+  return jnp.asarray(spread_numbers(m), jnp.float32)
 
 
 def taken(rows: jax.Array, index: jax.Array) -> jax.Array:

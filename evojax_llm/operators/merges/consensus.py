@@ -39,7 +39,7 @@ def sce(
   stored = lax.optimization_barrier(variance)
   (varying,) = tensors.counts([stored > 0.0])
   rank = thresholds.share(share, varying)
-  ((cut,),) = thresholds.top(lambda x: [x], [stored], [[rank]])
+  ((cut,),) = thresholds.top(thresholds.itself, [stored], [[rank]])
   chosen = thresholds.inside(variance, cut) | (share >= 1.0)
   deltas = [jnp.where(chosen, delta, 0.0) for delta in deltas]
   squares = tensors.sums([jnp.square(delta) for delta in deltas])

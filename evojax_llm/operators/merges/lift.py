@@ -22,7 +22,6 @@ import numpy as np
 from evojax_llm.operators.merges import check
 from evojax_llm.operators.merges import small
 from evojax_llm.operators.merges import sparsify
-from evojax_llm.operators.merges import thresholds
 from evojax_llm.operators.operator import Merge
 from evojax_llm.population import keys
 from evojax_llm.population import leaves
@@ -188,7 +187,7 @@ def _by_child(value, children):
 
 
 def _shared_cuts(parameters, layers, parents, base):
-  """The cuts of `sparsify` by leaf, of all small tensors in one search."""
+  """The cuts of `sparsify` by leaf, of all tensors that share a search."""
   groups, shapes = {}, {}
 
   def add(index, path, parents, base):
@@ -196,7 +195,7 @@ def _shared_cuts(parameters, layers, parents, base):
     layered = leaves.is_layered(path, layers)
     inputs = [*parents, base] if layered else [*parents[:, None], base[None]]
     size = inputs[0][0].size
-    if size >= thresholds.LARGE:
+    if not small.takes(size):
       return
     name = leaves.name(path)
     values, over_layers = _of_leaf(parameters, name)

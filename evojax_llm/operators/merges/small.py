@@ -17,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_llm.operators.merges import brackets
+from evojax_llm.operators.merges import gpu_search
 from evojax_llm.operators.merges import tensors
 
+# Tensors of fewer elements are searched here.
+_LARGE = 1 << 20
 _COUNTED = 16
 _LEAST, _MOST = 4, 16
 _SAMPLE = 128
@@ -31,12 +34,18 @@ class Group(NamedTuple):
   Attributes:
     of: gives n tensors (L, ...) f32 from the inputs, element by element.
     inputs: (L, ...) each.
-    ranks: for each of the n tensors some k, () or (L,) i32 in [0, size].
+    ranks: for each of the n tensors some k, () or (L,) i32 in [0, size], as
+      many for each.
   """
 
   of: Callable[..., list[jax.Array]]
   inputs: Sequence[jax.Array]
   ranks: Sequence[Sequence[jax.Array]]
+
+
+def takes(size: int) -> bool:
+  """Whether tensors of `size` elements are searched here, with others."""
+  return size < _LARGE or gpu_search.runs_here()
 
 
 def top(groups: Sequence[Group]) -> list[list[list[brackets.Cut]]]:
@@ -98,6 +107,8 @@ def _bits(group, inputs):
 
 def _find(groups, k, exact=False):
   """Bits (s,) of the k-th largest and its place from the end, of equals."""
+  if gpu_search.runs_here():
+    return _by_kernels(groups, k, exact)
   sizes = np.concatenate(
     [
       np.full(x.shape[0] * sum(map(len, group.ranks)), x[0].size, np.int32)
@@ -123,11 +134,11 @@ def _find(groups, k, exact=False):
 
   none = jnp.zeros((len(k), 0), jnp.int32)
 
-  def count(at):
+  def count(at, _):
     counts = passed(lambda bits, at: _counts(bits, at, m), [at])
     return counts.reshape(-1, m), jnp.zeros((len(k), m, 0), jnp.int32)
 
-  def count_places(at):
+  def count_places(at, _):
     counts = passed(
       lambda bits, at, value: _counts(_places(bits, value), at, m), [at, value]
     )
@@ -164,6 +175,16 @@ def _find(groups, k, exact=False):
   )
   rest = brackets.search(count_places, wanted, places, 0, m).low
   return value, jnp.where(all_in, 1, jnp.where(few, place, rest))
+
+
+def _by_kernels(groups, k, exact):
+  """As `_find`."""
+  searches = [x.reshape(x.shape[0], -1) for x in _split(groups, k)]
+  found = gpu_search.find(groups, searches, exact)
+  return [
+    jnp.concatenate([x.reshape(-1) for x in each])
+    for each in zip(*found, strict=True)
+  ]
 
 
 def _first(groups, inputs, k, sizes, m):

@@ -1,6 +1,6 @@
 """The k largest of a tensor by a few counting passes, without a sort.
 
-Small tensors are searched as in `small`. Of a large one:
+Small tensors are searched as in `small`, and on a GPU all. Of a large one:
 
   a sample tells where to begin,
   two passes, each over all elements, leave some dozen candidates of millions,
@@ -25,10 +25,8 @@ from evojax_llm.operators.merges import draws
 from evojax_llm.operators.merges import small
 from evojax_llm.operators.merges import tensors
 
-# Tensors of as many elements or more are searched here, and sampled twice: by
-# single elements, which are sorted, and by blocks of a cache line, which are
-# counted.
-LARGE = 1 << 20
+# Tensors are sampled twice: by single elements, which are sorted, and by blocks
+# of a cache line, which are counted.
 _SORTED = 1024
 _SAMPLE = 1 << 18
 _BLOCK = 16
@@ -71,7 +69,7 @@ def top(
   Returns:
     For each tensor the cut of each k; `inside` tells the k elements.
   """
-  if inputs[0].size < LARGE:
+  if small.takes(inputs[0].size):
     (cuts,) = small.top([small.Group(of, _layer(inputs), ranks)])
     return cuts
   k = jnp.stack([k for some in ranks for k in some])
@@ -88,6 +86,11 @@ def top(
   return [[next(cuts) for _ in some] for some in ranks]
 
 
+def itself(values: jax.Array) -> list[jax.Array]:
+  """Gives what is searched where that is stored; one function, one program."""
+  return [values]
+
+
 def inside(values: jax.Array, cut: brackets.Cut) -> jax.Array:
   """Whether each element is among the k largest; bool as `values`."""
   size = brackets.size_bits(values)
@@ -101,11 +104,11 @@ def kth_largest(
 ) -> list[jax.Array]:
   """The k-th largest sizes of (...) f32 for some k in [1, size]; () f32."""
   k = jnp.stack([jnp.asarray(rank, jnp.int32) for rank in ranks])
-  if values.size < LARGE:
-    group = small.Group(lambda x: [x], _layer([values]), [list(k)])
+  if small.takes(values.size):
+    group = small.Group(itself, _layer([values]), [list(k)])
     found = small.kth_largest([group])
     return list(lax.bitcast_convert_type(found, jnp.float32))
-  everything = _Tensors(lambda x: [x], [values], [list(k)])
+  everything = _Tensors(itself, [values], [list(k)])
   found, _, _ = _find(everything, k, exact=True)
   return list(lax.bitcast_convert_type(found, jnp.float32))
 
@@ -126,7 +129,7 @@ class _Tensors:
     self.size = self._inputs[0].size
     self.rows = -(-self.size // _ROW)
 
-  def count(self, at):
+  def count(self, at, _):
     """How many are at or above each of (s, m) thresholds.
 
     In all, (s, m) i32, and in each of the rows, (s, m, rows) i32.

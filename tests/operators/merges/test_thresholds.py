@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evojax_llm.operators.merges import small
 from evojax_llm.operators.merges import thresholds
 
 
@@ -70,7 +71,7 @@ def test_keeps_exactly_the_k_largest_of_a_sampled_tensor(name):
 
 @pytest.mark.parametrize('name', LARGE)
 def test_the_rows_of_the_candidates_tell_all(name, monkeypatch):
-  monkeypatch.setattr(thresholds, 'LARGE', 1 << 16)
+  monkeypatch.setattr(small, '_LARGE', 1 << 16)
   values = LARGE[name][:, :384]
   values = values.reshape(150, 512)
   ks = (1, 70, 38_000, 76_799)
