@@ -7,6 +7,7 @@ anything is compiled.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import os
 from typing import Any
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from evojax_llm.fitness import estimates
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.config import ModelConfig
@@ -60,6 +62,11 @@ class Setup:
   def experts(self) -> Space:
     """The space in which the baselines are made of the experts."""
     return self.space.plain
+
+  @functools.cached_property
+  def expressed(self) -> Expressed:
+    """What members of both spaces are in, one object for its programs."""
+    return Expressed(self.experts.model())
 
 
 def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
@@ -259,16 +266,20 @@ def of_experts(evaluator: Any, setup: Setup) -> Any:
 
 
 def score_few(
-  evaluator: Any, space: Any, population: Any, progress: Any = None
+  evaluator: Any,
+  space: Any,
+  population: Any,
+  progress: Any = None,
+  split: str = 'dev',
 ) -> Any:
-  """Scores a small population on dev, by the program of the search's groups."""
+  """Scores a small population, by the program of the search's groups."""
   count = stack.size(population)
   if evaluator.plan is None:
     evaluator.prepare(space, population)
   slots = max(count, evaluator.plan.members_per_group)
   population = stack.pad(population, slots)
   return evaluator.evaluate(
-    space, population, np.arange(count), progress=progress
+    space, population, np.arange(count), split, progress
   )
 
 
