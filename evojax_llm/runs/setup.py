@@ -69,8 +69,12 @@ class Setup:
     return Expressed(self.experts.model())
 
 
-def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
+def load(
+  config: RunConfig, files: inputs_lib.Files, tokenizer: Any = None
+) -> Setup:
   """Reads tasks, experts and the base, the quick ones first.
+
+  `tokenizer` is that of the base, where it has been read already.
 
   Raises:
     UserError, TaskError, ModelError: something of it cannot be used.
@@ -82,7 +86,7 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
 
   _say_limits(config, tasks)
-  tokenizer = Tokenizer.from_folder(files.model)
+  tokenizer = tokenizer or Tokenizer.from_folder(files.model)
   space = load_space(config, files, jnp.dtype(config.execution.dtype))
   return Setup(tokenizer, space, tasks, heldout)
 
