@@ -258,7 +258,11 @@ def _check(folder: Any, trials: Sequence[Any], cache: dict[Any, Any]) -> None:
   for trial in trials:
     if folder.summary(trial.name) is None:
       first.setdefault(trial.changes['arm'], trial)
-  for arm, trial in first.items():
+  for number, (arm, trial) in enumerate(first.items(), 1):
+    stage = trial.changes['stage']
+    command.say(
+      f'{stage}: reading and planning for {arm}, {number} of {len(first)}'
+    )
     try:
       prepared = launch.prepare(trial.config, cache=cache)
     except ValueError as error:
@@ -269,7 +273,7 @@ def _check(folder: Any, trials: Sequence[Any], cache: dict[Any, Any]) -> None:
     drawn = [evaluator.redraw(n).items('dev') for n in range(_DRAWS.value)]
     if _DRAWS.value > 1 and all(items == drawn[0] for items in drawn):
       raise command.UserError(
-        f'--draws={_DRAWS.value} of {trial.changes["stage"]} are all the same, '
+        f'--draws={_DRAWS.value} of {stage} are all the same, '
         'as a draw has all dev items: ask for fewer items with --dev_limit, or '
         'for one draw.'
       )

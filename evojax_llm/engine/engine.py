@@ -152,10 +152,14 @@ class Engine:
         self._halve(error)
         answers.forget(start)
 
-  def group_size(self, slots: int) -> int:
-    """Returns members of a program call, a multiple of the devices."""
+  @property
+  def group_size(self) -> int:
+    """Members of a program call, a multiple of the devices.
+
+    Of a smaller population too, so that one of another size compiles nothing.
+    """
     devices = self._runtime.shards
-    return -(-min(self.plan.members_per_group, slots) // devices) * devices
+    return -(-self.plan.members_per_group // devices) * devices
 
   def _pass(
     self,
@@ -171,7 +175,7 @@ class Engine:
   ):
     """Yields how many members are done, as calls come in."""
     model, params = self._model(space), self._params(space, split.soft)
-    size = self.group_size(stack.size(population))
+    size = self.group_size
     per_group = max(1, len(split.jobs) + bool(split.queues))
     to_do = len(indices) - start
     calls = per_group * -(-to_do // size)

@@ -14,6 +14,7 @@ import os
 import pathlib
 from typing import Any
 from typing import Protocol
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from evojax_llm import lookup
 from evojax_llm import options
 from evojax_llm.genomes import initial
 from evojax_llm.genomes import recipe as recipe_lib
+from evojax_llm.models import folders as folders_lib
 from evojax_llm.models import hub
 from evojax_llm.models import peft
 from evojax_llm.models.expression import Expression
@@ -298,19 +300,31 @@ def find_space(name: str, options: Mapping[str, Any] | None = None) -> Any:
   return found.configured(**options)
 
 
+# Those that a space holds, by what they were loaded from.
+_loaded: weakref.WeakValueDictionary[Any, Model] = weakref.WeakValueDictionary()
+
+
 def load_base(
   base: str | os.PathLike | Model, dtype: Any = jnp.float32
 ) -> Model:
   """Loads a model folder; with no dtype, its configuration alone.
 
-  A model that is loaded already is returned as it is, so that several spaces
-  share its arrays.
+  A model that is loaded already is returned as it is, and so is one of the same
+  files that another space has, so that several spaces share its arrays.
   """
   if isinstance(base, Model):
     return base
   if dtype is None:
     return Model(hub.load_config(base)[0], None, base)
-  return Model(*hub.load_checkpoint(base, dtype), base)
+  folder = folders_lib.existing_folder(base, 'a model folder')
+  stats = sorted((f.name, f.lstat()) for f in folder.iterdir())
+  files = tuple((name, s.st_mtime_ns, s.st_size) for name, s in stats)
+  key = str(base), str(folder), jnp.dtype(dtype), files
+  model = _loaded.get(key)
+  if model is None:
+    model = Model(*hub.load_checkpoint(base, dtype), base)
+    _loaded[key] = model
+  return model
 
 
 def check_genome(

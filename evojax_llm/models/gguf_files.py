@@ -9,6 +9,7 @@ are made f32 by the package gguf.
 import atexit
 from collections.abc import Callable
 import functools
+from importlib import metadata
 import importlib.util
 import math
 import os
@@ -71,7 +72,9 @@ def _folder(path: pathlib.Path, *_: int) -> pathlib.Path:
 
 def write_small_files(folder: pathlib.Path, tensors: 'GgufTensors') -> None:
   """Writes config.json, tokenizer, card and terms of a file into a folder."""
-  write_json(folder / 'config.json', tensors.config)
+  # Without it, some versions take a large vocabulary for a faulty Mistral's.
+  version = {'transformers_version': metadata.version('transformers')}
+  write_json(folder / 'config.json', tensors.config | version)
   gguf_tokenizer.write(folder, tensors.path, tensors.metadata)
   ends = {
     int(i)

@@ -219,6 +219,8 @@ def _scored(run, prepared, bar) -> dict[str, Any]:
     bar.line(f'{name}{detail}: {report.shown(dev["fitness"], " %")} on dev')
   note = ''
   if fine_tuning.wanted(prepared.config):
+    steps = prepared.config.fine_tuning.steps
+    bar.line(f'{report.FINE_TUNED}: {steps} steps at most')
     found = fine_tuning.tune(run, prepared)
     if isinstance(found, str):
       note = f'{report.FINE_TUNED}: {found}.'

@@ -100,6 +100,7 @@ class Ending:
     finalists = self._finalists(groups)
     # What is read at the end: a label, the evaluator, and its split.
     ends = {}
+    most = evaluator.plan.members_per_group
     if all(task.test for task in prepared.setup.tasks):
       ends['test'] = 'test', evaluator, 'test'
     if heldout is not None:
@@ -109,7 +110,7 @@ class Ending:
       row['test'] = None
     for end, (label, reader, split) in ends.items():
       bar.begin(len(finalists.names), label)
-      scores = finalists.score(reader, split, bar.update)
+      scores = finalists.score(reader, split, bar.update, most)
       if end == 'test':
         log = ItemLog(self.run.path / 'test_items')
         log.append(0, range(len(finalists.names)), scores)

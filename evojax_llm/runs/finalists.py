@@ -15,7 +15,6 @@ import numpy as np
 
 from evojax_llm.fitness import ensembles
 from evojax_llm.fitness import evaluation
-from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.models import expression
 from evojax_llm.population import sharding
@@ -272,7 +271,7 @@ class Finalists:
     self._setup, space = setup, setup.space
     self._apart = None
     if setup.space.exports == 'path':
-      self._apart = setup.experts, mixed
+      self._apart = setup.experts, _joined(mixed)
       self._own = space, genomes
       return
     if setup.space is not setup.experts:
@@ -284,19 +283,35 @@ class Finalists:
         mixed, genomes = expression.of_one_rank(
           *(_low_rank(*pair) for pair in pairs)
         )
-      space = Expressed(setup.experts.model())
+      space = setup.expressed
     self._own = space, _joined(mixed, genomes)
 
   def score(
-    self, evaluator: Any, split: str, progress: Callable[[float], None]
+    self,
+    evaluator: Any,
+    split: str,
+    progress: Callable[[float], None],
+    group: int | None = None,
   ) -> Any:
-    """Returns the `Evaluation` of all M on a split."""
+    """Returns the `Evaluation` of all M on a split.
+
+    `group` is of an evaluator without a plan: members of a program call at
+    most, in place of M, which differs from run to run.
+    """
+    how = {'split': split, 'progress': progress}
+
+    def planned(evaluator, space, population):
+      if evaluator.plan is None:
+        evaluator.prepare(space, population, members=group)
+      return evaluator
+
+    evaluator = planned(evaluator, *self._own)
     if self._apart is None:
-      return evaluator.evaluate(*self._own, split=split, progress=progress)
+      return evaluator.evaluate(*self._own, **how)
     apart = setup_lib.of_experts(evaluator, self._setup)
     return evaluation.joined(
-      apart.evaluate(*self._apart, split=split, progress=progress),
-      evaluator.evaluate(*self._own, split=split, progress=progress),
+      planned(apart, *self._apart).evaluate(*self._apart, **how),
+      setup_lib.score_few(evaluator, *self._own, **how),
     )
 
   def index(self, row: Mapping[str, Any]) -> int:

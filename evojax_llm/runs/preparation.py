@@ -176,7 +176,9 @@ def prepare(
   cache = {} if cache is None else cache
   told = inputs_lib.space_options(config)
   key = data_key(config, 'dev_draw'), told, files
-  setup, inputs = _kept(cache, ('setup', key), lambda: _read(config, files))
+  setup, inputs = _kept(
+    cache, ('setup', key), lambda: _read(config, files, cache)
+  )
   with errors.as_user_error(ValueError, what='config.ensemble.rule'):
     ensembles.check_rule(config.ensemble.rule)
   setup_lib.fine_tuning(config)  # refuses what cannot be
@@ -266,8 +268,12 @@ def _kinds(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-def _read(config: RunConfig, files: inputs_lib.Files) -> Any:
-  setup = setup_lib.load(config, files)
+def _read(
+  config: RunConfig, files: inputs_lib.Files, cache: dict[Any, Any]
+) -> Any:
+  of_model = repr(('tokenizer', files.model))
+  setup = setup_lib.load(config, files, cache.get(of_model))
+  cache[of_model] = setup.tokenizer
   inputs = recorded_inputs.of_folders(files)
   inputs['tasks'] = [task.fingerprint() for task in setup.tasks]
   if setup.heldout:

@@ -20,6 +20,8 @@ _COMPILING = (
 )
 # Off a terminal, so long at most is nothing said.
 _QUIET_SECONDS = 60.0
+# Of a batch with a label, which no line of a generation follows.
+_QUIET_LABELLED = 10.0
 
 
 class Stopwatch:
@@ -93,7 +95,7 @@ class Progress:
     dumb = os.environ.get('TERM', '') in ('', 'dumb')
     self._live = self._stream.isatty() and not dumb
     self._generations, self._evaluations = generations, evaluations
-    self._label, self._members = '', 0
+    self._label, self._members, self._quiet = '', 0, _QUIET_SECONDS
     self._started = self._written = time.monotonic()
     self._tokens = self._first = self._done = 0
     self._scored = self._scored_first = 0
@@ -110,16 +112,20 @@ class Progress:
     """Begins a batch of members that are scored."""
     self._label = label or self._name(self._done)
     self._members = members
+    self._quiet = _QUIET_LABELLED if label else _QUIET_SECONDS
     self._started, self._tokens = time.monotonic(), self._ledger.tokens
     if not label and self._began is None:
       self._began = self._worked()
     if label and not self._live:
       self.line(f'{label}: {members} members')
+    elif label:
+      # The first program compiles before there is a share.
+      self.update(0.0)
 
   def update(self, share: float) -> None:
     """Shows the share of the batch that is scored; for `Evaluator.evaluate`."""
     now = time.monotonic()
-    if not self._live and now - self._written < _QUIET_SECONDS:
+    if not self._live and now - self._written < self._quiet:
       return
     speed = self._ledger.tokens - self._tokens
     speed /= max(1e-6, now - self._started)

@@ -7,6 +7,7 @@ anything is compiled.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import os
 from typing import Any
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from evojax_llm.fitness import estimates
 from evojax_llm.fitness import intervals
 from evojax_llm.fitness import racing
 from evojax_llm.fitness.evaluator import Evaluator
+from evojax_llm.genomes.space import Expressed
 from evojax_llm.genomes.space import Space
 from evojax_llm.genomes.space import make_space
 from evojax_llm.models.config import ModelConfig
@@ -61,9 +63,18 @@ class Setup:
     """The space in which the baselines are made of the experts."""
     return self.space.plain
 
+  @functools.cached_property
+  def expressed(self) -> Expressed:
+    """What members of both spaces are in, one object for its programs."""
+    return Expressed(self.experts.model())
 
-def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
+
+def load(
+  config: RunConfig, files: inputs_lib.Files, tokenizer: Any = None
+) -> Setup:
   """Reads tasks, experts and the base, the quick ones first.
+
+  `tokenizer` is that of the base, where it has been read already.
 
   Raises:
     UserError, TaskError, ModelError: something of it cannot be used.
@@ -75,7 +86,7 @@ def load(config: RunConfig, files: inputs_lib.Files) -> Setup:
   tasks, heldout = tasks[: len(files.tasks)], tasks[len(files.tasks) :]
 
   _say_limits(config, tasks)
-  tokenizer = Tokenizer.from_folder(files.model)
+  tokenizer = tokenizer or Tokenizer.from_folder(files.model)
   space = load_space(config, files, jnp.dtype(config.execution.dtype))
   return Setup(tokenizer, space, tasks, heldout)
 
@@ -259,16 +270,20 @@ def of_experts(evaluator: Any, setup: Setup) -> Any:
 
 
 def score_few(
-  evaluator: Any, space: Any, population: Any, progress: Any = None
+  evaluator: Any,
+  space: Any,
+  population: Any,
+  progress: Any = None,
+  split: str = 'dev',
 ) -> Any:
-  """Scores a small population on dev, by the program of the search's groups."""
+  """Scores a small population, by the program of the search's groups."""
   count = stack.size(population)
   if evaluator.plan is None:
     evaluator.prepare(space, population)
   slots = max(count, evaluator.plan.members_per_group)
   population = stack.pad(population, slots)
   return evaluator.evaluate(
-    space, population, np.arange(count), progress=progress
+    space, population, np.arange(count), split, progress
   )
 
 

@@ -77,6 +77,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of parts, factors and orders.', 0)
 
 
 def main(_: Sequence[str]) -> None:
+  command.say(f'reading {_MODEL.value} and the task files of {_DATA.value}')
   model_file = sources.find(_MODEL.value)
   files = parts.find(_DATA.value, _TASKS.value or ())
   out = pathlib.Path(_OUT.value).expanduser()
@@ -90,6 +91,7 @@ def main(_: Sequence[str]) -> None:
   recipe = _recipe(on_cpu)
   tokenizer = Tokenizer.from_folder(model_file)
   lessons = {}
+  command.say(f'encoding the rows of {len(shared)} experts')
   for name, (task, items) in shared.items():
     rows = training_data.encode_task(tasks[task], items, tokenizer)
     found = training.lesson(rows, recipe, tokenizer.pad_id) if rows else None
@@ -101,6 +103,7 @@ def main(_: Sequence[str]) -> None:
     lessons[name] = found
 
   start = time.monotonic()
+  command.say(f'reading the parameters of {model_file.name}')
   config, params = hub.load_checkpoint(model_file, dtype)
   command.say(
     f'{model_file.name}: {config.num_params:,} parameters, read in '

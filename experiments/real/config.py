@@ -10,7 +10,8 @@ each task, and the baseline that learns reads 64 rows, which suits two CPU cores
 and tells little; on an accelerator ask for more:
 
   --config.dev_limit=200 --config.test_limit=400 \
-      --config.strategy.evaluations=200 --config.fine_tuning.steps=200
+      --config.strategy.evaluations=200 --config.fine_tuning.steps=200 \
+      --config.fine_tuning.batch=32 --config.execution.dtype=bfloat16
 """
 
 import pathlib

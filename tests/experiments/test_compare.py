@@ -62,6 +62,13 @@ def test_how_many_runs_are_to_come_and_how_long_is_said(comparison):
   ] == [3, 2, 1, 0]
 
 
+def test_what_is_prepared_before_the_first_run_is_said(comparison):
+  said = (comparison.parent / 'said').read_text().partition('\ntrial ')[0]
+  for number, size in enumerate((5, 10), 1):
+    arm = f'random_search P={size}'
+    assert f'\n{STAGE}: reading and planning for {arm}, {number} of 2\n' in said
+
+
 def test_differences_and_curves_are_in_the_report(comparison):
   text = (comparison / 'comparison.md').read_text()
   line = next(t for t in text.splitlines() if t.startswith('| test, less'))

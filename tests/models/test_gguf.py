@@ -1,5 +1,6 @@
 """GGUF files: read as the model folder that they were made from, or refused."""
 
+from importlib import metadata
 import json
 import shutil
 
@@ -257,6 +258,13 @@ def test_without_the_package_it_says_what_to_install(file, monkeypatch):
   monkeypatch.setattr(gguf_files.importlib.util, 'find_spec', lambda _: None)
   with pytest.raises(ModelError, match=r"pip install 'evojax-llm\[gguf\]'"):
     gguf_files.GgufTensors(file)
+
+
+def test_the_configuration_says_which_transformers_it_is_for(file):
+  # Without it, 5.17 warns of every tokenizer above 100,000 tokens.
+  folder = gguf_files.folder_of(file)
+  written = json.loads((folder / 'config.json').read_text())
+  assert written['transformers_version'] == metadata.version('transformers')
 
 
 def test_a_changed_file_is_read_again(tiny_gemma_folder, file, tmp_path):

@@ -6,7 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from evojax_llm.engine import forms
+from evojax_llm.population import stack
+from evojax_llm.runs import finalists
 from evojax_llm.runs import inputs
+from evojax_llm.runs import preparation
 from evojax_llm.runs import setup
 from evojax_llm.runs.checkpoint import Checkpoints
 from evojax_llm.runs.run_config import RunConfig
@@ -72,3 +76,30 @@ def test_so_does_what_is_exported_before_the_end(forgetful, tmp_path):
   assert (out / ADAPTER).read_bytes() == (
     forgetful / 'best' / ADAPTER
   ).read_bytes()
+
+
+@pytest.mark.parametrize('form', forms.FORMS)
+@pytest.mark.parametrize('space', ['adapters', 'gates'])
+def test_another_number_of_finalists_compiles_nothing(
+  forgetful, tmp_path, form, space
+):
+  kept = json.loads((forgetful / 'config.json').read_text())['config']
+  heldout = runs.write_task(tmp_path / 'heldout.json', test=4, seed=2)
+  kept |= {'space': space, 'heldout_tasks': [str(heldout)]}
+  kept['strategy'] |= {'name': 'random_search', 'options': {}, 'population': 16}
+  kept['execution'] |= {'form': form}
+  prepared = preparation.prepare(kept | {'dev_limit': 4, 'test_limit': 4})
+  evaluator, heldout = prepared.evaluator, prepared.heldout()
+  members = prepared.initial().population
+  compiled = []
+  for count in (13, 14, 15):
+    some = stack.take(members, np.arange(count - 3))
+    found = finalists.Finalists(
+      prepared.setup, [], range(3), range(count - 3), some
+    )
+    for reader, split in ((evaluator, 'test'), (heldout, 'dev')):
+      scores = found.score(reader, split, lambda _: None, 16)
+      assert np.isfinite(scores.fitness).all() and len(scores.fitness) == count
+    programs = evaluator.ledger.programs, heldout.ledger.programs
+    compiled.append(programs)
+  assert compiled[0] == compiled[1] == compiled[2]

@@ -95,6 +95,24 @@ def test_on_a_terminal_one_line_changes_and_is_gone_at_the_end(
     assert sum('generation' in line for line in shown()) == 2
 
 
+def test_a_batch_with_a_label_says_how_far_it_is_before_a_minute(monkeypatch):
+  monkeypatch.setenv('TERM', 'xterm')
+  now = 100.0
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+  stream = io.StringIO()
+  bar = progress.Progress(3, stream=stream)
+  bar.begin(17, 'baselines')
+  for share in (0.3, 0.5):
+    now += 9.0
+    bar.update(share)
+  lines = stream.getvalue().splitlines()
+  assert lines[0] == 'baselines: 17 members'
+  assert [line[:24] for line in lines[1:]] == ['baselines  8/17 members ']
+  with terminal(60) as (stream, shown):
+    progress.Progress(3, stream=stream).begin(17, 'baselines')
+    assert shown()[-1].startswith('baselines  0/17 members')
+
+
 @pytest.mark.parametrize('term', ['dumb', ''])
 def test_a_terminal_without_control_codes_is_written_as_a_file_is(
   term, monkeypatch

@@ -7,6 +7,7 @@ import pytest
 from evojax_llm import pocket
 from evojax_llm.runs import errors
 from evojax_llm.runs import inputs
+from evojax_llm.runs import preparation
 from evojax_llm.runs import setup
 from evojax_llm.runs.run_config import RunConfig
 from evojax_llm.systems import genome as genome_config
@@ -142,3 +143,13 @@ def test_experts_of_the_pocket_are_named():
   assert found.expert_names == ('04_dup_max_swp', *pocket.dense_names())
   config = RunConfig.from_config({'adapters': 'pocket', 'space': 'gates'})
   assert inputs.locate(config).adapters == pocket.expert_folders()
+
+
+def test_spaces_of_one_process_share_model_and_tokenizer(made, monkeypatch):
+  config, cache = made[0], {}
+  first = preparation.prepare(config, cache=cache).setup
+  monkeypatch.setattr(setup.Tokenizer, 'from_folder', None)
+  other = dataclasses.replace(config, space='gates')
+  second = preparation.prepare(other, cache=cache).setup
+  assert second.tokenizer is first.tokenizer
+  assert second.experts.model() is first.experts.model()
