@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import sys
+import threading
 import time
 from typing import Any
 from typing import TextIO
@@ -27,6 +28,8 @@ _QUIET_LABELLED = 10.0
 class Stopwatch:
   """Wall time by phase; compilation counts as a phase of its own.
 
+  Programs that are compiled side by side take the time that one of them does.
+
   Example:
     with Stopwatch() as watch:
       with watch.phase('score'):
@@ -37,6 +40,9 @@ class Stopwatch:
   def __init__(self):
     self.compiled = 0.0  # seconds of compilation in all
     self._seconds: dict[str, float] = {'compile': 0.0}
+    # When something was compiled: begin and end, apart from each other.
+    self._spans: list[tuple[float, float]] = []
+    self._lock = threading.Lock()
 
   def __enter__(self) -> 'Stopwatch':
     jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -62,9 +68,18 @@ class Stopwatch:
     return seconds
 
   def _listen(self, event: str, seconds: float, **_: Any) -> None:
-    if event in _COMPILING:
-      self._seconds['compile'] += seconds
-      self.compiled += seconds
+    """Is told the length of a compilation when it ends, by its thread."""
+    if event not in _COMPILING:
+      return
+    with self._lock:
+      end = time.perf_counter()
+      begin = end - seconds
+      inside = [span for span in self._spans if span[1] > begin]
+      known = sum(last - max(first, begin) for first, last in inside)
+      self._spans = [span for span in self._spans if span[1] <= begin]
+      self._spans.append((min([begin, *(first for first, _ in inside)]), end))
+      self._seconds['compile'] += seconds - known
+      self.compiled += seconds - known
 
 
 class Progress:

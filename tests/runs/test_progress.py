@@ -26,6 +26,14 @@ def test_compilation_is_taken_out_of_the_phase_that_caused_it():
   assert watch.take() == {'compile': 0.0}
 
 
+def test_what_is_compiled_side_by_side_takes_its_time_once(monkeypatch):
+  watch, now = progress.Stopwatch(), [0.0]
+  monkeypatch.setattr(progress.time, 'perf_counter', lambda: now[0])
+  for now[0], seconds in ((6.0, 1.0), (8.0, 1.0), (10.0, 9.0), (30.0, 5.0)):
+    watch._listen(progress._COMPILING[1], seconds)
+  assert watch.compiled == watch.take()['compile'] == 14.0
+
+
 def test_a_stopwatch_stops_listening():
   with progress.Stopwatch() as watch:
     pass

@@ -1,8 +1,9 @@
 """A GPU kernel that finds the k largest of each row by counting passes.
 
-One program a row goes through it until all of its searches have ended: a pass
-reads what the one before has left in the cache, and none waits for other rows.
-A sample tells where to begin; `brackets` says how a pass narrows.
+One program a search goes through its row until it is found: a pass reads what
+the one before has left in the cache, and none waits for searches of other rows.
+A sample tells where to begin; `brackets` says how a pass narrows. Searches of
+one row that share their passes were slower: they hold too many registers.
 """
 
 from collections.abc import Sequence
@@ -46,16 +47,14 @@ def find(
   Returns:
     The value and the rest of a `brackets.Cut`, (n, s) i32 each.
   """
-  size, searches = bits.shape[1], k.shape[1]
-  each = pl.BlockSpec((None, searches), lambda i: (i, 0))
+  size = bits.shape[1]
+  one = pl.BlockSpec((None, None), lambda i, j: (i, j))
   shape = jax.ShapeDtypeStruct(k.shape, jnp.int32)
   return pl.pallas_call(
-    functools.partial(
-      _kernel, size=size, searches=range(searches), exact=exact
-    ),
-    grid=(len(k),),
-    in_specs=[pl.BlockSpec((None, size), lambda i: (i, 0)), each],
-    out_specs=[each, each],
+    functools.partial(_kernel, size=size, exact=exact),
+    grid=k.shape,
+    in_specs=[pl.BlockSpec((None, size), lambda i, j: (i, 0)), one],
+    out_specs=[one, one],
     out_shape=[shape, shape],
     compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
     interpret=jax.default_backend() == 'cpu',
@@ -63,9 +62,9 @@ def find(
   )(bits, k)
 
 
-def _kernel(bits_ref, k_ref, value_ref, rest_ref, *, size, searches, exact):
-  """The program of a row (size,) and its k (s,)."""
-  k = [k_ref[i] for i in searches]
+def _kernel(bits_ref, k_ref, value_ref, rest_ref, *, size, exact):
+  """The program of a row (size,) and one k ()."""
+  k = k_ref[()]
   column = jnp.arange(_COLUMNS, dtype=jnp.int32)
   blocks = -(-size // _COLUMNS)
 
@@ -74,60 +73,48 @@ def _kernel(bits_ref, k_ref, value_ref, rest_ref, *, size, searches, exact):
       place = i * _COLUMNS + column
       here = pl.ds(i * _COLUMNS, _COLUMNS)
       x = triton.load(bits_ref.at[here], mask=place < size, other=-1)
-      return [step(j, part, x, place) for j, part in enumerate(state)]
+      return step(state, x, place)
 
-    start = [jnp.full((_COLUMNS,), start, jnp.int32) for _ in searches]
+    start = jnp.full((_COLUMNS,), start, jnp.int32)
     return lax.fori_loop(0, blocks, block, start)
 
   def counted(of, at):
-    sums = over_blocks(
-      lambda j, sums, x, place: sums + flags(of(j, x, place), at[j]), 0
+    packed = over_blocks(
+      lambda sums, x, place: sums + flags(of(x, place), at), 0
     )
-    return [[jnp.sum(x, axis=0) for x in unpacked(part, _M)] for part in sums]
+    return [jnp.sum(x, axis=0) for x in unpacked(packed, len(at))]
 
-  zero = k[0] * 0
-  first = [_evenly(*_FIRST) for _ in searches]
+  zero = k * 0
+  first = _evenly(*_FIRST)
   if blocks >= _SAMPLED:
     # Odd, so that it does not stay in some columns.
     stride = (size // _COLUMNS - 1) | 1
     first = _about(triton.load(bits_ref.at[column * stride]), k, size)
-  whole = (zero, zero + size, zero + brackets.TOP, zero)
-  found = _search(
-    functools.partial(counted, lambda j, x, place: x),
+  low, low_count, high_count = _search(
+    functools.partial(counted, lambda x, place: x),
     k,
-    [whole for _ in searches],
+    (zero, zero + size, zero + brackets.TOP, zero),
     first=first,
   )
-  low = [each[0] for each in found]
   if exact:
     least = over_blocks(
-      lambda j, least, x, place: jnp.where(
-        x >= low[j], jnp.minimum(least, x), least
-      ),
+      lambda least, x, place: jnp.where(x >= low, jnp.minimum(least, x), least),
       brackets.TOP,
     )
-    for i, part in enumerate(least):
-      value_ref[i] = jnp.min(part, axis=0)
-      rest_ref[i] = zero
+    value_ref[()] = jnp.min(least, axis=0)
+    rest_ref[()] = zero
     return
   # Of equals the first are in, as far as so many places from the end reach.
-  all_in = [
-    low_count == k for k, (_, low_count, _, _) in zip(k, found, strict=True)
-  ]
-  within = [low_count - high_count for _, low_count, _, high_count in found]
-  rest = _search(
+  all_in, within = low_count == k, low_count - high_count
+  rest, _, _ = _search(
     functools.partial(
-      counted, lambda j, x, place: jnp.where(x == low[j], size - place, 0)
+      counted, lambda x, place: jnp.where(x == low, size - place, 0)
     ),
-    [
-      jnp.where(all_in[i], within[i], k[i] - high_count)
-      for i, (*_, high_count) in enumerate(found)
-    ],
-    [(zero + 1, within[i], zero + size + 1, zero) for i in searches],
+    jnp.where(all_in, within, k - high_count),
+    (zero + 1, within, zero + size + 1, zero),
   )
-  for i in searches:
-    value_ref[i] = low[i]
-    rest_ref[i] = jnp.where(all_in[i], 1, rest[i][0])
+  value_ref[()] = low
+  rest_ref[()] = jnp.where(all_in, 1, rest)
 
 
 def flags(values: jax.Array, at: Sequence[jax.Array]) -> jax.Array:
@@ -147,72 +134,65 @@ def _about(sample, k, size):
   """Thresholds about the k-th largest of `size`, from a sample of these."""
 
   def count(at):
-    return [
-      [jnp.sum((sample >= t).astype(jnp.int32), axis=0) for t in some]
-      for some in at
-    ]
+    return [jnp.sum((sample >= t).astype(jnp.int32), axis=0) for t in at]
 
-  wanted = []
-  for nth in k:
-    rank = nth.astype(jnp.float32) * (_COLUMNS / size)
-    apart = _SURE * jnp.sqrt(rank * (1.0 - rank / _COLUMNS)) + 1.0
-    for end in (rank + apart, rank - apart):
-      nearest = jnp.clip(end + 0.5, 1.0, float(_COLUMNS))
-      wanted.append(nearest.astype(jnp.int32))
-  zero = k[0] * 0
-  whole = (zero, zero + _COLUMNS, zero + brackets.TOP, zero)
-  first = [_evenly(*_FIRST) for _ in wanted]
-  found = _search(count, wanted, [whole for _ in wanted], first=first)
-  ends = [_size(low) for low, *_ in found]
-  return [
-    [_bits(low + (high - low) * (j / (_M - 1))) for j in range(_M)]
-    for low, high in zip(ends[::2], ends[1::2], strict=True)
-  ]
+  rank = k.astype(jnp.float32) * (_COLUMNS / size)
+  apart = _SURE * jnp.sqrt(rank * (1.0 - rank / _COLUMNS)) + 1.0
+  zero = k * 0
+  ends = []
+  for end in (rank + apart, rank - apart):
+    nearest = jnp.clip(end + 0.5, 1.0, float(_COLUMNS)).astype(jnp.int32)
+    whole = (zero, zero + _COLUMNS, zero + brackets.TOP, zero)
+    low, _, _ = _search(count, nearest, whole, first=_evenly(*_FIRST))
+    ends.append(_size(low))
+  low, high = ends
+  return [_bits(low + (high - low) * (j / (_M - 1))) for j in range(_M)]
 
 
 def _evenly(low, high):
   return [jnp.int32(low + (high - low) // (_M - 1) * j) for j in range(_M)]
 
 
-def _search(count, k, found, *, first=None):
-  """As `brackets.search`, until each low leaves k or high is next to it.
+def _search(count, k, bracket, *, first=None):
+  """As `brackets.search`, for one k, until low leaves k or high is next to it.
 
   Args:
-    count: how many are at or above each of the thresholds of each search.
-    k: of each search.
-    found: low, its count, high, its count, to begin with.
+    count: how many are at or above each of some thresholds.
+    k: () i32.
+    bracket: low, its count, high and its count, () i32, to begin with.
     first: thresholds of the first pass; None where numbers are no bits of
       floats.
 
   Returns:
-    What is found of each search.
+    Low, and the counts at low and high.
   """
 
-  def is_open(k, bracket):
-    low, low_count, high, _ = bracket
+  def is_open(state):
+    _, low, low_count, high, _ = state
     return (high - low > 1) & (low_count != k) & (k > 0)
 
-  def goes_on(state):
-    return functools.reduce(jnp.logical_or, map(is_open, k, state[1]))
-
   def step(state):
-    passes, found = state
-    still = list(map(is_open, k, found))
-    at = [
-      _thresholds(passes, *search)
-      for search in zip(k, found, first or [None] * len(k), strict=True)
-    ]
-    at = [
-      [jnp.where(is_on, t, brackets.TOP) for t in some]
-      for is_on, some in zip(still, at, strict=True)
-    ]
-    return passes + 1, list(map(_narrowed, still, k, found, at, count(at)))
+    passes, low, low_count, high, high_count = state
+    at = _thresholds(*state, k, first)
+    # Thresholds increase, so that the first few leave k or more.
+    for t, found in zip(at, count(at), strict=True):
+      enough, less = found >= k, (found < k) & (t < high)
+      low, low_count = (
+        jnp.where(enough, x, y) for x, y in ((t, low), (found, low_count))
+      )
+      high, high_count = (
+        jnp.where(less, x, y) for x, y in ((t, high), (found, high_count))
+      )
+    return passes + 1, low, low_count, high, high_count
 
-  return lax.while_loop(goes_on, step, (k[0] * 0, found))[1]
+  _, low, low_count, _, high_count = lax.while_loop(
+    is_open, step, (k * 0, *bracket)
+  )
+  return low, low_count, high_count
 
 
-def _thresholds(passes, k, bracket, first):
-  low, low_count, high, high_count = bracket
+def _thresholds(passes, low, low_count, high, high_count, k, first):
+  """Where a pass counts."""
   part = jnp.maximum(lax.div(high - low, jnp.int32(_M + 1)), 1)
   at = [low + part * (j + 1) for j in range(_M)]
   if first is not None:
@@ -227,20 +207,6 @@ def _thresholds(passes, k, bracket, first):
       at[j] = jnp.where(divide, at[j], _bits(jnp.maximum(guess, 0.0)))
       at[j] = jnp.where(passes == 0, first[j], at[j])
   return [jnp.minimum(jnp.maximum(t, low + 1), high - 1) for t in at]
-
-
-def _narrowed(still, k, bracket, at, counts):
-  low, low_count, high, high_count = bracket
-  # Thresholds increase, so that the first few leave k or more.
-  for t, found in zip(at, counts, strict=True):
-    enough, less = still & (found >= k), still & (found < k) & (t < high)
-    low, low_count = (
-      jnp.where(enough, x, y) for x, y in ((t, low), (found, low_count))
-    )
-    high, high_count = (
-      jnp.where(less, x, y) for x, y in ((t, high), (found, high_count))
-    )
-  return low, low_count, high, high_count
 
 
 def _size(bits):
