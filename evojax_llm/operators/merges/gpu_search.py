@@ -159,11 +159,13 @@ def _about(group, inputs, k, m):
   stride = (size // _SAMPLE - 1) | 1
   sample = _bits(group, [x[:, : _SAMPLE * stride : stride] for x in inputs])
   rank = k.astype(jnp.float32) * (_SAMPLE / size)
-  apart = _SURE * jnp.sqrt(rank * jnp.maximum(1.0 - rank / _SAMPLE, 0.0)) + 1.0
+  rank = jnp.minimum(rank, _SAMPLE)
+  apart = _SURE * jnp.sqrt(rank * (1.0 - rank / _SAMPLE)) + 1.0
   rank = jnp.stack([rank + apart, rank - apart], axis=-1)
   rank = jnp.clip(jnp.round(rank), 1.0, float(_SAMPLE)).astype(jnp.int32)
   ends, _ = row_search.find(sample, rank.reshape(len(sample), -1))
-  low, high = jnp.split(
-    lax.bitcast_convert_type(ends.reshape(*k.shape, 2), jnp.float32), 2, axis=-1
-  )
-  return brackets.size_bits(low + (high - low) * jnp.linspace(0.0, 1.0, m))
+  low, high = jnp.split(ends.reshape(*k.shape, 2), 2, axis=-1)
+  start, end = (lax.bitcast_convert_type(x, jnp.float32) for x in (low, high))
+  at = brackets.size_bits(start + (end - start) * jnp.linspace(0.0, 1.0, m))
+  # They increase, though infinite sizes have no line.
+  return jnp.clip(at, low, high)

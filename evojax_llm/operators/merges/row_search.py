@@ -136,17 +136,20 @@ def _about(sample, k, size):
   def count(at):
     return [jnp.sum((sample >= t).astype(jnp.int32), axis=0) for t in at]
 
-  rank = k.astype(jnp.float32) * (_COLUMNS / size)
+  rank = jnp.minimum(k.astype(jnp.float32) * (_COLUMNS / size), _COLUMNS)
   apart = _SURE * jnp.sqrt(rank * (1.0 - rank / _COLUMNS)) + 1.0
   zero = k * 0
   ends = []
   for end in (rank + apart, rank - apart):
     nearest = jnp.clip(end + 0.5, 1.0, float(_COLUMNS)).astype(jnp.int32)
     whole = (zero, zero + _COLUMNS, zero + brackets.TOP, zero)
-    low, _, _ = _search(count, nearest, whole, first=_evenly(*_FIRST))
-    ends.append(_size(low))
+    end, _, _ = _search(count, nearest, whole, first=_evenly(*_FIRST))
+    ends.append(end)
   low, high = ends
-  return [_bits(low + (high - low) * (j / (_M - 1))) for j in range(_M)]
+  line = (_size(high) - _size(low)) / (_M - 1)
+  at = [_bits(_size(low) + line * j) for j in range(_M)]
+  # They increase, though infinite sizes have no line.
+  return [jnp.minimum(jnp.maximum(t, low), high) for t in at]
 
 
 def _evenly(low, high):

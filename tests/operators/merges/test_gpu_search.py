@@ -110,11 +110,17 @@ def test_a_population_has_searches_of_its_own(request):
   jax.tree.map(np.testing.assert_array_equal, children(), plain)
 
 
-@pytest.mark.parametrize('name', [*LARGE, 'all equal', 'huge and tiny'])
+MORE = {
+  'all equal': np.ones(7000, np.float32),
+  'some infinite': np.where(normal(7000, seed=5) > 2.2, np.inf, 1.0),
+}
+
+
+@pytest.mark.parametrize('name', [*LARGE, *MORE, 'huge and tiny'])
 def test_keeps_exactly_the_k_largest(name, kernels):
-  values = (SMALL | LARGE)[name].reshape(-1)[:7000]
+  values = (SMALL | LARGE | MORE)[name].reshape(-1)[:7000]
   values = np.where(np.abs(values) < 1e-37, 0.0, values).astype(np.float32)
-  for k in {0, 1, values.size // 3, values.size}:
+  for k in {0, 1, values.size // 90, values.size // 3, values.size}:
     found = kept(jnp.asarray(values), jnp.int32(k))
     np.testing.assert_array_equal(found, expected(values, k), err_msg=str(k))
 
