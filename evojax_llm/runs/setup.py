@@ -283,7 +283,7 @@ def score_few(
   slots = max(count, evaluator.plan.members_per_group)
   population = stack.pad(population, slots)
   return evaluator.evaluate(
-    space, population, np.arange(count), split, progress
+    space, population, np.arange(count), split=split, progress=progress
   )
 
 
