@@ -189,13 +189,14 @@ def _by_child(value, children):
 def _shared_cuts(parameters, layers, parents, base):
   """The cuts of `sparsify` by leaf, of all tensors that share a search."""
   groups, shapes = {}, {}
+  whole = sum(jnp.size(leaf) for leaf in jax.tree.leaves((parents, base)))
 
   def add(index, path, parents, base):
     del index
     layered = leaves.is_layered(path, layers)
     inputs = [*parents, base] if layered else [*parents[:, None], base[None]]
     size = inputs[0][0].size
-    if not small.takes(size):
+    if not small.shares(size, whole):
       return
     name = leaves.name(path)
     values, over_layers = _of_leaf(parameters, name)

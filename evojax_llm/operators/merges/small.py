@@ -20,8 +20,11 @@ from evojax_llm.operators.merges import brackets
 from evojax_llm.operators.merges import gpu_search
 from evojax_llm.operators.merges import tensors
 
-# Tensors of fewer elements are searched here.
+# Tensors of fewer elements are searched here, with others.
 _LARGE = 1 << 20
+# Inputs of a search are in memory at once, for each of the children: large
+# tensors have searches of their own where all inputs have more elements.
+_TOGETHER = 1 << 29
 _COUNTED = 16
 _LEAST, _MOST = 4, 16
 _SAMPLE = 128
@@ -44,8 +47,13 @@ class Group(NamedTuple):
 
 
 def takes(size: int) -> bool:
-  """Whether tensors of `size` elements are searched here, with others."""
+  """Whether a tensor of `size` elements is searched here."""
   return size < _LARGE or gpu_search.runs_here()
+
+
+def shares(size: int, whole: int) -> bool:
+  """Whether it is searched with others; `whole` elements are read for all."""
+  return size < _LARGE or (gpu_search.runs_here() and whole <= _TOGETHER)
 
 
 def top(groups: Sequence[Group]) -> list[list[list[brackets.Cut]]]:

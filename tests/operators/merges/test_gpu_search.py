@@ -68,7 +68,7 @@ def _genomes(kind, dtype):
 @pytest.mark.parametrize(
   'name, dtype', [*((name, 'float32') for name in MERGES), ('ties', 'bfloat16')]
 )
-def test_kernels_give_the_same_children(name, dtype, request):
+def test_kernels_give_the_same_children(name, dtype, request, monkeypatch):
   parameters = {k: jnp.asarray(v) for k, v in MERGES[name].items()}
 
   def children():
@@ -86,6 +86,9 @@ def test_kernels_give_the_same_children(name, dtype, request):
 
   plain = list(children())
   request.getfixturevalue('kernels')
+  if dtype == 'bfloat16':  # As where all inputs are too many at once.
+    monkeypatch.setattr(small, '_TOGETHER', 0)
+    monkeypatch.setattr(small, '_LARGE', 1 << 13)
   for kind, *pair in zip(KINDS, children(), plain, strict=True):
     jax.tree.map(
       functools.partial(np.testing.assert_array_equal, err_msg=kind), *pair
