@@ -3,7 +3,7 @@
 One program a search goes through its row until it is found: a pass reads what
 the one before has left in the cache, and none waits for searches of other rows.
 A sample tells where to begin; `brackets` says how a pass narrows. Searches of
-one row that share their passes were slower: they hold too many registers.
+one row that shared their passes were no faster.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ A pass reads all tensors once, with what they are made of, and ends when each
 search has two elements left, or one value. The smaller, the larger and the
 first of the two are then read in one more pass. Only where one value is left of
 more elements than are wanted, a second loop searches for the place of the last
-that is in.
+that is in. On one GPU tensors of every size are searched here, by the kernels
+of `gpu_search`.
 """
 
 from collections.abc import Callable
